@@ -1,0 +1,115 @@
+"""A job: what a producer puts on `model_requests`. Only `prompt` or `messages` is required."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_JOB_BYTES = 512 * 1024
+"""The largest job that a worker accepts, as bytes of its record's value."""
+
+DEFAULT_MAX_TOKENS = 512
+DEFAULT_TTL_SECONDS = 24 * 3600.0
+DEFAULT_TENANT = "default"
+
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
+"""Printable ASCII without spaces: it travels in headers, logs and file names."""
+
+Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://[^\s]+$")]
+
+
+class WireModel(BaseModel):
+    """Frozen, and blind to fields it does not know: an older reader survives a newer writer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class TextPart(WireModel):
+    """A part of a chat message. Text only: an `image_url` would make the engine fetch behind the egress guard."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(WireModel):
+    """One chat message in OpenAI's shape."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class JsonSchemaFormat(WireModel):
+    """The `json_schema` member of OpenAI's response format."""
+
+    name: str = "answer"
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(WireModel):
+    """How the answer is constrained: free text, any JSON object, or JSON that a schema describes."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _schema_goes_with_its_type(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("`json_schema` is required with type json_schema, and only there")
+        return self
+
+
+class Search(WireModel):
+    """A search whose results become sources."""
+
+    provider: Identifier
+    query: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    limit: int = Field(default=5, ge=1, le=20)
+
+
+class Sources(WireModel):
+    """Where the answer's evidence comes from."""
+
+    urls: list[Url] = Field(default_factory=list, max_length=20)
+    search: Search | None = None
+    profile: Identifier = "default"
+    required: bool = False
+    """Whether finding nothing is a failure rather than a prompt that says that there are no sources."""
+
+
+class Job(WireModel):
+    """One prompt with what is wanted of it, as the producer wrote it."""
+
+    job_id: Identifier | None = None
+    model_id: Identifier | None = None
+    prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    context_window: int | None = Field(default=None, ge=16, le=10_000_000)
+    """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    """Greedy by default, so that a job that is generated again after a crash is answered alike."""
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=131_072)
+    seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    response_format: ResponseFormat | None = None
+    adapter: Identifier | None = None
+    callback_url: Url | None = None
+    sources: Sources | None = None
+    priority: int = Field(default=0, ge=0, le=9)
+    ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=30 * 24 * 3600)
+    metadata: dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]] = (
+        Field(default_factory=dict, max_length=32)
+    )
+    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of `prompt` and `messages` is required")
+        return self

@@ -1,0 +1,90 @@
+"""A result: what a worker settles into `model_results`, one per job for a read_committed reader."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.job import WireModel
+
+MAX_RESULT_BYTES = 900 * 1024
+"""The largest result, as bytes of its record's value; a larger answer ends as `failed`, `result_too_large`."""
+
+
+class Outcome(StrEnum):
+    """How a job ended. Every job ends in exactly one of these."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+class Support(StrEnum):
+    """How far a citation's source bears out what is said."""
+
+    EXACT = "exact"
+    FUZZY = "fuzzy"
+    LEXICAL = "lexical"
+    UNSUPPORTED = "unsupported"
+    DANGLING = "dangling"
+
+
+class Citation(WireModel):
+    """A place in `text` that rests on a source. `start` and `end` count Unicode code points of `text`."""
+
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+    source: str
+    support: Support
+
+
+class Usage(WireModel):
+    """Tokens that the engine read and wrote."""
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    total_tokens: int = Field(default=0, ge=0)
+
+
+class Timings(WireModel):
+    """Milliseconds spent in each phase."""
+
+    queued_ms: float = Field(default=0.0, ge=0)
+    enrich_ms: float = Field(default=0.0, ge=0)
+    infer_ms: float = Field(default=0.0, ge=0)
+
+
+class ResultError(WireModel):
+    """Why a job did not succeed. `code` is stable and for programs, `message` is for people."""
+
+    code: str
+    message: str
+
+
+class Result(WireModel):
+    """What came of one job."""
+
+    job_id: str
+    custom_id: str | None = None
+    model_id: str | None = None
+    outcome: Outcome
+    text: str | None = None
+    confidence: float | None = Field(default=None, ge=0.0, le=1.0)
+    """exp(mean log-probability of the answer's tokens): the geometric mean of what the model gave each of them."""
+    sources: list[str] = Field(default_factory=list)
+    """Identifiers of the sources that the answer used, in the order of their first use."""
+    citations: list[Citation] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    """What the reader should know, for example which source was left out and why."""
+    usage: Usage | None = None
+    finish_reason: Literal["stop", "length", "abort"] | None = None
+    timings: Timings | None = None
+    engine: str | None = None
+    error: ResultError | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    created_at: int
+    """Unix seconds."""

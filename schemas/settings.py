@@ -1,0 +1,47 @@
+"""Settings that every process shares: which fleet this is and how to reach its Kafka. Read from `POSTBACK_…` variables."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.topics import TIER_DELAYS_SECONDS, Topics
+
+
+class KafkaSettings(BaseModel):
+    """How to reach Kafka, and how its topics are laid out."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    partitions: int = Field(default=12, ge=1, le=10_000)
+    replication_factor: int = Field(default=1, ge=1, le=10)
+    tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
+    extra: dict[str, SecretStr] = Field(default_factory=dict)
+    """librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
+
+    @property
+    def topics(self) -> Topics:
+        """The names of this fleet's topics."""
+        return Topics(self.topic_prefix, self.tier_delays_seconds)
+
+    def client_config(self) -> dict[str, Any]:
+        """Properties for any confluent-kafka client of this fleet. Holds secrets: never log it."""
+        extra = {name.lower().replace("_", "."): value.get_secret_value() for name, value in self.extra.items()}
+        return {"bootstrap.servers": self.bootstrap_servers, **extra}
+
+
+class FleetSettings(BaseSettings):
+    """What all processes of a fleet agree on. Rooms add their own sections in their own settings classes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+    env: Literal["development", "production"] = "production"
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
+    """This process's identity, the same over restarts; random where absent."""
+    keyring: str | None = None
+    """Path of the keyring file that `postback keys init` makes."""

@@ -1,0 +1,126 @@
+"""Topics and headers: their names, and how each topic is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TENANT = "tenant"
+DEADLINE = "deadline"
+"""Unix milliseconds, decimal."""
+PRIORITY = "priority"
+IDEMPOTENCY_KEY = "idempotency-key"
+TRACEPARENT = "traceparent"
+SCHEMA = "schema"
+JOB_ID = "job-id"
+"""Stamped when a record leaves the topic where it got its identity, and carried from then on."""
+WEBHOOK_ID = "webhook-id"
+CALLBACK_URL = "callback-url"
+ATTEMPT = "attempt"
+"""Callback attempts that were made before this record was written, decimal."""
+NOT_BEFORE = "not-before"
+"""Unix milliseconds, decimal: the real time at which the next attempt is due."""
+REASON = "reason"
+"""Why a record is in `dead_letters`, as a stable code."""
+REASON_DETAIL = "reason-detail"
+SOURCE_TOPIC = "source-topic"
+SOURCE_PARTITION = "source-partition"
+SOURCE_OFFSET = "source-offset"
+ATTEMPTS = "attempts"
+DEFERRED = "deferred"
+"""How often a record was settled into a later place without being tried, decimal."""
+
+TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+"""Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
+
+_DAY_MS = 24 * 3600 * 1000
+
+
+def tier_name(delay_seconds: float) -> str:
+    """The delay as it stands in a topic's name: 5s, 5m, 2h; fractions, which tests use, as milliseconds."""
+    if delay_seconds != int(delay_seconds):
+        return f"{round(delay_seconds * 1000)}ms"
+    seconds = int(delay_seconds)
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as `postback topics create` makes it."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The names of a fleet's topics. `prefix` goes before each, so that fleets can share brokers."""
+
+    prefix: str = ""
+    tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
+
+    def requests(self, engine: str | None = None, *, bulk: bool = False) -> str:
+        """The lane that jobs enter: of the whole fleet, or of one engine; default or bulk."""
+        parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else [])]
+        return self.prefix + ".".join(parts)
+
+    @property
+    def results(self) -> str:
+        """One record per job, then read by delivery and by whoever wants results without webhooks."""
+        return f"{self.prefix}model_results"
+
+    @property
+    def attempts(self) -> str:
+        """One record per POST."""
+        return f"{self.prefix}callback_attempts"
+
+    @property
+    def endpoints(self) -> str:
+        """Compacted: which endpoints are disabled."""
+        return f"{self.prefix}callback_endpoints"
+
+    @property
+    def control(self) -> str:
+        """Compacted by tenant and job: cancellations."""
+        return f"{self.prefix}job_control"
+
+    @property
+    def dead_letters(self) -> str:
+        """Jobs and callbacks that were given up, with the reason in their headers."""
+        return f"{self.prefix}dead_letters"
+
+    @property
+    def batch_requests(self) -> str:
+        """Batches to be expanded into jobs."""
+        return f"{self.prefix}batch_requests"
+
+    @property
+    def shadow(self) -> str:
+        """Samples that a candidate model answers again."""
+        return f"{self.prefix}model_requests.shadow"
+
+    def tier(self, delay_seconds: float) -> str:
+        """The topic in which a callback waits this long."""
+        return f"{self.prefix}callback_retries.{tier_name(delay_seconds)}"
+
+    @property
+    def tiers(self) -> dict[float, str]:
+        """Delay in seconds to topic, shortest first."""
+        return {delay: self.tier(delay) for delay in sorted(self.tier_delays_seconds)}
+
+    def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
+        """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
+        week = {"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)}
+        month = {**week, "retention.ms": str(30 * _DAY_MS)}
+        compacted = {"cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
+        lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
+        full = [*lanes, self.results, *self.tiers.values(), self.attempts, self.batch_requests, self.shadow]
+        return [
+            *(TopicSpec(name, partitions, week) for name in full),
+            TopicSpec(self.dead_letters, partitions, month),
+            TopicSpec(self.endpoints, 1, compacted),
+            TopicSpec(self.control, 1, compacted),
+        ]

@@ -1,0 +1,1 @@
+"""Logs, metrics, traces and time: the floor that every process stands on. It imports nothing of ours."""

@@ -1,0 +1,62 @@
+"""Time as a value that is passed in, so that tests advance it instead of waiting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch; may jump when the machine's clock is set."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards, from an arbitrary start."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread for this many seconds."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock. The one place that may call the `time` module."""
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch."""
+        return time.time()  # noqa: TID251
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread."""
+        time.sleep(seconds)  # noqa: TID251
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """One budget, handed down a chain of steps, so that steps have no budgets that add up to more."""
+
+    clock: Clock
+    at: float = field()
+
+    @classmethod
+    def after(cls, clock: Clock, seconds: float) -> Deadline:
+        """A deadline this many seconds from now."""
+        return cls(clock, clock.monotonic() + seconds)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self.at - self.clock.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is left."""
+        return self.clock.monotonic() >= self.at

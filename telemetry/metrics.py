@@ -1,0 +1,47 @@
+"""Every metric of the fleet, declared once. Base units; no tenant and no URL in a label, since both are unbounded."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# From an echo answer (a millisecond) to a long generation or a day in a delay tier.
+PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+
+
+class Metrics:
+    """The fleet's metrics on one registry. A process makes one and hands it down.
+
+    Every name starts with `postback_`; a phase is one of `queued`, `enrich`, `infer`, `settle`, `deliver`.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        r = self.registry
+        self.jobs = Counter("postback_jobs_total", "Jobs that reached an outcome.", ["outcome"], registry=r)
+        self.job_seconds = Histogram(
+            "postback_job_seconds", "Seconds a job spent in one phase.", ["phase"], buckets=PHASE_BUCKETS, registry=r
+        )
+        self.in_flight = Gauge("postback_in_flight", "Records handed to the handler and not yet settled.", registry=r)
+        self.backlog = Gauge(
+            "postback_backlog_records", "Records not yet done in a partition.", ["topic", "partition"], registry=r
+        )
+        self.settles = Counter("postback_settles_total", "Settle transactions by result.", ["result"], registry=r)
+        self.settled_records = Counter("postback_settled_records_total", "Records settled.", registry=r)
+        self.repairs = Counter("postback_repairs_total", "Repair steps by kind.", ["kind"], registry=r)
+        self.deferred = Counter("postback_deferred_total", "Records settled into a later place.", registry=r)
+        self.retention_loss = Counter(
+            "postback_retention_loss_total", "Records that retention removed before they were taken.", registry=r
+        )
+        self.quarantined = Counter(
+            "postback_quarantined_total", "Records given up after killing their worker while alone.", registry=r
+        )
+        self.dead_letters = Counter("postback_dead_letters_total", "Records dead-lettered.", ["reason"], registry=r)
+        self.callbacks = Counter("postback_callbacks_total", "Callback attempts by result.", ["result"], registry=r)
+        self.tokens = Counter(
+            "postback_tokens_total", "Tokens by kind: prompt, completion, wasted.", ["kind"], registry=r
+        )
+        self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
+        self.fetches = Counter("postback_fetches_total", "Source fetches by result.", ["result"], registry=r)
+        self.signature_seconds = Histogram(
+            "postback_signature_seconds", "Seconds spent signing one event.", buckets=(1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2), registry=r
+        )

@@ -1,0 +1,1 @@
+"""What happens to a job: the stage, the engines, enrichment, inference and delivery."""

@@ -1,0 +1,104 @@
+"""What an engine is: the seam between a job and whatever generates its answer.
+
+Errors, all EngineError:
+
+    EngineError
+    ├── RequestRejected     the request can never work here; names the field
+    ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
+    └── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from schemas.job import Message, ResponseFormat
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt as the engine gets it: after enrichment, with every default filled in."""
+
+    request_id: str
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+    max_tokens: int
+    temperature: float
+    model_id: str | None = None
+    context_window: int | None = None
+    seed: int | None = None
+    priority: int = 0
+    """0–9, higher runs first."""
+    response_format: ResponseFormat | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the engine generated. An aborted request completes too, with `finish_reason` abort."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "abort"]
+    prompt_tokens: int
+    completion_tokens: int
+    confidence: float | None = None
+    """exp(mean log-probability of the generated tokens), 0–1; None where the engine does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy the engine is, in requests."""
+
+    running: int
+    waiting: int
+
+
+class EngineError(Exception):
+    """The engine could not answer."""
+
+
+class RequestRejected(EngineError):  # noqa: N818
+    """The request can never work on this engine."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class EngineUnavailable(EngineError):  # noqa: N818
+    """The engine cannot answer now."""
+
+
+class EngineDied(EngineError):  # noqa: N818
+    """The engine's process ended with this request in flight."""
+
+
+class Engine(Protocol):
+    """Generates answers. One per worker; it serves many requests at once."""
+
+    @property
+    def name(self) -> str:
+        """What results call this engine, for example `vllm`."""
+        ...
+
+    async def start(self) -> None:
+        """Load and be ready to generate; returns when it is. Called once, before the worker joins its group."""
+        ...
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request: its `generate` returns what there is, with `finish_reason` abort. Unknown ids are ignored."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is now; cheap, without I/O."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine and everything that it started."""
+        ...

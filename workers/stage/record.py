@@ -1,0 +1,77 @@
+"""What goes into a handler and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Headers = list[tuple[str, bytes]]
+"""Kafka record headers: a name may stand there more than once, the last one counts."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One record that was consumed. An offset is this message's own offset, everywhere."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+    key: bytes | None = None
+    headers: Headers | None = None
+    timestamp_ms: int = 0
+    """When the record was appended or created, Unix milliseconds."""
+
+    def header(self, name: str) -> str | None:
+        """The last header of this name as text; None where it is absent or is not UTF-8."""
+        for key, value in reversed(self.headers or ()):
+            if key == name and value is not None:
+                try:
+                    return value.decode()
+                except UnicodeDecodeError:
+                    return None
+        return None
+
+
+@dataclass(slots=True)
+class Output:
+    """One record to be produced in the same transaction as the progress of the record that caused it."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    headers: Headers | None = None
+    partition: int | None = None
+    """None: the partition number of the source record, so that a dead worker's open transaction holds back only its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the stage itself gives a record up: its handler raised, or it killed its worker."""
+
+    code: str
+    """`internal_error` or `worker_killed`."""
+    message: str
+    attempts: int
+
+
+class HandlerCrashed(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
+    """Raised by `Handler.handle`: what ran the record died (an engine process). The record may be to blame."""
+
+
+class Handler(Protocol):
+    """The work of one stage. It runs on the event loop and owns no Kafka client."""
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """Turn a record into outputs. An empty sequence means done without output.
+
+        Raises HandlerCrashed where the record may have killed what ran it; the record is then tried in ever
+        smaller company. Any other exception is a defect of the handler: the record goes to `give_up`.
+        Cancelled when its partition is taken away before it is done.
+        """
+        ...
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """The outputs for a record that cannot be handled: its failed result and its dead letter."""
+        ...
