@@ -1,0 +1,1 @@
+"""Delivery: results leave the fleet as signed callbacks, and every attempt is recorded."""

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from workers.delivery.keyring import (
+    OVERLAP_SECONDS,
+    Keyring,
+    KeyringError,
+    KeyringExists,
+    KeyringMissing,
+    KeyringUnreadable,
+    _jwk,
+)
+
+NOW = 1_700_000_000.0
+
+
+class StoppedClock:
+    def time(self) -> float:
+        return NOW
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing here waits")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys" / "keyring.json"
+
+
+@pytest.fixture
+def keyring(path: Path) -> Keyring:
+    return Keyring.create(path, StoppedClock())
+
+
+def test_a_new_keyring_is_readable_by_its_owner_only(keyring: Keyring, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(path.parent.iterdir()) == [path]
+
+
+def test_create_never_overwrites_keys(keyring: Keyring, path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(KeyringExists, match="postback keys rotate") as refused:
+        Keyring.create(path, StoppedClock())
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_a_loaded_keyring_has_the_keys_that_were_created(keyring: Keyring, path: Path) -> None:
+    loaded = Keyring.load(path)
+    assert loaded.secrets("acme", NOW) == keyring.secrets("acme", NOW)
+    assert loaded.signing_keys(NOW) == keyring.signing_keys(NOW)
+
+
+def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp_path: Path) -> None:
+    other = Keyring.create(tmp_path / "other.json", StoppedClock())
+    secrets = {keyring.secrets(t, NOW)[0] for t in ("a", "b", "a/1")} | {other.secrets("a", NOW)[0]}
+    assert len(secrets) == 4
+    for secret in secrets:
+        assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
+
+
+def test_a_tenant_secret_is_hkdf_sha256_of_the_master(keyring: Keyring, path: Path) -> None:
+    master = base64.b64decode(json.loads(path.read_text())["master"])
+    # RFC 5869 by hand: extract with a zero salt, then one block of expand.
+    pseudo_random_key = hmac.digest(bytes(32), master, "sha256")
+    expected = hmac.digest(pseudo_random_key, b"postback/webhook-secret/acme/1\x01", "sha256")
+    assert expected == HKDF(SHA256(), 32, None, b"postback/webhook-secret/acme/1").derive(master)
+    assert keyring.secrets("acme", NOW) == ["whsec_" + base64.b64encode(expected).decode()]
+
+
+def test_a_signing_key_is_its_seed_and_its_public_key(keyring: Keyring) -> None:
+    [signing], [public] = keyring.signing_keys(NOW), keyring.public_keys(NOW)
+    raw = base64.b64decode(signing.removeprefix("whsk_"), validate=True)
+    assert Ed25519PrivateKey.from_private_bytes(raw[:32]).public_key().public_bytes_raw() == raw[32:]
+    assert public == "whpk_" + base64.b64encode(raw[32:]).decode()
+
+
+def test_a_rotated_secret_signs_beside_the_new_one_for_a_day(keyring: Keyring) -> None:
+    [old] = keyring.secrets("acme", NOW)
+    assert keyring.rotate("acme", NOW) == NOW + OVERLAP_SECONDS
+    new, kept = keyring.secrets("acme", NOW + 1)
+    assert (kept, new != old) == (old, True)
+    assert keyring.secrets("acme", NOW + OVERLAP_SECONDS - 1) == [new, old]
+    assert keyring.secrets("acme", NOW + OVERLAP_SECONDS) == [new]
+    assert len(keyring.secrets("other", NOW + 1)) == 1
+
+
+def test_two_rotations_in_a_day_keep_three_secrets_newest_first(keyring: Keyring) -> None:
+    [first] = keyring.secrets("acme", NOW)
+    keyring.rotate("acme", NOW)
+    second = keyring.secrets("acme", NOW)[0]
+    keyring.rotate("acme", NOW + 3600)
+    third = keyring.secrets("acme", NOW + 3600)[0]
+    assert keyring.secrets("acme", NOW + 3600) == [third, second, first]
+    assert keyring.secrets("acme", NOW + OVERLAP_SECONDS) == [third, second]
+
+
+def test_a_rotated_fleet_key_signs_beside_the_new_one_for_a_day(keyring: Keyring) -> None:
+    [old], [secret] = keyring.public_keys(NOW), keyring.secrets("acme", NOW)
+    keyring.rotate(None, NOW)
+    new, kept = keyring.public_keys(NOW)
+    assert (kept, new != old) == (old, True)
+    assert len(keyring.signing_keys(NOW)) == 2
+    assert keyring.public_keys(NOW + OVERLAP_SECONDS) == [new]
+    assert keyring.secrets("acme", NOW) == [secret]
+
+
+def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring: Keyring) -> None:
+    [leaked] = keyring.secrets("acme", NOW)
+    keyring.rotate("acme", NOW, overlap_seconds=0)
+    assert leaked not in keyring.secrets("acme", NOW)
+
+
+def test_the_next_change_is_when_the_first_old_key_stops_signing(keyring: Keyring) -> None:
+    assert keyring.next_change("acme", NOW) == float("inf")
+    keyring.rotate("acme", NOW)
+    keyring.rotate(None, NOW - 60)
+    assert keyring.next_change("acme", NOW) == NOW - 60 + OVERLAP_SECONDS
+    assert keyring.next_change("acme", NOW + OVERLAP_SECONDS - 1) == NOW + OVERLAP_SECONDS
+
+
+def test_a_rotation_by_another_process_is_seen_after_a_refresh(keyring: Keyring, path: Path) -> None:
+    assert keyring.refresh() is False
+    other = Keyring.load(path)
+    other.rotate("acme", NOW)
+    other.rotate(None, NOW)
+    assert keyring.refresh() is True
+    assert keyring.secrets("acme", NOW) == other.secrets("acme", NOW)
+    assert keyring.signing_keys(NOW) == other.signing_keys(NOW)
+
+
+def test_rotations_by_two_processes_are_both_kept(keyring: Keyring, path: Path) -> None:
+    other = Keyring.load(path)
+    keyring.rotate("acme", NOW)
+    other.rotate("zoo", NOW)
+    assert [len(Keyring.load(path).secrets(t, NOW)) for t in ("acme", "zoo")] == [2, 2]
+
+
+def test_a_rotation_through_a_link_keeps_the_link(keyring: Keyring, path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "linked.json"
+    link.symlink_to(path)
+    Keyring.load(link).rotate("acme", NOW)
+    assert link.is_symlink()
+    assert len(Keyring.load(path).secrets("acme", NOW)) == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_broken_file_leaves_the_keys_that_were_loaded(keyring: Keyring, path: Path) -> None:
+    before = keyring.secrets("acme", NOW)
+    path.write_text('{"format": 1, "master": "')
+    with pytest.raises(KeyringUnreadable):
+        keyring.refresh()
+    assert keyring.secrets("acme", NOW) == before
+
+
+def test_an_error_names_the_path_and_the_fix(path: Path) -> None:
+    with pytest.raises(KeyringMissing, match="postback keys init") as missing:
+        Keyring.load(path)
+    assert str(path) in str(missing.value)
+    assert isinstance(missing.value, KeyringError)
+
+
+def test_a_keyring_that_every_user_can_read_is_refused(keyring: Keyring, path: Path) -> None:
+    path.chmod(0o644)
+    with pytest.raises(KeyringUnreadable, match="chmod 600"):
+        Keyring.load(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"master": "c2hvcnQ="},
+        {"master": "not base64 \u00e9"},
+        {"fleet": []},
+        {"fleet": [{"seed": base64.b64encode(os.urandom(32)).decode(), "until": 1.0}]},
+        {"format": 2},
+        {"tenants": {"acme": {"version": 0}}},
+    ],
+)
+def test_a_damaged_keyring_is_refused_without_showing_what_is_in_it(
+    keyring: Keyring, path: Path, damage: dict[str, object]
+) -> None:
+    content = {**json.loads(path.read_text()), **damage}
+    path.write_text(json.dumps(content))
+    with pytest.raises(KeyringUnreadable) as refused:
+        Keyring.load(path)
+    shown = str(refused.value) + repr(refused.value.__cause__)
+    assert next(iter(damage)) in shown
+    assert content["master"] not in shown
+
+
+def test_no_key_is_in_a_repr(keyring: Keyring, path: Path) -> None:
+    shown = repr(keyring) + repr(keyring._data) + str(keyring._data)
+    content = json.loads(path.read_text())
+    assert content["master"] not in shown
+    assert content["fleet"][0]["seed"] not in shown
+    assert str(path) in repr(keyring)
+
+
+def test_the_jwk_of_rfc_8037_has_its_thumbprint() -> None:
+    # RFC 8037, appendix A.2 and A.3.
+    x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+    public = base64.urlsafe_b64decode(x + "=")
+    assert _jwk(public) == {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": x,
+        "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+        "use": "sig",
+        "alg": "EdDSA",
+    }
+
+
+def test_the_jwk_set_holds_the_keys_that_sign_now_newest_first(keyring: Keyring) -> None:
+    keyring.rotate(None, NOW)
+    publics = [base64.b64decode(key.removeprefix("whpk_")) for key in keyring.public_keys(NOW)]
+    assert keyring.jwks(NOW) == {"keys": [_jwk(public) for public in publics]}
+    assert len(keyring.jwks(NOW + OVERLAP_SECONDS)["keys"]) == 1
