@@ -1,0 +1,221 @@
+"""Log lines: ECS JSON where a program reads them, coloured text where a person does; no secret, no prompt in either.
+
+A line is a fixed sentence, an `action` from a short list per room, and ids as fields:
+
+    log = get_logger()
+    log.info("A callback was delivered.", action="callback_delivered", job_id=job_id, origin=origin_of(url))
+
+As JSON that is `message`, `event.action`, `postback.job_id` and `postback.origin`: in the Elastic Common Schema, fields
+of one's own stand under a name of their own. Loggers of libraries (aiohttp, kafka, confluent) end in the same stream.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import structlog
+from opentelemetry import trace
+from structlog.contextvars import bound_contextvars
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+__all__ = ["configure", "get_logger", "log_context", "origin_of", "redact"]
+
+ECS_VERSION = "8.11.0"
+REDACTED = "[redacted]"
+
+_PRIVATE_WORDS = frozenset(
+    {"secret", "secrets", "token", "tokens", "password", "passphrase", "authorization", "credential", "credentials"}
+    | {"cookie", "apikey", "prompt", "prompts", "messages", "text", "body"}
+)
+_PRIVATE_PAIRS = frozenset({("api", "key"), ("private", "key")})
+_SCRUBS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(whsec_|whsk_)[A-Za-z0-9+/=_-]+"), rf"\1{REDACTED}"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {REDACTED}"),
+    # Callback URLs carry tokens in their paths, queries and userinfo; only the origin may be named.
+    (re.compile(r"(https?://)(?:[^\s/?#@'\"]*@)?([^\s/?#'\"<>]+)[/?#][^\s'\"<>]*"), r"\1\2/…"),
+    (re.compile(r"(https?://)[^\s/?#@'\"]+@"), r"\1"),
+    # pydantic quotes the input that it refused, which may be a prompt.
+    (re.compile(r"input_value=.*?, input_type=", re.DOTALL), f"input_value={REDACTED}, input_type="),
+)
+
+log_context = bound_contextvars
+"""`with log_context(job_id=…, traceparent=…):` puts these on every line logged inside, also across awaits."""
+
+# The steps for our own calls, before the line reaches the standard library's handlers. One list object for the process'
+# life, since loggers hold on to it (and structlog.testing.capture_logs swaps its content).
+_OWN_STEPS: list[Processor] = [
+    structlog.stdlib.filter_by_level,
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+]
+_FOREIGN_STEPS: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
+    """A logger; cheap, and usable before `configure`, when lines go wherever the standard library's do."""
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
+    )
+    return logger
+
+
+def configure(service: str, *, stream: TextIO | None = None, level: str | None = None) -> None:
+    """Send this process' log lines, those of libraries included, to `stream` (standard error where None).
+
+    `service` becomes `service.name`. `level` is a name such as INFO; absent, `POSTBACK_LOG_LEVEL`, else INFO.
+    """
+    stream = sys.stderr if stream is None else stream
+    steps = _terminal_steps() if stream.isatty() else _json_steps(service)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_FOREIGN_STEPS,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *steps],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO").upper())
+    logging.captureWarnings(True)
+    for chatty in ("aiohttp.access", "kafka", "asyncio", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=_OWN_STEPS,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL: all that a log may say of a callback, whose path and query carry tokens."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "(not a URL)"
+    if not parts.scheme or not host:
+        return "(not a URL)"
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+
+
+def redact(value: Any, name: str = "") -> Any:
+    """What may be logged of `value`: numbers as they are, text scrubbed, nothing of a field with a private name.
+
+    An object of an unknown type is named by its type only, since its text may hold anything, a job's prompt for one.
+    """
+    if value is None or (isinstance(value, bool | int | float) and not isinstance(value, enum.Enum)):
+        return value
+    if _is_private(name):
+        return REDACTED
+    if isinstance(value, str | PurePath | BaseException):
+        return scrub(str(value))
+    if isinstance(value, enum.Enum):
+        return redact(value.value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, Mapping):
+        return {str(key): redact(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def scrub(text: str) -> str:
+    """A text without webhook secrets, bearer tokens, and paths and queries of URLs."""
+    for pattern, replacement in _SCRUBS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _is_private(name: str) -> bool:
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    return not _PRIVATE_WORDS.isdisjoint(words) or not _PRIVATE_PAIRS.isdisjoint(pairwise(words))
+
+
+def _terminal_steps() -> list[Processor]:
+    return [
+        structlog.processors.format_exc_info,
+        _redact_all,
+        structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback),
+    ]
+
+
+def _json_steps(service: str) -> list[Processor]:
+    def as_ecs(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        return _as_ecs(service, event)
+
+    return [
+        _name_the_error,
+        structlog.processors.format_exc_info,
+        _redact_all,
+        as_ecs,
+        structlog.processors.JSONRenderer(ensure_ascii=False),
+    ]
+
+
+def _name_the_error(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    info = event.get("exc_info")
+    error = info if isinstance(info, BaseException) else sys.exc_info()[1] if info is True else None
+    if isinstance(info, tuple):
+        error = info[1]
+    if error is not None:
+        event["error.type"] = type(error).__qualname__
+        event["error.message"] = str(error)
+    return event
+
+
+def _redact_all(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    for name, value in event.items():
+        event[name] = redact(value, name)
+    return event
+
+
+_ECS_NAMES = {
+    "timestamp": "@timestamp",
+    "level": "log.level",
+    "event": "message",
+    "logger": "log.logger",
+    "action": "event.action",
+    "trace_id": "trace.id",
+    "span_id": "span.id",
+    "exception": "error.stack_trace",
+}
+
+
+def _as_ecs(service: str, event: EventDict) -> EventDict:
+    """Rename to the Elastic Common Schema; the first fields of a line are those that a person looks for."""
+    line: dict[str, Any] = {"@timestamp": event.get("timestamp"), "log.level": event.get("level"), "message": ""}
+    line |= {"ecs.version": ECS_VERSION, "service.name": service, "process.pid": os.getpid(), **_trace_of(event)}
+    for name, value in event.items():
+        line[_ECS_NAMES.get(name) or (name if "." in name else f"postback.{name}")] = value
+    return line
+
+
+def _trace_of(event: MutableMapping[str, Any]) -> dict[str, str]:
+    """The trace that the line belongs to: the job's own, else that of the current span."""
+    traceparent = event.pop("traceparent", None)
+    if isinstance(traceparent, str) and traceparent.count("-") >= 3:
+        _, trace_id, span_id, *_ = traceparent.split("-")
+        return {"trace.id": trace_id, "span.id": span_id}
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace.id": f"{context.trace_id:032x}", "span.id": f"{context.span_id:016x}"}
