@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, field_validator, model_validator
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest job that a worker accepts, as bytes of its record's value."""
@@ -17,13 +18,25 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, patt
 """Printable ASCII without spaces: it travels in headers, logs and file names."""
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
-Url = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://[^\s]+$")]
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+"""The producer's own name for a job, returned as it is and never interpreted."""
+
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\x00-\x20\x7f/?#@:%<>\"\\\[\]]+)"
+_PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
+_REST = r"(?:[/?#][^\s\x00-\x20\x7f\\]*)?"
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2048, pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(?::{_PORT})?{_REST}$"),
+]
+"""An http or https URL (RFC 3986) without credentials. Whether its address may be reached is for the egress guard."""
 
 
 class WireModel(BaseModel):
     """Frozen, and blind to fields it does not know: an older reader survives a newer writer."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class TextPart(WireModel):
@@ -33,11 +46,12 @@ class TextPart(WireModel):
     text: str
 
 
+# FailFast: a hostile job may have 100,000 wrong parts, and a second would go by in describing each of them.
 class Message(WireModel):
     """One chat message in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1), FailFast()]
 
     @property
     def text(self) -> str:
@@ -51,6 +65,16 @@ class JsonSchemaFormat(WireModel):
     name: str = "answer"
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool = True
+
+    @field_validator("schema_")
+    @classmethod
+    def _is_json(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        """The JSON parser takes NaN and Infinity (RFC 8259 does not), and an engine would choke on them later."""
+        try:
+            json.dumps(schema, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("has something in it that is not JSON") from None
+        return schema
 
 
 class ResponseFormat(WireModel):
@@ -90,7 +114,7 @@ class Job(WireModel):
     job_id: Identifier | None = None
     model_id: Identifier | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()] | None = None
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
@@ -103,10 +127,10 @@ class Job(WireModel):
     sources: Sources | None = None
     priority: int = Field(default=0, ge=0, le=9)
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=30 * 24 * 3600)
-    metadata: dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]] = (
-        Field(default_factory=dict, max_length=32)
-    )
-    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    metadata: dict[
+        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
+    ] = Field(default_factory=dict, max_length=32)
+    custom_id: CustomId | None = None
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:

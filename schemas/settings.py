@@ -1,4 +1,4 @@
-"""Settings that every process shares: which fleet this is and how to reach its Kafka. Read from `POSTBACK_…` variables."""
+"""Settings that every process shares: which fleet this is, how to reach its Kafka. From `POSTBACK_…` variables."""
 
 from __future__ import annotations
 

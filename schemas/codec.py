@@ -1,0 +1,302 @@
+"""Bytes to model and back, in one place. Nothing but its own errors leaves here, whatever the bytes.
+
+    CodecError
+    ├── InvalidJob      a record that is no job; carries what is wrong and where the refusal may be sent
+    └── InvalidResult   a record of `model_results` that no worker wrote
+
+A header beats the body where the body is silent; where they disagree the job is rejected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from schemas import openai, topics
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
+from schemas.problems import Problem, problems_of
+from schemas.result import Outcome, Result, ResultError
+
+__all__ = [
+    "CodecError",
+    "Headers",
+    "InvalidJob",
+    "InvalidResult",
+    "Origin",
+    "Problem",
+    "ReceivedJob",
+    "read_job",
+    "read_result",
+    "rejected_result",
+    "write_job",
+    "write_result",
+]
+
+Headers = list[tuple[str, bytes]]
+"""Kafka record headers: a name may stand there more than once, the last one counts."""
+
+_READABLE_BYTES = 4 * MAX_JOB_BYTES
+"""A record that is too large is still searched for its callback, up to here."""
+
+
+class Origin(NamedTuple):
+    """Where a record first stood. `topic_id` is the topic's UUID, since a name may be used again."""
+
+    topic_id: str
+    partition: int
+    offset: int
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that belong to this place alone."""
+        place = f"{self.topic_id}:{self.partition}:{self.offset}"
+        return hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedJob:
+    """A valid job with its identity and everything that its headers say."""
+
+    job: Job
+    job_id: str
+    tenant: str
+    webhook_id: str
+    """From coordinates or carried, never from user text, so that no consumer drops a second job as a repeat."""
+    deadline_ms: int
+    """Unix milliseconds after which nobody wants the answer."""
+    priority: int
+    """0 to 9, higher first."""
+    traceparent: str | None
+    received_ms: int
+    """The record's timestamp, Unix milliseconds."""
+    idempotency_key: str | None = None
+
+
+class CodecError(Exception):
+    """Bytes that are not what their topic holds."""
+
+
+class InvalidJob(CodecError):  # noqa: N818 - it names what the record is, as the design does
+    """A record that is no job. Its text names fields and reasons, and repeats no input.
+
+    `job_id`, `tenant` and `webhook_id` are always usable; `custom_id` and `callback_url` are what could be read safely.
+    """
+
+    def __init__(
+        self,
+        problems: tuple[Problem, ...],
+        *,
+        job_id: str,
+        tenant: str,
+        webhook_id: str,
+        custom_id: str | None = None,
+        callback_url: str | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+        self.job_id = job_id
+        self.tenant = tenant
+        self.webhook_id = webhook_id
+        self.custom_id = custom_id
+        self.callback_url = callback_url
+        self.traceparent = traceparent
+
+
+class InvalidResult(CodecError):  # noqa: N818
+    """A record of `model_results` that no worker wrote."""
+
+
+class _HeaderRule(NamedTuple):
+    pattern: re.Pattern[str]
+    reason: str | None
+    """None: a value that does not match counts as absent."""
+
+
+def _rule(pattern: str, reason: str | None) -> _HeaderRule:
+    return _HeaderRule(re.compile(pattern), reason)
+
+
+_NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
+_HEADER_RULES = {
+    topics.TENANT: _rule(
+        r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"
+    ),
+    topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
+    topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
+    topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
+    topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a version of the job's schema that is known here: 1"),
+    topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
+    # Anybody can write a header; only what looks like our own stamp is taken for it.
+    topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
+    # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
+    topics.TRACEPARENT: _rule(
+        r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x20-\x7e]{0,256})?",
+        None,
+    ),
+}
+
+
+def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
+    """The job in a record, a bare one or a line of an OpenAI Batch. Raises InvalidJob and nothing else.
+
+    `timestamp_ms` is the record's, in Unix milliseconds; `ttl_seconds` counts from it.
+    """
+    said, problems = _read_headers(headers) if headers else ({}, ())
+    try:
+        job = _read_body(value)
+    except _Refused as refused:
+        raise _invalid(refused.problems + problems, refused.document, said, origin) from None
+    if said:
+        problems += _conflicts(job, said)
+    if problems:
+        raise _invalid(problems, job.model_dump(include={"job_id", "custom_id", "callback_url"}), said, origin)
+    return _received(job, said, origin, timestamp_ms)
+
+
+def write_job(job: Job) -> bytes:
+    """Compact JSON of what was said in the job; defaults are left to whoever reads it."""
+    return Job.__pydantic_serializer__.to_json(job, exclude_unset=True, exclude_none=True, by_alias=True)
+
+
+def write_result(result: Result) -> bytes:
+    """Compact JSON without what is None. The same result always gives the same bytes."""
+    return Result.__pydantic_serializer__.to_json(result, exclude_none=True)
+
+
+def read_result(value: bytes | None) -> Result:
+    """The result in a record of `model_results`. Raises InvalidResult."""
+    try:
+        return Result.model_validate_json(value or b"")
+    except ValidationError as error:
+        raise InvalidResult("; ".join(str(problem) for problem in problems_of(error))) from None
+
+
+def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
+    """What the author of an invalid job is told; `created_at` in Unix seconds. Echoes no input but its identifiers."""
+    return Result(
+        job_id=invalid.job_id,
+        custom_id=invalid.custom_id,
+        outcome=Outcome.REJECTED,
+        error=ResultError(code="invalid_job", message=str(invalid)),
+        created_at=created_at,
+    )
+
+
+class _Refused(Exception):  # noqa: N818 - private, becomes InvalidJob
+    """The body is no job; `document` is its JSON as far as that could be read."""
+
+    def __init__(self, document: object, *problems: Problem) -> None:
+        super().__init__()
+        self.document = document
+        self.problems = problems
+
+
+def _read_body(value: bytes | None) -> Job:
+    if not value:
+        raise _Refused(None, Problem("value", "is empty"))
+    if len(value) > MAX_JOB_BYTES:
+        raise _Refused(_document(value), Problem("value", f"is larger than {MAX_JOB_BYTES} bytes"))
+    try:
+        return Job.model_validate_json(value, strict=True)
+    except ValidationError as error:
+        document = _document(value)
+        if openai.is_batch_line(document):
+            return _read_batch_line(document)
+        raise _Refused(document, *problems_of(error)) from None
+
+
+def _read_batch_line(line: dict[str, Any]) -> Job:
+    try:
+        return Job.model_validate(openai.job_fields(line), strict=True)
+    except openai.UnusableLine as unusable:
+        raise _Refused(line, *unusable.problems) from None
+    except ValidationError as error:
+        raise _Refused(line, *(openai.problem_in_line(found, line) for found in problems_of(error))) from None
+
+
+def _document(value: bytes) -> object:
+    """The JSON value, None where there is none. A key that stands twice counts the last time, as for the model."""
+    if len(value) > _READABLE_BYTES:
+        return None
+    try:
+        return from_json(value)
+    except ValueError:
+        return None
+
+
+def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]]:
+    """The headers that a job may have, by name, and what is wrong with those that are not usable."""
+    said: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name, data in dict(headers).items():
+        rule = _HEADER_RULES.get(name)
+        if rule is None or data is None:
+            continue
+        text = data.decode("latin-1")
+        if rule.pattern.fullmatch(text):
+            said[name] = text
+        elif rule.reason is not None:
+            problems.append(Problem(f"headers.{name}", rule.reason))
+    return said, tuple(problems)
+
+
+def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
+    """Where header and body both speak and disagree. A deadline is no rival of a TTL: it is the TTL, carried."""
+    body = {topics.JOB_ID: job.job_id}
+    if "priority" in job.model_fields_set:
+        body[topics.PRIORITY] = str(job.priority)
+    return tuple(
+        Problem(f"headers.{name}", "is not what the body says")
+        for name, stated in body.items()
+        if stated is not None and said.get(name, stated) != stated
+    )
+
+
+def _received(job: Job, said: dict[str, str], origin: Origin, timestamp_ms: int) -> ReceivedJob:
+    digest = origin.digest
+    get = said.get
+    deadline = get(topics.DEADLINE)
+    return ReceivedJob(
+        job=job,
+        job_id=job.job_id or get(topics.JOB_ID) or f"job_{digest}",
+        tenant=get(topics.TENANT, DEFAULT_TENANT),
+        webhook_id=get(topics.WEBHOOK_ID) or f"msg_{digest}",
+        deadline_ms=int(deadline) if deadline else timestamp_ms + round(job.ttl_seconds * 1000),
+        priority=int(get(topics.PRIORITY, job.priority)),
+        traceparent=get(topics.TRACEPARENT),
+        received_ms=timestamp_ms,
+        idempotency_key=get(topics.IDEMPOTENCY_KEY),
+    )
+
+
+_IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
+_CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
+_URL: TypeAdapter[str] = TypeAdapter(Url)
+
+
+def _invalid(problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin) -> InvalidJob:
+    """The refusal, with whatever of its address could be read safely."""
+    body = document if isinstance(document, dict) else {}
+    callback = openai.callback_of(body) if openai.is_batch_line(body) else body.get("callback_url")
+    return InvalidJob(
+        problems,
+        job_id=_valid(_IDENTIFIER, body.get("job_id")) or said.get(topics.JOB_ID) or f"job_{origin.digest}",
+        tenant=said.get(topics.TENANT, DEFAULT_TENANT),
+        webhook_id=said.get(topics.WEBHOOK_ID) or f"msg_{origin.digest}",
+        custom_id=_valid(_CUSTOM_ID, body.get("custom_id")),
+        callback_url=_valid(_URL, callback),
+        traceparent=said.get(topics.TRACEPARENT),
+    )
+
+
+def _valid(kind: TypeAdapter[str], value: object) -> str | None:
+    try:
+        return kind.validate_python(value, strict=True)
+    except ValidationError:
+        return None

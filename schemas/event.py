@@ -1,0 +1,58 @@
+"""The event: a result in the envelope that its callback gets. Its bytes are the same on every attempt."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from schemas.codec import read_result, write_result
+from schemas.job import WireModel
+from schemas.result import Outcome, Result
+
+EventType = Literal[
+    "inference.succeeded", "inference.failed", "inference.expired", "inference.cancelled", "inference.rejected"
+]
+
+_STORED_START = b'{"job_id":'
+
+
+class EventData(Result):
+    """The result, with its job's identifier also where OpenAI's events have it."""
+
+    id: str
+
+
+class Event(WireModel):
+    """A webhook's body as its reader sees it."""
+
+    id: str
+    """The `webhook-id`: the same on every attempt, so that a consumer knows repeats by it."""
+    object: Literal["event"] = "event"
+    created_at: int
+    """Unix seconds."""
+    type: EventType
+    data: EventData
+
+
+def event_type(outcome: Outcome) -> str:
+    """What the event for this outcome is called."""
+    return f"inference.{outcome.value}"
+
+
+def event_body(result: Result | bytes, webhook_id: str) -> bytes:
+    """The webhook's body for a result or for the stored bytes of one, which go into it as they are.
+
+    Raises InvalidResult where the bytes hold no result.
+    """
+    if isinstance(result, bytes):
+        stored, result = result, read_result(result)
+        # Only what write_result wrote can be spliced; anything else is written anew, which is as repeatable.
+        if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
+            stored = write_result(result)
+    else:
+        stored = write_result(result)
+    head = (
+        f'{{"id":{json.dumps(webhook_id)},"object":"event","created_at":{result.created_at},'
+        f'"type":"{event_type(result.outcome)}","data":{{"id":{json.dumps(result.job_id)},'
+    )
+    return b"".join((head.encode(), stored[1:], b"}"))

@@ -1,0 +1,306 @@
+"""OpenAI's Batch lines: one in is a job, a result goes out as one.
+
+Source: OpenAI API reference, "The request input object" and "The request output object" of the Batch API, and the
+bodies of /v1/chat/completions, /v1/completions and /v1/responses.
+
+A line's body may also hold our own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds` (`extra_body`
+in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `top_p`, are passed over;
+members that would change what kind of answer comes, such as `n` or `tools`, are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final, TypeGuard
+
+from schemas.problems import Problem
+from schemas.result import Outcome, Result
+
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+RESPONSES: Final = "/v1/responses"
+URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES)
+
+CALLBACK_KEY = "webhook_url"
+"""The member of `body.metadata` that holds the callback URL. It is routing, so results do not repeat it."""
+
+_EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
+_COPIED = ("temperature", "seed", *_EXTENSIONS)
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "echo": (False,),
+    "background": (False, True),
+    "suffix": ("",),
+    "stop": ([], ""),
+    "tools": ([],),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "previous_response_id": (),
+    "conversation": (),
+}
+"""What a job cannot do, with the values beside null that ask for nothing."""
+
+_PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
+_PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
+"""Where a body has what a job calls differently."""
+
+_ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
+_FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "stop"}
+
+
+class UnusableLine(ValueError):  # noqa: N818 - it names what the line is
+    """A Batch line that cannot become a job. Its text repeats no input."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def is_batch_line(document: object) -> TypeGuard[dict[str, Any]]:
+    """Whether this JSON value is meant as a Batch line rather than as a job."""
+    if not isinstance(document, dict) or "prompt" in document or "messages" in document:
+        return False
+    return "body" in document and ("url" in document or "method" in document)
+
+
+def callback_of(line: dict[str, Any]) -> object:
+    """What stands where a line's callback URL belongs; it may be anything."""
+    body = line.get("body")
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return metadata.get(CALLBACK_KEY) if isinstance(metadata, dict) else None
+
+
+def job_fields(line: dict[str, Any]) -> dict[str, Any]:
+    """The members of the job that a Batch line asks for, still to be validated as a Job. Raises UnusableLine."""
+    body = line.get("body")
+    problems = [*_frame_problems(line), *_unsupported(body if isinstance(body, dict) else {})]
+    if problems or not isinstance(body, dict):
+        raise UnusableLine(*problems)
+    fields = {
+        "custom_id": line["custom_id"],
+        "model_id": body.get("model"),
+        "callback_url": callback_of(line),
+        "metadata": _metadata(body.get("metadata")),
+        **{name: body.get(name) for name in _COPIED},
+        **_QUESTIONS[line["url"]](body),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
+    """The same problem, named by its place in this line instead of in the job."""
+    if problem.field == "custom_id":
+        return problem
+    first, *rest = problem.field.split(".")
+    names = _PLACES | _PLACES_BY_URL.get(line["url"], {})
+    if first == "messages" and rest and line["url"] == RESPONSES and line["body"].get("instructions") is not None:
+        # Instructions became the first message, so the input's own are one further on.
+        first, rest = ("instructions", []) if rest[0] == "0" else (first, [str(int(rest[0]) - 1), *rest[1:]])
+    return dataclasses.replace(problem, field=".".join(("body", names.get(first, first), *rest)))
+
+
+def output_line(result: Result, url: str) -> dict[str, Any]:
+    """The line of a Batch's output or error file for this result; `url` is what its input line had, one of URLS."""
+    line: dict[str, Any] = {"id": f"batch_req_{result.job_id}", "custom_id": result.custom_id}
+    if result.outcome in (Outcome.EXPIRED, Outcome.CANCELLED):
+        message = result.error.message if result.error else f"The job was {result.outcome}."
+        return {**line, "response": None, "error": {"code": f"batch_{result.outcome}", "message": message}}
+    status = _ERROR_STATUS.get(result.outcome, 200)
+    body = _ANSWERS[url](result) if status == 200 else _error_body(result, status)
+    return {**line, "response": {"status_code": status, "request_id": result.job_id, "body": body}, "error": None}
+
+
+def _frame_problems(line: dict[str, Any]) -> list[Problem]:
+    problems = []
+    if not isinstance(line.get("custom_id"), str):
+        problems.append(Problem("custom_id", "is required and is a string"))
+    if line.get("method", "POST") != "POST":
+        problems.append(Problem("method", "can only be POST"))
+    if line.get("url") not in URLS:
+        problems.append(Problem("url", f"is none of {', '.join(URLS)}"))
+    if not isinstance(line.get("body"), dict):
+        problems.append(Problem("body", "is not a JSON object"))
+    return problems
+
+
+def _unsupported(body: dict[str, Any]) -> list[Problem]:
+    return [
+        Problem(f"body.{name}", "is not supported here")
+        for name, neutral in _NEUTRAL.items()
+        if (value := body.get(name)) is not None and value not in neutral
+    ]
+
+
+def _metadata(metadata: object) -> object:
+    if not isinstance(metadata, dict):
+        return metadata
+    return {name: value for name, value in metadata.items() if name != CALLBACK_KEY}
+
+
+def _chat_question(body: dict[str, Any]) -> dict[str, Any]:
+    messages = body.get("messages")
+    if messages is None:
+        raise UnusableLine(Problem("body.messages", "is required"))
+    limit = body.get("max_completion_tokens")
+    return {
+        "messages": messages,
+        "max_tokens": body.get("max_tokens") if limit is None else limit,
+        "response_format": body.get("response_format"),
+    }
+
+
+def _completion_question(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise UnusableLine(Problem("body.prompt", "is required and is one string"))
+    return {"prompt": prompt, "max_tokens": body.get("max_tokens")}
+
+
+def _response_question(body: dict[str, Any]) -> dict[str, Any]:
+    question = body.get("input")
+    if isinstance(question, str):
+        messages = [{"role": "user", "content": question}]
+    elif isinstance(question, list) and question:
+        messages = [_response_message(item, f"body.input.{index}") for index, item in enumerate(question)]
+    else:
+        raise UnusableLine(Problem("body.input", "is required and is a string or a list of messages"))
+    if (instructions := body.get("instructions")) is not None:
+        messages.insert(0, {"role": "system", "content": instructions})
+    return {
+        "messages": messages,
+        "max_tokens": body.get("max_output_tokens"),
+        "response_format": _response_format(body.get("text")),
+    }
+
+
+def _response_message(item: object, place: str) -> dict[str, Any]:
+    if not isinstance(item, dict) or item.get("type", "message") != "message":
+        raise UnusableLine(Problem(place, "is not a message"))
+    content = item.get("content")
+    if isinstance(content, list):
+        content = [_response_part(part, f"{place}.content.{index}") for index, part in enumerate(content)]
+    return {"role": item.get("role"), "content": content}
+
+
+def _response_part(part: object, place: str) -> dict[str, Any]:
+    if not isinstance(part, dict) or part.get("type") not in ("input_text", "output_text"):
+        raise UnusableLine(Problem(place, "only text parts are taken; images, audio and files are not"))
+    return {"type": "text", "text": part.get("text")}
+
+
+def _response_format(text: object) -> object:
+    """Responses keep the schema's members beside `type`, chat completions one level further down."""
+    wanted = text.get("format") if isinstance(text, dict) else None
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return wanted
+    members = {name: wanted[name] for name in ("name", "schema", "strict") if wanted.get(name) is not None}
+    return {"type": "json_schema", "json_schema": members}
+
+
+_QUESTIONS = {
+    CHAT_COMPLETIONS: _chat_question,
+    COMPLETIONS: _completion_question,
+    RESPONSES: _response_question,
+}
+
+
+def _chat_answer(result: Result) -> dict[str, Any]:
+    message = {"role": "assistant", "content": result.text or "", "refusal": None}
+    return {
+        "id": f"chatcmpl-{result.job_id}",
+        "object": "chat.completion",
+        "created": result.created_at,
+        "model": result.model_id or "",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(result)}],
+        "usage": _usage(result),
+        **_ours(result),
+    }
+
+
+def _completion_answer(result: Result) -> dict[str, Any]:
+    choice = {"index": 0, "text": result.text or "", "logprobs": None, "finish_reason": _finish_reason(result)}
+    return {
+        "id": f"cmpl-{result.job_id}",
+        "object": "text_completion",
+        "created": result.created_at,
+        "model": result.model_id or "",
+        "choices": [choice],
+        "usage": _usage(result),
+        **_ours(result),
+    }
+
+
+def _response_answer(result: Result) -> dict[str, Any]:
+    cut = result.finish_reason == "length"
+    status = "incomplete" if cut else "completed"
+    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": []}
+    message = {
+        "id": f"msg_{result.job_id}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [part],
+    }
+    return {
+        "id": f"resp_{result.job_id}",
+        "object": "response",
+        "created_at": result.created_at,
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "instructions": None,
+        "metadata": result.metadata,
+        "model": result.model_id or "",
+        "output": [message],
+        "parallel_tool_calls": False,
+        "temperature": None,
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": None,
+        "usage": _response_usage(result),
+        **_ours(result),
+    }
+
+
+_ANSWERS = {
+    CHAT_COMPLETIONS: _chat_answer,
+    COMPLETIONS: _completion_answer,
+    RESPONSES: _response_answer,
+}
+
+
+def _finish_reason(result: Result) -> str:
+    return _FINISH_REASONS[result.finish_reason or "stop"]
+
+
+def _usage(result: Result) -> dict[str, int] | None:
+    return result.usage.model_dump() if result.usage else None
+
+
+def _response_usage(result: Result) -> dict[str, Any] | None:
+    if result.usage is None:
+        return None
+    return {
+        "input_tokens": result.usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": result.usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": result.usage.total_tokens,
+    }
+
+
+def _ours(result: Result) -> dict[str, Any]:
+    """What OpenAI's shapes have no place for; readers of theirs pass over it."""
+    ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
+    return {"postback": ours}
+
+
+def _error_body(result: Result, status: int) -> dict[str, Any]:
+    kind = "invalid_request_error" if status == 400 else "server_error"
+    code = result.error.code if result.error else str(result.outcome)
+    message = result.error.message if result.error else f"The job {result.outcome}."
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,0 +1,76 @@
+"""What is wrong with a record, said so that its author can find the place, and without repeating what stands there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
+
+MAX_PROBLEMS = 8
+"""More than this helps nobody, and a hostile record may have thousands."""
+
+_MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search)
+_FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
+
+_NOT_A_URL = "is not an http or https URL without credentials"
+_NOT_AN_IDENTIFIER = "has a space or a character outside printable ASCII"
+_MISMATCHES = {
+    "callback_url": _NOT_A_URL,
+    "urls": _NOT_A_URL,
+    **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile"), _NOT_AN_IDENTIFIER),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: `field` is a dotted path such as `messages.0.content`, `reason` is for people."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+def problems_of(error: ValidationError) -> tuple[Problem, ...]:
+    """What pydantic found, at most MAX_PROBLEMS of it, with neither the rejected values nor keys that a user chose."""
+    found: dict[str, str] = {}
+    for details in error.errors(include_url=False, include_context=False, include_input=False):
+        place = _place(details["loc"])
+        found.setdefault(place or "value", _reason(place, details["type"], details["msg"]))
+        if len(found) > 2 * MAX_PROBLEMS:
+            break
+    return tuple(Problem(place, reason) for place, reason in _innermost(found).items())[:MAX_PROBLEMS]
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    """The dotted path. What stands below `metadata` is the user's, other unknown parts are pydantic's union tags."""
+    parts: list[str] = []
+    for part in path:
+        if isinstance(part, int) or part in _FIELDS:
+            parts.append(str(part))
+        if part == "metadata":
+            break
+    return ".".join(parts)
+
+
+def _reason(place: str, kind: str, message: str) -> str:
+    field = next((part for part in reversed(place.split(".")) if not part.isdigit()), "")
+    if kind == "json_invalid":
+        return message.replace("Invalid JSON", "is not JSON")
+    if kind == "model_type" and not place:
+        return "is not a JSON object"
+    if kind == "string_pattern_mismatch" and field in _MISMATCHES:
+        return _MISMATCHES[field]
+    if kind == "literal_error" and ".content." in place:
+        return "only text parts are taken; images, audio and files are not"
+    return message.removeprefix("Value error, ")
+
+
+def _innermost(found: dict[str, str]) -> dict[str, str]:
+    """Without `content: should be a string` where the list that it is has a problem of its own further in."""
+    return {
+        place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
+    }

@@ -1,0 +1,224 @@
+"""Standard Webhooks signatures, both ways: HMAC-SHA256 (`v1`) and ed25519 (`v1a`) over `{id}.{timestamp}.{body}`.
+
+Source: the Standard Webhooks specification, https://github.com/standard-webhooks/standard-webhooks, sections "Signature
+scheme" and "Webhook headers". Keys are texts: `whsec_` + base64 of 24 to 64 bytes (shared secret), `whsk_` + base64 of
+seed and public key (signing key), `whpk_` + base64 of the public key.
+
+    WebhookError
+    ├── MalformedKey            a text that is none of these; never shown
+    └── VerificationError       the request is not to be trusted
+        ├── MissingHeader
+        ├── MalformedTimestamp
+        ├── TimestampOutsideTolerance
+        └── NoMatchingSignature
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets as random
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+ID_HEADER: Final = "webhook-id"
+TIMESTAMP_HEADER: Final = "webhook-timestamp"
+SIGNATURE_HEADER: Final = "webhook-signature"
+
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - it is public, what follows it is not
+SIGNING_KEY_PREFIX: Final = "whsk_"
+PUBLIC_KEY_PREFIX: Final = "whpk_"
+
+DEFAULT_TOLERANCE_SECONDS = 300.0
+
+_ED25519_BYTES = 32
+_TIMESTAMP = re.compile(r"[0-9]{1,15}")
+
+
+class WebhookError(Exception):
+    """Something is wrong with a key or with a signed request."""
+
+
+class MalformedKey(WebhookError):  # noqa: N818
+    """A text that is no key of the kind that is needed."""
+
+
+class VerificationError(WebhookError):
+    """The request is not to be trusted."""
+
+
+class MissingHeader(VerificationError):  # noqa: N818
+    """One of the three webhook headers is not there."""
+
+
+class MalformedTimestamp(VerificationError):  # noqa: N818
+    """The `webhook-timestamp` header is not a number of Unix seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
+class TimestampOutsideTolerance(VerificationError):  # noqa: N818
+    """The request was signed too long ago, or in the future: perhaps a replay."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
+class NoMatchingSignature(VerificationError):  # noqa: N818
+    """None of the signatures was made with one of the keys for this content."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
+class Signer:
+    """Signs with every secret and every signing key it is given, so that keys can be rotated. Raises MalformedKey."""
+
+    def __init__(self, secrets: Iterable[str], signing_keys: Iterable[str] = ()) -> None:
+        self._secrets = tuple(_secret(text) for text in secrets)
+        self._signing_keys = tuple(_signing_key(text) for text in signing_keys)
+        if not self._secrets and not self._signing_keys:
+            raise MalformedKey("a signer needs at least one secret or signing key")
+
+    def sign(self, webhook_id: str, timestamp: int, body: bytes) -> str:
+        """The `webhook-signature` header for one attempt, made at `timestamp` (Unix seconds)."""
+        content = _signed_content(webhook_id, str(timestamp), body)
+        signatures = [f"v1,{_encode(_mac(secret, content))}" for secret in self._secrets]
+        signatures += [f"v1a,{_encode(key.sign(content))}" for key in self._signing_keys]
+        return " ".join(signatures)
+
+    def headers(self, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+        """All three webhook headers for one attempt."""
+        return {
+            ID_HEADER: webhook_id,
+            TIMESTAMP_HEADER: str(timestamp),
+            SIGNATURE_HEADER: self.sign(webhook_id, timestamp, body),
+        }
+
+
+def verify(
+    headers: Mapping[str, str],
+    body: bytes,
+    secrets: Iterable[str],
+    public_keys: Iterable[str],
+    now: float,
+    tolerance_seconds: float = DEFAULT_TOLERANCE_SECONDS,
+) -> None:
+    """Return if the request was signed with one of the keys about now (Unix seconds); else raise VerificationError.
+
+    Header names may be in any case. Raises MalformedKey for keys that are none.
+    """
+    known_secrets = [_secret(text) for text in secrets]
+    known_keys = [_public_key(text) for text in public_keys]
+    webhook_id, timestamp, signatures = _webhook_headers(headers)
+    if not _TIMESTAMP.fullmatch(timestamp):
+        raise MalformedTimestamp
+    if abs(now - int(timestamp)) > tolerance_seconds:
+        raise TimestampOutsideTolerance
+    content = _signed_content(webhook_id, timestamp, body)
+    for entry in signatures.split(" "):
+        version, _, encoded = entry.partition(",")
+        signature = _decode(encoded)
+        if version == "v1" and any(hmac.compare_digest(_mac(secret, content), signature) for secret in known_secrets):
+            return
+        if version == "v1a" and any(_was_signed(key, signature, content) for key in known_keys):
+            return
+    raise NoMatchingSignature
+
+
+def generate_secret() -> str:
+    """A new shared secret of 32 random bytes, as `whsec_…`."""
+    return SECRET_PREFIX + _encode(random.token_bytes(32))
+
+
+def generate_signing_key() -> str:
+    """A new ed25519 signing key, as `whsk_…`."""
+    key = Ed25519PrivateKey.generate()
+    return SIGNING_KEY_PREFIX + _encode(key.private_bytes_raw() + _raw(key.public_key()))
+
+
+def public_key_of(signing_key: str) -> str:
+    """The `whpk_…` that verifies what this `whsk_…` signs. Raises MalformedKey."""
+    return PUBLIC_KEY_PREFIX + _encode(_raw(_signing_key(signing_key).public_key()))
+
+
+def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
+    return f"{webhook_id}.{timestamp}.".encode("utf-8", "surrogatepass") + body
+
+
+def _mac(secret: bytes, content: bytes) -> bytes:
+    return hmac.digest(secret, content, hashlib.sha256)
+
+
+def _was_signed(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
+    try:
+        key.verify(signature, content)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _webhook_headers(headers: Mapping[str, str]) -> tuple[str, str, str]:
+    lowered = {name.lower(): value for name, value in headers.items()}
+    for name in (ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER):
+        if not lowered.get(name):
+            raise MissingHeader(f"the {name} header is missing")
+    return lowered[ID_HEADER], lowered[TIMESTAMP_HEADER], lowered[SIGNATURE_HEADER]
+
+
+def _secret(text: str) -> bytes:
+    data = _key_bytes(text, SECRET_PREFIX)
+    if not 24 <= len(data) <= 64:
+        raise MalformedKey(f"a {SECRET_PREFIX} secret has 24 to 64 bytes")
+    return data
+
+
+def _signing_key(text: str) -> Ed25519PrivateKey:
+    data = _key_bytes(text, SIGNING_KEY_PREFIX)
+    if len(data) != 2 * _ED25519_BYTES:
+        raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key has a seed and a public key of 32 bytes each")
+    key = Ed25519PrivateKey.from_private_bytes(data[:_ED25519_BYTES])
+    if not hmac.compare_digest(_raw(key.public_key()), data[_ED25519_BYTES:]):
+        raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key's public half does not belong to its seed")
+    return key
+
+
+def _public_key(text: str) -> Ed25519PublicKey:
+    data = _key_bytes(text, PUBLIC_KEY_PREFIX)
+    if len(data) != _ED25519_BYTES:
+        raise MalformedKey(f"a {PUBLIC_KEY_PREFIX} key has 32 bytes")
+    return Ed25519PublicKey.from_public_bytes(data)
+
+
+def _key_bytes(text: str, prefix: str) -> bytes:
+    if not text.startswith(prefix):
+        raise MalformedKey(f"a key of this kind starts with {prefix}")
+    try:
+        return base64.b64decode(text.removeprefix(prefix), validate=True)
+    except ValueError:
+        # The decoder's own error is left out of the chain, since tracebacks must not show what it was given.
+        raise MalformedKey(f"what follows {prefix} is not base64") from None
+
+
+def _decode(encoded: str) -> bytes:
+    """The signature's bytes; none where it is not base64, which then matches nothing."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _raw(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
