@@ -1,0 +1,131 @@
+"""Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans where somebody collects them.
+
+A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans are
+made through OpenTelemetry's API, which costs next to nothing until `set_up` finds a collector's address in the
+environment.
+
+Source: W3C Trace Context, level 1, section 3.2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+TRACEPARENT = "traceparent"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A place in a trace: the whole trace's id, and the span that comes before."""
+
+    trace_id: str
+    """32 lower-case hexadecimal digits, not all 0."""
+    span_id: str
+    """16 lower-case hexadecimal digits, not all 0."""
+    sampled: bool = True
+
+    @property
+    def traceparent(self) -> str:
+        """The header's value."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
+
+    def child(self) -> TraceContext:
+        """A new span of the same trace."""
+        return TraceContext(self.trace_id, secrets.token_hex(8), self.sampled)
+
+
+def start_trace() -> TraceContext:
+    """A trace of its own."""
+    return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
+
+
+def parse_traceparent(value: str | None) -> TraceContext | None:
+    """The context in a header's value; None where there is none or it is invalid, and a new trace may begin.
+
+    A version above 00 is read as 00 with more fields behind, as section 3.2.4 asks; version ff is invalid.
+    """
+    match = _FORMAT.fullmatch(value or "")
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == "ff" or (version == "00" and more is not None):
+        return None
+    if trace_id == "0" * 32 or span_id == "0" * 16:
+        return None
+    return TraceContext(trace_id, span_id, bool(int(flags, 16) & 1))
+
+
+def context_of(headers: Sequence[tuple[str, bytes]] | None) -> TraceContext | None:
+    """The context in a record's headers; the last `traceparent` counts."""
+    for name, value in reversed(headers or ()):
+        if name == TRACEPARENT:
+            return parse_traceparent(value.decode("ascii", "replace"))
+    return None
+
+
+def with_context(headers: Sequence[tuple[str, bytes]], context: TraceContext | None) -> list[tuple[str, bytes]]:
+    """The headers with this context instead of the one they had; as they are where there is none to set."""
+    if context is None:
+        return list(headers)
+    kept = [(name, value) for name, value in headers if name != TRACEPARENT]
+    return [*kept, (TRACEPARENT, context.traceparent.encode())]
+
+
+@contextmanager
+def span(
+    name: str, parent: TraceContext | None = None, attributes: Mapping[str, AttributeValue] | None = None
+) -> Iterator[TraceContext | None]:
+    """Run a block as a span; gives the context to pass on in headers.
+
+    Where nobody collects spans that is the parent itself, so that the trace still reaches the other end. Attributes
+    follow the rule of log lines: no prompt, no secret, of a URL only its origin.
+    """
+    context = trace.set_span_in_context(trace.NonRecordingSpan(_to_otel(parent))) if parent is not None else None
+    tracer = trace.get_tracer("postback")
+    with tracer.start_as_current_span(name, context=context, attributes=attributes, record_exception=False) as current:
+        yield _from_otel(current.get_span_context())
+
+
+def set_up(service: str) -> Callable[[], None]:
+    """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
+
+    Only a process that exports pays for importing the SDK.
+    """
+    if not any(os.environ.get(name) for name in _ENDPOINTS):
+        return _nothing
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        return _nothing
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _nothing() -> None:
+    return None
+
+
+def _to_otel(context: TraceContext) -> trace.SpanContext:
+    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if context.sampled else trace.TraceFlags.DEFAULT)
+    return trace.SpanContext(int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags)
+
+
+def _from_otel(context: trace.SpanContext) -> TraceContext | None:
+    if not context.is_valid:
+        return None
+    return TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)

@@ -1,0 +1,115 @@
+"""The port that orchestrators and Prometheus ask, over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from telemetry.health import READY, HealthServer, Heartbeat, Readiness
+from telemetry.metrics import Metrics
+
+
+class MovedClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def ask(server: HealthServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.getheader("Content-Type", ""), response.read()
+    finally:
+        connection.close()
+
+
+def ask_json(server: HealthServer, path: str) -> tuple[int, Any]:
+    status, _, body = ask(server, path)
+    return status, json.loads(body)
+
+
+def test_a_ready_process_says_so() -> None:
+    with HealthServer(Metrics(), lambda: READY) as server:
+        assert ask_json(server, "/readyz") == (200, {"ready": True, "reasons": []})
+        assert ask_json(server, "/healthz") == (200, {"alive": True, "reasons": []})
+
+
+def test_a_process_that_is_not_ready_gives_its_reasons_and_is_alive() -> None:
+    with HealthServer(Metrics(), lambda: Readiness(("The broker is away.",))) as server:
+        assert ask_json(server, "/readyz") == (503, {"ready": False, "reasons": ["The broker is away."]})
+        assert ask_json(server, "/healthz")[0] == 200
+
+
+def test_a_process_whose_loop_is_stuck_is_not_alive_until_it_comes_by_again() -> None:
+    clock = MovedClock()
+    heartbeat = Heartbeat(clock, limit_seconds=30)
+    with HealthServer(Metrics(), lambda: READY, alive=heartbeat) as server:
+        clock.now += 30
+        assert ask_json(server, "/healthz")[0] == 200
+        clock.now += 1
+        status, answer = ask_json(server, "/healthz")
+        assert (status, answer["alive"]) == (503, False)
+        heartbeat.beat()
+        assert ask_json(server, "/healthz")[0] == 200
+
+
+def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
+    metrics = Metrics()
+    metrics.jobs.labels("succeeded").inc(3)
+    with HealthServer(metrics, lambda: READY) as server:
+        status, kind, body = ask(server, "/metrics")
+        assert (status, kind.partition(";")[0]) == (200, "text/plain")
+        assert b'postback_jobs_total{outcome="succeeded"} 3.0' in body
+        _, kind, body = ask(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert kind.startswith("application/openmetrics-text")
+        assert body.endswith(b"# EOF\n")
+
+
+def test_another_path_is_not_found_and_head_has_no_body() -> None:
+    with HealthServer(Metrics(), lambda: READY) as server:
+        assert ask(server, "/")[0] == 404
+        assert ask(server, "/healthz?verbose=1", "HEAD")[::2] == (200, b"")
+
+
+def test_a_check_that_raises_is_a_500_and_the_server_lives_on() -> None:
+    def broken() -> Readiness:
+        raise RuntimeError("private detail")
+
+    with HealthServer(Metrics(), broken) as server:
+        status, _, body = ask(server, "/readyz")
+        assert status == 500
+        assert b"private detail" not in body
+        assert ask_json(server, "/healthz")[0] == 200
+
+
+def test_a_client_that_never_asks_holds_up_nobody() -> None:
+    server = HealthServer(Metrics(), lambda: READY).start()
+    with socket.create_connection(("127.0.0.1", server.port)):
+        assert ask_json(server, "/healthz")[0] == 200
+        server.close()
+
+
+def test_a_busy_port_is_an_error_before_any_work_begins() -> None:
+    with HealthServer(Metrics(), lambda: READY) as server, pytest.raises(OSError, match="in use"):
+        HealthServer(Metrics(), lambda: READY, port=server.port)
+
+
+def test_it_listens_on_this_machine_only() -> None:
+    with HealthServer(Metrics(), lambda: READY) as server:
+        assert server._server.server_address[0] == "127.0.0.1"
