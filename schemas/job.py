@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest job that a worker accepts, as bytes of its record's value."""
@@ -46,12 +46,12 @@ class TextPart(WireModel):
     text: str
 
 
-# FailFast: a hostile job may have 100,000 wrong parts, and a second would go by in describing each of them.
+# fail_fast: a hostile job may have 100,000 wrong parts, and a second would go by in describing each of them.
 class Message(WireModel):
     """One chat message in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1), FailFast()]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -114,7 +114,7 @@ class Job(WireModel):
     job_id: Identifier | None = None
     model_id: Identifier | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
