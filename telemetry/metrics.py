@@ -43,5 +43,8 @@ class Metrics:
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.fetches = Counter("postback_fetches_total", "Source fetches by result.", ["result"], registry=r)
         self.signature_seconds = Histogram(
-            "postback_signature_seconds", "Seconds spent signing one event.", buckets=(1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2), registry=r
+            "postback_signature_seconds",
+            "Seconds spent signing one event.",
+            buckets=(1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2),
+            registry=r,
         )

@@ -43,7 +43,7 @@ class Output:
     key: bytes | None = None
     headers: Headers | None = None
     partition: int | None = None
-    """None: the partition number of the source record, so that a dead worker's open transaction holds back only its own."""
+    """None: the source record's number, so that a dead worker's open transaction holds back only its own partitions."""
 
 
 @dataclass(frozen=True, slots=True)

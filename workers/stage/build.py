@@ -1,0 +1,46 @@
+"""A stage over a consumer group of the fleet's Kafka: the one place that joins the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaError
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.stage.intake import GroupIntake
+from workers.stage.record import Handler
+from workers.stage.settle import Settler
+from workers.stage.stage import Pace, Stage, StageSettings
+
+
+def group_stage(
+    settings: StageSettings,
+    kafka: KafkaSettings,
+    topics: Sequence[str],
+    replica: str,
+    handler: Handler,
+    clock: Clock,
+    metrics: Metrics,
+    pace: Pace | None = None,
+) -> Stage:
+    """A stage that reads `topics` as a member of the group `<prefix><name>`.
+
+    Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends at
+    once what a killed one left open.
+    """
+    errors: list[Stage] = []
+
+    def on_error(error: KafkaError) -> None:
+        for stage in errors:
+            stage.watch.broker_error(error)
+
+    group = f"{kafka.topic_prefix}{settings.name}"
+    intake = GroupIntake(
+        kafka.client_config(), group, topics, on_error=on_error, prefetch_records=2 * settings.limits.records
+    )
+    settler = Settler(kafka.client_config(), f"{group}.{replica}", intake.group_metadata, clock, metrics)
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace)
+    errors.append(stage)
+    return stage

@@ -1,0 +1,209 @@
+"""Where a stage's records come from. `Intake` is the seam; `GroupIntake` is a KIP-848 consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from telemetry.logs import get_logger
+from workers.stage.ledger import Progress, UndecodableLedger
+from workers.stage.record import Record
+
+PartitionId = tuple[str, int]
+Committed = dict[PartitionId, Progress | None]
+"""What is committed for each partition: None where nothing ever was."""
+
+log = get_logger()
+
+
+class Listener(Protocol):
+    """Hears of rebalances, on the thread that calls `consume`."""
+
+    def assigned(self, partitions: Sequence[PartitionId]) -> None:
+        """These are ours from now on. Must not do I/O."""
+        ...
+
+    def revoked(self, partitions: Sequence[PartitionId]) -> None:
+        """These go to another member when this returns."""
+        ...
+
+    def lost(self, partitions: Sequence[PartitionId]) -> None:
+        """These are another member's already."""
+        ...
+
+
+class Intake(Protocol):
+    """A source of records with shared progress. One thread calls all of it."""
+
+    def join(self, listener: Listener) -> None:
+        """Become a member."""
+        ...
+
+    def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
+        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one."""
+        ...
+
+    def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
+        """The progress that is committed. Raises KafkaException."""
+        ...
+
+    def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
+        """Pause and resume fetching; resuming may seek to an offset first. False: not now, ask again."""
+        ...
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        """First offset and the offset after the last one; None where it is not known."""
+        ...
+
+    def group_metadata(self) -> Any:
+        """What a transaction needs to commit offsets for this group."""
+        ...
+
+    def leave(self) -> None:
+        """Give everything back and end the membership. Calls `Listener.revoked`."""
+        ...
+
+
+class GroupIntake:
+    """A member of a consumer group (KIP-848) that reads committed records only.
+
+    `topics` must exist. `config` are librdkafka properties of the connection. `on_error` hears of broker errors.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        group: str,
+        topics: Sequence[str],
+        *,
+        on_error: Callable[[KafkaError], None],
+        prefetch_records: int = 10_000,
+    ) -> None:
+        self._topics = list(topics)
+        self._consumer = Consumer(
+            {
+                "fetch.wait.max.ms": 100,  # a resumed partition waits for the fetch under way: keep that short
+                "fetch.queue.backoff.ms": 20,
+                "queued.min.messages": prefetch_records,
+                "queued.max.messages.kbytes": 16_384,
+                **config,
+                "group.id": group,
+                "group.protocol": "consumer",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "max.poll.interval.ms": 900_000,
+                "error_cb": on_error,
+            }
+        )
+
+    def join(self, listener: Listener) -> None:
+        """Subscribe; the first `consume` calls bring the assignment."""
+
+        def told(what: Callable[[Sequence[PartitionId]], None]) -> Callable[[Any, list[TopicPartition]], None]:
+            return lambda _, partitions: what([(p.topic, p.partition) for p in partitions])
+
+        self._consumer.subscribe(
+            self._topics,
+            on_assign=told(listener.assigned),
+            on_revoke=told(listener.revoked),
+            on_lost=told(listener.lost),
+        )
+
+    def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
+        """Wait for the first record, then take what is there: `consume(n, t)` alone would wait for all n."""
+        first = self._consumer.poll(timeout_seconds)
+        if first is None:
+            return [], []
+        messages = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else ())]
+        records, ends = [], []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(_record(message))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ends.append((message.topic(), message.partition(), message.offset()))
+            elif error.fatal():
+                raise KafkaException(error)
+        return records, ends
+
+    def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
+        """Ask the group coordinator. Waits for transactions of other workers that are still open."""
+        asked = [TopicPartition(topic, number) for topic, number in partitions]
+        if not asked:
+            return {}
+        found: Committed = {}
+        for answer in self._consumer.committed(asked, timeout_seconds):
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+            found[answer.topic, answer.partition] = _decoded(answer)
+        return found
+
+    def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
+        """Pausing throws away what was prefetched, so callers do it with hysteresis."""
+        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
+        if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
+            return False  # the assignment is still being made
+        try:
+            if pause:
+                self._consumer.pause([TopicPartition(topic, number) for topic, number in pause])
+            for topic, number, offset in resume:
+                if offset is not None:
+                    self._consumer.seek(TopicPartition(topic, number, offset))
+            if resume:
+                self._consumer.resume([TopicPartition(topic, number) for topic, number, _ in resume])
+        except KafkaException:
+            return False  # a fetch is being set up, and cannot be moved yet
+        return True
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        """From the last fetch where `cached`, else from the broker within a second."""
+        try:
+            found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=1.0, cached=cached)
+        except KafkaException:
+            return None
+        if found is None or found[1] < 0:
+            return None
+        low, high = found
+        return low, high
+
+    def group_metadata(self) -> Any:
+        """The member's id and epoch: what fences a member that was expelled."""
+        return self._consumer.consumer_group_metadata()
+
+    def leave(self) -> None:
+        """Close the consumer."""
+        self._consumer.close()
+
+
+def _record(message: Any) -> Record:
+    # Any: the stubs make every part optional, which holds for events only
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.value() or b"",
+        message.key(),
+        message.headers(),
+        message.timestamp()[1],
+    )
+
+
+def _decoded(answer: TopicPartition) -> Progress | None:
+    if answer.offset < 0:
+        return None
+    try:
+        return Progress.decode(answer.offset, answer.metadata or "")
+    except UndecodableLedger as error:
+        log.error(
+            "Committed metadata is not a ledger; every record from base on counts as not done.",
+            action="ledger-undecodable",
+            topic=answer.topic,
+            partition=answer.partition,
+            offset=answer.offset,
+            reason=str(error),
+        )
+        return Progress(answer.offset)

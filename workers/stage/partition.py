@@ -1,0 +1,106 @@
+"""A partition while it is assigned to this process: the object that late work is checked against."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from workers.stage.ledger import Ledger, Progress, Suspect
+from workers.stage.record import Record
+
+
+class Phase(Enum):
+    """Where a partition is in its life. ASSIGNED → OPEN → REVOKING → GONE; any phase may turn into GONE."""
+
+    ASSIGNED = "assigned"
+    """Ours, but nothing of it was delivered yet: its progress is not read."""
+    OPEN = "open"
+    REVOKING = "revoking"
+    """Nothing more is dispatched; what is dispatched is awaited."""
+    GONE = "gone"
+    """Another worker's. Whatever still comes in for it is dropped."""
+
+
+class Partition:
+    """One assignment of one partition. A later assignment of the same partition is another object."""
+
+    def __init__(self, topic: str, number: int, generation: int, now: float) -> None:
+        self.topic = topic
+        self.number = number
+        self.generation = generation
+        self.phase = Phase.ASSIGNED
+        self.ledger = Ledger(Progress(0))
+        self.parked: deque[Record] = deque()
+        """Taken and waiting for the window."""
+        self.running = 0
+        """Dispatched, and the handler has not returned."""
+        self.bytes = 0
+        """Of the record values that are taken and not settled."""
+        self.had_progress = False
+        """Whether anything was ever committed: only then can retention have removed what is owed."""
+        self.open_committed = False
+        """Whether Kafka knows that we have it. Nothing is dispatched before."""
+        self.suspects: dict[int, Suspect] = {}
+        self.alone = False
+        self.careful_records = 0
+        """How many further records belong to the first window after a crash."""
+        self.paused = True
+        """Until resumed: a partition that is lost and regained stays paused in the client."""
+        self.at_end = False
+        self.last_seen = now
+        """Monotonic seconds at which anything was delivered."""
+        self.rewind_to: int | None = None
+        """Where to seek before resuming, because records were given back untried."""
+        self.gap_since: float | None = None
+
+    @property
+    def id(self) -> tuple[str, int]:
+        """Topic and number."""
+        return self.topic, self.number
+
+    @property
+    def owned(self) -> bool:
+        """Whether its progress is still ours to commit."""
+        return self.phase is not Phase.GONE
+
+    @property
+    def dispatchable(self) -> bool:
+        """Whether its parked records may be handed to the handler."""
+        return self.phase is Phase.OPEN and self.open_committed
+
+    def open(self, committed: Progress | None, window_records: int) -> None:
+        """Start from what is committed. Where the last owner left it open, the first window is run carefully."""
+        progress = committed or Progress(0)
+        self.had_progress = committed is not None
+        self.ledger = Ledger(progress)
+        self.suspects = dict(progress.suspects)
+        self.alone = progress.alone
+        self.careful_records = window_records if progress.open else 0
+        self.phase = Phase.OPEN
+
+    def progress(self, offsets: list[int]) -> Progress:
+        """What to commit once these offsets are done."""
+        base, done = self.ledger.after(offsets)
+        settled = set(offsets)
+        suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}
+        if self.phase is not Phase.REVOKING:
+            return Progress(base, done, open=True, alone=self.alone, suspects=suspects)
+        tried = {offset: Suspect(suspect.attempts) for offset, suspect in suspects.items() if suspect.attempts}
+        return Progress(base, done, suspects=tried)
+
+    def settle(self, offsets: list[int]) -> None:
+        """The commit of `progress(offsets)` has returned."""
+        self.ledger.settle(offsets)
+        for offset in offsets:
+            self.suspects.pop(offset, None)
+        self.gap_since = None
+
+    def release_parked(self, keep: int = 0) -> list[Record]:
+        """Give parked records back untried, all but the first `keep`; they are fetched again before resuming."""
+        released = []
+        while len(self.parked) > keep:
+            record = self.parked.pop()
+            self.ledger.drop(record.offset)
+            self.rewind_to = record.offset
+            released.append(record)
+        return released

@@ -1,0 +1,79 @@
+"""The event loop's side of a stage: it runs the handler and hands the outputs back to the Kafka thread."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from telemetry.logs import get_logger
+from workers.stage.partition import Partition
+from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Record
+
+MAX_OUTPUT_BYTES = 1_000_000
+"""A larger output would abort its transaction, and every later one, for ever."""
+
+log = get_logger()
+
+
+@dataclass(slots=True)
+class Completion:
+    """A record's handler has returned. `outputs` is None where what ran the record died."""
+
+    partition: Partition
+    record: Record
+    outputs: Sequence[Output] | None
+
+
+class Runner:
+    """Starts one task for each dispatched record. Every method but the constructor runs on the event loop."""
+
+    def __init__(self, handler: Handler, completions: SimpleQueue[Completion]) -> None:
+        self._handler = handler
+        self._completions = completions
+        self._tasks: dict[Partition, set[asyncio.Task[None]]] = {}
+
+    def start(self, dispatched: list[tuple[Partition, Record]]) -> None:
+        """Run the handler for each of these."""
+        loop = asyncio.get_running_loop()
+        for partition, record in dispatched:
+            tasks = self._tasks.setdefault(partition, set())
+            task = loop.create_task(self._run(partition, record, tasks))
+            tasks.add(task)
+
+    def give_up(self, partition: Partition, record: Record, attempts: int) -> None:
+        """Complete a record that killed its worker each time it ran alone."""
+        failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
+        self._completions.put(Completion(partition, record, self._handler.give_up(record, failure)))
+
+    def cancel(self, partition: Partition) -> None:
+        """End the work for a partition that is another worker's."""
+        for task in self._tasks.pop(partition, ()):
+            task.cancel()
+
+    async def _run(self, partition: Partition, record: Record, tasks: set[asyncio.Task[None]]) -> None:
+        try:
+            outputs: Sequence[Output] | None = await self._handler.handle(record)
+            if any(output.value is not None and len(output.value) > MAX_OUTPUT_BYTES for output in outputs or ()):
+                outputs = self._failed(record, "an output is larger than a record may be")
+        except HandlerCrashed:
+            outputs = None
+        except Exception as error:
+            log.error(
+                "The handler raised; the record is given up.",
+                action="handler-raised",
+                error=type(error).__qualname__,  # its text may quote the prompt
+                stack="".join(traceback.format_tb(error.__traceback__)),
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+            )
+            outputs = self._failed(record, f"the worker met an unexpected {type(error).__qualname__}")
+        finally:
+            tasks.discard(asyncio.current_task())
+        self._completions.put(Completion(partition, record, outputs))
+
+    def _failed(self, record: Record, message: str) -> Sequence[Output]:
+        return self._handler.give_up(record, Failure("internal_error", message, 1))

@@ -1,0 +1,264 @@
+"""Settle: outputs and progress of many records in one Kafka transaction; and repair, when that goes wrong.
+
+Settle makes one bounded attempt. What it could not finish becomes a state, and `repair` makes one bounded step out of
+it, so that the caller keeps consuming in between and rebalances are heard:
+
+    READY ──settle──► READY                      committed
+                 ├──► COMMITTING ──► READY       the commit may be called again, and was in the end applied
+                 ├──► ABORTING ────► READY       the broker refused: another generation owns the partitions
+                 └──► REBUILDING ──► REREADING ──► READY
+
+REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out, since such a
+call may still be under way and could meet the next transaction (librdkafka has no KIP-890 yet). Its
+`init_transactions` ends whatever the old one left. Whether that was applied only the committed progress can tell, so
+REREADING asks for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.stage.partition import Partition
+from workers.stage.record import Output
+
+SEND_SECONDS = 5.0
+COMMIT_SECONDS = 5.0
+ABORT_SECONDS = 2.0
+INIT_SECONDS = 2.0
+REST_SECONDS = 1.0
+FATAL_ERRORS_ALLOWED = 3
+FATAL_WINDOW_SECONDS = 60.0
+
+log = get_logger()
+
+
+class State(Enum):
+    """What has to happen before the next transaction; the arrows are in the module's docstring."""
+
+    READY = "ready"
+    COMMITTING = "committing"
+    ABORTING = "aborting"
+    REBUILDING = "rebuilding"
+    REREADING = "rereading"
+
+
+class IdentityShared(Exception):  # noqa: N818
+    """Another process uses the same transactional.id: two replicas have the same POSTBACK_REPLICA."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction carries: for each partition the offsets that it makes done, and all outputs."""
+
+    offsets: dict[Partition, list[int]] = field(default_factory=dict)
+    outputs: list[tuple[Output, int]] = field(default_factory=list)
+    """Each with the partition number to use where it names none."""
+    farewells: set[Partition] = field(default_factory=set)
+    """Partitions that are given back: what is committed for them says that nobody has them."""
+
+
+def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, Any]:
+    """Librdkafka properties of a settling producer.
+
+    `retry.backoff.ms`: back-to-back transactions meet CONCURRENT_TRANSACTIONS, and its default of 100 would cost
+    107 ms each. `transaction.timeout.ms`: how long a killed worker's open transaction holds up others.
+    """
+    return {
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "message.max.bytes": 2_000_000,
+        **config,
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": 5_000,
+        "retry.backoff.ms": 5,
+        "retry.backoff.max.ms": 50,
+        "enable.idempotence": True,
+    }
+
+
+class Settler:
+    """Owns the transactional producer. One thread calls all of it."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        transactional_id: str,
+        group_metadata: Callable[[], Any],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._config = producer_config(config, transactional_id)
+        self._transactional_id = transactional_id
+        self._group_metadata = group_metadata
+        self._clock = clock
+        self._metrics = metrics
+        self._fatal_at: deque[float] = deque()
+        self._committing: Batch | None = None
+        self._partitions_of: dict[str, int] = {}
+        self._fresh = True
+        self._failures = 0
+        self._rest_until = 0.0
+        self._producer = Producer(self._config)
+        self.state = State.REBUILDING
+
+    @property
+    def resting(self) -> bool:
+        """Whether the last failure is too recent for another step: brokers that refuse at once are not hammered."""
+        return self._clock.monotonic() < self._rest_until
+
+    def settle(self, batch: Batch) -> bool:
+        """Commit a batch; True once it is. Call only when READY. Raises IdentityShared.
+
+        After False the batch is either still being committed, and `repair` will return it, or it is not applied.
+        """
+        self._committing = None
+        try:
+            self._producer.begin_transaction()
+            self.state = State.ABORTING
+            for output, source_partition in batch.outputs:
+                self._produce(output, source_partition)
+            self._producer.send_offsets_to_transaction(_positions(batch), self._group_metadata(), SEND_SECONDS)
+            self.state, self._committing = State.COMMITTING, batch
+            self._producer.commit_transaction(COMMIT_SECONDS)
+        except KafkaException as error:
+            self._failed(error.args[0])
+            return False
+        self._committed()
+        return True
+
+    def repair(self) -> Batch | None:
+        """One bounded step towards READY. Returns a batch whose commit has come through after all."""
+        self._metrics.repairs.labels(self.state.value).inc()
+        try:
+            if self.state is State.COMMITTING:
+                self._producer.commit_transaction(COMMIT_SECONDS)
+                batch = self._committing
+                self._committed()
+                return batch
+            if self.state is State.ABORTING:
+                self._producer.abort_transaction(ABORT_SECONDS)
+                self.state = State.READY
+                self._metrics.settles.labels("aborted").inc()
+            elif self.state is State.REBUILDING:
+                self._producer.init_transactions(INIT_SECONDS)
+                self.state = State.READY if self._fresh else State.REREADING
+                self._fresh = False
+        except KafkaException as error:
+            self._failed(error.args[0])
+        return None
+
+    def reread(self) -> None:
+        """The caller has adopted what is committed: outputs that were not applied may be produced again."""
+        self.state = State.READY
+
+    def close(self) -> None:
+        """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
+        if self.state in (State.ABORTING, State.COMMITTING):
+            self.repair()
+        _retire(self._producer)
+
+    def _produce(self, output: Output, source_partition: int) -> None:
+        partition = output.partition if output.partition is not None else source_partition
+        count = self._partition_count(output.topic)
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic,
+                    output.value,
+                    output.key,
+                    partition=partition % count,
+                    headers=output.headers,  # type: ignore[arg-type]  # the stub wants str | bytes values
+                )
+            except BufferError:
+                self._producer.poll(0.01)  # the client's own queue is full: let it send
+            else:
+                return
+
+    def _partition_count(self, topic: str) -> int:
+        """How many partitions a topic has: a result goes to the number of its source, where there is one.
+
+        A dead worker's open transaction then holds back only readers of its own partitions.
+        """
+        if topic not in self._partitions_of:
+            found = self._producer.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+            self._partitions_of[topic] = len(found.partitions)
+        return self._partitions_of[topic]
+
+    def _committed(self) -> None:
+        self.state, self._committing = State.READY, None
+        self._failures = 0
+        self._metrics.settles.labels("committed").inc()
+
+    def _failed(self, error: KafkaError) -> None:
+        """Choose the way of repair for an error of the call that was made in the current state."""
+        log.warning(
+            "A transaction did not come through; repairing.",
+            action="settle-failed",
+            state=self.state.value,
+            error=error.name(),
+            fatal=error.fatal(),
+            transactional_id=self._transactional_id,
+        )
+        self._metrics.settles.labels("failed").inc()
+        self._rest_until = self._clock.monotonic() + min(REST_SECONDS, 0.01 * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        if error.fatal():
+            self._count_fatal(error)
+            self._rebuild()
+        elif error.txn_requires_abort():
+            self.state, self._committing = State.ABORTING, None
+        elif self.state is State.REBUILDING:
+            return  # init_transactions may be called again until it succeeds
+        elif error.code() == KafkaError._TIMED_OUT:
+            self._rebuild()
+        elif not (error.retriable() and self.state is State.COMMITTING):
+            self.state = State.ABORTING
+
+    def _rebuild(self) -> None:
+        self._committing = None
+        old, self._producer = self._producer, Producer(self._config)
+        _retire(old)
+        self._partitions_of.clear()
+        self.state = State.REBUILDING
+
+    def _count_fatal(self, error: KafkaError) -> None:
+        now = self._clock.monotonic()
+        self._fatal_at.append(now)
+        while self._fatal_at and now - self._fatal_at[0] > FATAL_WINDOW_SECONDS:
+            self._fatal_at.popleft()
+        if len(self._fatal_at) >= FATAL_ERRORS_ALLOWED:
+            raise IdentityShared(
+                f"{len(self._fatal_at)} fatal errors within a minute (the last: {error.name()}): another process "
+                f"uses the transactional.id {self._transactional_id}. Give each replica its own POSTBACK_REPLICA."
+            )
+
+
+def _positions(batch: Batch) -> list[TopicPartition]:
+    positions = []
+    for partition, offsets in batch.offsets.items():
+        progress = partition.progress(offsets)
+        positions.append(TopicPartition(partition.topic, partition.number, progress.base, progress.encode()))
+    return positions
+
+
+def _retire(producer: Producer) -> None:
+    """Destroy a producer on a thread of its own: with its broker away that can take longer than a round may."""
+
+    def destroy(doomed: list[Producer]) -> None:
+        doomed[0].purge()
+        doomed.clear()
+
+    doomed = [producer]
+    threading.Thread(target=destroy, args=(doomed,), name="retire-producer", daemon=True).start()

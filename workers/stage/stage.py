@@ -1,0 +1,492 @@
+"""The stage: records in, outputs and progress out; many at once, finished in any order, one transaction each round."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from confluent_kafka import KafkaException
+
+from telemetry.clock import Clock, Deadline
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.stage.intake import Intake, PartitionId
+from workers.stage.isolation import Cohort, Isolation
+from workers.stage.partition import Partition, Phase
+from workers.stage.record import Handler, Record
+from workers.stage.runner import Completion, Runner
+from workers.stage.settle import Batch, Settler, State
+from workers.stage.watch import Watch
+from workers.stage.window import Limits, Window
+
+MAX_BATCH_RECORDS = 5_000
+GAP_SECONDS = 1.0
+"""How long a gap alone may wait for a record to be committed with."""
+
+log = get_logger()
+
+
+class Pace(Protocol):
+    """How a stage is held back by what is behind its handler. The defaults hold nothing back."""
+
+    def room(self) -> int:
+        """How many further records the handler has use for now. Called on the Kafka thread; must be cheap."""
+        ...
+
+    def due_ms(self, record: Record) -> int | None:
+        """Unix milliseconds before which the record is not to be dispatched; None: at once."""
+        ...
+
+
+class Unpaced:
+    """A handler that takes whatever the window allows."""
+
+    def room(self) -> int:
+        """No bound of its own."""
+        return 1 << 30
+
+    def due_ms(self, record: Record) -> int | None:
+        """Everything is due."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What a stage is told by its process."""
+
+    name: str
+    limits: Limits = field(default_factory=Limits)
+    drain_seconds: float = 30.0
+    """How long dispatched records of a partition that is taken away, or of a process that stops, are awaited."""
+
+
+class Stage:
+    """One thread owns Kafka, one event loop owns the work; two queues join them and nothing else is shared.
+
+    `run` returns after `stop` has drained the stage, and raises what ended the Kafka thread.
+    """
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        handler: Handler,
+        intake: Intake,
+        settler: Settler,
+        clock: Clock,
+        metrics: Metrics,
+        pace: Pace | None = None,
+    ) -> None:
+        self._settings = settings
+        self._intake = intake
+        self._settler = settler
+        self._clock = clock
+        self._metrics = metrics
+        self._pace: Pace = pace or Unpaced()
+        self._completions: SimpleQueue[Completion] = SimpleQueue()
+        self._runner = Runner(handler, self._completions)
+        self._window = Window(settings.limits)
+        self._isolation = Isolation()
+        self._partitions: dict[PartitionId, Partition] = {}
+        self._pending: list[Completion] = []
+        self._casualties: list[tuple[Partition, Record]] = []
+        self._waiting: set[Partition] = set()
+        self._announced: Cohort | None = None
+        self._generation = 0
+        self._stopping = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.watch = Watch(intake, settler, clock, metrics)
+
+    # -- on the event loop ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Join the group and work until `stop`."""
+        self._loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = self._loop.create_future()
+        thread = threading.Thread(
+            target=self._thread, args=(self._loop, ended), name=f"kafka-{self._settings.name}", daemon=True
+        )
+        thread.start()
+        await ended
+
+    def stop(self) -> None:
+        """Drain and end; `run` returns when that is done. May be called from any thread and more than once."""
+        self._stopping.set()
+
+    # -- on the Kafka thread -------------------------------------------------------------------------------------
+
+    def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+        error: BaseException | None = None
+        try:
+            self._intake.join(self)
+            while not self._stopping.is_set():
+                self._round()
+            self.revoked(list(self._partitions))
+            self._settler.close()
+            self._intake.leave()
+        except BaseException as raised:
+            error = raised
+        loop.call_soon_threadsafe(_end, ended, error)
+
+    def _round(self) -> None:
+        self.watch.beat()
+        self._take(*self._intake.consume(self._window.batch, self._patience()))
+        self._turn()
+        self._regulate()
+        self.watch.look(list(self._partitions.values()), self._window)
+
+    def _turn(self) -> None:
+        """The part of a round that goes on while a revoked partition is drained, to keep the others fed."""
+        self._collect()
+        self._dispatch()
+        self._transact()
+
+    def _patience(self) -> float:
+        """Seconds to wait for a record: not at all where there is something to settle."""
+        if self._pending and not self._settler.resting:
+            return 0.0
+        return 0.001 if self._window.running or self._window.parked else 0.02
+
+    # -- taking --------------------------------------------------------------------------------------------------
+
+    def _take(self, records: list[Record], ends: list[tuple[str, int, int]]) -> None:
+        if not records and not ends:
+            return
+        self._open({(r.topic, r.partition) for r in records} | {(topic, number) for topic, number, _ in ends})
+        now = self._clock.monotonic()
+        for record in records:
+            partition = self._partitions.get((record.topic, record.partition))
+            if partition is not None:
+                partition.last_seen = now
+                partition.at_end = False
+                self._take_one(partition, record)
+        for topic, number, offset in ends:
+            partition = self._partitions.get((topic, number))
+            if partition is not None and partition.phase is Phase.OPEN and partition.ledger.fits(offset):
+                partition.last_seen = now
+                partition.at_end = True
+                partition.careful_records = 0
+                partition.ledger.reach(offset)
+
+    def _take_one(self, partition: Partition, record: Record) -> None:
+        if partition.rewind_to is not None and record.offset >= partition.rewind_to:
+            return  # it is fetched again from there
+        if partition.phase is not Phase.OPEN or not partition.ledger.fits(record.offset):
+            partition.rewind_to = record.offset
+            return
+        if record.offset > partition.ledger.next_offset:
+            self.watch.gap(partition, record.offset)
+        if not partition.ledger.take(record.offset):
+            return
+        self._account(partition, len(record.value))
+        if not self._isolation.suspect(partition, record):
+            partition.parked.append(record)
+            self._window.parked += 1
+
+    def _open(self, ids: set[PartitionId]) -> None:
+        """Read the progress of partitions of which something was delivered for the first time."""
+        fresh = [p for p in map(self._partitions.get, ids) if p is not None and p.phase is Phase.ASSIGNED]
+        if not fresh:
+            return
+        try:
+            committed = self._intake.committed([partition.id for partition in fresh], 5.0)
+        except KafkaException as error:
+            self.watch.trouble("the committed progress cannot be read", error)
+            return
+        for partition in fresh:
+            partition.open(committed[partition.id], self._settings.limits.records)
+            self._isolation.opened(partition)
+            log.info(
+                "Partition opened.",
+                action="partition-opened",
+                topic=partition.topic,
+                partition=partition.number,
+                base=partition.ledger.base,
+                left_open=partition.careful_records > 0,
+                suspects=len(partition.suspects),
+            )
+
+    def _account(self, partition: Partition, size: int) -> None:
+        partition.bytes += size
+        self._window.bytes += size
+
+    # -- dispatching ---------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        if self._casualties:
+            if self._window.running:
+                return  # the death is still spreading; whatever runs may be to blame
+            self._isolation.crashed(self._casualties)
+            self._casualties = []
+        batch: list[tuple[Partition, Record]] = []
+        if not self._isolation.idle:
+            self._give_up_condemned()
+            batch += self._cohort()
+        if not self._isolation.exclusive:
+            free = min(self._window.limits.records - self._window.running, self._pace.room())
+            batch += self._parked(free - len(batch))
+        if not batch:
+            return
+        for partition, _ in batch:
+            partition.running += 1
+        self._window.running += len(batch)
+        self._metrics.in_flight.set(self._window.running)
+        self._on_loop(self._runner.start, batch)
+
+    def _parked(self, room: int) -> list[tuple[Partition, Record]]:
+        """Up to `room` parked records, taken from the partitions in turn."""
+        batch: list[tuple[Partition, Record]] = []
+        if not self._window.parked:
+            return batch
+        ready = [p for p in self._partitions.values() if p.parked and p.dispatchable and self._is_due(p)]
+        while ready and room > 0:
+            share = max(1, room // len(ready))
+            for partition in ready:
+                for _ in range(min(share, room, len(partition.parked))):
+                    batch.append((partition, partition.parked.popleft()))
+                    room -= 1
+            ready = [p for p in ready if p.parked and self._is_due(p)]
+        self._window.parked -= len(batch)
+        return batch
+
+    def _is_due(self, partition: Partition) -> bool:
+        """Whether the first parked record may run. If not, what is behind it is given back, to save memory."""
+        due = self._pace.due_ms(partition.parked[0])
+        if due is None or due <= self._clock.time() * 1000:
+            self._waiting.discard(partition)
+            return True
+        if partition not in self._waiting:
+            self._waiting.add(partition)
+            self._release(partition, keep=1)
+        return False
+
+    def _release(self, partition: Partition, keep: int = 0) -> None:
+        released = partition.release_parked(keep)
+        self._window.parked -= len(released)
+        self._account(partition, -sum(len(record.value) for record in released))
+
+    def _cohort(self) -> list[tuple[Partition, Record]]:
+        """The next cohort, once its suspicion is committed and, where it is to run alone, nothing else runs."""
+        cohort = self._isolation.next_cohort()
+        if cohort is None or not cohort.committed or (cohort.alone and self._window.running):
+            return []
+        cohort.dispatched = True
+        log.info("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
+        return list(cohort.members)
+
+    def _give_up_condemned(self) -> None:
+        for partition, record, attempts in self._isolation.condemned:
+            log.error(
+                "A record killed its worker each time it ran alone; it is given up.",
+                action="record-quarantined",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                attempts=attempts,
+            )
+            self._metrics.quarantined.inc()
+            partition.running += 1
+            self._window.running += 1
+            self._on_loop(self._runner.give_up, partition, record, attempts)
+        self._isolation.condemned = []
+
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None, "run() comes first"  # noqa: S101 - an invariant, not a check of input
+        self._loop.call_soon_threadsafe(call, *args)
+
+    # -- settling ------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        while True:
+            try:
+                completion = self._completions.get_nowait()
+            except Empty:
+                return
+            partition = completion.partition
+            if not partition.owned:
+                continue  # late work of an assignment that has ended
+            partition.running -= 1
+            self._window.running -= 1
+            if completion.outputs is None:
+                self._casualties.append((partition, completion.record))
+            else:
+                self._pending.append(completion)
+
+    def _transact(self) -> None:
+        """One bounded step: a settle where all is well, else a step of repair."""
+        if self._settler.resting:
+            return
+        if self._settler.state is State.READY:
+            batch = self._compose()
+            if batch.offsets:
+                started = self._clock.monotonic()
+                if self._settler.settle(batch):
+                    self._metrics.job_seconds.labels("settle").observe(self._clock.monotonic() - started)
+                    self._apply(batch)
+        elif self._settler.state is State.REREADING:
+            self._reread()
+        elif (late := self._settler.repair()) is not None:
+            self._apply(late)
+
+    def _compose(self) -> Batch:
+        """Everything that is complete, and the partitions that have something to say of themselves alone."""
+        batch = Batch()
+        for completion in self._pending[:MAX_BATCH_RECORDS]:
+            batch.offsets.setdefault(completion.partition, []).append(completion.record.offset)
+            for output in completion.outputs or ():
+                batch.outputs.append((output, completion.partition.number))
+        cohort = self._isolation.cohort
+        self._announced = cohort if cohort is not None and not cohort.committed else None
+        announced = {partition for partition, _ in self._announced.members} if self._announced else set()
+        for partition in self._partitions.values():
+            if partition in announced or self._has_news(partition):
+                batch.offsets.setdefault(partition, [])
+        batch.farewells = {partition for partition in batch.offsets if partition.phase is Phase.REVOKING}
+        return batch
+
+    def _has_news(self, partition: Partition) -> bool:
+        """Whether a partition's progress is to be committed although none of its records is complete."""
+        if partition.phase is Phase.OPEN and not partition.open_committed:
+            return not partition.ledger.idle
+        if partition.phase is Phase.REVOKING:
+            return partition.open_committed and partition.ledger.idle
+        if not partition.ledger.gaps_unsettled or partition.phase is not Phase.OPEN:
+            return False
+        now = self._clock.monotonic()
+        if partition.gap_since is None:
+            partition.gap_since = now
+        return now - partition.gap_since >= GAP_SECONDS
+
+    def _apply(self, batch: Batch) -> None:
+        """The commit has returned: now the ledgers change."""
+        for partition, offsets in batch.offsets.items():
+            partition.settle(offsets)
+            partition.open_committed = partition not in batch.farewells
+        if self._announced is not None and self._announced is self._isolation.cohort:
+            self._announced.committed = True
+        self._metrics.settled_records.inc(sum(map(len, batch.offsets.values())))
+        self._forget_settled()
+
+    def _reread(self) -> None:
+        """Find out what the old producer's last transaction did, and drop what it already contains."""
+        owned = [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
+        try:
+            committed = self._intake.committed([partition.id for partition in owned], 2.0)
+        except KafkaException as error:
+            self.watch.trouble("the committed progress cannot be read", error)
+            return
+        for partition in owned:
+            progress = committed[partition.id]
+            if progress is not None:
+                partition.ledger.adopt(progress)
+        self._forget_settled()
+        self._settler.reread()
+
+    def _forget_settled(self) -> None:
+        """Drop completions of which nothing is owed any more."""
+        kept = []
+        for completion in self._pending:
+            partition, record = completion.partition, completion.record
+            if not partition.owned:
+                continue
+            if partition.ledger.is_taken(record.offset):
+                kept.append(completion)
+                continue
+            self._account(partition, -len(record.value))
+            self._isolation.settled(partition, record.offset)
+        self._pending = kept
+
+    # -- flow ----------------------------------------------------------------------------------------------------
+
+    def _regulate(self) -> None:
+        """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
+        pause, resume = self._window.changes(self._partitions.values(), full=self._window.full, waiting=self._waiting)
+        pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
+        if not pause and not resume:
+            return
+        if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
+            for partition in pause:
+                partition.paused = True
+            for partition in resume:
+                partition.paused, partition.rewind_to = False, None
+
+    # -- membership, called by the intake on the Kafka thread ----------------------------------------------------
+
+    def assigned(self, partitions: Sequence[PartitionId]) -> None:
+        """Note the partitions; their ledgers open when something of them is delivered."""
+        self._generation += 1
+        now = self._clock.monotonic()
+        for topic, number in partitions:
+            self._partitions[topic, number] = Partition(topic, number, self._generation, now)
+        held = len(self._partitions)
+        log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
+
+    def revoked(self, partitions: Sequence[PartitionId]) -> None:
+        """Drain what is dispatched, hand the rest over untried, and say that we left cleanly."""
+        going = [self._partitions[key] for key in partitions if key in self._partitions]
+        deadline = Deadline.after(self._clock, self._settings.drain_seconds)
+        for partition in going:
+            self._close(partition)
+        while not deadline.passed and not all(p.ledger.idle for p in going):
+            self._turn()
+            self._clock.sleep(0.001)
+        abandoned = sum(len(p.ledger.taken) for p in going)
+        for partition in going:
+            self._abandon(partition)
+        farewell = Deadline.after(self._clock, 5.0)
+        while not farewell.passed and any(p.open_committed for p in going):
+            self._turn()
+            self._clock.sleep(0.001)
+        self._drop(going)
+        log.info("Partitions revoked.", action="partitions-revoked", partitions=len(going), abandoned=abandoned)
+
+    def lost(self, partitions: Sequence[PartitionId]) -> None:
+        """Another member has them already: drop everything, commit nothing."""
+        going = [self._partitions[key] for key in partitions if key in self._partitions]
+        self._drop(going)
+        log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))
+
+    def _close(self, partition: Partition) -> None:
+        """Nothing more of this partition is dispatched."""
+        self._release(partition)
+        for record in self._isolation.forget(partition):
+            partition.ledger.drop(record.offset)
+            self._account(partition, -len(record.value))
+        for casualty in [entry for entry in self._casualties if entry[0] is partition]:
+            self._casualties.remove(casualty)
+            partition.ledger.drop(casualty[1].offset)
+            self._account(partition, -len(casualty[1].value))
+        partition.phase = Phase.REVOKING
+
+    def _abandon(self, partition: Partition) -> None:
+        """Its time is up: what still runs is cancelled, and stays undone for the next owner."""
+        self._on_loop(self._runner.cancel, partition)
+        for offset in partition.ledger.taken:
+            partition.ledger.drop(offset)
+        self._forget_settled()
+
+    def _drop(self, partitions: list[Partition]) -> None:
+        for partition in partitions:
+            self._on_loop(self._runner.cancel, partition)
+            self._isolation.forget(partition)
+            self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
+            self._waiting.discard(partition)
+            self._window.parked -= len(partition.parked)
+            self._window.running -= partition.running
+            self._window.bytes -= partition.bytes
+            partition.phase = Phase.GONE
+            self.watch.gone(partition)
+            del self._partitions[partition.id]
+        self._forget_settled()
+
+
+def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return  # the caller of run() was cancelled
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)

@@ -1,0 +1,134 @@
+"""What a stage says of itself: backlog, readiness, liveness, stalls. It decides nothing about records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from confluent_kafka import KafkaError, KafkaException
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.stage.intake import Intake
+from workers.stage.partition import Partition, Phase
+from workers.stage.settle import Settler, State
+from workers.stage.window import Window
+
+LOOK_SECONDS = 1.0
+STALL_SECONDS = 10.0
+STUCK_SECONDS = 60.0
+LARGE_GAP = 1_000
+"""Offsets. Transactions and compaction leave small gaps all the time; a large one is worth a question."""
+
+log = get_logger()
+
+
+class Watch:
+    """Written to by the Kafka thread, read by the health server's threads."""
+
+    def __init__(self, intake: Intake, settler: Settler, clock: Clock, metrics: Metrics) -> None:
+        self._intake = intake
+        self._settler = settler
+        self._clock = clock
+        self._metrics = metrics
+        self._beat_at = clock.monotonic()
+        self._looked_at = 0.0
+        self._unready_since: float | None = None
+        self._broker_away = False
+        self._said: dict[str, float] = {}
+
+    def beat(self) -> None:
+        """The Kafka thread is alive."""
+        self._beat_at = self._clock.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the Kafka thread came round within a minute; a settle and a drain are shorter than that."""
+        return self._clock.monotonic() - self._beat_at < STUCK_SECONDS
+
+    def reasons(self) -> list[str]:
+        """Why the stage is not ready; empty when it is."""
+        found = []
+        if self._broker_away:
+            found.append("no Kafka broker can be reached")
+        if self._unready_since is not None and self._clock.monotonic() - self._unready_since > 1.0:
+            found.append(f"settling is being repaired ({self._settler.state.value})")
+        return found
+
+    def broker_error(self, error: KafkaError) -> None:
+        """The client's error callback."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._broker_away = True
+        self._say("Kafka client error.", "kafka-error", error.name())
+
+    def trouble(self, what: str, error: KafkaException) -> None:
+        """A step that will be tried again did not work."""
+        self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
+
+    def gap(self, partition: Partition, offset: int) -> None:
+        """Offsets were skipped before `offset`. Those below the log's start were lost to retention."""
+        skipped = offset - partition.ledger.next_offset
+        if skipped < LARGE_GAP and partition.ledger.next_offset != partition.ledger.base:
+            return
+        marks = self._intake.watermarks(partition.id, cached=False)
+        lost = 0 if marks is None else min(marks[0], offset) - partition.ledger.next_offset
+        if lost > 0 and partition.had_progress:
+            self._metrics.retention_loss.inc(lost)
+            log.error(
+                "Retention removed records that nobody had handled.",
+                action="retention-loss",
+                topic=partition.topic,
+                partition=partition.number,
+                records=lost,
+            )
+
+    def look(self, partitions: Sequence[Partition], window: Window) -> None:
+        """Once a second: publish what operators scale by, and ask after a broker that was away."""
+        if self._settler.state is State.READY:
+            self._unready_since = None
+            if not self._settler.resting and self._broker_away and self._reachable(partitions):
+                self._broker_away = False
+        elif self._unready_since is None:
+            self._unready_since = self._clock.monotonic()
+        if self._clock.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = self._clock.monotonic()
+        self._metrics.in_flight.set(window.running)
+        for partition in partitions:
+            marks = self._intake.watermarks(partition.id, cached=True)
+            if marks is not None and partition.phase is Phase.OPEN:
+                backlog = max(0, marks[1] - partition.ledger.base)
+                self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
+
+    def stalled(self, partitions: Iterable[Partition]) -> list[Partition]:
+        """Partitions that have records to give and have given none for 10 s; they are to be sought again."""
+        now = self._clock.monotonic()
+        found = []
+        for partition in partitions:
+            if partition.phase is not Phase.OPEN or partition.paused or now - partition.last_seen < STALL_SECONDS:
+                continue
+            partition.last_seen = now
+            marks = self._intake.watermarks(partition.id, cached=True)
+            if not partition.at_end or (marks is not None and marks[1] > partition.ledger.next_offset):
+                partition.rewind_to = partition.ledger.next_offset
+                found.append(partition)
+        return found
+
+    def gone(self, partition: Partition) -> None:
+        """Its backlog is another worker's to report."""
+        try:
+            self._metrics.backlog.remove(partition.topic, str(partition.number))
+        except KeyError:
+            return  # it was never reported
+
+    def _reachable(self, partitions: Sequence[Partition]) -> bool:
+        if self._clock.monotonic() - self._looked_at < LOOK_SECONDS:
+            return False
+        return not partitions or self._intake.watermarks(partitions[0].id, cached=False) is not None
+
+    def _say(self, message: str, action: str, error: str) -> None:
+        """Log it, but no more than once in ten seconds for each error."""
+        now = self._clock.monotonic()
+        if now - self._said.get(error, -STALL_SECONDS) >= STALL_SECONDS:
+            self._said[error] = now
+            log.warning(message, action=action, error=error)
