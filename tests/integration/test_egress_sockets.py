@@ -1,0 +1,204 @@
+"""The guard on real sockets: what is connected to, and what a server behind it ever sees."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import aiohttp
+import pytest
+import uvloop
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from workers.egress import EgressPolicy, EgressRefused, Guard, GuardedConnector, Refusal
+
+FIRST = EgressPolicy(allow=(ip_network("127.0.0.1/32"),))
+"""Lets 127.0.0.1 through and no other loopback address: 127.0.0.2 plays the internal host."""
+
+
+@dataclass
+class Server:
+    """A real HTTP server that counts connections and requests."""
+
+    host: str
+    port: int
+    connections: list[Any] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def url(self, host: str | None = None) -> str:
+        return f"http://{host or self.host}:{self.port}/"
+
+
+@asynccontextmanager
+async def serving(host: str, port: int = 0, location: str | None = None) -> AsyncIterator[Server]:
+    server = Server(host, port)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        server.paths.append(request.path)
+        if location is not None:
+            return web.Response(status=302, headers={"Location": location})
+        return web.Response(text=host)
+
+    class Counting(web.Server):
+        def __call__(self) -> Any:
+            server.connections.append(1)
+            return super().__call__()
+
+    runner = web.ServerRunner(Counting(answer))
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    server.port = runner.addresses[0][1]
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+class Names(AbstractResolver):
+    """A resolver whose answers are given: each call takes the next list of addresses, the last one stays."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers = list(answers)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        addresses = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        kinds = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for address, kind in zip(addresses, kinds, strict=True)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+async def refusal(guard: Guard, url: str) -> EgressRefused:
+    async with guard.session() as session:
+        with pytest.raises(EgressRefused) as refused:
+            await session.get(url)
+    return refused.value
+
+
+async def test_an_allowed_literal_is_reached() -> None:
+    async with serving("127.0.0.1") as server, Guard(FIRST).session() as session, session.get(server.url()) as answer:
+        assert await answer.text() == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::ffff:127.0.0.2]", "localhost.", "2130706434", "0x7f000002", "127.2"])
+async def test_a_refused_host_sees_no_connection(host: str) -> None:
+    policy = EgressPolicy(development=True, ports=frozenset(range(65536)))
+    async with serving("127.0.0.2") as server:
+        await refusal(Guard(policy), server.url(host))
+        assert not server.connections
+
+
+async def test_a_name_of_a_refused_address_sees_no_connection() -> None:
+    async with serving("127.0.0.2") as server:
+        refused = await refusal(Guard(FIRST, Names(["127.0.0.2"])), server.url("internal.example"))
+        assert refused.reason is Refusal.ADDRESS
+        assert str(refused) == f"http://internal.example:{server.port}: {Refusal.ADDRESS}"
+        assert not server.connections
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "::1"]])
+async def test_a_name_that_mixes_allowed_and_refused_addresses_is_refused_wholly(addresses: list[str]) -> None:
+    async with serving("127.0.0.1") as server:
+        await refusal(Guard(FIRST, Names(addresses)), server.url("mixed.example"))
+        assert not server.connections
+
+
+async def test_a_name_that_resolves_differently_the_second_time_is_refused_then() -> None:
+    """DNS rebinding: the second connection asks again, and its own answer is what is judged."""
+    guard = Guard(FIRST, Names(["127.0.0.1"], ["127.0.0.2"]))
+    connector = GuardedConnector(guard.policy, guard.resolver, force_close=True, use_dns_cache=False)
+    async with serving("127.0.0.1") as allowed, serving("127.0.0.2", allowed.port) as internal:
+        url = allowed.url("rebind.example")
+        async with aiohttp.ClientSession(connector=connector) as session:
+            async with session.get(url) as answer:
+                assert await answer.text() == "127.0.0.1"
+            with pytest.raises(EgressRefused):
+                await session.get(url)
+        assert not internal.connections
+
+
+@pytest.mark.parametrize("eyeballs", [None, 0.25])
+async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
+    eyeballs: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second line of defence alone: what aiohttp connects to decides, wherever it took the address from."""
+    monkeypatch.setattr("workers.egress._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    async with serving("127.0.0.2") as server:
+        connector = GuardedConnector(FIRST, None, happy_eyeballs_delay=eyeballs)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with pytest.raises(EgressRefused):
+                await session.get(server.url("name.example"))
+        assert not server.connections
+
+
+async def test_the_peer_is_checked_after_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third line alone: a connection that leads elsewhere is closed before anything is sent."""
+    monkeypatch.setattr("workers.egress._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
+    async with serving("127.0.0.2") as server:
+        await refusal(Guard(FIRST), server.url("name.example"))
+        assert server.connections
+        assert not server.paths
+
+
+async def test_a_redirect_followed_by_aiohttp_itself_is_checked_as_well() -> None:
+    async with serving("127.0.0.2") as internal, serving("127.0.0.1", location=internal.url()) as server:
+        refused = await refusal(Guard(FIRST), server.url())
+        assert refused.origin == internal.url().rstrip("/")
+        assert not internal.connections
+
+
+async def test_a_port_outside_the_list_is_refused_unless_the_address_is_allowed() -> None:
+    async with serving("127.0.0.1") as server:
+        open_to_all = EgressPolicy(development=True, ports=frozenset({80}))
+        assert (await refusal(Guard(open_to_all), f"http://8.8.8.8:{server.port}/")).reason is Refusal.PORT
+        elsewhere = EgressPolicy(allow=(ip_network("10.0.0.0/8"),), development=True)
+        guard = Guard(elsewhere, Names(["8.8.8.8", "2001:4860:4860::8888"]))
+        assert (await refusal(guard, server.url("name.example"))).reason is Refusal.PORT
+
+
+async def test_proxies_are_not_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving("127.0.0.1") as proxy, serving("127.0.0.1") as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url())
+        async with Guard(FIRST).session() as session, session.get(server.url()) as answer:
+            assert answer.status == 200
+        assert not proxy.connections
+
+
+async def test_a_proxy_that_is_passed_in_is_refused() -> None:
+    async with serving("127.0.0.1") as server, Guard(FIRST).session() as session:
+        with pytest.raises(EgressRefused) as refused:
+            await session.get(server.url(), proxy=server.url())
+        assert refused.value.reason is Refusal.PROXY
+        assert not server.connections
+
+
+async def test_many_requests_share_checked_connections() -> None:
+    async with serving("127.0.0.1") as server, Guard(FIRST).session() as session:
+        for _ in range(5):
+            async with session.get(server.url()) as answer:
+                await answer.read()
+        assert len(server.connections) == 1
+        assert len(server.paths) == 5
+
+
+def test_the_guard_holds_on_the_loop_that_workers_run() -> None:
+    """uvloop connects and names its peers by code of its own."""
+
+    async def scenario() -> None:
+        await test_an_allowed_literal_is_reached()
+        await test_a_name_of_a_refused_address_sees_no_connection()
+
+    uvloop.run(scenario())

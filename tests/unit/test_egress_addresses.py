@@ -1,0 +1,202 @@
+"""Which addresses and URLs the guard lets through, judged by their text alone."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.egress import (
+    SPECIAL_IPV4,
+    SPECIAL_IPV6,
+    EgressPolicy,
+    EgressRefused,
+    EgressSettings,
+    Refusal,
+    check_url,
+    is_allowed,
+    is_public_address,
+    origin_of,
+)
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "ssrf_vectors.json").read_text())
+PRODUCTION = EgressPolicy()
+DEVELOPMENT = EgressPolicy(development=True)
+
+
+@pytest.mark.parametrize("address", VECTORS["deny"])
+def test_an_address_of_the_deny_list_is_not_public(address: str) -> None:
+    assert not is_public_address(address)
+    assert not is_public_address(ip_address(address))
+
+
+@pytest.mark.parametrize("address", VECTORS["allow"])
+def test_an_address_of_the_allow_list_is_public(address: str) -> None:
+    assert is_public_address(address)
+    assert is_public_address(ip_address(address))
+
+
+@pytest.mark.parametrize("cidr", [cidr for cidr, _ in SPECIAL_IPV4 + SPECIAL_IPV6])
+def test_both_ends_of_every_registry_row_are_refused(cidr: str) -> None:
+    network = ip_network(cidr)
+    assert not is_public_address(network[0])
+    assert not is_public_address(network[-1])
+
+
+@pytest.mark.parametrize("cidr", [cidr for cidr, _ in SPECIAL_IPV4])
+@pytest.mark.parametrize(
+    "form", ["::ffff:{0}", "64:ff9b::{0}", "::{0}", "2a00:1450::5efe:{0}", "2a00:1450::200:5efe:{0}"]
+)
+def test_an_embedded_ipv4_address_is_judged_too(cidr: str, form: str) -> None:
+    """Mapped, NAT64, compatible, and ISATAP with both of its identifiers."""
+    for address in (IPv4Network(cidr)[0], IPv4Network(cidr)[-1]):
+        assert not is_public_address(form.format(address))
+
+
+@pytest.mark.parametrize("form", ["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2a00:1450::5efe:8.8.8.8"])
+def test_a_public_ipv4_address_stays_public_inside_ipv6(form: str) -> None:
+    assert is_public_address(form)
+
+
+@given(st.integers(0, 2**128 - 1).map(IPv6Address))
+def test_only_global_unicast_mapped_and_nat64_addresses_can_be_public(address: IPv6Address) -> None:
+    homes = (IPv6Network("2000::/3"), IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
+    assert not is_public_address(address) or any(address in home for home in homes)
+
+
+@given(st.integers(0, 2**32 - 1).map(IPv4Address))
+def test_what_python_calls_private_is_never_public(address: IPv4Address) -> None:
+    assert not is_public_address(address) or address.is_global
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "8.8.2056", "134744072", "0x8080808", "010.8.8.8",
+     "8.8.8.8.", " 8.8.8.8", "8.8.8.8\n", "8.8.8.8/32", "[2606:4700::1]", "2606:4700::1%eth0", "fe80::1%1", "٨.8.8.8",
+     "example.com", ""],
+)  # fmt: skip
+def test_a_spelling_that_is_no_address_is_not_public(spelling: str) -> None:
+    assert not is_public_address(spelling)
+
+
+@pytest.mark.parametrize("value", [134744072, b"\x08\x08\x08\x08", None, 8.8])
+def test_a_value_that_is_no_address_is_not_public(value: Any) -> None:
+    assert not is_public_address(value)
+
+
+def test_azures_host_service_is_refused_although_its_address_is_public_space() -> None:
+    assert not is_public_address("168.63.129.16")
+    assert is_public_address("168.63.129.17")
+
+
+def test_a_zone_is_refused_even_where_its_network_is_allowed() -> None:
+    policy = EgressPolicy(allow=(ip_network("fe80::/10"),))
+    assert is_allowed("fe80::1", policy)
+    assert not is_allowed("fe80::1%eth0", policy)
+
+
+def test_an_allowed_network_holds_for_mapped_spellings() -> None:
+    policy = EgressPolicy(allow=(ip_network("10.0.0.0/8"),))
+    assert is_allowed("::ffff:10.1.2.3", policy)
+    assert not is_allowed("::ffff:11.0.0.1", PRODUCTION) or is_public_address("11.0.0.1")
+    assert not is_allowed("::ffff:127.0.0.1", policy)
+
+
+@pytest.mark.parametrize(
+    "url", [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
+)  # where a name leads is seen when connecting
+@pytest.mark.parametrize("policy", [PRODUCTION, DEVELOPMENT])
+def test_a_url_of_the_deny_list_is_refused(url: str, policy: EgressPolicy) -> None:
+    with pytest.raises(EgressRefused):
+        check_url(url, policy)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://example.com/", Refusal.SCHEME),
+        ("ftp://example.com/", Refusal.SCHEME),
+        ("file:///etc/passwd", Refusal.SCHEME),
+        ("//example.com/", Refusal.SCHEME),
+        ("https://user@example.com/", Refusal.USERINFO),
+        ("https://user:secret@example.com/", Refusal.USERINFO),
+        ("https://:secret@example.com/", Refusal.USERINFO),
+        ("https://example.com:22/", Refusal.PORT),
+        ("https://8.8.8.8:6379/", Refusal.PORT),
+        ("https://2130706433/", Refusal.HOST),
+        ("https://0x7f.1/", Refusal.HOST),
+        ("https://127.1/", Refusal.HOST),
+        ("https://0177.0.0.1/", Refusal.HOST),
+        ("https://127.0.0.1./", Refusal.HOST),
+        ("https://1.2.3.4.5/", Refusal.HOST),
+        ("https://[fe80::1%25eth0]/", Refusal.HOST),
+        ("https://10.0.0.1/", Refusal.ADDRESS),
+        ("https://[::1]/", Refusal.ADDRESS),
+        ("https://localhost/", Refusal.ADDRESS),
+        ("https://a.LOCALHOST./", Refusal.ADDRESS),
+        ("https://", Refusal.URL),
+        ("https://exa mple.com/", Refusal.URL),
+        ("https://example.com:99999/", Refusal.URL),
+    ],
+)
+def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
+    with pytest.raises(EgressRefused) as refused:
+        check_url(url, PRODUCTION)
+    assert refused.value.reason is reason
+
+
+def test_fullwidth_digits_do_not_hide_an_address() -> None:
+    with pytest.raises(EgressRefused):
+        check_url("https://１２７.0.0.1/", PRODUCTION)  # noqa: RUF001 - the point of the test
+    with pytest.raises(EgressRefused):
+        check_url("https://127。0。0。1/", PRODUCTION)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/hook?token=1", "https://example.com:8443/", "https://8.8.8.8/", "https://[2606:4700::1]/",
+     "https://xn--bcher-kva.example/", "https://sub_domain.example.com/", "https://example.com./"],
+)  # fmt: skip
+def test_an_ordinary_url_passes_unchanged(url: str) -> None:
+    assert str(check_url(url, PRODUCTION)) == url
+
+
+def test_plain_http_needs_development_or_an_allowed_network() -> None:
+    inside = EgressPolicy(allow=(ip_network("10.0.0.0/8"),))
+    assert check_url("http://example.com/", DEVELOPMENT)
+    assert check_url("http://10.0.0.1:9000/", inside)
+    with pytest.raises(EgressRefused):
+        check_url("http://8.8.8.8/", inside)
+
+
+def test_a_refusal_names_only_the_origin() -> None:
+    with pytest.raises(EgressRefused) as refused:
+        check_url("https://user:password@example.com:22/path/token?secret=1#fragment", PRODUCTION)
+    assert str(refused.value) == f"https://example.com:22: {Refusal.USERINFO}"
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [("https://u:p@example.com/a?b", "https://example.com"), ("http://[::1]:81/x", "http://[::1]:81"),
+     ("file:///etc/passwd", "file:"), ("http://[", "a URL"), ("secret", "a URL"), ("", "a URL")],
+)  # fmt: skip
+def test_an_origin_never_carries_more(url: str, origin: str) -> None:
+    assert origin_of(url) == origin
+
+
+def test_the_two_allow_lists_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACKS", "10.0.0.0/8, fd00::/8")
+    settings = EgressSettings()
+    assert settings.callback_policy(development=False).allow == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert settings.fetch_policy(development=True) == EgressPolicy(allow=(), development=True)
+
+
+def test_an_allow_list_with_an_error_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_FETCH", "10.0.0.0/8,everything")
+    with pytest.raises(ValueError, match="allow_fetch"):
+        EgressSettings()
