@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from schemas.signature import Signer
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
@@ -165,6 +166,38 @@ def test_a_broken_file_leaves_the_keys_that_were_loaded(keyring: Keyring, path: 
     with pytest.raises(KeyringUnreadable):
         keyring.refresh()
     assert keyring.secrets("acme", NOW) == before
+
+
+def test_a_signer_signs_with_every_key_of_now(keyring: Keyring) -> None:
+    keyring.rotate("acme", NOW)
+    keyring.rotate(None, NOW)
+    expected = Signer(keyring.secrets("acme", NOW), keyring.signing_keys(NOW)).sign("msg_1", int(NOW), b"{}")
+    assert keyring.signer("acme", NOW).sign("msg_1", int(NOW), b"{}") == expected
+    assert [part.split(",")[0] for part in expected.split(" ")] == ["v1", "v1", "v1a", "v1a"]
+
+
+def test_a_signer_is_made_once_until_its_keys_change(keyring: Keyring) -> None:
+    keyring.rotate("acme", NOW)
+    signer = keyring.signer("acme", NOW)
+    assert keyring.signer("acme", NOW + 100) is signer
+    later = keyring.signer("acme", NOW + OVERLAP_SECONDS)
+    assert later.sign("msg_1", 1, b"").count("v1,") == 1
+
+
+def test_a_signer_follows_a_rotation_by_another_process(keyring: Keyring, path: Path) -> None:
+    keyring.signer("acme", NOW)
+    Keyring.load(path).rotate("acme", NOW)
+    assert keyring.signer("acme", NOW + 2).sign("msg_1", 1, b"").count("v1,") == 2
+
+
+def test_signing_goes_on_while_the_file_is_broken_and_the_problem_is_logged_once(
+    keyring: Keyring, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signature = keyring.signer("acme", NOW).sign("msg_1", 1, b"")
+    path.unlink()
+    for later in (2, 4, 6):
+        assert keyring.signer("acme", NOW + later).sign("msg_1", 1, b"") == signature
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 def test_an_error_names_the_path_and_the_fix(path: Path) -> None:

@@ -31,14 +31,21 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
 
+from schemas.signature import Signer
 from telemetry.clock import Clock
+from telemetry.logs import get_logger
 
 OVERLAP_SECONDS = 24 * 3600.0
 """How long an old key signs beside the new one."""
 
+_LOOK_SECONDS = 1.0
+"""How often `signer` looks whether the file changed."""
+_MAX_CACHED_SIGNERS = 10_000
 _MASTER_BYTES = 32
 _SECRET_BYTES = 32
 _SEED_BYTES = 32
+
+log = get_logger()
 
 
 class KeyringError(Exception):
@@ -196,6 +203,9 @@ class Keyring:
         self.path = path
         self._data = data
         self._stamp = stamp
+        self._signers: dict[str, tuple[Signer, float]] = {}
+        self._looked_at = float("-inf")
+        self._problem: str | None = None
 
     def __repr__(self) -> str:
         return f"Keyring({str(self.path)!r})"
@@ -224,6 +234,7 @@ class Keyring:
             return False
         self._data = _read(self.path)
         self._stamp = stamp
+        self._signers.clear()
         return True
 
     def secrets(self, tenant: str, now: float) -> list[str]:
@@ -245,6 +256,19 @@ class Keyring:
         """The public keys in use now as a JWK set (RFC 7517; RFC 8037 for ed25519), newest first."""
         return {"keys": [_jwk(key.public_bytes) for key in self._fleet(now)]}
 
+    def signer(self, tenant: str, now: float) -> Signer:
+        """Signs with all of a tenant's and the fleet's keys of now. Follows the file; if it breaks, old keys stay."""
+        if not 0 <= now - self._looked_at < _LOOK_SECONDS:
+            self._looked_at = now
+            self._refresh_or_say()
+        signer, valid_until = self._signers.get(tenant, (None, 0.0))
+        if signer is None or now >= valid_until:
+            signer = Signer(self.secrets(tenant, now), self.signing_keys(now))
+            if len(self._signers) >= _MAX_CACHED_SIGNERS:
+                self._signers.clear()
+            self._signers[tenant] = (signer, self.next_change(tenant, now))
+        return signer
+
     def next_change(self, tenant: str, now: float) -> float:
         """When the next of a tenant's keys stops signing, Unix seconds; infinity where none will."""
         return self._data.next_change(tenant, now)
@@ -264,6 +288,20 @@ class Keyring:
             _write(self.path, rotated)
         self.refresh()
         return until
+
+    def _refresh_or_say(self) -> None:
+        try:
+            self.refresh()
+            self._problem = None
+        except KeyringError as error:
+            # Once per problem: this runs for every callback.
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error(
+                    "The keyring cannot be read again; the keys in hand go on signing.",
+                    action="keyring_reload_failed",
+                    problem=self._problem,
+                )
 
     def _fleet(self, now: float) -> list[FleetKey]:
         return self._data.fleet_keys(now)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from schemas.topics import TIER_DELAYS_SECONDS
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome, parse_retry_after
+from workers.delivery.retries import Done, GiveUp, Retry, RetryDecision, Schedule, decide, due_ms, hop, is_early
+
+NOW = 1_700_000_000_000
+DAY = 86_400
+STEADY = Schedule(jitter=0.0)
+
+
+def failed(reason: FailureReason = FailureReason.SERVER_ERROR, retry_after: float | None = None) -> FailedDelivery:
+    return FailedDelivery(reason, 0.1, 500, retry_after)
+
+
+@dataclass(frozen=True)
+class Row:
+    attempt: int
+    outcome: PostOutcome
+    decision: RetryDecision
+
+
+THROTTLED, REFUSED, GONE = FailureReason.THROTTLED, FailureReason.REFUSED, FailureReason.GONE
+
+TABLE = [
+    Row(1, Delivered(200, 0.1), Done()),
+    Row(10, Delivered(204, 0.1), Done()),
+    # The schedule, wait by wait, then nothing more.
+    Row(1, failed(), Retry(5, NOW + 5_000)),
+    Row(2, failed(), Retry(300, NOW + 300_000)),
+    Row(3, failed(), Retry(1800, NOW + 1_800_000)),
+    Row(4, failed(), Retry(7200, NOW + 7_200_000)),
+    Row(5, failed(), Retry(18000, NOW + 18_000_000)),
+    Row(6, failed(), Retry(36000, NOW + 36_000_000)),
+    Row(7, failed(), Retry(50400, NOW + 50_400_000)),
+    Row(8, failed(), Retry(72000, NOW + 72_000_000)),
+    Row(9, failed(), Retry(86400, NOW + 86_400_000)),
+    Row(10, failed(), GiveUp("callback_exhausted")),
+    Row(11, failed(), GiveUp("callback_exhausted")),
+    # What will never work is not tried again.
+    Row(1, failed(REFUSED), GiveUp("callback_refused")),
+    Row(1, failed(GONE), GiveUp("endpoint_gone")),
+    # Retry-After is a floor, met with the slack on top; what is left after the tier is hopped through.
+    Row(1, failed(THROTTLED, 0), Retry(5, NOW + 5_000)),
+    Row(1, failed(THROTTLED, 3), Retry(5, NOW + 5_000)),
+    Row(1, failed(THROTTLED, 60), Retry(5, NOW + 60_500)),
+    Row(1, failed(THROTTLED, 300), Retry(300, NOW + 300_500)),
+    Row(1, failed(THROTTLED, DAY), Retry(86400, NOW + 86_400_500)),
+    Row(4, failed(THROTTLED, 60), Retry(7200, NOW + 7_200_000)),
+    Row(4, failed(THROTTLED, 7_200), Retry(7200, NOW + 7_344_000)),
+    Row(10, failed(THROTTLED, 60), GiveUp("callback_exhausted")),
+]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.attempt}-{row.decision}")
+def test_the_decision_follows_from_attempt_and_outcome(row: Row) -> None:
+    assert decide(row.attempt, row.outcome, NOW, random.Random(1), STEADY) == row.decision
+
+
+@pytest.mark.parametrize("reason", [reason for reason in FailureReason if not reason.permanent])
+def test_every_failure_that_may_pass_is_tried_again(reason: FailureReason) -> None:
+    assert decide(1, failed(reason), NOW, random.Random(1), STEADY) == Retry(5, NOW + 5_000)
+
+
+@pytest.mark.parametrize("attempt", range(1, 10))
+def test_jitter_spreads_a_wait_over_ten_percent_and_keeps_its_tier(attempt: int) -> None:
+    rng, delay = random.Random(7), TIER_DELAYS_SECONDS[attempt - 1]
+    decisions = [decide(attempt, failed(), NOW, rng, Schedule()) for _ in range(200)]
+    waits = [decision.not_before_ms - NOW for decision in decisions if isinstance(decision, Retry)]
+    assert {decision.tier_delay for decision in decisions if isinstance(decision, Retry)} == {delay}
+    assert delay * 1000 <= min(waits) < delay * 1010
+    assert delay * 1090 < max(waits) <= delay * 1100
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "tier"),
+    [
+        (-10, 5), (0, 5), (4.9, 5), (5, 5), (299.9, 5), (300, 300), (1_799, 300), (1_800, 1800), (86_399, 72000),
+        (86_400, 86400), (10 * DAY, 86400),
+    ],
+)  # fmt: skip
+def test_a_hop_takes_the_largest_tier_that_fits(left_seconds: float, tier: float) -> None:
+    assert hop(NOW + round(left_seconds * 1000), NOW, STEADY.tiers) == tier
+
+
+@pytest.mark.parametrize("attempt", range(1, 10))
+@pytest.mark.parametrize("retry_after", [None, 60, 4_000, DAY])
+def test_a_waiting_record_is_never_tried_too_soon_and_hops_seldom(attempt: int, retry_after: float | None) -> None:
+    schedule, rng = Schedule(), random.Random(attempt)
+    outcome, wanted_seconds = failed(THROTTLED, retry_after), max(TIER_DELAYS_SECONDS[attempt - 1], retry_after or 0)
+    decision = decide(attempt, outcome, NOW, rng, schedule)
+    assert isinstance(decision, Retry)
+    now, hops = due_ms(NOW, decision.tier_delay, NOW), 0
+    while is_early(decision.not_before_ms, now, attempt, schedule):
+        now, hops = due_ms(now, hop(decision.not_before_ms, now, schedule.tiers), now), hops + 1
+    assert now - NOW >= wanted_seconds * 1000
+    assert now - NOW <= wanted_seconds * 1000 * 1.13 + 5_000
+    assert hops <= 70
+
+
+@pytest.mark.parametrize(
+    ("early_by_ms", "attempt", "early"),
+    [(0, 1, False), (500, 1, False), (501, 1, True), (6_000, 2, False), (6_001, 2, True), (1_728_000, 9, False),
+     (1_728_001, 9, True), (-1, 1, False), (500, 0, False), (1_728_000, 99, False)],
+)  # fmt: skip
+def test_a_record_is_due_within_the_slack_of_its_wait(early_by_ms: int, attempt: int, early: bool) -> None:
+    assert is_early(NOW + early_by_ms, NOW, attempt, Schedule()) is early
+
+
+def test_a_record_leaves_its_tier_after_the_tiers_constant() -> None:
+    assert due_ms(NOW - 1_000, 5, NOW) == NOW + 4_000
+
+
+def test_a_broker_clock_far_ahead_does_not_make_a_record_wait_longer_than_its_tier() -> None:
+    assert due_ms(NOW + 3_600_000, 5, NOW) == NOW + 5_000
+
+
+@pytest.mark.parametrize("delays", [(), (0.0,), (5.0, -1.0)])
+def test_a_schedule_without_waits_is_refused(delays: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one wait"):
+        Schedule(delays)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0), ("120", 120), (" 120 ", 120), ("86400", DAY), ("86401", DAY), ("9" * 5000, DAY),
+        ("Tue, 14 Nov 2023 22:15:20 GMT", 120),
+        ("Tuesday, 14-Nov-23 22:15:20 GMT", 120),
+        ("Tue Nov 14 22:15:20 2023", 120),
+        ("Tue, 14 Nov 2023 22:13:00 GMT", 0),
+        ("Fri, 14 Nov 2053 22:13:00 GMT", DAY),
+        ("", None), ("-5", None), ("1.5", None), ("soon", None), ("\u0661\u0662", None),
+        ("Tue, 99 Nov 2023 22:15:20 GMT", None), ("Tue, 14 Nov 99999 22:15:20 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW / 1000) == seconds

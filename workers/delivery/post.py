@@ -1,0 +1,246 @@
+"""One callback attempt: exactly one POST, or none, and what came of it.
+
+Nothing here repeats a request. aiohttp tries again on a connection that the other side had closed, but only for
+idempotent methods, and POST is none (RFC 9110, section 9.2.2); redirects are off, so no 302 turns it into a GET that
+counts as delivered; and proxies and netrc of the environment are not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from importlib.metadata import version
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from aiohttp.resolver import DefaultResolver
+from yarl import URL
+
+from telemetry.clock import Clock
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
+
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
+"""A longer `Retry-After` is taken as this."""
+
+USER_AGENT = f"Postback/{version('postback')}"
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
+"""aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
+
+_THROTTLING = frozenset({429, 502, 504})
+
+
+class FailureReason(StrEnum):
+    """Why an attempt failed: a label of metrics, and the error class in `callback_attempts`."""
+
+    REFUSED = "refused"
+    """The guard does not let us go there. Permanent."""
+    GONE = "gone"
+    """410: the consumer wants no more of this. Permanent."""
+    THROTTLED = "throttled"
+    """429, 502, 504."""
+    REDIRECTED = "redirected"
+    """3xx, which is never followed: the target was not what the producer named, and was not checked."""
+    CLIENT_ERROR = "client_error"
+    """Any other 4xx."""
+    SERVER_ERROR = "server_error"
+    """Any other 5xx, and statuses outside of all classes."""
+    TIMEOUT = "timeout"
+    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body."""
+    DNS_FAILED = "dns_failed"
+    CONNECT_FAILED = "connect_failed"
+    TLS_FAILED = "tls_failed"
+    CONNECTION_CLOSED = "connection_closed"
+    """Closed before an answer came; maybe an idle connection that both sides gave up at the same time."""
+    BAD_RESPONSE = "bad_response"
+    """Not HTTP, headers too large, or a body that ended early."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether trying again is pointless."""
+        return self in (FailureReason.REFUSED, FailureReason.GONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The consumer answered 2xx."""
+
+    status: int
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDelivery:
+    """Anything else."""
+
+    reason: FailureReason
+    duration_seconds: float
+    status: int | None = None
+    """None where no status line was read."""
+    retry_after_seconds: float | None = None
+    """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether trying again is pointless."""
+        return self.reason.permanent
+
+
+PostOutcome = Delivered | FailedDelivery
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What is known of the answer so far; still readable when the deadline cuts the exchange off."""
+
+    status: int | None = None
+    retry_after: str | None = None
+
+
+class Poster:
+    """Sends POSTs over warm connections, behind the egress guard. Belongs to the event loop that first posts."""
+
+    def __init__(
+        self,
+        settings: DeliverySettings,
+        policy: EgressPolicy,
+        clock: Clock,
+        *,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._clock = clock
+        self._resolver = resolver
+        self._tls = tls_context(settings)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> PostOutcome:
+        """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII."""
+        started = self._clock.monotonic()
+        answer = _Answer()
+        try:
+            async with asyncio.timeout(self._settings.deadline_seconds):
+                failure = await self._exchange(url, body, headers, answer)
+        except TimeoutError:
+            failure = FailureReason.TIMEOUT
+        duration = self._clock.monotonic() - started
+        if failure is None and answer.status is not None:
+            return _judge(answer.status, answer.retry_after, duration, self._clock.time())
+        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _exchange(
+        self, url: str, body: bytes, headers: Mapping[str, str], answer: _Answer
+    ) -> FailureReason | None:
+        """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through."""
+        try:
+            await self._send(check_url(url, self._policy), body, headers, answer)
+        except (EgressRefused, aiohttp.InvalidURL):
+            return FailureReason.REFUSED
+        except aiohttp.ClientConnectorDNSError:
+            return FailureReason.DNS_FAILED
+        except (aiohttp.ClientSSLError, ssl.SSLError):
+            return FailureReason.TLS_FAILED
+        except aiohttp.ClientConnectorError:
+            return FailureReason.CONNECT_FAILED
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):
+            return FailureReason.BAD_RESPONSE
+        except (aiohttp.ClientError, OSError):
+            return FailureReason.CONNECTION_CLOSED
+        return None
+
+    async def _send(self, url: URL, body: bytes, headers: Mapping[str, str], answer: _Answer) -> None:
+        session = self._session or self._open()
+        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+        try:
+            answer.status = response.status
+            answer.retry_after = response.headers.get("Retry-After")
+            await self._drain(response)
+        finally:
+            # After a complete body the connection is back in the pool already and this does nothing.
+            response.close()
+
+    async def _drain(self, response: aiohttp.ClientResponse) -> None:
+        """Read the body and throw it away, so that the connection stays warm; not beyond the cap."""
+        rest = self._settings.response_cap_bytes
+        async for chunk in response.content.iter_any():
+            rest -= len(chunk)
+            if rest < 0:
+                return
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = GuardedConnector(
+            self._policy,
+            self._resolver or DefaultResolver(),
+            ssl=self._tls,
+            # How many connections there are is decided per endpoint, in endpoints.py.
+            limit=0,
+            keepalive_timeout=self._settings.keep_alive_seconds,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=_NO_TIMEOUT,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A compressed body is thrown away as it came: a bomb is only as large as its bytes on the wire.
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding"),
+            headers={"User-Agent": USER_AGENT, "Content-Type": "application/json"},
+        )
+        return self._session
+
+
+def tls_context(settings: DeliverySettings) -> ssl.SSLContext:
+    """TLS 1.2 or later against the system's authorities, and a private one where the settings name it."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.ca_file is not None:
+        context.load_verify_locations(cafile=settings.ca_file)
+    return context
+
+
+def _judge(status: int, retry_after: str | None, duration: float, now: float) -> PostOutcome:
+    """What a complete answer means."""
+    if 200 <= status < 300:
+        return Delivered(status, duration)
+    wait = parse_retry_after(retry_after, now) if retry_after is not None and status >= 400 else None
+    return FailedDelivery(_reason_of(status), duration, status, wait)
+
+
+def _reason_of(status: int) -> FailureReason:
+    if status == 410:
+        return FailureReason.GONE
+    if status in _THROTTLING:
+        return FailureReason.THROTTLED
+    if 300 <= status < 400:
+        return FailureReason.REDIRECTED
+    return FailureReason.CLIENT_ERROR if 400 <= status < 500 else FailureReason.SERVER_ERROR
+
+
+def parse_retry_after(value: str, now: float) -> float | None:
+    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for what is neither seconds nor a date.
+
+    RFC 9110, section 10.2.3: `Retry-After = HTTP-date / delay-seconds`. `now` is Unix seconds.
+    """
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        # Ten digits are over three hundred years, and int() takes long over thousands of them.
+        return min(float(value[:10]), MAX_RETRY_AFTER_SECONDS) if len(value) <= 10 else MAX_RETRY_AFTER_SECONDS
+    try:
+        date = parsedate_to_datetime(value)
+        at = (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, at - now), MAX_RETRY_AFTER_SECONDS)

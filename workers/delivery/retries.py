@@ -1,0 +1,107 @@
+"""When a callback is tried again, as pure functions over values.
+
+Attempt n is followed by the n-th of the schedule's waits; after the last, by nothing. A wait is spent in the topic (the
+tier) of that length, in which every record waits equally long, so that the tier is a queue and its consumer needs to
+look at the first record only. What a record waits beyond that stands in its `not-before`: a record that leaves its tier
+early hops on, to the largest tier that fits what is left. A hop is no attempt.
+
+Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time: whatever
+failed together comes back apart. It is met to within 2 % of the wait (the slack): chasing the rest of a long wait
+through the 5 s tier would write a record thirty times for nothing. A `Retry-After` is a floor and is met in full.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from schemas.topics import TIER_DELAYS_SECONDS
+from workers.delivery.post import Delivered, FailureReason, PostOutcome
+
+EXHAUSTED = "callback_exhausted"
+REFUSED = "callback_refused"
+GONE = "endpoint_gone"
+
+_SLACK = 0.02
+_SMALLEST_TIER_SLACK = 0.1
+"""Of the smallest tier: no record goes another round through it for less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The waits between attempts, shortest first; each has its tier."""
+
+    delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
+    jitter: float = 0.1
+    tiers: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.delays_seconds or min(self.delays_seconds) <= 0:
+            raise ValueError("a schedule needs at least one wait, and all of them longer than nothing")
+        object.__setattr__(self, "tiers", tuple(sorted(set(self.delays_seconds))))
+
+    @property
+    def smallest_tier(self) -> float:
+        """Where deferred records wait, seconds."""
+        return self.tiers[0]
+
+    def slack_ms(self, attempt: int) -> int:
+        """How much before its `not-before` a record is due that has had this many attempts."""
+        delay = self.delays_seconds[min(max(attempt, 1), len(self.delays_seconds)) - 1]
+        return round(1000 * max(_SLACK * delay, _SMALLEST_TIER_SLACK * self.smallest_tier))
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Wait in this tier (its length in seconds); try again at `not_before_ms` (Unix), or up to the slack before."""
+
+    tier_delay: float
+    not_before_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Dead-letter it, with this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It is delivered."""
+
+
+RetryDecision = Retry | GiveUp | Done
+
+
+def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, schedule: Schedule) -> RetryDecision:
+    """What follows the attempt that just ended; the first attempt is 1."""
+    if isinstance(outcome, Delivered):
+        return Done()
+    if outcome.reason is FailureReason.REFUSED:
+        return GiveUp(REFUSED)
+    if outcome.reason is FailureReason.GONE:
+        return GiveUp(GONE)
+    if attempt > len(schedule.delays_seconds):
+        return GiveUp(EXHAUSTED)
+    wait_ms = 1000 * schedule.delays_seconds[attempt - 1] * (1 + schedule.jitter * rng.random())
+    if outcome.retry_after_seconds is not None:
+        wait_ms = max(wait_ms, 1000 * outcome.retry_after_seconds + schedule.slack_ms(attempt))
+    not_before_ms = now_ms + round(wait_ms)
+    return Retry(hop(not_before_ms, now_ms, schedule.tiers), not_before_ms)
+
+
+def is_early(not_before_ms: int, now_ms: int, attempt: int, schedule: Schedule) -> bool:
+    """Whether a record that has had this many attempts must wait on."""
+    return now_ms < not_before_ms - schedule.slack_ms(attempt)
+
+
+def hop(not_before_ms: int, now_ms: int, tiers: tuple[float, ...]) -> float:
+    """The largest tier that fits what is left, else the smallest there is. `tiers` are seconds, shortest first."""
+    fitting = [tier for tier in tiers if 1000 * tier <= not_before_ms - now_ms]
+    return fitting[-1] if fitting else tiers[0]
+
+
+def due_ms(appended_ms: int, tier_delay: float, now_ms: int) -> int:
+    """When a tier's record leaves it, Unix milliseconds. An append time in the future counts as now: clocks jump."""
+    return min(appended_ms, now_ms) + round(1000 * tier_delay)

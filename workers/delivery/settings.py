@@ -1,0 +1,31 @@
+"""Settings of delivery, read from `POSTBACK_DELIVERY__…`."""
+
+from __future__ import annotations
+
+from pydantic import Field, FilePath
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DeliverySettings(BaseSettings):
+    """How callbacks are sent. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_DELIVERY__", extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+    deadline_seconds: float = Field(default=20.0, gt=0, le=25)
+    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or a revoked partition's are cut."""
+    response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
+    """How much of a response's body is read, and thrown away, to keep the connection; a longer one is cut off."""
+    keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
+    """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
+    ca_file: FilePath | None = None
+    """Certificates (PEM) of authorities that are trusted besides the system's."""
+    endpoint_concurrency: int = Field(default=64, ge=1, le=10_000)
+    """Attempts at once per tenant and origin, in this process."""
+    endpoint_queue_records: int = Field(default=256, ge=0, le=10_000)
+    """Records per tenant and origin that may wait here for one of those; what is beyond is deferred at once."""
+    endpoint_wait_seconds: float = Field(default=2.0, gt=0, le=4)
+    """How long they wait before they are deferred too."""
+    jitter: float = Field(default=0.1, ge=0, le=1)
+    """How much longer than its tier a wait may be at random, as a share of it."""
