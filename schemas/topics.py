@@ -28,6 +28,8 @@ SOURCE_OFFSET = "source-offset"
 ATTEMPTS = "attempts"
 DEFERRED = "deferred"
 """How often a record was settled into a later place without being tried, decimal."""
+FORWARDED = "forwarded"
+"""How often a job went on to another engine's lane, decimal."""
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""

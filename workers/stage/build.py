@@ -27,8 +27,8 @@ def group_stage(
 ) -> Stage:
     """A stage that reads `topics` as a member of the group `<prefix><name>`.
 
-    Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends at
-    once what a killed one left open.
+    Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends
+    at once what a killed one left open.
     """
     errors: list[Stage] = []
 

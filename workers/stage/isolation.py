@@ -1,11 +1,13 @@
 """Crash isolation: a record that kills its worker must not kill the fleet, and its neighbours must not be blamed.
 
-After a crash nobody knows which of the records under way was to blame, so they are *suspects*. They are run in *cohorts*, and
-who is in a cohort is committed before it is dispatched. A cohort that kills again is halved, until one suspect runs *alone*:
-nothing else runs in its process. Only a suspect that killed while alone gets an attempt; at three it is given up.
+After a crash nobody knows which of the records under way was to blame, so they are *suspects*. They are run in
+*cohorts*, and who is in a cohort is committed before it is dispatched. A cohort that kills again is halved, until one
+suspect runs *alone*: nothing else runs in its process. Only a suspect that killed while alone gets an attempt; at three
+it is given up.
 
-Two ways lead here. A partition whose last owner left it open brings its first window, and whatever was committed as running.
-And a handler that raises HandlerCrashed (an engine process died) brings what it was running; then all this happens in memory.
+Two ways lead here. A partition whose last owner left it open brings its first window, and whatever was committed as
+running. And a handler that raises HandlerCrashed (an engine process died) brings what it was running; then all this
+happens in memory.
 """
 
 from __future__ import annotations

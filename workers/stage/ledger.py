@@ -45,7 +45,7 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A partition's progress as it is committed: base, the offsets done above it, and what isolation must not forget."""
+    """A partition's progress as it is committed: base, what is done above it, and what isolation must not forget."""
 
     base: int
     done: int = 0
@@ -178,7 +178,7 @@ class Ledger:
         self.gaps_unsettled = False
 
     def adopt(self, progress: Progress) -> set[int]:
-        """Take over what was committed in our name without our knowing it; returns the taken offsets that it contains."""
+        """Take over what was committed in our name unknown to us; returns the taken offsets that it contains."""
         committed = Ledger(progress)
         known = {offset for offset in self._taken if committed.is_done(offset)}
         shift = progress.base - self._base

@@ -1,0 +1,371 @@
+"""The handler of a worker: a job in, its result out.
+
+A job enters in `handle` and goes down the page: read, routed, enriched, generated, written. Each phase has a type:
+bytes → ReceivedJob → GroundedPrompt → Completion → Result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from schemas import topics as names
+from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
+from schemas.job import Message
+from schemas.problems import Problem
+from schemas.result import MAX_RESULT_BYTES, Citation, Outcome, Result, ResultError, Timings, Usage
+from schemas.topics import Topics
+from telemetry.clock import Clock, Deadline
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, EgressRefused, check_url
+from workers.engines.base import (
+    Completion,
+    Engine,
+    EngineDied,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+)
+from workers.enrichment import Enricher, Evidence, NothingFound, cited, ground
+from workers.registry import Forward, Registry, UnknownModel
+from workers.settings import WorkerSettings
+from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
+
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 30.0
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What goes to the engine, and the evidence that was put before the question."""
+
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+    evidence: Evidence | None
+    enrich_ms: float
+
+
+class InferenceHandler:
+    """Implements `Handler` and `Pace` of the stage. `topic_ids` are the UUIDs of the topics that it reads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        enricher: Enricher,
+        registry: Registry,
+        callback_policy: EgressPolicy,
+        topics: Topics,
+        topic_ids: Mapping[str, str],
+        settings: WorkerSettings,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._engine = engine
+        self._enricher = enricher
+        self._registry = registry
+        self._callback_policy = callback_policy
+        self._topics = topics
+        self._topic_ids = topic_ids
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._phases = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
+        self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
+        self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
+        self._preparing = 0
+        self._enriching = 0
+
+    # -- pace: how the engine holds the stage back ---------------------------------------------------------------
+
+    def room(self) -> int:
+        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it."""
+        ahead = self._settings.waiting_target - self._engine.load().waiting - self._preparing
+        return max(0, min(ahead, self._settings.enrich_ahead - self._enriching))
+
+    def due_ms(self, record: Record) -> int | None:
+        """Every job is due at once."""
+        return None
+
+    # -- the way of a job ----------------------------------------------------------------------------------------
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """Answer one job. Every job ends in exactly one result, or goes on to the lane of the engine that has its model."""
+        self._preparing += 1
+        preparing = True
+        try:
+            received = self._read(record)
+            forward = self._route(received, record)
+            if forward is not None:
+                return [forward]
+            queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
+            self._phases["queued"].observe(queued_ms / 1000)
+            if self._remaining(received) <= 0:
+                return self._settled(record, received, self._expired(received, None))
+            if received.job.sources is not None:
+                self._preparing -= 1
+                preparing = False
+            asked = await self._enrich(received)
+            if preparing:
+                self._preparing -= 1
+                preparing = False
+            return await self._generate(record, received, asked, queued_ms)
+        except InvalidJob as invalid:
+            return self._rejected(record, invalid)
+        except NothingFound as nothing:
+            return self._settled(record, received, self._failed(received, "no_sources", str(nothing)))
+        finally:
+            if preparing:
+                self._preparing -= 1
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """A failed result, and the record itself as a dead letter."""
+        try:
+            received = self._read(record)
+        except InvalidJob as invalid:
+            return self._rejected(record, invalid)
+        result = self._failed(received, failure.code, failure.message)
+        letter = self._dead_letter(record, received.webhook_id, failure.code, failure.message, failure.attempts)
+        return [*self._settled(record, received, result), letter]
+
+    def _read(self, record: Record) -> ReceivedJob:
+        """The job in a record. Raises InvalidJob, also for a callback that may not be called."""
+        origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
+        received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        if received.job.callback_url is not None:
+            try:
+                check_url(received.job.callback_url, self._callback_policy)
+            except EgressRefused as refused:
+                raise _invalid(received, "callback_url", str(refused), callback=False) from None
+        return received
+
+    def _route(self, received: ReceivedJob, record: Record) -> Output | None:
+        """The record for another engine's lane, or None where the job is ours. Raises InvalidJob for an unknown model."""
+        try:
+            where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
+        except UnknownModel as unknown:
+            raise _invalid(received, "model_id", str(unknown)) from None
+        if not isinstance(where, Forward):
+            return None
+        carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS]
+        stamps = [
+            *_identity(received.tenant, received.job_id, received.webhook_id, received.traceparent),
+            (names.DEADLINE, str(received.deadline_ms).encode()),
+            (names.FORWARDED, str(where.times).encode()),
+        ]
+        bulk = record.topic.endswith(".batch")
+        return Output(self._topics.requests(where.lane, bulk=bulk), record.value, record.key, carried + stamps)
+
+    async def _enrich(self, received: ReceivedJob) -> Asked:
+        job = received.job
+        messages = tuple(job.messages) if job.messages is not None else None
+        if job.sources is None:
+            return Asked(job.prompt, messages, None, 0.0)
+        started = self._clock.monotonic()
+        self._enriching += 1
+        try:
+            question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
+            deadline = Deadline.after(self._clock, self._remaining(received))
+            evidence = await self._enricher.enrich(job.sources, question, deadline=deadline)
+            grounded = ground(job.prompt if messages is None else messages, evidence)
+        finally:
+            self._enriching -= 1
+        took = self._clock.monotonic() - started
+        self._phases["enrich"].observe(took)
+        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000)
+
+    async def _generate(
+        self, record: Record, received: ReceivedJob, asked: Asked, queued_ms: float
+    ) -> Sequence[Output]:
+        started = self._clock.monotonic()
+        try:
+            completion = await self._completion(received, asked)
+        except RequestRejected as rejected:
+            raise _invalid(received, rejected.field, rejected.reason) from None
+        except EngineDied as died:
+            raise HandlerCrashed from died
+        took = self._clock.monotonic() - started
+        self._phases["infer"].observe(took)
+        timings = Timings(
+            queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
+        )
+        if completion is None or completion.finish_reason == "abort":
+            return self._settled(record, received, self._expired(received, completion))
+        return self._settled(record, received, self._succeeded(received, asked, completion, timings))
+
+    async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
+        """The engine's answer, cut off at the deadline; None where the engine was away until then."""
+        request = _request(received, asked)
+        wait = FIRST_RETRY_SECONDS
+        while (remaining := self._remaining(received)) > 0:
+            cut_off = asyncio.get_running_loop().call_later(remaining, self._abort, request.request_id)
+            try:
+                return await self._engine.generate(request)
+            except EngineUnavailable:
+                log.warning("The engine is away; the job waits.", action="engine-unavailable", job_id=received.job_id)
+                await asyncio.sleep(min(wait, remaining))
+                wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+            finally:
+                cut_off.cancel()
+        return None
+
+    def _abort(self, request_id: str) -> None:
+        task = asyncio.ensure_future(self._engine.abort(request_id))
+        task.add_done_callback(_report)
+
+    def _remaining(self, received: ReceivedJob) -> float:
+        return received.deadline_ms / 1000 - self._clock.time()
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
+        text, sources, citations = completion.text, list[str](), list[Citation]()
+        if asked.evidence is not None:
+            text, sources, citations = cited(completion.text, asked.evidence)
+        self._tokens["prompt"].inc(completion.prompt_tokens)
+        self._tokens["completion"].inc(completion.completion_tokens)
+        return self._result(
+            received,
+            Outcome.SUCCEEDED,
+            text=text,
+            confidence=completion.confidence,
+            sources=sources,
+            citations=citations,
+            notes=list(asked.evidence.notes) if asked.evidence is not None else [],
+            usage=_usage(completion),
+            finish_reason=completion.finish_reason,
+            timings=timings,
+        )
+
+    def _expired(self, received: ReceivedJob, completion: Completion | None) -> Result:
+        if completion is not None:
+            self._tokens["wasted"].inc(completion.completion_tokens)
+        return self._result(
+            received,
+            Outcome.EXPIRED,
+            usage=_usage(completion) if completion is not None else None,
+            error=ResultError(code="expired", message="ttl_seconds passed before the answer was complete"),
+        )
+
+    def _failed(self, received: ReceivedJob, code: str, message: str) -> Result:
+        return self._result(received, Outcome.FAILED, error=ResultError(code=code, message=message))
+
+    def _result(self, received: ReceivedJob, outcome: Outcome, **fields: object) -> Result:
+        job = received.job
+        return Result.model_validate(
+            {
+                "job_id": received.job_id,
+                "custom_id": job.custom_id,
+                "model_id": job.model_id,
+                "outcome": outcome,
+                "engine": self._engine.name,
+                "metadata": job.metadata,
+                "created_at": int(self._clock.time()),
+                **fields,
+            }
+        )
+
+    # -- outputs -------------------------------------------------------------------------------------------------
+
+    def _settled(self, record: Record, received: ReceivedJob, result: Result) -> list[Output]:
+        """The result as a record of `model_results`, beside which nothing else speaks of the job."""
+        value = write_result(result)
+        if len(value) > MAX_RESULT_BYTES:
+            message = f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; lower max_tokens or metadata"
+            result = self._failed(received, "result_too_large", message)
+            value = write_result(result)
+        self._outcomes[result.outcome].inc()
+        headers = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
+        if received.job.callback_url is not None:
+            headers.append((names.CALLBACK_URL, received.job.callback_url.encode()))
+        return [Output(self._topics.results, value, received.job_id.encode(), headers, record.partition)]
+
+    def _rejected(self, record: Record, invalid: InvalidJob) -> list[Output]:
+        """A `rejected` result that echoes nothing of the input, and the record as a dead letter."""
+        self._outcomes[Outcome.REJECTED].inc()
+        log.info(
+            "A record is no job; it is rejected.",
+            action="job-rejected",
+            job_id=invalid.job_id,
+            fields=[problem.field for problem in invalid.problems],
+        )
+        headers = _identity(invalid.tenant, invalid.job_id, invalid.webhook_id, invalid.traceparent)
+        if invalid.callback_url is not None:
+            headers.append((names.CALLBACK_URL, invalid.callback_url.encode()))
+        value = write_result(rejected_result(invalid, int(self._clock.time())))
+        result = Output(self._topics.results, value, invalid.job_id.encode(), headers, record.partition)
+        return [result, self._dead_letter(record, invalid.webhook_id, "rejected", str(invalid), 1)]
+
+    def _dead_letter(self, record: Record, webhook_id: str, reason: str, detail: str, attempts: int) -> Output:
+        self._metrics.dead_letters.labels(reason).inc()
+        headers = [
+            *(record.headers or ()),
+            (names.WEBHOOK_ID, webhook_id.encode()),
+            (names.REASON, reason.encode()),
+            (names.REASON_DETAIL, detail.encode()),
+            (names.ATTEMPTS, str(attempts).encode()),
+            (names.SOURCE_TOPIC, record.topic.encode()),
+            (names.SOURCE_PARTITION, str(record.partition).encode()),
+            (names.SOURCE_OFFSET, str(record.offset).encode()),
+        ]
+        return Output(self._topics.dead_letters, record.value, record.key, headers)
+
+
+_STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE, names.FORWARDED}
+
+
+def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> Headers:
+    headers = [
+        (names.TENANT, tenant.encode()),
+        (names.JOB_ID, job_id.encode()),
+        (names.WEBHOOK_ID, webhook_id.encode()),
+    ]
+    if traceparent is not None:
+        headers.append((names.TRACEPARENT, traceparent.encode()))
+    return headers
+
+
+def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
+    job = received.job
+    return GenerationRequest(
+        request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
+        prompt=asked.prompt,
+        messages=asked.messages,
+        max_tokens=job.max_tokens,
+        temperature=job.temperature,
+        model_id=job.model_id,
+        context_window=job.context_window,
+        seed=job.seed,
+        priority=received.priority,
+        response_format=job.response_format,
+        adapter=job.adapter,
+    )
+
+
+def _invalid(received: ReceivedJob, field: str, reason: str, *, callback: bool = True) -> InvalidJob:
+    return InvalidJob(
+        (Problem(field, reason),),
+        job_id=received.job_id,
+        tenant=received.tenant,
+        webhook_id=received.webhook_id,
+        custom_id=received.job.custom_id,
+        callback_url=received.job.callback_url if callback else None,
+        traceparent=received.traceparent,
+    )
+
+
+def _usage(completion: Completion) -> Usage:
+    return Usage(
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        total_tokens=completion.prompt_tokens + completion.completion_tokens,
+    )
+
+
+def _report(task: asyncio.Future[None]) -> None:
+    """An abort that failed is an engine's failure, which its `generate` reports; here it is only noted."""
+    if not task.cancelled() and task.exception() is not None:
+        log.warning("An abort did not reach the engine.", action="abort-failed", error=type(task.exception()).__qualname__)

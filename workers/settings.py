@@ -1,0 +1,28 @@
+"""Settings of a worker, read from `POSTBACK_WORKER__…`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """How much a worker takes on at once, and which models are whose."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_WORKER__", extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+    window_records: int = Field(default=1024, ge=1, le=8192)
+    """Jobs that are enriched or generated at once; as many again are parked behind them."""
+    window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    waiting_target: int = Field(default=64, ge=1, le=8192)
+    """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest."""
+    enrich_ahead: int = Field(default=128, ge=1, le=8192)
+    """Jobs with sources that are being enriched ahead of the engine."""
+    drain_seconds: float = Field(default=30.0, gt=0, le=600)
+    """How long what runs is awaited when the worker stops or a partition goes to another. Less than the grace period."""
+    lane: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """The engine lane that this worker reads besides the shared ones, where a fleet has several engines."""
+    models: dict[str, str | None] = Field(default_factory=dict)
+    """The registry: which engine lane serves a model; null is the shared lane. As JSON."""
