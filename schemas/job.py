@@ -21,7 +21,7 @@ Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,
 CustomId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The producer's own name for a job, returned as it is and never interpreted."""
 
-_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\x00-\x20\x7f/?#@:%<>\"\\\[\]]+)"
+_HOST = r'(?:\[[0-9A-Fa-f:.]+\]|[^\s\x00-\x20\x7f/?#@:%<>"\\\[\]]+)'
 _PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
 _REST = r"(?:[/?#][^\s\x00-\x20\x7f\\]*)?"
 Url = Annotated[
@@ -35,7 +35,12 @@ class WireModel(BaseModel):
     """Frozen, and blind to fields it does not know: an older reader survives a newer writer."""
 
     model_config = ConfigDict(
-        frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -112,24 +117,35 @@ class Job(WireModel):
     """One prompt with what is wanted of it, as the producer wrote it."""
 
     job_id: Identifier | None = None
+    """The job's name within its tenant; stamped from its place in the topic where it is absent."""
     model_id: Identifier | None = None
+    """An alias in the registry of models; the worker's own model where it is absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The question as one text; either this or `messages`."""
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    """The question as a chat; either this or `prompt`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     """Greedy by default, so that a job that is generated again after a crash is answered alike."""
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=131_072)
+    """The most tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     response_format: ResponseFormat | None = None
     adapter: Identifier | None = None
+    """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
+    """Where the signed result is POSTed; absent: the tenant's default, else the result is only stored."""
     sources: Sources | None = None
+    """What to read before answering; absent: nothing."""
     priority: int = Field(default=0, ge=0, le=9)
+    """Higher first."""
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=30 * 24 * 3600)
+    """Seconds after the record's timestamp until nobody wants the answer: the job then ends as `expired`."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
     ] = Field(default_factory=dict, max_length=32)
+    """Returned with the result as it is."""
     custom_id: CustomId | None = None
 
     @model_validator(mode="after")

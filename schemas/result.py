@@ -73,6 +73,7 @@ class Result(WireModel):
     model_id: str | None = None
     outcome: Outcome
     text: str | None = None
+    """The answer."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     """exp(mean log-probability of the answer's tokens): the geometric mean of what the model gave each of them."""
     sources: list[str] = Field(default_factory=list)
@@ -82,9 +83,13 @@ class Result(WireModel):
     """What the reader should know, for example which source was left out and why."""
     usage: Usage | None = None
     finish_reason: Literal["stop", "length", "abort"] | None = None
+    """Why generation ended: by itself, at `max_tokens`, or stopped from outside."""
     timings: Timings | None = None
     engine: str | None = None
+    """What generated the answer, for example `vllm`."""
     error: ResultError | None = None
+    """There unless the outcome is `succeeded`."""
     metadata: dict[str, str] = Field(default_factory=dict)
+    """The job's own."""
     created_at: int
     """Unix seconds."""

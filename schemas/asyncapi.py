@@ -1,0 +1,218 @@
+"""The AsyncAPI 3.0 document of a fleet: its channels, messages, headers and operations. Source: asyncapi.com, 3.0.0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas import openai, signature, topics
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES
+from schemas.result import MAX_RESULT_BYTES
+from schemas.topics import Topics
+
+_PARTITIONS = 12
+_DIGITS = {"type": "string", "pattern": "^[0-9]+$"}
+_TEXT = {"type": "string"}
+
+HEADERS: dict[str, dict[str, Any]] = {
+    topics.TENANT: {
+        "type": "string",
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
+        "default": DEFAULT_TENANT,
+        "description": "Who the job belongs to and whose keys sign its result.",
+    },
+    topics.DEADLINE: {**_DIGITS, "description": "Unix milliseconds after which nobody wants the answer; else the TTL."},
+    topics.PRIORITY: {"type": "string", "pattern": "^[0-9]$", "description": "0 to 9, higher first."},
+    topics.IDEMPOTENCY_KEY: {**_TEXT, "description": "The client's name for this submission."},
+    topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; one that cannot be parsed restarts the trace."},
+    topics.SCHEMA: {**_TEXT, "description": "Version of the job's schema: 1."},
+    topics.JOB_ID: {**_TEXT, "description": "The job's identifier, stamped once and carried from then on."},
+    topics.WEBHOOK_ID: {
+        "type": "string",
+        "pattern": "^msg_[0-9a-f]{32}$",
+        "description": "The event's identifier: the same on every attempt, never from user text.",
+    },
+    topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
+    topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
+    topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
+    topics.REASON: {**_TEXT, "description": "Why the record was given up, as a stable code."},
+    topics.REASON_DETAIL: {**_TEXT, "description": "The same for people."},
+    topics.SOURCE_TOPIC: {**_TEXT, "description": "Topic where the record stood."},
+    topics.SOURCE_PARTITION: {**_DIGITS, "description": "Its partition there."},
+    topics.SOURCE_OFFSET: {**_DIGITS, "description": "Its offset there."},
+    topics.ATTEMPTS: {**_DIGITS, "description": "How often the record was tried."},
+    topics.DEFERRED: {**_DIGITS, "description": "How often the record was put off without being tried."},
+}
+"""Every header that a record of the fleet may carry."""
+
+_JOB_HEADERS = (
+    *(topics.TENANT, topics.DEADLINE, topics.PRIORITY, topics.IDEMPOTENCY_KEY, topics.TRACEPARENT, topics.SCHEMA),
+    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.ATTEMPTS),
+)
+_RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
+_RETRY_HEADERS = (*_RESULT_HEADERS, topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED)
+_WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
+_DEAD_HEADERS = (
+    *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS),
+    *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
+)
+
+_INFO = {
+    "title": "Postback",
+    "version": "1.0.0",
+    "description": "Asynchronous LLM inference over Kafka: a job goes in, a signed result comes out, exactly once.",
+    "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+}
+_SERVERS = {
+    "kafka": {
+        "host": "{bootstrap}",
+        "protocol": "kafka",
+        "description": "The fleet's brokers. Without ACLs, whoever may write here is trusted.",
+        "variables": {"bootstrap": {"default": "127.0.0.1:9092"}},
+    },
+    "consumer": {
+        "host": "{host}",
+        "protocol": "https",
+        "description": "Whoever a job names in `callback_url`.",
+        "variables": {"host": {"default": "consumer.example"}},
+    },
+}
+
+
+_BATCH_LINE = {
+    "type": "object",
+    "title": "A line of an OpenAI Batch",
+    "required": ["custom_id", "url", "body"],
+    "properties": {
+        "custom_id": {"type": "string", "minLength": 1, "maxLength": 512},
+        "method": {"type": "string", "const": "POST"},
+        "url": {"type": "string", "enum": list(openai.URLS)},
+        "body": {
+            "type": "object",
+            "properties": {
+                "metadata": {
+                    "type": "object",
+                    "properties": {openai.CALLBACK_KEY: {"type": "string", "format": "uri"}},
+                }
+            },
+        },
+    },
+}
+
+
+def document() -> dict[str, Any]:
+    """The document, ready to be written as YAML; its payloads are the JSON Schemas that stand beside it."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": _INFO,
+        "defaultContentType": "application/json",
+        "servers": _SERVERS,
+        "channels": _channels(),
+        "operations": _operations(),
+        "components": {"messages": _messages(), "schemas": {"batchLine": _BATCH_LINE}},
+    }
+
+
+def _messages() -> dict[str, Any]:
+    return {
+        "job": {
+            **_message("A job, or a line of an OpenAI Batch", _JOB_HEADERS),
+            "payload": {"anyOf": [{"$ref": "./job.json"}, _ref("components", "schemas", "batchLine")]},
+        },
+        "result": _message("What came of one job", _RESULT_HEADERS, "result.json"),
+        "waitingResult": _message("A result whose callback failed", _RETRY_HEADERS, "result.json"),
+        "deadLetter": {
+            **_message("A job or a result that was given up, as it stood", _DEAD_HEADERS),
+            "payload": {"description": "The record's own value: not even JSON, perhaps. Its own headers stand too."},
+        },
+        "attempt": _message("One POST to a callback and what came of it", ()),
+        "endpoint": _message("Whether a callback's endpoint is disabled", ()),
+        "control": _message("A cancellation", ()),
+        "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
+        "sample": _message("A job, its grounded prompt and its result, for a candidate model", ()),
+        "event": {
+            **_message("The signed webhook", (), "event.json"),
+            "headers": _object(dict.fromkeys(_WEBHOOK_HEADERS, _TEXT), required=_WEBHOOK_HEADERS),
+        },
+    }
+
+
+def _message(title: str, headers: tuple[str, ...], payload: str | None = None) -> dict[str, Any]:
+    message: dict[str, Any] = {"title": title, "contentType": "application/json"}
+    if headers:
+        message["headers"] = _object({name: HEADERS[name] for name in headers})
+    message["payload"] = {"$ref": f"./{payload}"} if payload else {"type": "object"}
+    return message
+
+
+def _object(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+
+
+def _channels() -> dict[str, Any]:
+    names = Topics()
+    kinds = {
+        names.requests(): ("job", f"Jobs, at most {MAX_JOB_BYTES} bytes each."),
+        names.requests(bulk=True): ("job", "Jobs that can wait, and what is beyond a tenant's share."),
+        names.results: ("result", f"One result per job, at most {MAX_RESULT_BYTES} bytes; its key is the job's id."),
+        **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
+        names.attempts: ("attempt", "One record per POST."),
+        names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
+        names.control: ("control", "Compacted by tenant and job: cancellations."),
+        names.dead_letters: ("deadLetter", "What was given up, with the reason in its headers."),
+        names.batch_requests: ("batch", "Batches to be expanded into jobs."),
+        names.shadow: ("sample", "Samples that a candidate model answers again."),
+    }
+    specs = {spec.name: spec.config for spec in names.specs(_PARTITIONS)}
+    channels = {topic: _topic(topic, *kind, specs[topic]) for topic, kind in kinds.items()}
+    return {**channels, "callback": _callback_channel()}
+
+
+def _topic(name: str, message: str, description: str, config: dict[str, str]) -> dict[str, Any]:
+    return {
+        "address": name,
+        "description": description,
+        "servers": [_ref("servers", "kafka")],
+        "messages": {message: _ref("components", "messages", message)},
+        "bindings": {"kafka": {"topic": name, "topicConfiguration": _configuration(config)}},
+    }
+
+
+def _configuration(config: dict[str, str]) -> dict[str, Any]:
+    return {name: [value] if name == "cleanup.policy" else int(value) for name, value in config.items()}
+
+
+def _callback_channel() -> dict[str, Any]:
+    return {
+        "address": None,
+        "description": "The job's `callback_url`. Standard Webhooks: v1 (HMAC-SHA256) and v1a (ed25519) signatures.",
+        "servers": [_ref("servers", "consumer")],
+        "messages": {"event": _ref("components", "messages", "event")},
+    }
+
+
+def _operations() -> dict[str, Any]:
+    names = Topics()
+    return {
+        "takeJob": _operation("receive", names.requests(), "job", "Answer a job."),
+        "takeBulkJob": _operation("receive", names.requests(bulk=True), "job", "Answer a job that can wait."),
+        "settleResult": _operation("send", names.results, "result", "Settle a result with its job's progress."),
+        "giveUp": _operation("send", names.dead_letters, "deadLetter", "Keep what cannot be handled."),
+        "callBack": {
+            **_operation("send", "callback", "event", "POST a signed event until a 2xx answers."),
+            "bindings": {"http": {"method": "POST", "bindingVersion": "0.3.0"}},
+        },
+    }
+
+
+def _operation(action: str, channel: str, message: str, summary: str) -> dict[str, Any]:
+    reference = _ref("channels", channel)
+    return {
+        "action": action,
+        "summary": summary,
+        "channel": reference,
+        "messages": [{"$ref": f"{reference['$ref']}/messages/{message}"}],
+    }
+
+
+def _ref(*path: str) -> dict[str, str]:
+    return {"$ref": "#/" + "/".join(path)}

@@ -1,0 +1,60 @@
+"""Writes `schemas/published/` anew: `python -m schemas.publish`. A development tool: PyYAML is in the dev extra."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from schemas import asyncapi
+from schemas.event import Event
+from schemas.job import Job, WireModel
+from schemas.result import Result
+
+FOLDER = Path(__file__).parent / "published"
+
+_MODELS: dict[str, type[WireModel]] = {"job": Job, "result": Result, "event": Event}
+_ONE_QUESTION = [
+    {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
+    {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
+]
+"""What Job's validator says and a list of fields cannot: exactly one of the two."""
+
+
+def documents() -> dict[str, str]:
+    """Every published file's text by its name; the same models always give the same texts."""
+    texts = {
+        f"{name}.json": json.dumps(_schema(name, model), indent=2, ensure_ascii=False) + "\n"
+        for name, model in _MODELS.items()
+    }
+    return {**texts, "asyncapi.yaml": yaml.dump(asyncapi.document(), Dumper=_PlainDumper, sort_keys=False, width=120)}
+
+
+def main() -> None:
+    """Write the files."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in documents().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes repeated values out, since a reader of this document should not have to follow anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _schema(name: str, model: type[WireModel]) -> dict[str, Any]:
+    extra: dict[str, Any] = {"oneOf": _ONE_QUESTION} if model is Job else {}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:postback:schema:{name}:1",
+        **model.model_json_schema(),
+        **extra,
+    }
+
+
+if __name__ == "__main__":
+    main()
