@@ -1,0 +1,205 @@
+"""A real Apache Kafka, up in a few seconds: `Broker` for as long as the caller lives, `start_detached` for longer.
+
+What can go wrong is drawn in `devkit.kafka.errors`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from devkit.kafka.cluster import Cluster, Node, load, prepare
+from devkit.kafka.errors import PortInUse
+from devkit.kafka.process import Detached, Leashed, NodeProcess
+from devkit.kafka.serving import wait_until_serving
+from telemetry.clock import Clock, Deadline, SystemClock
+
+_STOP_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_PORT_RACES = 3
+_CLOCK = SystemClock()
+
+
+class Broker:
+    """A cluster of one or three brokers that ends with this process, however this process ends.
+
+    A context manager. Indexes count brokers from 0.
+    """
+
+    def __init__(self, cluster: Cluster, data: Path, clock: Clock, temporary: tempfile.TemporaryDirectory[str] | None):
+        self.data = data
+        self._cluster = cluster
+        self._clock = clock
+        self._temporary = temporary
+        self._processes = [Leashed(node) for node in cluster.nodes]
+
+    @classmethod
+    def start(cls, port: int = 0, data: Path | None = None, brokers: int = 1, clock: Clock = _CLOCK) -> Broker:
+        """Start brokers and return when all of them serve.
+
+        `port` is the first broker's, the others' follow it; 0 takes free ones. Without `data` the records are kept in a
+        temporary folder and thrown away by `stop`. Raises what `devkit.kafka.errors` lists.
+        """
+        for attempt in range(1, _PORT_RACES + 1):
+            try:
+                return cls._start_once(port, data, brokers, clock)
+            except PortInUse:
+                # A port that was free when it was chosen may be taken by the time the JVM listens: choose again.
+                if port or attempt == _PORT_RACES:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    @classmethod
+    def _start_once(cls, port: int, data: Path | None, brokers: int, clock: Clock) -> Broker:
+        temporary = None if data else tempfile.TemporaryDirectory(prefix="postback-broker-", ignore_cleanup_errors=True)
+        home = Path(temporary.name if temporary else data or "").resolve()
+        broker: Broker | None = None
+        try:
+            broker = cls(prepare(home, brokers, port), home, clock, temporary)
+            wait_until_serving(dict(zip(broker._cluster.nodes, broker._processes, strict=True)), clock)
+        except BaseException:
+            if broker:
+                _end(broker._processes, clock, gently=False)
+            if temporary:
+                temporary.cleanup()
+            raise
+        return broker
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What clients are given: `127.0.0.1:port`, comma-separated."""
+        return self._cluster.bootstrap_servers
+
+    @property
+    def pids(self) -> list[int]:
+        """The brokers' processes, by index; of a killed broker the last one."""
+        return [process.pid for process in self._processes]
+
+    def kill(self, index: int = 0) -> None:
+        """End a broker without warning (SIGKILL) and return when it is gone."""
+        _end([self._processes[index]], self._clock, gently=False)
+
+    def restart(self, index: int = 0) -> None:
+        """Start a broker again on its data and port, and return when it serves; one that still runs is killed first."""
+        self.kill(index)
+        node = self._cluster.nodes[index]
+        self._processes[index] = Leashed(node)
+        wait_until_serving({node: self._processes[index]}, self._clock)
+
+    def pause(self, index: int = 0) -> None:
+        """Freeze a broker (SIGSTOP): its connections stay open and nothing answers."""
+        self._processes[index].signal(signal.SIGSTOP)
+
+    def resume(self, index: int = 0) -> None:
+        """Let a paused broker go on (SIGCONT)."""
+        self._processes[index].signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End all brokers: in order where the data is kept, at once where it is thrown away."""
+        _end(self._processes, self._clock, gently=self._temporary is None)
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBroker:
+    """Brokers that run apart from whoever started them."""
+
+    bootstrap_servers: str
+    data: Path
+    pids: tuple[int, ...]
+    was_running: bool
+    """Whether all of them were there before the call that returned this."""
+
+
+def default_data() -> Path:
+    """Where detached brokers keep their data unless told otherwise, by the XDG base directory specification."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "postback" / "broker"
+
+
+def start_detached(
+    data: Path | None = None, port: int = 9092, brokers: int | None = None, clock: Clock = _CLOCK
+) -> RunningBroker:
+    """Start brokers that stay, and return when all of them serve; where they run already, say so.
+
+    `port` is the first broker's, the others' follow it; 0 takes free ones. `brokers` None is as many as the folder's
+    data is for, else 1. Raises what `devkit.kafka.errors` lists; then nothing that was started is left over.
+    """
+    home = (data or default_data()).resolve()
+    with _one_at_a_time(home):
+        cluster = load(home)
+        running = _running(cluster)
+        if cluster is None or not running:
+            cluster = prepare(home, brokers, port)
+        started = {node: Detached.launch(node) for node in cluster.nodes if node not in running}
+        processes = {**running, **started}
+        try:
+            wait_until_serving(processes, clock)
+        except BaseException:
+            _end(started.values(), clock, gently=False)
+            raise
+    pids = tuple(processes[node].pid for node in cluster.nodes)
+    return RunningBroker(cluster.bootstrap_servers, home, pids, was_running=not started)
+
+
+def stop_detached(data: Path | None = None, clock: Clock = _CLOCK) -> bool:
+    """Stop detached brokers, keep their data, and return when they are gone. False where none ran."""
+    home = (data or default_data()).resolve()
+    if not home.is_dir():
+        return False
+    with _one_at_a_time(home):
+        running = _running(load(home))
+        _end(running.values(), clock, gently=True)
+    return bool(running)
+
+
+def _running(cluster: Cluster | None) -> dict[Node, Detached]:
+    nodes = cluster.nodes if cluster else ()
+    return {node: process for node in nodes if (process := Detached.find(node))}
+
+
+@contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that of two starts at once the second finds what the first has started."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> None:
+    """End processes and return when they are gone: asked first if `gently`, killed if that takes over 30 s."""
+    remaining = list(processes)
+    if gently:
+        for process in remaining:
+            process.signal(signal.SIGCONT)  # a stopped process would keep the request waiting
+            process.signal(signal.SIGTERM)
+        remaining = _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
+    for process in remaining:
+        process.signal(signal.SIGKILL)
+    _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
+
+
+def _wait_gone(processes: list[NodeProcess], deadline: Deadline) -> list[NodeProcess]:
+    while processes := [process for process in processes if process.alive]:
+        if deadline.passed:
+            break
+        deadline.clock.sleep(_POLL_SECONDS)
+    return processes

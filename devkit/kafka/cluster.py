@@ -1,0 +1,241 @@
+"""A cluster on one machine: its nodes, their ports and properties, and the folder that holds its data.
+
+    DIR/cluster.json            the cluster's id and its nodes with their ports
+    DIR/node-N/server.properties, kafka.log, pid
+    DIR/node-N/data/            Kafka's own
+
+Every node is both broker and controller (KRaft), and the quorum is a static list: unlike a dynamic quorum it keeps no
+port in the data, so that kept data can be served on other ports the next time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import socket
+import subprocess
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
+from devkit.kafka.jars import ensure_jars, java
+
+_JVM_FLAGS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
+"""A small heap, and no compiler or collector threads that a machine with two cores would feel at start."""
+
+_LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
+_EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 15_000
+_INTERNAL_PARTITIONS = "4"
+
+_SERVER_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "auto.create.topics.enable": "false",
+    "offsets.topic.num.partitions": _INTERNAL_PARTITIONS,
+    "transaction.state.log.num.partitions": _INTERNAL_PARTITIONS,
+    "share.coordinator.state.topic.num.partitions": _INTERNAL_PARTITIONS,
+    "group.initial.rebalance.delay.ms": "0",
+    # A dead member is noticed after 6 s instead of 45 s.
+    "group.consumer.min.session.timeout.ms": "6000",
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.heartbeat.interval.ms": "1000",
+    "group.consumer.heartbeat.interval.ms": "1000",
+    # A killed broker is let in again only when its old registration has expired: after 4 s instead of 9 s.
+    "broker.session.timeout.ms": "4000",
+    "broker.heartbeat.interval.ms": "500",
+    # A dead process's open transaction holds back its readers for its timeout and at most this.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+    # As long as the longest retention of our topics: progress must not be forgotten before its records are.
+    "offsets.retention.minutes": "43200",
+    # Sparse index files of 10 MiB for every partition of every test topic are only in the way.
+    "log.index.size.max.bytes": "1048576",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One Kafka process: where it listens and where its data is."""
+
+    id: int
+    port: int
+    controller_port: int
+    home: Path
+
+    @property
+    def properties_file(self) -> Path:
+        """What `kafka.Kafka` is started with; its path in a command line is what identifies this node's process."""
+        return self.home / "server.properties"
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.home / "kafka.log"
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Nodes that share a cluster id."""
+
+    cluster_id: str
+    nodes: tuple[Node, ...]
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What clients are given."""
+        return ",".join(node.address for node in self.nodes)
+
+
+def load(data: Path) -> Cluster | None:
+    """The cluster whose data is in this folder, None where there is none. Raises DataMismatch."""
+    try:
+        kept = json.loads((data / "cluster.json").read_text())
+        return Cluster(kept["cluster_id"], tuple(Node(**node, home=_home(data, node["id"])) for node in kept["nodes"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataMismatch(f"{data / 'cluster.json'} cannot be read. Remove {data} to begin anew.") from error
+
+
+def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
+    """Lay the folder out for a start: kept data stays, ports are taken anew.
+
+    `brokers` None is as many as the folder holds, else 1. `port` is the first broker's, the others' follow it; 0 takes
+    free ones. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
+    """
+    kept = load(data)
+    if kept and brokers not in (None, len(kept.nodes)):
+        raise DataMismatch(
+            f"{data} holds the data of {len(kept.nodes)} broker(s), not {brokers}. "
+            f"Start as many, or remove {data} to begin anew."
+        )
+    if kept is None and data.is_dir() and any(entry.name.startswith("node-") for entry in data.iterdir()):
+        raise DataMismatch(f"{data} holds nodes without a cluster.json. Remove {data} to begin anew.")
+    cluster = Cluster(kept.cluster_id if kept else _new_cluster_id(), _nodes(data, brokers or _count(kept), port))
+    _write(data, cluster)
+    _format(cluster)
+    return cluster
+
+
+def serve_command(node: Node) -> list[str]:
+    """The command that runs this node until it is told to stop."""
+    return [*_java_command(), "kafka.Kafka", str(node.properties_file)]
+
+
+def check_free(port: int) -> None:
+    """Raise PortInUse where something listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: closing connections do not matter
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortInUse(port) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, below those that the kernel gives to clients.
+
+    A client that keeps connecting to a dead broker's port may be given that very port as its own: it connects to itself
+    and keeps the broker from coming back. So a broker's port is never one that the kernel hands out.
+    """
+    limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
+    chosen: list[int] = []
+    for port in random.sample(range(min(_FIRST_PORT, limit // 2), limit), k=200):
+        if len(chosen) == count:
+            break
+        try:
+            check_free(port)
+        except PortInUse:
+            continue
+        chosen.append(port)
+    return chosen
+
+
+def _nodes(data: Path, count: int, port: int) -> tuple[Node, ...]:
+    taken = free_ports(2 * count)
+    clients = [port + index for index in range(count)] if port else taken[:count]
+    for client in clients:
+        check_free(client)
+    controllers = taken[count:]
+    return tuple(Node(index + 1, clients[index], controllers[index], _home(data, index + 1)) for index in range(count))
+
+
+def _count(kept: Cluster | None) -> int:
+    return len(kept.nodes) if kept else 1
+
+
+def _home(data: Path, node_id: int) -> Path:
+    return data / f"node-{node_id}"
+
+
+def _new_cluster_id() -> str:
+    """A Kafka Uuid: 22 characters of base64, none of which Kafka's tools would take for an option's dash."""
+    return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
+
+
+def _write(data: Path, cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        node.home.mkdir(parents=True, exist_ok=True)
+        lines = (f"{name}={value}\n" for name, value in _properties(node, cluster.nodes).items())
+        node.properties_file.write_text("".join(lines))
+    nodes = [{key: value for key, value in asdict(node).items() if key != "home"} for node in cluster.nodes]
+    content = json.dumps({"cluster_id": cluster.cluster_id, "nodes": nodes}, indent=2)
+    (data / "cluster.json").write_text(content + "\n")
+
+
+def _properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
+    replicas, in_sync = ("3", "2") if len(quorum) >= 3 else ("1", "1")
+    return {
+        **_SERVER_PROPERTIES,
+        "node.id": str(node.id),
+        "log.dirs": str(node.home / "data"),
+        "listeners": f"PLAINTEXT://{node.address},CONTROLLER://127.0.0.1:{node.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{node.address}",
+        "controller.quorum.voters": ",".join(f"{peer.id}@127.0.0.1:{peer.controller_port}" for peer in quorum),
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+    }
+
+
+def _format(cluster: Cluster) -> None:
+    """Write the storage of nodes that have none, all at once: a JVM for each takes a second or two."""
+    running = [
+        subprocess.Popen(
+            [
+                *_java_command(),
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                cluster.cluster_id,
+                "-c",
+                node.properties_file,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in cluster.nodes
+        if not (node.home / "data" / "meta.properties").exists()
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        if process.returncode != 0:
+            raise BrokerError(f"Kafka's storage tool failed:\n{output.rstrip()}")
+
+
+def _java_command() -> list[str]:
+    return [java(), *_JVM_FLAGS, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]

@@ -1,0 +1,120 @@
+"""Java and Kafka's jars: found, or installed and fetched once for each user.
+
+`python -m devkit.kafka.jars` does it ahead of time and prints where the jars are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from devkit.kafka.errors import DownloadFailed, MissingPrerequisite
+
+RELEASE = "kafka-4.3.1"
+"""The folder in the cache. Its name changes with the pom, so that an old cache is never mistaken for the new one."""
+
+_POM = Path(__file__).with_name("pom.xml")
+_DEBIAN = Path("/etc/debian_version")
+_INSTALL_TIMEOUT_SECONDS = 900
+
+
+def java() -> str:
+    """The `java` to run: of JAVA_HOME, else of PATH, else installed on Debian as root. Kafka 4 needs Java 17.
+
+    Raises MissingPrerequisite.
+    """
+    home = os.environ.get("JAVA_HOME")
+    if home and (found := shutil.which("java", path=Path(home) / "bin")):
+        return found
+    return _program("java", "default-jre-headless")
+
+
+def ensure_jars() -> Path:
+    """The folder with Kafka's jars, fetched by Maven on the first call of this user.
+
+    The folder appears under its name only when it is complete, by a rename: starts at the same time may fetch it twice,
+    and never see half of it. Raises MissingPrerequisite, DownloadFailed.
+    """
+    target = cache_home() / "postback" / RELEASE
+    if target.is_dir():
+        return target
+    java()  # Debian's Maven brings a Java of its own, but the message about a missing one should name Java
+    maven = _program("mvn", "maven")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{RELEASE}.", dir=target.parent) as staging:
+        jars = Path(staging) / "jars"
+        _copy_dependencies(maven, jars)
+        try:
+            jars.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another start was faster, and what it fetched is the same
+                raise
+    return target
+
+
+def cache_home() -> Path:
+    """Where this user's caches are, by the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _copy_dependencies(maven: str, into: Path) -> None:
+    goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+    command = [maven, "-B", "-q", "-ntp", "-f", str(_POM), goal, f"-DoutputDirectory={into}", "-DincludeScope=runtime"]
+    # Not in the pom's folder: an installed package may be read-only, and Maven makes a `target` folder where it runs.
+    done = _captured(command, cwd=into.parent)
+    if done.returncode != 0 or not any(into.glob("kafka_2.13-*.jar")):
+        raise DownloadFailed(_tail(done.stdout))
+
+
+def _program(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if found:
+        return found
+    detail = _apt_install(package) if _may_install() else ""
+    found = shutil.which(name)
+    if not found:
+        raise MissingPrerequisite(name, package, detail)
+    return found
+
+
+def _may_install() -> bool:
+    return _DEBIAN.exists() and os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def _apt_install(package: str) -> str:
+    """Install a package; the end of apt-get's output where that failed, else nothing."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):
+        done = _captured(["apt-get", *arguments], environment=environment)
+        if done.returncode != 0:
+            return _tail(done.stdout)
+    return ""
+
+
+def _captured(
+    command: list[str], cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=_INSTALL_TIMEOUT_SECONDS,
+        check=False,
+    )
+
+
+def _tail(text: str, lines: int = 15) -> str:
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{ensure_jars()}\n")

@@ -1,0 +1,135 @@
+"""A node's process: on a leash, so that it never outlives who started it, or detached, so that it does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from devkit.kafka.cluster import Node, serve_command
+from devkit.kafka.errors import MissingPrerequisite
+
+_LEASH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-leash")
+"""The thread that starts leashed processes. The kernel sends the parent-death signal when the *thread* that forked ends
+(prctl(2), PR_SET_PDEATHSIG), so it must be one that lives as long as this process, not whoever calls `Broker.start`."""
+
+
+class NodeProcess(Protocol):
+    """What runs a node."""
+
+    @property
+    def pid(self) -> int:
+        """The JVM's."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; a stopped process does."""
+        ...
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing where it has ended."""
+        ...
+
+
+class Leashed:
+    """A child that the kernel kills when this process ends, however it ends.
+
+    A test run that is killed cannot clean up after itself, and a JVM stopped by SIGSTOP hears no polite request:
+    so `setpriv` (util-linux) asks for SIGKILL on the parent's death and then becomes the JVM.
+    """
+
+    def __init__(self, node: Node) -> None:
+        if not shutil.which("setpriv"):
+            raise MissingPrerequisite("setpriv", "util-linux")
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *serve_command(node)]
+        self._process = _LEASH.submit(_popen, command, node.log).result()
+
+    @property
+    def pid(self) -> int:
+        """The JVM's: setpriv executes it in its own place."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; reaps it where it has ended."""
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, never to a process that has taken over the pid."""
+        self._process.send_signal(number)
+
+
+class Detached:
+    """A process that stays when this one ends, known by its pid file.
+
+    A pid alone may by now be another process's, so only one whose command line names this node's properties counts.
+    """
+
+    def __init__(self, node: Node, pid: int) -> None:
+        self._node = node
+        self._pid = pid
+
+    @classmethod
+    def launch(cls, node: Node) -> Detached:
+        """Start the node in a session of its own, as a child of init, so that nobody here has to reap it."""
+        command = ["sh", "-c", '"$@" >&2 & echo $!', "sh", *serve_command(node)]
+        with node.log.open("ab") as log:
+            started = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                check=True,
+            )
+        pid = int(started.stdout)
+        _pid_file(node).write_text(f"{pid}\n")
+        return cls(node, pid)
+
+    @classmethod
+    def find(cls, node: Node) -> Detached | None:
+        """The process that runs this node now, if any."""
+        try:
+            found = cls(node, int(_pid_file(node).read_text()))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.alive else None
+
+    @property
+    def pid(self) -> int:
+        """The JVM's."""
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the pid is still this node's; a zombie has no command line and does not count."""
+        try:
+            arguments = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return os.fsencode(self._node.properties_file) in arguments
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing where it has ended."""
+        if self.alive:
+            os.kill(self._pid, number)
+
+
+def _popen(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in a terminal is for the tests, which then stop their brokers in order
+        )
+
+
+def _pid_file(node: Node) -> Path:
+    return node.home / "pid"
