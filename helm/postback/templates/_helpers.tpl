@@ -206,7 +206,7 @@ spec:
               valueFrom:
                 fieldRef:
                   fieldPath: metadata.name
-            - name: POSTBACK_STAGE__DRAIN_SECONDS
+            - name: POSTBACK_{{ upper .component }}__DRAIN_SECONDS
               value: {{ $role.drainSeconds | quote }}
             {{- include "postback.fleetEnv" $root | nindent 12 }}
             {{- with .env }}
