@@ -299,7 +299,7 @@ class Keyring:
                 self._problem = str(error)
                 log.error(
                     "The keyring cannot be read again; the keys in hand go on signing.",
-                    action="keyring_reload_failed",
+                    action="keyring-reload-failed",
                     problem=self._problem,
                 )
 

@@ -23,7 +23,7 @@ from yarl import URL
 
 from telemetry.clock import Clock
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 """A longer `Retry-After` is taken as this."""
@@ -85,6 +85,8 @@ class FailedDelivery:
     """None where no status line was read."""
     retry_after_seconds: float | None = None
     """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
+    detail: str | None = None
+    """What exactly the guard refused, as a phrase without any part of the URL."""
 
     @property
     def permanent(self) -> bool:
@@ -101,6 +103,7 @@ class _Answer:
 
     status: int | None = None
     retry_after: str | None = None
+    refusal: str | None = None
 
 
 class Poster:
@@ -133,7 +136,7 @@ class Poster:
         duration = self._clock.monotonic() - started
         if failure is None and answer.status is not None:
             return _judge(answer.status, answer.retry_after, duration, self._clock.time())
-        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
+        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status, detail=answer.refusal)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -147,7 +150,11 @@ class Poster:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through."""
         try:
             await self._send(check_url(url, self._policy), body, headers, answer)
-        except (EgressRefused, aiohttp.InvalidURL):
+        except EgressRefused as refused:
+            answer.refusal = str(refused.reason)
+            return FailureReason.REFUSED
+        except aiohttp.InvalidURL:
+            answer.refusal = str(Refusal.URL)
             return FailureReason.REFUSED
         except aiohttp.ClientConnectorDNSError:
             return FailureReason.DNS_FAILED

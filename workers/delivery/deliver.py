@@ -1,0 +1,229 @@
+"""The handler of delivery: a result in, a signed POST out, and records of what came of it.
+
+It reads `model_results` and the tiers. One record ends in one of these ways:
+
+    no callback-url           done without a trace: the result is only stored
+    early                     hops to another tier; no attempt
+    its endpoint is busy      deferred to the smallest tier; no attempt
+    POST, 2xx                 an attempt record
+    POST, anything else       an attempt record, and the record itself in a tier, or in dead_letters with its reason
+    unusable                  dead_letters
+
+A crash between the POST and the settle repeats the POST, with the same `webhook-id` and the same body.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from schemas.codec import InvalidResult
+from schemas.event import event_body
+from schemas.topics import TRACEPARENT, Topics
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.delivery import outputs
+from workers.delivery.endpoints import EndpointBusy, Endpoints
+from workers.delivery.keyring import Keyring
+from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
+from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
+from workers.delivery.retries import GONE, Done, GiveUp, Retry, Schedule, decide, due_ms, hop, is_early
+from workers.delivery.settings import DeliverySettings
+from workers.stage.record import Failure, Output, Record
+
+UNUSABLE = "unusable_result"
+
+log = get_logger()
+
+
+class TierPace:
+    """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
+
+    A tier is a queue: when its first record is not due, nothing behind it is.
+    """
+
+    def __init__(self, topics: Topics, clock: Clock) -> None:
+        self._delays = {name: delay for delay, name in topics.tiers.items()}
+        self._clock = clock
+        self._met: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def room(self) -> int:
+        """The window's own bound is enough."""
+        return 1 << 30
+
+    def due_ms(self, record: Record) -> int | None:
+        """Its append time plus the tier's constant, Unix milliseconds; None for a record of another topic."""
+        delay = self._delays.get(record.topic)
+        if delay is None:
+            return None
+        return due_ms(record.timestamp_ms, delay, self._met_at(record))
+
+    def _met_at(self, record: Record) -> int:
+        """When this record was first asked about: an append time later than that comes from a clock that is ahead."""
+        place = (record.topic, record.partition)
+        offset, met = self._met.get(place, (-1, 0))
+        if offset != record.offset:
+            met = int(self._clock.time() * 1000)
+            self._met[place] = (record.offset, met)
+        return met
+
+
+class DeliveryHandler(TierPace):
+    """Handler and pace of the delivery stage; it belongs to the stage's event loop. Close it after the stage."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        keyring: Keyring,
+        poster: Poster,
+        clock: Clock,
+        metrics: Metrics,
+        settings: DeliverySettings,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(topics, clock)
+        self._topics = topics
+        self._tiers = topics.tiers
+        self._keyring = keyring
+        self._poster = poster
+        self._metrics = metrics
+        self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
+        self._endpoints = Endpoints(settings)
+        self._rng = rng or random.SystemRandom()
+        self._deliver_seconds = metrics.job_seconds.labels("deliver")
+        self._delivered = metrics.callbacks.labels("delivered")
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """See the module's list of endings."""
+        try:
+            pending = read_pending(record)
+            if pending is None:
+                return ()
+            tier = self._tier_to_wait_in(pending)
+            if tier is not None:
+                return (outputs.hopping(record, self._tiers[tier]),)
+            body = event_body(record.value, pending.webhook_id)
+        except (UnusableRecord, InvalidResult) as error:
+            return (self._unusable(record, str(error)),)
+        try:
+            async with self._endpoints.share(pending.endpoint):
+                return await self._attempt(record, pending, body)
+        except EndpointBusy:
+            self._metrics.deferred.inc()
+            return (outputs.deferred(record, self._tiers[self._schedule.smallest_tier], pending),)
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """The dead letter of a record that the stage could not have handled."""
+        return (self._dead_letter(record, failure.code, failure.message, failure.attempts),)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._poster.close()
+
+    def _tier_to_wait_in(self, pending: PendingDelivery) -> float | None:
+        """Where a record goes that is early, as the tier's seconds."""
+        now_ms, not_before_ms = self._now_ms(), pending.not_before_ms
+        if not_before_ms is None or not is_early(not_before_ms, now_ms, pending.attempts, self._schedule):
+            return None
+        return hop(not_before_ms, now_ms, self._schedule.tiers)
+
+    async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes) -> Sequence[Output]:
+        """POST once, and write down what came of it."""
+        at_ms = self._now_ms()
+        outcome = await self._poster.post(pending.url, body, self._headers(pending, body))
+        self._count(outcome)
+        attempt = outputs.attempt(pending, self._topics, outcome, at_ms, len(body))
+        if isinstance(outcome, Delivered):
+            self._say_delivered(pending, outcome)
+            return (attempt,)
+        return (attempt, *self._after_failure(record, pending, outcome))
+
+    def _after_failure(self, record: Record, pending: PendingDelivery, outcome: FailedDelivery) -> list[Output]:
+        attempts, now_ms = pending.attempts + 1, self._now_ms()
+        match decide(attempts, outcome, now_ms, self._rng, self._schedule):
+            case Retry(tier_delay, not_before_ms):
+                self._say_retried(pending, outcome, (not_before_ms - now_ms) / 1000)
+                return [outputs.waiting(record, self._tiers[tier_delay], attempts, not_before_ms)]
+            case GiveUp(reason):
+                self._say_given_up(pending, outcome, reason)
+                letter = self._dead_letter(record, reason, _detail(outcome), attempts)
+                return [letter, outputs.disabled(pending, self._topics, now_ms)] if reason == GONE else [letter]
+            case Done():
+                return []
+
+    def _headers(self, pending: PendingDelivery, body: bytes) -> dict[str, str]:
+        """The request's own headers, signed now: the timestamp is the attempt's, the id is the callback's."""
+        started = self._clock.monotonic()
+        now = self._clock.time()
+        headers = self._keyring.signer(pending.tenant, now).headers(pending.webhook_id, int(now), body)
+        self._metrics.signature_seconds.observe(self._clock.monotonic() - started)
+        if pending.traceparent is not None:
+            headers[TRACEPARENT] = pending.traceparent
+        return headers
+
+    def _unusable(self, record: Record, detail: str) -> Output:
+        log.warning(
+            "A record is no result with a callback.",
+            action="result-unusable",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            detail=detail,
+        )
+        return self._dead_letter(record, UNUSABLE, detail, 0)
+
+    def _dead_letter(self, record: Record, reason: str, detail: str, attempts: int) -> Output:
+        self._metrics.dead_letters.labels(reason).inc()
+        return outputs.dead_letter(record, self._topics, reason, detail, attempts)
+
+    def _count(self, outcome: PostOutcome) -> None:
+        self._deliver_seconds.observe(outcome.duration_seconds)
+        if isinstance(outcome, Delivered):
+            self._delivered.inc()
+        else:
+            self._metrics.callbacks.labels(str(outcome.reason)).inc()
+
+    def _say_delivered(self, pending: PendingDelivery, outcome: Delivered) -> None:
+        log.debug("A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending))
+
+    def _say_retried(self, pending: PendingDelivery, outcome: FailedDelivery, wait_seconds: float) -> None:
+        log.info(
+            "A callback failed and is tried again.",
+            action="callback-failed",
+            status=outcome.status,
+            reason=str(outcome.reason),
+            wait_seconds=round(wait_seconds, 3),
+            **_fields(pending),
+        )
+
+    def _say_given_up(self, pending: PendingDelivery, outcome: FailedDelivery, reason: str) -> None:
+        log.warning(
+            "A callback was given up.",
+            action="callback-given-up",
+            status=outcome.status,
+            reason=reason,
+            detail=_detail(outcome),
+            **_fields(pending),
+        )
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000)
+
+
+def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:
+    return {
+        "job_id": pending.job_id,
+        "webhook_id": pending.webhook_id,
+        "origin": pending.origin,
+        "attempt": pending.attempts + 1,
+        "traceparent": pending.traceparent,
+    }
+
+
+def _detail(outcome: FailedDelivery) -> str:
+    """Why, for people: the field where it is to be mended, or what the last attempt met."""
+    if outcome.detail is not None:
+        return f"callback_url: {outcome.detail}"
+    status = f" (status {outcome.status})" if outcome.status is not None else ""
+    return f"the last attempt: {outcome.reason}{status}"

@@ -1,0 +1,168 @@
+"""The records that delivery writes: a callback that waits, one that is given up, an attempt, an endpoint's state.
+
+A record that waits carries the result and every header along; only what is said about waiting changes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from schemas import topics as names
+from schemas.job import DEFAULT_TENANT
+from schemas.topics import Topics
+from telemetry.logs import origin_of
+from telemetry.traces import parse_traceparent
+from workers.delivery.post import Delivered, PostOutcome
+from workers.stage.record import Headers, Output, Record
+
+_ATTEMPT = frozenset({names.ATTEMPT, names.NOT_BEFORE})
+_DEFERRED = frozenset({names.DEFERRED})
+
+
+class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
+    """A record that is no result with a callback, although it says that it has one. Its text names the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDelivery:
+    """A callback that is to be made: what the headers of its record say."""
+
+    url: str
+    origin: str
+    """Scheme, host and port: all of the URL that logs and `callback_attempts` get to see."""
+    tenant: str
+    job_id: str
+    webhook_id: str
+    traceparent: str | None
+    attempts: int
+    """POSTs that were made already."""
+    deferred: int
+    not_before_ms: int | None
+
+    @property
+    def endpoint(self) -> tuple[str, str]:
+        """Who shares concurrency with this."""
+        return self.tenant, self.origin
+
+
+def read_pending(record: Record) -> PendingDelivery | None:
+    """The callback that a record asks for; None where it asks for none. Raises UnusableRecord."""
+    headers = dict(record.headers or ())
+    url = headers.get(names.CALLBACK_URL)
+    if url is None:
+        return None
+    text = _text(url, names.CALLBACK_URL)
+    trace = parse_traceparent((headers.get(names.TRACEPARENT) or b"").decode("latin-1"))
+    return PendingDelivery(
+        url=text,
+        origin=origin_of(text),
+        tenant=_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT),
+        job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
+        webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
+        traceparent=trace.traceparent if trace is not None else None,
+        attempts=_number(headers, names.ATTEMPT) or 0,
+        deferred=_number(headers, names.DEFERRED) or 0,
+        not_before_ms=_number(headers, names.NOT_BEFORE),
+    )
+
+
+def _text(value: bytes, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise UnusableRecord(f"the header {name} is not UTF-8") from None
+
+
+def _token(value: bytes | None, name: str) -> str:
+    """A value that may stand in an HTTP header and a log: printable ASCII without spaces."""
+    if not value:
+        raise UnusableRecord(f"the header {name} is missing")
+    text = value.decode("latin-1")
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise UnusableRecord(f"the header {name} is not printable ASCII without spaces")
+    return text
+
+
+def _number(headers: dict[str, bytes], name: str) -> int | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 15:
+        raise UnusableRecord(f"the header {name} is not a number")
+    return int(value)
+
+
+def waiting(record: Record, tier_topic: str, attempts: int, not_before_ms: int) -> Output:
+    """The record as it waits for its next attempt."""
+    headers = [
+        *_without(record, _ATTEMPT),
+        (names.ATTEMPT, str(attempts).encode()),
+        (names.NOT_BEFORE, str(not_before_ms).encode()),
+    ]
+    return Output(tier_topic, record.value, record.key, headers)
+
+
+def hopping(record: Record, tier_topic: str) -> Output:
+    """The record as it waits on, in another tier."""
+    return Output(tier_topic, record.value, record.key, record.headers)
+
+
+def deferred(record: Record, tier_topic: str, pending: PendingDelivery) -> Output:
+    """The record as it gets out of the way of others; no attempt was made."""
+    headers = [*_without(record, _DEFERRED), (names.DEFERRED, str(pending.deferred + 1).encode())]
+    return Output(tier_topic, record.value, record.key, headers)
+
+
+def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
+    """The record as it is kept for people: redriving it starts its attempts anew, with the same `webhook-id`."""
+    headers = [
+        *_without(record, _ATTEMPT | _DEFERRED),
+        (names.REASON, reason.encode()),
+        (names.REASON_DETAIL, detail.encode()),
+        (names.ATTEMPTS, str(attempts).encode()),
+        (names.SOURCE_TOPIC, record.topic.encode()),
+        (names.SOURCE_PARTITION, str(record.partition).encode()),
+        (names.SOURCE_OFFSET, str(record.offset).encode()),
+    ]
+    return Output(topics.dead_letters, record.value, record.key, headers)
+
+
+def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_ms: int, sent_bytes: int) -> Output:
+    """What is remembered of one POST, keyed by the job. Neither path nor query of the URL, nor anybody's body."""
+    said = {
+        "webhook_id": pending.webhook_id,
+        "job_id": pending.job_id,
+        "tenant": pending.tenant,
+        "origin": pending.origin,
+        "attempt": pending.attempts + 1,
+        "at": at_ms,
+        "status": outcome.status,
+        "duration_ms": round(outcome.duration_seconds * 1000, 3),
+        "error": None if isinstance(outcome, Delivered) else str(outcome.reason),
+        "bytes": sent_bytes,
+    }
+    headers = [(names.TENANT, pending.tenant.encode()), (names.WEBHOOK_ID, pending.webhook_id.encode())]
+    return Output(topics.attempts, _json(said), pending.job_id.encode(), headers)
+
+
+def disabled(pending: PendingDelivery, topics: Topics, at_ms: int) -> Output:
+    """An endpoint that wants no more: (tenant, full URL), in the only partition of a compacted topic."""
+    key = _json([pending.tenant, pending.url])
+    said = {
+        "tenant": pending.tenant,
+        "url": pending.url,
+        "state": "disabled",
+        "reason": "gone",
+        "at": at_ms,
+        "webhook_id": pending.webhook_id,
+    }
+    return Output(topics.endpoints, _json(said), key, partition=0)
+
+
+def _without(record: Record, removed: frozenset[str]) -> Headers:
+    return [(name, value) for name, value in record.headers or () if name not in removed]
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
