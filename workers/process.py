@@ -1,0 +1,89 @@
+"""A process that runs stages: signals, supervision, and the order in which things stop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from schemas.settings import FleetSettings, KafkaSettings
+from telemetry.health import Readiness
+from telemetry.logs import get_logger
+from workers.stage.stage import Stage
+
+TOPIC_SECONDS = 10.0
+
+log = get_logger()
+
+
+class ProcessError(Exception):
+    """The process cannot do its work; the text says why and what to do."""
+
+
+class TopicMissing(ProcessError):  # noqa: N818 - it names what is missing
+    """A topic that the process reads does not exist."""
+
+
+class BrokerAway(ProcessError):  # noqa: N818 - it names what is wrong
+    """No broker answered when the process started."""
+
+
+def replica_of(settings: FleetSettings) -> str:
+    """This process's identity: stable where POSTBACK_REPLICA says so, else random."""
+    return settings.replica or f"r{secrets.token_hex(4)}"
+
+
+async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
+    """The UUID of each topic; a topic that is made anew under an old name has another. Raises ProcessError."""
+    client = AdminClient(kafka.client_config())
+    asked = client.describe_topics(TopicCollection(list(topics)), request_timeout=TOPIC_SECONDS)
+    found = {}
+    for name, future in asked.items():
+        try:
+            described = await asyncio.wrap_future(future)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise TopicMissing(f"the topic {name} does not exist; `postback topics create` makes it") from None
+            raise BrokerAway(
+                f"Kafka at {kafka.bootstrap_servers} does not answer ({error.args[0].name()}); "
+                "set POSTBACK_KAFKA__BOOTSTRAP_SERVERS, or start one with `postback broker start`"
+            ) from None
+        found[name] = str(described.topic_id)
+    return found
+
+
+def readiness_of(stages: Sequence[Stage]) -> Readiness:
+    """Ready when every stage is."""
+    return Readiness(tuple(reason for stage in stages for reason in stage.watch.reasons()))
+
+
+def alive(stages: Sequence[Stage]) -> bool:
+    """Alive while every stage's Kafka thread comes round."""
+    return all(stage.watch.alive for stage in stages)
+
+
+async def run_stages(stages: Sequence[Stage]) -> None:
+    """Run until SIGTERM or SIGINT has drained every stage. When one dies, the others are drained and its error is raised."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, stages, number.name)
+    tasks = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for stage in stages:
+            stage.stop()
+        await asyncio.gather(*tasks)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _stop(stages: Sequence[Stage], why: str) -> None:
+    log.info("Stopping: draining what is dispatched.", action="stopping", signal=why)
+    for stage in stages:
+        stage.stop()
