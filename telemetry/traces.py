@@ -96,6 +96,11 @@ def span(
         yield _from_otel(current.get_span_context())
 
 
+def current_trace() -> TraceContext | None:
+    """The context of the span that this code runs in, where somebody collects spans."""
+    return _from_otel(trace.get_current_span().get_span_context())
+
+
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 

@@ -1,0 +1,213 @@
+"""Submit jobs to the fleet: stamped with an id, spread over the tenant's partitions, acknowledged by every replica.
+
+    with Client(KafkaSettings()) as client:
+        receipt = client.submit([Job(prompt="Why is the sky blue?", callback_url="https://example.com/hook")])
+
+Whoever does not want it can send `{"prompt": …, "callback_url": …}` to `model_requests` with any Kafka client.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from producers.connection import connect, partition_counts
+from producers.identity import new_job_id
+from producers.sharding import shard_of
+from schemas import topics
+from schemas.codec import write_job
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock, SystemClock
+from telemetry.traces import current_trace, start_trace
+
+Lane = Literal["default", "bulk"]
+
+DELIVERY_SECONDS = 60.0
+"""How long a job may wait for its acknowledgement, a broker's restart included, before it counts as not accepted."""
+
+_IN_FLIGHT_BYTES = 32 * 1024 * 1024
+"""Jobs sent and not yet acknowledged: enough to fill batches, and a bound on memory for any number of jobs."""
+
+_LINGER_MS = 20
+_BATCH_BYTES = 256 * 1024
+_MAX_REQUEST_BYTES = MAX_JOB_BYTES + 64 * 1024
+_CLOCK = SystemClock()
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitError:
+    """A job that is not known to be accepted: after a timeout Kafka may have it all the same."""
+
+    index: int
+    """Which of the submitted jobs, from 0."""
+    job_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What came of a submission."""
+
+    job_ids: list[str] = field(default_factory=list)
+    """Of the accepted jobs, in the order of submission."""
+    errors: list[SubmitError] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """How many jobs Kafka has for certain."""
+        return len(self.job_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    index: int
+    job_id: str
+    size: int
+    future: Any
+
+
+def _ignore(done: int) -> None:
+    return None
+
+
+class Client:
+    """An idempotent producer with acks=all. One per process is enough; not for several threads at once.
+
+    Raises ProducerError where Kafka cannot be reached.
+    """
+
+    def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._places: dict[tuple[str, str], Iterator[int]] = {}
+        self._partitions: dict[str, int] = {}
+        self._producer = connect(
+            KafkaProducer,
+            settings,
+            acks="all",
+            allow_auto_create_topics=False,
+            batch_size=_BATCH_BYTES,
+            delivery_timeout_ms=round(DELIVERY_SECONDS * 1000),
+            enable_idempotence=True,
+            linger_ms=_LINGER_MS,
+            max_request_size=_MAX_REQUEST_BYTES,
+        )
+
+    def submit(
+        self,
+        jobs: Iterable[Job],
+        *,
+        tenant: str = DEFAULT_TENANT,
+        lane: Lane = "default",
+        on_done: Callable[[int], None] = _ignore,
+    ) -> Receipt:
+        """Send jobs and wait until each is acknowledged or given up; a job that fails stops none of the others.
+
+        A job without a `job_id` gets one. `lane` bulk is for what may wait behind everything else. `on_done` is told
+        how many jobs have been acknowledged or given up so far. Raises TopicMissing, AccessRefused, BrokerUnreachable
+        before anything is sent.
+        """
+        topic = self._settings.topics.requests(bulk=lane == "bulk")
+        places = self._places_of(topic, tenant)
+        submission = _Submission(Receipt(), on_done)
+        for index, job in enumerate(jobs):
+            named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
+            submission.add(index, named, lambda value, key: self._send(topic, next(places), tenant, value, key))
+        self._producer.flush()
+        submission.settle_down_to(0)
+        return submission.receipt
+
+    def close(self) -> None:
+        """Send what is still buffered and disconnect."""
+        self._producer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error nobody waits for what is still buffered.
+        self._producer.close(timeout=0 if error else None)
+
+    def _send(self, topic: str, partition: int, tenant: str, value: bytes, key: bytes) -> Any:
+        trace = current_trace()
+        traceparent = (trace.child() if trace else start_trace()).traceparent
+        headers = [(topics.TENANT, tenant.encode()), (topics.TRACEPARENT, traceparent.encode())]
+        return self._producer.send(topic, value, key, headers, partition)
+
+    def _places_of(self, topic: str, tenant: str) -> Iterator[int]:
+        """The tenant's partitions, round and round."""
+        if topic not in self._partitions:
+            self._partitions |= partition_counts(self._settings, [topic])
+        if (topic, tenant) not in self._places:
+            self._places[topic, tenant] = cycle(shard_of(tenant, self._partitions[topic]))
+        return self._places[topic, tenant]
+
+
+class _Submission:
+    """One call of `submit`: what is on its way, within a bound, and what came of the rest."""
+
+    def __init__(self, receipt: Receipt, on_done: Callable[[int], None]) -> None:
+        self.receipt = receipt
+        self._on_done = on_done
+        self._sent: deque[_Sent] = deque()
+        self._bytes = 0
+
+    def add(self, index: int, job: Job, send: Callable[[bytes, bytes], Any]) -> None:
+        job_id = job.job_id or ""
+        value = write_job(job)
+        if len(value) > MAX_JOB_BYTES:
+            self._refuse(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes")
+            return
+        try:
+            future = send(value, job_id.encode())
+        except kafka_errors.KafkaError as error:
+            self._refuse(index, job_id, _reason(error))
+            return
+        self._sent.append(_Sent(index, job_id, len(value), future))
+        self._bytes += len(value)
+        self._settle_done()
+        self.settle_down_to(_IN_FLIGHT_BYTES)
+
+    def settle_down_to(self, limit_bytes: int) -> None:
+        """Wait for the oldest until no more than this is on its way."""
+        while self._sent and (self._bytes > limit_bytes or limit_bytes == 0):
+            self._settle_oldest()
+
+    def _settle_done(self) -> None:
+        while self._sent and self._sent[0].future.is_done:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        sent = self._sent.popleft()
+        self._bytes -= sent.size
+        try:
+            sent.future.get(timeout=2 * DELIVERY_SECONDS)
+        except kafka_errors.KafkaError as error:
+            self._refuse(sent.index, sent.job_id, _reason(error))
+        else:
+            self.receipt.job_ids.append(sent.job_id)
+            self._tell()
+
+    def _refuse(self, index: int, job_id: str, reason: str) -> None:
+        self.receipt.errors.append(SubmitError(index, job_id, reason))
+        self._tell()
+
+    def _tell(self) -> None:
+        self._on_done(len(self.receipt.job_ids) + len(self.receipt.errors))
+
+
+def _reason(error: kafka_errors.KafkaError) -> str:
+    """What a person reads. kafka-python's texts name topics, sizes and times, never values."""
+    if isinstance(error, kafka_errors.KafkaTimeoutError):
+        return "Kafka did not acknowledge it in time"
+    return str(error)

@@ -1,0 +1,147 @@
+"""From the fleet's settings, which speak librdkafka, to kafka-python's; and from kafka-python's errors to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.admin import KafkaAdminClient
+
+from producers.errors import (
+    AccessRefused,
+    BrokerUnreachable,
+    RequestRefused,
+    TopicMissing,
+    UnmappedProperty,
+    UnusableProperty,
+)
+from schemas.settings import KafkaSettings
+
+BOOTSTRAP_SECONDS = 10.0
+"""How long a first connection may take before the broker counts as unreachable."""
+
+_SAME_MEANING = {
+    "client.dns.lookup": "client_dns_lookup",
+    "client.id": "client_id",
+    "sasl.kerberos.service.name": "sasl_kerberos_service_name",
+    "sasl.mechanism": "sasl_mechanism",
+    "sasl.mechanisms": "sasl_mechanism",
+    "sasl.password": "sasl_plain_password",
+    "sasl.username": "sasl_plain_username",
+    "ssl.ca.location": "ssl_cafile",
+    "ssl.certificate.location": "ssl_certfile",
+    "ssl.cipher.suites": "ssl_ciphers",
+    "ssl.crl.location": "ssl_crlfile",
+    "ssl.key.location": "ssl_keyfile",
+    "ssl.key.password": "ssl_password",
+}
+_NUMBERS = {
+    "connections.max.idle.ms": "connections_max_idle_ms",
+    "metadata.max.age.ms": "metadata_max_age_ms",
+    "receive.message.max.bytes": "receive_message_max_bytes",
+    "reconnect.backoff.max.ms": "reconnect_backoff_max_ms",
+    "reconnect.backoff.ms": "reconnect_backoff_ms",
+    "retry.backoff.ms": "retry_backoff_ms",
+    "socket.receive.buffer.bytes": "receive_buffer_bytes",
+    "socket.send.buffer.bytes": "send_buffer_bytes",
+    "socket.timeout.ms": "request_timeout_ms",
+}
+_CHECK_HOSTNAME = {"https": True, "none": False}
+
+# These shape the work of the fleet's own processes and mean nothing to a producer that submits: passed over, so that
+# one environment serves both. Whatever else has no equal is an error, since it may be what keeps a connection safe.
+_PASSED_OVER = (
+    *("api.version.", "batch.", "broker.address.", "debug", "fetch.", "group.", "heartbeat.", "linger.", "log", "max."),
+    *("message.max.", "queue.", "queued.", "session.timeout.", "socket.keepalive.", "socket.nagle."),
+    *("statistics.", "sticky.", "topic.metadata.", "transaction.timeout."),
+)
+
+
+def connection_config(settings: KafkaSettings) -> dict[str, Any]:
+    """Arguments for any kafka-python client of this fleet. Holds secrets: never log it.
+
+    Raises UnmappedProperty, UnusableProperty.
+    """
+    config: dict[str, Any] = {}
+    for name, value in settings.client_config().items():
+        config.update(_translated(name, value))
+    return config
+
+
+def _translated(name: str, value: str) -> dict[str, Any]:
+    if name == "bootstrap.servers":
+        return {"bootstrap_servers": [server.strip() for server in value.split(",")]}
+    if name == "security.protocol":
+        return {"security_protocol": value.upper()}
+    if name == "ssl.endpoint.identification.algorithm":
+        if value.lower() not in _CHECK_HOSTNAME:
+            raise UnusableProperty(name, "https or none")
+        return {"ssl_check_hostname": _CHECK_HOSTNAME[value.lower()]}
+    if name in _SAME_MEANING:
+        return {_SAME_MEANING[name]: value}
+    if name in _NUMBERS:
+        if not value.isdecimal():
+            raise UnusableProperty(name, "a whole number")
+        return {_NUMBERS[name]: int(value)}
+    if name.startswith(_PASSED_OVER):
+        return {}
+    raise UnmappedProperty(name)
+
+
+def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) -> Any:
+    """Make a kafka-python client and wait for its first connection. Raises ProducerError.
+
+    The result is Any since kafka-python has no types.
+    """
+    bootstrap = {"bootstrap_timeout_ms": round(BOOTSTRAP_SECONDS * 1000)}
+    with kafka_errors_translated(settings):
+        try:
+            return kind(**{**bootstrap, **connection_config(settings), **config})
+        except kafka_errors.KafkaTimeoutError:
+            raise BrokerUnreachable(settings.bootstrap_servers) from None
+        except (AssertionError, TypeError, ValueError) as error:
+            # How kafka-python says that arguments do not go together. The text may quote them.
+            raise UnusableProperty("POSTBACK_KAFKA__…", f"refused with {type(error).__name__}") from None
+        except OSError as error:
+            raise UnusableProperty(
+                "ssl.…", f"a file that can be read ({error.strerror or type(error).__name__})"
+            ) from None
+
+
+@contextmanager
+def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
+    """The one place where kafka-python's errors become ours."""
+    try:
+        yield
+    except (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError) as error:
+        raise AccessRefused(type(error).__name__.removesuffix("Error")) from None
+    except (kafka_errors.KafkaTimeoutError, kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError):
+        raise BrokerUnreachable(settings.bootstrap_servers) from None
+    except kafka_errors.KafkaError as error:
+        raise RequestRefused(f"Kafka refused the request: {error}") from None
+
+
+@contextmanager
+def admin_client(settings: KafkaSettings) -> Iterator[Any]:
+    """kafka-python's admin client, for a block. Raises ProducerError."""
+    admin = connect(KafkaAdminClient, settings)
+    try:
+        with kafka_errors_translated(settings):
+            yield admin
+    finally:
+        admin.close()
+
+
+def partition_counts(settings: KafkaSettings, topics: list[str]) -> dict[str, int]:
+    """How many partitions each of these topics has. Raises TopicMissing for the first that is not there."""
+    with admin_client(settings) as admin:
+        described = {topic["name"]: topic for topic in admin.describe_topics(topics)}
+    for name in topics:
+        code = described[name]["error_code"]
+        if code == kafka_errors.UnknownTopicOrPartitionError.errno:
+            raise TopicMissing(name)
+        if code == kafka_errors.TopicAuthorizationFailedError.errno:
+            raise AccessRefused(f"topic {name}")
+    return {name: len(described[name]["partitions"]) for name in topics}

@@ -1,0 +1,59 @@
+"""What can go wrong between a producer and Kafka. Each text names the fix and no secret.
+
+ProducerError
+├── UnmappedProperty    a librdkafka property that kafka-python has no equal of
+├── UnusableProperty    a property with a value that kafka-python refuses
+├── BrokerUnreachable   no broker answered in time
+├── AccessRefused       a broker answered, and refused who we are or what we asked
+├── TopicMissing        the topic is not there
+└── RequestRefused      a broker refused a request for another reason
+"""
+
+from __future__ import annotations
+
+
+class ProducerError(Exception):
+    """The producer cannot do its work."""
+
+
+class UnmappedProperty(ProducerError):  # noqa: N818 - the tree reads as what happened
+    """A property that only librdkafka knows."""
+
+    def __init__(self, name: str) -> None:
+        variable = f"POSTBACK_KAFKA__EXTRA__{name.upper().replace('.', '_')}"
+        super().__init__(f"{name} ({variable}) has no equal in kafka-python, which this command uses: unset it here")
+
+
+class UnusableProperty(ProducerError):  # noqa: N818
+    """A property whose value cannot be used; the value is not shown, since it may be a secret."""
+
+    def __init__(self, name: str, allowed: str) -> None:
+        super().__init__(f"the value of {name} cannot be used: it is {allowed}")
+
+
+class BrokerUnreachable(ProducerError):  # noqa: N818
+    """No broker answered in time."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        super().__init__(
+            f"no Kafka broker answers at {bootstrap_servers}: start one with `postback broker start`, "
+            "or set POSTBACK_KAFKA__BOOTSTRAP_SERVERS (and, where it asks for them, the credentials)"
+        )
+
+
+class AccessRefused(ProducerError):  # noqa: N818
+    """A broker refused who we are or what we asked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Kafka refuses access ({reason}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs")
+
+
+class TopicMissing(ProducerError):  # noqa: N818
+    """The topic is not there."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"the topic {topic} does not exist: run `postback topics create`")
+
+
+class RequestRefused(ProducerError):  # noqa: N818
+    """A broker refused a request."""

@@ -1,0 +1,14 @@
+"""Identifiers for jobs whose producer gave them none."""
+
+from __future__ import annotations
+
+import secrets
+
+from telemetry.clock import Clock
+
+
+def new_job_id(clock: Clock) -> str:
+    """`job_` and a UUID version 7 in hexadecimal (RFC 9562, section 5.7): ids sort by when they were made."""
+    milliseconds = int(clock.time() * 1000) & (1 << 48) - 1
+    number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return f"job_{number:032x}"

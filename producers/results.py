@@ -1,0 +1,66 @@
+"""Read results as they are settled: what `postback submit --wait` waits for, and anybody who wants no webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaConsumer, TopicPartition
+
+from producers.connection import connect, kafka_errors_translated, partition_counts
+from schemas import topics
+from schemas.codec import InvalidResult, read_result
+from schemas.job import DEFAULT_TENANT
+from schemas.result import Result
+from schemas.settings import KafkaSettings
+
+_POLL_MS = 200
+
+
+class ResultsReader:
+    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs.
+
+    Only settled results: of a transaction that was aborted it shows nothing (read_committed). It is in no consumer
+    group, so it takes nothing away from delivery. Raises ProducerError.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        topic = settings.topics.results
+        partitions = [TopicPartition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
+        self._consumer: Any = connect(
+            KafkaConsumer, settings, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
+        )
+        with kafka_errors_translated(settings):
+            self._consumer.assign(partitions)
+            for partition, end in self._consumer.end_offsets(partitions).items():
+                self._consumer.seek(partition, end)
+
+    def poll(self) -> Iterator[tuple[str, Result]]:
+        """The results that came since, each with its tenant; waits up to 0.2 s where there are none."""
+        with kafka_errors_translated(self._settings):
+            batches = self._consumer.poll(timeout_ms=_POLL_MS)
+        for records in batches.values():
+            for record in records:
+                try:
+                    yield _tenant(record.headers), read_result(record.value)
+                except InvalidResult:
+                    continue  # no worker wrote it, so nobody waits for it
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tenant(headers: list[tuple[str, bytes]]) -> str:
+    said = [value for name, value in headers if name == topics.TENANT]
+    return said[-1].decode("utf-8", "replace") if said else DEFAULT_TENANT

@@ -1,0 +1,153 @@
+"""Make the fleet's topics and set up its consumer groups. Everything here may be repeated: it adds what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from producers.connection import admin_client
+from producers.errors import RequestRefused
+from schemas.settings import KafkaSettings
+from schemas.topics import TopicSpec
+
+SESSION_TIMEOUT_MS = 6000
+"""How long a killed worker keeps its partitions from the others: as low as the broker allows, not below this."""
+
+HEARTBEAT_INTERVAL_MS = 1000
+_HEARTBEATS_PER_SESSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDifference:
+    """A topic that is there with another number of partitions than the settings say."""
+
+    topic: str
+    wanted: int
+    found: int
+
+
+@dataclass(slots=True)
+class TopicsReport:
+    """What `create_topics` found and did."""
+
+    created: list[str] = field(default_factory=list)
+    existing: list[str] = field(default_factory=list)
+    raised: list[PartitionDifference] = field(default_factory=list)
+    """Topics that were given more partitions."""
+    differences: list[PartitionDifference] = field(default_factory=list)
+    """What differs still."""
+
+
+@dataclass(slots=True)
+class GroupsReport:
+    """What `configure_groups` did."""
+
+    session_timeout_ms: int | None = None
+    """What the groups have now; None where the broker keeps its default."""
+    problems: list[str] = field(default_factory=list)
+    """Why it does."""
+
+
+def create_topics(
+    settings: KafkaSettings, *, engines: Sequence[str] = (), raise_partitions: bool = False
+) -> TopicsReport:
+    """Create the topics that are missing; leave the others, or give them more partitions where that is asked.
+
+    Partitions are raised only on request, since a key's records then continue in another partition. They cannot be
+    lowered. `engines` have lanes of their own. Raises ProducerError.
+    """
+    specs = settings.topics.specs(settings.partitions, tuple(engines))
+    with admin_client(settings) as admin:
+        found = _partitions_found(admin, [spec.name for spec in specs])
+        report = TopicsReport(existing=[spec.name for spec in specs if spec.name in found])
+        _create(admin, [spec for spec in specs if spec.name not in found], settings, report)
+        for spec in specs:
+            if found.get(spec.name, spec.partitions) != spec.partitions:
+                difference = PartitionDifference(spec.name, spec.partitions, found[spec.name])
+                raisable = raise_partitions and difference.wanted > difference.found
+                (report.raised if raisable else report.differences).append(difference)
+        if report.raised:
+            admin.create_partitions({difference.topic: difference.wanted for difference in report.raised})
+    return report
+
+
+def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsReport:
+    """Let consumer groups (KIP-848, brokers from 4.0) notice a killed member as early as the broker allows.
+
+    The group may not exist yet. A broker that refuses is reported and changes nothing: the groups then work with its
+    default, 45 s. Raises ProducerError where there is no broker.
+    """
+    with admin_client(settings) as admin:
+        try:
+            config = _group_config(_broker_config(admin))
+            answer = _alter_groups(admin, list(groups), config)
+        except (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError) as error:
+            return GroupsReport(problems=[f"the broker does not allow it ({type(error).__name__})"])
+    problems = [f"{name}: {said}" for name, said in answer.items() if said != "OK"]
+    return GroupsReport(None if problems else int(config["consumer.session.timeout.ms"]), problems)
+
+
+def _partitions_found(admin: Any, names: list[str]) -> dict[str, int]:
+    found = {topic["name"]: topic for topic in admin.describe_topics(names)}
+    return {name: len(topic["partitions"]) for name, topic in found.items() if topic["error_code"] == 0}
+
+
+def _create(admin: Any, specs: list[TopicSpec], settings: KafkaSettings, report: TopicsReport) -> None:
+    if not specs:
+        return
+    request = {
+        spec.name: {
+            "num_partitions": spec.partitions,
+            "replication_factor": settings.replication_factor,
+            "configs": spec.config | _durability(settings.replication_factor),
+        }
+        for spec in specs
+    }
+    answer = admin.create_topics(request, raise_errors=False)
+    for topic in answer["topics"]:
+        if topic["error_code"] == kafka_errors.TopicAlreadyExistsError.errno:
+            report.existing.append(topic["name"])  # somebody else made it just now
+        elif topic["error_code"] != 0:
+            raise RequestRefused(f"the topic {topic['name']} could not be created: {_why(topic)}")
+        else:
+            report.created.append(topic["name"])
+    # Until every partition has a leader, so that whoever comes next can produce at once.
+    admin.wait_for_topics([spec.name for spec in specs])
+
+
+def _durability(replication_factor: int) -> dict[str, str]:
+    """With three replicas a write that only one of them has is not acknowledged."""
+    return {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
+
+
+def _why(topic: dict[str, Any]) -> str:
+    name: str = kafka_errors.for_code(topic["error_code"]).__name__
+    return topic["error_message"] or name
+
+
+def _broker_config(admin: Any) -> dict[str, str]:
+    some = admin.describe_cluster()["brokers"][0]
+    broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])  # by the version of the answer
+    answer = admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
+    return {name: entry["value"] for name, entry in answer["broker"][broker].items()}
+
+
+def _group_config(broker: dict[str, str]) -> dict[str, str]:
+    """As low as the broker allows; the interval so that a session outlives two lost heartbeats."""
+    if "group.consumer.min.session.timeout.ms" not in broker:
+        raise kafka_errors.UnsupportedVersionError("groups have no configuration before Apache Kafka 4.0")
+    heartbeat = max(HEARTBEAT_INTERVAL_MS, int(broker["group.consumer.min.heartbeat.interval.ms"]))
+    lowest = int(broker["group.consumer.min.session.timeout.ms"])
+    session = max(SESSION_TIMEOUT_MS, lowest, _HEARTBEATS_PER_SESSION * heartbeat)
+    return {"consumer.session.timeout.ms": str(session), "consumer.heartbeat.interval.ms": str(heartbeat)}
+
+
+def _alter_groups(admin: Any, groups: list[str], config: dict[str, str]) -> dict[str, str]:
+    resources = [ConfigResource(ConfigResourceType.GROUP, group, dict(config)) for group in groups]
+    # kafka-python would ask the group which names it knows, which one that was never configured does not answer.
+    answer: dict[str, dict[str, str]] = admin.alter_configs(resources, raise_on_unknown=False)
+    return answer["group"]
