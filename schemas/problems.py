@@ -38,8 +38,10 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
     """What pydantic found, at most MAX_PROBLEMS of it, with neither the rejected values nor keys that a user chose."""
     found: dict[str, str] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
-        place = _place(details["loc"])
-        found.setdefault(place or "value", _reason(place, details["type"], details["msg"]))
+        place, kind = _place(details["loc"]), details["type"]
+        # The one rule about a job as a whole is that it asks one question.
+        whole = "prompt" if kind == "value_error" else "value"
+        found.setdefault(place or whole, _reason(place, kind, details["msg"]))
         if len(found) > 2 * MAX_PROBLEMS:
             break
     return tuple(Problem(place, reason) for place, reason in _innermost(found).items())[:MAX_PROBLEMS]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+
+
+@pytest.mark.parametrize(
+    ("delay", "name"),
+    [(5, "5s"), (90, "90s"), (300, "5m"), (1800, "30m"), (7200, "2h"), (86400, "24h"), (0.2, "200ms")],
+)
+def test_a_tier_is_named_by_its_delay(delay: float, name: str) -> None:
+    assert tier_name(delay) == name
+
+
+def test_no_two_tiers_share_a_topic() -> None:
+    assert len({Topics().tier(delay) for delay in TIER_DELAYS_SECONDS}) == len(TIER_DELAYS_SECONDS)
+
+
+def test_tiers_are_listed_from_the_shortest_delay() -> None:
+    assert list(Topics("", (300, 5)).tiers.items()) == [(5, "callback_retries.5s"), (300, "callback_retries.5m")]
+
+
+def test_the_lanes_are_named_by_engine_and_urgency() -> None:
+    topics = Topics()
+
+    assert [topics.requests(), topics.requests(bulk=True)] == ["model_requests", "model_requests.batch"]
+    assert topics.requests("vllm") == "model_requests.vllm"
+    assert topics.requests("vllm", bulk=True) == "model_requests.vllm.batch"
+
+
+def test_the_prefix_stands_before_every_topic_so_that_fleets_can_share_brokers() -> None:
+    plain = [spec.name for spec in Topics().specs(3, ("vllm",))]
+    prefixed = [spec.name for spec in Topics("test.").specs(3, ("vllm",))]
+
+    assert prefixed == [f"test.{name}" for name in plain]
+    assert len(set(plain)) == len(plain)
+
+
+def test_results_have_as_many_partitions_as_requests() -> None:
+    topics = Topics()
+    partitions = {spec.name: spec.partitions for spec in topics.specs(7)}
+
+    assert partitions[topics.results] == partitions[topics.requests()] == 7
+
+
+def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_longest() -> None:
+    topics = Topics()
+    config = {spec.name: spec.config for spec in topics.specs(3)}
+    longest = max(int(one["retention.ms"]) for one in config.values() if "retention.ms" in one)
+
+    assert config[topics.endpoints]["cleanup.policy"] == config[topics.control]["cleanup.policy"] == "compact"
+    assert config[topics.dead_letters]["retention.ms"] == str(longest)
+
+
+def test_every_engine_has_both_lanes() -> None:
+    names = {spec.name for spec in Topics().specs(3, ("vllm", "echo"))}
+
+    assert {"model_requests.vllm", "model_requests.vllm.batch", "model_requests.echo.batch"} <= names
