@@ -75,5 +75,8 @@ def _cause_of_death(node: Node) -> BrokerDied | PortInUse:
 def _tail(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-    return "\n".join(text.rstrip().splitlines()[-_LOG_LINES:])
+        lines = file.read().decode(errors="replace").splitlines()
+    said = [
+        line for line in lines if line.strip() and not line.startswith("\tat ")
+    ]  # a trace would push the reason out
+    return "\n".join(said[-_LOG_LINES:])

@@ -1,0 +1,125 @@
+"""What tests share: one real broker for the session, topics for each test, and a check for stray processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from devkit.broker import Broker
+from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
+
+PARTITIONS = 4
+TIER_DELAYS_SECONDS = (0.3, 0.6)
+_ADMIN_TIMEOUT_SECONDS = 30.0
+_EXIT_GRACE_SECONDS = 5.0
+_MARK = "POSTBACK_TEST_MARK"
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalBroker:
+    """A Kafka that was running already. It can be used, and not be stopped."""
+
+    bootstrap_servers: str
+
+
+class MakeFleet(Protocol):
+    """What the fixture `make_fleet` is."""
+
+    def __call__(self, bootstrap_servers: str, replication_factor: int = 1) -> KafkaSettings:
+        """Make a fleet's topics and return its settings."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker | ExternalBroker]:
+    """The session's Kafka: of POSTBACK_KAFKA__BOOTSTRAP_SERVERS where that is set, else one of our own on a free port.
+
+    Shared, so leave it running: a test that stops, kills or pauses brokers starts its own `Broker`.
+    """
+    external = os.environ.get("POSTBACK_KAFKA__BOOTSTRAP_SERVERS")
+    if external:
+        yield ExternalBroker(external)
+        return
+    with Broker.start() as own:
+        yield own
+
+
+@pytest.fixture
+def fleet(broker: Broker | ExternalBroker, make_fleet: MakeFleet) -> Iterator[KafkaSettings]:
+    """Settings of a fleet that nobody else uses, with its topics; they are deleted when the test ends."""
+    settings = make_fleet(broker.bootstrap_servers)
+    yield settings
+    admin = AdminClient(settings.client_config())
+    for deleted in admin.delete_topics([spec.name for spec in settings.topics.specs(PARTITIONS)]).values():
+        deleted.result(_ADMIN_TIMEOUT_SECONDS)
+
+
+@pytest.fixture
+def make_fleet() -> MakeFleet:
+    """For tests with a broker of their own: `make_fleet(bootstrap_servers, replication_factor=1)`.
+
+    Makes a new fleet's topics there, with 4 partitions and retry tiers of 0.3 and 0.6 s, and returns its settings.
+    """
+    return _make_fleet
+
+
+def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSettings:
+    settings = KafkaSettings(
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=f"t{uuid.uuid4().hex[:10]}.",
+        partitions=PARTITIONS,
+        replication_factor=replication_factor,
+        tier_delays_seconds=TIER_DELAYS_SECONDS,
+    )
+    topics = [
+        NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
+        for spec in settings.topics.specs(PARTITIONS)
+    ]
+    admin = AdminClient(settings.client_config())
+    for created in admin.create_topics(topics).values():
+        created.result(_ADMIN_TIMEOUT_SECONDS)
+    return settings
+
+
+@pytest.fixture
+def clean_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test if a process that it started, or one started by those, is still there 5 s after its end.
+
+    Every process inherits a mark in its environment, so that one that was orphaned or leads a session of its own is
+    found too. What is found is killed.
+    """
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(_MARK, mark)
+    yield
+    deadline = Deadline.after(SystemClock(), _EXIT_GRACE_SECONDS)
+    while (left := _marked(mark)) and not deadline.passed:
+        deadline.clock.sleep(0.05)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if left:
+        commands = [f"{pid}: {command[:200]}" for pid, command in left.items()]
+        pytest.fail("processes outlived the test:\n" + "\n".join(commands))
+
+
+def _marked(mark: str) -> dict[int, str]:
+    """Pid to command line of the processes that were started with this mark, zombies aside.
+
+    Aside too is multiprocessing's resource tracker: it ends with this process, not with whatever first needed it.
+    """
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended meanwhile, a zombie, or another user's
+            if process.environ().get(_MARK) == mark:
+                found[process.pid] = " ".join(process.cmdline())
+    return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}
