@@ -1,0 +1,644 @@
+"""One attempt against real sockets: servers that are slow, broken or hostile, each on a loopback port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import inspect
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp.abc import AbstractResolver, ResolveResult
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from telemetry.clock import SystemClock
+from workers.delivery.post import USER_AGENT, Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+
+LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@dataclass
+class Peer:
+    """One connection as the server sees it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    server: Server
+    number: int
+
+    async def request(self) -> bytes | None:
+        """Read one whole request; None where the client is gone."""
+        try:
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = await self.reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        self.server.requests.append((head, body))
+        return body
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+
+Script = Callable[[Peer], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """Runs a script for each connection, and remembers what arrived."""
+
+    script: Script
+    scheme: str = "http"
+    port: int = 0
+    connections: int = 0
+    requests: list[tuple[bytes, bytes]] = field(default_factory=list)
+    client_left: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/hooks?token=x"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        try:
+            await self.script(Peer(reader, writer, self, self.connections))
+        except ConnectionError:
+            self.client_left.set()
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self.tasks.discard(task)
+            writer.close()
+
+
+Start = Callable[..., Awaitable[Server]]
+
+
+@asynccontextmanager
+async def starting() -> AsyncIterator[Start]:
+    servers: list[tuple[Server, asyncio.Server]] = []
+
+    async def start(script: Script, tls: ssl.SSLContext | None = None) -> Server:
+        server = Server(script, scheme="https" if tls else "http")
+        listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+        server.port = listener.sockets[0].getsockname()[1]
+        servers.append((server, listener))
+        return server
+
+    try:
+        yield start
+    finally:
+        for server, listener in servers:
+            listener.close()
+            for task in list(server.tasks):
+                task.cancel()
+            await asyncio.gather(*server.tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def posting(deadline_seconds: float = 20.0) -> AsyncIterator[Poster]:
+    poster = Poster(DeliverySettings(deadline_seconds=deadline_seconds), LOOPBACK, SystemClock())
+    try:
+        yield poster
+    finally:
+        await poster.close()
+
+
+SUPPLIES: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
+    "start": starting,
+    "poster": posting,
+    "hasty": lambda: posting(deadline_seconds=0.3),
+}
+
+
+def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on asyncio's loop and on uvloop, which raise different errors for the same broken connection.
+
+    `start`, `poster` (20 s) and `hasty` (0.3 s) are made on the loop; every other argument is pytest's.
+    """
+    signature = inspect.signature(test)
+    supplied = [name for name in signature.parameters if name in SUPPLIES]
+
+    async def scenario(arguments: dict[str, Any]) -> None:
+        async with AsyncExitStack() as stack:
+            made = {name: await stack.enter_async_context(SUPPLIES[name]()) for name in supplied}
+            await test(**arguments, **made)
+
+    @functools.wraps(test)
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop], **arguments: Any) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(scenario(arguments))
+
+    asked = [parameter for name, parameter in signature.parameters.items() if name not in supplied]
+    factory = inspect.Parameter("loop_factory", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = signature.replace(parameters=[factory, *asked])
+    factories = [asyncio.new_event_loop, uvloop.new_event_loop]
+    return pytest.mark.parametrize("loop_factory", factories, ids=["asyncio", "uvloop"])(run)
+
+
+def always(answer: bytes) -> Script:
+    """Answer each request of a connection with this."""
+
+    async def script(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await peer.send(answer)
+
+    return script
+
+
+def status(code: int, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {code} Whatever", *headers, *([] if code in (204, 304) else ["content-length: 0"])]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def post(poster: Poster, url: str) -> PostOutcome:
+    return await poster.post(url, b'{"a":1}', {"webhook-id": "msg_1", "webhook-timestamp": "1", "traceparent": "00-x"})
+
+
+def failure(outcome: PostOutcome) -> tuple[FailureReason, int | None]:
+    assert isinstance(outcome, FailedDelivery)
+    return outcome.reason, outcome.status
+
+
+@on_both_loops
+async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster: Poster) -> None:
+    server = await start(always(OK))
+    outcome = await post(poster, server.url)
+    assert isinstance(outcome, Delivered)
+    [(head, body)] = server.requests
+    line, *headers = head.decode().rstrip().split("\r\n")
+    assert line == "POST /hooks?token=x HTTP/1.1"
+    assert {name.lower(): value for name, value in (header.split(": ", 1) for header in headers)} == {
+        "host": f"127.0.0.1:{server.port}",
+        "user-agent": USER_AGENT,
+        "content-type": "application/json",
+        "content-length": "7",
+        "webhook-id": "msg_1",
+        "webhook-timestamp": "1",
+        "traceparent": "00-x",
+    }
+    assert body == b'{"a":1}'
+    assert USER_AGENT.startswith("Postback/")
+
+
+@pytest.mark.parametrize("code", [200, 201, 202, 204, 299])
+@on_both_loops
+async def test_every_2xx_is_a_success(start: Start, poster: Poster, code: int) -> None:
+    outcome = await post(poster, (await start(always(status(code)))).url)
+    assert isinstance(outcome, Delivered)
+    assert outcome.status == code
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (300, FailureReason.REDIRECTED),
+        (304, FailureReason.REDIRECTED),
+        (400, FailureReason.CLIENT_ERROR),
+        (401, FailureReason.CLIENT_ERROR),
+        (404, FailureReason.CLIENT_ERROR),
+        (408, FailureReason.CLIENT_ERROR),
+        (410, FailureReason.GONE),
+        (429, FailureReason.THROTTLED),
+        (500, FailureReason.SERVER_ERROR),
+        (502, FailureReason.THROTTLED),
+        (503, FailureReason.SERVER_ERROR),
+        (504, FailureReason.THROTTLED),
+        (599, FailureReason.SERVER_ERROR),
+        (700, FailureReason.SERVER_ERROR),
+    ],
+)
+@on_both_loops
+async def test_everything_else_is_a_failure_of_its_class(
+    start: Start, poster: Poster, code: int, reason: FailureReason
+) -> None:
+    server = await start(always(status(code)))
+    outcome = await post(poster, server.url)
+    assert failure(outcome) == (reason, code)
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.permanent is (code == 410)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@on_both_loops
+async def test_a_redirect_is_never_followed(start: Start, poster: Poster, code: int) -> None:
+    target = await start(always(OK))
+    server = await start(always(status(code, f"location: {target.url}")))
+    assert failure(await post(poster, server.url)) == (FailureReason.REDIRECTED, code)
+    assert (len(server.requests), target.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("code", [429, 502, 503, 504, 400])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+@on_both_loops
+async def test_retry_after_is_reported_in_both_forms(start: Start, poster: Poster, code: int, form: str) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=30)
+    value = "120" if form == "seconds" else soon.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    outcome = await post(poster, (await start(always(status(code, f"Retry-After: {value}")))).url)
+    assert isinstance(outcome, FailedDelivery)
+    # 30 hours are more than is honoured, so the date's answer does not depend on how fast this test runs.
+    assert outcome.retry_after_seconds == (120 if form == "seconds" else 86_400)
+
+
+@on_both_loops
+async def test_a_connection_is_kept_warm_for_the_next_callback(start: Start, poster: Poster) -> None:
+    server = await start(always(OK))
+    for _ in range(3):
+        assert isinstance(await post(poster, server.url), Delivered)
+    assert (len(server.requests), server.connections) == (3, 1)
+
+
+@on_both_loops
+async def test_a_connection_stays_warm_after_a_failure_with_a_body(start: Start, poster: Poster) -> None:
+    server = await start(always(b"HTTP/1.1 500 No\r\ncontent-length: 60000\r\n\r\n" + bytes(60000)))
+    for _ in range(2):
+        assert failure(await post(poster, server.url)) == (FailureReason.SERVER_ERROR, 500)
+    assert server.connections == 1
+
+
+@on_both_loops
+async def test_a_connection_closed_after_the_request_was_read_is_not_posted_to_again(
+    start: Start, poster: Poster
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if peer.number == 1:
+            await peer.send(OK)
+            await peer.request()
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+    # The keep-alive race: the request goes out on the warm connection, and the server closes it without an answer.
+    assert failure(await post(poster, server.url)) == (FailureReason.CONNECTION_CLOSED, None)
+    assert (len(server.requests), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@on_both_loops
+async def test_a_fresh_connection_closed_without_an_answer_is_not_posted_to_again(
+    start: Start, poster: Poster, reset: bool
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if reset:
+            linger_off = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
+
+    server = await start(script)
+    assert failure(await post(poster, server.url)) == (FailureReason.CONNECTION_CLOSED, None)
+    assert len(server.requests) == 1
+
+
+@on_both_loops
+async def test_an_idle_connection_that_the_server_closed_is_not_used_again(start: Start, poster: Poster) -> None:
+    closed = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        peer.writer.close()
+        await peer.writer.wait_closed()
+        closed.set()
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await closed.wait()
+    await asyncio.sleep(0.05)  # the close has to travel to the client's loop, which is this one
+    assert isinstance(await post(poster, server.url), Delivered)
+    assert (len(server.requests), server.connections) == (2, 2)
+
+
+@on_both_loops
+async def test_headers_that_never_come_meet_the_deadline(start: Start, hasty: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await asyncio.Event().wait()
+
+    server = await start(script)
+    assert failure(await post(hasty, server.url)) == (FailureReason.TIMEOUT, None)
+    assert len(server.requests) == 1
+
+
+@on_both_loops
+async def test_headers_that_drip_meet_the_deadline(start: Start, hasty: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nx-slow: ")
+        while True:
+            await peer.send(b"a")
+            await asyncio.sleep(0.02)
+
+    assert failure(await post(hasty, (await start(script)).url)) == (FailureReason.TIMEOUT, None)
+
+
+@on_both_loops
+async def test_interim_responses_without_end_meet_the_deadline(start: Start, hasty: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        while True:
+            await peer.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await asyncio.sleep(0.02)
+
+    assert failure(await post(hasty, (await start(script)).url)) == (FailureReason.TIMEOUT, None)
+
+
+@on_both_loops
+async def test_a_body_that_drips_meets_the_same_deadline(start: Start, hasty: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        while True:
+            await peer.send(b"a")
+            await asyncio.sleep(0.02)
+
+    server = await start(script)
+    assert failure(await post(hasty, server.url)) == (FailureReason.TIMEOUT, 200)
+    # Nor does half a body stay in the way of the next callback.
+    server.script = always(OK)
+    assert isinstance(await post(hasty, server.url), Delivered)
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("framing", [b"transfer-encoding: chunked", b"content-length: 99999999999", b"x-until: close"])
+@on_both_loops
+async def test_an_endless_body_is_cut_off_and_the_callback_stays_delivered(
+    start: Start, poster: Poster, framing: bytes
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+        while True:
+            data = bytes(4096)
+            await peer.send(b"1000\r\n" + data + b"\r\n" if b"chunked" in framing else data)
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await server.client_left.wait()
+    server.script = always(OK)
+    assert isinstance(await post(poster, server.url), Delivered)
+    assert server.connections == 2
+
+
+@on_both_loops
+async def test_a_body_that_ends_early_is_a_failure(start: Start, poster: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")
+
+    assert failure(await post(poster, (await start(script)).url)) == (FailureReason.BAD_RESPONSE, 200)
+
+
+@on_both_loops
+async def test_a_compressed_body_is_never_unpacked(start: Start, poster: Poster) -> None:
+    # What is no gzip at all would raise in whoever unpacks it, and a bomb does its harm there.
+    answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nbomb"
+    assert isinstance(await post(poster, (await start(always(answer))).url), Delivered)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1_000_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnot-a-size\r\n",
+    ],
+    ids=["ssh", "no-status", "many-headers", "large-header", "bad-chunk"],
+)
+@on_both_loops
+async def test_what_is_not_http_is_a_failure(start: Start, poster: Poster, answer: bytes) -> None:
+    server = await start(always(answer))
+    assert failure(await post(poster, server.url))[0] is FailureReason.BAD_RESPONSE
+    assert len(server.requests) == 1
+
+
+@on_both_loops
+async def test_a_closed_port_is_a_failed_connect(poster: Poster) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        assert failure(await post(poster, url)) == (FailureReason.CONNECT_FAILED, None)
+
+
+@on_both_loops
+async def test_cookies_are_not_kept(start: Start, poster: Poster) -> None:
+    server = await start(always(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n"))
+    for _ in range(2):
+        await post(poster, server.url)
+    assert b"cookie" not in server.requests[1][0].lower()
+
+
+@on_both_loops
+async def test_proxies_and_netrc_of_the_environment_are_ignored(
+    start: Start, poster: Poster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proxy, server = await start(always(OK)), await start(always(OK))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert isinstance(await post(poster, server.url), Delivered)
+    assert proxy.connections == 0
+    assert b"authorization" not in server.requests[0][0].lower()
+
+
+class Answers(AbstractResolver):
+    """A name server with one answer: an address, an error, or nothing for ever."""
+
+    def __init__(self, answer: str | OSError | None) -> None:
+        self._answer = answer
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if isinstance(self._answer, OSError):
+            raise self._answer
+        if self._answer is None:
+            await asyncio.Event().wait()
+        return [
+            ResolveResult(hostname=host, host=str(self._answer), port=port, family=socket.AF_INET, proto=0, flags=0)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def post_by_name(answer: str | OSError | None, policy: EgressPolicy, port: int) -> PostOutcome:
+    settings = DeliverySettings(deadline_seconds=0.3 if answer is None else 20.0)
+    poster = Poster(settings, policy, SystemClock(), resolver=Answers(answer))
+    try:
+        return await post(poster, f"http://hooks.example:{port}/")
+    finally:
+        await poster.close()
+
+
+@on_both_loops
+async def test_a_name_that_does_not_resolve_is_a_failure_of_dns() -> None:
+    outcome = await post_by_name(socket.gaierror(socket.EAI_NONAME, "Name or service not known"), LOOPBACK, 80)
+    assert failure(outcome) == (FailureReason.DNS_FAILED, None)
+
+
+@on_both_loops
+async def test_a_name_server_that_never_answers_meets_the_deadline() -> None:
+    assert failure(await post_by_name(None, LOOPBACK, 80)) == (FailureReason.TIMEOUT, None)
+
+
+@on_both_loops
+async def test_a_name_that_leads_to_a_private_address_is_refused_without_a_connection(start: Start) -> None:
+    server = await start(always(OK))
+    outcome = await post_by_name(
+        "127.0.0.1", EgressPolicy(development=True, ports=frozenset({server.port})), server.port
+    )
+    assert failure(outcome) == (FailureReason.REFUSED, None)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://u:p@example.com/", "http://example.com:22/",
+     "http://[::1]:{port}/", "http://2130706433:{port}/", "ftp://example.com/", "not a url", "http://", "http://\x00/"],
+)  # fmt: skip
+@on_both_loops
+async def test_a_url_that_must_not_be_called_is_refused_for_good(start: Start, url: str) -> None:
+    server = await start(always(OK))
+    poster = Poster(
+        DeliverySettings(), EgressPolicy(development=True, ports=frozenset({server.port, 80})), SystemClock()
+    )
+    outcome = await post(poster, url.format(port=server.port))
+    await poster.close()
+    assert failure(outcome) == (FailureReason.REFUSED, None)
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.permanent
+    assert outcome.detail is not None
+    assert url not in outcome.detail
+    assert server.connections == 0
+
+
+@on_both_loops
+async def test_cancelling_an_attempt_closes_its_connection(start: Start, poster: Poster) -> None:
+    received, left = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        received.set()
+        await peer.reader.read()
+        left.set()
+
+    attempt = asyncio.ensure_future(post(poster, (await start(script)).url))
+    await received.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    await left.wait()
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A private certificate authority and a server certificate of it for 127.0.0.1."""
+
+    ca_file: Path
+    chain_file: Path
+
+    def server(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.chain_file)
+        return context
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    directory = tmp_path_factory.mktemp("tls")
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "A private authority")])
+    now = datetime.datetime.now(datetime.UTC)
+
+    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder(issuer_name=ca_name, subject_name=subject, public_key=public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    ca = (
+        builder(ca_name, ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(ca_key, SHA256())
+    )
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    leaf = builder(x509.Name([]), key.public_key()).add_extension(names, critical=True).sign(ca_key, SHA256())
+    ca_file, chain_file = directory / "ca.pem", directory / "chain.pem"
+    ca_file.write_bytes(ca.public_bytes(Encoding.PEM))
+    chain_file.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + leaf.public_bytes(Encoding.PEM)
+    )
+    return Authority(ca_file, chain_file)
+
+
+async def post_tls(url: str, ca_file: Path | None) -> PostOutcome:
+    poster = Poster(DeliverySettings(ca_file=ca_file), LOOPBACK, SystemClock())
+    try:
+        return await post(poster, url)
+    finally:
+        await poster.close()
+
+
+@on_both_loops
+async def test_a_private_authority_is_trusted_where_the_settings_name_it(start: Start, authority: Authority) -> None:
+    server = await start(always(OK), authority.server())
+    assert isinstance(await post_tls(server.url, authority.ca_file), Delivered)
+    assert len(server.requests) == 1
+
+
+@on_both_loops
+async def test_an_unknown_authority_is_a_failure_and_nothing_is_sent(start: Start, authority: Authority) -> None:
+    server = await start(always(OK), authority.server())
+    assert failure(await post_tls(server.url, None)) == (FailureReason.TLS_FAILED, None)
+    assert server.requests == []
+
+
+@on_both_loops
+async def test_a_server_that_speaks_no_tls_1_2_is_refused(start: Start, authority: Authority) -> None:
+    old = authority.server()
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning):
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    server = await start(always(OK), old)
+    assert failure(await post_tls(server.url, authority.ca_file)) == (FailureReason.TLS_FAILED, None)
+    assert server.requests == []
+
+
+@on_both_loops
+async def test_a_server_that_speaks_no_tls_at_all_is_refused(start: Start, authority: Authority) -> None:
+    server = await start(always(OK))
+    assert failure(await post_tls(server.url.replace("http:", "https:"), authority.ca_file))[0] in (
+        FailureReason.TLS_FAILED,
+        FailureReason.TIMEOUT,
+    )
