@@ -41,12 +41,13 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.SOURCE_OFFSET: {**_DIGITS, "description": "Its offset there."},
     topics.ATTEMPTS: {**_DIGITS, "description": "How often the record was tried."},
     topics.DEFERRED: {**_DIGITS, "description": "How often the record was put off without being tried."},
+    topics.FORWARDED: {**_DIGITS, "description": "How often the job went on to another engine's lane."},
 }
 """Every header that a record of the fleet may carry."""
 
 _JOB_HEADERS = (
     *(topics.TENANT, topics.DEADLINE, topics.PRIORITY, topics.IDEMPOTENCY_KEY, topics.TRACEPARENT, topics.SCHEMA),
-    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.ATTEMPTS),
+    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
 _RETRY_HEADERS = (*_RESULT_HEADERS, topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED)

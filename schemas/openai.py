@@ -286,7 +286,7 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
         return None
     return {
         "input_tokens": result.usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": result.usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": result.usage.total_tokens,
