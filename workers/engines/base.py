@@ -29,9 +29,11 @@ class GenerationRequest:
     context_window: int | None = None
     seed: int | None = None
     priority: int = 0
-    """0–9, higher runs first."""
+    """0 to 9, higher runs first."""
     response_format: ResponseFormat | None = None
     adapter: str | None = None
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     confidence: float | None = None
-    """exp(mean log-probability of the generated tokens), 0–1; None where the engine does not tell."""
+    """exp(mean log-probability of the generated tokens), 0 to 1; None where the engine does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

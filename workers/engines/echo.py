@@ -1,0 +1,117 @@
+"""The development engine: it answers at once with the words of the question. A token is a word.
+
+Words of the question can tell it what to do instead, which is how faults are rehearsed:
+
+    [[sleep 2.5]]      answer after this many seconds
+    [[crash-worker]]   end this whole process by SIGKILL, as the kernel does when memory runs out
+    [[crash-engine]]   fail every request in flight, as a dead engine process does
+
+Whoever may submit jobs may therefore crash a worker that runs this engine: it is not for production.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from typing import Literal
+
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, RequestRejected
+from workers.engines.prompts import last_user_text, prompt_room
+from workers.engines.settings import EchoSettings
+
+_SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
+_CRASH_WORKER = "[[crash-worker]]"
+_CRASH_ENGINE = "[[crash-engine]]"
+
+_Woken = Literal["slept", "aborted"]
+
+
+class EchoEngine:
+    """Implements `Engine`."""
+
+    name = "echo"
+
+    def __init__(self, settings: EchoSettings, metrics: Metrics) -> None:
+        self._latency = settings.latency_seconds
+        self._restarts = metrics.engine_restarts
+        self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
+
+    async def start(self) -> None:
+        """There is nothing to load."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer at once, or after the latency. Raises RequestRejected, and EngineDied at `[[crash-engine]]`."""
+        if request.adapter is not None:
+            raise RequestRejected("adapter", "this engine has no adapters")
+        text = last_user_text(request)
+        seconds = self._latency
+        if "[[" in text:
+            seconds = self._obey(text, seconds)
+        words = text.split()
+        room = prompt_room(request, None)
+        if room is not None:
+            words = words[-room:]
+        if seconds > 0 and await self._sleep(request.request_id, seconds) == "aborted":
+            return Completion("", "abort", len(words), 0)
+        return _answer(words, request)
+
+    async def abort(self, request_id: str) -> None:
+        """End the request's sleep; a request that does not sleep is already answered."""
+        sleeping = self._sleeping.get(request_id)
+        if sleeping is not None and not sleeping.done():
+            sleeping.set_result("aborted")
+
+    def load(self) -> EngineLoad:
+        """Whoever sleeps is being served; nobody waits."""
+        return EngineLoad(running=len(self._sleeping), waiting=0)
+
+    async def close(self) -> None:
+        """Abort what still sleeps."""
+        for request_id in list(self._sleeping):
+            await self.abort(request_id)
+
+    def _obey(self, text: str, seconds: float) -> float:
+        if _CRASH_WORKER in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _CRASH_ENGINE in text:
+            self._die()
+        directive = _SLEEP.search(text)
+        return float(directive[1]) if directive else seconds
+
+    def _die(self) -> None:
+        self._restarts.inc()
+        for sleeping in self._sleeping.values():
+            if not sleeping.done():
+                sleeping.set_exception(EngineDied("the engine died with this request in flight"))
+        raise EngineDied("the engine died with this request in flight")
+
+    async def _sleep(self, request_id: str, seconds: float) -> _Woken:
+        loop = asyncio.get_running_loop()
+        sleeping: asyncio.Future[_Woken] = loop.create_future()
+        self._sleeping[request_id] = sleeping
+        alarm = loop.call_later(seconds, _wake, sleeping)
+        try:
+            return await sleeping
+        finally:
+            alarm.cancel()
+            del self._sleeping[request_id]
+
+
+def _wake(sleeping: asyncio.Future[_Woken]) -> None:
+    if not sleeping.done():
+        sleeping.set_result("slept")
+
+
+def _answer(words: list[str], request: GenerationRequest) -> Completion:
+    said = words[: request.max_tokens]
+    text = " ".join(said)
+    if request.response_format is not None and request.response_format.type != "text":
+        if request.response_format.type == "json_schema":
+            raise RequestRejected("response_format", "this engine writes no JSON after a schema")
+        text = json.dumps({"text": text}, ensure_ascii=False)
+    reason: Literal["stop", "length"] = "length" if len(words) > len(said) else "stop"
+    return Completion(text, reason, len(words), len(said), confidence=1.0)

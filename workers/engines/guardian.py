@@ -1,0 +1,154 @@
+"""No engine process outlives its worker.
+
+vLLM's processes do not notice that their worker was killed with SIGKILL: they live on for minutes and keep the GPU's
+memory. A guardian is a process of some 10 MB that waits for the worker's end and then ends what the engine started.
+
+How it knows an engine process: by a *mark*, a random word that the worker puts into the environment while it starts the
+engine (`marked_environment`). Children inherit it, and so do theirs, whoever they are handed to when a parent dies. It
+goes in as `VLLM_PROCESS_NAME_PREFIX`, since vLLM's processes write their title over the memory where `/proc` shows the
+environment, and that variable begins the title. Lists of pids would miss what started a moment ago; a process group
+would have to be made by vLLM; PR_SET_PDEATHSIG follows the thread that started the engine, not the worker.
+
+Run as a program this file is the guardian itself, with nothing but the standard library: `guardian.py WORKER_PID`, and
+the mark on standard input, since a command line that has it would be marked too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
+POLL_SECONDS = 1.0
+"""How long the guardian may miss the worker's end where a fork of the worker holds the pipe open too."""
+SWEEP_SECONDS = 0.1
+CLEAN_SWEEPS = 5
+"""Sweeps in a row that must find nothing, since a process that is just being killed may still be starting another."""
+
+
+class Guardian:
+    """Watches over the processes of one engine. `start` it before the engine, `close` it after."""
+
+    def __init__(self) -> None:
+        self.mark = f"postback-{os.getpid()}-{secrets.token_hex(8)}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe = -1
+
+    @property
+    def pid(self) -> int | None:
+        """The guardian's process; None before `start` and after `close`."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start watching. Its own session, so that a signal to the worker's process group passes it by."""
+        read, self._pipe = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+                stdin=read,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(read)
+        os.write(self._pipe, self.mark.encode() + b"\n")
+
+    @contextlib.contextmanager
+    def marked_environment(self) -> Iterator[None]:
+        """What is started meanwhile belongs to the engine."""
+        before = os.environ.get(MARK_VARIABLE)
+        os.environ[MARK_VARIABLE] = self.mark
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[MARK_VARIABLE]
+            else:
+                os.environ[MARK_VARIABLE] = before
+
+    def end_engine(self) -> None:
+        """End the engine's processes now; blocks for half a second or so."""
+        end_marked(self.mark)
+
+    def close(self) -> None:
+        """End the guardian, and with it what is left of the engine; blocks until both are gone."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        os.close(self._pipe)
+        process.wait()
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that carry the mark, without this one and without multiprocessing's resource trackers.
+
+    Those clean up shared memory after the others and then end by themselves.
+    """
+    if not os.path.isdir("/proc/self"):  # noqa: PTH112 - as below
+        return []  # not Linux: vLLM's processes are only ended in the ordinary way
+    word, found = mark.encode(), list[int]()
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - a guardian imports little, and `pathlib` needs a stat for each
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        command, environment = _read(f"/proc/{entry}/cmdline"), _read(f"/proc/{entry}/environ")
+        is_tracker = b"resource_tracker" in command
+        if not is_tracker and (word in command or word in environment) and _is_alive(entry):
+            found.append(int(entry))
+    return found
+
+
+def end_marked(mark: str) -> None:
+    """SIGKILL every process that carries the mark, and whatever they start meanwhile."""
+    clean = 0
+    while clean < CLEAN_SWEEPS:
+        pids = marked(mark)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        clean = 0 if pids else clean + 1
+        select.select([], [], [], SWEEP_SECONDS)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - as above
+            return file.read()
+    except OSError:
+        return b""  # it ended, or it is another user's and so not ours
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether the process runs; a killed one whose parent has not asked for its status is still listed."""
+    state = _read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
+    return state not in (b"", b"Z", b"X")
+
+
+def _wait_for_the_end_of(worker: int) -> None:
+    """Return when the worker is gone or has closed the pipe. The second look is for forks, which hold the pipe too."""
+    while os.getppid() == worker:
+        readable, _, _ = select.select([0], [], [], POLL_SECONDS)
+        if readable and not os.read(0, 1):
+            return
+
+
+def main() -> None:
+    """Watch, then end what is marked."""
+    worker = int(sys.argv[1])
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    mark = os.read(0, 256).decode().strip()  # one line, far below a pipe's atomic write
+    _wait_for_the_end_of(worker)
+    if mark:
+        end_marked(mark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted one.
+
+The server is the operator's choice, so requests to it pass the egress guard by. A request is tried a bounded number of
+times under one deadline: 408, 409, 429 and 5xx answers and lost connections are worth another try, and what the server
+says in `Retry-After` is honoured (RFC 9110 section 10.2.3). Nothing else is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from workers.engines.base import Completion, EngineLoad, EngineUnavailable, GenerationRequest, RequestRejected
+from workers.engines.prompts import plain_text, prompt_room
+from workers.engines.settings import OpenAISettings
+
+MAX_REASON_CHARACTERS = 300
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+
+log = get_logger()
+
+_RETRIED = {408, 409, 429}
+_REFUSED = {400, 404, 413, 422}
+
+
+class _TokenLogprob(BaseModel):
+    logprob: float | None = None
+
+
+class _Logprobs(BaseModel):
+    content: list[_TokenLogprob] | None = None
+    """Of chat completions."""
+    token_logprobs: list[float | None] | None = None
+    """Of completions."""
+
+    def values(self) -> list[float]:
+        """The log-probabilities of the answer's tokens, as far as the server gave them."""
+        given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
+        return [value for value in given if value is not None]
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Answer(BaseModel):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """The attempt failed in a way that may pass. `after` are seconds that the server asked for."""
+
+    reason: str
+    after: float | None = None
+
+
+class OpenAIEngine:
+    """Implements `Engine`."""
+
+    name = "openai"
+
+    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
+        if settings.model is None:
+            raise ValueError("the openai engine needs the name of the server's model")
+        self._settings = settings
+        self._clock = clock
+        self._base = settings.base_url.rstrip("/")
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._asking: dict[str, asyncio.Task[Completion]] = {}
+        self._aborted: set[str] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Wait until the server answers anything at all. Raises EngineUnavailable where it never does."""
+        self._session = aiohttp.ClientSession(
+            headers=self._headers(),
+            trust_env=False,
+            connector=aiohttp.TCPConnector(limit=self._settings.max_concurrency),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        )
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_seconds):
+                await self._reached()
+        except TimeoutError:
+            await self.close()
+            raise EngineUnavailable("the server was not reached in time") from None
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
+        if request.adapter is not None:
+            raise RequestRejected("adapter", "this engine has no adapters")
+        prompt_room(request, None)  # the server cuts by its own window; a window without room is refused alike
+        asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
+        try:
+            return await asking
+        except asyncio.CancelledError:
+            if request.request_id in self._aborted and not _is_cancelled():
+                return Completion("", "abort", 0, 0)
+            raise
+        finally:
+            self._asking.pop(request.request_id, None)
+            self._aborted.discard(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """Close the request's connection. What the server had generated is not known then."""
+        asking = self._asking.get(request_id)
+        if asking is not None:
+            self._aborted.add(request_id)
+            asking.cancel()
+
+    def load(self) -> EngineLoad:
+        """How many requests are at the server and how many wait for a place there."""
+        running = min(len(self._asking), self._settings.max_concurrency)
+        return EngineLoad(running=running, waiting=len(self._asking) - running)
+
+    async def close(self) -> None:
+        """Abort what is in flight and close the connections."""
+        for request_id in list(self._asking):
+            await self.abort(request_id)
+        if self._session is not None:
+            await self._session.close()
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    async def _reached(self) -> None:
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                async with self._http.get(f"{self._base}/models", allow_redirects=False):
+                    return
+            except aiohttp.ClientError as error:
+                log.info("The engine's server is not there yet.", action="engine-wait", error=type(error).__name__)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    async def _asked(self, request: GenerationRequest) -> Completion:
+        try:
+            async with self._slots, asyncio.timeout(self._settings.request_timeout_seconds):
+                return await self._tried(request)
+        except TimeoutError:
+            raise EngineUnavailable("the server did not answer in time") from None
+
+    async def _tried(self, request: GenerationRequest) -> Completion:
+        wait = FIRST_WAIT_SECONDS
+        failure = _Retry("no attempt was made")
+        for attempt in range(self._settings.attempts):
+            if attempt:
+                await asyncio.sleep(failure.after if failure.after is not None else wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            outcome = await self._attempt(request)
+            if isinstance(outcome, Completion):
+                return outcome
+            failure = outcome
+            if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
+                break
+        raise EngineUnavailable(failure.reason)
+
+    async def _attempt(self, request: GenerationRequest) -> Completion | _Retry:
+        path = "chat/completions" if self._settings.api == "chat" else "completions"
+        try:
+            async with self._http.post(
+                f"{self._base}/{path}", json=self._body(request), allow_redirects=False
+            ) as response:
+                body = await self._read(response)
+                return self._outcome(request, response.status, response.headers, body)
+        except aiohttp.ClientError as error:
+            return _Retry(f"the server was not reached: {type(error).__name__}")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body, which may not be larger than the limit, counted after decompression."""
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            body += chunk
+            if len(body) > self._settings.max_response_bytes:
+                raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads")
+        return bytes(body)
+
+    def _outcome(
+        self, request: GenerationRequest, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Completion | _Retry:
+        if status in _RETRIED or status >= 500:
+            return _Retry(f"the server answered {status}", self._retry_after(headers.get("Retry-After")))
+        if status in _REFUSED:
+            raise _rejected(request, status, body)
+        if status != 200:
+            raise EngineUnavailable(f"the server answered {status}")
+        try:
+            answer = _Answer.model_validate_json(body)
+        except ValidationError:
+            raise EngineUnavailable("the server's answer is not OpenAI's") from None
+        if not answer.choices:
+            raise EngineUnavailable("the server's answer has no choices")
+        return _completion(answer)
+
+    def _retry_after(self, value: str | None) -> float | None:
+        """Seconds, or a date; None where the header is absent or neither."""
+        if value is None:
+            return None
+        if value.strip().isdecimal():
+            return float(value)
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - self._clock.time())
+        except ValueError:
+            return None
+
+    # -- the wire ------------------------------------------------------------------------------------------------
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise EngineUnavailable("the engine is not started")
+        return self._session
+
+    def _headers(self) -> dict[str, str]:
+        key = self._settings.api_key
+        return {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        chat = self._settings.api == "chat"
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+        }
+        if chat:
+            body["messages"] = _messages(request)
+        else:
+            body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.response_format is not None and request.response_format.type != "text":
+            body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
+        if self._settings.log_probabilities:
+            body["logprobs"] = True if chat else 0
+        if self._settings.send_priority:
+            body["priority"] = -request.priority  # vLLM runs lower ones first
+        return body
+
+
+def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
+    if request.messages is None:
+        return [{"role": "user", "content": request.prompt or ""}]
+    return [{"role": message.role, "content": message.text} for message in request.messages]
+
+
+def _completion(answer: _Answer) -> Completion:
+    choice, usage = answer.choices[0], answer.usage or _Usage()
+    text = choice.message.content if choice.message is not None else choice.text
+    reason: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+    values = choice.logprobs.values() if choice.logprobs is not None else []
+    confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
+    return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)
+
+
+class _Problem(BaseModel):
+    message: str = ""
+    param: str | None = None
+
+
+class _Refusal(BaseModel):
+    error: _Problem
+
+
+_FIELDS = {"max_tokens", "temperature", "seed", "response_format", "messages", "prompt"}
+
+
+def _rejected(request: GenerationRequest, status: int, body: bytes) -> RequestRejected:
+    """The server's refusal in its own words, by the field that it names."""
+    try:
+        problem = _Refusal.model_validate_json(body).error
+    except ValidationError:
+        problem = _Problem()
+    field = "messages" if request.messages is not None else "prompt"
+    if status == 404:
+        field = "model_id"
+    if problem.param in _FIELDS:
+        field = problem.param
+    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(field, reason or f"the server answered {status}")
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the task that runs this, which an abort of the request is not."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,43 @@
+"""What all engines do alike with a prompt: find its text, and say how many tokens of it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schemas.job import Message
+from workers.engines.base import GenerationRequest, RequestRejected
+
+_SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """Messages as text, for a model that has no chat template. A message that stands alone is left as it is."""
+    if len(messages) == 1:
+        return messages[0].text
+    turns = [f"{_SPEAKERS[message.role]}: {message.text}" for message in messages]
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+def last_user_text(request: GenerationRequest) -> str:
+    """The question: the prompt, or the last message of the user (of anybody, where no user spoke)."""
+    if request.prompt is not None:
+        return request.prompt
+    messages = request.messages or ()
+    by_user = [message.text for message in messages if message.role == "user"]
+    return by_user[-1] if by_user else messages[-1].text
+
+
+def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | None:
+    """Tokens that the prompt may have beside the answer; None is no limit.
+
+    Raises RequestRejected where not even one fits.
+    """
+    limits = [limit for limit in (request.context_window, max_model_len) if limit is not None]
+    if not limits:
+        return None
+    window = min(limits)
+    if window > request.max_tokens:
+        return window - request.max_tokens
+    if request.context_window is not None and request.context_window == window:
+        raise RequestRejected("context_window", f"{window} tokens leave no room for a prompt beside max_tokens")
+    raise RequestRejected("max_tokens", f"leaves no room for a prompt in the {window} tokens of this model")

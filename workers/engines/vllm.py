@@ -1,0 +1,332 @@
+"""vLLM in this process: `AsyncLLM`, whose engine core and workers are processes of their own.
+
+vLLM is imported when the engine starts, which takes half a minute and much memory; a program that starts this engine
+needs a main guard, since vLLM spawns. When the engine's processes die, every request in flight raises EngineDied, the
+engine is loaded again once, and requests that come meanwhile wait for it.
+
+What vLLM 0.32 does, and why something here looks as it does: `abort()` raises nothing, the generation ends with
+`finish_reason` abort; lower priorities run first, and only under the priority policy; `max_tokens` defaults to 16.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.engines.base import (
+    Completion,
+    EngineDied,
+    EngineLoad,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+)
+from workers.engines.guardian import Guardian
+from workers.engines.prompts import plain_text, prompt_room
+from workers.engines.settings import VllmSettings
+
+MAX_REASON_CHARACTERS = 300
+
+log = get_logger()
+
+# vLLM's names for what a job calls otherwise; anything else that it refuses is the prompt's fault.
+_FIELDS = {"max_tokens": "max_tokens", "temperature": "temperature", "seed": "seed", "stop": "stop"}
+_FINISH: dict[str, Literal["stop", "length", "abort"]] = {"length": "length", "abort": "abort"}
+
+
+class VllmEngine:
+    """Implements `Engine`."""
+
+    name = "vllm"
+
+    def __init__(self, settings: VllmSettings, metrics: Metrics) -> None:
+        if settings.model is None:
+            raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
+        self._model = settings.model
+        self._settings = settings
+        self._metrics = metrics
+        self._guardian = Guardian()
+        self._llm: Any = None
+        self._loading: asyncio.Task[Any] | None = None
+        self._in_flight = 0
+        self._closed = False
+        self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
+        # One thread: a tokenizer may not be used by two at once.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+
+    async def start(self) -> None:
+        """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises."""
+        self._guardian.start()
+        await self._loaded()
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request. Raises EngineError; cancelling aborts."""
+        lora = self._adapter(request.adapter)
+        self._in_flight += 1
+        try:
+            llm = await self._loaded()
+            tokens = await self._tokenized(llm, request)
+            return await self._generated(llm, request, tokens, lora)
+        finally:
+            self._in_flight -= 1
+
+    async def abort(self, request_id: str) -> None:
+        """End a request's generation. Unknown ids are ignored."""
+        if self._llm is not None:
+            await self._llm.abort(request_id)
+
+    def load(self) -> EngineLoad:
+        """How many requests vLLM generates and how many wait in it, counted here."""
+        running = min(self._in_flight, self._settings.max_num_seqs)
+        return EngineLoad(running=running, waiting=self._in_flight - running)
+
+    async def close(self) -> None:
+        """End the engine's processes, also those of an engine that is still loading."""
+        self._closed = True
+        if self._loading is not None:
+            await asyncio.to_thread(self._guardian.end_engine)
+            await asyncio.wait({self._loading})
+        await asyncio.to_thread(self._discard)
+        await asyncio.to_thread(self._guardian.close)
+        self._tokenizing.shutdown(wait=False)
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    async def _loaded(self) -> Any:
+        """The engine that is alive; loads it where there is none, once for all who ask."""
+        if self._llm is not None and not self._llm.errored:
+            return self._llm
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name="vllm-load")
+            self._loading.add_done_callback(self._load_ended)
+        # A request that is cancelled while it waits must not cancel the loading for the others.
+        return await asyncio.shield(self._loading)
+
+    async def _load(self) -> Any:
+        if self._llm is not None:
+            log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
+            self._metrics.engine_restarts.inc()
+            await asyncio.to_thread(self._discard)
+        self._llm = await asyncio.to_thread(self._built)
+        log.info("The engine is ready.", action="engine-ready", model=self._model)
+        return self._llm
+
+    def _load_ended(self, loading: asyncio.Task[Any]) -> None:
+        self._loading = None
+        if not loading.cancelled() and loading.exception() is not None and not self._closed:
+            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=loading.exception())
+
+    def _built(self) -> Any:
+        """A new AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later."""
+        with self._guardian.marked_environment():
+            _prepare_environment(self._model)
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            _route_logs()
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+            _route_logs()  # vLLM sets its handlers up again when it is configured
+            return llm
+
+    def _arguments(self) -> dict[str, Any]:
+        from vllm.platforms import current_platform
+
+        on_cpu, settings = current_platform.is_cpu(), self._settings
+        eager = settings.enforce_eager
+        arguments: dict[str, Any] = {
+            "model": self._model,
+            "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
+            # -1: the longest that fits into memory
+            "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
+            "max_num_seqs": settings.max_num_seqs,
+            "enforce_eager": on_cpu if eager is None else eager,
+            "scheduling_policy": "priority",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "enable_lora": bool(self._adapters),
+        }
+        if not on_cpu:
+            arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        return arguments | settings.extra
+
+    def _discard(self) -> None:
+        """End what is left of the engine, so that its memory is free for the next one. Blocks."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
+        self._guardian.end_engine()
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    async def _generated(self, llm: Any, request: GenerationRequest, tokens: list[int], lora: Any) -> Completion:
+        from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        output = None
+        try:
+            params = self._sampling(request)
+            async for output in llm.generate(
+                tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
+            ):
+                pass
+        except EngineDeadError as error:
+            self._reload_soon()
+            raise EngineDied("the engine's process ended with this request in flight") from error
+        except VLLMClientError as error:
+            raise _rejected(request, error) from error
+        except (VLLMServerError, GracefulHTTPError) as error:
+            raise EngineUnavailable(f"the engine failed: {type(error).__name__}") from error
+        if output is None:
+            return Completion("", "abort", len(tokens), 0)
+        return _completion(output, len(tokens))
+
+    def _reload_soon(self) -> None:
+        """Load the engine again without waiting for the next request."""
+        if self._loading is None and not self._closed:
+            self._loading = asyncio.create_task(self._load(), name="vllm-load")
+            self._loading.add_done_callback(self._load_ended)
+
+    def _sampling(self, request: GenerationRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            stop=[*request.stop, *self._settings.stop],
+            logprobs=0 if self._settings.log_probabilities else None,  # 0: of the chosen token only
+            structured_outputs=_structure(request),
+            output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields it too, with the tokens so far
+        )
+
+    def _adapter(self, name: str | None) -> Any:
+        if name is None:
+            return None
+        if name not in self._adapters:
+            raise RequestRejected("adapter", "this engine has no adapter of this name")
+        from vllm.lora.request import LoRARequest
+
+        number, path = self._adapters[name]
+        return LoRARequest(name, number, path)
+
+    # -- the prompt ----------------------------------------------------------------------------------------------
+
+    async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
+        """The prompt as tokens, cut at its start where it is too long: the question stands at the end."""
+        room = prompt_room(request, llm.model_config.max_model_len)
+        encode: Callable[[Any, GenerationRequest], list[int]] = _chat_tokens if request.messages else _plain_tokens
+        loop = asyncio.get_running_loop()
+        tokenizer = llm.get_tokenizer()
+        tokens = await loop.run_in_executor(self._tokenizing, encode, tokenizer, request)
+        return _cut(tokens, room, tokenizer.bos_token_id)
+
+
+def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
+    """With what the tokenizer puts before a text, `<bos>` for one, which is not doubled where the text has it already."""
+    tokens: list[int] = tokenizer(request.prompt if request.prompt is not None else plain_text(request.messages or ()))[
+        "input_ids"
+    ]
+    bos = tokenizer.bos_token_id
+    return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+
+
+def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
+    """By the model's chat template, which has the special tokens in it; as plain text where the model has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return _plain_tokens(tokenizer, request)
+    messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's, and refuses orders of roles in its own words
+        raise RequestRejected("messages", f"the model's chat template refuses them: {_short(str(error))}") from error
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def _cut(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
+    if room is None or len(tokens) <= room:
+        return tokens
+    if bos is not None and tokens[0] == bos and room > 1:
+        return [bos, *tokens[len(tokens) - room + 1 :]]
+    return tokens[len(tokens) - room :]
+
+
+def _structure(request: GenerationRequest) -> Any:
+    if request.response_format is None or request.response_format.type == "text":
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if request.response_format.json_schema is None:
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(json=request.response_format.json_schema.schema_)
+
+
+def _completion(output: Any, prompt_tokens: int) -> Completion:
+    answer = output.outputs[0]
+    count = len(answer.token_ids)
+    confidence = None
+    if answer.cumulative_logprob is not None and count:
+        confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
+    return Completion(answer.text, _FINISH.get(answer.finish_reason, "stop"), prompt_tokens, count, confidence)
+
+
+def _rejected(request: GenerationRequest, error: Exception) -> RequestRejected:
+    """vLLM's refusal, by the field that it is about. Its first argument is the reason without the refused value."""
+    field = _FIELDS.get(getattr(error, "parameter", None) or "")
+    if field is None:
+        field = (
+            "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
+        )
+    return RequestRejected(field, _short(str(error.args[0]) if error.args else type(error).__name__))
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:MAX_REASON_CHARACTERS]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16 itself; without, float32 is many times faster."""
+    if platform.machine() != "x86_64":
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _prepare_environment(model: str) -> None:
+    """vLLM reads these when it is imported, and its processes inherit them."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    if Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _route_logs() -> None:
+    """What vLLM logs in this process goes where our lines go, in their form."""
+    logger = logging.getLogger("vllm")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
