@@ -162,6 +162,7 @@ def test_a_key_that_stands_twice_counts_the_last_time() -> None:
         ({"prompt": "a", "priority": 10}, "priority", "less than or equal"),
         ({"prompt": "a", "job_id": "a b"}, "job_id", "printable ASCII"),
         ({"prompt": "a", "sources": {"urls": ["file:///etc/passwd"]}}, "sources.urls.0", "http or https URL"),
+        ({"prompt": "a", "metadata": {"prompt": 5}}, "metadata", "valid string"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "valid string"),
         ({"prompt": "a", "response_format": {"type": "json_schema"}}, "response_format", "`json_schema` is required"),
