@@ -1,6 +1,6 @@
 """Java and Kafka's jars: found, or installed and fetched once for each user.
 
-`python -m devkit.kafka.jars` does it ahead of time and prints where the jars are.
+`python -m devkit.kafka.jars` does both ahead of time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from devkit.kafka.errors import DownloadFailed, MissingPrerequisite
+from devkit.kafka.errors import BrokerError, DownloadFailed, MissingPrerequisite
 
 RELEASE = "kafka-4.3.1"
 """The folder in the cache. Its name changes with the pom, so that an old cache is never mistaken for the new one."""
@@ -44,6 +44,7 @@ def ensure_jars() -> Path:
         return target
     java()  # Debian's Maven brings a Java of its own, but the message about a missing one should name Java
     maven = _program("mvn", "maven")
+    sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{RELEASE}.", dir=target.parent) as staging:
         jars = Path(staging) / "jars"
@@ -87,6 +88,7 @@ def _may_install() -> bool:
 
 def _apt_install(package: str) -> str:
     """Install a package; the end of apt-get's output where that failed, else nothing."""
+    sys.stderr.write(f"Installing {package} with apt-get\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):
         done = _captured(["apt-get", *arguments], environment=environment)
@@ -116,5 +118,16 @@ def _tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
+def _main() -> int:
+    """Get Java and the jars; say what is missing where that fails."""
+    try:
+        java()
+        ensure_jars()
+    except BrokerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{ensure_jars()}\n")
+    sys.exit(_main())

@@ -192,7 +192,7 @@ def test_a_broker_that_dies_at_its_start_says_why(data: Path) -> None:
         pass
     (data / "node-1" / "data" / "meta.properties").write_text("version=1\nnode.id=7\n")
 
-    with pytest.raises(BrokerDied, match="No readable meta.properties files found"):
+    with pytest.raises(BrokerDied, match=r"No readable meta\.properties files found"):
         Broker.start(data=data)
 
 
