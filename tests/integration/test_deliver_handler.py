@@ -1,0 +1,509 @@
+"""The handler of delivery with a real keyring and real HTTP: what it POSTs, and which records it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from standardwebhooks import Webhook
+
+from schemas.codec import write_result
+from schemas.event import event_body
+from schemas.result import Outcome, Result
+from schemas.signature import verify
+from schemas.topics import TIER_DELAYS_SECONDS, Topics
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+from workers.stage.record import Failure, Output, Record
+
+NOW_MS = 1_700_000_000_000
+TOPICS = Topics("t.")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+RESULT = write_result(Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
+
+
+class SetClock:
+    """A clock that shows what it is set to."""
+
+    def __init__(self) -> None:
+        self.ms = NOW_MS
+
+    def time(self) -> float:
+        return self.ms / 1000
+
+    def monotonic(self) -> float:
+        return self.ms / 1000
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("delivery never blocks its loop")
+
+
+@dataclass
+class Consumer:
+    """A real HTTP server that answers with one status after the other; the last one stays."""
+
+    statuses: list[int] = field(default_factory=lambda: [200])
+    headers: dict[str, str] = field(default_factory=dict)
+    gate: asyncio.Event | None = None
+    """Where set, answers wait for it."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    origin: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/hooks/path-token?key=query-token"
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.requests.append(({k.lower(): v for k, v in request.headers.items()}, await request.read()))
+        self.arrived.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return web.Response(status=status, headers=self.headers)
+
+
+@pytest.fixture
+async def consumer() -> AsyncIterator[Consumer]:
+    consumer = Consumer()
+    application = web.Application()
+    application.router.add_post("/{path:.*}", consumer.answer)
+    async with TestServer(application) as server:
+        consumer.origin = str(server.make_url("/").origin())
+        yield consumer
+        if consumer.gate is not None:
+            consumer.gate.set()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def keyring(tmp_path: Path, clock: SetClock) -> Keyring:
+    return Keyring.create(tmp_path / "keyring.json", clock)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@dataclass
+class Maker:
+    """Makes handlers that share a keyring, a clock and metrics, and closes them."""
+
+    keyring: Keyring
+    clock: SetClock
+    metrics: Metrics
+    made: list[DeliveryHandler] = field(default_factory=list)
+
+    def __call__(
+        self, settings: DeliverySettings | None = None, allow: tuple[str, ...] = ("127.0.0.0/8",)
+    ) -> DeliveryHandler:
+        settings = settings or DeliverySettings()
+        policy = EgressPolicy(allow=tuple(map(ip_network, allow)), development=True)
+        poster = Poster(settings, policy, self.clock)
+        handler = DeliveryHandler(
+            TOPICS, self.keyring, poster, self.clock, self.metrics, settings, rng=random.Random(1)
+        )
+        self.made.append(handler)
+        return handler
+
+
+@pytest.fixture
+async def make(keyring: Keyring, clock: SetClock, metrics: Metrics) -> AsyncIterator[Maker]:
+    maker = Maker(keyring, clock, metrics)
+    yield maker
+    for handler in maker.made:
+        await handler.close()
+
+
+def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | None) -> Record:
+    headers = {
+        "tenant": b"acme",
+        "webhook-id": b"msg_1",
+        "job-id": b"job_1",
+        "callback-url": url.encode() if url is not None else None,
+        "traceparent": TRACEPARENT.encode(),
+        "x-own": b"kept",
+        **{name.replace("_", "-"): header for name, header in changed.items()},
+    }
+    present = [(name, header) for name, header in headers.items() if header is not None]
+    return Record(TOPICS.results, 3, 17, value, b"job_1", present, NOW_MS)
+
+
+def delivered_from(output: Output, offset: int, at_ms: int) -> Record:
+    """What was written, as the stage reads it again."""
+    return Record(output.topic, 3, offset, output.value or b"", output.key, output.headers, at_ms)
+
+
+def headers_of(output: Output) -> dict[str, str]:
+    return {name: value.decode() for name, value in output.headers or ()}
+
+
+def topics_of(outputs: Sequence[Output]) -> list[str]:
+    return [output.topic for output in outputs]
+
+
+def attempt_of(outputs: Sequence[Output]) -> dict[str, object]:
+    [attempt] = [output for output in outputs if output.topic == TOPICS.attempts]
+    assert attempt.key == b"job_1"
+    said: dict[str, object] = json.loads(attempt.value or b"")
+    return said
+
+
+async def test_a_result_without_a_callback_is_only_stored(make: Maker) -> None:
+    assert list(await make().handle(result_record(None))) == []
+
+
+async def test_a_delivered_callback_leaves_one_attempt_record(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    outputs = await make().handle(result_record(consumer.url))
+    assert topics_of(outputs) == [TOPICS.attempts]
+    assert attempt_of(outputs) == {
+        "webhook_id": "msg_1",
+        "job_id": "job_1",
+        "tenant": "acme",
+        "origin": consumer.origin,
+        "attempt": 1,
+        "at": NOW_MS,
+        "status": 200,
+        "duration_ms": 0.0,
+        "error": None,
+        "bytes": len(event_body(RESULT, "msg_1")),
+    }
+    value = metrics.registry.get_sample_value
+    assert value("postback_callbacks_total", {"result": "delivered"}) == 1
+    assert value("postback_job_seconds_count", {"phase": "deliver"}) == 1
+    assert value("postback_signature_seconds_count") == 1
+
+
+async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
+    make: Maker, consumer: Consumer, keyring: Keyring, clock: SetClock
+) -> None:
+    await make().handle(result_record(consumer.url))
+    [(headers, body)] = consumer.requests
+    secrets, public_keys = keyring.secrets("acme", clock.time()), keyring.public_keys(clock.time())
+    verify(headers, body, secrets, [], clock.time())
+    verify(headers, body, [], public_keys, clock.time())
+    assert [part.split(",")[0] for part in headers["webhook-signature"].split(" ")] == ["v1", "v1a"]
+    assert (headers["webhook-id"], headers["traceparent"]) == ("msg_1", TRACEPARENT)
+    assert headers["content-type"] == "application/json"
+    assert body == event_body(RESULT, "msg_1")
+
+
+async def test_the_official_library_verifies_a_callback(make: Maker, consumer: Consumer, keyring: Keyring) -> None:
+    handler = make()
+    # That library compares the timestamp with the machine's clock.
+    make.clock.ms = int(SystemClock().time() * 1000)
+    await handler.handle(result_record(consumer.url))
+    [(headers, body)] = consumer.requests
+    event = Webhook(keyring.secrets("acme", make.clock.time())[0]).verify(body, headers)
+    assert (event["type"], event["data"]["id"]) == ("inference.succeeded", "job_1")
+
+
+async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    consumer.statuses = [500]
+    outputs = await make().handle(result_record(consumer.url))
+    assert topics_of(outputs) == [TOPICS.attempts, TOPICS.tier(5)]
+    assert (attempt_of(outputs)["status"], attempt_of(outputs)["error"]) == (500, "server_error")
+    waiting = outputs[1]
+    not_before = int(headers_of(waiting)["not-before"])
+    assert NOW_MS + 5_000 <= not_before <= NOW_MS + 5_500
+    assert headers_of(waiting) == {
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": consumer.url,
+        "traceparent": TRACEPARENT,
+        "x-own": "kept",
+        "attempt": "1",
+        "not-before": str(not_before),
+    }
+    assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
+    assert metrics.registry.get_sample_value("postback_callbacks_total", {"result": "server_error"}) == 1
+
+
+async def test_a_repeat_has_the_same_id_and_body_and_a_fresh_timestamp(
+    make: Maker, consumer: Consumer, clock: SetClock, keyring: Keyring
+) -> None:
+    consumer.statuses, handler = [500, 200], make()
+    outputs = await handler.handle(result_record(consumer.url))
+    clock.ms += 6_000
+    outputs = await handler.handle(delivered_from(outputs[1], 0, NOW_MS))
+    assert topics_of(outputs) == [TOPICS.attempts]
+    assert attempt_of(outputs)["attempt"] == 2
+    (first, first_body), (second, second_body) = consumer.requests
+    assert first_body == second_body
+    assert first["webhook-id"] == second["webhook-id"]
+    assert int(second["webhook-timestamp"]) == int(first["webhook-timestamp"]) + 6
+    verify(second, second_body, keyring.secrets("acme", clock.time()), [], clock.time())
+
+
+async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_dead_letter(
+    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+) -> None:
+    consumer.statuses, handler = [503], make()
+    record, visited, hops = result_record(consumer.url), [], 0
+    while True:
+        posts = len(consumer.requests)
+        *attempts, left = await handler.handle(record)
+        hops += len(consumer.requests) == posts
+        assert len(attempts) == len(consumer.requests) - posts
+        visited += [left.topic] if attempts else []
+        if left.topic == TOPICS.dead_letters:
+            break
+        record = delivered_from(left, record.offset + 1, clock.ms)
+        clock.ms = handler.due_ms(record) or 0
+    assert visited == [*(TOPICS.tier(delay) for delay in TIER_DELAYS_SECONDS), TOPICS.dead_letters]
+    assert len(consumer.requests) == 10
+    assert {(headers["webhook-id"], body) for headers, body in consumer.requests} == {
+        ("msg_1", event_body(RESULT, "msg_1"))
+    }
+    assert sum(TIER_DELAYS_SECONDS) * 1000 <= clock.ms - NOW_MS <= sum(TIER_DELAYS_SECONDS) * 1100 + 60_000
+    assert 0 < hops < 100
+    assert headers_of(left) == {
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": consumer.url,
+        "traceparent": TRACEPARENT,
+        "x-own": "kept",
+        "reason": "callback_exhausted",
+        "reason-detail": "the last attempt: server_error (status 503)",
+        "attempts": "10",
+        "source-topic": record.topic,
+        "source-partition": "3",
+        "source-offset": str(record.offset),
+    }
+    assert left.value == RESULT
+    assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "callback_exhausted"}) == 1
+
+
+async def test_a_throttled_callback_waits_as_long_as_it_was_told(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    consumer.statuses, consumer.headers, handler = [429], {"Retry-After": "60"}, make()
+    _, waiting = await handler.handle(result_record(consumer.url))
+    record = delivered_from(waiting, 0, NOW_MS)
+    while len(consumer.requests) == 1:
+        clock.ms = handler.due_ms(record) or 0
+        record = delivered_from((await handler.handle(record))[-1], record.offset + 1, clock.ms)
+    assert 60_000 <= clock.ms - NOW_MS <= 66_000
+
+
+async def test_an_early_record_hops_without_an_attempt_and_keeps_its_headers(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    record = result_record(consumer.url, attempt=b"3", not_before=str(NOW_MS + 400_000).encode(), deferred=b"2")
+    [hopped] = await make().handle(record)
+    assert (hopped.topic, hopped.headers) == (TOPICS.tier(300), record.headers)
+    assert consumer.requests == []
+    assert metrics.registry.get_sample_value("postback_job_seconds_count", {"phase": "deliver"}) == 0
+
+
+async def test_a_refused_callback_is_a_dead_letter_that_names_the_field(make: Maker, consumer: Consumer) -> None:
+    outputs = await make(allow=()).handle(result_record(consumer.url))
+    assert topics_of(outputs) == [TOPICS.attempts, TOPICS.dead_letters]
+    assert (attempt_of(outputs)["status"], attempt_of(outputs)["error"]) == (None, "refused")
+    assert headers_of(outputs[1])["reason"] == "callback_refused"
+    assert headers_of(outputs[1])["reason-detail"] == "callback_url: the address is not public"
+    assert consumer.requests == []
+
+
+async def test_a_consumer_that_is_gone_is_disabled_and_its_event_kept(make: Maker, consumer: Consumer) -> None:
+    consumer.statuses = [410]
+    outputs = await make().handle(result_record(consumer.url))
+    assert topics_of(outputs) == [TOPICS.attempts, TOPICS.dead_letters, TOPICS.endpoints]
+    assert headers_of(outputs[1])["reason"] == "endpoint_gone"
+    endpoint = outputs[2]
+    assert json.loads(endpoint.key or b"") == ["acme", consumer.url]
+    assert json.loads(endpoint.value or b"") == {
+        "tenant": "acme",
+        "url": consumer.url,
+        "state": "disabled",
+        "reason": "gone",
+        "at": NOW_MS,
+        "webhook_id": "msg_1",
+    }
+    # The compacted topic has one partition only, so the source's number would not do.
+    assert endpoint.partition == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "detail"),
+    [
+        (result_record("http://h.example/", b"{not json"), "value"),
+        (result_record("http://h.example/", b"{}"), "job_id"),
+        (result_record("http://h.example/", webhook_id=None), "the header webhook-id is missing"),
+        (result_record("http://h.example/", webhook_id=b"a\r\nb"), "the header webhook-id is not printable"),
+        (result_record("http://h.example/", tenant=b"a b"), "the header tenant is not printable"),
+        (result_record("http://h.example/", attempt=b"-1"), "the header attempt is not a number"),
+        (result_record("http://h.example/", callback_url=b"\xff"), "the header callback-url is not UTF-8"),
+    ],
+)
+async def test_a_record_that_is_no_result_with_a_callback_is_a_dead_letter(
+    make: Maker, record: Record, detail: str
+) -> None:
+    [letter] = await make().handle(record)
+    assert (letter.topic, letter.value) == (TOPICS.dead_letters, record.value)
+    assert headers_of_bytes(letter)["reason"] == b"unusable_result"
+    assert detail.encode() in headers_of_bytes(letter)["reason-detail"]
+
+
+def headers_of_bytes(output: Output) -> dict[str, bytes]:
+    return dict(output.headers or ())
+
+
+async def test_an_invalid_traceparent_is_left_out(make: Maker, consumer: Consumer) -> None:
+    await make().handle(result_record(consumer.url, traceparent=b"00-x\r\ny"))
+    assert "traceparent" not in consumer.requests[0][0]
+
+
+async def test_what_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
+    record = result_record("http://h.example/", attempt=b"2")
+    [letter] = make().give_up(record, Failure("worker_killed", "it died three times", 3))
+    assert letter.topic == TOPICS.dead_letters
+    said = headers_of(letter)
+    assert (said["reason"], said["reason-detail"], said["attempts"]) == ("worker_killed", "it died three times", "3")
+
+
+ONE_AT_A_TIME = DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=0)
+
+
+async def test_a_callback_beyond_its_endpoints_share_is_deferred_at_once(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
+    await consumer.arrived.wait()
+    [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
+    [again] = await handler.handle(delivered_from(deferred, 0, NOW_MS))
+    assert deferred.topic == again.topic == TOPICS.tier(5)
+    assert (headers_of(deferred)["deferred"], headers_of(again)["deferred"]) == ("1", "2")
+    assert headers_of(again)["attempt"] == "4"
+    assert len(consumer.requests) == 1
+    assert metrics.registry.get_sample_value("postback_deferred_total") == 2
+    consumer.gate.set()
+    assert topics_of(await first) == [TOPICS.attempts]
+
+
+async def test_a_full_endpoint_holds_up_neither_other_origins_nor_other_tenants(
+    make: Maker, consumer: Consumer
+) -> None:
+    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    hung = [asyncio.ensure_future(handler.handle(result_record(consumer.url)))]
+    await consumer.arrived.wait()
+    by_name = consumer.url.replace("127.0.0.1", "localhost")
+    consumer.gate, gate = None, consumer.gate
+    outputs = await handler.handle(result_record(consumer.url, tenant=b"other"))
+    assert topics_of(outputs) == [TOPICS.attempts]
+    assert topics_of(await handler.handle(result_record(by_name))) == [TOPICS.attempts]
+    gate.set()
+    await asyncio.gather(*hung)
+
+
+async def test_records_of_a_full_endpoint_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+    records = [result_record(consumer.url, webhook_id=f"msg_{number}".encode()) for number in range(6)]
+    outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
+    assert [topics_of(outputs) for outputs in outcomes] == [[TOPICS.attempts]] * 6
+    assert [headers["webhook-id"] for headers, _ in consumer.requests] == [f"msg_{number}" for number in range(6)]
+    assert len(handler._endpoints) == 0
+
+
+async def test_a_record_that_waited_too_long_for_its_endpoint_is_deferred(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=0.05))
+    consumer.gate = asyncio.Event()
+    first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
+    await consumer.arrived.wait()
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(5)]
+    consumer.gate.set()
+    await first
+    # The place that it gave up waiting for is not lost.
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
+    assert len(handler._endpoints) == 0
+
+
+async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+    consumer.gate = asyncio.Event()
+    tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
+    await consumer.arrived.wait()
+    # The one that runs hands its place to one that is cancelled in the same moment; the third must get it.
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    consumer.gate.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
+    assert len(handler._endpoints) == 0
+
+
+async def test_a_rotated_key_signs_without_a_restart(
+    make: Maker, consumer: Consumer, keyring: Keyring, clock: SetClock
+) -> None:
+    handler = make()
+    await handler.handle(result_record(consumer.url))
+    other_process = Keyring.load(keyring.path)
+    other_process.rotate("acme", clock.time())
+    clock.ms += 2_000
+    await handler.handle(result_record(consumer.url))
+    headers, body = consumer.requests[1]
+    for secret in other_process.secrets("acme", clock.time()):
+        verify(headers, body, [secret], [], clock.time())
+    assert headers["webhook-signature"].count("v1,") == 2
+
+
+@pytest.mark.parametrize("status", [200, 500, 410])
+async def test_neither_path_nor_query_of_a_callback_reaches_logs_or_attempts(
+    make: Maker, consumer: Consumer, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    consumer.statuses = [status]
+    outputs = await make().handle(result_record(consumer.url))
+    ours = [record.getMessage() for record in caplog.records if record.name == "postback"]
+    assert any(consumer.origin in line for line in ours)
+    said = "".join(ours) + json.dumps(attempt_of(outputs)) + "".join(headers_of(outputs[-1]).get("reason-detail", ""))
+    assert "path-token" not in said
+    assert "query-token" not in said
+    assert "Paris" not in said
+
+
+def test_a_tiers_record_is_due_after_its_append_time_and_other_records_at_once(
+    keyring: Keyring, clock: SetClock
+) -> None:
+    handler = Maker(keyring, clock, Metrics())()
+    waiting = Record(TOPICS.tier(300), 0, 1, b"", timestamp_ms=NOW_MS - 100_000)
+    assert handler.due_ms(waiting) == NOW_MS + 200_000
+    assert handler.due_ms(result_record(None)) is None
+
+
+def test_an_append_time_from_a_clock_that_is_ahead_delays_a_record_by_its_tier_at_most(
+    keyring: Keyring, clock: SetClock
+) -> None:
+    handler = Maker(keyring, clock, Metrics())()
+    ahead = Record(TOPICS.tier(5), 0, 1, b"", timestamp_ms=NOW_MS + 3_600_000)
+    assert handler.due_ms(ahead) == NOW_MS + 5_000
+    clock.ms += 4_000
+    assert handler.due_ms(ahead) == NOW_MS + 5_000
+    assert handler.due_ms(Record(TOPICS.tier(5), 0, 2, b"", timestamp_ms=NOW_MS + 3_600_000)) == NOW_MS + 9_000
