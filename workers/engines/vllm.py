@@ -57,7 +57,7 @@ class VllmEngine:
         self._guardian = Guardian()
         self._llm: Any = None
         self._loading: asyncio.Task[Any] | None = None
-        self._in_flight = 0
+        self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._closed = False
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
         # One thread: a tokenizer may not be used by two at once.
@@ -66,61 +66,80 @@ class VllmEngine:
     async def start(self) -> None:
         """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises."""
         self._guardian.start()
-        await self._loaded()
+        await self._begin_loading()
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError; cancelling aborts."""
         lora = self._adapter(request.adapter)
-        self._in_flight += 1
+        aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._in_flight[request.request_id] = aborted
         try:
-            llm = await self._loaded()
-            tokens = await self._tokenized(llm, request)
+            llm = await self._ready(aborted)
+            tokens = await self._tokenized(llm, request) if llm is not None else []
+            if aborted.done():
+                return Completion("", "abort", len(tokens), 0)
             return await self._generated(llm, request, tokens, lora)
         finally:
-            self._in_flight -= 1
+            del self._in_flight[request.request_id]
 
     async def abort(self, request_id: str) -> None:
-        """End a request's generation. Unknown ids are ignored."""
+        """End a request's generation, or its waiting for an engine that is loading. Unknown ids are ignored."""
+        aborted = self._in_flight.get(request_id)
+        if aborted is None or aborted.done():
+            return
+        aborted.set_result(None)
         if self._llm is not None:
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
         """How many requests vLLM generates and how many wait in it, counted here."""
-        running = min(self._in_flight, self._settings.max_num_seqs)
-        return EngineLoad(running=running, waiting=self._in_flight - running)
+        count = len(self._in_flight)
+        running = min(count, self._settings.max_num_seqs)
+        return EngineLoad(running=running, waiting=count - running)
 
     async def close(self) -> None:
         """End the engine's processes, also those of an engine that is still loading."""
         self._closed = True
-        if self._loading is not None:
+        while self._loading is not None:
             await asyncio.to_thread(self._guardian.end_engine)
-            await asyncio.wait({self._loading})
+            await asyncio.wait({self._loading}, timeout=1.0)
         await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._guardian.close)
         self._tokenizing.shutdown(wait=False)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
-    async def _loaded(self) -> Any:
-        """The engine that is alive; loads it where there is none, once for all who ask."""
+    async def _ready(self, aborted: asyncio.Future[None]) -> Any:
+        """The engine that is alive, or None where the request is aborted before there is one."""
         if self._llm is not None and not self._llm.errored:
             return self._llm
         if self._closed:
             raise EngineUnavailable("the engine is closed")
+        loading = self._begin_loading()
+        await asyncio.wait({loading, aborted}, return_when=asyncio.FIRST_COMPLETED)
+        if aborted.done():
+            return None
+        if loading.cancelled() or loading.exception() is not None:
+            raise EngineUnavailable("the engine could not be loaded")
+        return loading.result()
+
+    def _begin_loading(self) -> asyncio.Task[Any]:
+        """Load the engine once for all who ask."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._load(), name="vllm-load")
             self._loading.add_done_callback(self._load_ended)
-        # A request that is cancelled while it waits must not cancel the loading for the others.
-        return await asyncio.shield(self._loading)
+        return self._loading
 
     async def _load(self) -> Any:
         if self._llm is not None:
             log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
             self._metrics.engine_restarts.inc()
             await asyncio.to_thread(self._discard)
-        self._llm = await asyncio.to_thread(self._built)
+        llm = await asyncio.to_thread(self._built)
+        await llm.get_supported_tasks()  # starts vLLM's tasks on this loop, and is kept by vLLM
+        self._llm = llm
         log.info("The engine is ready.", action="engine-ready", model=self._model)
-        return self._llm
+        return llm
 
     def _load_ended(self, loading: asyncio.Task[Any]) -> None:
         self._loading = None
@@ -174,15 +193,17 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        output = None
+        output: Any = None
         try:
             params = self._sampling(request)
-            async for output in llm.generate(
+            outputs = llm.generate(
                 tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
-            ):
+            )
+            async for output in outputs:  # noqa: B007 - there is one, the final one
                 pass
         except EngineDeadError as error:
-            self._reload_soon()
+            if not self._closed:
+                self._begin_loading()  # now, rather than when the next request comes
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
             raise _rejected(request, error) from error
@@ -191,12 +212,6 @@ class VllmEngine:
         if output is None:
             return Completion("", "abort", len(tokens), 0)
         return _completion(output, len(tokens))
-
-    def _reload_soon(self) -> None:
-        """Load the engine again without waiting for the next request."""
-        if self._loading is None and not self._closed:
-            self._loading = asyncio.create_task(self._load(), name="vllm-load")
-            self._loading.add_done_callback(self._load_ended)
 
     def _sampling(self, request: GenerationRequest) -> Any:
         from vllm import SamplingParams
@@ -235,10 +250,9 @@ class VllmEngine:
 
 
 def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """With what the tokenizer puts before a text, `<bos>` for one, which is not doubled where the text has it already."""
-    tokens: list[int] = tokenizer(request.prompt if request.prompt is not None else plain_text(request.messages or ()))[
-        "input_ids"
-    ]
+    """With what the tokenizer puts before a text, `<bos>` for one; not doubled where the text has it already."""
+    text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
+    tokens: list[int] = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
     return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
 
@@ -284,7 +298,7 @@ def _completion(output: Any, prompt_tokens: int) -> Completion:
 
 
 def _rejected(request: GenerationRequest, error: Exception) -> RequestRejected:
-    """vLLM's refusal, by the field that it is about. Its first argument is the reason without the refused value."""
+    """The refusal, by the field that it is about. Its first argument is the reason without the refused value."""
     field = _FIELDS.get(getattr(error, "parameter", None) or "")
     if field is None:
         field = (
@@ -309,7 +323,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _prepare_environment(model: str) -> None:
-    """vLLM reads these when it is imported, and its processes inherit them."""
+    """Variables that vLLM reads when it is imported, and that its processes inherit."""
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
