@@ -1,0 +1,132 @@
+"""The chart rendered and compose.yaml parsed by the real tools, and the value sets that tests render with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from go_tools import COMPOSE, HELM, ensure
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "postback"
+ROLES = ("worker", "delivery")
+
+Manifest = dict[str, Any]
+
+DEFAULTS: Manifest = {}
+SECURED = {
+    "kafka": {
+        "bootstrapServers": "kafka-0.example:9093,kafka-1.example:9093",
+        "topicPrefix": "blue.",
+        "sasl": {"mechanism": "SCRAM-SHA-512", "existingSecret": "kafka-user", "passwordKey": "pass"},
+        "tls": {"enabled": True, "existingSecret": "kafka-tls", "clientCertificate": True},
+        "extra": {"client.rack": "zone-a", "socket.keepalive.enable": True},
+    },
+    "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
+    "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
+    "networkPolicy": {"enabled": True},
+    "imagePullSecrets": [{"name": "registry"}],
+    "serviceAccount": {"annotations": {"team": "inference"}},
+}
+ON_GPUS = {
+    "image": {"repository": "registry.example/postback", "tag": "0.1.0-gpu"},
+    "worker": {
+        "replicas": 3,
+        "engine": "vllm",
+        "model": "org/model",
+        "gpus": 2,
+        "drainSeconds": 120,
+        "marginSeconds": 45,
+        "startupSeconds": 601,
+        "shmSize": "8Gi",
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "inference",
+        "cache": {"existingClaim": "models"},
+        "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}},
+        "extraArgs": ["--with-delivery"],
+        "extraEnv": [
+            {"name": "POSTBACK_WORKER__LANE", "value": "big"},
+            {"name": "POSTBACK_ENGINE__VLLM__EXTRA", "value": '{"tensor_parallel_size": 2}'},
+        ],
+        "extraEnvFrom": [{"secretRef": {"name": "hub-token"}}],
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "podDisruptionBudget": {"maxUnavailable": "25%"},
+        "nodeSelector": {"gpu": "yes"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+        ],
+    },
+}
+AT_REST = {"topics": {"create": False}, "worker": {"replicas": 0}, "delivery": {"replicas": 0}}
+VALUE_SETS = {"defaults": DEFAULTS, "secured": SECURED, "on-gpus": ON_GPUS, "at-rest": AT_REST}
+every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
+
+
+def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ensure(HELM), *arguments, "--values", "-"],
+        input=yaml.safe_dump(values),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def render(values: Manifest) -> list[Manifest]:
+    done = helm("template", "fleet", str(CHART), "--namespace", "inference", values=values)
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def find(manifests: list[Manifest], kind: str, role: str) -> Manifest:
+    return next(m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == f"fleet-postback-{role}")
+
+
+def pod_of(manifests: list[Manifest], role: str) -> Manifest:
+    pod: Manifest = find(manifests, "StatefulSet", role)["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(manifests: list[Manifest], role: str) -> Manifest:
+    container: Manifest = pod_of(manifests, role)["containers"][0]
+    return container
+
+
+def environment(container: Manifest) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
+    yield from (m["spec"]["template"]["spec"] for m in manifests if m["kind"] in ("StatefulSet", "Job"))
+
+
+@cache
+def compose_model() -> Manifest:
+    """compose.yaml as the Compose Specification's own parser understands it, with nothing set in the environment."""
+    done = subprocess.run(
+        [ensure(COMPOSE), "-format", "json", "compose.yaml"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    model: Manifest = json.loads(done.stdout)
+    return model
+
+
+def own_services(compose: Manifest) -> dict[str, Manifest]:
+    return {name: service for name, service in compose["services"].items() if "build" in service}

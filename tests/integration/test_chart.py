@@ -1,0 +1,237 @@
+"""The chart: what Kubernetes is told, and what the program then reads."""
+
+from __future__ import annotations
+
+import kubernetes_validate
+import pytest
+from deployment import (
+    AT_REST,
+    CHART,
+    DEFAULTS,
+    ON_GPUS,
+    ROLES,
+    SECURED,
+    Manifest,
+    container_of,
+    environment,
+    every_value_set,
+    find,
+    helm,
+    pod_of,
+    pods,
+    render,
+)
+
+from schemas.settings import FleetSettings
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressSettings
+from workers.settings import WorkerSettings
+
+# The first run builds helm or compose-go's command, which takes minutes.
+pytestmark = pytest.mark.timeout(1800)
+
+
+@every_value_set
+def test_the_chart_passes_helms_lint(values: Manifest) -> None:
+    done = helm("lint", "--strict", str(CHART), values=values)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_value_set
+def test_what_the_chart_renders_is_valid_for_kubernetes(values: Manifest) -> None:
+    manifests = render(values)
+
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.30", strict=True)
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    assert {m["kind"] for m in manifests} >= {"StatefulSet", "Service", "PodDisruptionBudget", "ServiceAccount"}
+
+
+@pytest.mark.parametrize(("role", "drain", "margin"), [("worker", 30, 30), ("worker", 240, 20), ("delivery", 60, 10)])
+def test_the_grace_period_is_the_drain_that_the_process_is_told_and_a_margin(
+    role: str, drain: int, margin: int
+) -> None:
+    manifests = render({role: {"drainSeconds": drain, "marginSeconds": margin}})
+
+    assert pod_of(manifests, role)["terminationGracePeriodSeconds"] == drain + margin
+    told = environment(container_of(manifests, role))[f"POSTBACK_{role.upper()}__DRAIN_SECONDS"]
+    assert told == str(drain)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_replica_is_known_by_its_pods_name_which_outlives_the_pod(role: str) -> None:
+    manifests = render(DEFAULTS)
+
+    replica = environment(container_of(manifests, role))["POSTBACK_REPLICA"]
+    assert replica == {"fieldRef": {"fieldPath": "metadata.name"}}
+    statefulset = find(manifests, "StatefulSet", role)["spec"]
+    assert statefulset["podManagementPolicy"] == "Parallel"
+    service = find(manifests, "Service", role)
+    assert statefulset["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+
+
+def test_gpus_are_asked_for_beside_the_other_limits_and_only_by_workers() -> None:
+    manifests = render(ON_GPUS)
+
+    assert container_of(manifests, "worker")["resources"] == {
+        "requests": {"cpu": "8", "memory": "512Mi"},
+        "limits": {"memory": "64Gi", "nvidia.com/gpu": 2},
+    }
+    assert "nvidia.com/gpu" not in container_of(manifests, "delivery")["resources"]["limits"]
+    assert "nvidia.com/gpu" not in container_of(render(DEFAULTS), "worker")["resources"]["limits"]
+
+
+def test_the_engines_processes_get_the_shared_memory_that_was_asked_for() -> None:
+    pod = pod_of(render(ON_GPUS), "worker")
+
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in pod["volumes"]
+    assert {"name": "shm", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+    assert {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}} in pod["volumes"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_model_has_its_time_to_load_before_liveness_counts(role: str) -> None:
+    container = container_of(render(ON_GPUS), role)
+
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= {"worker": 601, "delivery": 120}[role]
+    probed = {probe: container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert probed == {
+        "startupProbe": {"path": "/healthz", "port": "metrics"},
+        "livenessProbe": {"path": "/healthz", "port": "metrics"},
+        "readinessProbe": {"path": "/readyz", "port": "metrics"},
+    }
+    assert {"name": "metrics", "containerPort": 9100} in container["ports"]
+    assert container["args"][-3 if role == "worker" else -2 :][:2] == ["--metrics-port", "9100"]
+
+
+@every_value_set
+def test_no_pod_runs_as_root_writes_to_its_root_or_holds_a_token(values: Manifest) -> None:
+    for pod in pods(render(values)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == 10001
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_credentials_come_from_secrets_for_both_roles_and_the_topics_job() -> None:
+    manifests = render(SECURED)
+    jobs = [m["spec"]["template"]["spec"]["containers"][0] for m in manifests if m["kind"] == "Job"]
+
+    for container in [container_of(manifests, "worker"), container_of(manifests, "delivery"), *jobs]:
+        env = environment(container)
+        assert env["POSTBACK_KAFKA__EXTRA__SASL_USERNAME"] == {
+            "secretKeyRef": {"name": "kafka-user", "key": "username"}
+        }
+        assert env["POSTBACK_KAFKA__EXTRA__SASL_PASSWORD"] == {"secretKeyRef": {"name": "kafka-user", "key": "pass"}}
+        assert {"name": "kafka-tls", "mountPath": "/etc/postback/kafka", "readOnly": True} in container["volumeMounts"]
+
+
+def test_only_delivery_holds_the_keyring_and_others_cannot_read_it() -> None:
+    manifests = render(SECURED)
+
+    volumes = {role: {v["name"]: v for v in pod_of(manifests, role)["volumes"]} for role in ROLES}
+    assert volumes["delivery"]["keyring"]["secret"] == {"secretName": "blue-keys", "defaultMode": 0o440}
+    assert "keyring" not in volumes["worker"]
+    assert environment(container_of(manifests, "delivery"))["POSTBACK_KEYRING"] == "/etc/postback/keyring/ring.json"
+
+
+def test_the_program_reads_from_its_environment_what_the_values_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**SECURED, "worker": {"drainSeconds": 77}, "delivery": {"drainSeconds": 88}}
+    manifests = render(values)
+    for role in ROLES:
+        for name, value in environment(container_of(manifests, role)).items():
+            monkeypatch.setenv(name, value if isinstance(value, str) else "from-a-secret")
+
+    fleet = FleetSettings()
+    assert fleet.env == "production"
+    assert fleet.kafka.topics.results == "blue.model_results"
+    assert fleet.kafka.client_config() == {
+        "bootstrap.servers": "kafka-0.example:9093,kafka-1.example:9093",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "from-a-secret",
+        "sasl.password": "from-a-secret",
+        "ssl.ca.location": "/etc/postback/kafka/ca.crt",
+        "ssl.certificate.location": "/etc/postback/kafka/tls.crt",
+        "ssl.key.location": "/etc/postback/kafka/tls.key",
+        "client.rack": "zone-a",
+        "socket.keepalive.enable": "true",
+    }
+    assert WorkerSettings().drain_seconds == 77
+    assert DeliverySettings().drain_seconds == 88
+    assert [str(network) for network in EgressSettings().allow_callbacks] == ["10.1.0.0/16", "10.2.0.0/16"]
+    assert [str(network) for network in EgressSettings().allow_fetch] == ["fd00::/8"]
+
+
+def test_the_default_values_reach_the_program_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(container_of(render(DEFAULTS), "delivery")).items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "fleet-postback-delivery-0")
+
+    assert FleetSettings().replica == "fleet-postback-delivery-0"
+    assert FleetSettings().kafka.client_config() == {
+        "bootstrap.servers": "kafka:9092",
+        "security.protocol": "PLAINTEXT",
+    }
+    assert EgressSettings().allow_callbacks == ()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_voluntary_disruption_takes_one_replica_at_a_time_unless_told_otherwise(role: str) -> None:
+    manifests = render(DEFAULTS)
+
+    budget = find(manifests, "PodDisruptionBudget", role)["spec"]
+    assert budget["maxUnavailable"] == 1
+    statefulset = find(manifests, "StatefulSet", role)["spec"]
+    assert budget["selector"] == statefulset["selector"] == {"matchLabels": budget["selector"]["matchLabels"]}
+    assert budget["selector"]["matchLabels"].items() <= statefulset["template"]["metadata"]["labels"].items()
+    spread = [c["topologyKey"] for c in pod_of(manifests, role)["topologySpreadConstraints"]]
+    assert spread == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+
+
+def test_topics_are_made_before_anything_that_reads_them() -> None:
+    job = next(m for m in render(SECURED) if m["kind"] == "Job")
+
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["topics", "create"]
+    # A hook comes before the chart's own objects: it may not lean on any of them.
+    assert "serviceAccountName" not in job["spec"]["template"]["spec"]
+    assert not [m for m in render(AT_REST) if m["kind"] == "Job"]
+
+
+def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
+    policies = [m for m in render(SECURED) if m["kind"] == "NetworkPolicy"]
+
+    assert [policy["spec"]["ingress"] for policy in policies] == [[{"ports": [{"port": "metrics"}]}]]
+    assert not [m for m in render(DEFAULTS) if m["kind"] == "NetworkPolicy"]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"worker": {"replica": 3}}, "replica"),
+        ({"worker": {"engine": "gpt"}}, "engine"),
+        ({"kafka": {"bootstrapServers": ""}}, "bootstrapServers"),
+        ({"keyring": {"existingSecret": ""}}, "existingSecret"),
+        ({"kafka": {"sasl": {"mechanism": "PLAIN"}}}, "kafka.sasl.existingSecret"),
+        ({"kafka": {"tls": {"enabled": True, "clientCertificate": True}}}, "existingSecret"),
+        ({"kafka": {"extra": {"sasl.password": "in plain sight"}}}, "sasl.password"),
+        ({"delivery": {"drainSeconds": 20}}, "drainSeconds"),
+        ({"egress": {"allowCallbacks": ["internal.example"]}}, "allowCallbacks"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values: Manifest, named: str) -> None:
+    done = helm("template", "fleet", str(CHART), values=values)
+
+    assert done.returncode != 0
+    assert named in done.stderr
+    assert "in plain sight" not in done.stderr

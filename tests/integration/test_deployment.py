@@ -1,0 +1,128 @@
+"""What the chart and compose.yaml start, held against the program: its variables, commands and flags."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from deployment import VALUE_SETS, Manifest, compose_model, own_services, pods, render
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+
+from schemas.settings import FleetSettings
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressSettings
+from workers.engines.settings import EngineSettings
+from workers.settings import WorkerSettings
+
+# The first run builds helm or compose-go's command, which takes minutes.
+pytestmark = pytest.mark.timeout(1800)
+
+POSTBACK = Path(sys.executable).with_name("postback")
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    FleetSettings,
+    WorkerSettings,
+    EngineSettings,
+    DeliverySettings,
+    EgressSettings,
+)
+
+
+@pytest.fixture(scope="module")
+def compose() -> Manifest:
+    return compose_model()
+
+
+def known_names() -> tuple[set[str], set[str]]:
+    """The program's environment: whole names, and beginnings after which anything may come."""
+    names: set[str] = set()
+    beginnings: set[str] = set()
+    for settings in SETTINGS:
+        _collect(settings, settings.model_config.get("env_prefix", ""), names, beginnings)
+    return names, beginnings
+
+
+def _collect(model: type[BaseModel], prefix: str, names: set[str], beginnings: set[str]) -> None:
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            _collect(field.annotation, f"{variable}__", names, beginnings)
+        elif "dict[" in str(field.annotation):
+            beginnings.add(f"{variable}__")
+        names.add(variable)
+
+
+def environments(compose: Manifest) -> Iterator[tuple[str, set[str]]]:
+    for name, service in own_services(compose).items():
+        yield f"compose.yaml, {name}", set(service["environment"])
+    for name, values in VALUE_SETS.items():
+        for pod in pods(render(values)):
+            yield f"the chart with {name}", {entry["name"] for entry in pod["containers"][0]["env"]}
+
+
+def test_every_variable_that_is_set_is_one_that_the_program_reads(compose: Manifest) -> None:
+    names, beginnings = known_names()
+    assert {"POSTBACK_REPLICA", "POSTBACK_KAFKA__BOOTSTRAP_SERVERS"} <= names
+    assert "POSTBACK_KAFKA__EXTRA__" in beginnings
+
+    for where, variables in environments(compose):
+        ours = {variable for variable in variables if variable.startswith("POSTBACK_")}
+        assert ours, where
+        unknown = {name for name in ours - names if not name.startswith(tuple(beginnings))}
+        assert not unknown, f"{where} sets what nothing reads"
+
+
+def commands(compose: Manifest) -> Iterator[tuple[str, list[str]]]:
+    for name, service in own_services(compose).items():
+        yield f"compose.yaml, {name}", service["command"]
+    for name, values in VALUE_SETS.items():
+        for pod in pods(render(values)):
+            yield f"the chart with {name}", pod["containers"][0]["args"]
+
+
+@cache
+def help_of(*command: str) -> str:
+    done = subprocess.run(
+        [POSTBACK, *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, f"`postback {' '.join(command)}` is no command:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_and_flag_that_is_used_is_one_of_the_program(compose: Manifest) -> None:
+    for where, words in commands(compose):
+        command = [*_until_a_flag(words)]
+        offered = set(re.findall(r"--[a-z][a-z-]*", help_of(*command)))
+        used = {word for word in words if word.startswith("--")}
+        assert used <= offered, f"{where}: `postback {' '.join(words)}`"
+
+
+def _until_a_flag(words: list[str]) -> Iterator[str]:
+    for word in words:
+        if word.startswith("-"):
+            return
+        yield word
+
+
+def test_the_keyring_service_may_run_again_and_leaves_the_keys_alone(compose: Manifest, tmp_path: Path) -> None:
+    command = [POSTBACK, *compose["services"]["keyring"]["command"]]
+    keyring = tmp_path / "keyring.json"
+    env = {**os.environ, "POSTBACK_KEYRING": str(keyring)}
+
+    first = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    made = keyring.read_bytes()
+    second = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert keyring.read_bytes() == made

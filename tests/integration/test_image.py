@@ -1,0 +1,100 @@
+"""The image: what the Dockerfile takes in, and that it is enough."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+
+def dockerfile(instruction: str) -> list[str]:
+    joined = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    return [line.split(maxsplit=1)[1] for line in joined.splitlines() if line.startswith(f"{instruction} ")]
+
+
+def pins(file: str) -> dict[str, set[str]]:
+    """Versions by name; a name may have several, for several platforms."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)==([^ ]+)", (ROOT / "requirements" / file).read_text(), re.MULTILINE
+    ):
+        found.setdefault(canonicalize_name(name), set()).add(version)
+    return found
+
+
+def declared_requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["worker"])]
+
+
+def test_the_image_starts_the_program_itself_and_not_as_root() -> None:
+    assert dockerfile("ENTRYPOINT") == ['["postback"]']
+    assert dockerfile("USER") == ["10001:10001"]
+    assert dockerfile("ARG")[0] == "BASE=python:3.11-slim"
+
+
+def test_everything_that_the_image_is_made_of_reaches_the_build() -> None:
+    let_in = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    copied = {source for line in dockerfile("COPY") for source in line.split()[:-1]}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    assert copied == let_in
+    assert set(packages["packages"]) <= copied
+    assert all((ROOT / path).exists() for path in copied)
+
+
+def test_every_dependency_of_a_worker_is_pinned_to_the_version_that_is_tested() -> None:
+    shipped, tested = pins("worker.txt"), pins("dev.txt")
+
+    for requirement in declared_requirements():
+        versions = shipped.get(canonicalize_name(requirement.name), set())
+        assert versions, f"{requirement} has no pin: compile requirements/worker.txt again, see requirements/README.md"
+        assert all(requirement.specifier.contains(version) for version in versions), requirement
+    assert {name: versions - tested.get(name, set()) for name, versions in shipped.items() if versions} == {
+        name: set() for name in shipped
+    }
+
+
+@pytest.mark.parametrize("file", ["worker.txt", "build.txt"])
+def test_what_goes_into_the_image_is_checked_by_its_hashes_and_names_no_download_address(file: str) -> None:
+    text = (ROOT / "requirements" / file).read_text()
+
+    entries = [entry for entry in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if "==" in entry]
+    assert len(entries) == sum(len(versions) for versions in pins(file).values())
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text
+
+
+def test_the_images_requirements_are_enough_for_every_role(tmp_path: Path) -> None:
+    """The Dockerfile's steps, in a fresh environment: without vLLM and without what only development has."""
+    python = tmp_path / "postback" / "bin" / "python"
+    wheel = ["wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "wheels"]
+    hashed = ["install", "-q", "--require-hashes", "-r"]
+    for command in (
+        [sys.executable, "-m", "venv", tmp_path / "postback"],
+        [python, "-m", "pip", *hashed, ROOT / "requirements" / "build.txt"],
+        [python, "-m", "pip", *wheel, "--no-build-isolation", ROOT],
+        [python, "-m", "pip", *hashed, ROOT / "requirements" / "worker.txt"],
+        ["sh", "-c", f"{python} -m pip install -q --no-deps wheels/*.whl"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    for role in ("worker", "deliver", "receive", "topics", "keys"):
+        done = subprocess.run(
+            [python.with_name("postback"), role, "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
