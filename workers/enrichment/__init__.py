@@ -1,0 +1,61 @@
+"""Enrichment: from the sources that a job names to numbered evidence before its question, and back to citations.
+
+A job's sources go down this list; each step has a type, so that a signature says what has happened already.
+
+    enrich     the way of one job, under one budget                         Sources → Evidence
+    search     providers that turn a query into URLs
+    fetch      one URL, redirect by redirect, behind the egress guard       str → Page
+    robots     what a site's robots.txt lets us read
+    pool       processes that may be killed; page bytes are only ever parsed in them
+      member   what runs inside one of them
+      charset, hidden, extract   bytes to the text that a person would see  Page → Document
+      rank     the passages that matter for the question                    Document → Passage
+    grounding  numbered sources and the question as one prompt              Evidence → GroundedPrompt
+    cite       which sentence of the answer rests on which source           str, Evidence → Citation
+
+Everything that goes wrong with a source is a note in the result, never a failed job, unless `sources.required` finds
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.enrichment.cite import cited
+    from workers.enrichment.enrich import Enricher
+    from workers.enrichment.evidence import Evidence, LeftOut, NothingFound, NumberedSource
+    from workers.enrichment.grounding import GroundedPrompt, ground
+    from workers.enrichment.settings import EnrichmentSettings
+
+_HOMES = {
+    "Enricher": "enrich",
+    "EnrichmentSettings": "settings",
+    "Evidence": "evidence",
+    "GroundedPrompt": "grounding",
+    "LeftOut": "evidence",
+    "NothingFound": "evidence",
+    "NumberedSource": "evidence",
+    "cited": "cite",
+    "ground": "grounding",
+}
+
+__all__ = [
+    "Enricher",
+    "EnrichmentSettings",
+    "Evidence",
+    "GroundedPrompt",
+    "LeftOut",
+    "NothingFound",
+    "NumberedSource",
+    "cited",
+    "ground",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the pool's processes come through here and need none of them."""
+    if name not in _HOMES:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

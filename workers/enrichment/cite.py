@@ -1,0 +1,226 @@
+"""Which sentence of an answer rests on which source, and how well; and no link that the model was not given.
+
+Support, from the strongest:
+
+    exact        the sentence's words stand in a passage as they are, in that order
+    fuzzy        four fifths of them do, close together, with every number and without a negation more or less
+    lexical      most of its content words and all its numbers occur in the source
+    unsupported  none of these
+    dangling     no source has that number
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Final
+
+from schemas.result import Citation, Support
+from workers.enrichment.evidence import Evidence, NumberedSource
+
+FUZZY_SHARE: Final = 0.8
+LEXICAL_SHARE: Final = 0.6
+MAX_SENTENCES: Final = 500
+"""Sentences that are compared; an answer's length is up to its job."""
+_MAX_FUZZY_WORDS: Final = 120
+
+_MARKER: Final = re.compile(r"\[(?:sources?\s*)?(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]", re.IGNORECASE)
+_MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
+_CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|\[|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
+_STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
+
+_NEGATION_WORDS: Final = "no not never none nor neither without cannot 不 没 沒 未 無 无"
+_NEGATIONS: Final = frozenset(_NEGATION_WORDS.split())
+_COMMON_WORDS: Final = (
+    "a an the and or but if of in on at to from by for with as is are was were be been being it its this that these "
+    "those he she they them his her their we you i has have had do does did which who whom what when where there then "
+    "than so also into over under about can could will would may might should must such s t "
+    "answer question according based source sources page text article says states stated mentions mentioned"
+)
+_COMMON: Final = frozenset(_COMMON_WORDS.split())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    """A sentence with the markers behind it. `start` and `end` are in code points of the whole text."""
+
+    start: int
+    end: int
+    words: tuple[str, ...]
+    numbers: tuple[int, ...]
+    """The source numbers in its markers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A source as words, per passage."""
+
+    source: NumberedSource
+    passages: tuple[tuple[str, ...], ...]
+    vocabulary: frozenset[str]
+
+
+def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
+    """The answer without links that were not given, the sources it uses, and its citations.
+
+    Sources are named by id, in the order of their first use; one that is only cited by a sentence which it does not
+    support is not used. Where the answer cites nothing itself, a sentence is put down to the source that supports it
+    best. Spans count code points of the text that is returned.
+    """
+    text = without_unknown_links(text, evidence)
+    sources = {source.number: _read(source) for source in evidence.sources}
+    sentences = list(_sentences(text))[:MAX_SENTENCES]
+    if any(sentence.numbers for sentence in sentences):
+        found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
+    else:
+        found = [citation for sentence in sentences for citation in _attributed(sentence, sources)]
+    bearing = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
+    return text, list(dict.fromkeys(citation.source for citation in found if citation.support in bearing)), found
+
+
+def _claimed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
+    for number in dict.fromkeys(sentence.numbers):
+        read = sources.get(number)
+        name = read.source.id if read is not None else f"[{number}]"
+        level = support(sentence.words, read) if read is not None else Support.DANGLING
+        yield Citation(start=sentence.start, end=sentence.end, source=name, support=level)
+
+
+def _attributed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
+    levels = [(support(sentence.words, read), read) for read in sources.values()]
+    level, read = min(levels, key=lambda pair: _STRENGTH.index(pair[0]), default=(Support.UNSUPPORTED, None))
+    if read is not None and level is not Support.UNSUPPORTED:
+        yield Citation(start=sentence.start, end=sentence.end, source=read.source.id, support=level)
+
+
+def _sentences(text: str) -> Iterator[_Sentence]:
+    """Sentences without the blanks around them; markers behind the full stop belong to the sentence before them."""
+    plain = _CODE.sub(lambda code: " " * len(code.group()), text)
+    start = 0
+    while start < len(plain):
+        end = _END.search(plain, start)
+        stop = end.end() if end is not None else len(plain)
+        trailing = _MARKERS_HERE.match(plain, stop) if plain[start:stop].strip() else None
+        stop = trailing.end() if trailing is not None else stop
+        yield from _sentence(plain, start, stop)
+        start = stop
+
+
+def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
+    part = text[start:stop]
+    numbers = tuple(int(number) for marker in _MARKER.finditer(part) for number in re.findall(r"\d+", marker.group(1)))
+    found = words(_MARKER.sub(" ", part))
+    if found or numbers:
+        begin = start + len(part) - len(part.lstrip())
+        yield _Sentence(begin, begin + len(part.strip()), found, numbers)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words and numbers, comparable: compatibility forms and case folded; characters where a script has no spaces."""
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _read(source: NumberedSource) -> _Read:
+    passages = tuple(words(passage) for passage in (source.title or "", *source.passages))
+    return _Read(source, passages, frozenset(word for passage in passages for word in passage))
+
+
+def support(sentence: Sequence[str], read: _Read) -> Support:
+    """How far the source bears the sentence out."""
+    if not sentence or not _numbers(sentence) <= read.vocabulary:
+        return Support.UNSUPPORTED
+    line = f" {' '.join(sentence)} "
+    if any(line in f" {' '.join(passage)} " for passage in read.passages):
+        return Support.EXACT
+    content = {word for word in sentence if word not in _COMMON}
+    share = len(content & read.vocabulary) / len(content) if content else 0.0
+    if share < LEXICAL_SHARE or (_negated(sentence) and not _negated(tuple(read.vocabulary))):
+        return Support.UNSUPPORTED
+    if share >= FUZZY_SHARE - 0.1 and any(_is_close(sentence, passage) for passage in read.passages):
+        return Support.FUZZY
+    return Support.LEXICAL
+
+
+def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
+    if not 3 <= len(sentence) <= _MAX_FUZZY_WORDS:
+        return False
+    blocks = SequenceMatcher(None, sentence, passage, autojunk=False).get_matching_blocks()[:-1]
+    if sum(block.size for block in blocks) < FUZZY_SHARE * len(sentence):
+        return False
+    window = passage[blocks[0].b : blocks[-1].b + blocks[-1].size]
+    together = len(window) <= 2 * len(sentence)
+    return together and _negated(window) == _negated(sentence) and _numbers(sentence) <= _numbers(window)
+
+
+def _numbers(some: Sequence[str]) -> set[str]:
+    return {word for word in some if word[0].isdigit()}
+
+
+def _negated(some: Sequence[str]) -> bool:
+    return any(word in _NEGATIONS or word.endswith(("n't", "n’t")) for word in some)  # noqa: RUF001 - typographic
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+LINK_REMOVED: Final = "(link removed)"
+_NESTED_LINKS: Final = 2
+"""An image may stand in a link."""
+
+_INLINE: Final = re.compile(
+    r"!?\[([^\[\]]{0,500})\]\(\s*<?([^\s<>()]{1,2048}(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]{0,200}\)"
+)
+_RESIDUE: Final = re.compile(r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})[^)\n]{0,200}\)")
+"""The target of a link whose text holds brackets itself."""
+_DEFINED: Final = re.compile(
+    r"^[ ]{0,3}\[[^\[\]\n]{1,100}\]:[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
+)
+_HTML: Final = re.compile(
+    r"<(?:a|img|iframe|link|script|video|audio|source|form|object|embed)\b[^<>]{0,4096}>", re.IGNORECASE
+)
+_BARE: Final = re.compile(r"(?:https?://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
+
+
+def without_unknown_links(text: str, evidence: Evidence) -> str:
+    """The text in which only URLs remain that stood in the evidence or the question.
+
+    A page could otherwise make the model write an image whose URL carries the prompt to the page's author.
+    """
+    given = _given(evidence)
+    for _ in range(_NESTED_LINKS):
+        text = _INLINE.sub(
+            lambda link: link.group() if _is_given(link.group(2), given) else _label(link.group(1)), text
+        )
+    text = _RESIDUE.sub(lambda link: link.group() if _is_given(link.group(1), given) else "]", text)
+    text = _DEFINED.sub(lambda link: link.group() if _is_given(link.group(1), given) else "", text)
+    text = _HTML.sub(lambda tag: tag.group() if _all_given(tag.group(), given) else "", text)
+    return _BARE.sub(lambda link: link.group() if _is_given(link.group(), given) else LINK_REMOVED, text)
+
+
+def _label(text: str) -> str:
+    """What stays of a link: its text; a number stays a citation."""
+    return f"[{text}]" if text.strip().isdigit() else text
+
+
+def _given(evidence: Evidence) -> frozenset[str]:
+    texts = [evidence.question, *(passage for source in evidence.sources for passage in source.passages)]
+    written = [url for text in texts for url in _BARE.findall(text)]
+    named = [url for source in evidence.sources for url in (source.id, source.url)]
+    return frozenset(_plain(url) for url in [*written, *named])
+
+
+def _plain(url: str) -> str:
+    return url.rstrip(".,;:!?*_").rstrip("/")
+
+
+def _is_given(url: str, given: frozenset[str]) -> bool:
+    return _plain(url) in given or url.startswith("#")
+
+
+def _all_given(tag: str, given: frozenset[str]) -> bool:
+    urls = re.findall(r"""(?:href|src|srcset|action|data|poster|style)\s*=\s*["']?([^"'\s>]+)""", tag, re.IGNORECASE)
+    return all(_is_given(url, given) for url in urls)

@@ -1,0 +1,153 @@
+"""The way of one job's sources: found, fetched, extracted, ranked, numbered. One budget for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from schemas.job import Sources
+from telemetry.clock import Clock, Deadline
+from telemetry.metrics import Metrics
+from workers.egress import Guard, origin_of
+from workers.enrichment.evidence import Document, Evidence, LeftOut, NothingFound, NumberedSource, Unreadable, Wanted
+from workers.enrichment.fetch import Fetcher
+from workers.enrichment.pool import Pool
+from workers.enrichment.robots import Robots
+from workers.enrichment.search import SearchProvider, search
+from workers.enrichment.settings import EnrichmentSettings
+
+LATE = "it was late"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What came of all sources: some became documents, the rest has a reason."""
+
+    documents: tuple[Document, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+class Enricher:
+    """Finds the evidence for jobs. One per worker; it serves many at once, each under a budget of its own.
+
+    `guard` is the guard of fetches, not that of callbacks.
+    """
+
+    def __init__(
+        self,
+        settings: EnrichmentSettings,
+        guard: Guard,
+        clock: Clock,
+        metrics: Metrics,
+        providers: Mapping[str, SearchProvider] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._providers = dict(providers or {})
+        self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
+        self._fetcher = Fetcher(settings, guard)
+        self._pool = Pool(settings)
+        self._robots = Robots(settings, self._fetcher, self._pool, clock)
+
+    async def start(self) -> None:
+        """Get ready. No process starts and nothing is connected before the first job with sources."""
+        await self._fetcher.start()
+
+    async def close(self) -> None:
+        """End what still runs: connections and processes."""
+        await self._robots.close()
+        await self._fetcher.close()
+        await self._pool.close()
+
+    async def enrich(self, sources: Sources, question: str, *, deadline: Deadline | None = None) -> Evidence:
+        """The evidence for one job, within the budget of the settings and before `deadline`.
+
+        Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
+        """
+        budget = self._settings.budget_seconds if deadline is None else deadline.remaining
+        whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
+        reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
+        urls, notes = await self._find(sources, reading)
+        wanted = [Wanted(position, url) for position, url in enumerate(dict.fromkeys(urls), start=1)]
+        read = await self._read(wanted, reading)
+        notes += [str(left_out) for left_out in read.left_out]
+        numbered: tuple[NumberedSource, ...] = ()
+        if read.documents:
+            numbered, unranked = await self._choose(question, read.documents, whole)
+            notes += unranked
+        if sources.required and not numbered:
+            raise NothingFound(tuple(notes))
+        return Evidence(numbered, tuple(notes), question)
+
+    async def _find(self, sources: Sources, deadline: Deadline) -> tuple[list[str], list[str]]:
+        """All URLs of the job, its own first, and a note where its search brought nothing."""
+        if sources.search is None:
+            return list(sources.urls), []
+        try:
+            async with asyncio.timeout(deadline.remaining):
+                found = await search(self._providers, sources.search)
+            notes = [] if found else ["the search found nothing"]
+        except Unreadable as reason:
+            found, notes = [], [f"the search brought nothing: {reason}"]
+        except TimeoutError:
+            found, notes = [], [f"the search brought nothing: {LATE}"]
+        return [*sources.urls, *found], notes
+
+    async def _read(self, wanted: Sequence[Wanted], deadline: Deadline) -> _Read:
+        """Everything that can be read in time, side by side."""
+        if not wanted:
+            return _Read((), ())
+        self._pool.warm()
+        tasks = {asyncio.create_task(self._document(one), name="source"): one for one in wanted}
+        try:
+            await asyncio.wait(tasks, timeout=deadline.remaining)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        documents = tuple(result for result in results if isinstance(result, Document))
+        self._fetched["read"].inc(len(documents))
+        failures = [(one, what) for one, what in zip(wanted, results, strict=True) if isinstance(what, BaseException)]
+        return _Read(documents, tuple(self._left_out(one, what) for one, what in failures))
+
+    def _left_out(self, one: Wanted, result: BaseException) -> LeftOut:
+        if isinstance(result, asyncio.CancelledError):
+            self._fetched["late"].inc()
+            return LeftOut(one.position, origin_of(one.url), LATE)
+        if not isinstance(result, Unreadable):
+            raise result  # a defect of ours: the stage reports it
+        self._fetched["left_out"].inc()
+        return LeftOut(one.position, origin_of(one.url), str(result))
+
+    async def _document(self, one: Wanted) -> Document:
+        """One source from URL to text. Raises Unreadable."""
+        page = await self._fetcher.fetch(one.url, permit=self._robots.check)
+        task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset}
+        answer = await self._pool.ask(task, page.body)
+        return Document(one, page.url, answer["title"], answer["text"])
+
+    async def _choose(
+        self, question: str, documents: Sequence[Document], deadline: Deadline
+    ) -> tuple[tuple[NumberedSource, ...], list[str]]:
+        """The passages that matter, numbered by source, and notes on the sources that got none."""
+        request = {"question": question, "documents": [(document.title, document.text) for document in documents]}
+        task = {
+            "kind": "rank",
+            "evidence_chars": self._settings.evidence_chars,
+            "passage_chars": self._settings.passage_chars,
+        }
+        try:
+            async with asyncio.timeout(deadline.remaining):
+                answer = await self._pool.ask(task, json.dumps(request).encode())
+        except (Unreadable, TimeoutError):
+            return (), ["no source was used: choosing passages from them took too long"]
+        chosen = [tuple(passages) for passages in answer["passages"]]
+        kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
+        numbered = tuple(
+            NumberedSource(number, document.source.url, document.url, document.title, passages)
+            for number, (document, passages) in enumerate(kept, start=1)
+        )
+        crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
+        return numbered, [str(LeftOut(one.position, origin_of(one.url), "others fit better")) for one in crowded]

@@ -1,0 +1,130 @@
+"""One URL to a page, behind the egress guard. Everything that a server does wrong is an `Unreadable` with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from workers.egress import EgressRefused, Guard
+from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.settings import EnrichmentSettings
+
+_CHUNK_BYTES: Final = 64 * 1024
+_FIELD_BYTES: Final = 8190
+_FIELDS: Final = 128
+"""Limits of one header line and of their number; with more, the answer is dropped where it stands."""
+
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_ACCEPT: Final = "text/html,application/xhtml+xml,application/json;q=0.9,text/plain;q=0.8,*/*;q=0.1"
+
+_REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientConnectorDNSError, "its name was not found"),
+    (aiohttp.ClientConnectorCertificateError, "its certificate was not accepted"),
+    (aiohttp.ClientSSLError, "TLS with its server failed"),
+    (aiohttp.ClientConnectorError, "its server could not be reached"),
+    (aiohttp.ClientPayloadError, "its body ended early or could not be decoded"),
+    (aiohttp.ServerConnectionError, "its server closed the connection"),
+    (aiohttp.ClientResponseError, "its server's answer is not HTTP within our limits"),
+    (aiohttp.InvalidURL, "its URL cannot be read"),
+    (ValueError, "its URL cannot be read"),
+)
+"""First match counts, so the narrower class stands first. Texts of foreign errors would quote whole URLs."""
+
+
+Permit = Callable[[str], Awaitable[None]]
+
+
+class BadStatus(Unreadable):
+    """The server answered, but not with a page."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"its server answered {status}")
+        self.status = status
+
+
+class Fetcher:
+    """Fetches pages. One per worker: it holds the connections, and counts them per host."""
+
+    def __init__(self, settings: EnrichmentSettings, guard: Guard) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the session; nothing is connected yet."""
+        self._session = self._guard.session(
+            limit=self._settings.connections,
+            limit_per_host=self._settings.connections_per_host,
+            headers={"User-Agent": self._settings.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
+            max_line_size=_FIELD_BYTES,
+            max_field_size=_FIELD_BYTES,
+            max_headers=_FIELDS,
+            timeout=aiohttp.ClientTimeout(total=None),  # whoever waits has the one budget
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, url: str, *, permit: Permit | None = None, cut_at_bytes: int | None = None) -> Page:
+        """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
+
+        `permit` is asked about each URL on the way, after the guard and before anything is sent, and raises Unreadable.
+        A body larger than the settings allow is unreadable; with `cut_at_bytes` only so much of it is read instead.
+        Raises Unreadable.
+        """
+        try:
+            return await self._follow(url, permit, cut_at_bytes)
+        except EgressRefused as refused:
+            raise Unreadable(f"it may not be fetched: {refused}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreadable(_reason(error)) from None
+
+    async def _follow(self, url: str, permit: Permit | None, cut_at_bytes: int | None) -> Page:
+        if self._session is None:
+            raise RuntimeError("the fetcher has not been started")
+        current = self._guard.check_url(url)
+        for _ in range(self._settings.redirects + 1):
+            if permit is not None:
+                await permit(str(current))
+            async with self._session.get(current, allow_redirects=False) as response:
+                if response.status not in _MOVED:
+                    return await self._page(response, cut_at_bytes)
+                location = response.headers.get("Location")
+            if location is None:
+                raise Unreadable("it redirects without saying where to")
+            current = self._guard.check_url(current.join(URL(location)))
+        raise Unreadable(f"it redirects more than {self._settings.redirects} times")
+
+    async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
+        if response.status != HTTPStatus.OK:
+            raise BadStatus(response.status)
+        limit = cut_at_bytes if cut_at_bytes is not None else self._settings.page_bytes
+        body = await _read(response, limit)
+        if len(body) > limit and cut_at_bytes is None:
+            raise Unreadable(f"it is larger than {limit} bytes")
+        return Page(
+            url=str(response.url),
+            media_type=response.content_type.lower() if "Content-Type" in response.headers else "",
+            charset=response.charset,
+            body=body[:limit],
+        )
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body after decompression; reading stops as soon as it is longer than `limit`. The sizes are in bytes."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body)
+
+
+def _reason(error: Exception) -> str:
+    return next((text for kind, text in _REASONS if isinstance(error, kind)), "the connection to its server failed")

@@ -1,0 +1,84 @@
+"""What runs inside a member of the pool: `python -m workers.enrichment.member SECONDS BYTES`.
+
+On standard input: length of the task (4 bytes), length of the body (4 bytes), the task as JSON, the body. On standard
+output: length of the answer (4 bytes), the answer as JSON; an empty one first of all, once the process is ready.
+
+The process ends with its input, so that it never outlives the worker; a task that hangs is ended by an alarm, should
+the worker be gone before it could kill it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.extract import extract
+from workers.enrichment.rank import rank
+from workers.enrichment.robots_rule import may_fetch
+
+_ALARM_GRACE_SECONDS = 1.0
+
+
+def main() -> None:
+    """Answer tasks until the input ends."""
+    seconds, size = float(sys.argv[1]), int(sys.argv[2])
+    with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    _send(sys.stdout.buffer, {})
+    while (request := _receive(sys.stdin.buffer)) is not None:
+        signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
+        _send(sys.stdout.buffer, _answer(*request))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(task: dict[str, Any], body: bytes) -> dict[str, Any]:
+    try:
+        answer = _KINDS[task.pop("kind")](body, **task)
+    except Unreadable as unreadable:
+        answer = {"unreadable": str(unreadable)}
+    except MemoryError:
+        answer = {"unreadable": "reading it needed more memory than allowed"}
+    return {**answer, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def _extract(body: bytes, media_type: str, charset: str | None) -> dict[str, Any]:
+    title, text = extract(body, media_type, charset)
+    return {"title": title, "text": text}
+
+
+def _rank(body: bytes, evidence_chars: int, passage_chars: int) -> dict[str, Any]:
+    request = json.loads(body)
+    texts = [(title or "", text) for title, text in request["documents"]]
+    return {"passages": rank(request["question"], texts, evidence_chars, passage_chars)}
+
+
+def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
+    return {"allowed": may_fetch(body, url, user_agent)}
+
+
+_KINDS: dict[str, Callable[..., dict[str, Any]]] = {"extract": _extract, "rank": _rank, "robots": _robots}
+
+
+def _receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    sizes = stream.read(8)
+    if len(sizes) < 8:
+        return None
+    head = stream.read(int.from_bytes(sizes[:4]))
+    body = stream.read(int.from_bytes(sizes[4:]))
+    return json.loads(head), body
+
+
+def _send(stream: BinaryIO, answer: dict[str, Any]) -> None:
+    data = json.dumps(answer).encode()
+    stream.write(len(data).to_bytes(4) + data)
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

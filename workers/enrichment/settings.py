@@ -1,0 +1,41 @@
+"""Settings of enrichment, read from `POSTBACK_ENRICHMENT__…`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EnrichmentSettings(BaseSettings):
+    """What one job's sources may cost, in time, bytes and processes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_ENRICHMENT__", extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+    budget_seconds: float = Field(default=5.0, gt=0, le=120)
+    """All that one job's sources may take; what is late is left out and said so."""
+    ranking_share: float = Field(default=0.1, gt=0, lt=1)
+    """The part of the budget that is kept for ranking what was read in the rest of it."""
+    page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
+    """The largest page, counted after decompression."""
+    redirects: int = Field(default=5, ge=0, le=20)
+    connections: int = Field(default=100, ge=1, le=10_000)
+    connections_per_host: int = Field(default=4, ge=1, le=1000)
+    user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    robots: bool = True
+    """Whether robots.txt is obeyed."""
+    robots_seconds: float = Field(default=3600.0, gt=0)
+    """How long a robots.txt is remembered."""
+    robots_entries: int = Field(default=1000, ge=1)
+    """How many sites' robots.txt are remembered."""
+    members: int = Field(default=2, ge=1, le=64)
+    """Processes that read pages. None runs before the first job that has sources."""
+    member_seconds: float = Field(default=1.5, gt=0, le=60)
+    """How long one page may take a process before it is killed."""
+    member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
+    """Address space of one process; a page that needs more is left out."""
+    evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
+    """Code points of all passages together that are put before the question; about four to a token in English."""
+    passage_chars: int = Field(default=600, ge=100, le=10_000)
+    """About how long one passage is, in code points."""
