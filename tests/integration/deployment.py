@@ -31,6 +31,7 @@ SECURED = {
     },
     "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
     "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
+    "topics": {"engines": ["big", "small"]},
     "networkPolicy": {"enabled": True},
     "imagePullSecrets": [{"name": "registry"}],
     "serviceAccount": {"annotations": {"team": "inference"}},

@@ -202,7 +202,14 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
     job = next(m for m in render(SECURED) if m["kind"] == "Job")
 
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["topics", "create"]
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == [
+        "topics",
+        "create",
+        "--engine",
+        "big",
+        "--engine",
+        "small",
+    ]
     # A hook comes before the chart's own objects: it may not lean on any of them.
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
     assert not [m for m in render(AT_REST) if m["kind"] == "Job"]
