@@ -95,8 +95,11 @@ class Broker:
         wait_until_serving({node: self._processes[index]}, self._clock)
 
     def pause(self, index: int = 0) -> None:
-        """Freeze a broker (SIGSTOP): its connections stay open and nothing answers."""
-        self._processes[index].signal(signal.SIGSTOP)
+        """Freeze a broker (SIGSTOP) and return when it is: its connections stay open and nothing answers."""
+        process = self._processes[index]
+        process.signal(signal.SIGSTOP)
+        while process.alive and not process.frozen:  # the kernel stops a JVM's threads one by one
+            self._clock.sleep(_POLL_SECONDS)
 
     def resume(self, index: int = 0) -> None:
         """Let a paused broker go on (SIGCONT)."""

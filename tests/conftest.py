@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import uuid
@@ -89,6 +90,34 @@ def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSet
     for created in admin.create_topics(topics).values():
         created.result(_ADMIN_TIMEOUT_SECONDS)
     return settings
+
+
+@pytest.fixture(autouse=True)
+def no_swallowed_task_error() -> Iterator[None]:
+    """Fail the test if an asyncio task or callback of it failed and nobody looked.
+
+    asyncio only logs that. What fails in a thread or a destructor is a warning of pytest's, which is an error here.
+    """
+    swallowed = _Swallowed()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(swallowed)
+    yield
+    logger.removeHandler(swallowed)
+    if swallowed.errors:
+        pytest.fail("asyncio only logged:\n" + "\n".join(swallowed.errors))
+
+
+class _Swallowed(logging.Handler):
+    """Collects what asyncio says of errors that nobody retrieved; an unclean connection, which it logs too, is none."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.setFormatter(logging.Formatter())
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if any(sign in record.getMessage() for sign in ("never retrieved", "Exception in callback")):
+            self.errors.append(self.format(record))
 
 
 @pytest.fixture

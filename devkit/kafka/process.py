@@ -59,6 +59,15 @@ class Leashed:
         """Whether it still runs; reaps it where it has ended."""
         return self._process.poll() is None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether every thread of it has been stopped by SIGSTOP."""
+        try:
+            statuses = [status.read_text() for status in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # a thread ended between being listed and being read, so not all of them stand still
+        return all(status.rpartition(")")[2].split()[0] == "T" for status in statuses)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, never to a process that has taken over the pid."""
         self._process.send_signal(number)

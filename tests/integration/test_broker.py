@@ -109,14 +109,13 @@ def test_a_paused_broker_answers_nothing_until_it_is_resumed(own_broker: Broker)
     assert read(own_broker.bootstrap_servers, 1) == ["held"]
 
 
-def test_three_brokers_survive_the_loss_of_one_and_take_it_back(clean_processes: None) -> None:
+def test_three_brokers_survive_the_loss_of_one(clean_processes: None) -> None:
     with Broker.start(brokers=3) as broker:
         create_topic(broker.bootstrap_servers, replicas=3)
         write(broker.bootstrap_servers, "by three")
 
         broker.kill(1)
         write(broker.bootstrap_servers, "by two")
-        broker.restart(1)
 
         assert len(set(broker.pids)) == 3
         assert read(broker.bootstrap_servers, 2) == ["by three", "by two"]
