@@ -1,0 +1,1 @@
+"""The `postback` command: it wires everything, and nothing imports it."""

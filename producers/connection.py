@@ -32,7 +32,6 @@ _SAME_MEANING = {
     "sasl.username": "sasl_plain_username",
     "ssl.ca.location": "ssl_cafile",
     "ssl.certificate.location": "ssl_certfile",
-    "ssl.cipher.suites": "ssl_ciphers",
     "ssl.crl.location": "ssl_crlfile",
     "ssl.key.location": "ssl_keyfile",
     "ssl.key.password": "ssl_password",

@@ -92,7 +92,7 @@ class HealthServer:
         self._thread.start()
         return self
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop answering and give the port back."""
         if self._thread.is_alive():
             self._server.shutdown()
@@ -105,7 +105,7 @@ class HealthServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.stop()
 
 
 class _Server(ThreadingHTTPServer):

@@ -102,7 +102,7 @@ def test_a_client_that_never_asks_holds_up_nobody() -> None:
     server = HealthServer(Metrics(), lambda: READY).start()
     with socket.create_connection(("127.0.0.1", server.port)):
         assert ask_json(server, "/healthz")[0] == 200
-        server.close()
+        server.stop()
 
 
 def test_a_busy_port_is_an_error_before_any_work_begins() -> None:

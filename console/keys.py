@@ -1,0 +1,88 @@
+"""`postback keys`: the keys that callbacks are signed with."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.errors import say, telling
+from console.settings import checked_tenant, fleet_settings, keyring_path
+
+if TYPE_CHECKING:
+    from workers.delivery.keyring import Keyring
+
+app = typer.Typer(no_args_is_help=True, help="Make, show and rotate the keys that callbacks are signed with.")
+
+Tenant = Annotated[str, typer.Option(help="Whose secret.")]
+
+
+@app.command()
+def init() -> None:
+    """Make a keyring at POSTBACK_KEYRING. One that is there already is left as it is."""
+    from telemetry.clock import SystemClock
+    from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
+
+    path = keyring_path(fleet_settings())
+    with telling(KeyringError):
+        try:
+            Keyring.create(path, SystemClock())
+        except KeyringExists as exists:
+            say(str(exists))
+            Keyring.load(path)
+            return
+    say(f"made {path}; back it up: whoever has it can sign in your name, and without it nobody can")
+
+
+@app.command()
+def show(
+    tenant: Tenant = "default",
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
+) -> None:
+    """Show what a consumer needs to verify callbacks: its secret, or the fleet's public keys."""
+    from telemetry.clock import SystemClock
+
+    tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
+    if jwks:
+        typer.echo(json.dumps(keyring.jwks(now), indent=2))
+        return
+    secrets = [secret if reveal else "whsec_… (--reveal shows it)" for secret in keyring.secrets(tenant, now)]
+    public_keys = keyring.public_keys(now)
+    if as_json:
+        typer.echo(json.dumps({"tenant": tenant, "secrets": secrets, "public_keys": public_keys}, ensure_ascii=False))
+        return
+    typer.echo(f"tenant      {tenant}")
+    for secret in secrets:
+        typer.echo(f"secret      {secret}")
+    for key in public_keys:
+        typer.echo(f"public key  {key}")
+
+
+@app.command()
+def rotate(
+    tenant: Tenant = "default",
+    fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the fleet's key pair, not a tenant's secret.")] = False,
+    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with the old key at once.")] = False,
+) -> None:
+    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over."""
+    from telemetry.clock import SystemClock
+    from workers.delivery.keyring import OVERLAP_SECONDS, KeyringError
+
+    tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
+    with telling(KeyringError):
+        until = keyring.rotate(None if fleet else tenant, now, 0.0 if leaked else OVERLAP_SECONDS)
+    whose = "the fleet's key pair" if fleet else f"the secret of tenant {tenant}"
+    end = "signs no more" if leaked else f"signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
+    say(f"rotated {whose}; the old one {end}")
+
+
+def _load() -> Keyring:
+    from workers.delivery.keyring import Keyring, KeyringError
+
+    path = keyring_path(fleet_settings())
+    with telling(KeyringError):
+        return Keyring.load(path)

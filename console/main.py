@@ -1,0 +1,25 @@
+"""The `postback` command. Each command imports what it needs when it runs, so that `--help` is quick everywhere."""
+
+from __future__ import annotations
+
+import typer
+
+from console import broker, keys, receive, submit, topics
+
+app = typer.Typer(
+    name="postback",
+    no_args_is_help=True,
+    # A defect's traceback is for its author; typer's own would show local variables, prompts and keys among them.
+    pretty_exceptions_enable=False,
+    help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
+)
+app.add_typer(broker.app, name="broker")
+app.add_typer(topics.app, name="topics")
+app.add_typer(keys.app, name="keys")
+app.command()(submit.submit)
+app.command()(receive.receive)
+
+
+def run() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,71 @@
+"""`postback topics`: the fleet's topics and the configuration of its consumer groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.errors import quiet_clients, say, telling
+from console.settings import fleet_settings
+
+if TYPE_CHECKING:
+    from producers.topics import GroupsReport, TopicsReport
+    from schemas.settings import KafkaSettings
+
+app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
+
+GROUPS = ("inference", "delivery")
+"""The stages that read as consumer groups, as `workers.roles` names them; a base install does not have that room."""
+
+
+@app.callback()
+def _topics() -> None:
+    """So that `create` stays a word of the command line while it is the only one."""
+
+
+@app.command()
+def create(
+    partitions: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Instead of POSTBACK_KAFKA__PARTITIONS.")
+    ] = None,
+    replication_factor: Annotated[
+        int | None, typer.Option(min=1, max=10, help="Instead of POSTBACK_KAFKA__REPLICATION_FACTOR.")
+    ] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="An engine with lanes of its own; may be repeated.")] = None,
+    raise_partitions: Annotated[
+        bool, typer.Option("--raise-partitions", help="Give topics that have fewer partitions as many as asked.")
+    ] = False,
+) -> None:
+    """Create the topics that are missing and set up the consumer groups. May be repeated."""
+    quiet_clients()
+    from producers.errors import ProducerError
+    from producers.topics import configure_groups, create_topics
+
+    changes = {"partitions": partitions, "replication_factor": replication_factor}
+    kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
+    with telling(ProducerError):
+        _report_topics(create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions))
+        _report_groups(configure_groups(kafka, _groups(kafka)))
+
+
+def _groups(kafka: KafkaSettings) -> list[str]:
+    return [f"{kafka.topic_prefix}{name}" for name in GROUPS]
+
+
+def _report_topics(report: TopicsReport) -> None:
+    for name in report.created:
+        typer.echo(f"created {name}")
+    for raised in report.raised:
+        typer.echo(f"raised {raised.topic} from {raised.found} to {raised.wanted} partitions")
+    for difference in report.differences:
+        fix = "--raise-partitions raises it" if difference.wanted > difference.found else "partitions cannot be lowered"
+        say(f"{difference.topic} has {difference.found} partitions, not {difference.wanted}; {fix}")
+    say(f"{len(report.created)} topics created, {len(report.existing)} were there")
+
+
+def _report_groups(report: GroupsReport) -> None:
+    if report.session_timeout_ms is not None:
+        say(f"a killed worker's partitions go to the others after {report.session_timeout_ms / 1000:g} s")
+    for problem in report.problems:
+        say(f"consumer groups keep the broker's session timeout, 45 s unless changed: {problem}")

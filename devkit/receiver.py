@@ -1,0 +1,187 @@
+"""A webhook consumer that verifies: for development, the demo, and tests of delivery. Not a service for production.
+
+It answers 200 to what was signed with a key that it knows and 401 to anything else, and hands each request on as one
+`Received`. To try a sender's patience it can answer with another status, late, or only from the n-th attempt on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+from schemas.signature import ID_HEADER, VerificationError, verify
+from telemetry.clock import Clock, SystemClock
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+_UNAUTHORIZED = 401
+_FAILING = 503
+_CLOCK = SystemClock()
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as it came in, and what was answered."""
+
+    webhook_id: str | None
+    verified: bool
+    problem: str | None
+    """Why it is not verified."""
+    headers: dict[str, str]
+    """Names in lower case."""
+    event: Any
+    """The body's JSON; None where it is not JSON."""
+    body: bytes
+    received_at: float
+    """Unix seconds."""
+    status: int
+    """What was answered."""
+
+    def line(self) -> str:
+        """One JSON object on one line, as `postback receive` writes it."""
+        names = ("webhook_id", "verified", "problem", "headers", "event", "received_at", "status")
+        return json.dumps({name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What signatures are verified with."""
+
+    secrets: Sequence[str]
+    """`whsec_…`"""
+    public_keys: Sequence[str]
+    """`whpk_…`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How verified requests are answered."""
+
+    status: int = 200
+    delay_seconds: float = 0.0
+    fail_first: int = 0
+    """How many attempts of each event are answered with 503 first."""
+
+
+_FRIENDLY = Behaviour()
+
+
+class Receiver:
+    """An HTTP server on which any path takes webhooks. `port` 0 is any free one.
+
+    `keys` is asked at every request, so that rotated keys are known at once; `sink` gets each request before it is
+    answered, so that what a sender counts as delivered is never lost here. Starting raises OSError for a busy port.
+    """
+
+    def __init__(
+        self,
+        keys: Callable[[], Keys],
+        sink: Callable[[Received], None],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        behaviour: Behaviour = _FRIENDLY,
+        clock: Clock = _CLOCK,
+    ) -> None:
+        self._keys = keys
+        self._sink = sink
+        self._host = host
+        self._port = port
+        self._behaviour = behaviour
+        self._clock = clock
+        self._attempts: Counter[str | None] = Counter()
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """A URL that senders on this machine can post to."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}/"
+
+    async def start(self) -> Self:
+        """Listen from now on."""
+        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None), access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
+        await site.start()
+        self._port = int(self._runner.addresses[0][1])
+        return self
+
+    async def stop(self) -> None:
+        """Stop listening; requests that are being answered get a moment to end."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method != "POST":
+            return web.Response(status=405, headers={"Allow": "POST"})
+        received_at = self._clock.time()
+        body = await _body_of(request)
+        if body is None:
+            return web.Response(status=413)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        webhook_id, problem = headers.get(ID_HEADER), self._problem(headers, body, received_at)
+        status = self._status(webhook_id, verified=problem is None)
+        if problem is None and self._behaviour.delay_seconds:
+            await asyncio.sleep(self._behaviour.delay_seconds)
+        self._sink(Received(webhook_id, problem is None, problem, headers, _json(body), body, received_at, status))
+        return web.Response(status=status)
+
+    def _problem(self, headers: dict[str, str], body: bytes, now: float) -> str | None:
+        keys = self._keys()
+        try:
+            verify(headers, body, keys.secrets, keys.public_keys, now)
+        except VerificationError as error:
+            return str(error)
+        return None
+
+    def _status(self, webhook_id: str | None, *, verified: bool) -> int:
+        if not verified:
+            return _UNAUTHORIZED
+        if self._behaviour.fail_first:
+            self._attempts[webhook_id] += 1
+            if self._attempts[webhook_id] <= self._behaviour.fail_first:
+                return _FAILING
+        return self._behaviour.status
+
+
+async def _body_of(request: web.BaseRequest) -> bytes | None:
+    """The body; None where it is too large, which is noticed before it is in memory."""
+    chunks, size = [], 0
+    async for chunk in request.content.iter_chunked(64 * 1024):
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> Any:
+    """NaN and Infinity are no JSON (RFC 8259, section 6), and would make the line that is written none."""
+    raise ValueError(constant)

@@ -1,0 +1,83 @@
+"""Files of jobs: what is a job on a line, and what is said of a line that is none."""
+
+from __future__ import annotations
+
+import json
+
+from producers.jsonl import LineProblem, read_jobs
+from schemas.job import Job, Message
+from schemas.problems import Problem
+
+BATCH_LINE = {
+    "custom_id": "request-1",
+    "method": "POST",
+    "url": "/v1/chat/completions",
+    "body": {
+        "model": "echo",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 10,
+        "metadata": {"webhook_url": "https://example.com/own"},
+    },
+}
+
+
+def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
+    read = read_jobs([b'{"prompt": "Why?"}\n', json.dumps(BATCH_LINE).encode()])
+    assert read.problems == []
+    assert read.lines == [1, 2]
+    assert read.jobs == [
+        Job(prompt="Why?"),
+        Job(
+            custom_id="request-1",
+            model_id="echo",
+            messages=[Message(role="user", content="Hello")],
+            max_tokens=10,
+            callback_url="https://example.com/own",
+        ),
+    ]
+
+
+def test_a_callback_is_for_the_jobs_that_name_none() -> None:
+    read = read_jobs([b'{"prompt": "a"}', json.dumps(BATCH_LINE).encode()], "https://example.com/theirs")
+    assert [job.callback_url for job in read.jobs] == ["https://example.com/theirs", "https://example.com/own"]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over_and_lines_keep_their_numbers() -> None:
+    read = read_jobs([b'\xef\xbb\xbf{"prompt": "a"}\r\n', b"\r\n", b'{"prompt": "b"}'])
+    assert read.problems == []
+    assert read.lines == [1, 3]
+
+
+def test_every_problem_is_found_with_its_line_and_field_and_without_what_stands_there() -> None:
+    read = read_jobs(
+        [
+            b'{"prompt": "a"}',
+            b"not json",
+            b'{"prompt": ["private"]}',
+            b"{}",
+            b'{"prompt": "a", "callback_url": "ftp://private"}',
+            b'{"prompt": "a", "priority": 11}',
+            b"\xff",
+        ]
+    )
+    assert [(found.line, found.problem.field) for found in read.problems] == [
+        (2, "value"),
+        (3, "prompt"),
+        (4, "prompt"),
+        (5, "callback_url"),
+        (6, "priority"),
+        (7, "value"),
+    ]
+    assert "private" not in "".join(map(str, read.problems))
+
+
+def test_a_job_that_is_too_large_is_found_before_it_is_sent() -> None:
+    read = read_jobs([json.dumps({"prompt": "x" * 600_000}).encode()])
+    assert [(found.line, found.problem.reason) for found in read.problems] == [(1, "is larger than 524288 bytes")]
+
+
+def test_the_same_job_id_twice_is_a_problem() -> None:
+    read = read_jobs(
+        [b'{"job_id": "a", "prompt": "x"}', b'{"job_id": "b", "prompt": "x"}', b'{"job_id": "a", "prompt": "y"}']
+    )
+    assert read.problems == [LineProblem(3, Problem("job_id", "stands on line 1 too"))]
