@@ -22,6 +22,7 @@ from deployment import (
     render,
 )
 
+from producers.connection import connection_config
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
@@ -164,13 +165,32 @@ def test_the_program_reads_from_its_environment_what_the_values_say(monkeypatch:
         "ssl.ca.location": "/etc/postback/kafka/ca.crt",
         "ssl.certificate.location": "/etc/postback/kafka/tls.crt",
         "ssl.key.location": "/etc/postback/kafka/tls.key",
-        "client.rack": "zone-a",
+        "queued.min.messages": "10000000",
         "socket.keepalive.enable": "true",
     }
     assert WorkerSettings().drain_seconds == 77
     assert DeliverySettings().drain_seconds == 88
     assert [str(network) for network in EgressSettings().allow_callbacks] == ["10.1.0.0/16", "10.2.0.0/16"]
     assert [str(network) for network in EgressSettings().allow_fetch] == ["fd00::/8"]
+
+
+def test_the_topics_job_which_has_another_kafka_client_understands_the_same_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = next(m for m in render(SECURED) if m["kind"] == "Job")
+    for name, value in environment(job["spec"]["template"]["spec"]["containers"][0]).items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "from-a-secret")
+
+    assert connection_config(FleetSettings().kafka) == {
+        "bootstrap_servers": ["kafka-0.example:9093", "kafka-1.example:9093"],
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "from-a-secret",
+        "sasl_plain_password": "from-a-secret",
+        "ssl_cafile": "/etc/postback/kafka/ca.crt",
+        "ssl_certfile": "/etc/postback/kafka/tls.crt",
+        "ssl_keyfile": "/etc/postback/kafka/tls.key",
+    }
 
 
 def test_the_default_values_reach_the_program_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,8 @@ capabilities:
 {{- end }}
 {{- range $property, $value := .Values.kafka.extra }}
 - name: POSTBACK_KAFKA__EXTRA__{{ $property | upper | replace "." "_" }}
-  value: {{ $value | quote }}
+  {{- /* A large number reads 1e+06 unless it is made an integer again. */}}
+  value: {{ ternary ($value | int64 | toString) ($value | toString) (kindIs "float64" $value) | quote }}
 {{- end }}
 {{- end }}
 
