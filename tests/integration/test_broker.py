@@ -216,3 +216,29 @@ def test_missing_maven_is_named_with_the_ways_out(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(MissingPrerequisite, match="mvn is needed"):
         jars.ensure_jars()
+
+
+def test_on_debian_as_root_a_missing_java_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    package_manager(monkeypatch, tmp_path, f'echo "$@" >> {calls}; [ $1 = update ] || ln -s /bin/true {tmp_path}/java')
+
+    assert jars.java() == str(tmp_path / "java")
+    assert calls.read_text().splitlines() == ["update", "install -y --no-install-recommends default-jre-headless"]
+
+
+def test_what_the_package_manager_said_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package_manager(monkeypatch, tmp_path, "echo E: no route to the archive; exit 100")
+
+    with pytest.raises(MissingPrerequisite, match="Installing it failed:\nE: no route to the archive"):
+        jars.java()
+
+
+def package_manager(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Be root on a Debian without Java, whose apt-get is this script: tests must not install packages here."""
+    (folder / "debian_version").touch()
+    (folder / "apt-get").write_text(f"#!/bin/sh\nPATH=/bin:/usr/bin\n{script}\n")
+    (folder / "apt-get").chmod(0o755)
+    monkeypatch.setattr(jars, "_DEBIAN", folder / "debian_version")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
