@@ -5,8 +5,10 @@ A record that waits carries the result and every header along; only what is said
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic_core import to_json
 
 from schemas import topics as names
 from schemas.job import DEFAULT_TENANT
@@ -18,6 +20,8 @@ from workers.stage.record import Headers, Output, Record
 
 _ATTEMPT = frozenset({names.ATTEMPT, names.NOT_BEFORE})
 _DEFERRED = frozenset({names.DEFERRED})
+
+_origin = lru_cache(maxsize=4096)(origin_of)
 
 
 class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
@@ -56,7 +60,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
     trace = parse_traceparent((headers.get(names.TRACEPARENT) or b"").decode("latin-1"))
     return PendingDelivery(
         url=text,
-        origin=origin_of(text),
+        origin=_origin(text),
         tenant=_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT),
         job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
         webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
@@ -165,4 +169,4 @@ def _without(record: Record, removed: frozenset[str]) -> Headers:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return to_json(value)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache, partial
 from importlib.metadata import version
 
 import aiohttp
@@ -32,6 +33,8 @@ USER_AGENT = f"Postback/{version('postback')}"
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
 """aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
+
+_CHECKED_URLS = 4096
 
 _THROTTLING = frozenset({429, 502, 504})
 
@@ -122,6 +125,8 @@ class Poster:
         self._clock = clock
         self._resolver = resolver
         self._tls = tls_context(settings)
+        # What the text of a URL shows does not change; where it leads is checked on every connection.
+        self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> PostOutcome:
@@ -149,7 +154,7 @@ class Poster:
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through."""
         try:
-            await self._send(check_url(url, self._policy), body, headers, answer)
+            await self._send(self._check(url), body, headers, answer)
         except EgressRefused as refused:
             answer.refusal = str(refused.reason)
             return FailureReason.REFUSED
