@@ -59,8 +59,11 @@ class Broker:
 
     @classmethod
     def _start_once(cls, port: int, data: Path | None, brokers: int, clock: Clock) -> Broker:
-        temporary = None if data else tempfile.TemporaryDirectory(prefix="postback-broker-", ignore_cleanup_errors=True)
-        home = Path(temporary.name if temporary else data or "").resolve()
+        temporary = None
+        if data is None:
+            temporary = tempfile.TemporaryDirectory(prefix="postback-broker-", ignore_cleanup_errors=True)
+            data = Path(temporary.name)
+        home = data.resolve()
         broker: Broker | None = None
         try:
             broker = cls(prepare(home, brokers, port), home, clock, temporary)
