@@ -1,0 +1,144 @@
+"""Delivery on a real broker: results go in, callbacks come out, and what fails waits in the tiers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import Message, Producer, TopicPartition
+
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+from schemas.signature import verify
+from telemetry.clock import Deadline, SystemClock
+from telemetry.metrics import Metrics
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+from workers.stage.build import group_stage
+from workers.stage.stage import StageSettings
+
+pytestmark = pytest.mark.broker
+
+CLOCK = SystemClock()
+
+
+@dataclass
+class Site:
+    """A consumer of webhooks: `/ok` takes all, `/flaky` the third attempt of each, `/down` none, `/gone` is gone."""
+
+    origin: str = ""
+    got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.got.append((request.path, headers, await request.read()))
+        tries = sum(1 for _, earlier, _ in self.got if earlier["webhook-id"] == headers["webhook-id"])
+        status = {"/ok": 204, "/flaky": 200 if tries == 3 else 500, "/down": 503, "/gone": 410}[request.path]
+        return web.Response(status=status)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    application = web.Application()
+    application.router.add_post("/{path}", site.answer)
+    async with TestServer(application) as server:
+        site.origin = str(server.make_url("/").origin())
+        yield site
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    return Keyring.create(tmp_path / "keyring.json", CLOCK)
+
+
+@pytest.fixture
+async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
+    """A delivery process' stage, running."""
+    settings, metrics = DeliverySettings(), Metrics()
+    poster = Poster(settings, EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True), CLOCK)
+    handler = DeliveryHandler(fleet.topics, keyring, poster, CLOCK, metrics, settings)
+    topics = [fleet.topics.results, *fleet.topics.tiers.values()]
+    stage = group_stage(StageSettings("delivery"), fleet, topics, "r1", handler, CLOCK, metrics, handler)
+    running = asyncio.ensure_future(stage.run())
+    yield metrics
+    stage.stop()
+    await running
+    await handler.close()
+
+
+def put_results(fleet: KafkaSettings, urls: dict[str, str]) -> None:
+    """One result per job id, with the callback that it asks for."""
+    producer = Producer(fleet.client_config())
+    for job_id, url in urls.items():
+        result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+        headers = {"tenant": "acme", "webhook-id": f"msg_{job_id}", "job-id": job_id, "callback-url": url}
+        producer.produce(fleet.topics.results, write_result(result), job_id, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def read_all(fleet: KafkaSettings, topic: str, wanted: int) -> list[Message]:
+    """The first `wanted` committed records of a topic, and whatever else is there by then. Fails after 60 s."""
+    consumer = KafkaConsumer({**fleet.client_config(), "group.id": "unused", "isolation.level": "read_committed"})
+    try:
+        partitions = consumer.list_topics(topic, 20).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+        found: list[Message] = []
+        deadline = Deadline.after(CLOCK, 60)
+        while len(found) < wanted:
+            assert not deadline.passed, f"{len(found)} of {wanted} records of {topic}"
+            found += [message for message in consumer.consume(100, 0.1) if message.error() is None]
+        return found + [message for message in consumer.consume(100, 0.3) if message.error() is None]
+    finally:
+        consumer.close()
+
+
+async def test_every_result_is_delivered_retried_or_dead_lettered(
+    fleet: KafkaSettings, delivery: Metrics, site: Site, keyring: Keyring
+) -> None:
+    kinds = {"ok": f"{site.origin}/ok", "flaky": f"{site.origin}/flaky", "down": f"{site.origin}/down"}
+    kinds |= {"gone": f"{site.origin}/gone", "private": "http://10.0.0.1/"}
+    put_results(fleet, {f"{kind}-{number}": url for kind, url in kinds.items() for number in range(8)})
+    letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 3 * 8)
+    # ok 1 attempt, flaky 3, down 3 (two tiers), gone 1, private 1.
+    attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 1) * 8)
+
+    assert Counter(dict(letter.headers())["reason"] for letter in letters) == {
+        b"callback_exhausted": 8,
+        b"endpoint_gone": 8,
+        b"callback_refused": 8,
+    }
+    assert {letter.key().decode().split("-")[0] for letter in letters} == {"down", "gone", "private"}
+    said = [json.loads(attempt.value()) for attempt in attempts]
+    assert Counter((one["job_id"].split("-")[0], one["attempt"], one["status"]) for one in said) == {
+        ("ok", 1, 204): 8,
+        ("flaky", 1, 500): 8,
+        ("flaky", 2, 500): 8,
+        ("flaky", 3, 200): 8,
+        ("down", 1, 503): 8,
+        ("down", 2, 503): 8,
+        ("down", 3, 503): 8,
+        ("gone", 1, 410): 8,
+        ("private", 1, None): 8,
+    }
+    assert Counter(path for path, _, _ in site.got) == {"/ok": 8, "/flaky": 24, "/down": 24, "/gone": 8}
+    secrets, public_keys = keyring.secrets("acme", CLOCK.time()), keyring.public_keys(CLOCK.time())
+    for _, headers, body in site.got:
+        verify(headers, body, secrets, [], CLOCK.time())
+        verify(headers, body, [], public_keys, CLOCK.time())
+        assert json.loads(body)["id"] == headers["webhook-id"] == f"msg_{json.loads(body)['data']['id']}"
+    [*endpoints] = await asyncio.to_thread(read_all, fleet, fleet.topics.endpoints, 1)
+    assert {endpoint.key() for endpoint in endpoints} == {f'["acme","{site.origin}/gone"]'.encode()}
