@@ -32,6 +32,8 @@ class Partition:
         self.ledger = Ledger(Progress(0))
         self.parked: deque[Record] = deque()
         """Taken and waiting for the window."""
+        self.last_turn = 0
+        """When it last got a place in the window, counted in turns."""
         self.running = 0
         """Dispatched, and the handler has not returned."""
         self.bytes = 0

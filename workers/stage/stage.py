@@ -96,6 +96,7 @@ class Stage:
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
         self._generation = 0
+        self._turns = 0
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watch = Watch(intake, settler, clock, metrics)
@@ -136,7 +137,7 @@ class Stage:
         self._take(*self._intake.consume(self._window.batch, self._patience()))
         self._turn()
         self._regulate()
-        self.watch.look(list(self._partitions.values()), self._window)
+        self.watch.look(list(self._partitions.values()))
 
     def _turn(self) -> None:
         """The part of a round that goes on while a revoked partition is drained, to keep the others fed."""
@@ -233,7 +234,7 @@ class Stage:
         for partition, _ in batch:
             partition.running += 1
         self._window.running += len(batch)
-        self._metrics.in_flight.set(self._window.running)
+        self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch)
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
@@ -242,9 +243,12 @@ class Stage:
         if not self._window.parked:
             return batch
         ready = [p for p in self._partitions.values() if p.parked and p.dispatchable and self._is_due(p)]
+        ready.sort(key=lambda p: p.last_turn)  # one free place a round must not always go to the same partition
         while ready and room > 0:
             share = max(1, room // len(ready))
-            for partition in ready:
+            for partition in ready[:room]:
+                self._turns += 1
+                partition.last_turn = self._turns
                 for _ in range(min(share, room, len(partition.parked))):
                     batch.append((partition, partition.parked.popleft()))
                     room -= 1
@@ -290,6 +294,7 @@ class Stage:
             self._metrics.quarantined.inc()
             partition.running += 1
             self._window.running += 1
+            self._metrics.in_flight.inc()
             self._on_loop(self._runner.give_up, partition, record, attempts)
         self._isolation.condemned = []
 
@@ -310,6 +315,7 @@ class Stage:
                 continue  # late work of an assignment that has ended
             partition.running -= 1
             self._window.running -= 1
+            self._metrics.in_flight.dec()
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
             else:
@@ -476,6 +482,7 @@ class Stage:
             self._waiting.discard(partition)
             self._window.parked -= len(partition.parked)
             self._window.running -= partition.running
+            self._metrics.in_flight.dec(partition.running)
             self._window.bytes -= partition.bytes
             partition.phase = Phase.GONE
             self.watch.gone(partition)

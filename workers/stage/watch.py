@@ -12,7 +12,6 @@ from telemetry.metrics import Metrics
 from workers.stage.intake import Intake
 from workers.stage.partition import Partition, Phase
 from workers.stage.settle import Settler, State
-from workers.stage.window import Window
 
 LOOK_SECONDS = 1.0
 STALL_SECONDS = 10.0
@@ -82,7 +81,7 @@ class Watch:
                 records=lost,
             )
 
-    def look(self, partitions: Sequence[Partition], window: Window) -> None:
+    def look(self, partitions: Sequence[Partition]) -> None:
         """Once a second: publish what operators scale by, and ask after a broker that was away."""
         if self._settler.state is State.READY:
             self._unready_since = None
@@ -93,7 +92,6 @@ class Watch:
         if self._clock.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = self._clock.monotonic()
-        self._metrics.in_flight.set(window.running)
         for partition in partitions:
             marks = self._intake.watermarks(partition.id, cached=True)
             if marks is not None and partition.phase is Phase.OPEN:

@@ -1,0 +1,80 @@
+"""A worker process around the kernel alone, for tests that stop and kill it. Run as a program; settings come as JSON.
+
+A record says in its JSON what its handler does: `id` is written to the output, `ms` is how long that takes, `kill` ends
+the process, `crash` ends what would be an engine process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from schemas.settings import KafkaSettings
+from telemetry import logs
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.process import run_stages
+from workers.stage.build import group_stage
+from workers.stage.record import Failure, HandlerCrashed, Output, Record
+from workers.stage.stage import StageSettings
+from workers.stage.window import Limits
+
+
+class DirectedHandler:
+    """Does what the record says."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._topics = kafka.topics
+        self._death = asyncio.Event()
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """One output with the record's id."""
+        job = json.loads(record.value)
+        if job.get("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.get("crash"):
+            death, self._death = self._death, asyncio.Event()
+            death.set()
+            raise HandlerCrashed
+        try:
+            await asyncio.wait_for(self._death.wait(), job["ms"] / 1000)
+        except TimeoutError:
+            return [Output(self._topics.results, str(job["id"]).encode(), headers=[("outcome", b"succeeded")])]
+        raise HandlerCrashed
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """A failed output, and a dead letter with the reason."""
+        job_id = str(json.loads(record.value)["id"]).encode()
+        reason = [("reason", failure.code.encode()), ("attempts", str(failure.attempts).encode())]
+        return [
+            Output(self._topics.results, job_id, headers=[("outcome", b"failed")]),
+            Output(self._topics.dead_letters, job_id, headers=reason),
+        ]
+
+
+async def main() -> None:
+    """Run the stage until SIGTERM."""
+    told = json.loads(sys.argv[1])
+    logs.configure("stage-process")
+    kafka = KafkaSettings.model_validate(told["kafka"])
+    limits = Limits(records=told["window"])
+    stage = group_stage(
+        StageSettings("inference", limits, drain_seconds=told["drain_seconds"]),
+        kafka,
+        [kafka.topics.requests()],
+        told["replica"],
+        DirectedHandler(kafka),
+        SystemClock(),
+        Metrics(),
+    )
+    await run_stages([stage])
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,166 @@
+"""What a process can be: a worker, a delivery process, or both in one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from schemas.settings import FleetSettings
+from telemetry.clock import Clock, SystemClock
+from telemetry.health import HealthServer, Readiness
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressSettings
+from workers.engines import EngineKind, create
+from workers.engines.base import Engine
+from workers.enrichment import Enricher, EnrichmentSettings
+from workers.inference import InferenceHandler
+from workers.process import ProcessError, alive, readiness_of, replica_of, run_stages, topic_ids
+from workers.registry import Registry
+from workers.settings import WorkerSettings
+from workers.stage.build import group_stage
+from workers.stage.stage import Stage, StageSettings
+from workers.stage.window import Limits
+
+INFERENCE_GROUP = "inference"
+DELIVERY_GROUP = "delivery"
+
+log = get_logger()
+
+
+class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
+    """Delivery has nothing to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the process serves its metrics. Port 0 is any free one."""
+
+    host: str = "127.0.0.1"
+    metrics_port: int = 0
+
+
+class Process:
+    """What both roles share while they run."""
+
+    def __init__(self, fleet: FleetSettings) -> None:
+        self.fleet = fleet
+        self.development = fleet.env == "development"
+        self.clock: Clock = SystemClock()
+        self.metrics = Metrics()
+        self.replica = replica_of(fleet)
+        self.stages: list[Stage] = []
+        self._starting = "the process is starting"
+
+    def readiness(self) -> Readiness:
+        """Not ready before its stages run."""
+        return readiness_of(self.stages) if self.stages else Readiness((self._starting,))
+
+    def alive(self) -> bool:
+        """A process that still loads its engine is alive."""
+        return alive(self.stages)
+
+    @asynccontextmanager
+    async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
+        """Serve health and metrics meanwhile; `announce` is told the port."""
+        server = HealthServer(self.metrics, self.readiness, listen.host, listen.metrics_port, alive=self.alive)
+        server.start()
+        announce(server.port)
+        try:
+            yield
+        finally:
+            server.close()
+
+
+async def run_worker(
+    fleet: FleetSettings,
+    engine_kind: EngineKind,
+    model: str | None,
+    listen: Listen,
+    announce: Callable[[int], None],
+    *,
+    with_delivery: bool = False,
+) -> None:
+    """Load the engine, join the group, answer jobs until SIGTERM. Raises ProcessError and what ended a stage."""
+    process = Process(fleet)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(process.observed(listen, announce))
+        engine = create(engine_kind, model, process.clock, process.metrics)
+        stack.push_async_callback(engine.close)
+        await engine.start()
+        stages = [await _inference_stage(process, engine, engine_kind, model, stack)]
+        if with_delivery:
+            stages.append(await _delivery_stage(process, stack))
+        await _serve(process, stages)
+
+
+async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
+    """Deliver callbacks until SIGTERM. Raises ProcessError and what ended the stage."""
+    process = Process(fleet)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(process.observed(listen, announce))
+        await _serve(process, [await _delivery_stage(process, stack)])
+
+
+async def _serve(process: Process, stages: list[Stage]) -> None:
+    process.stages = stages
+    log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
+    await run_stages(stages)
+    log.info("Stopped.", action="stopped", replica=process.replica)
+
+
+async def _inference_stage(
+    process: Process, engine: Engine, kind: EngineKind, model: str | None, stack: AsyncExitStack
+) -> Stage:
+    settings, kafka = WorkerSettings(), process.fleet.kafka
+    egress = EgressSettings()
+    lanes = [kafka.topics.requests(lane, bulk=bulk) for lane in {None, settings.lane} for bulk in (False, True)]
+    ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
+    enricher = Enricher(
+        EnrichmentSettings(),
+        egress.fetch_policy(development=process.development),
+        process.clock,
+        process.metrics,
+    )
+    await enricher.start()
+    stack.push_async_callback(enricher.close)
+    handler = InferenceHandler(
+        engine,
+        enricher,
+        Registry({kind, "default", *([model] if model else [])}, settings.lane, settings.models),
+        egress.callback_policy(development=process.development),
+        kafka.topics,
+        ids,
+        settings,
+        process.clock,
+        process.metrics,
+    )
+    stage = StageSettings(
+        INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
+    )
+    return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler)
+
+
+async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
+    settings, kafka = DeliverySettings(), process.fleet.kafka
+    if process.fleet.keyring is None:
+        raise KeyringNotSet(KeyringNotSet.__doc__)
+    read = [kafka.topics.results, *kafka.topics.tiers.values()]
+    await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
+    policy = EgressSettings().callback_policy(development=process.development)
+    handler = DeliveryHandler(
+        kafka.topics,
+        Keyring.load(process.fleet.keyring),
+        Poster(settings, policy, process.clock),
+        process.clock,
+        process.metrics,
+        settings,
+    )
+    stack.push_async_callback(handler.close)
+    stage = StageSettings(DELIVERY_GROUP, drain_seconds=settings.drain_seconds)
+    return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)
