@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import kubernetes_validate
 import pytest
+import yaml
 from deployment import (
     AT_REST,
     CHART,
     DEFAULTS,
     ON_GPUS,
     ROLES,
+    ROOT,
     SECURED,
     Manifest,
     container_of,
@@ -262,3 +266,19 @@ def test_values_that_cannot_work_are_refused_by_name(values: Manifest, named: st
     assert done.returncode != 0
     assert named in done.stderr
     assert "in plain sight" not in done.stderr
+
+
+def test_every_value_is_explained() -> None:
+    code = re.findall(r"`([^`]+)`", (ROOT / "docs" / "DEPLOY.md").read_text())
+    explained = set(re.findall(r"[A-Za-z]+", " ".join(code)))
+
+    assert _names(yaml.safe_load((CHART / "values.yaml").read_text())) <= explained
+
+
+def _names(values: Manifest) -> set[str]:
+    """The names of the values themselves, without those of the sections that hold them."""
+    names: set[str] = set()
+    for name, value in values.items():
+        section = isinstance(value, dict) and value and name != "resources"
+        names |= _names(value) if section else {name}
+    return names
