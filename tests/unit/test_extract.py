@@ -1,0 +1,218 @@
+"""From bytes to the text that a person would see."""
+
+from __future__ import annotations
+
+import codecs
+import json
+
+import pytest
+
+from devkit.site import HIDDEN_SENTENCE
+from workers.enrichment.charset import decode
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.extract import MAX_DEPTH, depth_exceeds, extract
+from workers.enrichment.robots_rule import may_fetch
+
+SEEN = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla to this day."
+
+
+def page(more: str = "") -> bytes:
+    body = f"<body><article><p>{SEEN}</p>{more}</article></body>"
+    return f"<html><head><title>A bridge</title></head>{body}</html>".encode()
+
+
+def text_of(body: bytes, media_type: str = "text/html", charset: str | None = "utf-8") -> str:
+    return extract(body, media_type, charset)[1]
+
+
+def test_title_and_main_text_are_found() -> None:
+    title, text = extract(page(), "text/html", "utf-8")
+    assert title == "A bridge"
+    assert SEEN in text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<p hidden>{0}</p>",
+        "<p aria-hidden=true>{0}</p>",
+        "<p style='display:none'>{0}</p>",
+        "<p style='DISPLAY : NONE !important'>{0}</p>",
+        "<p style='visibility:hidden'>{0}</p>",
+        "<p style='opacity:0'>{0}</p>",
+        "<p style='opacity:.01'>{0}</p>",
+        "<p style='font-size:0'>{0}</p>",
+        "<p style='font-size:1px'>{0}</p>",
+        "<p style='position:absolute;left:-9999px'>{0}</p>",
+        "<p style='position:fixed;top:-200em'>{0}</p>",
+        "<p style='text-indent:-9999px'>{0}</p>",
+        "<p style='margin-left:-5000px'>{0}</p>",
+        "<p style='transform:translateX(-9999px)'>{0}</p>",
+        "<p style='transform:scale(0)'>{0}</p>",
+        "<p style='clip-path:inset(50%)'>{0}</p>",
+        "<p style='position:absolute;clip:rect(0,0,0,0)'>{0}</p>",
+        "<p style='height:0;overflow:hidden'>{0}</p>",
+        "<p style='width:1px;height:1px;overflow:hidden'>{0}</p>",
+        "<p style='color:#fff;background:#fff'>{0}</p>",
+        "<p style='color:transparent'>{0}</p>",
+        "<p style='color:rgba(0,0,0,0)'>{0}</p>",
+        "<p style='color:#ffffff'>{0}</p>",
+        "<font color=white>{0}</font>",
+        "<p class='note sr-only'>{0}</p>",
+        "<div class='d-none'><div><p>{0}</p></div></div>",
+        "<div hidden><p hidden>{0}</p></div>",
+        "<style>.q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>/* x */ @media screen {{ #z, .other {{ color: red; opacity: 0 }} }}</style><p id=z>{0}</p>",
+        "<style>article > p.x {{ position: absolute; left: -9999px }}</style><p class=x>{0}</p>",
+        "<template>{0}</template>",
+        "<noscript>{0}</noscript>",
+        "<script>document.write('{0}')</script>",
+        "<textarea hidden>{0}</textarea>",
+        "<!-- {0} -->",
+        "<img alt='{0}'>",
+        "<svg><text>{0}</text></svg>",
+        "<iframe srcdoc='{0}'></iframe>",
+        "<p title='{0}'></p>",
+    ],
+)
+def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
+    text = text_of(page(markup.format(HIDDEN_SENTENCE)))
+    assert "PWNED" not in text
+    assert SEEN in text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<p style='color:#fff;background:#000'>{0}</p>",
+        "<div style='background:navy'><p style='color:white'>{0}</p></div>",
+        "<p style='opacity:0.9;font-size:12px;left:-3px'>{0}</p>",
+        "<style>@media print {{ p {{ display:none }} }} p:hover {{ display:none }}</style><p>{0}</p>",
+        "<style>@media (max-width: 600px) {{ p {{ display:none }} }} }} }} p {{ color: red }}</style><p>{0}</p>",
+        "<style>body {{ opacity:0 }}</style><p>{0}</p>",
+        "<p style='height:0'>{0}</p>",
+    ],
+)
+def test_what_a_person_sees_stays(markup: str) -> None:
+    assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
+
+
+@pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
+def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
+    with pytest.raises(Unreadable, match="nest"):
+        extract(f"<{name}>".encode() * 100_000 + SEEN.encode(), "text/html", "utf-8")
+
+
+def test_end_tags_that_close_nothing_do_not_hide_the_depth() -> None:
+    assert depth_exceeds("<div></b></i></x>" * 2000, MAX_DEPTH)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<p>short" * 50_000,
+        "<li>a<br><img src=x>" * 5000,
+        "<script>" + "'<div>'" * 5000 + "</script>",
+        "<!--" + "<div>" * 5000 + "-->",
+        "<svg>" + "<path d='x'/>" * 5000 + "</svg>",
+        "<div><p>a</div>" * 5000,
+        "<a" * 100_000,
+    ],
+)
+def test_a_long_page_is_not_a_deep_one(html: str) -> None:
+    assert not depth_exceeds(html, MAX_DEPTH)
+
+
+def test_many_short_paragraphs_are_read_up_to_a_bound() -> None:
+    body = ("<html><body><article>" + "<p>A short paragraph.</p>" * 40_000 + "</article></body></html>").encode()
+    assert 0 < len(text_of(body)) <= 300_000
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"%PDF-1.7 ...", "PDF"),
+        (b"PK\x03\x04...", "ZIP"),
+        (b"\x1f\x8b\x08\x00...", "gzip"),
+        (b"\x89PNG\r\n\x1a\n", "image"),
+        (b"abc\0\0\0\0\0\0\0\0", "binary"),
+        (b"", "no visible text"),
+        (b"<html><body><p hidden>x</p></body></html>", "no visible text"),
+    ],
+)
+def test_a_body_that_is_not_what_its_type_says_is_refused_with_the_reason(body: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        extract(body, "text/html", None)
+
+
+@pytest.mark.parametrize("media_type", ["application/pdf", "image/png", "application/octet-stream", "video/mp4"])
+def test_a_type_that_is_not_read_is_named(media_type: str) -> None:
+    with pytest.raises(Unreadable, match=media_type):
+        extract(b"something", media_type, None)
+
+
+def test_plain_text_and_pages_without_a_type_are_read() -> None:
+    assert text_of(b"Just text.\n\n\n\nMore.", "text/plain") == "Just text.\n\nMore."
+    assert text_of(b"Just text.", "") == "Just text."
+    assert SEEN in text_of(page(), "")
+
+
+def test_json_becomes_lines_with_their_paths() -> None:
+    body = json.dumps({"bridge": {"name": "Halvorsen", "years": [1987, 2004]}, "open": True}).encode()
+    assert text_of(body, "application/json").splitlines() == [
+        "bridge name: Halvorsen", "bridge years: 1987", "bridge years: 2004", "open: True",
+    ]  # fmt: skip
+    assert text_of(b'"x"', "application/vnd.api+json") == "x"
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"9" * 10_000, b'{"a": NaN'])
+def test_json_that_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        extract(body, "application/json", None)
+
+
+RUSSIAN = "Мост Халворсена в Тарнби был открыт в 1987 году и с тех пор соединяет два берега реки. "  # noqa: RUF001 - Russian
+JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結んでいます。"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "declared"),
+    [
+        (RUSSIAN, "cp1251", "windows-1251"),
+        (RUSSIAN, "cp1251", None),
+        (RUSSIAN, "cp1251", "utf-8"),
+        (RUSSIAN, "cp1251", "zlib"),
+        (RUSSIAN, "utf-8", "iso-8859-1"),
+        (RUSSIAN, "utf-8", None),
+        (JAPANESE, "shift_jis", "Shift_JIS"),
+        (JAPANESE, "shift_jis", "utf-8"),
+        (JAPANESE, "iso2022_jp", "iso-2022-jp"),
+        (JAPANESE, "utf-16", None),
+        ("Brücke", "cp1252", "latin1"),
+        ("plain", "ascii", None),
+    ],
+)
+def test_a_charset_is_found_whatever_is_declared(text: str, encoding: str, declared: str | None) -> None:
+    assert decode((text * 3).encode(encoding), declared) == text * 3
+
+
+def test_a_page_may_declare_its_charset_itself() -> None:
+    body = f"<meta http-equiv=Content-Type content='text/html; charset=windows-1251'>{RUSSIAN}".encode("cp1251")
+    assert RUSSIAN in decode(body, None)
+    assert RUSSIAN in decode(f'<meta charset="windows-1251">{RUSSIAN}'.encode("cp1251"), "utf-8")
+
+
+def test_a_byte_order_mark_beats_the_header_and_is_dropped() -> None:
+    assert decode(codecs.BOM_UTF8 + "é".encode(), "iso-8859-1") == "é"
+
+
+def test_bytes_that_are_no_text_at_all_are_survived() -> None:
+    assert decode(bytes(range(128, 256)) * 4, "utf-8")
+
+
+def test_robots_rules_are_read_for_us_and_for_all() -> None:
+    rules = b"User-agent: *\nDisallow: /private/\n\nUser-agent: postback\nDisallow: /not-us/\n"
+    assert not may_fetch(rules, "https://a.example/not-us/x", "Postback")
+    assert may_fetch(rules, "https://a.example/private/x", "Postback")
+    assert not may_fetch(rules, "https://a.example/private/x", "Other")
+    assert may_fetch(b"\xff\x00nonsense", "https://a.example/", "Postback")

@@ -1,0 +1,106 @@
+"""Which passages are chosen for a question."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.enrichment.rank import rank, split, terms, weights
+
+BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
+CHEESE = "Bramwick cheese ripens for fourteen weeks. Its rind is washed with cider."
+
+
+def test_the_document_that_bears_on_the_question_gets_the_budget() -> None:
+    chosen = rank("When did the Halvorsen bridge open?", [("", CHEESE), ("", BRIDGE)], len(BRIDGE), 600)
+    assert chosen == [[], [BRIDGE]]
+
+
+def test_every_document_gets_a_passage_before_any_gets_a_second() -> None:
+    long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(40))
+    chosen = rank("bridge", [("", long), ("", "A bridge of wood.")], 500, 200)
+    assert chosen[1] == ["A bridge of wood."]
+    assert len(chosen[0]) == 2
+
+
+def test_the_best_passage_of_a_long_page_is_found_wherever_it_stands() -> None:
+    filler = " ".join(f"Paragraph {n} tells of gardens and of rain." for n in range(300))
+    text = f"{filler} The captain of the Astrelle is Maud Pettigrew. {filler}"
+    (passages,) = rank("Who is the captain of the Astrelle?", [("", text)], 600, 300)
+    assert "Maud Pettigrew" in " ".join(passages)
+
+
+def test_passages_keep_the_order_of_the_page() -> None:
+    text = "Alpha is a bridge. " + "Rain fell. " * 60 + "Beta is a bridge, a bridge, a bridge."
+    (passages,) = rank("bridge", [("", text)], 10_000, 100)
+    assert passages[0].startswith("Alpha")
+    assert passages[-1].endswith("a bridge.")
+
+
+def test_a_question_that_matches_nothing_gets_the_beginning_of_each_page() -> None:
+    assert rank("Summarise this.", [("", BRIDGE), ("", CHEESE)], 1000, 600) == [[BRIDGE], [CHEESE]]
+
+
+def test_a_title_counts_for_its_passages() -> None:
+    chosen = rank("Ostermark", [("", CHEESE), ("Ostermark", "The tower is 58 metres high.")], 30, 600)
+    assert chosen == [[], ["The tower is 58 metres high."]]
+
+
+def test_words_match_in_other_forms() -> None:
+    assert terms("bridges opened") == terms("Bridge OPENING")
+
+
+def test_scripts_without_spaces_are_taken_in_pairs() -> None:
+    assert terms("大桥开通") == ["大桥", "桥开", "开通"]
+    chosen = rank("大桥何时开通", [("", "奶酪要熟成十四周。"), ("", "这座大桥于一九八七年开通。")], 15, 600)
+    assert chosen == [[], ["这座大桥于一九八七年开通。"]]
+
+
+def test_compatibility_forms_are_the_same_word() -> None:
+    assert terms("ＡＢＣ ﬁne") == terms("abc fine")  # noqa: RUF001 - full-width letters
+
+
+def test_a_rare_term_weighs_more_than_a_common_one() -> None:
+    passages = [Counter(["common", "rare"]), Counter(["common", "other"]), Counter(["common", "third"])]
+    common, rare = (weights(term, passages)[0] for term in ("common", "rare"))
+    assert rare > common > 0
+
+
+def test_repeating_a_term_soon_stops_to_pay() -> None:
+    once, often = weights("spam", [Counter({"spam": 1, "a": 99}), Counter({"spam": 50, "a": 50})])
+    assert once < often < 3 * once
+
+
+def test_passages_overlap_by_whole_sentences() -> None:
+    sentences = [f"Sentence number {n:02} stands here." for n in range(12)]
+    passages = split(" ".join(sentences), 150)
+    assert all(later.split(". ")[0].rstrip(".") in earlier for earlier, later in pairwise(passages))
+    assert all(any(sentence in passage for passage in passages) for sentence in sentences)
+
+
+def test_a_number_with_a_point_is_not_cut() -> None:
+    assert split("It weighs 3.14 tonnes.", 600) == ["It weighs 3.14 tonnes."]
+
+
+@given(st.text(alphabet="ab. !\n?。大", max_size=400), st.integers(5, 60))
+def test_no_text_is_lost_and_no_passage_is_much_too_long(text: str, size: int) -> None:
+    passages = split(text, size)
+    assert all(len(passage) <= 2 * size for passage in passages)
+    everything = "".join("".join(passage.split()) for passage in passages)
+    assert set("".join(text.split())) <= set(everything)
+    assert len(everything) >= len("".join(text.split()))
+
+
+@pytest.mark.parametrize("budget", [0, 10, 100])
+def test_the_budget_holds(budget: int) -> None:
+    chosen = rank("bridge", [("", BRIDGE * 20), ("", CHEESE * 20)], budget, 60)
+    assert sum(len(passage) for passages in chosen for passage in passages) <= budget
+
+
+def test_nothing_gives_nothing() -> None:
+    assert rank("", [], 100, 100) == []
+    assert rank("", [("", "")], 100, 100) == [[]]
