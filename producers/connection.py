@@ -18,9 +18,16 @@ from producers.errors import (
     UnusableProperty,
 )
 from schemas.settings import KafkaSettings
+from telemetry.clock import Clock, Deadline, SystemClock
 
-BOOTSTRAP_SECONDS = 10.0
+BOOTSTRAP_SECONDS = 5.0
 """How long a first connection may take before the broker counts as unreachable."""
+
+_TOPIC_KNOWN_SECONDS = 2.0
+_ASK_AGAIN_SECONDS = 0.1
+_UNKNOWN_TOPIC = kafka_errors.UnknownTopicOrPartitionError.errno
+_TOPIC_FORBIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
+_CLOCK = SystemClock()
 
 _SAME_MEANING = {
     "client.dns.lookup": "client_dns_lookup",
@@ -133,14 +140,22 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
         admin.close()
 
 
-def partition_counts(settings: KafkaSettings, topics: list[str]) -> dict[str, int]:
-    """How many partitions each of these topics has. Raises TopicMissing for the first that is not there."""
+def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:
+    """How many partitions each of these topics has. Raises TopicMissing for the first that is not there.
+
+    A topic that was made a moment ago may be unknown to the broker that is asked, so it is asked again for a while.
+    """
+    deadline = Deadline.after(clock, _TOPIC_KNOWN_SECONDS)
     with admin_client(settings) as admin:
-        described = {topic["name"]: topic for topic in admin.describe_topics(topics)}
+        while True:
+            described = {topic["name"]: topic for topic in admin.describe_topics(topics)}
+            unknown = [name for name in topics if described[name]["error_code"] == _UNKNOWN_TOPIC]
+            if not unknown or deadline.passed:
+                break
+            clock.sleep(_ASK_AGAIN_SECONDS)
+    for name in unknown:
+        raise TopicMissing(name)
     for name in topics:
-        code = described[name]["error_code"]
-        if code == kafka_errors.UnknownTopicOrPartitionError.errno:
-            raise TopicMissing(name)
-        if code == kafka_errors.TopicAuthorizationFailedError.errno:
+        if described[name]["error_code"] == _TOPIC_FORBIDDEN:
             raise AccessRefused(f"topic {name}")
     return {name: len(described[name]["partitions"]) for name in topics}

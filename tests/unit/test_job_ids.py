@@ -41,4 +41,4 @@ def test_ids_of_the_same_moment_differ() -> None:
 
 
 def test_ids_sort_by_time() -> None:
-    assert new_job_id(StandingClock(1.000)) < new_job_id(StandingClock(1.001))
+    assert new_job_id(StandingClock(1.0)) < new_job_id(StandingClock(1.5))

@@ -1,0 +1,48 @@
+"""The `postback` command as its users run it: the real entry point in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from schemas.settings import KafkaSettings
+
+POSTBACK = Path(sys.executable).with_name("postback")
+
+
+def environment_of(fleet: KafkaSettings | None = None, **more: str | Path) -> dict[str, str]:
+    """This process' environment with this fleet's settings and no other's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
+    kept |= {name: str(value) for name, value in more.items()}
+    if fleet is None:
+        return kept
+    return kept | {
+        "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": fleet.bootstrap_servers,
+        "POSTBACK_KAFKA__TOPIC_PREFIX": fleet.topic_prefix,
+        "POSTBACK_KAFKA__PARTITIONS": str(fleet.partitions),
+        "POSTBACK_KAFKA__TIER_DELAYS_SECONDS": json.dumps(fleet.tier_delays_seconds),
+    }
+
+
+def postback(*arguments: str | Path, env: Mapping[str, str], given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    done = subprocess.run([POSTBACK, *arguments], env=env, input=given, capture_output=True, timeout=120, check=False)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def started(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Run the command beside the test, which has to end it."""
+    return subprocess.Popen(
+        [POSTBACK, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def line_of(stream: IO[str] | None) -> str:
+    """The next line, without its end."""
+    assert stream is not None
+    return stream.readline().rstrip("\n")

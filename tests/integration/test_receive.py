@@ -1,0 +1,196 @@
+"""The receiver over real HTTP, and the commands `postback receive` and `postback keys`."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from postback_command import environment_of, line_of, postback, started
+
+from devkit.receiver import Behaviour, Keys, Received, Receiver
+from schemas.signature import Signer, generate_secret, generate_signing_key, public_key_of
+from telemetry.clock import SystemClock
+
+SECRET = generate_secret()
+SIGNING_KEY = generate_signing_key()
+KEYS = Keys([SECRET], [public_key_of(SIGNING_KEY)])
+BODY = b'{"id":"msg_1","type":"inference.succeeded","data":{"text":"\\u00fc"}}'
+
+
+def signed(webhook_id: str = "msg_1", body: bytes = BODY, secret: str = SECRET) -> dict[str, str]:
+    return Signer([secret]).headers(webhook_id, int(SystemClock().time()), body)
+
+
+async def post(url: str, headers: dict[str, str], body: bytes = BODY) -> int:
+    async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+        return response.status
+
+
+@pytest.fixture
+def received() -> list[Received]:
+    return []
+
+
+async def test_a_callback_with_either_signature_is_verified(received: list[Received]) -> None:
+    async with Receiver(lambda: KEYS, received.append) as receiver:
+        assert await post(receiver.url + "any/path", signed()) == 200
+        asymmetric = Signer([], [SIGNING_KEY]).headers("msg_2", int(SystemClock().time()), BODY)
+        assert await post(receiver.url, asymmetric) == 200
+    assert [(one.webhook_id, one.verified, one.status) for one in received] == [
+        ("msg_1", True, 200),
+        ("msg_2", True, 200),
+    ]
+    line = json.loads(received[0].line())
+    assert set(line) == {"webhook_id", "verified", "problem", "headers", "event", "received_at", "status"}
+    assert line["event"] == json.loads(BODY)
+    assert line["headers"]["webhook-signature"].startswith("v1,")
+
+
+@pytest.mark.parametrize("case", ["none", "another key", "another body", "not json"])
+async def test_what_is_not_verified_is_refused_and_still_written(received: list[Received], case: str) -> None:
+    headers = {
+        "none": {},
+        "another key": signed(secret=generate_secret()),
+        "another body": signed(body=b"{}"),
+        "not json": {},
+    }[case]
+    body = b"\xff[NaN" if case == "not json" else BODY
+    async with Receiver(lambda: KEYS, received.append) as receiver:
+        assert await post(receiver.url, headers, body) == 401
+    [one] = received
+    assert (one.verified, one.status) == (False, 401)
+    assert one.problem
+    assert json.loads(one.line())["event"] == (None if case == "not json" else json.loads(BODY))
+
+
+async def test_the_first_attempts_of_each_event_can_be_failed(received: list[Received]) -> None:
+    async with Receiver(lambda: KEYS, received.append, behaviour=Behaviour(fail_first=2)) as receiver:
+        first = [await post(receiver.url, signed("msg_1")) for _ in range(3)]
+        second = [await post(receiver.url, signed("msg_2")) for _ in range(3)]
+    assert first == second == [503, 503, 200]
+    assert len(received) == 6
+
+
+async def test_another_status_is_answered_after_the_delay(received: list[Received]) -> None:
+    behaviour = Behaviour(status=410, delay_seconds=0.05)
+    async with Receiver(lambda: KEYS, received.append, behaviour=behaviour) as receiver:
+        assert await post(receiver.url, signed()) == 410
+    assert received[0].status == 410
+
+
+async def test_only_posts_of_a_bounded_size_are_read(received: list[Received]) -> None:
+    async with Receiver(lambda: KEYS, received.append) as receiver, aiohttp.ClientSession() as session:
+        async with session.get(receiver.url) as response:
+            assert response.status == 405
+        async with session.post(receiver.url, data=io.BytesIO(b"x" * (5 * 1024 * 1024))) as response:
+            assert response.status == 413
+    assert received == []
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
+
+
+def keys_of(env: dict[str, str], tenant: str) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(
+        postback("keys", "show", "--tenant", tenant, "--reveal", "--json", env=env).stdout
+    )
+    return shown
+
+
+@pytest.fixture
+def receiving(env: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    assert postback("keys", "init", env=env).returncode == 0
+    arguments = ("receive", "--port", "0", "--tenant", "acme", "--out", tmp_path / "out.jsonl")
+    with started(*arguments, env=env) as process:
+        try:
+            yield process, line_of(process.stderr).removeprefix("postback: receiving at ")
+        finally:
+            process.kill()
+
+
+async def test_the_command_writes_each_callback_at_once_and_ends_in_order(
+    receiving: tuple[subprocess.Popen[str], str], env: dict[str, str], tmp_path: Path
+) -> None:
+    process, url = receiving
+    secret = keys_of(env, "acme")["secrets"][0]
+    assert await post(url, signed("msg_1", secret=secret)) == 200
+    [line] = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert (json.loads(line)["webhook_id"], json.loads(line)["verified"]) == ("msg_1", True)
+    assert await post(url, signed("msg_2", secret=keys_of(env, "default")["secrets"][0])) == 401
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+
+
+async def test_the_command_knows_a_rotated_key_at_once(
+    receiving: tuple[subprocess.Popen[str], str], env: dict[str, str]
+) -> None:
+    _, url = receiving
+    old = keys_of(env, "acme")["secrets"]
+    assert postback("keys", "rotate", "--tenant", "acme", env=env).returncode == 0
+    both = keys_of(env, "acme")["secrets"]
+    assert (len(both), both[1:]) == (2, old)
+    assert [await post(url, signed(secret=secret)) for secret in both] == [200, 200]
+
+
+def test_keys_are_shown_only_when_that_is_asked(env: dict[str, str], tmp_path: Path) -> None:
+    assert postback("keys", "init", env=env).returncode == 0
+    assert stat.S_IMODE((tmp_path / "keyring.json").stat().st_mode) == 0o600
+    revealed = keys_of(env, "acme")
+    assert set(revealed) == {"tenant", "secrets", "public_keys"}
+    assert revealed["tenant"] == "acme"
+    secret = revealed["secrets"][0]
+    assert secret.startswith("whsec_")
+    assert revealed["public_keys"][0].startswith("whpk_")
+    for arguments in (["--json"], [], ["--jwks"]):
+        shown = postback("keys", "show", "--tenant", "acme", *arguments, env=env)
+        assert shown.returncode == 0
+        assert secret.removeprefix("whsec_") not in shown.stdout
+    jwks = json.loads(postback("keys", "show", "--jwks", env=env).stdout)
+    assert jwks["keys"][0]["crv"] == "Ed25519"
+
+
+def test_the_fleets_key_pair_and_a_leaked_key_can_be_rotated(env: dict[str, str]) -> None:
+    postback("keys", "init", env=env)
+    before = keys_of(env, "default")
+    assert postback("keys", "rotate", "--fleet", env=env).returncode == 0
+    assert postback("keys", "rotate", "--leaked", env=env).returncode == 0
+    after = keys_of(env, "default")
+    assert after["public_keys"][1:] == before["public_keys"]
+    assert len(after["secrets"]) == 1
+    assert after["secrets"] != before["secrets"]
+
+
+def test_a_keyring_that_is_there_is_left_as_it_is(env: dict[str, str], tmp_path: Path) -> None:
+    postback("keys", "init", env=env)
+    before = (tmp_path / "keyring.json").read_bytes()
+    again = postback("keys", "init", env=env)
+    assert again.returncode == 0
+    assert "is left as it is" in again.stderr
+    assert (tmp_path / "keyring.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["keys", "show"], ["keys", "rotate"], ["receive", "--port", "0"]])
+def test_a_missing_keyring_is_one_line_with_the_fix(command: list[str], env: dict[str, str]) -> None:
+    missing, unset = postback(*command, env=env), postback(*command, env=environment_of())
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "postback keys init" in missing.stderr
+    assert (unset.returncode, unset.stderr.count("\n")) == (2, 1)
+    assert "set POSTBACK_KEYRING" in unset.stderr
+
+
+async def test_a_busy_port_is_one_line_with_the_fix(env: dict[str, str], received: list[Received]) -> None:
+    postback("keys", "init", env=env)
+    async with Receiver(lambda: KEYS, received.append) as receiver:
+        done = postback("receive", "--port", str(receiver.port), env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "choose another --port" in done.stderr

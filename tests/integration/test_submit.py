@@ -1,0 +1,235 @@
+"""Submitting to a real broker: the client, and `postback submit` with all of its endings."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
+from postback_command import environment_of, postback
+
+from producers.client import Client
+from producers.errors import TopicMissing
+from producers.results import ResultsReader
+from producers.sharding import shard_of
+from schemas import topics
+from schemas.codec import Origin, read_job, write_result
+from schemas.job import Job
+from schemas.result import Outcome, Result, ResultError
+from schemas.settings import KafkaSettings
+from telemetry.traces import context_of
+
+pytestmark = pytest.mark.broker
+
+JOBS = 300
+
+
+def records_of(fleet: KafkaSettings, topic: str) -> list[ConsumerRecord]:
+    """Everything that stands in a topic now."""
+    consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
+    partitions = [TopicPartition(topic, number) for number in range(fleet.partitions)]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning()
+    ends, found = consumer.end_offsets(partitions), []
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        found += [record for records in consumer.poll(timeout_ms=200).values() for record in records]
+    consumer.close()
+    return found
+
+
+@contextmanager
+def answering(fleet: KafkaSettings, outcome_of: dict[str, Outcome]) -> Iterator[None]:
+    """Settle a result for each submitted job, as a worker would: in transactions, one of which is aborted."""
+    stop = threading.Event()
+    consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
+    consumer.assign([TopicPartition(fleet.topics.requests(), number) for number in range(fleet.partitions)])
+    consumer.seek_to_beginning()
+
+    def settle(producer: KafkaProducer, record: ConsumerRecord, outcome: Outcome) -> None:
+        received = read_job(record.value, record.headers, Origin("t", 0, record.offset), record.timestamp)
+        error = None if outcome is Outcome.SUCCEEDED else ResultError(code="echo", message="as the test wants it")
+        result = Result(job_id=received.job_id, outcome=outcome, error=error, created_at=1)
+        headers = [(topics.TENANT, received.tenant.encode())]
+        producer.send(fleet.topics.results, write_result(result), record.key, headers, record.partition)
+
+    def answer() -> None:
+        producer = KafkaProducer(
+            bootstrap_servers=fleet.bootstrap_servers, transactional_id=f"{fleet.topic_prefix}test", linger_ms=5
+        )
+        producer.init_transactions()
+        aborted = False
+        while not stop.is_set():
+            records = [record for batch in consumer.poll(timeout_ms=100).values() for record in batch]
+            if records and not aborted:
+                producer.begin_transaction()
+                settle(producer, records[0], Outcome.CANCELLED)
+                producer.flush()
+                producer.abort_transaction()
+                aborted = True
+            if records:
+                producer.begin_transaction()
+                for record in records:
+                    prompt = json.loads(record.value)["prompt"]
+                    settle(producer, record, outcome_of.get(prompt, Outcome.SUCCEEDED))
+                producer.commit_transaction()
+        producer.close()
+        consumer.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSettings) -> None:
+    told: list[int] = []
+    with Client(fleet) as client:
+        receipt = client.submit((Job(prompt=f"q{n}") for n in range(JOBS)), tenant="acme", on_done=told.append)
+    assert (receipt.accepted, receipt.errors) == (JOBS, [])
+    assert told == list(range(1, JOBS + 1))
+    records = records_of(fleet, fleet.topics.requests())
+    assert {record.key.decode() for record in records} == set(receipt.job_ids)
+    assert len(set(receipt.job_ids)) == JOBS == len(records)
+    assert {record.partition for record in records} == set(shard_of("acme", fleet.partitions))
+    received = [read_job(r.value, r.headers, Origin("t", r.partition, r.offset), r.timestamp) for r in records]
+    assert {job.tenant for job in received} == {"acme"}
+    assert {job.job_id for job in received} == set(receipt.job_ids)
+    contexts = [context_of(record.headers) for record in records]
+    assert None not in contexts
+    assert len({context.trace_id for context in contexts if context}) == JOBS
+
+
+def test_a_jobs_own_id_is_kept_and_the_bulk_lane_is_another_topic(fleet: KafkaSettings) -> None:
+    with Client(fleet) as client:
+        receipt = client.submit([Job(prompt="q", job_id="mine")], lane="bulk")
+    [record] = records_of(fleet, fleet.topics.requests(bulk=True))
+    assert receipt.job_ids == ["mine"]
+    assert json.loads(record.value) == {"job_id": "mine", "prompt": "q"}
+    assert records_of(fleet, fleet.topics.requests()) == []
+
+
+def test_a_job_that_is_too_large_is_refused_and_stops_none_of_the_others(fleet: KafkaSettings) -> None:
+    with Client(fleet) as client:
+        receipt = client.submit([Job(prompt="a"), Job(prompt="x" * 600_000, job_id="large"), Job(prompt="b")])
+    assert receipt.accepted == 2
+    assert [(error.index, error.job_id) for error in receipt.errors] == [(1, "large")]
+    assert "larger than 524288 bytes" in receipt.errors[0].reason
+
+
+def test_jobs_near_the_limit_are_accepted(fleet: KafkaSettings) -> None:
+    with Client(fleet) as client:
+        receipt = client.submit([Job(prompt="x" * 524_000, job_id=f"j{n}") for n in range(4)])
+    assert (receipt.job_ids, receipt.errors) == (["j0", "j1", "j2", "j3"], [])
+
+
+def test_a_missing_topic_is_an_error_before_anything_is_sent(fleet: KafkaSettings) -> None:
+    with Client(fleet.model_copy(update={"topic_prefix": "nowhere."})) as client, pytest.raises(TopicMissing):
+        client.submit([Job(prompt="q")])
+
+
+def test_results_that_were_there_before_and_aborted_ones_are_not_seen(fleet: KafkaSettings) -> None:
+    with Client(fleet) as client:
+        client.submit([Job(prompt="early")])
+    with answering(fleet, {}), ResultsReader(fleet) as early:
+        while not (seen := list(early.poll())):
+            pass
+        assert [result.outcome for _, result in seen] == [Outcome.SUCCEEDED]
+        with ResultsReader(fleet) as late, Client(fleet) as client:
+            receipt = client.submit([Job(prompt="late")], tenant="acme")
+            while not (seen := list(late.poll())):
+                pass
+    assert [(tenant, result.job_id) for tenant, result in seen] == [("acme", receipt.job_ids[0])]
+
+
+def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaSettings) -> None:
+    given = b"".join(b'{"prompt": "q%d"}\n' % number for number in range(5000))
+    done = postback("submit", "-", "--callback-url", "https://example.com/hook", env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "postback: 5000 of 5000 jobs accepted\n")
+    records = records_of(fleet, fleet.topics.requests())
+    assert len(records) == 5000
+    assert {json.loads(record.value)["callback_url"] for record in records} == {"https://example.com/hook"}
+
+
+def test_nothing_is_sent_where_a_line_is_bad(fleet: KafkaSettings, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.jsonl"
+    file.write_text('{"prompt": "fine"}\n{"prompt": ["private"]}\nnot json\n')
+    done = postback("submit", file, env=environment_of(fleet))
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"postback: {file}:2: prompt: ")
+    assert lines[1].startswith(f"postback: {file}:3: value: is not JSON")
+    assert lines[2] == "postback: 2 problems; nothing was sent"
+    assert "private" not in done.stderr
+    assert records_of(fleet, fleet.topics.requests()) == []
+
+
+def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    given = b"".join(b'{"prompt": "q%d", "job_id": "j%d"}\n' % (number, number) for number in range(50))
+    with answering(fleet, {}):
+        done = postback("submit", "-", "--wait", "--results", results, env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stderr) == (0, "postback: 50 of 50 jobs accepted, 50 succeeded\n")
+    answered = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sorted(result["job_id"] for result in answered) == sorted(f"j{number}" for number in range(50))
+
+
+def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
+    given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky"}\n'
+    with answering(fleet, {"bad": Outcome.FAILED}):
+        done = postback("submit", "-", "--wait", "--tenant", "acme", env=environment_of(fleet), given=given)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "postback: unlucky failed: as the test wants it",
+        "postback: 2 of 2 jobs accepted, 1 succeeded, 1 failed",
+    ]
+
+
+def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
+    done = postback("submit", "-", "--wait", "--timeout", "0", env=environment_of(fleet), given=b'{"prompt": "q"}')
+    assert (done.returncode, done.stderr) == (1, "postback: 1 of 1 jobs accepted, 1 without a result\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "said"),
+    [
+        (["absent.jsonl"], b"", "absent.jsonl: No such file or directory"),
+        (["-"], b"\n", "standard input holds no job; nothing was sent"),
+        (["-", "--callback-url", "ftp://x"], b"{}", "--callback-url: is not an http or https URL without credentials"),
+        (["-", "--tenant", "a b"], b'{"prompt": "q"}', "--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line_and_status_2(
+    arguments: list[str], given: bytes, said: str, tmp_path: Path
+) -> None:
+    done = postback("submit", *arguments, env=environment_of(), given=given)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"postback: {said}\n")
+
+
+def test_a_missing_topic_is_one_line_and_status_1(fleet: KafkaSettings) -> None:
+    elsewhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    done = postback("submit", "-", env=environment_of(elsewhere), given=b'{"prompt": "q"}')
+    said = "postback: the topic nowhere.model_requests does not exist: run `postback topics create`\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_no_broker_is_one_line_and_status_1() -> None:
+    nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+    done = postback("submit", "-", env=environment_of(nowhere), given=b'{"prompt": "q"}')
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
+
+
+def test_a_setting_that_is_refused_is_named_and_not_shown() -> None:
+    env = environment_of(POSTBACK_KAFKA__PARTITIONS="hunter2")
+    done = postback("submit", "-", env=env, given=b'{"prompt": "q"}')
+    assert done.returncode == 2
+    assert done.stderr.startswith("postback: POSTBACK_KAFKA__PARTITIONS: ")
+    assert "hunter2" not in done.stderr
