@@ -13,12 +13,16 @@ from producers.connection import admin_client
 from producers.errors import RequestRefused
 from schemas.settings import KafkaSettings
 from schemas.topics import TopicSpec
+from telemetry.clock import Clock, Deadline, SystemClock
 
 SESSION_TIMEOUT_MS = 6000
 """How long a killed worker keeps its partitions from the others: as low as the broker allows, not below this."""
 
 HEARTBEAT_INTERVAL_MS = 1000
 _HEARTBEATS_PER_SESSION = 3
+_KNOWN_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 0.1
+_CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class GroupsReport:
 
 
 def create_topics(
-    settings: KafkaSettings, *, engines: Sequence[str] = (), raise_partitions: bool = False
+    settings: KafkaSettings, *, engines: Sequence[str] = (), raise_partitions: bool = False, clock: Clock = _CLOCK
 ) -> TopicsReport:
     """Create the topics that are missing; leave the others, or give them more partitions where that is asked.
 
@@ -70,8 +74,7 @@ def create_topics(
                 difference = PartitionDifference(spec.name, spec.partitions, found[spec.name])
                 raisable = raise_partitions and difference.wanted > difference.found
                 (report.raised if raisable else report.differences).append(difference)
-        if report.raised:
-            admin.create_partitions({difference.topic: difference.wanted for difference in report.raised})
+        _raise(admin, {difference.topic: difference.wanted for difference in report.raised}, clock)
     return report
 
 
@@ -117,6 +120,16 @@ def _create(admin: Any, specs: list[TopicSpec], settings: KafkaSettings, report:
             report.created.append(topic["name"])
     # Until every partition has a leader, so that whoever comes next can produce at once.
     admin.wait_for_topics([spec.name for spec in specs])
+
+
+def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:
+    """Give topics more partitions, and return when the broker that was asked knows of them."""
+    if not wanted:
+        return
+    admin.create_partitions(wanted)
+    deadline = Deadline.after(clock, _KNOWN_SECONDS)
+    while _partitions_found(admin, list(wanted)) != wanted and not deadline.passed:
+        clock.sleep(_ASK_AGAIN_SECONDS)
 
 
 def _durability(replication_factor: int) -> dict[str, str]:
