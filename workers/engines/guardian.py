@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
 POLL_SECONDS = 1.0
@@ -36,7 +38,7 @@ class Guardian:
     """Watches over the processes of one engine. `start` it before the engine, `close` it after."""
 
     def __init__(self) -> None:
-        self.mark = f"postback-{os.getpid()}-{secrets.token_hex(8)}"
+        self.mark = f"postback-{os.getpid()}-{os.urandom(8).hex()}"
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
 
@@ -47,6 +49,8 @@ class Guardian:
 
     def start(self) -> None:
         """Start watching. Its own session, so that a signal to the worker's process group passes it by."""
+        import subprocess  # here, since the guardian itself starts nothing and is to stay small
+
         read, self._pipe = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -62,17 +66,19 @@ class Guardian:
         os.write(self._pipe, self.mark.encode() + b"\n")
 
     @contextlib.contextmanager
-    def marked_environment(self) -> Iterator[None]:
-        """What is started meanwhile belongs to the engine."""
-        before = os.environ.get(MARK_VARIABLE)
-        os.environ[MARK_VARIABLE] = self.mark
+    def marked_environment(self, **variables: str) -> Iterator[None]:
+        """What is started meanwhile belongs to the engine, and has these variables besides."""
+        variables[MARK_VARIABLE] = self.mark
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ[MARK_VARIABLE]
-            else:
-                os.environ[MARK_VARIABLE] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     def end_engine(self) -> None:
         """End the engine's processes now; blocks for half a second or so."""

@@ -11,10 +11,13 @@ What vLLM 0.32 does, and why something here looks as it does: `abort()` raises n
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
+import multiprocessing
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +38,8 @@ from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.settings import VllmSettings
 
 MAX_REASON_CHARACTERS = 300
+SHUTDOWN_SECONDS = 2.0
+"""How long vLLM's processes may take to end by themselves; their memory is freed by a SIGKILL too."""
 
 log = get_logger()
 
@@ -56,7 +61,7 @@ class VllmEngine:
         self._metrics = metrics
         self._guardian = Guardian()
         self._llm: Any = None
-        self._loading: asyncio.Task[Any] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._closed = False
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
@@ -121,42 +126,43 @@ class VllmEngine:
             return None
         if loading.cancelled() or loading.exception() is not None:
             raise EngineUnavailable("the engine could not be loaded")
-        return loading.result()
+        return self._llm
 
-    def _begin_loading(self) -> asyncio.Task[Any]:
+    def _begin_loading(self) -> asyncio.Task[None]:
         """Load the engine once for all who ask."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._load(), name="vllm-load")
             self._loading.add_done_callback(self._load_ended)
         return self._loading
 
-    async def _load(self) -> Any:
+    async def _load(self) -> None:
         if self._llm is not None:
             log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
             self._metrics.engine_restarts.inc()
             await asyncio.to_thread(self._discard)
-        llm = await asyncio.to_thread(self._built)
-        await llm.get_supported_tasks()  # starts vLLM's tasks on this loop, and is kept by vLLM
-        self._llm = llm
+        await asyncio.to_thread(self._build)
+        await _warm(self._llm)
         log.info("The engine is ready.", action="engine-ready", model=self._model)
-        return llm
 
-    def _load_ended(self, loading: asyncio.Task[Any]) -> None:
+    def _load_ended(self, loading: asyncio.Task[None]) -> None:
         self._loading = None
         if not loading.cancelled() and loading.exception() is not None and not self._closed:
             log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=loading.exception())
 
-    def _built(self) -> Any:
-        """A new AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later."""
-        with self._guardian.marked_environment():
-            _prepare_environment(self._model)
+    def _build(self) -> None:
+        """Make the AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later.
+
+        It is not returned, since what a thread returned is kept with the thread, and an engine that is not let go of
+        tries to end once more when the interpreter does.
+        """
+        _prepare_environment(self._model)
+        # What vLLM and torch deprecate among themselves is no news for an operator, neither here nor in the processes.
+        with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            _route_logs()
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
-            _route_logs()  # vLLM sets its handlers up again when it is configured
-            return llm
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
 
     def _arguments(self) -> dict[str, Any]:
         from vllm.platforms import current_platform
@@ -182,9 +188,12 @@ class VllmEngine:
     def _discard(self) -> None:
         """End what is left of the engine, so that its memory is free for the next one. Blocks."""
         llm, self._llm = self._llm, None
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # it takes its own ending for a failure
         if llm is not None:
-            llm.shutdown()
+            llm.shutdown(timeout=SHUTDOWN_SECONDS)
         self._guardian.end_engine()
+        multiprocessing.active_children()  # asks for the status of those that were killed
+        gc.collect()  # vLLM's objects refer to each other, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -223,6 +232,7 @@ class VllmEngine:
             seed=request.seed,
             stop=[*request.stop, *self._settings.stop],
             logprobs=0 if self._settings.log_probabilities else None,  # 0: of the chosen token only
+            flat_logprobs=True,  # a third less CPU here than a dictionary for each token
             structured_outputs=_structure(request),
             output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields it too, with the tokens so far
         )
@@ -247,6 +257,15 @@ class VllmEngine:
         tokenizer = llm.get_tokenizer()
         tokens = await loop.run_in_executor(self._tokenizing, encode, tokenizer, request)
         return _cut(tokens, room, tokenizer.bos_token_id)
+
+
+async def _warm(llm: Any) -> None:
+    """Generate one token: the first request takes many seconds on some machines, and no job shall wait for that."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    async for _ in llm.generate(tokens_input([1]), SamplingParams(max_tokens=1, logprobs=0), "warm-up"):
+        pass
 
 
 def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
@@ -323,24 +342,19 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _prepare_environment(model: str) -> None:
-    """Variables that vLLM reads when it is imported, and that its processes inherit."""
+    """Variables that vLLM reads when it is imported, and that its processes inherit.
+
+    With its own log handlers off, what it logs here ends in ours, and warnings of its processes go to standard error.
+    """
+    logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_CONFIGURE_LOGGING": "0",
     }
     if Path(model).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _route_logs() -> None:
-    """What vLLM logs in this process goes where our lines go, in their form."""
-    logger = logging.getLogger("vllm")
-    logger.handlers.clear()
-    logger.propagate = True
-    logger.setLevel(logging.WARNING)

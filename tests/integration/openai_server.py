@@ -1,0 +1,76 @@
+"""An OpenAI-compatible server on a real socket: the echo engine behind OpenAI's protocol."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from schemas.job import Message
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, GenerationRequest
+from workers.engines.echo import EchoEngine
+from workers.engines.settings import EchoSettings
+
+MODEL = "echo-1"
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """Serve on a free port of the loopback; yields the base URL."""
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    try:
+        yield f"http://{host}:{port}/v1"
+    finally:
+        await runner.cleanup()
+
+
+def echo_app() -> web.Application:
+    """`/v1/models`, `/v1/chat/completions` and `/v1/completions` over the echo engine."""
+    engine = EchoEngine(EchoSettings(), Metrics())
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def chat(request: web.Request) -> web.Response:
+        body = await request.json()
+        completion = await engine.generate(_request(body))
+        content = [{"token": "", "logprob": -0.5} for _ in range(completion.completion_tokens)]
+        choice = {"message": {"role": "assistant", "content": completion.text}, "logprobs": {"content": content}}
+        return _answer(completion, choice)
+
+    async def completions(request: web.Request) -> web.Response:
+        completion = await engine.generate(_request(await request.json()))
+        logprobs = {"token_logprobs": [math.log(0.5)] * completion.completion_tokens}
+        return _answer(completion, {"text": completion.text, "logprobs": logprobs})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/completions", completions)
+    return app
+
+
+def _request(body: dict[str, Any]) -> GenerationRequest:
+    messages = tuple(Message.model_validate(message) for message in body.get("messages", ()))
+    return GenerationRequest(
+        request_id=uuid.uuid4().hex,
+        prompt=body.get("prompt"),
+        messages=messages or None,
+        max_tokens=body["max_tokens"],
+        temperature=body["temperature"],
+    )
+
+
+def _answer(completion: Completion, choice: dict[str, Any]) -> web.Response:
+    usage = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
+    choices = [{"index": 0, "finish_reason": completion.finish_reason, **choice}]
+    return web.json_response({"object": "chat.completion", "model": MODEL, "choices": choices, "usage": usage})

@@ -1,0 +1,138 @@
+"""What every engine does alike. The same tests run over echo, over HTTP and over vLLM itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import openai_server
+import pytest
+import pytest_asyncio
+
+from schemas.job import Message
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.engines import EngineSettings, create
+from workers.engines.base import Engine, EngineLoad, GenerationRequest, RequestRejected
+from workers.engines.vllm import VllmEngine
+
+QUESTION = "Which river meets the sea near the old house, and who wrote the book about it?"
+IDLE = EngineLoad(running=0, waiting=0)
+
+
+def request(request_id: str = "r1", prompt: str | None = QUESTION, **fields: object) -> GenerationRequest:
+    values: dict[str, object] = {"messages": None, "max_tokens": 8, "temperature": 0.0, **fields}
+    return GenerationRequest(request_id=request_id, prompt=prompt, **values)  # type: ignore[arg-type] # by name
+
+
+async def busy(engine: Engine, count: int) -> None:
+    """Return when the engine has this many requests."""
+    async with asyncio.timeout(30):
+        while (load := engine.load()).running + load.waiting != count:
+            await asyncio.sleep(0.01)
+
+
+class EngineContract:
+    """Subclasses say which engine, and which request takes long on it."""
+
+    slow = request("slow", f"{QUESTION} [[sleep 60]]", max_tokens=400)
+
+    async def test_a_prompt_is_answered_and_its_tokens_are_counted(self, engine: Engine) -> None:
+        completion = await engine.generate(request())
+        assert completion.text
+        assert completion.prompt_tokens > 0
+        assert 0 < completion.completion_tokens <= 8
+        assert completion.finish_reason in ("stop", "length")
+
+    async def test_an_answer_has_at_most_max_tokens(self, engine: Engine) -> None:
+        completion = await engine.generate(request(max_tokens=3))
+        assert (completion.completion_tokens, completion.finish_reason) == (3, "length")
+
+    async def test_the_confidence_is_a_probability(self, engine: Engine) -> None:
+        completion = await engine.generate(request())
+        assert completion.confidence is not None
+        assert 0.0 < completion.confidence <= 1.0
+
+    async def test_messages_are_answered(self, engine: Engine) -> None:
+        messages = (Message(role="system", content="Be brief."), Message(role="user", content=QUESTION))
+        completion = await engine.generate(request(prompt=None, messages=messages))
+        assert completion.text
+        assert completion.prompt_tokens > 0
+
+    async def test_the_same_question_gets_the_same_answer(self, engine: Engine) -> None:
+        assert await engine.generate(request("first")) == await engine.generate(request("second"))
+
+    async def test_many_requests_at_once_are_all_answered_and_nothing_stays_behind(self, engine: Engine) -> None:
+        completions = await asyncio.gather(*(engine.generate(request(f"r{n}", f"{n} {QUESTION}")) for n in range(24)))
+        assert [completion.finish_reason for completion in completions] == ["length"] * 24
+        assert engine.load() == IDLE
+
+    async def test_an_aborted_request_completes_as_aborted(self, engine: Engine) -> None:
+        generating = asyncio.create_task(engine.generate(self.slow))
+        await busy(engine, 1)
+        await engine.abort(self.slow.request_id)
+        completion = await generating
+        assert completion.finish_reason == "abort"
+        assert completion.completion_tokens < self.slow.max_tokens
+        assert engine.load() == IDLE
+
+    async def test_aborting_an_unknown_request_changes_nothing(self, engine: Engine) -> None:
+        await engine.abort("nobody")
+        assert (await engine.generate(request())).finish_reason == "length"
+
+    async def test_a_cancelled_request_raises_and_leaves_nothing_behind(self, engine: Engine) -> None:
+        generating = asyncio.create_task(engine.generate(self.slow))
+        await busy(engine, 1)
+        generating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await generating
+        assert engine.load() == IDLE
+
+    async def test_an_unknown_adapter_is_rejected_by_name_of_the_field(self, engine: Engine) -> None:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request(adapter="unheard-of"))
+        assert rejected.value.field == "adapter"
+
+    async def test_a_context_window_without_room_for_the_prompt_is_rejected(self, engine: Engine) -> None:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request(max_tokens=32, context_window=32))
+        assert rejected.value.field == "context_window"
+        assert engine.load() == IDLE
+
+
+class TestEcho(EngineContract):
+    @pytest_asyncio.fixture
+    async def engine(self) -> AsyncIterator[Engine]:
+        engine = create("echo", EngineSettings(), Metrics(), SystemClock())
+        await engine.start()
+        yield engine
+        await engine.close()
+
+
+class _OverHttp(EngineContract):
+    api = "chat"
+
+    @pytest_asyncio.fixture
+    async def engine(self) -> AsyncIterator[Engine]:
+        async with openai_server.serving(openai_server.echo_app()) as url:
+            settings = EngineSettings.model_validate({"openai": {"base_url": url, "api": self.api}})
+            engine = create("openai", settings, Metrics(), SystemClock(), model=openai_server.MODEL)
+            await engine.start()
+            yield engine
+            await engine.close()
+
+
+class TestChatOverHttp(_OverHttp):
+    api = "chat"
+
+
+class TestCompletionsOverHttp(_OverHttp):
+    api = "completions"
+
+
+@pytest.mark.vllm
+@pytest.mark.asyncio(loop_scope="session")
+class TestVllm(EngineContract):
+    @pytest_asyncio.fixture(loop_scope="session")
+    async def engine(self, vllm_engine: VllmEngine) -> Engine:
+        return vllm_engine

@@ -1,0 +1,113 @@
+"""vLLM itself on the tiny model, which knows nothing but runs like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from test_engine_contract import QUESTION, busy, request
+
+from schemas.job import Message, ResponseFormat
+from workers.engines.base import RequestRejected
+from workers.engines.vllm import VllmEngine
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+
+ADAPTER = "polite"
+SCHEMA = {
+    "type": "object",
+    "properties": {"known": {"type": "boolean"}},
+    "required": ["known"],
+    "additionalProperties": False,
+}
+
+
+def as_schema(schema: dict[str, object]) -> ResponseFormat:
+    return ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": schema}})
+
+
+async def test_the_beginning_of_sentence_is_there_once(vllm_engine: VllmEngine) -> None:
+    without = await vllm_engine.generate(request())
+    assert await vllm_engine.generate(request(prompt=f"<s>{QUESTION}")) == without
+
+
+async def test_a_chat_is_rendered_by_the_models_template(vllm_engine: VllmEngine) -> None:
+    message = Message(role="user", content=QUESTION)
+    rendered = f"<|user|>{QUESTION}\n<|assistant|>"
+    by_template = await vllm_engine.generate(request(prompt=None, messages=(message,)))
+    assert by_template == await vllm_engine.generate(request(prompt=rendered))
+
+
+async def test_a_long_prompt_keeps_its_end(vllm_engine: VllmEngine) -> None:
+    short = await vllm_engine.generate(request(prompt=f"{'many words ' * 40}{QUESTION}", context_window=40))
+    long = await vllm_engine.generate(request(prompt=f"{'other people ' * 400}{QUESTION}", context_window=40))
+    assert (short.prompt_tokens, long.prompt_tokens) == (32, 32)
+    assert short.text == long.text
+    assert (await vllm_engine.generate(request(prompt="word " * 3000))).prompt_tokens == 512 - 8
+
+
+async def test_max_tokens_beyond_the_model_are_rejected(vllm_engine: VllmEngine) -> None:
+    with pytest.raises(RequestRejected) as rejected:
+        await vllm_engine.generate(request(max_tokens=512))
+    assert rejected.value.field == "max_tokens"
+
+
+async def test_the_answer_is_json_that_the_schema_describes(vllm_engine: VllmEngine) -> None:
+    completion = await vllm_engine.generate(request(response_format=as_schema(SCHEMA), max_tokens=100, seed=1))
+    answer = json.loads(completion.text)
+    assert list(answer) == ["known"]
+    assert isinstance(answer["known"], bool)
+
+
+async def test_a_schema_that_is_none_is_rejected(vllm_engine: VllmEngine) -> None:
+    with pytest.raises(RequestRejected) as rejected:
+        await vllm_engine.generate(request(response_format=as_schema({"type": "nonsense"})))
+    assert rejected.value.field == "response_format"
+
+
+async def test_a_seed_makes_a_sampled_answer_repeatable(vllm_engine: VllmEngine) -> None:
+    first, again, other = [
+        await vllm_engine.generate(request(f"s{n}", temperature=1.0, seed=seed))
+        for n, seed in enumerate((2**63 - 1, 2**63 - 1, 7))
+    ]
+    assert first == again
+    assert first.text != other.text
+
+
+async def test_a_stop_text_ends_the_answer_and_is_not_in_it(vllm_engine: VllmEngine) -> None:
+    whole = await vllm_engine.generate(request(max_tokens=32))
+    stop = whole.text[4:7]
+    stopped = await vllm_engine.generate(request(max_tokens=32, stop=(stop,)))
+    assert (stopped.text, stopped.finish_reason) == (whole.text.split(stop)[0], "stop")
+
+
+async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_engine: VllmEngine) -> None:
+    generating = asyncio.create_task(vllm_engine.generate(request("long", max_tokens=480)))
+    await busy(vllm_engine, 1)
+    await asyncio.sleep(0.5)
+    await vllm_engine.abort("long")
+    completion = await generating
+    assert completion.finish_reason == "abort"
+    assert 0 < completion.completion_tokens < 480
+    assert completion.text
+
+
+async def test_a_higher_priority_runs_first(vllm_engine: VllmEngine) -> None:
+    order: list[str] = []
+
+    async def noted(name: str, priority: int) -> None:
+        await vllm_engine.generate(request(name, f"{name} {QUESTION}", priority=priority, max_tokens=4))
+        order.append(name)
+
+    running = [vllm_engine.generate(request(f"running{n}", max_tokens=100)) for n in range(16)]
+    full = asyncio.gather(*running)
+    await busy(vllm_engine, 16)
+    await asyncio.gather(*(noted(f"low{n}", 0) for n in range(16)), *(noted(f"high{n}", 9) for n in range(16)), full)
+    assert {name.rstrip("0123456789") for name in order[:16]} == {"high"}
+
+
+async def test_an_adapter_changes_the_answer(vllm_engine: VllmEngine) -> None:
+    plain = await vllm_engine.generate(request(max_tokens=16))
+    adapted = await vllm_engine.generate(request(max_tokens=16, adapter=ADAPTER))
+    assert adapted.text != plain.text
