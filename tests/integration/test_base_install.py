@@ -1,0 +1,58 @@
+"""What works without the worker's extras: a producer installs neither vLLM nor a compiled Kafka client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from postback_command import environment_of
+
+ABSENT = ("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", "Stemmer", "torch", "uvloop", "vllm")
+
+
+def without_extras(code: str, *arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a Python in which the extras cannot be imported."""
+    hidden = f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n"
+    return subprocess.run(
+        [sys.executable, "-c", hidden + code, *arguments],
+        env=environment_of(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+    return without_extras("from console.main import run; run()", *arguments, **variables)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)]
+)
+def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
+    shown = command(*arguments, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Usage: " in shown.stdout
+
+
+def test_help_imports_no_client_and_no_engine() -> None:
+    code = "import console.main, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = set(without_extras(code).stdout.split())
+    assert "typer" in loaded
+    assert loaded.isdisjoint({"kafka", "cryptography", "opentelemetry", "pydantic", "pydantic_settings"})
+
+
+def test_the_producer_can_be_imported() -> None:
+    done = without_extras("import producers.client, producers.topics, producers.results")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_keys_can_be_made_and_a_command_that_needs_more_says_what_to_install(tmp_path: Path) -> None:
+    keyring = tmp_path / "keyring.json"
+    assert command("keys", "init", POSTBACK_KEYRING=keyring).returncode == 0
+    done = command("receive", "--port", "0", POSTBACK_KEYRING=keyring)
+    assert done.returncode == 2
+    assert done.stderr == "postback: this command needs aiohttp: pip install 'postback[worker]'\n"

@@ -1,0 +1,43 @@
+"""`postback broker`: a real Kafka, up and down by two commands."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from postback_command import environment_of, postback
+
+from schemas.settings import KafkaSettings
+
+pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("clean_processes")]
+
+
+def test_a_broker_starts_serves_a_fleet_and_stops(tmp_path: Path) -> None:
+    start = ("broker", "start", "--port", "0", "--data", tmp_path / "kafka")
+    stop = ("broker", "stop", "--data", tmp_path / "kafka")
+    first = postback(*start, env=environment_of())
+    try:
+        assert first.returncode == 0, first.stderr
+        env = environment_of(KafkaSettings(bootstrap_servers=first.stdout.strip(), partitions=1))
+        assert postback("topics", "create", env=env).returncode == 0
+        done = postback("submit", "-", env=env, given=b'{"prompt": "Why?"}')
+        assert (done.returncode, done.stderr) == (0, "postback: 1 of 1 jobs accepted\n")
+        again = postback(*start, env=environment_of())
+        assert (again.returncode, again.stdout) == (0, first.stdout)
+        assert "was running already" in again.stderr
+    finally:
+        stopped = postback(*stop, env=environment_of())
+    assert (stopped.returncode, stopped.stderr) == (0, "postback: Kafka has stopped\n")
+    assert postback(*stop, env=environment_of()).stderr == "postback: no Kafka of ours was running\n"
+
+
+def test_a_busy_port_is_one_line_with_the_fix(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = postback("broker", "start", "--port", port, "--data", tmp_path / "kafka", env=environment_of())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr
+        == f"postback: Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another port.\n"
+    )
