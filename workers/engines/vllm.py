@@ -180,6 +180,8 @@ class VllmEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "enable_lora": bool(self._adapters),
+            # Compact JSON: where any white space is allowed, some models write nothing else until max_tokens.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
         if not on_cpu:
             arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -193,7 +195,9 @@ class VllmEngine:
             llm.shutdown(timeout=SHUTDOWN_SECONDS)
         self._guardian.end_engine()
         multiprocessing.active_children()  # asks for the status of those that were killed
-        gc.collect()  # vLLM's objects refer to each other, and would end their engine a second time at exit
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a socket context that vLLM leaves open is closed by this
+            gc.collect()  # vLLM's objects refer to each other, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,50 @@
+"""A process with an engine in it, for tests that kill it or its engine.
+
+`engine_process.py KIND MODEL`. A line on standard input is a request, `{"id", "prompt", "max_tokens"}`; a line on
+standard output is what came of one, `{"id", "finish_reason" | "error"}`, or `{"ready", "restarts"}` of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any, get_args
+
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.engines import EngineKind, EngineSettings, create
+from workers.engines.base import Engine, EngineError, GenerationRequest
+
+
+def say(**fields: Any) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def answer(engine: Engine, asked: dict[str, Any]) -> None:
+    request = GenerationRequest(asked["id"], asked["prompt"], None, asked["max_tokens"], 0.0)
+    try:
+        say(id=asked["id"], finish_reason=(await engine.generate(request)).finish_reason)
+    except EngineError as error:
+        say(id=asked["id"], error=type(error).__name__)
+
+
+async def main() -> None:
+    kind, model = sys.argv[1:]
+    assert kind in get_args(EngineKind)
+    metrics = Metrics()
+    engine = create(kind, EngineSettings(), metrics, SystemClock(), model=model)  # type: ignore[arg-type] # one of them
+    await engine.start()
+    say(ready=True)
+    async with asyncio.TaskGroup() as answering:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            if line.strip() == "restarts":
+                say(restarts=metrics.registry.get_sample_value("postback_engine_restarts_total"))
+            else:
+                answering.create_task(answer(engine, json.loads(line)))
+    await engine.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
