@@ -25,6 +25,7 @@ def fleet_settings() -> FleetSettings:
     except ValidationError as error:
         raise refused(error) from None
     except SettingsError as error:
+        # Its text names the field ("kafka"), which may have several variables, and not the value.
         raise fail(f"a POSTBACK_… variable that should hold JSON does not: {error}", BAD_INPUT) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,6 +55,9 @@ _NUMBERS = {
     "socket.send.buffer.bytes": "send_buffer_bytes",
     "socket.timeout.ms": "request_timeout_ms",
 }
+_FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location")
+_TOGETHER = "a set of properties that kafka-python takes together ({})"
+_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _CHECK_HOSTNAME = {"https": True, "none": False}
 
 # These shape the work of the fleet's own processes and mean nothing to a producer that submits: passed over, so that
@@ -80,6 +84,8 @@ def _translated(name: str, value: str) -> dict[str, Any]:
     if name == "bootstrap.servers":
         return {"bootstrap_servers": [server.strip() for server in value.split(",")]}
     if name == "security.protocol":
+        if value.upper() not in _PROTOCOLS:
+            raise UnusableProperty(name, f"one of {', '.join(_PROTOCOLS)}")
         return {"security_protocol": value.upper()}
     if name == "ssl.endpoint.identification.algorithm":
         if value.lower() not in _CHECK_HOSTNAME:
@@ -102,18 +108,24 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
     The result is Any since kafka-python has no types.
     """
     bootstrap = {"bootstrap_timeout_ms": round(BOOTSTRAP_SECONDS * 1000)}
+    connection = connection_config(settings)
+    _check_files(connection)
     with kafka_errors_translated(settings):
         try:
-            return kind(**{**bootstrap, **connection_config(settings), **config})
+            return kind(**{**bootstrap, **connection, **config})
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError) as error:
             # How kafka-python says that arguments do not go together. The text may quote them.
-            raise UnusableProperty("POSTBACK_KAFKA__…", f"refused with {type(error).__name__}") from None
-        except OSError as error:
-            raise UnusableProperty(
-                "ssl.…", f"a file that can be read ({error.strerror or type(error).__name__})"
-            ) from None
+            raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
+
+
+def _check_files(connection: dict[str, Any]) -> None:
+    """A file that cannot be read would look like a broker that does not answer."""
+    for name in _FILES:
+        path = connection.get(_SAME_MEANING[name])
+        if path is not None and not os.access(path, os.R_OK):
+            raise UnusableProperty(name, "the path of a file that can be read")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class UnusableProperty(ProducerError):  # noqa: N818
     """A property whose value cannot be used; the value is not shown, since it may be a secret."""
 
     def __init__(self, name: str, allowed: str) -> None:
-        super().__init__(f"the value of {name} cannot be used: it is {allowed}")
+        super().__init__(f"the value of {name} cannot be used: {allowed} is needed")
 
 
 class BrokerUnreachable(ProducerError):  # noqa: N818

@@ -9,7 +9,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 
-from producers.connection import _NUMBERS, _SAME_MEANING, connection_config
+from producers.connection import _NUMBERS, _SAME_MEANING, connect, connection_config
 from producers.errors import UnmappedProperty, UnusableProperty
 from schemas.settings import KafkaSettings
 
@@ -65,9 +65,20 @@ def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [{"socket_timeout_ms": "soonish"}, {"ssl_endpoint_identification_algorithm": "soonish"}]
+    "extra",
+    [
+        {"socket_timeout_ms": "soonish"},
+        {"ssl_endpoint_identification_algorithm": "soonish"},
+        {"security_protocol": "soonish"},
+    ],
 )
 def test_a_value_that_cannot_be_used_is_not_shown(extra: dict[str, str]) -> None:
     with pytest.raises(UnusableProperty) as raised:
         config_of(**extra)
     assert "soonish" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_broker_that_is_away() -> None:
+    settings = KafkaSettings(extra={"ssl_ca_location": SecretStr("/absent/ca.pem")})
+    with pytest.raises(UnusableProperty, match=r"ssl\.ca\.location .* the path of a file that can be read"):
+        connect(KafkaAdminClient, settings)
