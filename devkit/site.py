@@ -55,22 +55,22 @@ _FACTS: Final = (
         "Mount Kessel observatory",
         (
             "The observatory on Mount Kessel was founded by Tomas Brenner. Its dome weighs 63 tonnes.",
-            "In 2004 the observatory discovered the comet Ilveron. Visitors are welcome on Thursdays.",
+            "In 2004 the observatory discovered the comet Marlow. Visitors are welcome on Thursdays.",
         ),
         (
             ("Who founded the observatory on Mount Kessel?", "Brenner"),
-            ("Which comet did the observatory on Mount Kessel discover?", "Ilveron"),
+            ("Which comet did the observatory on Mount Kessel discover?", "Marlow"),
         ),
     ),
     _Fact(
         "/orchard",
         "The orchards of Quillan Vale",
         (
-            "Quillan Vale grows a red apple called the Marrowby. The first Marrowby tree was planted in 1931.",
+            "The apple that grows in Quillan Vale is the Marrowby. The first tree was planted in 1931.",
             "The orchards of Quillan Vale cover 740 hectares, and they are harvested in late September.",
         ),
         (
-            ("What is the red apple of Quillan Vale called?", "Marrowby"),
+            ("Which apple grows in Quillan Vale?", "Marrowby"),
             ("How many hectares do the orchards of Quillan Vale cover?", "740"),
         ),
     ),
@@ -91,11 +91,11 @@ _FACTS: Final = (
         "The Ostermark clock tower",
         (
             "The clock tower of Ostermark was built by Elias Vanterpool in 1764. Its bell is called Old Brida.",
-            "The tower is 58 metres high. Its clock is wound by hand every Monday.",
+            "The clock tower of Ostermark is 58 metres high. Its clock is wound by hand every Monday.",
         ),
         (
             ("Who built the clock tower of Ostermark?", "Vanterpool"),
-            ("How high is the clock tower of Ostermark in metres?", "58"),
+            ("How many metres high is the clock tower of Ostermark?", "58"),
         ),
     ),
     _Fact(
