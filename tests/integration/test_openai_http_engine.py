@@ -1,0 +1,375 @@
+"""The HTTP engine against servers that answer in every way a server can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from openai_server import serving
+from test_engine_contract import busy, request
+
+from devkit.model import tiny_model
+from schemas.job import Message, ResponseFormat
+from telemetry.clock import SystemClock
+from workers.engines import openai_http
+from workers.engines.base import EngineUnavailable, RequestRejected
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.settings import OpenAISettings
+
+Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEY = "sk-very-private"
+
+
+class Server:
+    """Answers the first request with the first response, and so on; the last one is for all that come after."""
+
+    def __init__(self, *responses: Respond) -> None:
+        self.responses = list(responses)
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        self.headers.append(request.headers.copy())
+        respond = self.responses[min(len(self.bodies), len(self.responses)) - 1]
+        return await respond(request)
+
+
+def answers(status: int, body: Any, **headers: str) -> Respond:
+    async def respond(request: web.Request) -> web.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.json_response(body, status=status, headers=named)
+
+    return respond
+
+
+def says(text: str, **choice: Any) -> Respond:
+    message = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
+    return answers(200, {"choices": [message], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+
+
+def problem(message: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
+
+
+@asynccontextmanager
+async def engine_at(server: Server, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", server.respond)
+    app.router.add_post("/v1/completions", server.respond)
+    async with serving(app) as url:
+        chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
+        engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_http, "FIRST_WAIT_SECONDS", 0.01)
+
+
+async def test_what_a_request_says_is_what_the_server_reads() -> None:
+    server = Server(says("yes"))
+    wanted = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {"type": "object"}}})
+    messages = (Message(role="system", content="Be brief."), Message(role="user", content="Is it?"))
+    asked = request(prompt=None, messages=messages, seed=7, priority=4, response_format=wanted, stop=("\n",))
+    async with engine_at(server, send_priority=True) as engine:
+        await engine.generate(asked)
+    assert server.bodies == [
+        {
+            "model": "m1",
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}],
+            "max_tokens": 8,
+            "temperature": 0.0,
+            "seed": 7,
+            "stop": ["\n"],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+            },
+            "logprobs": True,
+            "priority": -4,
+        }
+    ]
+
+
+async def test_what_not_every_server_understands_is_not_sent_unasked() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, log_probabilities=False) as engine:
+        await engine.generate(request(priority=4))
+    assert sorted(server.bodies[0]) == ["max_tokens", "messages", "model", "temperature"]
+
+
+async def test_a_prompt_goes_to_completions_as_it_is() -> None:
+    server = Server(answers(200, {"choices": [{"text": " so", "finish_reason": "length"}]}))
+    async with engine_at(server, api="completions") as engine:
+        completion = await engine.generate(request(prompt="It is"))
+    assert server.bodies[0]["prompt"] == "It is"
+    assert (completion.text, completion.finish_reason, completion.confidence) == (" so", "length", None)
+
+
+async def test_the_confidence_is_the_geometric_mean_of_the_tokens_probabilities() -> None:
+    tokens = [{"token": "y", "logprob": math.log(0.5)}, {"token": "es", "logprob": math.log(0.125)}]
+    async with engine_at(Server(says("yes", logprobs={"content": tokens}))) as engine:
+        completion = await engine.generate(request())
+    assert completion.confidence == pytest.approx(0.25)
+
+
+async def test_the_key_is_sent_and_is_in_no_error() -> None:
+    server = Server(answers(401, problem("who are you?")))
+    async with engine_at(server) as engine:
+        with pytest.raises(EngineUnavailable) as failed:
+            await engine.generate(request())
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in str(failed.value)
+
+
+async def test_a_proxy_of_the_environment_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with engine_at(Server(says("yes"))) as engine:
+        assert (await engine.generate(request())).text == "yes"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_refused_request_is_rejected_in_the_server_s_words(status: int) -> None:
+    async with engine_at(Server(answers(status, problem("too hot", "temperature")))) as engine:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request())
+    assert (rejected.value.field, rejected.value.reason) == ("temperature", "too hot")
+
+
+async def test_a_long_refusal_is_cut() -> None:
+    async with engine_at(Server(answers(400, problem("no " * 10_000)))) as engine:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request())
+    assert rejected.value.field == "prompt"
+    assert len(rejected.value.reason) <= openai_http.MAX_REASON_CHARACTERS
+
+
+async def test_a_model_that_the_server_does_not_have_is_named_as_such() -> None:
+    async with engine_at(Server(answers(404, {"detail": "Not Found"}))) as engine:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request())
+    assert (rejected.value.field, rejected.value.reason) == ("model_id", "the server answered 404")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+async def test_what_may_pass_is_tried_again(status: int) -> None:
+    server = Server(answers(status, problem("later")), says("yes"))
+    async with engine_at(server) as engine:
+        assert (await engine.generate(request())).text == "yes"
+    assert len(server.bodies) == 2
+
+
+async def test_the_attempts_are_bounded() -> None:
+    server = Server(answers(503, problem("later")))
+    async with engine_at(server, attempts=3) as engine:
+        with pytest.raises(EngineUnavailable, match="503"):
+            await engine.generate(request())
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "nonsense"])
+async def test_retry_after_may_be_seconds_or_a_date(after: str) -> None:
+    server = Server(answers(429, problem("later"), Retry_After=after), says("yes"))
+    async with engine_at(server) as engine:
+        assert (await engine.generate(request())).text == "yes"
+
+
+@pytest.mark.parametrize("after", ["86400", "Wed, 21 Oct 2095 07:28:00 GMT"])
+async def test_a_wait_beyond_the_deadline_is_not_waited_for(after: str) -> None:
+    server = Server(answers(429, problem("later"), Retry_After=after), says("yes"))
+    async with engine_at(server) as engine:
+        with pytest.raises(EngineUnavailable, match="429"):
+            await engine.generate(request())
+    assert len(server.bodies) == 1
+
+
+async def test_a_lost_connection_is_tried_again() -> None:
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    server = Server(hang_up, says("yes"))
+    async with engine_at(server) as engine:
+        assert (await engine.generate(request())).text == "yes"
+
+
+async def test_a_redirect_is_never_followed() -> None:
+    server = Server(answers(307, {}, Location="/v1/completions"), says("yes"))
+    async with engine_at(server) as engine:
+        with pytest.raises(EngineUnavailable, match="307"):
+            await engine.generate(request())
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("body", [["not", "an", "answer"], {"choices": []}, {"choices": [{"message": 5}]}])
+async def test_an_answer_in_another_form_is_no_answer(body: Any) -> None:
+    async with engine_at(Server(answers(200, body))) as engine:
+        with pytest.raises(EngineUnavailable, match="answer"):
+            await engine.generate(request())
+
+
+async def test_an_answer_is_read_up_to_a_limit_that_counts_what_is_unpacked() -> None:
+    packed = gzip.compress(json.dumps({"choices": [{"text": " " * 1_000_000}]}).encode())
+
+    async def bomb(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
+
+    assert len(packed) < 4096
+    async with engine_at(Server(bomb), max_response_bytes=4096) as engine:
+        with pytest.raises(RequestRejected, match="larger than this engine reads"):
+            await engine.generate(request())
+
+
+async def test_one_deadline_bounds_all_attempts() -> None:
+    async def dawdle(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with engine_at(Server(dawdle), request_timeout_seconds=0.2) as engine:
+        with pytest.raises(EngineUnavailable, match="in time"):
+            await engine.generate(request())
+
+
+async def test_an_abort_hangs_up_on_the_server() -> None:
+    hung_up = asyncio.Event()
+
+    async def dawdle(request: web.Request) -> web.StreamResponse:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            hung_up.set()
+            raise
+        return web.Response()
+
+    async with engine_at(Server(dawdle)) as engine:
+        generating = asyncio.create_task(engine.generate(request("r1")))
+        await busy(engine, 1)
+        await asyncio.sleep(0.1)
+        await engine.abort("r1")
+        assert (await generating).finish_reason == "abort"
+        await asyncio.wait_for(hung_up.wait(), 10)
+
+
+async def test_requests_beyond_the_server_s_places_wait_here() -> None:
+    free = asyncio.Event()
+
+    async def when_free(request: web.Request) -> web.StreamResponse:
+        await free.wait()
+        return await says("yes")(request)
+
+    server = Server(when_free)
+    async with engine_at(server, max_concurrency=2) as engine:
+        generating = [asyncio.create_task(engine.generate(request(f"r{n}"))) for n in range(5)]
+        async with asyncio.timeout(10):
+            while len(server.bodies) < 2:
+                await asyncio.sleep(0.01)
+        assert (engine.load().running, engine.load().waiting) == (2, 3)
+        assert len(server.bodies) == 2
+        free.set()
+        assert len(await asyncio.gather(*generating)) == 5
+
+
+async def test_a_server_that_never_comes_up_is_unavailable() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        settings = OpenAISettings(
+            base_url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1", model="m1", start_timeout_seconds=0.2
+        )
+        with pytest.raises(EngineUnavailable, match="not reached"):
+            await OpenAIEngine(settings, SystemClock()).start()
+
+
+# -- a real server -------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def vllm_server(log: Path) -> AsyncIterator[str]:
+    """`vllm serve` with the tiny model, in a process group of its own so that all of it can be ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_model())]
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--served-model-name", "tiny"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*command, *options, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        await _healthy(f"http://127.0.0.1:{port}/health", server, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    ends = time.monotonic() + 280
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < ends and server.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.5)
+    pytest.fail(f"vLLM's server did not come up:\n{log.read_text()[-3000:]}")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(400)
+async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
+    async with vllm_server(tmp_path / "server.log") as url:
+        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock())
+        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock())
+        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock())
+        try:
+            for engine in (chat, plain, stranger):
+                await engine.start()
+            for engine in (chat, plain):
+                completion = await engine.generate(request())
+                assert completion.text
+                assert (completion.completion_tokens, completion.finish_reason) == (8, "length")
+                assert completion.confidence is not None
+                assert 0.0 < completion.confidence < 1.0
+            with pytest.raises(RequestRejected) as rejected:
+                await chat.generate(request(max_tokens=5000))
+            assert rejected.value.field in ("max_tokens", "prompt", "messages")
+            with pytest.raises(RequestRejected) as rejected:
+                await stranger.generate(request())
+            assert rejected.value.field == "model_id"
+            generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
+            await busy(plain, 1)
+            await plain.abort("long")
+            assert (await generating).finish_reason == "abort"
+        finally:
+            for engine in (chat, plain, stranger):
+                await engine.close()
