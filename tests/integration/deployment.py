@@ -51,7 +51,6 @@ ON_GPUS = {
         "priorityClassName": "inference",
         "cache": {"existingClaim": "models"},
         "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}},
-        "extraArgs": ["--with-delivery"],
         "extraEnv": [
             {"name": "POSTBACK_WORKER__LANE", "value": "big"},
             {"name": "POSTBACK_ENGINE__VLLM__EXTRA", "value": '{"tensor_parallel_size": 2}'},
@@ -67,6 +66,7 @@ ON_GPUS = {
             {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
         ],
     },
+    "delivery": {"extraArgs": ["--host", "::"]},
 }
 AT_REST = {"topics": {"create": False}, "worker": {"replicas": 0}, "delivery": {"replicas": 0}}
 VALUE_SETS = {"defaults": DEFAULTS, "secured": SECURED, "on-gpus": ON_GPUS, "at-rest": AT_REST}

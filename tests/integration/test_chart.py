@@ -109,7 +109,7 @@ def test_a_model_has_its_time_to_load_before_liveness_counts(role: str) -> None:
         "readinessProbe": {"path": "/readyz", "port": "metrics"},
     }
     assert {"name": "metrics", "containerPort": 9100} in container["ports"]
-    assert container["args"][-3 if role == "worker" else -2 :][:2] == ["--metrics-port", "9100"]
+    assert "--host 0.0.0.0 --metrics-port 9100" in " ".join(container["args"])
 
 
 @every_value_set
@@ -139,6 +139,17 @@ def test_credentials_come_from_secrets_for_both_roles_and_the_topics_job() -> No
         }
         assert env["POSTBACK_KAFKA__EXTRA__SASL_PASSWORD"] == {"secretKeyRef": {"name": "kafka-user", "key": "pass"}}
         assert {"name": "kafka-tls", "mountPath": "/etc/postback/kafka", "readOnly": True} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_both_roles_have_one_opinion_on_which_internal_callbacks_are_allowed(role: str) -> None:
+    allowed = environment(container_of(render(SECURED), role))["POSTBACK_EGRESS__ALLOW_CALLBACKS"]
+
+    assert allowed == "10.1.0.0/16,10.2.0.0/16"
+
+
+def test_what_an_operator_adds_to_the_command_line_comes_last_and_so_wins() -> None:
+    assert container_of(render(ON_GPUS), "delivery")["args"][-2:] == ["--host", "::"]
 
 
 def test_only_delivery_holds_the_keyring_and_others_cannot_read_it() -> None:
@@ -251,6 +262,7 @@ def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
     [
         ({"worker": {"replica": 3}}, "replica"),
         ({"worker": {"engine": "gpt"}}, "engine"),
+        ({"worker": {"extraArgs": ["--with-delivery"]}}, "extraArgs"),
         ({"kafka": {"bootstrapServers": ""}}, "bootstrapServers"),
         ({"keyring": {"existingSecret": ""}}, "existingSecret"),
         ({"kafka": {"sasl": {"mechanism": "PLAIN"}}}, "kafka.sasl.existingSecret"),

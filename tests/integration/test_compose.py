@@ -86,7 +86,8 @@ def test_delivery_may_reach_the_receiver_and_nothing_else_of_the_network(compose
     services = compose["services"]
 
     address = services["receiver"]["networks"]["fleet"]["ipv4_address"]
-    assert services["delivery"]["environment"]["POSTBACK_EGRESS__ALLOW_CALLBACKS"] == f"{address}/32"
+    for role in ("delivery", "worker", "worker-gpu"):  # a worker rejects a job whose callback could never be made
+        assert services[role]["environment"]["POSTBACK_EGRESS__ALLOW_CALLBACKS"] == f"{address}/32"
     assert "POSTBACK_EGRESS__ALLOW_FETCH" not in services["worker"]["environment"]
 
 
