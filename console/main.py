@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from console import broker, keys, receive, submit, topics
+from console import broker, deliver, keys, receive, submit, topics, worker
 
 app = typer.Typer(
     name="postback",
@@ -18,6 +18,8 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(keys.app, name="keys")
 app.command()(submit.submit)
 app.command()(receive.receive)
+app.command()(worker.worker)
+app.command()(deliver.deliver)
 
 
 def run() -> None:

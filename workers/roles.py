@@ -15,8 +15,8 @@ from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressSettings
-from workers.engines import EngineKind, create
+from workers.egress import EgressSettings, Guard
+from workers.engines import EngineKind, EngineSettings, create
 from workers.engines.base import Engine
 from workers.enrichment import Enricher, EnrichmentSettings
 from workers.inference import InferenceHandler
@@ -74,7 +74,7 @@ class Process:
         try:
             yield
         finally:
-            server.close()
+            server.stop()
 
 
 async def run_worker(
@@ -90,7 +90,7 @@ async def run_worker(
     process = Process(fleet)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(process.observed(listen, announce))
-        engine = create(engine_kind, model, process.clock, process.metrics)
+        engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
         await engine.start()
         stages = [await _inference_stage(process, engine, engine_kind, model, stack)]
@@ -123,7 +123,7 @@ async def _inference_stage(
     ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
     enricher = Enricher(
         EnrichmentSettings(),
-        egress.fetch_policy(development=process.development),
+        Guard(egress.fetch_policy(development=process.development)),
         process.clock,
         process.metrics,
     )

@@ -21,7 +21,7 @@ class WorkerSettings(BaseSettings):
     enrich_ahead: int = Field(default=128, ge=1, le=8192)
     """Jobs with sources that are being enriched ahead of the engine."""
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
-    """How long what runs is awaited when the worker stops or a partition goes to another. Less than the grace period."""
+    """How long what runs is awaited when the worker stops or a partition goes away. Less than the grace period."""
     lane: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The engine lane that this worker reads besides the shared ones, where a fleet has several engines."""
     models: dict[str, str | None] = Field(default_factory=dict)

@@ -6,19 +6,24 @@ it, so that the caller keeps consuming in between and rebalances are heard:
     READY ──settle──► READY                      committed
                  ├──► COMMITTING ──► READY       the commit may be called again, and was in the end applied
                  ├──► ABORTING ────► READY       the broker refused: another generation owns the partitions
-                 └──► REBUILDING ──► REREADING ──► READY
+                 └──► REBUILDING ──► SWEEPING ──► REREADING ──► READY
 
 REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out, since such a
 call may still be under way and could meet the next transaction (librdkafka has no KIP-890 yet). Its
 `init_transactions` ends whatever the old one left. Whether that was applied only the committed progress can tell, so
 REREADING asks for it.
+
+SWEEPING comes before that. The old producer's offsets may have reached the group coordinator after its transaction
+was ended (seen when a broker froze, or died and came back): they are then pending for ever, no marker follows, and
+whoever asks for stable offsets, this process or the partition's next owner, waits in vain. A transaction of the same
+producer id that sends offsets and is aborted makes the coordinator drop them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -49,6 +54,7 @@ class State(Enum):
     COMMITTING = "committing"
     ABORTING = "aborting"
     REBUILDING = "rebuilding"
+    SWEEPING = "sweeping"
     REREADING = "rereading"
 
 
@@ -136,8 +142,11 @@ class Settler:
         self._committed()
         return True
 
-    def repair(self) -> Batch | None:
-        """One bounded step towards READY. Returns a batch whose commit has come through after all."""
+    def repair(self, owned: Sequence[Partition]) -> Batch | None:
+        """One bounded step towards READY. Returns a batch whose commit has come through after all.
+
+        `owned` are the partitions whose progress this process may commit.
+        """
         self._metrics.repairs.labels(self.state.value).inc()
         try:
             if self.state is State.COMMITTING:
@@ -151,8 +160,11 @@ class Settler:
                 self._metrics.settles.labels("aborted").inc()
             elif self.state is State.REBUILDING:
                 self._producer.init_transactions(INIT_SECONDS)
-                self.state = State.READY if self._fresh else State.REREADING
+                self.state = State.READY if self._fresh else State.SWEEPING
                 self._fresh = False
+            elif self.state is State.SWEEPING:
+                self._sweep(owned)
+                self.state = State.REREADING
         except KafkaException as error:
             self._failed(error.args[0])
         return None
@@ -164,8 +176,15 @@ class Settler:
     def close(self) -> None:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
         if self.state in (State.ABORTING, State.COMMITTING):
-            self.repair()
+            self.repair(())
         _retire(self._producer)
+
+    def _sweep(self, owned: Sequence[Partition]) -> None:
+        positions = _positions(Batch({partition: [] for partition in owned}))
+        if positions:
+            self._producer.begin_transaction()
+            self._producer.send_offsets_to_transaction(positions, self._group_metadata(), SEND_SECONDS)
+            self._producer.abort_transaction(ABORT_SECONDS)
 
     def _produce(self, output: Output, source_partition: int) -> None:
         partition = output.partition if output.partition is not None else source_partition
@@ -216,6 +235,8 @@ class Settler:
         self._failures = min(self._failures + 1, 10)
         if error.fatal():
             self._count_fatal(error)
+            self._rebuild()
+        elif self.state is State.SWEEPING:
             self._rebuild()
         elif error.txn_requires_abort():
             self.state, self._committing = State.ABORTING, None

@@ -334,7 +334,7 @@ class Stage:
                     self._apply(batch)
         elif self._settler.state is State.REREADING:
             self._reread()
-        elif (late := self._settler.repair()) is not None:
+        elif (late := self._settler.repair(self._owned())) is not None:
             self._apply(late)
 
     def _compose(self) -> Batch:
@@ -378,7 +378,7 @@ class Stage:
 
     def _reread(self) -> None:
         """Find out what the old producer's last transaction did, and drop what it already contains."""
-        owned = [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
+        owned = self._owned()
         try:
             committed = self._intake.committed([partition.id for partition in owned], 2.0)
         except KafkaException as error:
@@ -390,6 +390,10 @@ class Stage:
                 partition.ledger.adopt(progress)
         self._forget_settled()
         self._settler.reread()
+
+    def _owned(self) -> list[Partition]:
+        """Partitions of which we have something to commit."""
+        return [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
 
     def _forget_settled(self) -> None:
         """Drop completions of which nothing is owed any more."""

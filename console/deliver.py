@@ -1,0 +1,20 @@
+"""`postback deliver`: signed callbacks for results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from console.errors import needing
+from console.roles import HOST, METRICS_PORT, announce, run, starting
+
+
+def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[int, METRICS_PORT] = 0) -> None:
+    """Sign results and POST them to their callbacks until SIGTERM, which drains and exits 0.
+
+    Settings: POSTBACK_KEYRING, POSTBACK_DELIVERY__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA.
+    """
+    fleet = starting("deliver")
+    with needing("worker"):
+        from workers.roles import Listen, run_delivery
+
+    run(run_delivery(fleet, Listen(host, metrics_port), announce))

@@ -1,0 +1,31 @@
+"""`postback worker`: an engine that answers jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from console.errors import needing
+from console.roles import HOST, METRICS_PORT, announce, run, starting
+
+
+def worker(
+    engine: Annotated[Literal["echo", "vllm", "openai"], typer.Option(help="What generates the answers.")],
+    model: Annotated[str | None, typer.Option(help="The model's name or folder; echo needs none.")] = None,
+    with_delivery: Annotated[
+        bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
+    ] = False,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    metrics_port: Annotated[int, METRICS_PORT] = 0,
+) -> None:
+    """Answer jobs from model_requests until SIGTERM, which drains and exits 0.
+
+    The engine is loaded first; then the worker joins its group. Settings: POSTBACK_WORKER__…, POSTBACK_ENGINE__…,
+    POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which has to stay the same over restarts.
+    """
+    fleet = starting("worker")
+    with needing("worker"):
+        from workers.roles import Listen, run_worker
+
+    run(run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
