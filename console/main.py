@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from console import broker, deliver, keys, receive, submit, topics, worker
+from console.demo import command as demo
 
 app = typer.Typer(
     name="postback",
@@ -20,6 +21,7 @@ app.command()(submit.submit)
 app.command()(receive.receive)
 app.command()(worker.worker)
 app.command()(deliver.deliver)
+app.command()(demo.demo)
 
 
 def run() -> None:

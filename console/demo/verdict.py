@@ -1,0 +1,178 @@
+"""What the demo expects of each callback, and what it has to say in the end. No I/O."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from devkit.receiver import Received
+from devkit.site import Question
+
+EngineName = Literal["vllm", "echo"]
+
+_QUOTED_AROUND = 40
+_QUOTED_MOST = 160
+_NAMED = 10
+
+
+@dataclass(slots=True)
+class Asked:
+    """One question that went out as a job."""
+
+    job_id: str
+    question: Question
+    source: str
+    """The URL of the page that has the answer."""
+    sent_at: float = 0.0
+    """Unix seconds; set when the job is handed to the producer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one callback says of its job."""
+
+    asked: Asked
+    text: str
+    sources: Sequence[str]
+    seconds: float
+    """From submit to callback."""
+    problems: tuple[str, ...]
+    """Why the answer does not count; empty where it does."""
+
+    def lines(self, place: str) -> Iterator[str]:
+        """For a person: the question, the answer with its sources, and what is wrong with it."""
+        yield f"{place}  {self.asked.question.text}"
+        indent = " " * (len(place) + 2)
+        named = ", ".join(self.sources) or "no source"
+        yield f"{indent}{_around(self.text, self.asked.question.answer)}"
+        yield f"{indent}{named} · signature verified · {self.seconds:.2f} s"
+        for problem in self.problems:
+            yield f"{indent}WRONG: {problem}"
+
+
+def judged(asked: Asked, received: Received) -> Verdict:
+    """A verified callback against what was asked."""
+    result: dict[str, Any] = received.event["data"]
+    text, sources = result.get("text") or "", result.get("sources") or []
+    problems = [
+        *_outcome_problems(received.event["type"], result),
+        *([] if _has(text, asked.question.answer) else [f'the answer lacks "{asked.question.answer}"']),
+        *([] if asked.source in sources else [f"{asked.source} is not among the sources"]),
+    ]
+    return Verdict(asked, text, sources, received.received_at - asked.sent_at, tuple(problems))
+
+
+def _outcome_problems(kind: str, result: Mapping[str, Any]) -> Iterator[str]:
+    if kind != "inference.succeeded" or result.get("outcome") != "succeeded":
+        error = result.get("error") or {}
+        yield f"the outcome is {result.get('outcome')}: {error.get('message', 'no reason given')}"
+
+
+def _has(text: str, answer: str) -> bool:
+    """Whether the answer stands there, whatever its case; a number not as a part of a longer one."""
+    return _found(text, answer) is not None
+
+
+def _found(text: str, answer: str) -> re.Match[str] | None:
+    return re.search(rf"(?<!\d){re.escape(answer)}(?!\d)", text, re.IGNORECASE)
+
+
+def _around(text: str, answer: str) -> str:
+    """The text on one line, cut to the neighbourhood of the answer where it is long."""
+    line = " ".join(text.split())
+    if len(line) <= _QUOTED_MOST:
+        return line or "(nothing)"
+    found = _found(line, answer)
+    begin = max(0, found.start() - _QUOTED_AROUND) if found else 0
+    end = min(len(line), begin + _QUOTED_MOST)
+    return f"{'…' if begin else ''}{line[begin:end]}{'…' if end < len(line) else ''}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come back so far."""
+
+    asked: dict[str, Asked]
+    """By job id."""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    webhook_ids: dict[str, str | None] = field(default_factory=dict)
+    repeats: int = 0
+    """Verified callbacks for a job that already had one: delivery by HTTP is at least once."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong beside single answers."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job has had a verified callback."""
+        return len(self.verdicts) == len(self.asked)
+
+    def add(self, received: Received) -> Verdict | None:
+        """The verdict on a job's first verified callback; None for a repeat, and for what does not count."""
+        if not received.verified:
+            self.problems.append(f"a callback was not verified: {received.problem}")
+            return None
+        job_id = received.event["data"]["id"]
+        if job_id not in self.asked:
+            self.problems.append("a callback came for a job that was not submitted")
+            return None
+        if job_id in self.verdicts:
+            self._repeated(job_id, received.webhook_id)
+            return None
+        verdict = judged(self.asked[job_id], received)
+        self.verdicts[job_id], self.webhook_ids[job_id] = verdict, received.webhook_id
+        return verdict
+
+    def _repeated(self, job_id: str, webhook_id: str | None) -> None:
+        self.repeats += 1
+        if self.webhook_ids[job_id] != webhook_id:
+            self.problems.append(f"{job_id} was repeated with another webhook-id")
+
+    def settled(self, results: Counter[str]) -> None:
+        """Take in how many results each job has for a read_committed reader."""
+        for job_id in self.asked:
+            if results[job_id] != 1:
+                self.problems.append(f"{job_id} has {results[job_id]} results in Kafka instead of one")
+
+    @property
+    def right(self) -> int:
+        """Jobs whose callback is as it should be."""
+        return sum(not verdict.problems for verdict in self.verdicts.values())
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing is missing or wrong."""
+        return self.right == len(self.asked) and not self.problems
+
+    def summary(self, engine: EngineName) -> Iterator[str]:
+        """The closing lines."""
+        total, verified = len(self.asked), len(self.verdicts)
+        seconds = sorted(verdict.seconds for verdict in self.verdicts.values())
+        yield f"{verified} of {total} answered, {self.right} {_RIGHT[engine]}, {verified} signatures verified"
+        if not self.problems:
+            yield "Kafka has exactly one settled result for each job"
+        if self.repeats:
+            yield f"{self.repeats} callbacks were repeated with the same webhook-id, as a sender may"
+        if seconds:
+            percentiles = f"p50 {percentile(seconds, 0.5):.2f} s, p99 {percentile(seconds, 0.99):.2f} s"
+            yield f"from submit to callback: {percentiles}, with all jobs submitted at once"
+        if engine == "echo":
+            yield _ECHO_NOTE
+        missing = [job_id for job_id in self.asked if job_id not in self.verdicts]
+        for problem in [*(f"{job_id} has had no callback" for job_id in missing), *self.problems][:_NAMED]:
+            yield f"WRONG: {problem}"
+
+
+_RIGHT: dict[EngineName, str] = {"vllm": "right with the right source", "echo": "with the right page in the prompt"}
+_ECHO_NOTE = (
+    "the echo engine answers with its prompt, so nothing was answered here: checked is that the page's fact got into "
+    "the prompt and its URL into the sources; `scripts/demo` without --engine asks a model"
+)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The nearest rank: the smallest value that at least this share of all is not above."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
