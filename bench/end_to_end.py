@@ -1,0 +1,110 @@
+"""Jobs a second from `model_requests` to `model_results` with an engine that answers at once: `python -m bench.end_to_end`.
+
+Real `postback worker --engine echo` processes on a topic that is full already. The clock runs from the first commit
+that was seen to the last one; a read_committed reader then sees that every job has one result. Everything, Kafka too,
+shares this machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from bench.fleet import Command, Sample, assert_exactly_once, broker, new_fleet, prefill, read_committed, wait_for
+from bench.table import table, title, verdict
+from schemas.codec import read_result
+
+GOAL = 10_000
+PARTITIONS = 12
+SETTLED = "postback_settled_records_total"
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run, from the first commit seen to the last."""
+
+    jobs_per_second: float
+    cpu_us_per_job: float
+    settles: float
+    """Transactions a second."""
+
+
+def main() -> None:
+    """Measure one worker, two, and so on, and print what came out."""
+    options = _options()
+    title(f"model_requests to model_results, engine echo, {options.jobs:,} jobs of {PARTITIONS} partitions")
+    rows, best = [], 0.0
+    with broker(options.bootstrap_servers) as servers:
+        for workers in options.workers:
+            for _ in range(options.runs):
+                run = measure(servers, options.jobs, workers)
+                best = max(best, run.jobs_per_second)
+                rows.append((workers, f"{run.jobs_per_second:,.0f}", f"{run.cpu_us_per_job:.0f}", f"{run.settles:.0f}"))
+    table(("workers", "jobs/s", "CPU µs a job", "transactions/s"), rows)
+    print("every job has exactly one result for a read_committed reader")
+    verdict("jobs/s, the best run", best, GOAL, at_least=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many processes, one run after another")
+    parser.add_argument("--runs", type=int, default=2, help="runs of each")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    return parser.parse_args()
+
+
+def measure(servers: str, jobs: int, workers: int) -> Measured:
+    """One run in a fleet of its own."""
+    kafka = new_fleet(servers, PARTITIONS)
+    prefill(kafka, (_job(number) for number in range(jobs)))
+    with ExitStack() as stack:
+        commands = [Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA=f"w{n}") for n in range(workers)]
+        for command in commands:
+            stack.enter_context(command)
+        first: list[Sample] = wait_for(lambda: _begun(commands), 60)
+        last = _finished(commands, jobs)
+    results = read_committed(kafka, kafka.topics.results)
+    assert_exactly_once((str(read_result(message.value()).custom_id) for message in results), jobs)
+    return _between(first, last)
+
+
+def _job(number: int) -> bytes:
+    prompt = f"What does the page say of case {number}? " + "Answer in one sentence and name the place. " * 4
+    job = {"prompt": prompt, "callback_url": "http://127.0.0.1:9/hooks/answers", "custom_id": str(number)}
+    return json.dumps(job).encode()
+
+
+def _samples(commands: Sequence[Command]) -> list[Sample]:
+    return [command.sample() for command in commands]
+
+
+def _begun(commands: Sequence[Command]) -> list[Sample] | None:
+    """The first samples in which every worker has settled something."""
+    samples = _samples(commands)
+    return samples if all(sample[SETTLED] for sample in samples) else None
+
+
+def _finished(commands: Sequence[Command], jobs: int) -> list[Sample]:
+    while True:
+        samples = _samples(commands)
+        if sum(sample[SETTLED] for sample in samples) >= jobs:
+            return samples
+        time.sleep(LOOK_SECONDS)
+
+
+def _between(first: Sequence[Sample], last: Sequence[Sample]) -> Measured:
+    seconds = max(sample.at for sample in last) - min(sample.at for sample in first)
+    jobs = sum(end[SETTLED] - start[SETTLED] for start, end in zip(first, last, strict=True))
+    cpu = sum(end.cpu_seconds - start.cpu_seconds for start, end in zip(first, last, strict=True))
+    settles = sum(end["postback_settles_total"] - start["postback_settles_total"] for start, end in zip(first, last, strict=True))
+    return Measured(jobs / seconds, cpu / jobs * 1e6, settles / seconds)
+
+
+if __name__ == "__main__":
+    main()

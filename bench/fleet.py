@@ -1,0 +1,201 @@
+"""A fleet to be measured: topics on a broker, jobs in them, the real commands, and what they left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import psutil
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from prometheus_client.parser import text_string_to_metric_families
+
+from devkit.broker import Broker
+from producers.topics import create_topics
+from schemas.settings import KafkaSettings
+
+POSTBACK = Path(sys.executable).with_name("postback")
+START_SECONDS = 180.0
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def broker(bootstrap_servers: str | None) -> Iterator[str]:
+    """The address of a Kafka: the one that is named, else a fresh one that ends with the bench."""
+    if bootstrap_servers:
+        yield bootstrap_servers
+        return
+    with Broker.start() as own:
+        yield own.bootstrap_servers
+
+
+def new_fleet(bootstrap_servers: str, partitions: int) -> KafkaSettings:
+    """A fleet with topics that nobody else uses."""
+    kafka = KafkaSettings(
+        bootstrap_servers=bootstrap_servers, topic_prefix=f"b{uuid.uuid4().hex[:10]}.", partitions=partitions
+    )
+    create_topics(kafka)
+    return kafka
+
+
+def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
+    """Put jobs on `model_requests`, spread evenly over the partitions; returns how many."""
+    producer = Producer({**kafka.client_config(), "linger.ms": 20, "compression.type": "lz4"})
+    count = 0
+    for value in values:
+        while True:
+            try:
+                producer.produce(kafka.topics.requests(), value, partition=count % kafka.partitions)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        count += 1
+    if producer.flush(120):
+        raise RuntimeError("not every job was taken by the broker")
+    return count
+
+
+def read_committed(kafka: KafkaSettings, topic: str) -> list[Message]:
+    """Every record of a topic that a read_committed reader can see now."""
+    consumer = Consumer(
+        {
+            **kafka.client_config(),
+            "group.id": "bench-reader",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    left = set(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, number, 0) for number in left])
+    found = []
+    while left:
+        for message in consumer.consume(5000, 1.0):
+            error = message.error()
+            if error is None:
+                found.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard(message.partition())
+    consumer.close()
+    return found
+
+
+def assert_exactly_once(results: Iterable[str], jobs: int) -> None:
+    """Raise unless there are `jobs` results, all of different jobs."""
+    counts = Counter(results)
+    repeated = sum(1 for count in counts.values() if count > 1)
+    if len(counts) != jobs or repeated:
+        raise RuntimeError(f"{jobs} jobs have {len(counts)} distinct results, {repeated} of them more than once")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a process said of itself at one moment."""
+
+    at: float
+    """Monotonic seconds, before it was asked."""
+    values: dict[str, float]
+    """Metrics without labels by name, and those with labels summed."""
+    cpu_seconds: float
+    """User and system time so far, with its children's."""
+
+    def __getitem__(self, metric: str) -> float:
+        return self.values.get(metric, 0.0)
+
+
+class Command:
+    """A `postback` process that serves metrics. A context manager; leaving it sends SIGTERM and waits."""
+
+    def __init__(self, kafka: KafkaSettings, *arguments: str, **variables: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
+        environment = {
+            "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "POSTBACK_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+            "POSTBACK_KAFKA__PARTITIONS": str(kafka.partitions),
+            "POSTBACK_ENV": "development",
+            "POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.0/8",
+        }
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="postback-bench-", suffix=".log")  # noqa: SIM115 - lives as long as this
+        self._process = subprocess.Popen(
+            [POSTBACK, *arguments], env=kept | environment | variables, stdout=self._log, stderr=self._log
+        )
+        self._watched = psutil.Process(self._process.pid)
+        self._port = 0
+
+    def __enter__(self) -> Command:
+        self._port = int(wait_for(self._announced, START_SECONDS))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def sample(self) -> Sample:
+        """Its metrics and its CPU time now. Raises RuntimeError once it has ended."""
+        self._ensure_alive()
+        at = time.monotonic()
+        with urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        values: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values[sample.name] += sample.value
+        return Sample(at, dict(values), self.cpu_seconds())
+
+    def ready(self) -> bool:
+        """Whether it is a member of its group and works."""
+        self._ensure_alive()
+        try:
+            with urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def cpu_seconds(self) -> float:
+        """User and system seconds of it and of the processes that it started."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._family())
+
+    def rss_bytes(self) -> int:
+        """Resident memory of it and of the processes that it started."""
+        return sum(process.memory_info().rss for process in self._family())
+
+    def _family(self) -> list[psutil.Process]:
+        return [self._watched, *self._watched.children(recursive=True)]
+
+    def _announced(self) -> str | None:
+        self._ensure_alive()
+        found = re.search(r"metrics and health on port (\d+)", self._output())
+        return found[1] if found else None
+
+    def _ensure_alive(self) -> None:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"postback ended with {self._process.returncode}:\n{self._output()[-3000:]}")
+
+    def _output(self) -> str:
+        return Path(self._log.name).read_text()
+
+
+def wait_for(found: Callable[[], Any], seconds: float) -> Any:
+    """Ask until the answer is true, and return it. Raises RuntimeError when time is up."""
+    end = time.monotonic() + seconds
+    while not (answer := found()):
+        if time.monotonic() > end:
+            raise RuntimeError(f"nothing happened for {seconds:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return answer

@@ -1,0 +1,118 @@
+"""From submit to the verified callback: `python -m bench.latency`.
+
+A real worker (engine echo), a real delivery process, and a receiver here that verifies both signatures of every
+callback. Jobs are submitted on a schedule that does not wait for anything, and each one's time counts from the moment
+at which it was due, so that a stall is seen in every job that it held up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+from confluent_kafka import Producer
+
+from bench.fleet import Command, broker, new_fleet, wait_for
+from bench.table import table, title, verdict
+from devkit.receiver import Keys, Received, Receiver
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from workers.delivery.keyring import Keyring
+
+P50_MS = 60
+P99_MS = 250
+PARTITIONS = 12
+LAST_SECONDS = 30.0
+CLOCK = SystemClock()
+
+
+class Arrivals:
+    """When the callback of each job came; anything that is not verified ends the bench."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+        self.repeated = 0
+
+    def note(self, received: Received) -> None:
+        """One request of the receiver."""
+        if not received.verified:
+            raise RuntimeError(f"a callback did not verify: {received.problem}")
+        number = int(received.event["data"]["custom_id"])
+        self.repeated += number in self.at
+        self.at.setdefault(number, received.received_at)
+
+
+def main() -> None:
+    """Start the fleet, submit, and print the percentiles."""
+    options = _options()
+    title(f"Submit to verified callback, engine echo, {options.rate:g} jobs/s for {options.seconds:g} s")
+    with broker(options.bootstrap_servers) as servers, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keyring.json"
+        keyring = Keyring.create(path, CLOCK)
+        kafka = new_fleet(servers, PARTITIONS)
+        with (
+            Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA="w0") as worker,
+            Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(path)) as deliver,
+        ):
+            wait_for(lambda: worker.ready() and deliver.ready(), 60)
+            took_ms, repeated = uvloop.run(_measure(kafka, keyring, options))
+    _report(took_ms, repeated)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, default=200.0, help="jobs a second")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before those that count")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    return parser.parse_args()
+
+
+async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Namespace) -> tuple[list[float], int]:
+    """Milliseconds of each job that counts, and how many callbacks came more than once."""
+    now = CLOCK.time()
+    keys = Keys(keyring.secrets("default", now), keyring.public_keys(now))
+    arrivals = Arrivals()
+    async with Receiver(lambda: keys, arrivals.note) as receiver:
+        jobs = round(options.rate * (options.warm_up + options.seconds))
+        due = await asyncio.to_thread(_submit, kafka, receiver.url + "hook", jobs, options.rate)
+        async with asyncio.timeout(LAST_SECONDS):
+            while len(arrivals.at) < jobs:
+                await asyncio.sleep(0.05)
+    counted = range(round(options.rate * options.warm_up), jobs)
+    return [(arrivals.at[number] - due[number]) * 1000 for number in counted], arrivals.repeated
+
+
+def _submit(kafka: KafkaSettings, url: str, jobs: int, rate: float) -> list[float]:
+    """Produce jobs on an open schedule; Unix seconds at which each was due."""
+    producer = Producer({**kafka.client_config(), "linger.ms": 0})
+    start, due = time.time() + 0.1, []
+    for number in range(jobs):
+        due.append(start + number / rate)
+        time.sleep(max(0.0, due[-1] - time.time()))
+        job = {"prompt": f"Where is case {number}?", "callback_url": url, "custom_id": str(number)}
+        producer.produce(kafka.topics.requests(), json.dumps(job).encode(), partition=number % PARTITIONS)
+        producer.poll(0)
+    producer.flush(30)
+    return due
+
+
+def _report(took_ms: Sequence[float], repeated: int) -> None:
+    cuts = statistics.quantiles(took_ms, n=1000, method="inclusive")
+    p50, p99 = cuts[499], cuts[989]
+    row = (f"{len(took_ms):,}", *(f"{value:.1f}" for value in (p50, cuts[899], p99, cuts[998], max(took_ms))), repeated)
+    table(("callbacks", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "repeated"), [row])
+    print("every callback verified, v1 and v1a")
+    verdict("p50", p50, P50_MS, at_least=False, unit=" ms")
+    verdict("p99", p99, P99_MS, at_least=False, unit=" ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The stage against the blocking loop that it replaces: `python -m bench.stage`.
+
+Both validate each job and answer at once, out of the same topic, with the same client settings, each in a process of
+its own, one after the other and in turn. The clock runs from the first commit to the last one. The loop takes a batch,
+handles it and commits it, and can do nothing meanwhile: it is the ceiling of what one process can do with this client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import uvloop
+from confluent_kafka import Consumer, KafkaError, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, read_committed
+from bench.table import table, title, verdict
+from schemas.codec import Origin, read_job
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.stage.build import group_stage
+from workers.stage.record import Failure, Output, Record
+from workers.stage.settle import producer_config
+from workers.stage.stage import StageSettings
+from workers.stage.window import Limits
+
+TARGET = 0.6
+PARTITIONS = 4
+LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one process is to do."""
+
+    kafka: KafkaSettings
+    name: str
+    jobs: int
+    window: int
+    batch: int
+
+    @property
+    def results(self) -> str:
+        """A topic for this run alone."""
+        return f"{self.kafka.topic_prefix}results.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of one side, from its first commit to its last."""
+
+    jobs_per_second: float
+    cpu_us_per_job: float
+
+
+@dataclass(slots=True)
+class Meter:
+    """Starts at the first commit, and ends when everything is committed."""
+
+    jobs: int
+    first: tuple[int, float, float] | None = None
+    measured: Measured | None = None
+
+    def committed(self, count: int) -> bool:
+        """Note how many jobs are committed by now; whether that is all of them."""
+        now, cpu = time.perf_counter(), time.process_time()
+        if self.first is None and count:
+            self.first = (count, now, cpu)
+        if self.first is None or count < self.jobs:
+            return False
+        jobs = count - self.first[0]
+        self.measured = Measured(jobs / (now - self.first[1]), (cpu - self.first[2]) / jobs * 1e6)
+        return True
+
+
+def main() -> None:
+    """Run both sides in turn and print what came out."""
+    options = _options()
+    title(f"The stage and the blocking loop: {options.jobs:,} jobs of {PARTITIONS} partitions, {options.pairs} pairs")
+    with broker(options.bootstrap_servers) as servers:
+        kafka = new_fleet(servers, PARTITIONS)
+        prefill(kafka, (_job(number) for number in range(options.jobs)))
+        rows = []
+        for pair in range(options.pairs):
+            loop = _in_its_own_process(blocking_loop, _task(options, kafka, f"loop-{pair}"))
+            stage = _in_its_own_process(stage_run, _task(options, kafka, f"stage-{pair}"))
+            rows.append((loop, stage))
+    _report(rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--window", type=int, default=2000, help="records that the stage handles at once")
+    parser.add_argument("--batch", type=int, default=1000, help="records of one transaction of the loop")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    return parser.parse_args()
+
+
+def _job(number: int) -> bytes:
+    prompt = f"What does the page say of case {number}? " + "Answer in one sentence and name the place. " * 4
+    return json.dumps({"prompt": prompt, "max_tokens": 64, "custom_id": str(number)}).encode()
+
+
+def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
+    task = Task(kafka, name, options.jobs, options.window, options.batch)
+    admin = AdminClient(kafka.client_config())
+    admin.create_topics([NewTopic(task.results, PARTITIONS, 1)])[task.results].result(20)
+    return task
+
+
+def _in_its_own_process(side: object, task: Task) -> Measured:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        measured: Measured = processes.submit(side, task).result()  # type: ignore[arg-type, assignment]
+    assert_exactly_once((str(message.key()) for message in read_committed(task.kafka, task.results)), task.jobs)
+    return measured
+
+
+def _report(rows: Sequence[tuple[Measured, Measured]]) -> None:
+    def median(side: int, what: str) -> float:
+        return statistics.median(getattr(row[side], what) for row in rows)
+
+    ratios = [stage.jobs_per_second / loop.jobs_per_second for loop, stage in rows]
+    lines = [
+        (
+            name,
+            f"{median(side, 'jobs_per_second'):,.0f}",
+            f"{min(row[side].jobs_per_second for row in rows):,.0f}-{max(row[side].jobs_per_second for row in rows):,.0f}",
+            f"{median(side, 'cpu_us_per_job'):.1f}",
+        )
+        for side, name in enumerate(("blocking loop", "stage"))
+    ]
+    table(("", "jobs/s (median)", "range", "CPU µs a job (median)"), lines)
+    print("stage / loop in each pair:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
+    verdict("stage / loop, median of the pairs", statistics.median(ratios), TARGET, at_least=True)
+
+
+# -- the two sides, each in a process of its own -----------------------------------------------------------------
+
+
+def blocking_loop(task: Task) -> Measured:
+    """Consume, validate, produce, commit; the next batch after that."""
+    group = f"{task.kafka.topic_prefix}{task.name}"
+    consumer = Consumer(_loop_consumer_config(task, group))
+    producer = Producer(producer_config(task.kafka.client_config(), f"{group}.only"))
+    producer.init_transactions(30)
+    consumer.subscribe([task.kafka.topics.requests()])
+    meter, done = Meter(task.jobs), 0
+    while not meter.committed(done):
+        messages = [message for message in consumer.consume(task.batch, 0.05) if _usable(message)]
+        if not messages:
+            continue
+        producer.begin_transaction()
+        for message in messages:
+            value, key = _answer(
+                message.topic(), message.partition(), message.offset(), message.value(), message.timestamp()[1]
+            )
+            producer.produce(task.results, value, key, partition=message.partition())
+        positions = consumer.position(consumer.assignment())
+        producer.send_offsets_to_transaction(positions, consumer.consumer_group_metadata(), 30)
+        producer.commit_transaction(30)
+        done += len(messages)
+    consumer.close()
+    return _complete(meter)
+
+
+def stage_run(task: Task) -> Measured:
+    """The stage, as a worker runs it."""
+    return uvloop.run(_stage(task))
+
+
+async def _stage(task: Task) -> Measured:
+    metrics = Metrics()
+    settings = StageSettings(task.name, limits=Limits(records=task.window))
+    topics = [task.kafka.topics.requests()]
+    stage = group_stage(settings, task.kafka, topics, "only", _Answering(task.results), SystemClock(), metrics)
+    running, meter = asyncio.create_task(stage.run()), Meter(task.jobs)
+    while not meter.committed(int(metrics.registry.get_sample_value("postback_settled_records_total") or 0)):
+        if running.done():
+            break
+        await asyncio.sleep(LOOK_SECONDS)
+    stage.stop()
+    await running
+    return _complete(meter)
+
+
+class _Answering:
+    """Implements the stage's `Handler`."""
+
+    def __init__(self, results: str) -> None:
+        self._results = results
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        value, key = _answer(record.topic, record.partition, record.offset, record.value, record.timestamp_ms)
+        return [Output(self._results, value, key)]
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        raise RuntimeError(failure.message)
+
+
+def _answer(
+    topic: str | None, partition: int | None, offset: int | None, value: bytes | None, timestamp_ms: int
+) -> tuple[bytes | None, bytes]:
+    """The same work on both sides: a valid job, its identity, and an answer."""
+    received = read_job(value, None, Origin(str(topic), partition or 0, offset or 0), timestamp_ms)
+    return value, received.job_id.encode()
+
+
+def _loop_consumer_config(task: Task, group: str) -> dict[str, object]:
+    """As `workers.stage.intake.GroupIntake` has it."""
+    return {
+        "fetch.wait.max.ms": 100,
+        "fetch.queue.backoff.ms": 20,
+        "queued.min.messages": 2 * task.window,
+        "queued.max.messages.kbytes": 16_384,
+        **task.kafka.client_config(),
+        "group.id": group,
+        "group.protocol": "consumer",
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "enable.partition.eof": True,
+        "max.poll.interval.ms": 900_000,
+    }
+
+
+def _usable(message: Message) -> bool:
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise RuntimeError(error.str())
+    return error is None
+
+
+def _complete(meter: Meter) -> Measured:
+    if meter.measured is None:
+        raise RuntimeError("the run ended before every job was committed")
+    return meter.measured
+
+
+if __name__ == "__main__":
+    main()
