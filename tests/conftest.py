@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
+from product import Product
 
 from devkit.broker import Broker
 from schemas.settings import KafkaSettings
@@ -90,6 +92,14 @@ def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSet
     for created in admin.create_topics(topics).values():
         created.result(_ADMIN_TIMEOUT_SECONDS)
     return settings
+
+
+@pytest.fixture
+def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    """The fleet's processes, none of which runs yet."""
+    started = Product(fleet, tmp_path)
+    yield started
+    started.end()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,79 @@
+"""Workers and delivery processes are killed, stopped and started under load: nothing is lost, nothing answered twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devkit.receiver import Received
+
+if TYPE_CHECKING:
+    from product import Product
+
+pytestmark = pytest.mark.broker
+
+JOBS = 1600
+NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
+"""Eight jobs of 0.2 s at once make 40 a second for each worker, so that there is load for as long as the test needs."""
+
+
+def jobs_named(names: list[str], product: Product) -> list[dict[str, object]]:
+    url = product.callbacks.url
+    return [{"job_id": name, "prompt": f"[[sleep 0.2]] {name}", "callback_url": url} for name in names]
+
+
+def test_processes_that_die_leave_and_come_back_answer_every_job_once_and_call_back(product: Product) -> None:
+    product.callbacks.up()
+    workers = {name: product.worker(name, **NARROW) for name in ("w1", "w2")}
+    deliveries = {name: product.deliver(name) for name in ("d1", "d2")}
+    names = [f"job-{number}" for number in range(JOBS)]
+    product.submit(jobs_named(names, product))
+
+    product.wait_for_callbacks(100, 30)
+    workers["w1"].kill()
+    product.wait_for_callbacks(200, 30)
+    workers["w1"] = product.worker("w1", **NARROW)
+    deliveries["d1"].kill()
+    product.wait_for_callbacks(400, 30)
+    assert workers["w2"].terminate() == 0
+    deliveries["d1"] = product.deliver("d1")
+    product.wait_for_callbacks(600, 30)
+    workers["w3"], workers["w4"] = (product.worker(name, **NARROW) for name in ("w3", "w4"))
+    assert deliveries["d2"].terminate() == 0
+    product.wait_for_callbacks(JOBS // 2, 30)
+    workers["w3"].kill()
+    deliveries["d2"] = product.deliver("d2")
+
+    product.wait_for_callbacks(JOBS, 90)
+    product.wait_until_nothing_is_left()
+    product.assert_each_is_answered_once_and_called_back(names)
+    assert set(product.outcomes().values()) == {"succeeded"}
+    assert product.dead_letters() == []
+    for role in (workers["w1"], workers["w4"], *deliveries.values()):
+        assert role.terminate() == 0
+
+
+def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_the_same_event(
+    product: Product,
+) -> None:
+    product.callbacks.up()
+    product.worker("w1")
+    doomed = product.deliver("d1")
+
+    def kill_the_first_sender(received: Received) -> None:
+        if len(product.callbacks.received) == 1:
+            os.kill(doomed.process.pid, signal.SIGKILL)
+
+    product.callbacks.before_answer = kill_the_first_sender
+    names = [f"job-{number}" for number in range(20)]
+    product.submit({"job_id": name, "prompt": name, "callback_url": product.callbacks.url} for name in names)
+    assert doomed.process.wait(30) == -signal.SIGKILL
+
+    product.deliver("d1")
+    product.wait_for_callbacks(len(names), 60)
+    product.wait_until_nothing_is_left()
+    product.assert_each_is_answered_once_and_called_back(names)
+    assert max(len(repeats) for repeats in product.callbacks.events.values()) >= 2

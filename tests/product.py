@@ -1,0 +1,313 @@
+"""The product as its users run it, for tests: worker and delivery processes, a verifying receiver, and Kafka's word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from postback_command import POSTBACK, environment_of
+from prometheus_client.parser import text_string_to_metric_families
+
+from devkit.receiver import Behaviour, Keys, Received, Receiver
+from producers.topics import configure_groups
+from schemas.settings import KafkaSettings
+from schemas.topics import JOB_ID
+from telemetry.clock import SystemClock
+from workers.delivery.keyring import Keyring
+
+PARTITIONS = 4
+GROUPS = ("inference", "delivery")
+CLOCK = SystemClock()
+
+
+def eventually(condition: Callable[[], bool], seconds: float, what: Callable[[], str] | str) -> None:
+    """Wait until it holds, or fail saying what did not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds:.0f} s: {what() if callable(what) else what}")
+        time.sleep(0.05)
+
+
+class Callbacks:
+    """A receiver that verifies, on a thread of its own, so that it goes on answering while a test waits."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._receiver: Receiver | None = None
+        self.port = 0
+        self.received: list[Received] = []
+        self.before_answer: Callable[[Received], None] = lambda received: None
+        """Called before each answer, on the receiver's thread."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hook?token=secret"
+
+    @property
+    def events(self) -> dict[str, list[Received]]:
+        """What was verified, by job."""
+        found: dict[str, list[Received]] = {}
+        for one in list(self.received):
+            if one.verified:
+                found.setdefault(one.event["data"]["id"], []).append(one)
+        return found
+
+    def up(self, behaviour: Behaviour | None = None) -> None:
+        """Listen; at the same port as before."""
+        self._receiver = Receiver(self._keys, self._take, port=self.port, behaviour=behaviour or Behaviour())
+        asyncio.run_coroutine_threadsafe(self._receiver.start(), self._loop).result(10)
+        self.port = self._receiver.port
+
+    def down(self) -> None:
+        if self._receiver is not None:
+            asyncio.run_coroutine_threadsafe(self._receiver.stop(), self._loop).result(10)
+            self._receiver = None
+
+    def end(self) -> None:
+        self.down()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _keys(self) -> Keys:
+        now = CLOCK.time()
+        return Keys(self._keyring.secrets("default", now), self._keyring.public_keys(now))
+
+    def _take(self, received: Received) -> None:
+        self.received.append(received)
+        self.before_answer(received)
+
+
+@dataclass
+class Role:
+    """A running `postback worker` or `postback deliver`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit status once it has drained."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+    @property
+    def port(self) -> int:
+        """Where its metrics are, as it announces it."""
+        eventually(lambda: bool(self._announced()), 30, lambda: f"no port is announced: {self.said()[-2000:]}")
+        return int(self._announced()[-1])
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether it is ready, and why not."""
+        status, body = self._get("/readyz")
+        answer = json.loads(body)
+        assert answer["ready"] == (status == 200)
+        return answer["ready"], answer["reasons"]
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by name, or by `name{label}` and `name{label,label}` where it has labels' values."""
+        samples = {}
+        for family in text_string_to_metric_families(self._get("/metrics")[1]):
+            for sample in family.samples:
+                labels = ",".join(sample.labels.values())
+                samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return samples
+
+    def _announced(self) -> list[str]:
+        return re.findall(r"metrics and health on port (\d+)", self.said())
+
+    def _get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+@dataclass
+class Product:
+    """One fleet of real processes, and what Kafka says of it from outside."""
+
+    kafka: KafkaSettings
+    folder: Path
+    keyring: Keyring = field(init=False)
+    callbacks: Callbacks = field(init=False)
+    roles: list[Role] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.keyring = Keyring.create(self.folder / "keyring.json", CLOCK)
+        self.callbacks = Callbacks(self.keyring)
+        configure_groups(self.kafka, [f"{self.kafka.topic_prefix}{group}" for group in GROUPS])
+
+    # -- processes -----------------------------------------------------------------------------------------------
+
+    def worker(self, replica: str, *arguments: str, **settings: str) -> Role:
+        """Start `postback worker`; it is an echo worker unless the arguments say otherwise."""
+        return self._start("worker", replica, arguments or ("--engine", "echo"), settings)
+
+    def deliver(self, replica: str, **settings: str) -> Role:
+        return self._start("deliver", replica, (), settings)
+
+    def _start(self, role: str, replica: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> Role:
+        environment = {
+            "POSTBACK_ENV": "development",
+            "POSTBACK_REPLICA": replica,
+            "POSTBACK_KEYRING": str(self.folder / "keyring.json"),
+            "POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.1/32",
+            **settings,
+        }
+        log = self.folder / f"{role}-{replica}-{len(self.roles)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [POSTBACK, role, *arguments],
+                env=environment_of(self.kafka, **environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        started = Role(process, log)
+        self.roles.append(started)
+        return started
+
+    def end(self) -> None:
+        for role in self.roles:
+            role.process.kill()
+        for role in self.roles:
+            role.process.wait()
+        self.callbacks.end()
+
+    # -- what goes in and what comes out ---------------------------------------------------------------------------
+
+    def submit(self, jobs: Iterable[Mapping[str, Any]], topic: str | None = None) -> None:
+        """Jobs as JSON, spread over the partitions."""
+        self.put([json.dumps(job).encode() for job in jobs], topic=topic)
+
+    def put(
+        self,
+        values: Iterable[bytes],
+        headers: Iterable[tuple[str, bytes]] = (),
+        topic: str | None = None,
+        timestamp_ms: int = 0,
+        **config: object,
+    ) -> None:
+        """Records as they are. `timestamp_ms` 0 is now."""
+        producer = Producer({**self.kafka.client_config(), "linger.ms": 20, "message.max.bytes": 8_000_000, **config})
+        for count, value in enumerate(values):
+            producer.produce(
+                topic or self.kafka.topics.requests(),
+                value,
+                partition=count % PARTITIONS,
+                headers=list(headers),
+                timestamp=timestamp_ms,
+            )
+            producer.poll(0)
+        assert producer.flush(60) == 0
+
+    def read(self, topic: str) -> list[Message]:
+        """Every record that a read_committed reader can see now."""
+        consumer = Consumer(
+            {
+                **self.kafka.client_config(),
+                "group.id": "reader",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        numbers = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
+        left, found = set(numbers), []
+        while left:
+            for message in consumer.consume(1000, 1.0):
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+        consumer.close()
+        return found
+
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(message.value()) for message in self.read(self.kafka.topics.results)]
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """The headers of each."""
+        letters = self.read(self.kafka.topics.dead_letters)
+        return [{name: value.decode() for name, value in letter.headers() or ()} for letter in letters]
+
+    def outcomes(self) -> dict[str, str]:
+        """By job; there is one result of each."""
+        results = self.results()
+        outcomes = {result["job_id"]: result["outcome"] for result in results}
+        assert len(results) == len(outcomes), "a job has two results"
+        return outcomes
+
+    def wait_for_results(self, jobs: int, seconds: float) -> None:
+        eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")
+
+    def wait_for_callbacks(self, jobs: int, seconds: float) -> None:
+        have = self.callbacks.events
+        eventually(lambda: len(self.callbacks.events) >= jobs, seconds, lambda: f"{len(have)} of {jobs} were called")
+
+    def lag(self, group: str, topics: Iterable[str]) -> int:
+        """Records that are not below the group's committed base."""
+        consumer = Consumer({**self.kafka.client_config(), "group.id": "lag"})
+        ends = {}
+        for topic in topics:
+            for number in consumer.list_topics(topic, timeout=20).topics[topic].partitions:
+                ends[topic, number] = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)[1]
+        consumer.close()
+        asked = ConsumerGroupTopicPartitions(
+            f"{self.kafka.topic_prefix}{group}", [TopicPartition(*place) for place in ends]
+        )
+        admin = AdminClient(self.kafka.client_config())
+        committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
+        return sum(ends[p.topic, p.partition] - max(0, p.offset) for p in committed)
+
+    def wait_until_nothing_is_left(self) -> None:
+        """Both groups have done all that there is."""
+        topics = self.kafka.topics
+        for group, read in (
+            ("inference", [topics.requests(), topics.requests(bulk=True)]),
+            ("delivery", [topics.results, *topics.tiers.values()]),
+        ):
+            eventually(lambda: self.lag(group, read) == 0, 30, f"the lag of {group} does not return to 0")
+
+    # -- whole-state assertions ------------------------------------------------------------------------------------
+
+    def assert_each_is_answered_once_and_called_back(self, jobs: Iterable[str]) -> None:
+        """One result for each; a verified callback for each; and every repeat of it is the same event."""
+        wanted = set(jobs)
+        assert set(self.outcomes()) == wanted
+        events = self.callbacks.events
+        assert set(events) == wanted
+        for repeats in events.values():
+            assert len({(one.webhook_id, one.body) for one in repeats}) == 1
+        assert [one.problem for one in self.callbacks.received if not one.verified] == []
+        ids = {dict(message.headers())[JOB_ID].decode() for message in self.read(self.kafka.topics.results)}
+        assert ids == wanted
+        assert len({repeats[0].webhook_id for repeats in events.values()}) == len(wanted)
