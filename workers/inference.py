@@ -93,7 +93,7 @@ class InferenceHandler:
     # -- the way of a job ----------------------------------------------------------------------------------------
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """Answer one job. Every job ends in exactly one result, or goes on to the lane of the engine that has its model."""
+        """Answer one job: it ends in exactly one result, or goes on to the lane of the engine that has its model."""
         self._preparing += 1
         preparing = True
         try:
@@ -143,7 +143,7 @@ class InferenceHandler:
         return received
 
     def _route(self, received: ReceivedJob, record: Record) -> Output | None:
-        """The record for another engine's lane, or None where the job is ours. Raises InvalidJob for an unknown model."""
+        """The record for another engine's lane, None where the job is ours. Raises InvalidJob for an unknown model."""
         try:
             where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
         except UnknownModel as unknown:
@@ -274,7 +274,9 @@ class InferenceHandler:
         """The result as a record of `model_results`, beside which nothing else speaks of the job."""
         value = write_result(result)
         if len(value) > MAX_RESULT_BYTES:
-            message = f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; lower max_tokens or metadata"
+            message = (
+                f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; lower max_tokens or metadata"
+            )
             result = self._failed(received, "result_too_large", message)
             value = write_result(result)
         self._outcomes[result.outcome].inc()
@@ -368,4 +370,6 @@ def _usage(completion: Completion) -> Usage:
 def _report(task: asyncio.Future[None]) -> None:
     """An abort that failed is an engine's failure, which its `generate` reports; here it is only noted."""
     if not task.cancelled() and task.exception() is not None:
-        log.warning("An abort did not reach the engine.", action="abort-failed", error=type(task.exception()).__qualname__)
+        log.warning(
+            "An abort did not reach the engine.", action="abort-failed", error=type(task.exception()).__qualname__
+        )

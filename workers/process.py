@@ -33,7 +33,7 @@ class BrokerAway(ProcessError):  # noqa: N818 - it names what is wrong
 
 
 def replica_of(settings: FleetSettings) -> str:
-    """This process's identity: stable where POSTBACK_REPLICA says so, else random."""
+    """The process's identity: stable where POSTBACK_REPLICA says so, else random."""
     return settings.replica or f"r{secrets.token_hex(4)}"
 
 
@@ -68,7 +68,10 @@ def alive(stages: Sequence[Stage]) -> bool:
 
 
 async def run_stages(stages: Sequence[Stage]) -> None:
-    """Run until SIGTERM or SIGINT has drained every stage. When one dies, the others are drained and its error is raised."""
+    """Run until SIGTERM or SIGINT has drained every stage.
+
+    When one dies, the others are drained and its error is raised.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stages, number.name)

@@ -23,7 +23,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """This worker's engine answers."""
+    """The engine of this worker answers."""
 
 
 class Registry:
