@@ -136,7 +136,9 @@ class Ledgers:
             for number in consumer.list_topics(topic, timeout=20).topics[topic].partitions
         }
         consumer.close()
-        asked = ConsumerGroupTopicPartitions(f"{self.kafka.topic_prefix}{group}", [TopicPartition(topic, n) for n in ends])
+        asked = ConsumerGroupTopicPartitions(
+            f"{self.kafka.topic_prefix}{group}", [TopicPartition(topic, n) for n in ends]
+        )
         admin = AdminClient(self.kafka.client_config())
         committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
         return sum(ends[p.partition] - max(0, p.offset) for p in committed)
@@ -150,6 +152,16 @@ class Ledgers:
         assert {job for job, count in results.items() if count > 1} == set()
         assert set(results) == {str(number) for number in range(jobs)}
         eventually(lambda: self.lag() == 0, 20, "the lag does not return to 0")
+
+
+@pytest.fixture
+def ledgers_of() -> type[Ledgers]:
+    return Ledgers
+
+
+@pytest.fixture
+def processes_of() -> type[StageProcesses]:
+    return StageProcesses
 
 
 @pytest.fixture

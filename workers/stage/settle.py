@@ -33,6 +33,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.stage.bounded import BoundedCaller
 from workers.stage.partition import Partition
 from workers.stage.record import Output
 
@@ -40,6 +41,7 @@ SEND_SECONDS = 5.0
 COMMIT_SECONDS = 5.0
 ABORT_SECONDS = 2.0
 INIT_SECONDS = 2.0
+CALL_MARGIN_SECONDS = 1.0
 REST_SECONDS = 1.0
 FATAL_ERRORS_ALLOWED = 3
 FATAL_WINDOW_SECONDS = 60.0
@@ -115,6 +117,7 @@ class Settler:
         self._failures = 0
         self._rest_until = 0.0
         self._producer = Producer(self._config)
+        self._caller = BoundedCaller("transactions")
         self.state = State.REBUILDING
 
     @property
@@ -133,9 +136,9 @@ class Settler:
             self.state = State.ABORTING
             for output, source_partition in batch.outputs:
                 self._produce(output, source_partition)
-            self._producer.send_offsets_to_transaction(_positions(batch), self._group_metadata(), SEND_SECONDS)
+            self._send_offsets(_positions(batch))
             self.state, self._committing = State.COMMITTING, batch
-            self._producer.commit_transaction(COMMIT_SECONDS)
+            self._call(COMMIT_SECONDS, self._producer.commit_transaction)
         except KafkaException as error:
             self._failed(error.args[0])
             return False
@@ -150,16 +153,16 @@ class Settler:
         self._metrics.repairs.labels(self.state.value).inc()
         try:
             if self.state is State.COMMITTING:
-                self._producer.commit_transaction(COMMIT_SECONDS)
+                self._call(COMMIT_SECONDS, self._producer.commit_transaction)
                 batch = self._committing
                 self._committed()
                 return batch
             if self.state is State.ABORTING:
-                self._producer.abort_transaction(ABORT_SECONDS)
+                self._call(ABORT_SECONDS, self._producer.abort_transaction)
                 self.state = State.READY
                 self._metrics.settles.labels("aborted").inc()
             elif self.state is State.REBUILDING:
-                self._producer.init_transactions(INIT_SECONDS)
+                self._call(INIT_SECONDS, self._producer.init_transactions)
                 self.state = State.READY if self._fresh else State.SWEEPING
                 self._fresh = False
             elif self.state is State.SWEEPING:
@@ -177,14 +180,22 @@ class Settler:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
         if self.state in (State.ABORTING, State.COMMITTING):
             self.repair(())
+        self._caller.end()
         _retire(self._producer)
 
     def _sweep(self, owned: Sequence[Partition]) -> None:
         positions = _positions(Batch({partition: [] for partition in owned}))
         if positions:
             self._producer.begin_transaction()
-            self._producer.send_offsets_to_transaction(positions, self._group_metadata(), SEND_SECONDS)
-            self._producer.abort_transaction(ABORT_SECONDS)
+            self._send_offsets(positions)
+            self._call(ABORT_SECONDS, self._producer.abort_transaction)
+
+    def _send_offsets(self, positions: list[TopicPartition]) -> None:
+        self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, self._group_metadata())
+
+    def _call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
+        """A transactional call, which takes its timeout last; see `bounded` for why that is not enough."""
+        self._caller.call(seconds + CALL_MARGIN_SECONDS, function, *args, seconds)
 
     def _produce(self, output: Output, source_partition: int) -> None:
         partition = output.partition if output.partition is not None else source_partition
@@ -217,6 +228,8 @@ class Settler:
 
     def _committed(self) -> None:
         self.state, self._committing = State.READY, None
+        if self._failures:
+            log.info("Settling again.", action="settle-repaired", transactional_id=self._transactional_id)
         self._failures = 0
         self._metrics.settles.labels("committed").inc()
 
@@ -249,7 +262,8 @@ class Settler:
 
     def _rebuild(self) -> None:
         self._committing = None
-        old, self._producer = self._producer, Producer(self._config)
+        self._caller.end()
+        old, self._producer, self._caller = self._producer, Producer(self._config), BoundedCaller("transactions")
         _retire(old)
         self._partitions_of.clear()
         self.state = State.REBUILDING

@@ -10,6 +10,8 @@ from workers.stage.partition import Partition, Phase
 
 SPAN_HIGH = MAX_SPAN * 3 // 4
 SPAN_LOW = MAX_SPAN // 2
+LEAST_PARKED = 512
+"""Records. A resumed partition delivers after up to half a second; half of these have to last as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """Records that the handler has at once; as many again may be parked behind them."""
+    """Records that the handler has at once; as many again, and no fewer than LEAST_PARKED, may be parked behind them."""
     bytes: int = 256 * 1024 * 1024
     """Bytes of record values that are taken and not settled."""
 
@@ -34,20 +36,21 @@ class Window:
         """Dispatched, and the handler has not returned."""
         self.parked = 0
         self.bytes = 0
+        self._parking = max(limits.records, LEAST_PARKED)
         self._full = False
 
     @property
     def full(self) -> bool:
         """Whether nothing more is to be taken, whatever the partition."""
-        high = self.parked >= self.limits.records or self.bytes >= self.limits.bytes
-        low = self.parked <= self.limits.records // 2 and self.bytes <= self.limits.bytes * 3 // 4
+        high = self.parked >= self._parking or self.bytes >= self.limits.bytes
+        low = self.parked <= self._parking // 2 and self.bytes <= self.limits.bytes * 3 // 4
         self._full = high or (self._full and not low)
         return self._full
 
     @property
     def batch(self) -> int:
         """How many records to ask for; never less than one, or rebalances would go unheard."""
-        return max(1, min(500, self.limits.records - self.parked))
+        return max(1, min(500, self._parking - self.parked))
 
     def wants_pause(self, partition: Partition, *, full: bool, waiting: bool) -> bool:
         """Whether a partition is not to be fetched from now. `waiting`: its first parked record is not due yet."""

@@ -1,0 +1,68 @@
+"""What stands in the log besides records, and what stands in a commit besides an offset."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from workers.stage.ledger import Progress
+
+if TYPE_CHECKING:
+    from conftest import Ledgers, StageProcesses
+
+
+def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers, processes: StageProcesses) -> None:
+    producer = Producer({**ledgers.kafka.client_config(), "transactional.id": "feed", "retry.backoff.ms": 5})
+    producer.init_transactions(20)
+    number = 0
+    for turn in range(60):
+        producer.begin_transaction()
+        for _ in range(20):
+            job = {"id": number if turn % 3 else -1, "ms": 20}
+            producer.produce(ledgers.kafka.topics.requests(), json.dumps(job).encode(), partition=number % 4)
+            number += 1 if turn % 3 else 0
+        if turn % 3:
+            producer.commit_transaction(20)
+        else:
+            producer.abort_transaction(20)
+    processes.start("a", "b")
+    ledgers.wait_for_results(number, 60)
+    ledgers.assert_each_exactly_once(number)
+
+
+def test_a_commit_with_undecodable_metadata_is_survived(ledgers: Ledgers, processes: StageProcesses) -> None:
+    jobs = ledgers.submit({"id": number, "ms": 1} for number in range(40))
+    topic, group = ledgers.kafka.topics.requests(), f"{ledgers.kafka.topic_prefix}inference"
+    stranger = Consumer({**ledgers.kafka.client_config(), "group.id": group})
+    stranger.commit(offsets=[TopicPartition(topic, 0, 0, "kept by another program")], asynchronous=False)
+    stranger.close()
+    processes.start("a")
+    ledgers.wait_for_results(jobs, 40)
+    ledgers.assert_each_exactly_once(jobs)
+    assert "ledger-undecodable" in processes.log("a")
+
+
+def test_what_was_done_above_the_base_is_not_done_again_by_the_next_owner(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    jobs = ledgers.submit(({"id": number, "ms": 600_000 if number == 0 else 1} for number in range(100)), partitions=1)
+    processes.drain_seconds = 0.5
+    processes.start("a")
+    ledgers.wait_for_results(jobs - 1, 40)
+    processes.terminate("a")
+    committed = _committed(ledgers)
+    assert committed.base == 0
+    assert bin(committed.done).count("1") == jobs - 1
+    assert not committed.open
+    processes.start("b")
+    processes.kill("b")
+    assert sum(ledgers.results().values()) == jobs - 1
+
+
+def _committed(ledgers: Ledgers) -> Progress:
+    consumer = Consumer({**ledgers.kafka.client_config(), "group.id": f"{ledgers.kafka.topic_prefix}inference"})
+    (found,) = consumer.committed([TopicPartition(ledgers.kafka.topics.requests(), 0)], timeout=20)
+    consumer.close()
+    return Progress.decode(found.offset, found.metadata)

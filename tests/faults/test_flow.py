@@ -1,0 +1,40 @@
+"""Who waits for whom: a slow job for nobody, a rebalance for as little as can be, two replicas with one name not at all."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conftest import Ledgers, StageProcesses
+
+
+def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    jobs = ledgers.submit(({"id": n, "ms": 600_000 if n == 0 else 1} for n in range(5_000)), partitions=1)
+    processes.drain_seconds = 0.5
+    processes.start("a")
+    ledgers.wait_for_results(jobs - 1, 60)
+    assert ledgers.lag() == jobs
+
+
+def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledgers, processes: StageProcesses) -> None:
+    jobs = ledgers.submit({"id": number, "ms": 200} for number in range(6_000))
+    processes.window = 40
+    processes.start("same")
+    first = processes.running.pop("same")
+    processes.start("same")
+    second = processes.running["same"]
+    end = time.monotonic() + 60
+    while first.poll() is None and second.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    codes = {first.poll(), second.poll()}
+    processes.running["other"] = first
+    assert len(codes - {None}) == 1, "one of the two has to end"
+    assert 0 not in codes, "it has to say that something is wrong"
+    assert "inference.same" in processes.log("same")
+    assert "POSTBACK_REPLICA" in processes.log("same")
+    processes.start("third")
+    ledgers.wait_for_results(jobs, 90)
+    ledgers.assert_each_exactly_once(jobs)

@@ -1,0 +1,35 @@
+"""A record that kills what runs it is given up after three attempts alone, and no neighbour is blamed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Ledgers, StageProcesses
+
+JOBS = 60
+KILLER = 5
+
+
+@pytest.mark.parametrize("deed", ["kill", "crash"])
+def test_a_record_that_kills_its_worker_or_its_engine_is_given_up_alone(
+    ledgers: Ledgers, processes: StageProcesses, deed: str
+) -> None:
+    ledgers.submit(({"id": n, "ms": 100, deed: n == KILLER} for n in range(JOBS)), partitions=2)
+    processes.window = 8
+    processes.start("a")
+    deaths = 0
+    end = time.monotonic() + 200
+    while sum(ledgers.results().values()) < JOBS and time.monotonic() < end:
+        deaths += processes.keep_alive("a")
+        time.sleep(0.5)
+    ledgers.assert_each_exactly_once(JOBS)
+    assert (deaths >= 3) == (deed == "kill")
+    outcomes = {m.value().decode(): dict(m.headers())["outcome"] for m in ledgers.read(ledgers.kafka.topics.results)}
+    assert {job for job, outcome in outcomes.items() if outcome == b"failed"} == {str(KILLER)}
+    (letter,) = ledgers.read(ledgers.kafka.topics.dead_letters)
+    assert letter.value() == str(KILLER).encode()
+    assert dict(letter.headers()) == {"reason": b"worker_killed", "attempts": b"3"}
