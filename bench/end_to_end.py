@@ -1,8 +1,8 @@
-"""Jobs a second from `model_requests` to `model_results` with an engine that answers at once: `python -m bench.end_to_end`.
+"""Jobs a second from `model_requests` to `model_results`, where the engine costs nothing: `python -m bench.end_to_end`.
 
-Real `postback worker --engine echo` processes on a topic that is full already. The clock runs from the first commit
-that was seen to the last one; a read_committed reader then sees that every job has one result. Everything, Kafka too,
-shares this machine's cores.
+Real `postback worker --engine echo` processes, which share the partitions evenly before the jobs come, all at once. The
+clock runs from the first commit that was seen to the last one; a read_committed reader then sees that every job has one
+result. Everything, Kafka and the producer too, shares this machine's cores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bench.fleet import Command, Sample, assert_exactly_once, broker, new_fleet, prefill, read_committed, wait_for
+from bench.fleet import (
+    Command,
+    Sample,
+    assert_exactly_once,
+    broker,
+    new_fleet,
+    prefill,
+    read_committed,
+    shared_evenly,
+    wait_for,
+)
 from bench.table import table, title, verdict
 from schemas.codec import read_result
 
@@ -53,7 +63,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many processes, one run after another")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2], help="how many processes, one run after another"
+    )
     parser.add_argument("--runs", type=int, default=2, help="runs of each")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
@@ -62,11 +74,13 @@ def _options() -> argparse.Namespace:
 def measure(servers: str, jobs: int, workers: int) -> Measured:
     """One run in a fleet of its own."""
     kafka = new_fleet(servers, PARTITIONS)
-    prefill(kafka, (_job(number) for number in range(jobs)))
+    values = [_job(number) for number in range(jobs)]
     with ExitStack() as stack:
         commands = [Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA=f"w{n}") for n in range(workers)]
         for command in commands:
             stack.enter_context(command)
+        wait_for(lambda: shared_evenly(kafka, "inference", workers), 60)
+        prefill(kafka, values)
         first: list[Sample] = wait_for(lambda: _begun(commands), 60)
         last = _finished(commands, jobs)
     results = read_committed(kafka, kafka.topics.results)
@@ -85,9 +99,9 @@ def _samples(commands: Sequence[Command]) -> list[Sample]:
 
 
 def _begun(commands: Sequence[Command]) -> list[Sample] | None:
-    """The first samples in which every worker has settled something."""
+    """The first samples in which something is settled."""
     samples = _samples(commands)
-    return samples if all(sample[SETTLED] for sample in samples) else None
+    return samples if any(sample[SETTLED] for sample in samples) else None
 
 
 def _finished(commands: Sequence[Command], jobs: int) -> list[Sample]:
@@ -102,7 +116,9 @@ def _between(first: Sequence[Sample], last: Sequence[Sample]) -> Measured:
     seconds = max(sample.at for sample in last) - min(sample.at for sample in first)
     jobs = sum(end[SETTLED] - start[SETTLED] for start, end in zip(first, last, strict=True))
     cpu = sum(end.cpu_seconds - start.cpu_seconds for start, end in zip(first, last, strict=True))
-    settles = sum(end["postback_settles_total"] - start["postback_settles_total"] for start, end in zip(first, last, strict=True))
+    settles = sum(
+        end["postback_settles_total"] - start["postback_settles_total"] for start, end in zip(first, last, strict=True)
+    )
     return Measured(jobs / seconds, cpu / jobs * 1e6, settles / seconds)
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from typing import Any
 from urllib.request import urlopen
 
 import psutil
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.broker import Broker
@@ -91,6 +92,18 @@ def read_committed(kafka: KafkaSettings, topic: str) -> list[Message]:
     return found
 
 
+def shared_evenly(kafka: KafkaSettings, group: str, members: int) -> bool:
+    """Whether the group has this many members and each of them has its share of the partitions."""
+    name = f"{kafka.topic_prefix}{group}"
+    admin = AdminClient(kafka.client_config())
+    try:
+        found = admin.describe_consumer_groups([name])[name].result(20)
+    except KafkaException:
+        return False  # no member has joined yet
+    shares = [len(member.assignment.topic_partitions) for member in found.members if member.assignment]
+    return len(shares) == members and min(shares) > 0 and max(shares) - min(shares) <= members
+
+
 def assert_exactly_once(results: Iterable[str], jobs: int) -> None:
     """Raise unless there are `jobs` results, all of different jobs."""
     counts = Counter(results)
@@ -152,7 +165,7 @@ class Command:
         at = time.monotonic()
         with urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
-        values: Counter[str] = Counter()
+        values: dict[str, float] = defaultdict(float)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 values[sample.name] += sample.value

@@ -13,13 +13,13 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # it is documented there
 
 from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, read_committed
 from bench.table import table, title, verdict
@@ -119,30 +119,25 @@ def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
     return task
 
 
-def _in_its_own_process(side: object, task: Task) -> Measured:
+def _in_its_own_process(side: Callable[[Task], Measured], task: Task) -> Measured:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
-        measured: Measured = processes.submit(side, task).result()  # type: ignore[arg-type, assignment]
+        measured = processes.submit(side, task).result()
     assert_exactly_once((str(message.key()) for message in read_committed(task.kafka, task.results)), task.jobs)
     return measured
 
 
 def _report(rows: Sequence[tuple[Measured, Measured]]) -> None:
-    def median(side: int, what: str) -> float:
-        return statistics.median(getattr(row[side], what) for row in rows)
-
     ratios = [stage.jobs_per_second / loop.jobs_per_second for loop, stage in rows]
-    lines = [
-        (
-            name,
-            f"{median(side, 'jobs_per_second'):,.0f}",
-            f"{min(row[side].jobs_per_second for row in rows):,.0f}-{max(row[side].jobs_per_second for row in rows):,.0f}",
-            f"{median(side, 'cpu_us_per_job'):.1f}",
-        )
-        for side, name in enumerate(("blocking loop", "stage"))
-    ]
+    lines = [_line("blocking loop", [loop for loop, _ in rows]), _line("stage", [stage for _, stage in rows])]
     table(("", "jobs/s (median)", "range", "CPU µs a job (median)"), lines)
     print("stage / loop in each pair:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
     verdict("stage / loop, median of the pairs", statistics.median(ratios), TARGET, at_least=True)
+
+
+def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
+    rates = [run.jobs_per_second for run in runs]
+    cpu = statistics.median(run.cpu_us_per_job for run in runs)
+    return name, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}", f"{cpu:.1f}"
 
 
 # -- the two sides, each in a process of its own -----------------------------------------------------------------
@@ -162,10 +157,9 @@ def blocking_loop(task: Task) -> Measured:
             continue
         producer.begin_transaction()
         for message in messages:
-            value, key = _answer(
-                message.topic(), message.partition(), message.offset(), message.value(), message.timestamp()[1]
-            )
-            producer.produce(task.results, value, key, partition=message.partition())
+            partition = message.partition() or 0
+            value, key = _answer(message.topic(), partition, message.offset(), message.value(), message.timestamp()[1])
+            producer.produce(task.results, value, key, partition=partition)
         positions = consumer.position(consumer.assignment())
         producer.send_offsets_to_transaction(positions, consumer.consumer_group_metadata(), 30)
         producer.commit_transaction(30)
@@ -209,10 +203,10 @@ class _Answering:
 
 
 def _answer(
-    topic: str | None, partition: int | None, offset: int | None, value: bytes | None, timestamp_ms: int
+    topic: str | None, partition: int, offset: int | None, value: bytes | None, timestamp_ms: int
 ) -> tuple[bytes | None, bytes]:
     """The same work on both sides: a valid job, its identity, and an answer."""
-    received = read_job(value, None, Origin(str(topic), partition or 0, offset or 0), timestamp_ms)
+    received = read_job(value, None, Origin(str(topic), partition, offset or 0), timestamp_ms)
     return value, received.job_id.encode()
 
 

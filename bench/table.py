@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 def title(text: str) -> None:
@@ -35,7 +36,7 @@ def verdict(what: str, value: float, target: float, *, at_least: bool, unit: str
 
 def _cpu() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
+        with Path("/proc/cpuinfo").open() as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
