@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from test_engine_contract import QUESTION, busy, request
 
+from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
+from telemetry.metrics import Metrics
 from workers.engines.base import RequestRejected
+from workers.engines.guardian import marked
+from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -111,3 +116,24 @@ async def test_an_adapter_changes_the_answer(vllm_engine: VllmEngine) -> None:
     plain = await vllm_engine.generate(request(max_tokens=16))
     adapted = await vllm_engine.generate(request(max_tokens=16, adapter=ADAPTER))
     assert adapted.text != plain.text
+
+
+async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics())
+    with pytest.raises(Exception, match="config"):
+        await engine.start()
+    assert engine._guardian.pid is None
+    assert marked(engine._guardian.mark) == []
+
+
+async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
+    engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics())
+    starting = asyncio.create_task(engine.start())
+    async with asyncio.timeout(60):
+        while not marked(engine._guardian.mark):
+            await asyncio.sleep(0.1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert engine._guardian.pid is None
+    assert marked(engine._guardian.mark) == []

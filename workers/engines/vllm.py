@@ -69,9 +69,13 @@ class VllmEngine:
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     async def start(self) -> None:
-        """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises."""
+        """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises, and is closed then."""
         self._guardian.start()
-        await self._begin_loading()
+        try:
+            await asyncio.shield(self._begin_loading())  # a thread cannot be cancelled; `close` makes it fail instead
+        except BaseException:
+            await self.close()
+            raise
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError; cancelling aborts."""
@@ -103,11 +107,11 @@ class VllmEngine:
         return EngineLoad(running=running, waiting=count - running)
 
     async def close(self) -> None:
-        """End the engine's processes, also those of an engine that is still loading."""
+        """End the engine's processes, also those of an engine that is still loading. May be called twice."""
         self._closed = True
-        while self._loading is not None:
+        while (loading := self._loading) is not None:
             await asyncio.to_thread(self._guardian.end_engine)
-            await asyncio.wait({self._loading}, timeout=1.0)
+            await asyncio.wait({loading}, timeout=1.0)
         await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._guardian.close)
         self._tokenizing.shutdown(wait=False)
@@ -162,6 +166,8 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            if self._closed:
+                raise EngineUnavailable("the engine was closed while it was loading")
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
 
     def _arguments(self) -> dict[str, Any]:
