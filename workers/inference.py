@@ -30,12 +30,14 @@ from workers.engines.base import (
     RequestRejected,
 )
 from workers.enrichment import Enricher, Evidence, NothingFound, cited, ground
+from workers.pace import AnswerRate
 from workers.registry import Forward, Registry, UnknownModel
 from workers.settings import WorkerSettings
 from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
+AHEAD_SECONDS = 0.25
 _CHECKED_URLS = 4096
 
 log = get_logger()
@@ -79,15 +81,20 @@ class InferenceHandler:
         self._phases = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
         self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
+        self._rate = AnswerRate(clock, AHEAD_SECONDS)
         self._preparing = 0
         self._enriching = 0
 
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
     def room(self) -> int:
-        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it."""
-        ahead = self._settings.waiting_target - self._engine.load().waiting - self._preparing
-        return max(0, min(ahead, self._settings.enrich_ahead - self._enriching))
+        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it.
+
+        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more.
+        """
+        recent = self._rate.in_a_period()
+        ahead = max(self._settings.waiting_target, recent) - self._engine.load().waiting - self._preparing
+        return max(0, min(ahead, max(self._settings.enrich_ahead, recent) - self._enriching))
 
     def due_ms(self, record: Record) -> int | None:
         """Every job is due at once."""
@@ -191,6 +198,7 @@ class InferenceHandler:
         except EngineDied as died:
             raise HandlerCrashed from died
         took = self._clock.monotonic() - started
+        self._rate.answered()
         self._phases["infer"].observe(took)
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
