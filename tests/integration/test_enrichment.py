@@ -373,6 +373,18 @@ async def test_a_reader_that_was_killed_is_replaced() -> None:
             await asyncio.sleep(0.2)
 
 
+async def test_a_reader_of_a_large_worker_is_kept() -> None:
+    """The kernel counts the worker's memory at the fork as the reader's; each page then had a new reader, and was late."""
+    ballast = b"x" * (400 * 1024 * 1024)
+    async with Site() as site, enriching(members=1) as enricher:
+        kept = set()
+        for path in ("/mine", "/clock"):
+            await enricher.enrich(Sources(urls=[site.url(path)]), "silver mine")
+            kept |= {reader.pid for reader in readers()}
+        assert len(kept) == 1
+    assert ballast
+
+
 async def test_a_page_that_needs_too_much_memory_is_left_out() -> None:
     hungry = b"<p>" + b"".join(b"<b id=%d>" % n for n in range(900)) + b"</p><p>x" * 20_000
     async with Site() as site, speaking(saying(hungry, HTML)) as origin, enriching(member_bytes=2**28) as enricher:

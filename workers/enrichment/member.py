@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.enrichment.evidence import Unreadable
@@ -44,7 +45,17 @@ def _answer(task: dict[str, Any], body: bytes) -> dict[str, Any]:
         answer = {"unreadable": str(unreadable)}
     except MemoryError:
         answer = {"unreadable": "reading it needed more memory than allowed"}
-    return {**answer, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {**answer, "peak_kib": _peak_kib()}
+
+
+def _peak_kib() -> int:
+    """The most memory that this program has had. Not `ru_maxrss` where there is /proc: that survives exec(2), so the
+    worker from which the member was forked, gigabytes with an engine in it, would count as the member's own."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _extract(body: bytes, media_type: str, charset: str | None) -> dict[str, Any]:
