@@ -18,7 +18,7 @@ JOBS = 4_000
 
 
 @pytest.fixture
-def own_broker() -> Iterator[Broker]:
+def own_broker(clean_processes: None) -> Iterator[Broker]:
     with Broker.start() as broker:
         yield broker
 
@@ -30,7 +30,7 @@ def own_ledgers(own_broker: Broker, make_fleet: MakeFleet, ledgers_of: type[Ledg
 
 @pytest.fixture
 def own_processes(
-    own_ledgers: Ledgers, processes_of: type[StageProcesses], tmp_path: Path, clean_processes: None
+    own_ledgers: Ledgers, processes_of: type[StageProcesses], tmp_path: Path
 ) -> Iterator[StageProcesses]:
     started = processes_of(own_ledgers.kafka, tmp_path, window=60)
     yield started

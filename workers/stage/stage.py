@@ -355,8 +355,8 @@ class Stage:
 
     def _has_news(self, partition: Partition) -> bool:
         """Whether a partition's progress is to be committed although none of its records is complete."""
-        if partition.phase is Phase.OPEN and not partition.open_committed:
-            return not partition.ledger.idle
+        if partition.phase is Phase.OPEN and not partition.open_committed and not partition.ledger.idle:
+            return True
         if partition.phase is Phase.REVOKING:
             return partition.open_committed and partition.ledger.idle
         if not partition.ledger.gaps_unsettled or partition.phase is not Phase.OPEN:
