@@ -139,6 +139,9 @@ def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
         "POSTBACK_KEYRING": str(keyring),
         "POSTBACK_EGRESS__ALLOW_CALLBACKS": LOOPBACK,
         "POSTBACK_EGRESS__ALLOW_FETCH": LOOPBACK,
+        # A small machine that has just loaded a model reads its first pages slowly, and nobody is in a hurry here.
+        "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "30",
+        "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "10",
         # A base model goes on behind its answer, with a next question of its own: it ends with the line.
         "POSTBACK_ENGINE__VLLM__STOP": json.dumps(["\n"]),
         "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "2048",

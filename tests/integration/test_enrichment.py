@@ -374,7 +374,7 @@ async def test_a_reader_that_was_killed_is_replaced() -> None:
 
 
 async def test_a_reader_of_a_large_worker_is_kept() -> None:
-    """The kernel counts the worker's memory at the fork as the reader's; each page then had a new reader, and was late."""
+    """The kernel counts the worker's memory at the fork as the reader's: each page had a new reader, and was late."""
     ballast = b"x" * (400 * 1024 * 1024)
     async with Site() as site, enriching(members=1) as enricher:
         kept = set()

@@ -49,8 +49,11 @@ def _answer(task: dict[str, Any], body: bytes) -> dict[str, Any]:
 
 
 def _peak_kib() -> int:
-    """The most memory that this program has had. Not `ru_maxrss` where there is /proc: that survives exec(2), so the
-    worker from which the member was forked, gigabytes with an engine in it, would count as the member's own."""
+    """The most memory that this program has had.
+
+    Not `ru_maxrss` where there is /proc: that survives exec(2), so that the worker from which the member was forked,
+    gigabytes with an engine in it, would count as the member's own.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
