@@ -20,6 +20,7 @@ from schemas.topics import Topics
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.dead_letters import dead_letter, size_of
 from workers.egress import EgressPolicy, EgressRefused, check_url
 from workers.engines.base import (
     Completion,
@@ -38,6 +39,8 @@ from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Recor
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 AHEAD_SECONDS = 0.25
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 _CHECKED_URLS = 4096
 
 log = get_logger()
@@ -145,6 +148,8 @@ class InferenceHandler:
         """The job in a record. Raises InvalidJob, also for a callback that may not be called."""
         origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
+            raise _invalid(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
         if received.job.callback_url is not None:
             try:
                 self._check_callback(received.job.callback_url)
@@ -314,17 +319,11 @@ class InferenceHandler:
 
     def _dead_letter(self, record: Record, webhook_id: str, reason: str, detail: str, attempts: int) -> Output:
         self._metrics.dead_letters.labels(reason).inc()
-        headers = [
-            *(record.headers or ()),
+        carried = [
+            *((name, value) for name, value in record.headers or () if name != names.WEBHOOK_ID),
             (names.WEBHOOK_ID, webhook_id.encode()),
-            (names.REASON, reason.encode()),
-            (names.REASON_DETAIL, detail.encode()),
-            (names.ATTEMPTS, str(attempts).encode()),
-            (names.SOURCE_TOPIC, record.topic.encode()),
-            (names.SOURCE_PARTITION, str(record.partition).encode()),
-            (names.SOURCE_OFFSET, str(record.offset).encode()),
         ]
-        return Output(self._topics.dead_letters, record.value, record.key, headers)
+        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
 
 
 _STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE, names.FORWARDED}

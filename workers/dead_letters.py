@@ -1,0 +1,42 @@
+"""A dead letter: a record that was given up, as it is kept for people, with the reason in its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from schemas import topics as names
+from workers.stage.record import Headers, Output, Record
+
+MAX_LETTER_BYTES = 960_000
+"""What a topic takes is 1 MiB, and a record may have come compressed and be larger: then the letter is abridged."""
+
+_WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
+_LONGEST_NAME = 256
+
+
+def dead_letter(
+    topic: str, record: Record, reason: str, detail: str, attempts: int, carried: Iterable[tuple[str, bytes]]
+) -> Output:
+    """The record with the `carried` headers and why it was given up. `reason` is a stable code, `detail` for people.
+
+    A record that would not fit is left out, with its key and all headers but those that say whose it is. It stands
+    whole where the source headers say, for as long as that topic keeps it.
+    """
+    why: Headers = [
+        (names.REASON, reason.encode()),
+        (names.REASON_DETAIL, detail.encode()),
+        (names.ATTEMPTS, str(attempts).encode()),
+        (names.SOURCE_TOPIC, record.topic.encode()),
+        (names.SOURCE_PARTITION, str(record.partition).encode()),
+        (names.SOURCE_OFFSET, str(record.offset).encode()),
+    ]
+    kept = list(carried)
+    if len(record.value) + len(record.key or b"") + size_of(kept) > MAX_LETTER_BYTES:
+        whose = [(name, value) for name, value in kept if name in _WHOSE and len(value or b"") <= _LONGEST_NAME]
+        return Output(topic, None, None, [*whose, *why, (names.ABRIDGED, b"1")])
+    return Output(topic, record.value, record.key, kept + why)
+
+
+def size_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """Bytes of names and values; a header may have no value."""
+    return sum(len(name) + len(value or b"") for name, value in headers)
