@@ -25,6 +25,10 @@ from workers.stage.record import Failure, HandlerCrashed, Output, Record
 from workers.stage.stage import StageSettings
 from workers.stage.window import Limits
 
+DRY_SECONDS = 0.5
+
+log = logs.get_logger()
+
 
 class DirectedHandler:
     """Does what the record says."""
@@ -32,9 +36,23 @@ class DirectedHandler:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._topics = kafka.topics
         self._death = asyncio.Event()
+        self._running = 0
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """One output with the record's id."""
+        self._running += 1
+        try:
+            return await self._obey(record)
+        finally:
+            self._running -= 1
+            if not self._running:
+                asyncio.get_running_loop().call_later(DRY_SECONDS, self._check_dry)
+
+    def _check_dry(self) -> None:
+        if not self._running:
+            log.warning("Nothing runs.", action="ran-dry")
+
+    async def _obey(self, record: Record) -> Sequence[Output]:
         job = json.loads(record.value)
         if job.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)

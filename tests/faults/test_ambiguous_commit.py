@@ -7,19 +7,16 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from conftest import Ledgers, StageProcesses
+from kernel_fleet import Ledgers, StageProcesses
 
 END_TXN = 26
 """Kafka's api key of EndTxn."""
 
 
 class Link:
-    """A proxy before the broker that clients cannot get round: it puts its own port into every answer that names the broker's.
+    """A proxy that clients cannot get round: it puts its own port into every answer that names the broker's.
 
     Armed, it lets the next EndTxn through, waits for its answer, throws that away, and stays black for a while.
     """

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from kernel_fleet import Ledgers, StageProcesses
 
 from devkit.broker import Broker
-
-if TYPE_CHECKING:
-    from conftest import Ledgers, MakeFleet, StageProcesses
+from schemas.settings import KafkaSettings
 
 JOBS = 4_000
 
@@ -24,15 +22,13 @@ def own_broker(clean_processes: None) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def own_ledgers(own_broker: Broker, make_fleet: MakeFleet, ledgers_of: type[Ledgers]) -> Ledgers:
-    return ledgers_of(make_fleet(own_broker.bootstrap_servers))
+def own_ledgers(own_broker: Broker, make_fleet: Callable[[str], KafkaSettings]) -> Ledgers:
+    return Ledgers(make_fleet(own_broker.bootstrap_servers))
 
 
 @pytest.fixture
-def own_processes(
-    own_ledgers: Ledgers, processes_of: type[StageProcesses], tmp_path: Path
-) -> Iterator[StageProcesses]:
-    started = processes_of(own_ledgers.kafka, tmp_path, window=60)
+def own_processes(own_ledgers: Ledgers, tmp_path: Path) -> Iterator[StageProcesses]:
+    started = StageProcesses(own_ledgers.kafka, tmp_path, window=60)
     yield started
     started.end()
 

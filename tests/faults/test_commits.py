@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from kernel_fleet import Ledgers, StageProcesses
 
 from workers.stage.ledger import Progress
-
-if TYPE_CHECKING:
-    from conftest import Ledgers, StageProcesses
 
 
 def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers, processes: StageProcesses) -> None:
@@ -54,7 +51,7 @@ def test_what_was_done_above_the_base_is_not_done_again_by_the_next_owner(
     processes.terminate("a")
     committed = _committed(ledgers)
     assert committed.base == 0
-    assert bin(committed.done).count("1") == jobs - 1
+    assert committed.done.bit_count() == jobs - 1
     assert not committed.open
     processes.start("b")
     processes.kill("b")

@@ -1,12 +1,10 @@
-"""Who waits for whom: a slow job for nobody, a rebalance for as little as can be, two replicas with one name not at all."""
+"""Who waits for whom: a slow job holds up nobody, a rebalance as little as can be, a double replica not at all."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from conftest import Ledgers, StageProcesses
+from kernel_fleet import Ledgers, StageProcesses, eventually
 
 
 def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(
@@ -17,6 +15,20 @@ def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(
     processes.start("a")
     ledgers.wait_for_results(jobs - 1, 60)
     assert ledgers.lag() == jobs
+
+
+def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    jobs = ledgers.submit({"id": n, "ms": 3_000 if n % 200 == 0 else 100} for n in range(2_400))
+    processes.window = 20
+    processes.start("a")
+    ledgers.wait_for_results(100, 30)
+    processes.start("b")
+    eventually(lambda: "partitions-revoked" in processes.log("a"), 30, "nothing is given to the newcomer")
+    assert "ran-dry" not in processes.log("a")
+    ledgers.wait_for_results(jobs, 90)
+    ledgers.assert_each_exactly_once(jobs)
 
 
 def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledgers, processes: StageProcesses) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from conftest import Ledgers, StageProcesses
+from kernel_fleet import Ledgers, StageProcesses
 
 JOBS = 60
 KILLER = 5

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from conftest import Ledgers, StageProcesses
+from kernel_fleet import Ledgers, StageProcesses
 
 JOBS = 6_000
 

@@ -1,0 +1,154 @@
+"""Load, kernel processes to be killed, and a reader that counts: what the fault tests of the kernel share."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from schemas.settings import KafkaSettings
+
+PROGRAM = Path(__file__).with_name("stage_process.py")
+
+
+def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until it holds, or fail saying what did not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds:.0f} s: {what}")
+        time.sleep(0.1)
+
+
+@dataclass
+class StageProcesses:
+    """Kernel processes of one fleet, by replica."""
+
+    kafka: KafkaSettings
+    logs: Path
+    window: int = 200
+    drain_seconds: float = 10.0
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, *replicas: str) -> None:
+        for replica in replicas:
+            told = {
+                "kafka": self.kafka.model_dump(mode="json"),
+                "replica": replica,
+                "window": self.window,
+                "drain_seconds": self.drain_seconds,
+            }
+            with (self.logs / f"{replica}.log").open("ab") as log:
+                self.running[replica] = subprocess.Popen([sys.executable, PROGRAM, json.dumps(told)], stderr=log)
+
+    def send(self, replica: str, number: signal.Signals) -> None:
+        self.running[replica].send_signal(number)
+
+    def kill(self, replica: str) -> None:
+        process = self.running.pop(replica)
+        process.kill()
+        process.wait()
+
+    def terminate(self, replica: str) -> int:
+        """SIGTERM; the exit code once it has drained."""
+        process = self.running.pop(replica)
+        process.terminate()
+        return process.wait(60)
+
+    def log(self, replica: str) -> str:
+        return (self.logs / f"{replica}.log").read_text()
+
+    def keep_alive(self, replica: str) -> bool:
+        """Start a replica again if it has died, as an orchestrator would; whether it had."""
+        if self.running[replica].poll() is None:
+            return False
+        self.start(replica)
+        return True
+
+    def end(self) -> None:
+        for process in self.running.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        for process in self.running.values():
+            process.wait()
+
+
+@dataclass
+class Ledgers:
+    """What Kafka says of a fleet from outside: outputs, dead letters, lag."""
+
+    kafka: KafkaSettings
+
+    def submit(self, jobs: Iterable[dict[str, Any]], partitions: int = 4) -> int:
+        producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
+        count = 0
+        for count, job in enumerate(jobs, 1):
+            producer.produce(self.kafka.topics.requests(), json.dumps(job).encode(), partition=count % partitions)
+            producer.poll(0)
+        assert producer.flush(60) == 0
+        return count
+
+    def read(self, topic: str) -> list[Message]:
+        """Every record that a read_committed reader can see now."""
+        consumer = Consumer(
+            {
+                **self.kafka.client_config(),
+                "group.id": "reader",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        numbers = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
+        left, found = set(numbers), []
+        while left:
+            for message in consumer.consume(1000, 1.0):
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+        consumer.close()
+        return found
+
+    def results(self) -> Counter[str]:
+        return Counter(message.value().decode() for message in self.read(self.kafka.topics.results))
+
+    def lag(self, group: str = "inference") -> int:
+        """Records of the group's requests that are not below the committed base."""
+        topic = self.kafka.topics.requests()
+        consumer = Consumer({**self.kafka.client_config(), "group.id": "lag"})
+        ends = {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)[1]
+            for number in consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        }
+        consumer.close()
+        asked = ConsumerGroupTopicPartitions(
+            f"{self.kafka.topic_prefix}{group}", [TopicPartition(topic, n) for n in ends]
+        )
+        admin = AdminClient(self.kafka.client_config())
+        committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
+        return sum(ends[p.partition] - max(0, p.offset) for p in committed)
+
+    def wait_for_results(self, jobs: int, seconds: float) -> None:
+        eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")
+
+    def assert_each_exactly_once(self, jobs: int) -> None:
+        """One result for each of the ids 0 to jobs - 1, and nothing left to do."""
+        results = self.results()
+        assert {job for job, count in results.items() if count > 1} == set()
+        assert set(results) == {str(number) for number in range(jobs)}
+        eventually(lambda: self.lag() == 0, 20, "the lag does not return to 0")
