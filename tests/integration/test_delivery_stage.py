@@ -142,3 +142,22 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
         assert json.loads(body)["id"] == headers["webhook-id"] == f"msg_{json.loads(body)['data']['id']}"
     [*endpoints] = await asyncio.to_thread(read_all, fleet, fleet.topics.endpoints, 1)
     assert {endpoint.key() for endpoint in endpoints} == {f'["acme","{site.origin}/gone"]'.encode()}
+
+
+async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
+    fleet: KafkaSettings, delivery: Metrics, site: Site
+) -> None:
+    """No worker writes one; but a compressed record may be larger than any topic takes, and a repeat is not."""
+    producer = Producer({**fleet.client_config(), "compression.type": "lz4", "message.max.bytes": 8_000_000})
+    headers = {"webhook-id": "msg_large", "job-id": "large", "callback-url": f"{site.origin}/down"}
+    result = Result(job_id="large", outcome=Outcome.SUCCEEDED, text="x" * 3_000_000, created_at=1_700_000_000)
+    producer.produce(fleet.topics.results, write_result(result), "large", 0, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+    put_results(fleet, {f"ok-{number}": f"{site.origin}/ok" for number in range(8)})
+    [letter] = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 1)
+    await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
+
+    said = {name: value.decode() for name, value in letter.headers()}
+    assert (said["reason"], said["webhook-id"], said["abridged"]) == ("unusable_result", "msg_large", "1")
+    assert letter.value() is None
+    assert Counter(path for path, _, _ in site.got) == {"/ok": 8}

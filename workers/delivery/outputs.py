@@ -15,6 +15,7 @@ from schemas.job import DEFAULT_TENANT
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import parse_traceparent
+from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Headers, Output, Record
 
@@ -56,6 +57,8 @@ def read_pending(record: Record) -> PendingDelivery | None:
     url = headers.get(names.CALLBACK_URL)
     if url is None:
         return None
+    if len(record.value) + len(record.key or b"") + letters.size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
+        raise UnusableRecord("it is larger than a result may be, and no tier would take it")
     text = _text(url, names.CALLBACK_URL)
     trace = parse_traceparent((headers.get(names.TRACEPARENT) or b"").decode("latin-1"))
     return PendingDelivery(
@@ -120,16 +123,8 @@ def deferred(record: Record, tier_topic: str, pending: PendingDelivery) -> Outpu
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
     """The record as it is kept for people: redriving it starts its attempts anew, with the same `webhook-id`."""
-    headers = [
-        *_without(record, _ATTEMPT | _DEFERRED),
-        (names.REASON, reason.encode()),
-        (names.REASON_DETAIL, detail.encode()),
-        (names.ATTEMPTS, str(attempts).encode()),
-        (names.SOURCE_TOPIC, record.topic.encode()),
-        (names.SOURCE_PARTITION, str(record.partition).encode()),
-        (names.SOURCE_OFFSET, str(record.offset).encode()),
-    ]
-    return Output(topics.dead_letters, record.value, record.key, headers)
+    carried = _without(record, _ATTEMPT | _DEFERRED)
+    return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 
 
 def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_ms: int, sent_bytes: int) -> Output:
