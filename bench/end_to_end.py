@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from bench.fleet import (
     Command,
+    Kafka,
     Sample,
     assert_exactly_once,
     broker,
@@ -40,6 +41,8 @@ class Measured:
 
     jobs_per_second: float
     cpu_us_per_job: float
+    """Of the workers."""
+    broker_us_per_job: float
     settles: float
     """Transactions a second."""
 
@@ -49,13 +52,14 @@ def main() -> None:
     options = _options()
     title(f"model_requests to model_results, engine echo, {options.jobs:,} jobs of {PARTITIONS} partitions")
     rows, best = [], 0.0
-    with broker(options.bootstrap_servers) as servers:
+    with broker(options.bootstrap_servers) as used:
         for workers in options.workers:
             for _ in range(options.runs):
-                run = measure(servers, options.jobs, workers)
+                run = measure(used, options.jobs, workers)
                 best = max(best, run.jobs_per_second)
-                rows.append((workers, f"{run.jobs_per_second:,.0f}", f"{run.cpu_us_per_job:.0f}", f"{run.settles:.0f}"))
-    table(("workers", "jobs/s", "CPU µs a job", "transactions/s"), rows)
+                cpu = f"{run.cpu_us_per_job:.0f}", f"{run.broker_us_per_job:.0f}"
+                rows.append((workers, f"{run.jobs_per_second:,.0f}", *cpu, f"{run.settles:.0f}"))
+    table(("workers", "jobs/s", "workers' CPU µs a job", "Kafka's CPU µs a job", "transactions/s"), rows)
     print("every job has exactly one result for a read_committed reader")
     verdict("jobs/s, the best run", best, GOAL, at_least=True)
 
@@ -71,9 +75,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(servers: str, jobs: int, workers: int) -> Measured:
+def measure(used: Kafka, jobs: int, workers: int) -> Measured:
     """One run in a fleet of its own."""
-    kafka = new_fleet(servers, PARTITIONS)
+    kafka = new_fleet(used, PARTITIONS)
     values = [_job(number) for number in range(jobs)]
     with ExitStack() as stack:
         commands = [Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA=f"w{n}") for n in range(workers)]
@@ -82,10 +86,12 @@ def measure(servers: str, jobs: int, workers: int) -> Measured:
         wait_for(lambda: shared_evenly(kafka, "inference", workers), 60)
         prefill(kafka, values)
         first: list[Sample] = wait_for(lambda: _begun(commands), 60)
+        broker_first = used.cpu_seconds()
         last = _finished(commands, jobs)
+        broker_seconds = used.cpu_seconds() - broker_first
     results = read_committed(kafka, kafka.topics.results)
     assert_exactly_once((str(read_result(message.value()).custom_id) for message in results), jobs)
-    return _between(first, last)
+    return _between(first, last, broker_seconds)
 
 
 def _job(number: int) -> bytes:
@@ -112,14 +118,14 @@ def _finished(commands: Sequence[Command], jobs: int) -> list[Sample]:
         time.sleep(LOOK_SECONDS)
 
 
-def _between(first: Sequence[Sample], last: Sequence[Sample]) -> Measured:
+def _between(first: Sequence[Sample], last: Sequence[Sample], broker_seconds: float) -> Measured:
     seconds = max(sample.at for sample in last) - min(sample.at for sample in first)
     jobs = sum(end[SETTLED] - start[SETTLED] for start, end in zip(first, last, strict=True))
     cpu = sum(end.cpu_seconds - start.cpu_seconds for start, end in zip(first, last, strict=True))
     settles = sum(
         end["postback_settles_total"] - start["postback_settles_total"] for start, end in zip(first, last, strict=True)
     )
-    return Measured(jobs / seconds, cpu / jobs * 1e6, settles / seconds)
+    return Measured(jobs / seconds, cpu / jobs * 1e6, broker_seconds / jobs * 1e6, settles / seconds)
 
 
 if __name__ == "__main__":

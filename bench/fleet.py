@@ -28,23 +28,35 @@ from schemas.settings import KafkaSettings
 
 POSTBACK = Path(sys.executable).with_name("postback")
 START_SECONDS = 180.0
-_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Kafka:
+    """A Kafka that is measured with."""
+
+    servers: str
+    pids: tuple[int, ...] = ()
+    """Its processes, where they are ours."""
+
+    def cpu_seconds(self) -> float:
+        """User and system seconds so far; 0 where the processes are not ours."""
+        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids)
 
 
 @contextmanager
-def broker(bootstrap_servers: str | None) -> Iterator[str]:
-    """The address of a Kafka: the one that is named, else a fresh one that ends with the bench."""
+def broker(bootstrap_servers: str | None) -> Iterator[Kafka]:
+    """The Kafka that is named, else a fresh one that ends with the bench."""
     if bootstrap_servers:
-        yield bootstrap_servers
+        yield Kafka(bootstrap_servers)
         return
     with Broker.start() as own:
-        yield own.bootstrap_servers
+        yield Kafka(own.bootstrap_servers, tuple(own.pids))
 
 
-def new_fleet(bootstrap_servers: str, partitions: int) -> KafkaSettings:
+def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
     """A fleet with topics that nobody else uses."""
     kafka = KafkaSettings(
-        bootstrap_servers=bootstrap_servers, topic_prefix=f"b{uuid.uuid4().hex[:10]}.", partitions=partitions
+        bootstrap_servers=used.servers, topic_prefix=f"b{uuid.uuid4().hex[:10]}.", partitions=partitions
     )
     create_topics(kafka)
     return kafka
@@ -204,11 +216,11 @@ class Command:
         return Path(self._log.name).read_text()
 
 
-def wait_for(found: Callable[[], Any], seconds: float) -> Any:
+def wait_for(found: Callable[[], Any], seconds: float, look_seconds: float = 0.1) -> Any:
     """Ask until the answer is true, and return it. Raises RuntimeError when time is up."""
     end = time.monotonic() + seconds
     while not (answer := found()):
         if time.monotonic() > end:
             raise RuntimeError(f"nothing happened for {seconds:.0f} s")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(look_seconds)
     return answer

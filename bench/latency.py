@@ -57,10 +57,10 @@ def main() -> None:
     """Start the fleet, submit, and print the percentiles."""
     options = _options()
     title(f"Submit to verified callback, engine echo, {options.rate:g} jobs/s for {options.seconds:g} s")
-    with broker(options.bootstrap_servers) as servers, tempfile.TemporaryDirectory() as folder:
+    with broker(options.bootstrap_servers) as used, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keyring.json"
         keyring = Keyring.create(path, CLOCK)
-        kafka = new_fleet(servers, PARTITIONS)
+        kafka = new_fleet(used, PARTITIONS)
         with (
             Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA="w0") as worker,
             Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(path)) as deliver,

@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     options = parser.parse_args()
     title(f"Resident memory of `postback worker --engine echo`, {options.jobs:,} jobs")
-    with broker(options.bootstrap_servers) as servers:
-        kafka = new_fleet(servers, PARTITIONS)
+    with broker(options.bootstrap_servers) as used:
+        kafka = new_fleet(used, PARTITIONS)
         with Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA="w0") as worker:
             wait_for(worker.ready, 60)
             before = worker.rss_bytes() / 1e6

@@ -86,8 +86,8 @@ def main() -> None:
     """Run both sides in turn and print what came out."""
     options = _options()
     title(f"The stage and the blocking loop: {options.jobs:,} jobs of {PARTITIONS} partitions, {options.pairs} pairs")
-    with broker(options.bootstrap_servers) as servers:
-        kafka = new_fleet(servers, PARTITIONS)
+    with broker(options.bootstrap_servers) as used:
+        kafka = new_fleet(used, PARTITIONS)
         prefill(kafka, (_job(number) for number in range(options.jobs)))
         rows = []
         for pair in range(options.pairs):
