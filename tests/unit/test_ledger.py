@@ -64,7 +64,8 @@ def test_a_record_beyond_the_span_does_not_fit() -> None:
 
 def test_the_fullest_ledger_fits_into_commit_metadata() -> None:
     suspects = {offset: Suspect(127, running=True) for offset in range(MAX_SUSPECTS)}
-    fullest = Progress(2**50, 2**MAX_SPAN - 2, open=True, alone=True, suspects={2**50 + o: s for o, s in suspects.items()})
+    base = 2**50
+    fullest = Progress(base, 2**MAX_SPAN - 2, True, True, {base + offset: who for offset, who in suspects.items()})
     text = fullest.encode()
     assert len(text) <= 4096
     assert Progress.decode(2**50, text) == fullest
@@ -100,7 +101,9 @@ def test_any_text_decodes_or_says_that_it_does_not(text: str) -> None:
     assert progress.base == 9
 
 
-suspects = st.dictionaries(st.integers(0, MAX_SPAN - 1), st.builds(Suspect, st.integers(0, 127), st.booleans()), max_size=32)
+suspects = st.dictionaries(
+    st.integers(0, MAX_SPAN - 1), st.builds(Suspect, st.integers(0, 127), st.booleans()), max_size=32
+)
 
 
 @given(

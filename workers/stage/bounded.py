@@ -1,7 +1,7 @@
 """Calls with a bound of our own, for a client whose own bounds do not always hold.
 
-librdkafka's `send_offsets_to_transaction` was seen to wait for ever, whatever its timeout, when the broker died with its
-request queued. The Kafka thread must come round all the same, or rebalances go unheard.
+librdkafka's `send_offsets_to_transaction` was seen to wait for ever, whatever its timeout, when the broker died with
+its request queued. The Kafka thread must come round all the same, or rebalances go unheard.
 """
 
 from __future__ import annotations

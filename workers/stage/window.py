@@ -19,7 +19,7 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """Records that the handler has at once; as many again, and no fewer than LEAST_PARKED, may be parked behind them."""
+    """Records that the handler has at once; as many again, and at least LEAST_PARKED, may be parked behind them."""
     bytes: int = 256 * 1024 * 1024
     """Bytes of record values that are taken and not settled."""
 
