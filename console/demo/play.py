@@ -162,9 +162,7 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
 # -- asking -------------------------------------------------------------------------------------------------------
 
 
-async def _exchange(
-    kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children
-) -> Tally:
+async def _exchange(kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children) -> Tally:
     """Submit the jobs, and take callbacks until every job has one or none come any more."""
     keys = Keys(keyring.secrets(DEFAULT_TENANT, _CLOCK.time()), keyring.public_keys(_CLOCK.time()))
     callbacks: asyncio.Queue[Received] = asyncio.Queue()

@@ -1,0 +1,147 @@
+"""What README.md tells people to type, typed: the code and the commands in it are taken from it and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from postback_command import environment_of, line_of, started
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
+from workers.delivery.keyring import Keyring
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PRODUCER, CONSUMER = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(BY_HAND,) = (
+    block for block in re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) if "keys init" in block
+)
+CLOCK = SystemClock()
+
+
+def put(text: str, **changes: str) -> str:
+    """The text with a test's own places; each of them must be there to be replaced."""
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_listening(port: int) -> None:
+    deadline = Deadline.after(CLOCK, 30)
+    while not deadline.passed:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        CLOCK.sleep(0.05)
+    pytest.fail("the consumer does not listen")
+
+
+@contextmanager
+def consuming(port: int, secret: str) -> Iterator[IO[str]]:
+    code = put(CONSUMER, **{"8080": str(port)})
+    env = environment_of(WEBHOOK_SECRET=secret)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            wait_until_listening(port)
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+def produce(fleet: KafkaSettings, port: int) -> None:
+    topic = f'"{fleet.topic_prefix}model_requests"'
+    places = {"127.0.0.1:9092": fleet.bootstrap_servers, '"model_requests"': topic, "8080": str(port)}
+    done = subprocess.run(
+        [sys.executable, "-c", put(PRODUCER, **places)],
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("clean_processes")
+def test_the_plain_producers_job_comes_back_to_the_plain_consumer(fleet: KafkaSettings, tmp_path: Path) -> None:
+    keyring = Keyring.create(tmp_path / "keyring.json", CLOCK)
+    env = environment_of(
+        fleet,
+        POSTBACK_ENV="development",
+        POSTBACK_KEYRING=tmp_path / "keyring.json",
+        POSTBACK_EGRESS__ALLOW_CALLBACKS="127.0.0.0/8",
+    )
+    port = free_port()
+    with (
+        consuming(port, keyring.secrets("default", CLOCK.time())[0]) as printed,
+        started("worker", "--engine", "echo", "--with-delivery", env=env) as worker,
+    ):
+        try:
+            produce(fleet, port)
+            kind, _, text = line_of(printed).split(" ", 2)
+        finally:
+            worker.kill()
+    assert (kind, text) == ("inference.succeeded", "What is a webhook?")
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("clean_processes")
+def test_the_pieces_run_by_hand_as_written(fleet: KafkaSettings, tmp_path: Path) -> None:
+    """All but the broker, which is the tests' own."""
+    commands = put(BY_HAND, **{"scripts/bootstrap\n": "", "postback broker start ": ": ", "8080": str(free_port())})
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            ["bash", "-e", "-c", f"{commands}\nwait"],
+            cwd=ROOT,
+            env=environment_of(fleet, HOME=tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+    with process:
+        assert process.stdout is not None
+        try:
+            received = first_object(process.stdout)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert received["verified"] is True
+    assert received["event"]["data"]["text"] == "What is a webhook?"
+    assert "1 of 1 jobs accepted, 1 succeeded" in (tmp_path / "stderr").read_text()
+
+
+def first_object(lines: IO[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
+    return found
+
+
+def test_every_link_inside_the_repository_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_whom_the_fleet_trusts_stands_in_bold() -> None:
+    assert "**Whoever may write to the topics is trusted.**" in README
