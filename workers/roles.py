@@ -119,7 +119,7 @@ async def _inference_stage(
 ) -> Stage:
     settings, kafka = WorkerSettings(), process.fleet.kafka
     egress = EgressSettings()
-    lanes = [kafka.topics.requests(lane, bulk=bulk) for lane in {None, settings.lane} for bulk in (False, True)]
+    lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
     ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
     enricher = Enricher(
         EnrichmentSettings(),

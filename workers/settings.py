@@ -23,6 +23,10 @@ class WorkerSettings(BaseSettings):
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
     """How long what runs is awaited when the worker stops or a partition goes away. Less than the grace period."""
     lane: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    """The engine lane that this worker reads besides the shared ones, where a fleet has several engines."""
+    """The engine lane that this worker reads, where a fleet has several engines; absent, the shared one.
+
+    One of the two and not both: a job that was forwarded to the shared lane has to reach a worker of that lane, and
+    would come back to whoever sent it there.
+    """
     models: dict[str, str | None] = Field(default_factory=dict)
     """The registry: which engine lane serves a model; null is the shared lane. As JSON."""
