@@ -257,7 +257,7 @@ class Product:
     def dead_letters(self) -> list[dict[str, str]]:
         """The headers of each."""
         letters = self.read(self.kafka.topics.dead_letters)
-        return [{name: value.decode() for name, value in letter.headers() or ()} for letter in letters]
+        return [{name: value.decode("latin-1") for name, value in letter.headers() or ()} for letter in letters]
 
     def outcomes(self) -> dict[str, str]:
         """By job; there is one result of each."""
@@ -295,7 +295,10 @@ class Product:
             ("inference", [topics.requests(), topics.requests(bulk=True)]),
             ("delivery", [topics.results, *topics.tiers.values()]),
         ):
-            eventually(lambda: self.lag(group, read) == 0, 30, f"the lag of {group} does not return to 0")
+            self._wait_for_no_lag(group, read)
+
+    def _wait_for_no_lag(self, group: str, topics: list[str]) -> None:
+        eventually(lambda: self.lag(group, topics) == 0, 30, f"the lag of {group} does not return to 0")
 
     # -- whole-state assertions ------------------------------------------------------------------------------------
 

@@ -1,0 +1,64 @@
+"""The receiver is down: callbacks wait in the tiers, and are given up only when the schedule is at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from product import PARTITIONS, Product, eventually
+
+from producers.topics import create_topics
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+NOBODY = "http://127.0.0.1:9/hook"
+"""The discard port: nothing listens there."""
+TIERS = (0.3, 5.0)
+"""The second wait is long enough for the test to notice the first failures and start the receiver."""
+
+
+@pytest.fixture
+def patient(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    """The fleet, with other waits."""
+    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
+    create_topics(kafka)
+    started = Product(kafka, tmp_path)
+    yield started
+    started.end()
+
+
+def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is_a_dead_letter(
+    patient: Product,
+) -> None:
+    patient.callbacks.up()
+    patient.callbacks.down()  # the port is known now, and nothing listens there
+    patient.worker("w1", "--engine", "echo", "--with-delivery")
+    missed, lost = [f"missed-{n}" for n in range(12)], [f"lost-{n}" for n in range(4)]
+    patient.submit({"job_id": name, "prompt": name, "callback_url": patient.callbacks.url} for name in missed)
+    patient.submit({"job_id": name, "prompt": name, "callback_url": NOBODY} for name in lost)
+
+    def attempts() -> list[tuple[str, int, str | None]]:
+        said = [json.loads(message.value()) for message in patient.read(patient.kafka.topics.attempts)]
+        return [(one["job_id"], one["attempt"], one["error"]) for one in said]
+
+    eventually(lambda: len(attempts()) >= len(missed + lost), 60, "not every callback was tried")
+    patient.callbacks.up()
+    patient.wait_for_callbacks(len(missed), 30)
+    eventually(lambda: len(patient.dead_letters()) >= len(lost), 30, "what nobody takes is not a dead letter")
+    patient.wait_until_nothing_is_left()
+
+    assert set(patient.callbacks.events) == set(missed)
+    letters = patient.dead_letters()
+    assert {letter["job-id"] for letter in letters} == set(lost)
+    assert {(letter["reason"], letter["attempts"]) for letter in letters} == {("callback_exhausted", "3")}
+    tried = attempts()
+    assert {attempt for job, attempt, _ in tried if job in lost} == {1, 2, 3}
+    for name in missed:
+        errors = [error for job, _, error in tried if job == name]
+        assert errors[0] is not None
+        assert errors.count(None) == 1
+    webhook_ids = {name: {one.webhook_id for one in patient.callbacks.events[name]} for name in missed}
+    assert all(len(ids) == 1 for ids in webhook_ids.values())
