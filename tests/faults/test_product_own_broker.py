@@ -1,0 +1,73 @@
+"""A fleet that has its broker for itself: the plainest producer there is, and what is said while the broker is away."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kafka import KafkaProducer
+from product import PARTITIONS, Product, eventually
+
+from devkit.broker import Broker
+from producers.topics import create_topics
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    with Broker.start() as broker:
+        yield broker
+
+
+@pytest.fixture
+def unprefixed(own_broker: Broker, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    """The fleet as it is set up by default: its topics have their plain names."""
+    kafka = KafkaSettings(bootstrap_servers=own_broker.bootstrap_servers, partitions=PARTITIONS)
+    create_topics(kafka)
+    started = Product(kafka, tmp_path)
+    yield started
+    started.end()
+
+
+def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_survived(
+    unprefixed: Product, own_broker: Broker
+) -> None:
+    unprefixed.callbacks.up()
+    worker, delivery = unprefixed.worker("w1"), unprefixed.deliver("d1")
+    broker, url = own_broker.bootstrap_servers, unprefixed.callbacks.url
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 would rather have a class than a function
+        producer = KafkaProducer(bootstrap_servers=broker, value_serializer=lambda job: json.dumps(job).encode())
+    producer.send("model_requests", {"prompt": "What is the capital of France?", "callback_url": url})
+    producer.flush()
+
+    unprefixed.wait_for_callbacks(1, 60)
+    [received] = unprefixed.callbacks.received
+    assert received.verified
+    assert received.event["type"] == "inference.succeeded"
+    assert received.event["data"]["text"] == "What is the capital of France?"
+    assert received.event["id"] == received.webhook_id
+    assert worker.ready() == delivery.ready() == (True, [])
+
+    for number in range(40):
+        producer.send(
+            "model_requests", {"prompt": f"[[sleep 1]] {number}", "callback_url": url, "job_id": f"job-{number}"}
+        )
+    producer.close()
+    eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 20, "no job is taken")
+    own_broker.pause()
+    eventually(lambda: not worker.ready()[0], 30, "the worker says that it is ready while its broker is frozen")
+    assert worker.alive()
+    own_broker.resume()
+    eventually(lambda: worker.ready()[0] and delivery.ready()[0], 40, "a process is not ready again")
+    unprefixed.wait_for_callbacks(41, 60)
+    unprefixed.wait_until_nothing_is_left()
+    assert set(unprefixed.outcomes().values()) == {"succeeded"}
+    assert len(unprefixed.outcomes()) == 41
+    assert worker.terminate() == delivery.terminate() == 0
