@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from devkit.committed import committed_records
 from schemas.settings import KafkaSettings
 
 PROGRAM = Path(__file__).with_name("stage_process.py")
@@ -101,28 +102,7 @@ class Ledgers:
 
     def read(self, topic: str) -> list[Message]:
         """Every record that a read_committed reader can see now."""
-        consumer = Consumer(
-            {
-                **self.kafka.client_config(),
-                "group.id": "reader",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            }
-        )
-        numbers = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
-        left, found = set(numbers), []
-        while left:
-            for message in consumer.consume(1000, 1.0):
-                error = message.error()
-                if error is None:
-                    found.append(message)
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    left.discard(message.partition())
-        consumer.close()
-        return found
+        return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> Counter[str]:
         return Counter(message.value().decode() for message in self.read(self.kafka.topics.results))
