@@ -1,0 +1,62 @@
+"""Each bench runs at a tiny size and prints its table. What it measures is nobody's business here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devkit.broker import Broker
+from devkit.model import tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.broker
+
+
+def bench(name: str, servers: str, *arguments: str) -> str:
+    """What the bench printed; fails the test with what it said where it did not end well."""
+    command = [sys.executable, "-m", f"bench.{name}", "--bootstrap-servers", servers, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows_of(printed: str) -> list[list[str]]:
+    """The table's rows without its head."""
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_stage_and_the_blocking_loop_are_compared(broker: Broker, clean_processes: None) -> None:
+    printed = bench("stage", broker.bootstrap_servers, "--jobs", "6000", "--pairs", "1")
+    assert [row[0] for row in rows_of(printed)] == ["blocking loop", "stage"]
+    assert "stage / loop, median of the pairs" in printed
+
+
+def test_one_and_two_workers_answer_each_job_once(broker: Broker, clean_processes: None) -> None:
+    printed = bench("end_to_end", broker.bootstrap_servers, "--jobs", "2000", "--runs", "1")
+    assert [row[0] for row in rows_of(printed)] == ["1", "2"]
+
+
+def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: None) -> None:
+    sizes = ("--rate", "20", "--seconds", "2", "--warm-up", "1")
+    (row,) = rows_of(bench("latency", broker.bootstrap_servers, *sizes))
+    assert row[0] == "40"
+
+
+def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> None:
+    printed = bench("memory", broker.bootstrap_servers, "--jobs", "50")
+    assert [row[0] for row in rows_of(printed)] == ["ready, nothing done", "after 50 jobs"]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:
+    tiny_model()
+    sizes = ("--jobs", "8", "--tokens", "4", "--pairs", "1")
+    (row,) = rows_of(bench("engine", broker.bootstrap_servers, *sizes))
+    assert len(row) == 5
