@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -16,6 +17,7 @@ from telemetry.logs import get_logger
 from workers.stage.stage import Stage
 
 TOPIC_SECONDS = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = get_logger()
 
@@ -72,21 +74,47 @@ async def run_stages(stages: Sequence[Stage]) -> None:
 
     When one dies, the others are drained and its error is raised.
     """
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, stages, number.name)
+
+    def stop() -> None:
+        log.info("Stopping: draining what is dispatched.", action="stopping")
+        for stage in stages:
+            stage.stop()
+
     tasks = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
-    try:
+    with _at_a_signal(stop):
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for stage in stages:
             stage.stop()
         await asyncio.gather(*tasks)
+
+
+async def unless_stopped(preparing: Coroutine[None, None, None]) -> bool:
+    """Do what comes before serving. False where SIGTERM or SIGINT came first, which cancels it. Raises what it raises.
+
+    Loading an engine takes minutes, and a worker that is stopped meanwhile has nothing to drain and everything to end.
+    """
+    task = asyncio.ensure_future(preparing)
+
+    def stop() -> None:
+        log.info("Stopping before there is anything to drain.", action="stopping")
+        task.cancel()
+
+    with _at_a_signal(stop):
+        await asyncio.wait({task})
+    if task.cancelled():
+        return False
+    task.result()
+    return True
+
+
+@contextmanager
+def _at_a_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` when SIGTERM or SIGINT comes meanwhile."""
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             loop.remove_signal_handler(number)
-
-
-def _stop(stages: Sequence[Stage], why: str) -> None:
-    log.info("Stopping: draining what is dispatched.", action="stopping", signal=why)
-    for stage in stages:
-        stage.stop()

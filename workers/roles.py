@@ -20,7 +20,7 @@ from workers.engines import EngineKind, EngineSettings, create
 from workers.engines.base import Engine
 from workers.enrichment import Enricher, EnrichmentSettings
 from workers.inference import InferenceHandler
-from workers.process import ProcessError, alive, readiness_of, replica_of, run_stages, topic_ids
+from workers.process import ProcessError, alive, readiness_of, replica_of, run_stages, topic_ids, unless_stopped
 from workers.registry import Registry
 from workers.settings import WorkerSettings
 from workers.stage.build import group_stage
@@ -86,17 +86,20 @@ async def run_worker(
     *,
     with_delivery: bool = False,
 ) -> None:
-    """Load the engine, join the group, answer jobs until SIGTERM. Raises ProcessError and what ended a stage."""
+    """Load the engine, join the group, answer jobs until SIGTERM. Raises ProcessError and what ended a stage.
+
+    What the settings and the broker can be asked is asked before the engine loads, which may take minutes.
+    """
     process = Process(fleet)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(process.observed(listen, announce))
         engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
-        await engine.start()
         stages = [await _inference_stage(process, engine, engine_kind, model, stack)]
         if with_delivery:
             stages.append(await _delivery_stage(process, stack))
-        await _serve(process, stages)
+        if await unless_stopped(engine.start()):
+            await _serve(process, stages)
 
 
 async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
