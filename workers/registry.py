@@ -46,7 +46,14 @@ class Registry:
             raise UnknownModel("no engine of this fleet has this model")
         if self._models[model_id] == self._lane:
             return Ours()
-        times = int(forwarded) + 1 if forwarded is not None and forwarded.isdecimal() else 1
+        times = _times(forwarded) + 1
         if times > MAX_FORWARDS:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)
+
+
+def _times(forwarded: str | None) -> int:
+    """What the header says. Anybody can write one: what is no number is none, and a long one is more than enough."""
+    if forwarded is None or not forwarded.isdecimal():
+        return 0
+    return int(forwarded) if len(forwarded) < 4 else MAX_FORWARDS

@@ -157,3 +157,29 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
     assert details == {
         "model_id: the workers' model registries contradict each other: the job was forwarded in a circle"
     }
+
+
+# -- before it serves ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_waits_for_its_engine_is_alive_and_not_ready_and_stops_when_asked(product: Product) -> None:
+    nowhere = {"POSTBACK_ENGINE__OPENAI__BASE_URL": "http://127.0.0.1:9/v1"}
+    worker = product.worker("w1", "--engine", "openai", "--model", "far-away", **nowhere)
+    assert worker.ready() == (False, ["the process is starting"])
+    assert worker.alive()
+    eventually(lambda: "engine-wait" in worker.said(), 30, "the engine is not waited for")
+    assert worker.terminate() == 0
+
+
+def test_a_worker_without_its_topics_ends_with_one_line_that_says_what_to_do(product: Product) -> None:
+    worker = product.worker("w1", "--engine", "echo", POSTBACK_WORKER__LANE="nowhere")
+    assert worker.process.wait(60) == 1
+    missing = product.kafka.topics.requests("nowhere")
+    assert f"postback: the topic {missing} does not exist; `postback topics create` makes it\n" in worker.said()
+
+
+def test_delivery_without_a_keyring_ends_with_one_line_that_says_what_to_do(product: Product) -> None:
+    delivery = product.deliver("d1", POSTBACK_KEYRING=str(product.folder / "none.json"))
+    assert delivery.process.wait(60) == 1
+    assert "none.json" in delivery.said()
+    assert "Traceback" not in delivery.said()

@@ -1,0 +1,55 @@
+"""Which engine answers for which model, and how a job that nobody wants is told from one that is on its way."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.registry import MAX_FORWARDS, Forward, Ours, Registry, UnknownModel
+
+SHARED = Registry({"vllm", "default", "small"}, None, {"big": "gpu", "mine": None})
+GPU = Registry({"vllm", "default", "big"}, "gpu", {"small": None, "alias": "gpu"})
+
+
+@pytest.mark.parametrize("model", [None, "vllm", "default", "small", "mine"])
+def test_a_job_without_a_model_or_for_one_of_ours_is_ours(model: str | None) -> None:
+    assert SHARED.route(model, None) == Ours()
+
+
+def test_a_model_of_another_lane_is_forwarded_there() -> None:
+    assert SHARED.route("big", None) == Forward("gpu", 1)
+    assert GPU.route("small", None) == Forward(None, 1)
+
+
+def test_a_model_that_the_registry_puts_into_our_lane_is_ours() -> None:
+    assert GPU.route("alias", None) == Ours()
+
+
+def test_what_is_served_here_is_never_forwarded_whatever_the_registry_says() -> None:
+    assert Registry({"small"}, None, {"small": "gpu"}).route("small", None) == Ours()
+
+
+def test_a_model_that_nobody_has_is_unknown() -> None:
+    with pytest.raises(UnknownModel, match="no engine of this fleet"):
+        SHARED.route("gpt-17", None)
+
+
+def test_forwarding_is_counted_and_a_circle_ends() -> None:
+    forwarded = None
+    for times in range(1, MAX_FORWARDS + 1):
+        assert SHARED.route("big", forwarded) == Forward("gpu", times)
+        forwarded = str(times)
+    with pytest.raises(UnknownModel, match="in a circle"):
+        SHARED.route("big", forwarded)
+
+
+def test_a_job_that_arrives_after_many_forwards_is_still_ours() -> None:
+    assert SHARED.route("small", "99") == Ours()
+
+
+@pytest.mark.parametrize("header", ["", "-1", "1.5", "x", "²", "9" * 5000])
+def test_a_count_that_is_no_number_of_ours_does_not_end_the_worker(header: str) -> None:
+    """Anybody can write a header; a number that is absurd counts as too often."""
+    try:
+        assert SHARED.route("big", header) == Forward("gpu", 1)
+    except UnknownModel:
+        assert header.isdecimal()

@@ -1,0 +1,160 @@
+"""The window: when a stage takes no more, and which partitions are paused and resumed."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.stage.ledger import MAX_SPAN, Progress
+from workers.stage.partition import Partition, Phase
+from workers.stage.record import Record
+from workers.stage.window import LEAST_PARKED, SPAN_HIGH, SPAN_LOW, Limits, Window
+
+
+def partition(number: int = 0, *, span: int = 0, paused: bool = False, phase: Phase = Phase.OPEN) -> Partition:
+    """A partition in which the record at base is under way and everything else up to `span` is settled."""
+    made = Partition("requests", number, 1, 0.0)
+    made.open(Progress(0), 0)
+    if span:
+        made.ledger.take(0)
+        made.ledger.reach(span)
+    made.phase, made.paused = phase, paused
+    return made
+
+
+def changes(
+    window: Window, *partitions: Partition, waiting: tuple[Partition, ...] = ()
+) -> tuple[list[Partition], list[Partition]]:
+    return window.changes(partitions, full=window.full, waiting=waiting)
+
+
+# -- records and bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("records", [1024, 2 * LEAST_PARKED])
+def test_as_many_records_are_parked_as_may_run(records: int) -> None:
+    window = Window(Limits(records=records))
+    window.parked = records - 1
+    assert not window.full
+    window.parked = records
+    assert window.full
+
+
+def test_a_narrow_window_parks_enough_to_last_until_a_resumed_partition_delivers() -> None:
+    window = Window(Limits(records=8))
+    window.parked = LEAST_PARKED - 1
+    assert not window.full
+    window.parked = LEAST_PARKED
+    assert window.full
+
+
+def test_a_full_window_takes_again_only_when_half_of_what_was_parked_is_gone() -> None:
+    window = Window(Limits(records=1000))
+    seen = []
+    for parked in (999, 1000, 999, 501, 500, 999):
+        window.parked = parked
+        seen.append(window.full)
+    assert seen == [False, True, True, True, False, False]
+
+
+def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
+    window = Window(Limits(bytes=1000))
+    seen = []
+    for size in (999, 1000, 751, 750):
+        window.bytes = size
+        seen.append(window.full)
+    assert seen == [False, True, True, False]
+
+
+def test_a_window_that_was_full_of_records_does_not_open_while_it_is_full_of_bytes() -> None:
+    window = Window(Limits(records=1000, bytes=1000))
+    window.parked = window.bytes = 1000
+    assert window.full
+    window.parked = 0
+    assert window.full
+    window.bytes = 0
+    assert not window.full
+
+
+def test_one_record_larger_than_the_window_is_taken_and_does_not_stay_in_the_way() -> None:
+    window = Window(Limits(bytes=1000))
+    window.bytes = 5000
+    assert window.full
+    window.bytes = 0
+    assert not window.full
+
+
+def test_at_least_one_record_is_asked_for_and_never_more_than_fit() -> None:
+    window = Window(Limits(records=1000))
+    asked = []
+    for parked in (0, 700, 999, 1000, 5000):
+        window.parked = parked
+        asked.append(window.batch)
+    assert asked == [500, 300, 1, 1, 1]
+
+
+# -- pausing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_partition_is_resumed_even_by_a_full_window_since_its_first_record_opens_it() -> None:
+    window = Window(Limits())
+    window.parked = 10_000
+    new = partition(phase=Phase.ASSIGNED, paused=True)
+    assert changes(window, new) == ([], [new])
+
+
+def test_a_full_window_pauses_every_open_partition_once_and_resumes_them_together() -> None:
+    window, partitions = Window(Limits(records=1000)), [partition(number) for number in range(3)]
+    window.parked = 1000
+    assert changes(window, *partitions) == (partitions, [])
+    for one in partitions:
+        one.paused = True
+    assert changes(window, *partitions) == ([], [])
+    window.parked = 500
+    assert changes(window, *partitions) == ([], partitions)
+
+
+def test_a_partition_with_a_wide_span_is_paused_alone_and_resumed_when_it_is_narrow_again() -> None:
+    window, other = Window(Limits()), partition(1)
+    assert changes(window, partition(span=SPAN_HIGH - 1), other) == ([], [])
+    wide = partition(span=SPAN_HIGH)
+    assert changes(window, wide, other) == ([wide], [])
+    assert changes(window, partition(span=SPAN_LOW, paused=True)) == ([], [])
+    narrow = partition(span=SPAN_LOW - 1, paused=True)
+    assert changes(window, narrow) == ([], [narrow])
+
+
+def test_a_span_is_paused_long_before_it_is_at_its_bound() -> None:
+    """What was fetched before the pause still comes in, and is given back when it does not fit."""
+    assert MAX_SPAN > SPAN_HIGH > SPAN_LOW > 0
+
+
+def test_a_tier_whose_first_record_is_not_due_is_paused_and_the_others_go_on() -> None:
+    window, early, other = Window(Limits()), partition(0), partition(1)
+    assert changes(window, early, other, waiting=(early,)) == ([early], [])
+    early.paused = True
+    assert changes(window, early, other, waiting=(early,)) == ([], [])
+    assert changes(window, early, other) == ([], [early])
+
+
+def test_a_partition_that_goes_is_fetched_from_no_more() -> None:
+    window, going = Window(Limits()), partition(phase=Phase.REVOKING)
+    assert changes(window, going) == ([going], [])
+    going.paused = True
+    assert changes(window, going) == ([], [])
+
+
+def test_a_partition_that_is_to_be_sought_is_paused_first_and_sought_when_it_resumes() -> None:
+    window, back = Window(Limits()), partition()
+    back.rewind_to = 7
+    assert changes(window, back) == ([back], [])
+    back.paused = True
+    assert changes(window, back) == ([], [back])
+
+
+def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:
+    held = partition()
+    for offset in range(5):
+        held.ledger.take(offset)
+        held.parked.append(Record("requests", 0, offset, b""))
+    assert [record.offset for record in held.release_parked(keep=2)] == [4, 3, 2]
+    assert (held.rewind_to, held.ledger.taken, len(held.parked)) == (2, {0, 1}, 2)
