@@ -13,7 +13,6 @@ happens in memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from workers.stage.ledger import MAX_SUSPECTS, Suspect
@@ -29,6 +28,8 @@ class Cohort:
 
     members: list[tuple[Partition, Record]]
     alone: bool
+    narrow: bool = False
+    """Whether its members were running when something died: then nothing new is started beside them."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
     """Whose answers are not yet settled."""
     committed: bool = False
@@ -44,6 +45,8 @@ class Isolation:
         self._wide: deque[tuple[Partition, Record]] = deque()
         """The first window of partitions that were left open: run in cohorts, beside everything else."""
         self._limit = MAX_SUSPECTS
+        self._awaited: set[tuple[Partition, int]] = set()
+        """Committed as running by another worker, and not yet delivered to this one."""
         self.cohort: Cohort | None = None
         self.condemned: list[tuple[Partition, Record, int]] = []
         """To be given up, with the attempts of each."""
@@ -51,12 +54,12 @@ class Isolation:
     @property
     def idle(self) -> bool:
         """Whether nothing is suspected."""
-        return self.cohort is None and not self._narrow and not self._wide
+        return self.cohort is None and not self._narrow and not self._wide and not self.condemned
 
     @property
     def exclusive(self) -> bool:
         """Whether records that are not suspected must wait."""
-        return bool(self._narrow) or (self.cohort is not None and self.cohort.alone)
+        return bool(self._narrow) or (self.cohort is not None and self.cohort.narrow)
 
     def opened(self, partition: Partition) -> None:
         """A partition brings what its last owner committed as running: that cohort killed, so it is halved."""
@@ -67,10 +70,12 @@ class Isolation:
             partition.suspects[offset] = Suspect(partition.suspects[offset].attempts + 1, running=True)
         if running:
             self._halve(len(running))
+        self._awaited.update((partition, offset) for offset in running)
         partition.alone = False
 
     def suspect(self, partition: Partition, record: Record) -> bool:
         """Ask about a record that was just taken; True: it is a suspect, and isolation's to dispatch."""
+        self._awaited.discard((partition, record.offset))
         known = partition.suspects.get(record.offset)
         if known is not None:
             if known.attempts:
@@ -86,23 +91,28 @@ class Isolation:
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
         """Everything that was running in what died. Call it once per death, with all of them."""
         self._start_anew_if_idle()
-        alone = self.cohort is not None and self.cohort.alone and len(casualties) == 1
-        self.cohort = None
+        tried, self.cohort = self.cohort, None
+        alone = tried is not None and tried.alone and tried.dispatched and len(casualties) == 1
+        if tried is not None and not tried.dispatched:
+            (self._narrow if tried.narrow else self._wide).extendleft(reversed(tried.members))
         self._halve(len(casualties))
         for partition, record in reversed(casualties):
             attempts = partition.suspects.get(record.offset, Suspect()).attempts + (1 if alone else 0)
-            partition.suspects[record.offset] = Suspect(attempts, running=True)
+            partition.suspects.pop(record.offset, None)
+            if attempts:
+                partition.suspects[record.offset] = Suspect(attempts)
             self._judge(partition, record, attempts, first=True)
 
     def next_cohort(self) -> Cohort | None:
         """Form the next cohort, once the last one is settled. Its suspicion is to be committed before its dispatch."""
         if self.cohort is not None:
             return self.cohort if not self.cohort.dispatched else None
-        pool, limit = (self._narrow, self._limit) if self._narrow else (self._wide, MAX_SUSPECTS)
-        members = list(_draw(pool, limit))
+        narrow = bool(self._narrow)
+        pool, limit = (self._narrow, self._limit) if narrow else (self._wide, MAX_SUSPECTS)
+        members = _draw(pool, limit)
         if not members:
             return None
-        self.cohort = Cohort(members, alone=pool is self._narrow and limit == 1)
+        self.cohort = Cohort(members, alone=narrow and limit == 1, narrow=narrow)
         self.cohort.waiting = {(partition, record.offset) for partition, record in members}
         self._mark(self.cohort)
         return self.cohort
@@ -126,6 +136,7 @@ class Isolation:
             pool.clear()
             pool.extend(kept)
         self.condemned = [entry for entry in self.condemned if entry[0] is not partition]
+        self._awaited = {entry for entry in self._awaited if entry[0] is not partition}
         if self.cohort is not None:
             members = [record for owner, record in self.cohort.members if owner is partition]
             untried += [] if self.cohort.dispatched else members
@@ -144,7 +155,7 @@ class Isolation:
             self._narrow.append((partition, record))
 
     def _start_anew_if_idle(self) -> None:
-        if self.idle:
+        if self.idle and not self._awaited:
             self._limit = MAX_SUSPECTS
 
     def _halve(self, size: int) -> None:
@@ -162,7 +173,18 @@ class Isolation:
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
 
-def _draw(pool: deque[tuple[Partition, Record]], limit: int) -> Iterator[tuple[Partition, Record]]:
-    """Take up to `limit` suspects from the front; a partition's commit has room for no more than MAX_SUSPECTS."""
-    for _ in range(min(limit, len(pool), MAX_SUSPECTS)):
-        yield pool.popleft()
+def _draw(pool: deque[tuple[Partition, Record]], limit: int) -> list[tuple[Partition, Record]]:
+    """Take up to `limit` suspects from the front, as far as their partitions' commits have room for them.
+
+    A commit has room for MAX_SUSPECTS, and those with attempts are in it already.
+    """
+    drawn: list[tuple[Partition, Record]] = []
+    named: dict[Partition, set[int]] = {}
+    while pool and len(drawn) < limit:
+        partition, record = pool[0]
+        offsets = named.setdefault(partition, {o for o, suspect in partition.suspects.items() if suspect.attempts})
+        if drawn and len(offsets | {record.offset}) > MAX_SUSPECTS:
+            break
+        offsets.add(record.offset)
+        drawn.append(pool.popleft())
+    return drawn

@@ -1,0 +1,414 @@
+"""Crash isolation: who is suspected after a crash, who is tried with whom, and who is given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
+from workers.stage.ledger import MAX_SUSPECTS, Progress, Suspect
+from workers.stage.partition import Partition, Phase
+from workers.stage.record import Record
+
+FIRST_WINDOW = 1000
+
+
+def opened(number: int = 0, progress: Progress | None = None, window: int = FIRST_WINDOW) -> Partition:
+    partition = Partition("requests", number, 1, 0.0)
+    partition.open(progress or Progress(0), window)
+    return partition
+
+
+def record(offset: int, partition: Partition | None = None) -> Record:
+    return Record("requests", partition.number if partition else 0, offset, b"")
+
+
+def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> list[int]:
+    """Take these records; returns those that are not suspected."""
+    free = []
+    for offset in offsets:
+        partition.ledger.take(offset)
+        if not isolation.suspect(partition, record(offset, partition)):
+            free.append(offset)
+    return free
+
+
+def crashed(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> None:
+    """These ran in what died."""
+    for offset in offsets:
+        partition.ledger.take(offset)
+    isolation.crashed([(partition, record(offset, partition)) for offset in offsets])
+
+
+def dispatched(isolation: Isolation) -> list[int]:
+    """The next cohort's offsets, as the stage would commit and dispatch it."""
+    cohort = isolation.next_cohort()
+    if cohort is None:
+        return []
+    cohort.committed = cohort.dispatched = True
+    return [member.offset for _, member in cohort.members]
+
+
+def acquitted(isolation: Isolation, partition: Partition) -> None:
+    """All of the cohort are settled."""
+    assert isolation.cohort is not None
+    offsets = [member.offset for _, member in isolation.cohort.members]
+    partition.settle(offsets)
+    for offset in offsets:
+        isolation.settled(partition, offset)
+
+
+def reopened(partition: Partition) -> Partition:
+    """The partition as the next owner finds it, after its worker was killed."""
+    committed = partition.progress([])
+    return opened(partition.number, Progress.decode(committed.base, committed.encode()))
+
+
+# -- healthy operation ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_suspected_in_a_partition_that_was_left_cleanly() -> None:
+    isolation, partition = Isolation(), opened()
+    isolation.opened(partition)
+    assert taken(isolation, partition, range(100)) == list(range(100))
+    assert (isolation.idle, isolation.exclusive, isolation.next_cohort()) == (True, False, None)
+
+
+# -- a partition that was left open --------------------------------------------------------------------------------
+
+
+def test_the_first_window_of_a_partition_that_was_left_open_is_suspected_and_no_more() -> None:
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True), window=40)
+    isolation.opened(partition)
+    assert taken(isolation, partition, range(50)) == list(range(40, 50))
+    assert not isolation.exclusive
+    assert dispatched(isolation) == list(range(MAX_SUSPECTS))
+
+
+def test_the_next_cohort_waits_until_the_last_one_is_settled() -> None:
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
+    isolation.opened(partition)
+    taken(isolation, partition, range(40))
+    first = dispatched(isolation)
+    assert dispatched(isolation) == []
+    for offset in first[:-1]:
+        isolation.settled(partition, offset)
+    assert dispatched(isolation) == []
+    isolation.settled(partition, first[-1])
+    assert dispatched(isolation) == list(range(32, 40))
+    acquitted(isolation, partition)
+    assert isolation.idle
+
+
+def test_who_is_tried_is_written_down_before_the_dispatch_and_survives_the_worker() -> None:
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
+    isolation.opened(partition)
+    taken(isolation, partition, range(8))
+    cohort = isolation.next_cohort()
+    assert cohort is not None
+    assert not cohort.committed
+    assert isolation.next_cohort() is cohort
+    assert reopened(partition).suspects == {offset: Suspect(0, running=True) for offset in range(8)}
+
+
+@pytest.mark.parametrize(("killed", "cohorts"), [(8, [4, 4]), (7, [4, 3]), (2, [1, 1]), (1, [1])])
+def test_a_cohort_that_killed_its_worker_is_halved(killed: int, cohorts: list[int]) -> None:
+    suspects = {offset: Suspect(running=True) for offset in range(killed)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects), window=0)
+    isolation.opened(partition)
+    taken(isolation, partition, range(killed))
+    sizes = []
+    while not isolation.idle:
+        sizes.append(len(dispatched(isolation)))
+        acquitted(isolation, partition)
+    assert sizes == cohorts
+
+
+def test_suspects_that_ran_are_tried_before_the_first_window_and_hold_up_everything_else() -> None:
+    suspects = {offset: Suspect(running=True) for offset in (5, 7)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects))
+    isolation.opened(partition)
+    taken(isolation, partition, range(10))
+    assert isolation.exclusive
+    assert (dispatched(isolation), isolation.cohort and isolation.cohort.alone) == ([5], True)
+    assert isolation.exclusive
+    acquitted(isolation, partition)
+    assert dispatched(isolation) == [7]
+    acquitted(isolation, partition)
+    assert not isolation.exclusive
+    assert dispatched(isolation) == [0, 1, 2, 3, 4, 6, 8, 9]
+
+
+def test_only_a_record_that_killed_while_it_was_alone_gets_an_attempt() -> None:
+    together = {offset: Suspect(running=True) for offset in range(3)}
+    for suspects, alone, attempts in (
+        (together, False, [0, 0, 0]),
+        ({0: Suspect(running=True)}, False, [0]),
+        ({0: Suspect(running=True)}, True, [1]),
+        ({0: Suspect(1, running=True)}, True, [2]),
+        ({0: Suspect(1, running=True)}, False, [1]),
+        ({0: Suspect(1)}, True, [1]),
+    ):
+        isolation = Isolation()
+        partition = opened(progress=Progress(0, open=True, alone=alone, suspects=suspects))
+        isolation.opened(partition)
+        assert [partition.suspects[offset].attempts for offset in sorted(suspects)] == attempts
+
+
+def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
+    killer = {4: Suspect(ATTEMPTS_ALLOWED - 1, running=True)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, alone=True, suspects=killer))
+    isolation.opened(partition)
+    taken(isolation, partition, [4])
+    assert [(owner, condemned.offset, times) for owner, condemned, times in isolation.condemned] == [(partition, 4, 3)]
+    assert isolation.next_cohort() is None
+
+
+@pytest.mark.parametrize("way", ["worker", "engine"])
+def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: str) -> None:
+    """The stage asks for `idle` before it looks for the condemned: the last suspect was never given up."""
+    killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=way == "worker")}
+    isolation = Isolation()
+    partition = opened(progress=Progress(0, open=True, alone=way == "worker", suspects=killer), window=0)
+    isolation.opened(partition)
+    taken(isolation, partition, [0])
+    if way == "engine":
+        assert dispatched(isolation) == [0]
+        crashed(isolation, partition, [0])
+    assert len(isolation.condemned) == 1
+    assert not isolation.idle
+
+
+def test_partitions_that_open_together_are_halved_together() -> None:
+    """Or each halving is forgotten when the next one opens, and the same cohort kills one worker after another."""
+    isolation = Isolation()
+    partitions = []
+    for number, killed in enumerate((2, 8)):
+        suspects = {offset: Suspect(running=True) for offset in range(killed)}
+        partitions.append(opened(number, Progress(0, open=True, suspects=suspects)))
+        isolation.opened(partitions[-1])
+    taken(isolation, partitions[0], range(2))
+    assert dispatched(isolation) == [0]
+
+
+# -- an engine that died -------------------------------------------------------------------------------------------
+
+
+def test_what_ran_in_an_engine_that_died_is_halved_until_one_is_alone() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(8))
+    sizes = []
+    for _ in range(4):
+        cohort = dispatched(isolation)
+        sizes.append(len(cohort))
+        crashed(isolation, partition, cohort)
+    assert sizes == [4, 2, 1, 1]
+    assert partition.suspects[0].attempts == 2
+    crashed(isolation, partition, dispatched(isolation))
+    assert [condemned.offset for _, condemned, _ in isolation.condemned] == [0]
+    assert dispatched(isolation) == [1]  # the neighbours are tried alone too, and none has an attempt
+    assert {offset for offset, suspect in partition.suspects.items() if suspect.attempts} <= {0}
+
+
+def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> None:
+    """Whatever ran beside them would be a suspect too when they kill again, and be halved with them."""
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(8))
+    while cohort := dispatched(isolation):
+        assert isolation.exclusive, f"others may run beside {cohort}"
+        acquitted(isolation, partition)
+    assert (isolation.idle, isolation.exclusive) == (True, False)
+
+
+@pytest.mark.parametrize("formed", ["first window", "after a crash"])
+def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
+    """It waits for its commit, or for what runs to end; that may kill meanwhile."""
+    left_open = formed == "first window"
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
+    isolation.opened(partition)
+    if left_open:
+        taken(isolation, partition, range(3))
+    else:
+        crashed(isolation, partition, range(3))
+    assert isolation.next_cohort() is not None  # formed, and not dispatched
+    crashed(isolation, partition, [10, 11])
+    tried: set[int] = set()
+    while cohort := dispatched(isolation):
+        tried.update(cohort)
+        acquitted(isolation, partition)
+    assert tried == {0, 1, 2, 10, 11}
+
+
+def test_suspicion_starts_anew_once_everybody_is_acquitted() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, [0])
+    assert dispatched(isolation) == [0]
+    acquitted(isolation, partition)
+    crashed(isolation, partition, range(10, 20))
+    assert len(dispatched(isolation)) == 5
+
+
+@pytest.mark.parametrize("casualties", [MAX_SUSPECTS + 1, 100, 300])
+def test_what_is_committed_after_a_crash_can_be_read_however_many_ran(casualties: int) -> None:
+    """Undecodable metadata means that nothing above base is done: everything there would be answered twice."""
+    isolation = Isolation()
+    partitions = [opened(0), opened(1)]
+    for partition in partitions:
+        for offset in range(casualties):
+            partition.ledger.take(offset)
+    isolation.crashed(
+        [(partition, record(offset, partition)) for partition in partitions for offset in range(casualties)]
+    )
+    assert isolation.next_cohort() is not None
+    for partition in partitions:
+        assert reopened(partition).phase is Phase.OPEN
+
+
+def test_what_is_committed_has_room_for_a_cohort_beside_those_with_attempts() -> None:
+    attempted = {offset: Suspect(1) for offset in range(500, 504)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
+    isolation.opened(partition)
+    taken(isolation, partition, range(100))
+    dispatched(isolation)
+    found = reopened(partition).suspects
+    assert {offset: found[offset] for offset in attempted} == attempted
+
+
+# -- partitions that go --------------------------------------------------------------------------------------------
+
+
+def test_a_partition_that_goes_takes_its_untried_suspects_with_it_and_leaves_the_others() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    isolation.crashed([(going, record(1, going)), (staying, record(2, staying)), (going, record(3, going))])
+    assert sorted(untried.offset for untried in isolation.forget(going)) == [1, 3]
+    assert dispatched(isolation) == [2]
+    acquitted(isolation, staying)
+    assert isolation.idle
+
+
+def test_what_is_dispatched_when_its_partition_goes_is_not_given_back_and_holds_up_nobody() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
+    assert dispatched(isolation) == [0, 1]  # all of them of the partition that goes
+    assert isolation.forget(going) == []
+    assert dispatched(isolation) == [0, 1]
+    assert isolation.cohort is not None
+    assert {owner for owner, _ in isolation.cohort.members} == {staying}
+
+
+def test_a_cohort_that_loses_a_partition_before_its_dispatch_gives_those_members_back() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    for owner in (going, staying):
+        owner.careful_records = 2
+        taken(isolation, owner, range(2))
+    assert isolation.next_cohort() is not None
+    assert [untried.offset for untried in isolation.forget(going)] == [0, 1]
+    assert dispatched(isolation) == [0, 1]
+    acquitted(isolation, staying)
+    assert isolation.idle
+
+
+def test_a_condemned_record_goes_with_its_partition() -> None:
+    killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=True)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, alone=True, suspects=killer))
+    isolation.opened(partition)
+    taken(isolation, partition, [0])
+    assert [untried.offset for untried in isolation.forget(partition)] == [0]
+    assert (isolation.condemned, isolation.idle) == ([], True)
+
+
+# -- all of it together --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fleet:
+    """One worker after another on the same partitions, each as the stage would use Isolation."""
+
+    jobs: list[int]
+    """How many, by partition."""
+    killers: set[tuple[int, int]]
+    window: int
+    kills: Literal["worker", "engine"]
+    committed: dict[int, Progress] = field(default_factory=dict)
+    outcomes: dict[tuple[int, int], str] = field(default_factory=dict)
+    deaths: int = 0
+
+    def run(self, most_deaths: int) -> None:
+        while len(self.outcomes) < sum(self.jobs):
+            assert self.deaths <= most_deaths, "it does not come to an end"
+            self._life()
+
+    def _life(self) -> None:
+        isolation = Isolation()
+        partitions = {n: opened(n, self.committed.get(n), self.window) for n, jobs in enumerate(self.jobs) if jobs}
+        parked: list[tuple[Partition, Record]] = []
+        for partition in partitions.values():
+            isolation.opened(partition)
+            self._commit(isolation, partition, [])
+        for partition in partitions.values():
+            offsets = [o for o in range(self.jobs[partition.number]) if (partition.number, o) not in self.outcomes]
+            free = set(taken(isolation, partition, offsets))
+            parked += [(partition, record(offset, partition)) for offset in free]
+        while len(self.outcomes) < sum(self.jobs):
+            before = len(self.outcomes)
+            batch = self._batch(isolation, parked)
+            assert batch or len(self.outcomes) > before, "nothing is dispatched, and not everything is done"
+            if any((partition.number, one.offset) in self.killers for partition, one in batch):
+                self.deaths += 1
+                if self.kills == "worker":
+                    return
+                isolation.crashed(batch)
+                continue
+            for partition, one in batch:
+                self._end(isolation, partition, one.offset, "answered")
+
+    def _batch(self, isolation: Isolation, parked: list[tuple[Partition, Record]]) -> list[tuple[Partition, Record]]:
+        """What is dispatched together, after what is condemned was given up."""
+        batch: list[tuple[Partition, Record]] = []
+        if not isolation.idle:
+            condemned, isolation.condemned = isolation.condemned, []
+            for partition, one, attempts in condemned:
+                self._end(isolation, partition, one.offset, f"given up after {attempts}")
+            cohort = isolation.next_cohort()
+            if cohort is not None:
+                for partition in {owner for owner, _ in cohort.members}:
+                    self._commit(isolation, partition, [])
+                cohort.committed = cohort.dispatched = True
+                batch += cohort.members
+        if not isolation.exclusive:
+            free = max(0, self.window - len(batch))
+            batch += parked[:free]
+            del parked[:free]
+        return batch
+
+    def _end(self, isolation: Isolation, partition: Partition, offset: int, outcome: str) -> None:
+        place = (partition.number, offset)
+        assert place not in self.outcomes, "handled twice"
+        self.outcomes[place] = outcome
+        self._commit(isolation, partition, [offset])
+
+    def _commit(self, isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
+        progress = partition.progress(offsets)
+        self.committed[partition.number] = Progress.decode(progress.base, progress.encode())
+        partition.settle(offsets)
+        for offset in offsets:
+            isolation.settled(partition, offset)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), kills=st.sampled_from(["worker", "engine"]))
+def test_every_killer_is_given_up_after_three_attempts_and_nobody_else(
+    data: st.DataObject, kills: Literal["worker", "engine"]
+) -> None:
+    jobs = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=3), label="jobs")
+    places = [(number, offset) for number, count in enumerate(jobs) for offset in range(count)]
+    killers = data.draw(st.sets(st.sampled_from(places), max_size=3) if places else st.just(set()), label="killers")
+    fleet = Fleet(jobs, killers, data.draw(st.integers(1, 200), label="window"), kills)
+    fleet.run(most_deaths=20 * len(killers))
+    assert fleet.outcomes == {
+        place: f"given up after {ATTEMPTS_ALLOWED}" if place in killers else "answered" for place in places
+    }
