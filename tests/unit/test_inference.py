@@ -1,0 +1,357 @@
+"""The worker's handler with a real engine and a real enricher, record by record, without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from schemas.codec import Origin, read_result
+from schemas.result import MAX_RESULT_BYTES, Result
+from schemas.topics import Topics
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.engines.echo import EchoEngine
+from workers.engines.settings import EchoSettings
+from workers.enrichment import Enricher, EnrichmentSettings
+from workers.inference import MAX_HEADER_BYTES, InferenceHandler
+from workers.registry import MAX_FORWARDS, Registry
+from workers.settings import WorkerSettings
+from workers.stage.record import Failure, HandlerCrashed, Output, Record
+
+CLOCK = SystemClock()
+TOPICS = Topics("fleet.")
+TOPIC_ID = "topic-uuid"
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+HOOK = "https://example.com/hook?token=secret"
+
+
+def record(
+    body: dict[str, Any] | bytes | None = None, *headers: tuple[str, bytes], offset: int = 7, **fields: Any
+) -> Record:
+    """A job as it lies in `model_requests`; `fields` are added to the plain one."""
+    job = body if body is not None else {"prompt": "What is the capital of France?", "callback_url": HOOK, **fields}
+    value = job if isinstance(job, bytes) else json.dumps(job).encode()
+    return Record(TOPICS.requests(), 3, offset, value, b"key", list(headers), int(CLOCK.time() * 1000))
+
+
+class Worker:
+    """The handler and what it is made of."""
+
+    def __init__(self, settings: WorkerSettings, models: dict[str, str | None], callbacks: EgressPolicy) -> None:
+        self.metrics = Metrics()
+        self.engine = EchoEngine(EchoSettings(), self.metrics)
+        self.enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, self.metrics)
+        registry = Registry({"echo", "default"}, None, models)
+        self.handler = InferenceHandler(
+            self.engine,
+            self.enricher,
+            registry,
+            callbacks,
+            TOPICS,
+            {TOPICS.requests(): TOPIC_ID},
+            settings,
+            CLOCK,
+            self.metrics,
+        )
+
+    async def outputs(self, given: Record) -> Sequence[Output]:
+        return await self.handler.handle(given)
+
+    async def result(self, given: Record) -> Result:
+        """The one result of a record that ends in nothing else."""
+        [output] = await self.outputs(given)
+        assert (output.topic, output.partition) == (TOPICS.results, given.partition)
+        result = read_result(output.value)
+        assert output.key == result.job_id.encode()
+        return result
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def working(
+    models: dict[str, str | None] | None = None, callbacks: EgressPolicy | None = None, **settings: Any
+) -> AsyncIterator[Worker]:
+    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy())
+    await worker.engine.start()
+    await worker.enricher.start()
+    try:
+        yield worker
+    finally:
+        await worker.enricher.close()
+        await worker.engine.close()
+
+
+def headers_of(output: Output) -> dict[str, str]:
+    return {name: value.decode() for name, value in output.headers or ()}
+
+
+# -- answered ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_becomes_one_result_with_everything_that_delivery_needs() -> None:
+    async with working() as worker:
+        given = record(None, ("traceparent", TRACE.encode()), metadata={"for": "me"}, custom_id="mine")
+        [output] = await worker.outputs(given)
+    digest = Origin(TOPIC_ID, 3, 7).digest
+    assert headers_of(output) == {
+        "tenant": "default",
+        "job-id": f"job_{digest}",
+        "webhook-id": f"msg_{digest}",
+        "callback-url": HOOK,
+        "traceparent": TRACE,
+    }
+    result = read_result(output.value)
+    assert (result.outcome, result.text) == ("succeeded", "What is the capital of France?")
+    assert (result.metadata, result.custom_id, result.engine) == ({"for": "me"}, "mine", "echo")
+    assert (result.confidence, result.finish_reason) == (1.0, "stop")
+    assert result.timings is not None
+    assert result.timings.enrich_ms == 0
+    assert worker.sample("postback_jobs_total", outcome="succeeded") == 1
+    assert worker.sample("postback_tokens_total", kind="completion") == 6
+
+
+async def test_a_job_without_a_callback_is_only_stored() -> None:
+    async with working() as worker:
+        [output] = await worker.outputs(record({"prompt": "x", "job_id": "mine"}))
+    assert headers_of(output).keys() == {"tenant", "job-id", "webhook-id"}
+    assert output.key == b"mine"
+
+
+async def test_the_same_record_has_the_same_identity_each_time_and_another_has_another() -> None:
+    async with working() as worker:
+        first, again = [headers_of((await worker.outputs(record()))[0]) for _ in range(2)]
+        other = headers_of((await worker.outputs(record(offset=8)))[0])
+    assert first == again
+    assert (first["webhook-id"], first["job-id"]) != (other["webhook-id"], other["job-id"])
+
+
+async def test_an_identity_that_was_stamped_before_is_kept() -> None:
+    stamped = (("job-id", b"job_of-before"), ("webhook-id", b"msg_" + b"0" * 32), ("tenant", b"acme"))
+    async with working() as worker:
+        [output] = await worker.outputs(record(None, *stamped))
+    assert dict(stamped).items() <= dict(output.headers or ()).items()
+
+
+# -- in time -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_is_too_late_is_not_generated() -> None:
+    async with working() as worker:
+        result = await worker.result(record(None, ("deadline", b"1000")))
+        assert worker.sample("postback_job_seconds_count", phase="infer") == 0
+    assert (result.outcome, result.error and result.error.code, result.text) == ("expired", "expired", None)
+
+
+async def test_a_job_is_cut_off_at_its_deadline_and_says_nothing_of_what_it_had() -> None:
+    async with working() as worker:
+        result = await worker.result(record({"prompt": "[[sleep 30]] and on", "ttl_seconds": 0.05}))
+        assert worker.engine.load().running == 0
+    assert (result.outcome, result.text) == ("expired", None)
+    assert worker.sample("postback_tokens_total", kind="completion") == 0
+
+
+async def test_a_job_that_is_cancelled_leaves_nothing_in_the_engine_and_gives_its_room_back() -> None:
+    async with working() as worker:
+        room = worker.handler.room()
+        running = [asyncio.create_task(worker.outputs(record({"prompt": "[[sleep 30]]"}, offset=n))) for n in range(3)]
+        while worker.engine.load().running < 3:
+            await asyncio.sleep(0)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        assert (worker.engine.load().running, worker.handler.room()) == (0, room)
+
+
+# -- refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "told"),
+    [
+        (record(b"{"), "value", False),
+        (record({"callback_url": HOOK}), "prompt", True),
+        (record(model_id="unheard-of"), "model_id", True),
+        (record(adapter="polite"), "adapter", True),
+        (record(context_window=16, max_tokens=100), "context_window", True),
+        (record(response_format={"type": "json_schema", "json_schema": {"schema": {}}}), "response_format", True),
+        (record(callback_url="http://169.254.169.254/"), "callback_url", False),
+        (record(callback_url="http://127.0.0.1:8080/"), "callback_url", False),
+        (record(None, ("deadline", b"soon")), "headers.deadline", True),
+        (record(None, ("x-large", bytes(MAX_HEADER_BYTES))), "headers", True),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_record_that_is_no_job_is_rejected_and_kept_with_a_reason_that_names_the_field(
+    given: Record, field: str, told: bool
+) -> None:
+    async with working() as worker:
+        rejected, letter = await worker.outputs(given)
+    result, why = read_result(rejected.value), headers_of(letter)
+    assert (result.outcome, result.engine, result.metadata) == ("rejected", None, {})
+    assert result.error is not None
+    assert result.error.message.startswith(f"{field}: ")
+    assert ("callback-url" in headers_of(rejected)) == told
+    assert (letter.topic, letter.value, letter.key) == (TOPICS.dead_letters, given.value, given.key)
+    assert (why["reason"], why["reason-detail"]) == ("rejected", result.error.message)
+    assert (why["source-topic"], why["source-partition"], why["source-offset"]) == (TOPICS.requests(), "3", "7")
+    assert why["webhook-id"] == headers_of(rejected)["webhook-id"]
+    assert "secret" not in result.error.message
+    assert worker.sample("postback_dead_letters_total", reason="rejected") == 1
+
+
+async def test_a_dead_letter_that_no_topic_would_take_says_where_its_record_is() -> None:
+    huge = record(b"x" * 3_000_000, ("x-large", bytes(10_000)))
+    async with working() as worker:
+        _, letter = await worker.outputs(huge)
+    why = headers_of(letter)
+    assert (letter.value, letter.key, why["abridged"]) == (None, None, "1")
+    assert (why["source-topic"], why["source-offset"]) == (TOPICS.requests(), "7")
+    assert "x-large" not in why
+
+
+async def test_an_internal_callback_is_taken_where_the_operator_allows_it() -> None:
+    async with working(callbacks=EgressPolicy(allow=(ip_network("10.0.0.0/8"),))) as worker:
+        result = await worker.result(record(callback_url="https://10.0.0.1/hook"))
+    assert result.outcome == "succeeded"
+
+
+async def test_an_answer_that_is_too_large_is_a_failure_that_says_so() -> None:
+    large = {"prompt": '"' * 250_000, "response_format": {"type": "json_object"}, "metadata": {"for": "me"}}
+    async with working() as worker:
+        [output] = await worker.outputs(record(large))
+    assert output.value is not None
+    assert len(output.value) < MAX_RESULT_BYTES
+    result = read_result(output.value)
+    assert (result.outcome, result.text, result.metadata) == ("failed", None, {"for": "me"})
+    assert result.error is not None
+    assert result.error.code == "result_too_large"
+    assert worker.sample("postback_jobs_total", outcome="failed") == 1
+    assert worker.sample("postback_jobs_total", outcome="succeeded") == 0
+
+
+# -- forwarded -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_of_another_engine_goes_to_its_lane_as_it_is_with_its_identity_and_deadline() -> None:
+    given = record(
+        {"prompt": "x", "model_id": "big", "ttl_seconds": 60}, ("traceparent", TRACE.encode()), ("own", b"1")
+    )
+    async with working({"big": "gpu"}) as worker:
+        [output] = await worker.outputs(given)
+    digest = Origin(TOPIC_ID, 3, 7).digest
+    assert (output.topic, output.value, output.key, output.partition) == (
+        "fleet.model_requests.gpu",
+        given.value,
+        given.key,
+        None,
+    )
+    assert headers_of(output) == {
+        "own": "1",
+        "tenant": "default",
+        "job-id": f"job_{digest}",
+        "webhook-id": f"msg_{digest}",
+        "traceparent": TRACE,
+        "deadline": str(given.timestamp_ms + 60_000),
+        "forwarded": "1",
+    }
+    assert worker.sample("postback_jobs_total", outcome="succeeded") == 0
+
+
+async def test_a_bulk_job_stays_a_bulk_job_when_it_is_forwarded() -> None:
+    given = record({"prompt": "x", "model_id": "big"})
+    given.topic = TOPICS.requests(bulk=True)
+    async with working({"big": "gpu"}) as worker:
+        [output] = await worker.outputs(given)
+    assert output.topic == "fleet.model_requests.gpu.batch"
+
+
+async def test_what_is_forwarded_is_read_there_as_the_same_job() -> None:
+    given = record({"prompt": "x", "model_id": "big"})
+    async with working({"big": "gpu"}) as worker, working({"big": None}) as other:
+        [output] = await worker.outputs(given)
+        there = Record(output.topic, 0, 99, output.value or b"", output.key, output.headers, given.timestamp_ms + 5000)
+        [answer] = await other.outputs(there)
+    sent, answered = headers_of(output), headers_of(answer)
+    assert (sent["job-id"], sent["webhook-id"]) == (answered["job-id"], answered["webhook-id"])
+
+
+async def test_a_job_that_is_forwarded_in_a_circle_is_rejected() -> None:
+    given = record({"prompt": "x", "model_id": "big"}, ("forwarded", str(MAX_FORWARDS).encode()))
+    async with working({"big": "gpu"}) as worker:
+        rejected, letter = await worker.outputs(given)
+    assert read_result(rejected.value).outcome == "rejected"
+    assert "in a circle" in headers_of(letter)["reason-detail"]
+
+
+# -- sources -------------------------------------------------------------------------------------------------------
+
+NO_PROVIDER = {"search": {"provider": "nobody", "query": "x"}}
+
+
+async def test_sources_that_bring_nothing_are_a_note() -> None:
+    async with working() as worker:
+        result = await worker.result(record(sources=NO_PROVIDER))
+    assert (result.outcome, result.sources) == ("succeeded", [])
+    assert any("search" in note for note in result.notes)
+    assert worker.sample("postback_job_seconds_count", phase="enrich") == 1
+
+
+async def test_sources_that_are_required_and_bring_nothing_are_a_failure() -> None:
+    async with working() as worker:
+        room = worker.handler.room()
+        result = await worker.result(record(sources={**NO_PROVIDER, "required": True}))
+        assert worker.handler.room() == room
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_sources")
+
+
+# -- the engine dies, the record kills -----------------------------------------------------------------------------
+
+
+async def test_a_job_in_an_engine_that_dies_is_the_stage_s_to_judge_and_so_are_its_neighbours() -> None:
+    async with working() as worker:
+        neighbour = asyncio.create_task(worker.outputs(record({"prompt": "[[sleep 30]]"})))
+        while worker.engine.load().running == 0:
+            await asyncio.sleep(0)
+        for dying in (worker.outputs(record({"prompt": "[[crash-engine]]"}, offset=8)), neighbour):
+            with pytest.raises(HandlerCrashed):
+                await dying
+        assert (await worker.result(record(offset=9))).outcome == "succeeded"
+
+
+async def test_a_job_that_is_given_up_gets_a_failed_result_and_a_dead_letter_with_its_attempts() -> None:
+    given = record(None, ("webhook-id", b"msg_" + b"1" * 32), job_id="killer")
+    async with working() as worker:
+        failed, letter = worker.handler.give_up(given, Failure("worker_killed", "it ended its worker", 3))
+    result, why = read_result(failed.value), headers_of(letter)
+    assert (result.job_id, result.outcome, result.error and result.error.code) == ("killer", "failed", "worker_killed")
+    assert headers_of(failed)["callback-url"] == HOOK
+    assert (why["reason"], why["attempts"], why["webhook-id"]) == ("worker_killed", "3", "msg_" + "1" * 32)
+    assert [name for name, _ in letter.headers or ()].count("webhook-id") == 1
+    assert letter.value == given.value
+
+
+async def test_a_record_that_is_given_up_and_is_no_job_is_rejected() -> None:
+    async with working() as worker:
+        rejected, letter = worker.handler.give_up(record(b"{"), Failure("worker_killed", "it ended its worker", 3))
+    assert read_result(rejected.value).outcome == "rejected"
+    assert headers_of(letter)["reason"] == "rejected"
+
+
+# -- room ----------------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_with_sources_are_enriched_a_bounded_number_ahead() -> None:
+    async with working(enrich_ahead=2, waiting_target=10) as worker:
+        assert worker.handler.room() == 2
+    async with working(enrich_ahead=100, waiting_target=10) as worker:
+        assert worker.handler.room() == 10
+        assert worker.handler.due_ms(record()) is None
