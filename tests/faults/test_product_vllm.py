@@ -1,0 +1,72 @@
+"""A real worker on vLLM: its engine is killed, and it is stopped; no job suffers, and no engine is left over."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from product import Product, Role, eventually
+
+from devkit.model import tiny_model
+
+pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(600)]
+
+JOBS = 12
+LONG = 300
+LOADING = 240.0
+"""Seconds that vLLM may take to load here, beside other tests."""
+
+
+def engine_of(worker: Role) -> list[psutil.Process]:
+    """The processes that vLLM started for this worker: their titles begin with the guardian's mark."""
+    children = psutil.Process(worker.process.pid).children(recursive=True)
+    return [child for child in children if child.cmdline()[:1] and "postback-" in child.cmdline()[0]]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_engine_that_dies_costs_no_job_and_none_outlives_its_worker(product: Product) -> None:
+    worker = product.worker(
+        "w1", "--engine", "vllm", "--model", str(tiny_model()), POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN="4096"
+    )
+    names = [f"job-{number}" for number in range(JOBS)]
+    product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
+    eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, LOADING, "the engine is not loaded")
+
+    first = engine_of(worker)
+    assert first != []
+    first[0].kill()
+    eventually(lambda: worker.metrics()["postback_engine_restarts_total"] == 1, 60, "no restart is counted")
+    product.wait_for_results(JOBS, LOADING)
+    assert gone(first)
+    assert product.outcomes() == dict.fromkeys(names, "succeeded")
+
+    product.submit([{"job_id": "cut-off", "prompt": "Who?", "max_tokens": 3500, "ttl_seconds": 3}])
+    product.wait_for_results(JOBS + 1, 60)
+    assert product.outcomes()["cut-off"] == "expired"
+    assert worker.metrics()["postback_tokens_total{wasted}"] > 0
+
+    late = [f"late-{number}" for number in range(4)]
+    product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in late)
+    eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 30, "no job is taken")
+    second = engine_of(worker)
+    assert second != []
+    assert worker.terminate() == 0  # what it has begun it ends
+    eventually(lambda: gone(second), 10, "an engine process outlives a worker that was asked to stop")
+    product.wait_until_nothing_is_left()
+    assert product.outcomes() == {**dict.fromkeys([*names, *late], "succeeded"), "cut-off": "expired"}
+
+
+def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product: Product) -> None:
+    """Both at once, since vLLM takes half a minute to import."""
+    model = ("--engine", "vllm", "--model", str(tiny_model()))
+    asked, killed = product.worker("asked", *model), product.worker("killed", *model)
+    eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
+    for worker in (asked, killed):
+        assert worker.ready() == (False, ["the process is starting"])
+        assert worker.alive()
+    loading = [*engine_of(asked), *engine_of(killed)]
+    killed.kill()
+    assert asked.terminate() == 0
+    eventually(lambda: gone(loading), 30, "an engine process outlives its worker")
