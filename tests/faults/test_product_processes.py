@@ -75,7 +75,6 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
     assert max(len(repeats) for repeats in product.callbacks.events.values()) >= 2
 
 
-@pytest.mark.xfail(strict=True, reason="the uniform assignor counts the partitions of all topics alike")
 def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
     """Or one engine has all the work while the other watches a lane that is empty."""
 

@@ -91,6 +91,9 @@ class GroupIntake:
                 **config,
                 "group.id": group,
                 "group.protocol": "consumer",
+                # Each member gets a share of each topic. The default, uniform, counts the partitions of all topics
+                # alike: of two workers one had the whole busy lane, and the other the whole empty one.
+                "group.remote.assignor": "range",
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
