@@ -27,6 +27,7 @@ from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from workers.process import collect_garbage_seldom
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
 from workers.stage.settle import producer_config
@@ -119,9 +120,15 @@ def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
     return task
 
 
+def _as_a_worker(side: Callable[[Task], Measured], task: Task) -> Measured:
+    """The interpreter is set up on both sides as a worker's is."""
+    collect_garbage_seldom()
+    return side(task)
+
+
 def _in_its_own_process(side: Callable[[Task], Measured], task: Task) -> Measured:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
-        measured = processes.submit(side, task).result()
+        measured = processes.submit(_as_a_worker, side, task).result()
     assert_exactly_once((str(message.key()) for message in read_committed(task.kafka, task.results)), task.jobs)
     return measured
 

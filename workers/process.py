@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -69,6 +70,14 @@ def alive(stages: Sequence[Stage]) -> bool:
     return all(stage.watch.alive for stage in stages)
 
 
+def collect_garbage_seldom() -> None:
+    """Let the collector look at new objects every 50,000 allocations rather than every 700.
+
+    A job leaves dozens of them, and reference counting frees them all: looking took a tenth of the stage's CPU.
+    """
+    gc.set_threshold(50_000, 20, 20)
+
+
 async def run_stages(stages: Sequence[Stage]) -> None:
     """Run until SIGTERM or SIGINT has drained every stage.
 
@@ -80,6 +89,7 @@ async def run_stages(stages: Sequence[Stage]) -> None:
         for stage in stages:
             stage.stop()
 
+    collect_garbage_seldom()
     tasks = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
     with _at_a_signal(stop):
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
