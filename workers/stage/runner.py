@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -27,11 +27,21 @@ class Completion:
     outputs: Sequence[Output] | None
 
 
-class Runner:
-    """Starts one task for each dispatched record. Every method but the constructor runs on the event loop."""
+class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
+    """A handler's `give_up` returned what no broker would take."""
 
-    def __init__(self, handler: Handler, completions: SimpleQueue[Completion]) -> None:
+
+class Runner:
+    """Starts one task for each dispatched record. Every method but the constructor runs on the event loop.
+
+    `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
+    """
+
+    def __init__(
+        self, handler: Handler, completions: SimpleQueue[Completion], on_defect: Callable[[Exception], None]
+    ) -> None:
         self._handler = handler
+        self._on_defect = on_defect
         self._completions = completions
         self._tasks: dict[Partition, set[asyncio.Task[None]]] = {}
 
@@ -46,7 +56,7 @@ class Runner:
     def give_up(self, partition: Partition, record: Record, attempts: int) -> None:
         """Complete a record that killed its worker each time it ran alone."""
         failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
-        self._completions.put(Completion(partition, record, self._handler.give_up(record, failure)))
+        self._completions.put(Completion(partition, record, self._given_up(record, failure)))
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
@@ -56,7 +66,7 @@ class Runner:
     async def _run(self, partition: Partition, record: Record, tasks: set[asyncio.Task[None]]) -> None:
         try:
             outputs: Sequence[Output] | None = await self._handler.handle(record)
-            if any(output.value is not None and len(output.value) > MAX_OUTPUT_BYTES for output in outputs or ()):
+            if any(map(_is_too_large, outputs or ())):
                 outputs = self._failed(record, "an output is larger than a record may be")
         except HandlerCrashed:
             outputs = None
@@ -76,4 +86,25 @@ class Runner:
         self._completions.put(Completion(partition, record, outputs))
 
     def _failed(self, record: Record, message: str) -> Sequence[Output]:
-        return self._handler.give_up(record, Failure("internal_error", message, 1))
+        return self._given_up(record, Failure("internal_error", message, 1))
+
+    def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """The last resort. Where it does not hold the stage is told and ends: the base would stand still for ever."""
+        try:
+            outputs = self._handler.give_up(record, failure)
+            if any(map(_is_too_large, outputs)):
+                raise GivingUpFailed(
+                    f"{record.topic}[{record.partition}]@{record.offset}: its last output is too large"
+                )
+        except Exception as error:
+            self._on_defect(error)
+            raise
+        return outputs
+
+
+def _is_too_large(output: Output) -> bool:
+    """Whether a broker would refuse the record: value, key and headers count."""
+    size = len(output.value or b"") + len(output.key or b"")
+    if output.headers:
+        size += sum(len(name) + len(value) for name, value in output.headers)
+    return size > MAX_OUTPUT_BYTES

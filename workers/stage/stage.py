@@ -87,7 +87,8 @@ class Stage:
         self._metrics = metrics
         self._pace: Pace = pace or Unpaced()
         self._completions: SimpleQueue[Completion] = SimpleQueue()
-        self._runner = Runner(handler, self._completions)
+        self._defect: Exception | None = None
+        self._runner = Runner(handler, self._completions, self._end_with)
         self._window = Window(settings.limits)
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
@@ -117,6 +118,9 @@ class Stage:
         """Drain and end; `run` returns when that is done. May be called from any thread and more than once."""
         self._stopping.set()
 
+    def _end_with(self, defect: Exception) -> None:
+        self._defect = defect
+
     # -- on the Kafka thread -------------------------------------------------------------------------------------
 
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
@@ -133,6 +137,8 @@ class Stage:
         loop.call_soon_threadsafe(_end, ended, error)
 
     def _round(self) -> None:
+        if self._defect is not None:
+            raise self._defect
         self.watch.beat()
         self._take(*self._intake.consume(self._window.batch, self._patience()))
         self._turn()
