@@ -16,8 +16,11 @@ class WorkerSettings(BaseSettings):
     window_records: int = Field(default=1024, ge=1, le=8192)
     """Jobs that are enriched or generated at once; as many again are parked behind them."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    waiting_target: int = Field(default=64, ge=1, le=8192)
-    """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest."""
+    waiting_target: int = Field(default=256, ge=1, le=8192)
+    """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
+
+    As many as vLLM generates at once by default: with fewer, a batch that ends all at once is followed by a small one.
+    """
     enrich_ahead: int = Field(default=128, ge=1, le=8192)
     """Jobs with sources that are being enriched ahead of the engine."""
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
