@@ -57,6 +57,6 @@ def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> 
 @pytest.mark.timeout(600)
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:
     tiny_model()
-    sizes = ("--jobs", "8", "--tokens", "4", "--pairs", "1")
+    sizes = ("--jobs", "8", "--tokens", "4", "--rounds", "1")
     (row,) = rows_of(bench("engine", broker.bootstrap_servers, *sizes))
     assert len(row) == 5
