@@ -39,6 +39,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.SOURCE_TOPIC: {**_TEXT, "description": "Topic where the record stood."},
     topics.SOURCE_PARTITION: {**_DIGITS, "description": "Its partition there."},
     topics.SOURCE_OFFSET: {**_DIGITS, "description": "Its offset there."},
+    topics.ABRIDGED: {**_TEXT, "description": "The record was too large to be here; it stands whole at its source."},
     topics.ATTEMPTS: {**_DIGITS, "description": "How often the record was tried."},
     topics.DEFERRED: {**_DIGITS, "description": "How often the record was put off without being tried."},
     topics.FORWARDED: {**_DIGITS, "description": "How often the job went on to another engine's lane."},
@@ -53,7 +54,7 @@ _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLB
 _RETRY_HEADERS = (*_RESULT_HEADERS, topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
 _DEAD_HEADERS = (
-    *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS),
+    *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),
     *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
 )
 
