@@ -31,7 +31,7 @@ _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 15_000
 _INTERNAL_PARTITIONS = "4"
 
-_SERVER_PROPERTIES = {
+SERVER_PROPERTIES = {
     "process.roles": "broker,controller",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -55,6 +55,7 @@ _SERVER_PROPERTIES = {
     # Sparse index files of 10 MiB for every partition of every test topic are only in the way.
     "log.index.size.max.bytes": "1048576",
 }
+"""What every broker here is told, whichever node it is: the timeouts are those that other Kafkas of ours shall have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ def _write(data: Path, cluster: Cluster) -> None:
 def _properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
     replicas, in_sync = ("3", "2") if len(quorum) >= 3 else ("1", "1")
     return {
-        **_SERVER_PROPERTIES,
+        **SERVER_PROPERTIES,
         "node.id": str(node.id),
         "log.dirs": str(node.home / "data"),
         "listeners": f"PLAINTEXT://{node.address},CONTROLLER://127.0.0.1:{node.controller_port}",

@@ -7,7 +7,7 @@ import re
 import pytest
 from deployment import ROOT, Manifest, compose_model, own_services
 
-from devkit.kafka.cluster import _SERVER_PROPERTIES as DEVKIT_BROKER
+from devkit.kafka.cluster import SERVER_PROPERTIES
 
 # The first run builds helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
@@ -113,7 +113,7 @@ def test_composes_kafka_has_the_timeouts_of_the_broker_that_is_tested_on(compose
     }
     shared = {
         name: value
-        for name, value in DEVKIT_BROKER.items()
+        for name, value in SERVER_PROPERTIES.items()
         if name.startswith(("group.consumer.", "transaction.abort.", "offsets.retention.", "auto.create."))
     }
     assert len(shared) == 7
