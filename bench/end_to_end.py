@@ -22,11 +22,11 @@ from bench.fleet import (
     broker,
     new_fleet,
     prefill,
-    read_committed,
     shared_evenly,
     wait_for,
 )
 from bench.table import table, title, verdict
+from devkit.committed import committed_records
 from schemas.codec import read_result
 
 GOAL = 10_000
@@ -89,7 +89,7 @@ def measure(used: Kafka, jobs: int, workers: int) -> Measured:
         broker_first = used.cpu_seconds()
         last = _finished(commands, jobs)
         broker_seconds = used.cpu_seconds() - broker_first
-    results = read_committed(kafka, kafka.topics.results)
+    results = committed_records(kafka.client_config(), kafka.topics.results)
     assert_exactly_once((str(read_result(message.value()).custom_id) for message in results), jobs)
     return _between(first, last, broker_seconds)
 

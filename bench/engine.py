@@ -23,8 +23,9 @@ from typing import Any
 
 import uvloop
 
-from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, read_committed
+from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill
 from bench.table import table, title, verdict
+from devkit.committed import committed_records
 from devkit.model import tiny_model
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
@@ -141,7 +142,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
         took = await _timed(process.metrics, running, work.jobs)
         stage.stop()
         await running
-    messages = await asyncio.to_thread(read_committed, kafka, kafka.topics.results)
+    messages = await asyncio.to_thread(committed_records, kafka.client_config(), kafka.topics.results)
     results = [read_result(message.value()) for message in messages]
     assert_exactly_once((str(result.custom_id) for result in results), work.jobs)
     if any(result.outcome != "succeeded" for result in results):

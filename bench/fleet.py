@@ -18,7 +18,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import psutil
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -77,31 +77,6 @@ def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
     if producer.flush(120):
         raise RuntimeError("not every job was taken by the broker")
     return count
-
-
-def read_committed(kafka: KafkaSettings, topic: str) -> list[Message]:
-    """Every record of a topic that a read_committed reader can see now."""
-    consumer = Consumer(
-        {
-            **kafka.client_config(),
-            "group.id": "bench-reader",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
-    left = set(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
-    consumer.assign([TopicPartition(topic, number, 0) for number in left])
-    found = []
-    while left:
-        for message in consumer.consume(5000, 1.0):
-            error = message.error()
-            if error is None:
-                found.append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                left.discard(message.partition())
-    consumer.close()
-    return found
 
 
 def shared_evenly(kafka: KafkaSettings, group: str, members: int) -> bool:

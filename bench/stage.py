@@ -21,8 +21,9 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # it is documented there
 
-from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, read_committed
+from bench.fleet import assert_exactly_once, broker, new_fleet, prefill
 from bench.table import table, title, verdict
+from devkit.committed import committed_records
 from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -129,7 +130,8 @@ def _as_a_worker(side: Callable[[Task], Measured], task: Task) -> Measured:
 def _in_its_own_process(side: Callable[[Task], Measured], task: Task) -> Measured:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
         measured = processes.submit(_as_a_worker, side, task).result()
-    assert_exactly_once((str(message.key()) for message in read_committed(task.kafka, task.results)), task.jobs)
+    results = committed_records(task.kafka.client_config(), task.results)
+    assert_exactly_once((str(message.key()) for message in results), task.jobs)
     return measured
 
 

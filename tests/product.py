@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from postback_command import POSTBACK, environment_of
 from prometheus_client.parser import text_string_to_metric_families
 
+from devkit.committed import committed_records
 from devkit.receiver import Behaviour, Keys, Received, Receiver
 from producers.topics import configure_groups
 from schemas.settings import KafkaSettings
@@ -231,28 +232,7 @@ class Product:
 
     def read(self, topic: str) -> list[Message]:
         """Every record that a read_committed reader can see now."""
-        consumer = Consumer(
-            {
-                **self.kafka.client_config(),
-                "group.id": "reader",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            }
-        )
-        numbers = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
-        left, found = set(numbers), []
-        while left:
-            for message in consumer.consume(1000, 1.0):
-                error = message.error()
-                if error is None:
-                    found.append(message)
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    left.discard(message.partition())
-        consumer.close()
-        return found
+        return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(message.value()) for message in self.read(self.kafka.topics.results)]
