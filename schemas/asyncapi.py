@@ -126,6 +126,7 @@ def _messages() -> dict[str, Any]:
             **_message("A job or a result that was given up, as it stood", _DEAD_HEADERS),
             "payload": {"description": "The record's own value: not even JSON, perhaps. Its own headers stand too."},
         },
+        "redriven": _message("A dead letter that was put back", ()),
         "attempt": _message("One POST to a callback and what came of it", ()),
         "endpoint": _message("Whether a callback's endpoint is disabled", ()),
         "control": _message("A cancellation", ()),
@@ -161,6 +162,7 @@ def _channels() -> dict[str, Any]:
         names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
         names.control: ("control", "Compacted by tenant and job: cancellations."),
         names.dead_letters: ("deadLetter", "What was given up, with the reason in its headers."),
+        names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),
         names.shadow: ("sample", "Samples that a candidate model answers again."),
     }

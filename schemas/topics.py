@@ -97,6 +97,11 @@ class Topics:
         return f"{self.prefix}dead_letters"
 
     @property
+    def redriven(self) -> str:
+        """Which dead letters were put back, keyed by their place, so that none is put back twice."""
+        return f"{self.prefix}dead_letters.redriven"
+
+    @property
     def batch_requests(self) -> str:
         """Batches to be expanded into jobs."""
         return f"{self.prefix}batch_requests"
@@ -125,6 +130,7 @@ class Topics:
         return [
             *(TopicSpec(name, partitions, week) for name in full),
             TopicSpec(self.dead_letters, partitions, month),
+            TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),
             TopicSpec(self.control, 1, compacted),
         ]
