@@ -172,7 +172,9 @@ class InferenceHandler:
             (names.FORWARDED, str(where.times).encode()),
         ]
         bulk = record.topic.endswith(".batch")
-        return Output(self._topics.requests(where.lane, bulk=bulk), record.value, record.key, carried + stamps)
+        return Output(
+            self._topics.requests(where.lane, bulk=bulk), record.value, record.key, carried + stamps, record.partition
+        )
 
     async def _enrich(self, received: ReceivedJob) -> Asked:
         job = received.job
@@ -299,7 +301,7 @@ class InferenceHandler:
         headers = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
         if received.job.callback_url is not None:
             headers.append((names.CALLBACK_URL, received.job.callback_url.encode()))
-        return [Output(self._topics.results, value, received.job_id.encode(), headers, record.partition)]
+        return [Output(self._topics.results, value, received.job_id.encode(), headers)]
 
     def _rejected(self, record: Record, invalid: InvalidJob) -> list[Output]:
         """A `rejected` result that echoes nothing of the input, and the record as a dead letter."""
@@ -314,7 +316,7 @@ class InferenceHandler:
         if invalid.callback_url is not None:
             headers.append((names.CALLBACK_URL, invalid.callback_url.encode()))
         value = write_result(rejected_result(invalid, int(self._clock.time())))
-        result = Output(self._topics.results, value, invalid.job_id.encode(), headers, record.partition)
+        result = Output(self._topics.results, value, invalid.job_id.encode(), headers)
         return [result, self._dead_letter(record, invalid.webhook_id, "rejected", str(invalid), 1)]
 
     def _dead_letter(self, record: Record, webhook_id: str, reason: str, detail: str, attempts: int) -> Output:

@@ -43,7 +43,7 @@ class Output:
     key: bytes | None = None
     headers: Headers | None = None
     partition: int | None = None
-    """None: the source record's number, so that a dead worker's open transaction holds back only its own partitions."""
+    """None: the number of a partition that is settled in the same transaction, of this or of another record."""
 
 
 @dataclass(frozen=True, slots=True)

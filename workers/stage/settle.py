@@ -43,6 +43,7 @@ ABORT_SECONDS = 2.0
 INIT_SECONDS = 2.0
 CALL_MARGIN_SECONDS = 1.0
 REST_SECONDS = 1.0
+OUTPUTS_A_HOME = 100
 FATAL_ERRORS_ALLOWED = 3
 FATAL_WINDOW_SECONDS = 60.0
 
@@ -69,10 +70,20 @@ class Batch:
     """What one transaction carries: for each partition the offsets that it makes done, and all outputs."""
 
     offsets: dict[Partition, list[int]] = field(default_factory=dict)
-    outputs: list[tuple[Output, int]] = field(default_factory=list)
-    """Each with the partition number to use where it names none."""
+    outputs: list[Output] = field(default_factory=list)
     farewells: set[Partition] = field(default_factory=set)
     """Partitions that are given back: what is committed for them says that nobody has them."""
+
+    def homes(self, turn: int) -> list[int]:
+        """Partition numbers for outputs that name none; another choice each turn.
+
+        They are numbers of sources, so that a dead worker's open transaction holds back only its own partitions;
+        and they are few, since each costs a request of its own (librdkafka sends no two partitions in one), an end
+        marker, and a fetch of every reader.
+        """
+        numbers = sorted({partition.number for partition, offsets in self.offsets.items() if offsets})
+        start = turn % max(1, len(numbers))
+        return (numbers[start:] + numbers[:start])[: 1 + len(self.outputs) // OUTPUTS_A_HOME]
 
 
 def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, Any]:
@@ -113,6 +124,7 @@ class Settler:
         self._fatal_at: deque[float] = deque()
         self._committing: Batch | None = None
         self._partitions_of: dict[str, int] = {}
+        self._turn = 0
         self._fresh = True
         self._failures = 0
         self._rest_until = 0.0
@@ -134,8 +146,10 @@ class Settler:
         try:
             self._producer.begin_transaction()
             self.state = State.ABORTING
-            for output, source_partition in batch.outputs:
-                self._produce(output, source_partition)
+            self._turn += 1
+            homes = batch.homes(self._turn)
+            for index, output in enumerate(batch.outputs):
+                self._produce(output, homes[index % len(homes)])
             self._send_offsets(_positions(batch))
             self.state, self._committing = State.COMMITTING, batch
             self._call(COMMIT_SECONDS, self._producer.commit_transaction)
@@ -197,8 +211,8 @@ class Settler:
         """A transactional call, which takes its timeout last; see `bounded` for why that is not enough."""
         self._caller.call(seconds + CALL_MARGIN_SECONDS, function, *args, seconds)
 
-    def _produce(self, output: Output, source_partition: int) -> None:
-        partition = output.partition if output.partition is not None else source_partition
+    def _produce(self, output: Output, home: int) -> None:
+        partition = output.partition if output.partition is not None else home
         count = self._partition_count(output.topic)
         while True:
             try:
@@ -215,10 +229,7 @@ class Settler:
                 return
 
     def _partition_count(self, topic: str) -> int:
-        """How many partitions a topic has: a result goes to the number of its source, where there is one.
-
-        A dead worker's open transaction then holds back only readers of its own partitions.
-        """
+        """How many partitions a topic has: it may have fewer than the sources have."""
         if topic not in self._partitions_of:
             found = self._producer.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
             if found.error is not None:
