@@ -123,6 +123,12 @@ class Ledgers:
         committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
         return sum(ends[p.partition] - max(0, p.offset) for p in committed)
 
+    def remove_before(self, offset: int) -> None:
+        """Remove the first records of the requests' first partition, as retention does."""
+        admin = AdminClient(self.kafka.client_config())
+        asked = TopicPartition(self.kafka.topics.requests(), 0, offset)
+        admin.delete_records([asked])[asked].result(20)
+
     def wait_for_results(self, jobs: int, seconds: float) -> None:
         eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")
 

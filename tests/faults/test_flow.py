@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from kernel_fleet import Ledgers, StageProcesses, eventually
@@ -50,3 +51,18 @@ def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledge
     processes.start("third")
     ledgers.wait_for_results(jobs, 90)
     ledgers.assert_each_exactly_once(jobs)
+
+
+def test_what_retention_removed_before_a_worker_came_is_said_and_the_rest_is_handled(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    jobs = ledgers.submit(({"id": n, "ms": 1} for n in range(40)), partitions=1)
+    processes.start("a")
+    ledgers.wait_for_results(jobs, 30)
+    assert processes.terminate("a") == 0
+    ledgers.submit(({"id": n, "ms": 1} for n in range(40, 80)), partitions=1)
+    ledgers.remove_before(70)
+    processes.start("b")
+    ledgers.wait_for_results(jobs + 10, 30)
+    losses = [json.loads(line) for line in processes.log("b").splitlines() if "retention-loss" in line]
+    assert [loss["postback.records"] for loss in losses] == [30]

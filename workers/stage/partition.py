@@ -40,6 +40,8 @@ class Partition:
         """Of the record values that are taken and not settled."""
         self.had_progress = False
         """Whether anything was ever committed: only then can retention have removed what is owed."""
+        self.begun = False
+        """Whether a record of this assignment was seen: before the first one, any gap may be what retention removed."""
         self.open_committed = False
         """Whether Kafka knows that we have it. Nothing is dispatched before."""
         self.suspects: dict[int, Suspect] = {}

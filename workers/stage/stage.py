@@ -186,6 +186,7 @@ class Stage:
             return
         if record.offset > partition.ledger.next_offset:
             self.watch.gap(partition, record.offset)
+        partition.begun = True
         if not partition.ledger.take(record.offset):
             return
         self._account(partition, len(record.value))
@@ -348,8 +349,7 @@ class Stage:
         batch = Batch()
         for completion in self._pending[:MAX_BATCH_RECORDS]:
             batch.offsets.setdefault(completion.partition, []).append(completion.record.offset)
-            for output in completion.outputs or ():
-                batch.outputs.append((output, completion.partition.number))
+            batch.outputs += completion.outputs or ()
         cohort = self._isolation.cohort
         self._announced = cohort if cohort is not None and not cohort.committed else None
         announced = {partition for partition, _ in self._announced.members} if self._announced else set()

@@ -67,7 +67,7 @@ class Watch:
     def gap(self, partition: Partition, offset: int) -> None:
         """Offsets were skipped before `offset`. Those below the log's start were lost to retention."""
         skipped = offset - partition.ledger.next_offset
-        if skipped < LARGE_GAP and partition.ledger.next_offset != partition.ledger.base:
+        if skipped < LARGE_GAP and partition.begun:
             return
         marks = self._intake.watermarks(partition.id, cached=False)
         lost = 0 if marks is None else min(marks[0], offset) - partition.ledger.next_offset
