@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -57,16 +58,31 @@ _NUMBERS = {
 }
 _FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location")
 _TOGETHER = "a set of properties that kafka-python takes together ({})"
-_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-_CHECK_HOSTNAME = {"https": True, "none": False}
+_CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "enable.ssl.certificate.verification": {"true": {}},  # kafka-python verifies always
+    "security.protocol": {
+        name.lower(): {"security_protocol": name} for name in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+    },
+    "ssl.endpoint.identification.algorithm": {
+        "https": {"ssl_check_hostname": True},
+        "none": {"ssl_check_hostname": False},
+    },
+}
 
 # These shape the work of the fleet's own processes and mean nothing to a producer that submits: passed over, so that
 # one environment serves both. Whatever else has no equal is an error, since it may be what keeps a connection safe.
+# All of librdkafka's list is one or the other; a test goes over that of the version that is installed.
 _PASSED_OVER = (
-    *("api.version.", "batch.", "broker.address.", "debug", "fetch.", "group.", "heartbeat.", "linger.", "log", "max."),
-    *("message.max.", "queue.", "queued.", "session.timeout.", "socket.keepalive.", "socket.nagle."),
-    *("statistics.", "sticky.", "topic.metadata.", "transaction.timeout."),
+    *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
+    *("client.rack", "compression.", "consume.", "coordinator.", "debug", "delivery.", "enable.auto."),
+    *("enable.gapless.", "enable.idempotence", "enable.metrics.", "enable.partition.", "enable.random.", "fetch."),
+    *("group.", "heartbeat.", "internal.", "isolation.", "linger.", "log.", "max.", "message.", "metadata.recovery."),
+    *("offset.", "partition", "produce.", "queue", "queuing.", "reconnect.backoff.jitter.", "request.", "retries"),
+    *("retry.backoff.max.", "session.", "share.", "socket.blocking.", "socket.connection.setup.", "socket.keepalive."),
+    *("socket.max.fails", "socket.nagle.", "statistics.", "sticky.", "topic.", "transaction"),
 )
+_ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "socket.send.buffer.bytes")
+"""Where 0 says that there is no limit, or that the system's is taken; kafka-python would take it for a number."""
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
@@ -83,20 +99,18 @@ def connection_config(settings: KafkaSettings) -> dict[str, Any]:
 def _translated(name: str, value: str) -> dict[str, Any]:
     if name == "bootstrap.servers":
         return {"bootstrap_servers": [server.strip() for server in value.split(",")]}
-    if name == "security.protocol":
-        if value.upper() not in _PROTOCOLS:
-            raise UnusableProperty(name, f"one of {', '.join(_PROTOCOLS)}")
-        return {"security_protocol": value.upper()}
-    if name == "ssl.endpoint.identification.algorithm":
-        if value.lower() not in _CHECK_HOSTNAME:
-            raise UnusableProperty(name, "https or none")
-        return {"ssl_check_hostname": _CHECK_HOSTNAME[value.lower()]}
+    if name in _CHOICES:
+        if value.lower() not in _CHOICES[name]:
+            raise UnusableProperty(name, f"one of {', '.join(_CHOICES[name])}")
+        return _CHOICES[name][value.lower()]
+    if name == "ssl.ca.location" and value == "probe":
+        return {}  # the system's, which is where kafka-python looks too
     if name in _SAME_MEANING:
         return {_SAME_MEANING[name]: value}
     if name in _NUMBERS:
         if not value.isdecimal():
             raise UnusableProperty(name, "a whole number")
-        return {_NUMBERS[name]: int(value)}
+        return {} if int(value) == 0 and name in _ZERO_IS_NONE else {_NUMBERS[name]: int(value)}
     if name.startswith(_PASSED_OVER):
         return {}
     raise UnmappedProperty(name)
@@ -115,7 +129,7 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
             return kind(**{**bootstrap, **connection, **config})
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
-        except (AssertionError, TypeError, ValueError) as error:
+        except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
             # How kafka-python says that arguments do not go together. The text may quote them.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
@@ -124,7 +138,7 @@ def _check_files(connection: dict[str, Any]) -> None:
     """A file that cannot be read would look like a broker that does not answer."""
     for name in _FILES:
         path = connection.get(_SAME_MEANING[name])
-        if path is not None and not os.access(path, os.R_OK):
+        if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UnusableProperty(name, "the path of a file that can be read")
 
 

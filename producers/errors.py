@@ -21,7 +21,10 @@ class UnmappedProperty(ProducerError):  # noqa: N818 - the tree reads as what ha
 
     def __init__(self, name: str) -> None:
         variable = f"POSTBACK_KAFKA__EXTRA__{name.upper().replace('.', '_')}"
-        super().__init__(f"{name} ({variable}) has no equal in kafka-python, which this command uses: unset it here")
+        way = "unset it here"
+        if name.endswith(".pem"):
+            way = f"put it into a file, and name that by {name.removesuffix('pem')}location"
+        super().__init__(f"{name} ({variable}) has no equal in kafka-python, which this command uses: {way}")
 
 
 class UnusableProperty(ProducerError):  # noqa: N818

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import re
+from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient
@@ -58,10 +63,62 @@ def test_what_only_shapes_the_fleets_own_processes_is_passed_over() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["client_rack", "fetch_min_bytes", "max_poll_interval_ms", "compression_type"])
+def test_what_only_a_consumer_or_a_workers_producer_uses_does_not_stop_a_command(name: str) -> None:
+    assert config_of(**{name: "1"}) == config_of()
+
+
+def test_a_zero_that_means_no_limit_is_not_taken_for_a_number() -> None:
+    assert config_of(connections_max_idle_ms="0", socket_send_buffer_bytes="0") == config_of()
+    assert config_of(reconnect_backoff_ms="0")["reconnect_backoff_ms"] == 0
+
+
+def test_the_systems_certificates_may_be_asked_for_by_name() -> None:
+    assert config_of(ssl_ca_location="probe", enable_ssl_certificate_verification="true") == config_of()
+
+
+def test_each_property_of_librdkafka_is_mapped_or_passed_over_and_these_alone_are_refused(tmp_path: Path) -> None:
+    """A new version of librdkafka may bring new ones: whoever takes it says here what becomes of them."""
+    refused = set()
+    for name in librdkafka_properties(tmp_path / "properties"):
+        with contextlib.suppress(UnusableProperty):  # it is known, and wants another value
+            try:
+                config_of(**{name.replace(".", "_"): "1"})
+            except UnmappedProperty:
+                refused.add(name)
+    assert {name for name in refused if not name.startswith(("sasl.oauthbearer.", "https.ca."))} == {
+        # who we are, and whom we trust
+        *("ssl.ca.certificate.stores", "ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem"),
+        *("ssl.keystore.location", "ssl.keystore.password"),
+        *("ssl.cipher.suites", "ssl.curves.list", "ssl.sigalgs.list"),
+        *("ssl.engine.id", "ssl.engine.location", "ssl.providers"),
+        *("enable.sasl.oauthbearer.unsecure.jwt", "sasl.kerberos.keytab", "sasl.kerberos.kinit.cmd"),
+        *("sasl.kerberos.min.time.before.relogin", "sasl.kerberos.principal"),
+        # another word for bootstrap.servers, which has a setting of its own
+        "metadata.broker.list",
+        # code
+        *("interceptors", "opaque", "plugin.library.paths"),
+    }
+
+
+def librdkafka_properties(scratch: Path) -> list[str]:
+    """The names that an environment variable can say, as the library that confluent-kafka brings lists them."""
+    (library,) = Path(confluent_kafka.__file__).parent.with_name("confluent_kafka.libs").glob("librdkafka-*")
+    c, librdkafka = ctypes.CDLL(None), ctypes.CDLL(str(library))
+    c.fopen.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(c.fopen(bytes(scratch), b"w"))
+    librdkafka.rd_kafka_conf_properties_show(file)
+    c.fclose(file)
+    names = re.findall(r"^([a-z][a-z._]+?) +\| +[*CP] +\|", scratch.read_text(), re.MULTILINE)
+    assert len(names) > 150
+    return [name for name in names if "_" not in name]  # the others take a callback or an object
+
+
 def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:
     with pytest.raises(UnmappedProperty, match=r"ssl\.key\.pem \(POSTBACK_KAFKA__EXTRA__SSL_KEY_PEM\)") as raised:
         config_of(ssl_key_pem="private")
     assert "private" not in str(raised.value)
+    assert "name that by ssl.key.location" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +127,7 @@ def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:
         {"socket_timeout_ms": "soonish"},
         {"ssl_endpoint_identification_algorithm": "soonish"},
         {"security_protocol": "soonish"},
+        {"enable_ssl_certificate_verification": "soonish"},
     ],
 )
 def test_a_value_that_cannot_be_used_is_not_shown(extra: dict[str, str]) -> None:
@@ -82,3 +140,9 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_broker_that_is_away() -> 
     settings = KafkaSettings(extra={"ssl_ca_location": SecretStr("/absent/ca.pem")})
     with pytest.raises(UnusableProperty, match=r"ssl\.ca\.location .* the path of a file that can be read"):
         connect(KafkaAdminClient, settings)
+
+
+def test_what_kafka_python_does_not_take_together_is_not_taken_for_a_brokers_refusal() -> None:
+    settings = KafkaSettings(extra={"connections_max_idle_ms": SecretStr("200")})
+    with pytest.raises(UnusableProperty, match="takes together"):
+        connect(KafkaConsumer, settings)
