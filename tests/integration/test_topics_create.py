@@ -110,7 +110,7 @@ def test_no_broker_is_one_line_that_says_what_to_do() -> None:
 
 
 def test_the_command_lays_out_a_fleet_and_may_be_repeated(bare: KafkaSettings) -> None:
-    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # for the workers, and in their way it is not
+    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # what is for workers only
     first, second = postback("topics", "create", env=env), postback("topics", "create", env=env)
     assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(first.stdout.split()[1::2]) == sorted(names_of(bare))
