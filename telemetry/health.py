@@ -1,4 +1,4 @@
-"""`/metrics`, `/healthz` and `/readyz`, served from threads of their own.
+"""`/metrics`, `/healthz` and `/readyz`, and a role's own pages, served from threads of their own.
 
 They have to answer while the event loop is stuck, since that is when somebody asks; so nothing here touches the loop.
 `/healthz` says whether the process should go on living (an orchestrator restarts it otherwise), `/readyz` whether it
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Thread
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from prometheus_client.exposition import choose_encoder
@@ -43,6 +43,22 @@ class Readiness:
 READY = Readiness()
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one of a role's own paths answers with."""
+
+    content_type: str
+    body: bytes
+    max_age_seconds: int = 0
+    """How long readers and proxies may keep it (RFC 9111, section 5.2.2.1); 0 is not at all."""
+
+
+Pages = Mapping[str, Callable[[], Page]]
+"""Path to what makes its page. It is called on a thread of its own, at each request."""
+
+_NO_PAGES: Pages = MappingProxyType({})
+
+
 class Heartbeat:
     """Says whether something that should come by regularly still does. `beat` may be called from any thread."""
 
@@ -67,6 +83,7 @@ def _alive() -> bool:
 class HealthServer:
     """The small HTTP server that every process has. `port` 0 is any free one; `port` tells which it became.
 
+    `pages` are looked up at each request, so that a role may add its own once it has what they show.
     Binds in the constructor, so that a busy port is an OSError before any work begins; `start` serves.
     """
 
@@ -78,8 +95,9 @@ class HealthServer:
         port: int = 0,
         *,
         alive: Callable[[], bool] = _alive,
+        pages: Pages = _NO_PAGES,
     ) -> None:
-        self._server = _Server((host, port), metrics, readiness, alive)
+        self._server = _Server((host, port), metrics, readiness, alive, pages)
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
 
     @property
@@ -114,12 +132,18 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(
-        self, address: tuple[str, int], metrics: Metrics, readiness: Callable[[], Readiness], alive: Callable[[], bool]
+        self,
+        address: tuple[str, int],
+        metrics: Metrics,
+        readiness: Callable[[], Readiness],
+        alive: Callable[[], bool],
+        pages: Pages,
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.metrics = metrics
         self.readiness = readiness
         self.alive = alive
+        self.pages = pages
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -139,12 +163,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        answer = {"/metrics": self._metrics, "/healthz": self._health, "/readyz": self._readiness}.get(path)
-        if answer is None:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/metrics, /healthz or /readyz\n")
-            return
+        own = {"/metrics": self._metrics, "/healthz": self._health, "/readyz": self._readiness}
         try:
-            answer()
+            if path in own:
+                own[path]()
+            elif path in self.server.pages:
+                self._page(self.server.pages[path]())
+            else:
+                known = " ".join([*own, *self.server.pages])
+                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", f"{known}\n".encode())
         except OSError:
             raise
         except Exception:
@@ -169,14 +196,18 @@ class _Handler(BaseHTTPRequestHandler):
         status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
         self._send_json(status, {"ready": readiness.ready, "reasons": list(readiness.reasons)})
 
+    def _page(self, page: Page) -> None:
+        caching = f"public, max-age={page.max_age_seconds}" if page.max_age_seconds else "no-store"
+        self._send(HTTPStatus.OK, page.content_type, page.body, caching)
+
     def _send_json(self, status: HTTPStatus, value: dict[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(value).encode() + b"\n")
 
-    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes, caching: str = "no-store") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
+        self.send_header("Cache-Control", caching)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from telemetry.health import READY, HealthServer, Heartbeat, Readiness
+from telemetry.health import READY, HealthServer, Heartbeat, Page, Readiness
 from telemetry.metrics import Metrics
 
 
@@ -96,6 +97,21 @@ def test_a_check_that_raises_is_a_500_and_the_server_lives_on() -> None:
         assert status == 500
         assert b"private detail" not in body
         assert ask_json(server, "/healthz")[0] == 200
+
+
+def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
+    pages: dict[str, Callable[[], Page]] = {}
+    with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
+        assert ask(server, "/keys")[0] == 404
+        pages["/keys"] = lambda: Page("application/jwk-set+json", b"{}", max_age_seconds=60)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("GET", "/keys?fresh")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"{}")
+        assert response.getheader("Content-Type") == "application/jwk-set+json"
+        assert response.getheader("Cache-Control") == "public, max-age=60"
+        connection.close()
+        assert b"/keys" in ask(server, "/")[2]
 
 
 def test_a_client_that_never_asks_holds_up_nobody() -> None:
