@@ -133,7 +133,7 @@ async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
     eyeballs: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second line of defence alone: what aiohttp connects to decides, wherever it took the address from."""
-    monkeypatch.setattr("workers.egress._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         connector = GuardedConnector(FIRST, None, happy_eyeballs_delay=eyeballs)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -144,7 +144,7 @@ async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
 
 async def test_the_peer_is_checked_after_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third line alone: a connection that leads elsewhere is closed before anything is sent."""
-    monkeypatch.setattr("workers.egress._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
     async with serving("127.0.0.2") as server:
         await refusal(Guard(FIRST), server.url("name.example"))

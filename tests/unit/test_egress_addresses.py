@@ -20,12 +20,15 @@ from workers.egress import (
     Refusal,
     check_url,
     is_allowed,
+    is_named,
     is_public_address,
     origin_of,
 )
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "ssrf_vectors.json").read_text())
+SPELLINGS: list[str] = json.loads((Path(__file__).parent / "data" / "url_spellings.json").read_text())["loopback"]
 PRODUCTION = EgressPolicy()
+ANY_PORT = EgressPolicy(development=True, ports=frozenset(range(1, 65536)))
 DEVELOPMENT = EgressPolicy(development=True)
 
 
@@ -150,6 +153,12 @@ def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
     assert refused.value.reason is reason
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_spelling_of_a_loopback_address_passes(spelling: str) -> None:
+    with pytest.raises(EgressRefused):
+        check_url(spelling.replace("{port}", "8080"), ANY_PORT)
+
+
 def test_fullwidth_digits_do_not_hide_an_address() -> None:
     with pytest.raises(EgressRefused):
         check_url("https://１２７.0.0.1/", PRODUCTION)  # noqa: RUF001 - the point of the test
@@ -191,9 +200,65 @@ def test_an_origin_never_carries_more(url: str, origin: str) -> None:
 
 def test_the_two_allow_lists_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACKS", "10.0.0.0/8, fd00::/8")
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES", "Hooks.corp.example., *.svc.cluster.local")
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_FETCH_NAMES", "wiki")
     settings = EgressSettings()
-    assert settings.callback_policy(development=False).allow == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-    assert settings.fetch_policy(development=True) == EgressPolicy(allow=(), development=True)
+    assert settings.callback_policy(development=False) == EgressPolicy(
+        allow=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")),
+        names=frozenset({"hooks.corp.example", "*.svc.cluster.local"}),
+    )
+    assert settings.fetch_policy(development=True) == EgressPolicy(names=frozenset({"wiki"}), development=True)
+
+
+def test_the_ports_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__PORTS", "443, 9443")
+    policy = EgressSettings().callback_policy(development=False)
+    assert check_url("https://example.com:9443/", policy)
+    with pytest.raises(EgressRefused) as refused:
+        check_url("https://example.com:8443/", policy)
+    assert refused.value.reason is Refusal.PORT
+
+
+@pytest.mark.parametrize(
+    "value", ["10.0.0.1", "*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a"]
+)
+def test_what_is_no_name_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES", value)
+    with pytest.raises(ValueError, match="allow_callback_names"):
+        EgressSettings()
+
+
+@pytest.mark.parametrize("value", ["0", "65536", "https", "80-90"])
+def test_what_is_no_port_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__PORTS", value)
+    with pytest.raises(ValueError, match="ports"):
+        EgressSettings()
+
+
+NAMES = EgressPolicy(names=frozenset({"receiver", "*.svc.cluster.local"}))
+
+
+@pytest.mark.parametrize(
+    "host", ["receiver", "RECEIVER", "receiver.", "hooks.svc.cluster.local", "A.b.SVC.cluster.local."]
+)
+def test_a_listed_name_may_have_any_port_and_plain_http(host: str) -> None:
+    assert is_named(host, NAMES)
+    assert check_url(f"http://{host}:9000/", NAMES)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["receiver.example.com", "areceiver", "svc.cluster.local", "xsvc.cluster.local", "svc.cluster.local.example"],
+)
+def test_a_name_that_only_looks_like_a_listed_one_is_not_let_through(host: str) -> None:
+    assert not is_named(host, NAMES)
+    with pytest.raises(EgressRefused):
+        check_url(f"http://{host}:9000/", NAMES)
+
+
+def test_localhost_can_be_listed_and_an_address_cannot() -> None:
+    assert check_url("http://localhost:9000/", EgressPolicy(names=frozenset({"localhost"})))
+    assert not is_named("10.0.0.1", EgressPolicy(names=frozenset({"10.0.0.1", "*.0.0.1"})))
 
 
 def test_an_allow_list_with_an_error_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

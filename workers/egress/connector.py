@@ -1,0 +1,179 @@
+"""Connections that keep a policy, judged by the address that a socket is really connected to."""
+
+from __future__ import annotations
+
+import socket
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import DefaultResolver
+from yarl import URL
+
+from workers.egress.addresses import is_public_address
+from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
+from workers.egress.urls import check_scheme_and_port, check_url, origin_of
+
+if TYPE_CHECKING:
+    from aiohttp.client_reqrep import ClientRequest
+    from aiohttp.connector import AddrInfoType, Connection
+    from aiohttp.tracing import Trace
+
+_REMEMBERED: Final = 4096
+"""Verdicts of each kind that a connector keeps: judging is dearer than a request over a warm connection otherwise."""
+
+_named: ContextVar[bool] = ContextVar("named", default=False)
+"""Whether the host that is being connected to is one of the policy's names: a socket is opened by address only."""
+
+
+class _AddressRefused(Exception):  # noqa: N818 - it names what happened
+    """An address was refused where no URL is known. Not an OSError or RuntimeError: aiohttp tries on after those."""
+
+    def __init__(self, reason: Refusal) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
+    """Raise _AddressRefused for a socket address (host, port[, flow, scope]). A scope is a zone by another name."""
+    address, port = target[0], target[1]
+    if any(target[3:]) or not (named or is_allowed(address, policy)):
+        raise _AddressRefused(Refusal.ADDRESS)
+    if port not in policy.ports and not (named or is_listed(address, policy)):
+        raise _AddressRefused(Refusal.PORT)
+
+
+def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> None:
+    """Raise EgressRefused for the address at the other end of a connection that was made for this URL."""
+    named = is_named(url.raw_host or "", policy)
+    try:
+        _check_target(peer, policy, named=named)
+    except _AddressRefused as refused:
+        raise EgressRefused(refused.reason, origin_of(url)) from None
+    if not (named or is_listed(peer[0], policy)):
+        check_scheme_and_port(url, policy, origin_of(url))
+
+
+class _GuardedResolver(AbstractResolver):
+    """Refuses a name as a whole when one of its addresses is refused, or when it mixes public ones with others.
+
+    Whoever mixes them is trying. The policy's own names may: the operator vouches for whatever they resolve to.
+    """
+
+    def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None) -> None:
+        self._policy = policy
+        self._owned = resolver is None
+        self._resolver = resolver or DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        results = await self._resolver.resolve(host, port, family)
+        named = is_named(host, self._policy)
+        for result in results:
+            _check_target((result["host"], port), self._policy, named=named)
+        if not named and len({is_public_address(result["host"]) for result in results}) > 1:
+            raise _AddressRefused(Refusal.MIXED)
+        return results
+
+    async def close(self) -> None:
+        if self._owned:
+            await self._resolver.close()
+
+
+class GuardedConnector(aiohttp.TCPConnector):
+    """A connector that only connects to what the policy allows; made by `guarded_connector`, on a running loop.
+
+    `connect` raises EgressRefused, which no caller's handling of network errors swallows by accident: it is no
+    `aiohttp.ClientError` and no `OSError`.
+    """
+
+    def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None, **options: Any) -> None:
+        self._policy = policy
+        self._guarded = _GuardedResolver(policy, resolver)
+        # A verdict depends on nothing but its arguments, and only those that let something pass are remembered.
+        self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
+        self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
+        super().__init__(resolver=self._guarded, socket_factory=self._open_socket, **options)
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> Connection:
+        """A connection whose peer was checked. Raises EgressRefused, and what aiohttp raises."""
+        url = req.url
+        self._check_url(url)
+        if req.proxy:
+            raise EgressRefused(Refusal.PROXY, origin_of(url))
+        _named.set(is_named(url.raw_host or "", self._policy))
+        try:
+            connection = await super().connect(req, traces, timeout)
+        except _AddressRefused as refused:
+            raise EgressRefused(refused.reason, origin_of(url)) from None
+        try:
+            self._check_peer(connection, url)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        """Close all connections, and the resolver unless it was passed in."""
+        await super().close(abort_ssl=abort_ssl)
+        await self._guarded.close()
+
+    def _open_socket(self, addr_info: AddrInfoType) -> socket.socket:
+        """A socket for the address that is about to be connected to.
+
+        A name has been through the resolver by then. That has to stay so: aiohttp's race of several addresses swallows
+        what is raised here.
+        """
+        family, kind, protocol, _, target = addr_info
+        _check_target(target, self._policy, named=_named.get())
+        return socket.socket(family, kind, protocol)
+
+    def _check_peer(self, connection: Connection, url: URL) -> None:
+        transport = connection.transport
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        if peer is None:
+            raise aiohttp.ServerDisconnectedError
+        self._check_reached(peer, url)
+
+
+def guarded_connector(
+    policy: EgressPolicy, *, limit: int = 100, limit_per_host: int = 0, resolver: AbstractResolver | None = None
+) -> GuardedConnector:
+    """A connector for an `aiohttp.ClientSession` that reaches only what the policy allows. Call on a running loop.
+
+    `limit` and `limit_per_host` count connections, 0 is no limit. `resolver` answers names; the system's by default.
+    """
+    return GuardedConnector(policy, resolver, limit=limit, limit_per_host=limit_per_host)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A policy with the sessions that keep it."""
+
+    policy: EgressPolicy
+    resolver: AbstractResolver | None = None
+    """Answers names; the system's where absent."""
+
+    def check_url(self, url: str | URL) -> URL:
+        """See `check_url`. Raises EgressRefused."""
+        return check_url(url, self.policy)
+
+    def connector(self, *, limit: int = 100, limit_per_host: int = 0) -> GuardedConnector:
+        """See `guarded_connector`."""
+        return guarded_connector(self.policy, limit=limit, limit_per_host=limit_per_host, resolver=self.resolver)
+
+    def session(self, *, limit: int = 100, limit_per_host: int = 0, **options: Any) -> aiohttp.ClientSession:
+        """A session behind the guard, without proxies from the environment and without cookies. See ClientSession."""
+        options.setdefault("cookie_jar", aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            connector=self.connector(limit=limit, limit_per_host=limit_per_host), trust_env=False, **options
+        )

@@ -1,0 +1,78 @@
+"""What one kind of traffic may reach, and how a refusal is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from workers.egress.addresses import Network, is_public_address, parse, unwrap
+
+DEFAULT_PORTS: Final = frozenset({80, 443, 8080, 8443})
+
+ANY_SUBDOMAIN: Final = "*."
+
+
+class Refusal(StrEnum):
+    """Why something was refused, as a phrase for people that is stable enough for programs."""
+
+    URL = "not a URL that can be read"
+    SCHEME = "https is required"
+    USERINFO = "user information in a URL is not allowed"
+    PORT = "this port is not allowed"
+    HOST = "this spelling of an address is not allowed"
+    ADDRESS = "the address is not public"
+    MIXED = "the name has public addresses and others"
+    PROXY = "a proxy would hide the address"
+
+
+class EgressRefused(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
+    """The guard refused to connect. The text names reason and origin only: no path, query, user or resolved address."""
+
+    def __init__(self, reason: Refusal, origin: str) -> None:
+        super().__init__(f"{origin}: {reason}")
+        self.reason = reason
+        self.origin = origin
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What one kind of traffic may reach. Callbacks and fetches have one each."""
+
+    allow: tuple[Network, ...] = ()
+    """Addresses that are let through although they are not public; any port and plain http are fine there."""
+    names: frozenset[str] = frozenset()
+    """Hosts, in lower case, that are let through whatever they resolve to, as if their addresses were in `allow`.
+
+    `*.internal.example` stands for all names below `internal.example`. Whoever answers for such a name is trusted.
+    """
+    development: bool = False
+    """Whether plain http to any public address is fine."""
+    ports: frozenset[int] = DEFAULT_PORTS
+
+
+def is_allowed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
+    """Whether the policy lets traffic go to this address: it is public, or in one of the allowed networks."""
+    return is_public_address(address) or is_listed(address, policy)
+
+
+def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
+    """Whether the address lies in one of the policy's allowed networks."""
+    if not policy.allow:
+        return False
+    parsed = parse(address)
+    return parsed is not None and any(unwrap(parsed) in network for network in policy.allow)
+
+
+def is_named(host: str, policy: EgressPolicy) -> bool:
+    """Whether the host is one of the policy's names, in any case and with or without the dot at its end.
+
+    An address is no name: it is let through by its network.
+    """
+    if not policy.names or parse(host) is not None:
+        return False
+    name = host.lower().removesuffix(".")
+    if name in policy.names:
+        return True
+    return any(name.endswith(listed[1:]) for listed in policy.names if listed.startswith(ANY_SUBDOMAIN))

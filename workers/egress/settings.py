@@ -1,0 +1,72 @@
+"""`POSTBACK_EGRESS__…`: what the operator lets through."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from workers.egress.addresses import Network
+from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
+
+_LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
+"""A name as DNS has it. The last label has a letter: what ends in a number is an address in some spelling."""
+
+
+def _items(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _networks(value: object) -> object:
+    return tuple(ip_network(item) for item in _items(value)) if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    return frozenset(_name(item) for item in _items(value)) if isinstance(value, str) else value
+
+
+def _name(item: str) -> str:
+    name = item.lower().removesuffix(".")
+    if not _NAME.fullmatch(name.removeprefix(ANY_SUBDOMAIN)):
+        raise ValueError("neither a name nor *. and a name; addresses are let through by their networks")
+    return name
+
+
+def _ports(value: object) -> object:
+    return frozenset(_items(value)) if isinstance(value, str) else value
+
+
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_names)]
+Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(_ports)]
+
+
+class EgressSettings(BaseSettings):
+    """Callbacks and fetches have lists of their own, so that an internal callback opens no internal network to jobs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_EGRESS__", extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+    allow_callbacks: Networks = ()
+    """Comma-separated CIDRs that callbacks may reach although they are not public."""
+    allow_callback_names: Names = frozenset()
+    """Comma-separated hosts, or `*.` and a domain, that callbacks may reach whatever they resolve to."""
+    allow_fetch: Networks = ()
+    """Comma-separated CIDRs that source fetches may reach although they are not public."""
+    allow_fetch_names: Names = frozenset()
+    """Comma-separated hosts, or `*.` and a domain, that source fetches may reach whatever they resolve to."""
+    ports: Ports = DEFAULT_PORTS
+    """Comma-separated ports that may be reached at addresses and names which are in none of the lists."""
+
+    def callback_policy(self, *, development: bool) -> EgressPolicy:
+        """What callbacks may reach."""
+        return EgressPolicy(self.allow_callbacks, self.allow_callback_names, development, self.ports)
+
+    def fetch_policy(self, *, development: bool) -> EgressPolicy:
+        """What source fetches may reach."""
+        return EgressPolicy(self.allow_fetch, self.allow_fetch_names, development, self.ports)
