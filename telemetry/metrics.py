@@ -36,12 +36,27 @@ class Metrics:
             "postback_quarantined_total", "Records given up after killing their worker while alone.", registry=r
         )
         self.dead_letters = Counter("postback_dead_letters_total", "Records dead-lettered.", ["reason"], registry=r)
+        self.endpoints_disabled = Counter(
+            "postback_endpoints_disabled_total", "Endpoints that this process disabled.", ["reason"], registry=r
+        )
+        self.disabled_endpoints = Gauge(
+            "postback_disabled_endpoints", "Endpoints that the fleet has disabled now.", registry=r
+        )
+        self.breaker_changes = Counter(
+            "postback_breaker_changes_total", "Breakers of origins by the state they came to.", ["state"], registry=r
+        )
         self.callbacks = Counter("postback_callbacks_total", "Callback attempts by result.", ["result"], registry=r)
         self.tokens = Counter(
             "postback_tokens_total", "Tokens by kind: prompt, completion, wasted.", ["kind"], registry=r
         )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.fetches = Counter("postback_fetches_total", "Source fetches by result.", ["result"], registry=r)
+        self.searches = Counter(
+            "postback_searches_total",
+            "Searches for sources by result: found, nothing, failed, late.",
+            ["result"],
+            registry=r,
+        )
         self.signature_seconds = Histogram(
             "postback_signature_seconds",
             "Seconds spent signing one event.",

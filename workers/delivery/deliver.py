@@ -3,8 +3,11 @@
 It reads `model_results` and the tiers. One record ends in one of these ways:
 
     no callback-url           done without a trace: the result is only stored
+    its endpoint is disabled  dead_letters; no attempt
     early                     hops to another tier; no attempt
     its endpoint is busy      deferred to the smallest tier; no attempt
+    its origin does not       deferred to the tier that fits the time for which the origin is left alone; no attempt
+      answer
     POST, 2xx                 an attempt record
     POST, anything else       an attempt record, and the record itself in a tier, or in dead_letters with its reason
     unusable                  dead_letters
@@ -25,15 +28,18 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery import outputs
-from workers.delivery.endpoints import EndpointBusy, Endpoints
+from workers.delivery.breaker import State
+from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.endpoints import Endpoint, EndpointBusy, Endpoints, Place
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
-from workers.delivery.retries import GONE, Done, GiveUp, Retry, Schedule, decide, due_ms, hop, is_early
+from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, due_ms, hop, is_early
 from workers.delivery.settings import DeliverySettings
 from workers.stage.record import Failure, Output, Record
 
 UNUSABLE = "unusable_result"
+DISABLED = "endpoint_disabled"
 
 log = get_logger()
 _STDLIB_LOG = logging.getLogger("postback")
@@ -91,7 +97,9 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        self._endpoints = Endpoints(settings)
+        self._endpoints = Endpoints(settings, clock, self._say_breaker)
+        self.states = EndpointStates(settings, metrics)
+        """To be fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
@@ -102,6 +110,8 @@ class DeliveryHandler(TierPace):
             pending = read_pending(record)
             if pending is None:
                 return ()
+            if self.states.is_disabled((pending.tenant, pending.url)):
+                return (self._kept(record, pending),)
             tier = self._tier_to_wait_in(pending)
             if tier is not None:
                 return (outputs.hopping(record, self._tiers[tier]),)
@@ -109,11 +119,10 @@ class DeliveryHandler(TierPace):
         except (UnusableRecord, InvalidResult) as error:
             return (self._unusable(record, str(error)),)
         try:
-            async with self._endpoints.share(pending.endpoint):
-                return await self._attempt(record, pending, body)
-        except EndpointBusy:
-            self._metrics.deferred.inc()
-            return (outputs.deferred(record, self._tiers[self._schedule.smallest_tier], pending),)
+            async with self._endpoints.share(pending.endpoint) as place:
+                return await self._attempt(record, pending, body, place)
+        except EndpointBusy as busy:
+            return (self._deferred(record, pending, busy.wait_seconds),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""
@@ -130,16 +139,38 @@ class DeliveryHandler(TierPace):
             return None
         return hop(not_before_ms, now_ms, self._schedule.tiers)
 
-    async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes) -> Sequence[Output]:
+    def _deferred(self, record: Record, pending: PendingDelivery, wait_seconds: float) -> Output:
+        """The record in the largest tier that fits, since asking again before is pointless; else in the smallest."""
+        self._metrics.deferred.inc()
+        now_ms = self._now_ms()
+        tier = hop(now_ms + round(1000 * wait_seconds), now_ms, self._schedule.tiers)
+        return outputs.deferred(record, self._tiers[tier], pending)
+
+    def _kept(self, record: Record, pending: PendingDelivery) -> Output:
+        """The dead letter of an event whose endpoint is disabled."""
+        log.info("A callback is kept, since its endpoint is disabled.", action="callback-kept", **_fields(pending))
+        return self._dead_letter(record, DISABLED, "callback_url: the endpoint is disabled", pending.attempts)
+
+    async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes, place: Place) -> Sequence[Output]:
         """POST once, and write down what came of it."""
         at_ms = self._now_ms()
-        outcome = await self._poster.post(pending.url, body, self._headers(pending, body))
+        outcome = place.outcome = await self._poster.post(pending.url, body, self._headers(pending, body))
         self._count(outcome)
-        attempt = outputs.attempt(pending, self._topics, outcome, at_ms, len(body))
+        written = [outputs.attempt(pending, self._topics, outcome, at_ms, len(body))]
         if isinstance(outcome, Delivered):
             self._say_delivered(pending, outcome)
-            return (attempt,)
-        return (attempt, *self._after_failure(record, pending, outcome))
+        else:
+            written += self._after_failure(record, pending, outcome)
+        return written + self._after_change(pending, outcome)
+
+    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
+        """What the fleet is to know of the endpoint from now on, if that is anything new."""
+        change = self.states.learn(pending, outcome, self._now_ms())
+        if change is None:
+            return []
+        if isinstance(change, Forget):
+            return [outputs.endpoint_forgotten(change.key, self._topics)]
+        return [outputs.endpoint_state(change, self._topics)]
 
     def _after_failure(self, record: Record, pending: PendingDelivery, outcome: FailedDelivery) -> list[Output]:
         attempts, now_ms = pending.attempts + 1, self._now_ms()
@@ -149,8 +180,7 @@ class DeliveryHandler(TierPace):
                 return [outputs.waiting(record, self._tiers[tier_delay], attempts, not_before_ms)]
             case GiveUp(reason):
                 self._say_given_up(pending, outcome, reason)
-                letter = self._dead_letter(record, reason, _detail(outcome), attempts)
-                return [letter, outputs.disabled(pending, self._topics, now_ms)] if reason == GONE else [letter]
+                return [self._dead_letter(record, reason, _detail(outcome), attempts)]
             case Done():
                 return []
 
@@ -209,6 +239,18 @@ class DeliveryHandler(TierPace):
             reason=reason,
             detail=_detail(outcome),
             **_fields(pending),
+        )
+
+    def _say_breaker(self, endpoint: Endpoint, state: State, seconds: float) -> None:
+        self._metrics.breaker_changes.labels(str(state)).inc()
+        tenant, origin = endpoint
+        log.info(
+            "The breaker of an origin changed.",
+            action="breaker-changed",
+            state=str(state),
+            seconds=round(seconds, 3),
+            tenant=tenant,
+            origin=origin,
         )
 
     def _now_ms(self) -> int:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pydantic_core import to_json
 
 from schemas import topics as names
+from schemas.endpoint import EndpointKey, EndpointRecord, key_bytes, write_endpoint
 from schemas.job import DEFAULT_TENANT
 from schemas.topics import Topics
 from telemetry.logs import origin_of
@@ -145,18 +146,14 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
     return Output(topics.attempts, _json(said), pending.job_id.encode(), headers)
 
 
-def disabled(pending: PendingDelivery, topics: Topics, at_ms: int) -> Output:
-    """An endpoint that wants no more: (tenant, full URL), in the only partition of a compacted topic."""
-    key = _json([pending.tenant, pending.url])
-    said = {
-        "tenant": pending.tenant,
-        "url": pending.url,
-        "state": "disabled",
-        "reason": "gone",
-        "at": at_ms,
-        "webhook_id": pending.webhook_id,
-    }
-    return Output(topics.endpoints, _json(said), key, partition=0)
+def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
+    """What is to be known of an endpoint from now on, in the only partition of a compacted topic."""
+    return Output(topics.endpoints, write_endpoint(change), key_bytes(change.key), partition=0)
+
+
+def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
+    """The tombstone of what was known of an endpoint."""
+    return Output(topics.endpoints, None, key_bytes(key), partition=0)
 
 
 def _without(record: Record, removed: frozenset[str]) -> Headers:

@@ -30,5 +30,17 @@ class DeliverySettings(BaseSettings):
     """Records per tenant and origin that may wait here for one of those; what is beyond is deferred at once."""
     endpoint_wait_seconds: float = Field(default=2.0, gt=0, le=4)
     """How long they wait before they are deferred too."""
+    window_records: int = Field(default=1024, ge=1, le=8192)
+    """Records that are handled at once; what one endpoint may have of them shrinks with what is left of them."""
+    breaker_failures: int = Field(default=20, ge=1, le=10_000)
+    """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
+    breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
+    """The share of failures among the last 64 attempts that does the same."""
+    breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
+    """For how long the first time; twice as long after each probe that fails."""
+    breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """The longest of these times, and so how late it is noticed that an origin is back."""
+    disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
+    """How long every attempt at an endpoint has to fail until it is disabled."""
     jitter: float = Field(default=0.1, ge=0, le=1)
     """How much longer than its tier a wait may be at random, as a share of it."""

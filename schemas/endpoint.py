@@ -1,0 +1,86 @@
+"""What `callback_endpoints` says of an endpoint: (tenant, full URL). Compacted, so the last record of each counts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from schemas.job import WireModel
+
+EndpointKey = tuple[str, str]
+"""Tenant and full URL. The record's key is this as a JSON array."""
+
+_KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
+
+
+class State(StrEnum):
+    """Where an endpoint stands. One of which nothing is known is called like one that is enabled."""
+
+    FAILING = "failing"
+    """It is called, and no attempt has succeeded since `at`."""
+    DISABLED = "disabled"
+    """It is not called; its events are kept as dead letters."""
+    ENABLED = "enabled"
+    """A person has enabled it again."""
+
+
+class DisabledBecause(StrEnum):
+    """Why an endpoint was disabled."""
+
+    GONE = "gone"
+    """It answered 410."""
+    FAILING = "failing"
+    """Every attempt failed for days."""
+    OPERATOR = "operator"
+    """A person said so."""
+
+
+class EndpointRecord(WireModel):
+    """The value of a record. A tombstone (no value) says that there is nothing to remember."""
+
+    tenant: str
+    url: str
+    state: State
+    at: int
+    """Since when, Unix milliseconds."""
+    reason: DisabledBecause | None = None
+    """Of a disabled one."""
+    webhook_id: str | None = Field(default=None, max_length=256)
+    """The event whose attempt brought it here, if one did."""
+
+    @property
+    def key(self) -> EndpointKey:
+        """Which endpoint this is about."""
+        return self.tenant, self.url
+
+
+class InvalidEndpointRecord(Exception):  # noqa: N818 - it names what the record is
+    """A record of `callback_endpoints` that cannot be read."""
+
+
+def key_bytes(key: EndpointKey) -> bytes:
+    """The key of an endpoint's records."""
+    return to_json(list(key))
+
+
+def read_key(key: bytes | None) -> EndpointKey:
+    """The other way round. Raises InvalidEndpointRecord."""
+    try:
+        return _KEY.validate_json(key or b"")
+    except ValidationError:
+        raise InvalidEndpointRecord("the key is not [tenant, url]") from None
+
+
+def read_endpoint(value: bytes) -> EndpointRecord:
+    """A record's value. Raises InvalidEndpointRecord."""
+    try:
+        return EndpointRecord.model_validate_json(value)
+    except ValidationError:
+        raise InvalidEndpointRecord("the value is not an endpoint's state") from None
+
+
+def write_endpoint(record: EndpointRecord) -> bytes:
+    """A record's value."""
+    return record.model_dump_json(exclude_none=True).encode()

@@ -1,0 +1,143 @@
+"""A circuit breaker: when an origin is left alone, for how long, and how it is found to be back. No I/O, no clock.
+
+    closed ──── so many failures in a row, or too large a share of the last 64 attempts, or a Retry-After ───► open
+    open ────── its time is over ───► half-open
+    half-open ─ its one probe succeeds ───► closed
+    half-open ─ its one probe fails ───► open, for twice as long
+
+What counts is whether the origin answers, not whether it likes the event: a 404 closes a breaker as a 200 does. Times
+are seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+
+from workers.delivery.post import Delivered, FailureReason, PostOutcome
+from workers.delivery.settings import DeliverySettings
+
+_RECENT = 64
+"""How many attempts the share of failures is counted over."""
+_ALL_BITS = (1 << _RECENT) - 1
+
+_ANSWERS = frozenset({FailureReason.CLIENT_ERROR, FailureReason.REDIRECTED, FailureReason.GONE})
+_TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
+
+
+class State(StrEnum):
+    """See the module's drawing."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Verdict(Enum):
+    """What an attempt says of the origin that it was made at."""
+
+    ANSWERS = "answers"
+    FAILS = "fails"
+    NOTHING = "nothing"
+    """The guard refused, so nobody was asked; or the attempt was cut off from our side."""
+
+
+def verdict_of(outcome: PostOutcome) -> Verdict:
+    """What an outcome says of the origin."""
+    if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
+        return Verdict.ANSWERS
+    return Verdict.NOTHING if outcome.reason is FailureReason.REFUSED else Verdict.FAILS
+
+
+def asked_to_wait(outcome: PostOutcome) -> float:
+    """Seconds for which the origin wants to be left alone as a whole: the Retry-After of a 429 or a 5xx; else 0."""
+    if isinstance(outcome, Delivered) or outcome.reason not in _TELLS_WHEN:
+        return 0.0
+    return outcome.retry_after_seconds or 0.0
+
+
+class Breaker:
+    """The breaker of one origin."""
+
+    def __init__(self, settings: DeliverySettings) -> None:
+        self._settings = settings
+        self._open = False
+        self._until = 0.0
+        self._failures = 0
+        """In a row."""
+        self._openings = 0
+        """In a row."""
+        self._recent = 0
+        """The last attempts as bits, the last one lowest; 1 is a failure."""
+        self._counted = 0
+        self._probing = False
+
+    def state(self, now: float) -> State:
+        """Where it stands."""
+        if not self._open:
+            return State.CLOSED
+        return State.OPEN if now < self._until else State.HALF_OPEN
+
+    def seconds_left(self, now: float) -> float:
+        """How long it stays open."""
+        return max(0.0, self._until - now) if self._open else 0.0
+
+    @property
+    def pristine(self) -> bool:
+        """Whether there is nothing about the origin that needs to be remembered."""
+        return not (self._open or self._failures or self._recent)
+
+    def take_probe(self, now: float) -> bool:
+        """Whether the caller may make the one attempt of a half-open breaker. It has to be judged, or given back."""
+        if self._probing or self.state(now) is not State.HALF_OPEN:
+            return False
+        self._probing = True
+        return True
+
+    def give_back_probe(self) -> None:
+        """The probe has come to nothing: somebody else may make it."""
+        self._probing = False
+
+    def judge(self, verdict: Verdict, now: float, *, probe: bool, wait_seconds: float = 0.0) -> None:
+        """Take in what an attempt has shown. `wait_seconds` is what the origin asked for."""
+        if probe:
+            self._probing = False
+            self._judge_probe(verdict, now)
+        elif not self._open:
+            self._judge_usual(verdict, now)
+        # else it was on its way when the breaker opened, and says nothing new
+        if wait_seconds > 0:
+            self._open_until(max(now + wait_seconds, self._until))
+
+    def _judge_probe(self, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.ANSWERS:
+            self._close()
+        elif verdict is Verdict.FAILS:
+            self._trip(now)
+
+    def _judge_usual(self, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.NOTHING:
+            return
+        failed = verdict is Verdict.FAILS
+        self._failures = self._failures + 1 if failed else 0
+        self._recent = (self._recent << 1 | failed) & _ALL_BITS
+        self._counted = min(self._counted + 1, _RECENT)
+        if failed and (self._failures >= self._settings.breaker_failures or self._fails_too_often):
+            self._trip(now)
+
+    @property
+    def _fails_too_often(self) -> bool:
+        return self._counted == _RECENT and self._recent.bit_count() >= self._settings.breaker_failure_share * _RECENT
+
+    def _trip(self, now: float) -> None:
+        longest = self._settings.breaker_longest_seconds
+        seconds = min(self._settings.breaker_open_seconds * 2 ** min(self._openings, 30), longest)
+        self._openings += 1
+        self._open_until(now + seconds)
+
+    def _open_until(self, until: float) -> None:
+        self._open = True
+        self._until = until
+
+    def _close(self) -> None:
+        self._open = False
+        self._failures = self._openings = self._recent = self._counted = 0
