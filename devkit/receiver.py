@@ -141,9 +141,9 @@ class Receiver:
         headers = {name.lower(): value for name, value in request.headers.items()}
         webhook_id, problem = headers.get(ID_HEADER), self._problem(headers, body, received_at)
         status = self._status(webhook_id, verified=problem is None)
+        self._sink(Received(webhook_id, problem is None, problem, headers, _json(body), body, received_at, status))
         if problem is None and self._behaviour.delay_seconds:
             await asyncio.sleep(self._behaviour.delay_seconds)
-        self._sink(Received(webhook_id, problem is None, problem, headers, _json(body), body, received_at, status))
         return web.Response(status=status)
 
     def _problem(self, headers: dict[str, str], body: bytes, now: float) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from schemas.settings import FleetSettings
 from telemetry.clock import Clock, SystemClock
-from telemetry.health import HealthServer, Readiness
+from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.jwks import JWKS_PATH, jwks_page
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -55,6 +57,7 @@ class Process:
         self.metrics = Metrics()
         self.replica = replica_of(fleet)
         self.stages: list[Stage] = []
+        self.pages: dict[str, Callable[[], Page]] = {}
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
@@ -68,7 +71,9 @@ class Process:
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
         """Serve health and metrics meanwhile; `announce` is told the port."""
-        server = HealthServer(self.metrics, self.readiness, listen.host, listen.metrics_port, alive=self.alive)
+        server = HealthServer(
+            self.metrics, self.readiness, listen.host, listen.metrics_port, alive=self.alive, pages=self.pages
+        )
         server.start()
         announce(server.port)
         try:
@@ -153,12 +158,14 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     settings, kafka = DeliverySettings(), process.fleet.kafka
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
+    keyring = Keyring.load(process.fleet.keyring)
+    process.pages[JWKS_PATH] = partial(jwks_page, keyring, process.clock)
     read = [kafka.topics.results, *kafka.topics.tiers.values()]
     await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
     policy = EgressSettings().callback_policy(development=process.development)
     handler = DeliveryHandler(
         kafka.topics,
-        Keyring.load(process.fleet.keyring),
+        keyring,
         Poster(settings, policy, process.clock),
         process.clock,
         process.metrics,

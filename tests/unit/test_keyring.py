@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schemas.signature import Signer
+from workers.delivery.jwks import jwks_page
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
@@ -21,6 +22,7 @@ from workers.delivery.keyring import (
     KeyringMissing,
     KeyringUnreadable,
     _jwk,
+    is_open_to_others,
 )
 
 NOW = 1_700_000_000.0
@@ -214,6 +216,93 @@ def test_a_keyring_that_every_user_can_read_is_refused(keyring: Keyring, path: P
 
 
 @pytest.mark.parametrize(
+    ("mode", "owner", "open_to_others"),
+    [
+        (0o600, 1000, False),
+        (0o400, 1000, False),
+        (0o640, 1000, True),
+        (0o660, 1000, True),
+        (0o604, 1000, True),
+        (0o440, 0, False),  # a Secret in a pod that does not run as root
+        (0o640, 0, False),
+        (0o660, 0, True),
+        (0o444, 0, True),
+    ],
+)
+def test_only_its_owner_may_use_the_file_and_the_group_read_what_root_owns(
+    mode: int, owner: int, open_to_others: bool
+) -> None:
+    assert is_open_to_others(stat.S_IFREG | mode, owner) is open_to_others
+
+
+def test_a_file_that_is_opened_to_others_later_is_noticed_and_the_keys_in_hand_sign_on(
+    keyring: Keyring, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signature = keyring.signer("acme", NOW).sign("msg_1", 1, b"")
+    path.chmod(0o666)
+    assert keyring.signer("acme", NOW + 2).sign("msg_1", 1, b"") == signature
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "open to other users" in record.getMessage()
+
+
+def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: Keyring, path: Path) -> None:
+    """Where root rotates the keys of another user, that user must read them after: so as root it is another's."""
+    if os.geteuid() == 0:
+        os.chown(path, 10001, 10002)
+    path.chmod(0o400)
+    before = path.stat()
+    keyring.rotate("acme", NOW)
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+
+
+def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_newer(
+    keyring: Keyring, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The JWKS page reloads on a thread of its own, at any moment of the making."""
+    made = Keyring.signing_keys
+
+    def reloaded_meanwhile(self: Keyring, now: float) -> list[str]:
+        keys = made(self, now)
+        self.refresh()
+        return keys
+
+    keyring.signer("zoo", NOW)
+    Keyring.load(path).rotate("acme", NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(Keyring, "signing_keys", reloaded_meanwhile)
+        keyring.signer("acme", NOW + 0.5)
+    assert keyring.signer("acme", NOW + 0.6).sign("msg_1", 1, b"").count("v1,") == 2
+
+
+def test_a_reload_is_logged_with_the_keys_that_sign_now(
+    keyring: Keyring, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyring.follow(NOW)
+    with caplog.at_level("INFO", logger="postback"):
+        Keyring.load(path).rotate(None, NOW)
+        keyring.follow(NOW + 2)
+        keyring.follow(NOW + 4)
+    [record] = caplog.records
+    assert "keyring-reloaded" in record.getMessage()
+    kids = [jwk["kid"] for jwk in keyring.jwks(NOW)["keys"]]
+    assert len(kids) == 2
+    assert all(kid in record.getMessage() for kid in kids)
+
+
+def test_the_page_holds_the_public_keys_of_the_file_as_it_is_now(keyring: Keyring, path: Path) -> None:
+    before = json.loads(jwks_page(keyring, StoppedClock()).body)
+    Keyring.load(path).rotate(None, NOW)
+    page = jwks_page(Keyring.load(path), StoppedClock())
+    keys = json.loads(page.body)["keys"]
+    assert keys[1:] == before["keys"]
+    assert all(set(key) == {"kty", "crv", "x", "kid", "use", "alg"} for key in keys)
+    assert (page.content_type, page.max_age_seconds) == ("application/jwk-set+json", 300)
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         {"master": "c2hvcnQ="},
@@ -237,7 +326,7 @@ def test_a_damaged_keyring_is_refused_without_showing_what_is_in_it(
 
 
 def test_no_key_is_in_a_repr(keyring: Keyring, path: Path) -> None:
-    shown = repr(keyring) + repr(keyring._data) + str(keyring._data)
+    shown = repr(keyring) + repr(keyring._loaded) + str(keyring._loaded.data)
     content = json.loads(path.read_text())
     assert content["master"] not in shown
     assert content["fleet"][0]["seed"] not in shown

@@ -9,7 +9,7 @@ Errors, all KeyringError, each naming the path and what to do:
     KeyringError
     ├── KeyringMissing     there is no such file
     ├── KeyringExists      `create` will not overwrite keys
-    └── KeyringUnreadable  the file cannot be read or written, is open to everyone, or is no keyring
+    └── KeyringUnreadable  the file cannot be read or written, is open to others, or is no keyring
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
@@ -44,6 +45,7 @@ _MAX_CACHED_SIGNERS = 10_000
 _MASTER_BYTES = 32
 _SECRET_BYTES = 32
 _SEED_BYTES = 32
+_ROOT = 0
 
 log = get_logger()
 
@@ -193,17 +195,29 @@ class KeyringData(_FileModel):
         return min((until for until in untils if until > now), default=float("inf"))
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What the file held at one time, with the signers made of that.
+
+    It is replaced as a whole. Another thread may be making a signer of older keys meanwhile: that one lands here, in
+    the older whole, and never among the signers of newer keys.
+    """
+
+    data: KeyringData
+    stamp: tuple[int, ...]
+    signers: dict[str, tuple[Signer, float]] = field(default_factory=dict)
+    """By tenant, with the Unix second at which its keys change."""
+
+
 class Keyring:
-    """The keys in a file, reloaded when the file changes.
+    """The keys in a file, reloaded when the file changes. May be used by several threads at once.
 
     `now` is Unix seconds everywhere. Nothing here prints a key: `repr` names the path only.
     """
 
-    def __init__(self, path: Path, data: KeyringData, stamp: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, loaded: _Loaded) -> None:
         self.path = path
-        self._data = data
-        self._stamp = stamp
-        self._signers: dict[str, tuple[Signer, float]] = {}
+        self._loaded = loaded
         self._looked_at = float("-inf")
         self._problem: str | None = None
 
@@ -224,25 +238,25 @@ class Keyring:
     def load(cls, path: str | Path) -> Self:
         """Read a keyring. Raises KeyringMissing, KeyringUnreadable."""
         path = Path(path)
-        stamp = _stamp(path)
-        return cls(path, _read(path), stamp)
+        return cls(path, _load(path))
 
     def refresh(self) -> bool:
         """Read the file again if it changed since; whether it had. Where that raises KeyringError, old keys stay."""
-        stamp = _stamp(self.path)
-        if stamp == self._stamp:
+        if _stamp(self.path) == self._loaded.stamp:
             return False
-        self._data = _read(self.path)
-        self._stamp = stamp
-        self._signers.clear()
+        self._loaded = _load(self.path)
         return True
+
+    def follow(self, now: float) -> None:
+        """Refresh where the last look was a second ago or longer. A file that broke is logged, and old keys stay."""
+        if not 0 <= now - self._looked_at < _LOOK_SECONDS:
+            self._looked_at = now
+            self._refresh_or_say(now)
 
     def secrets(self, tenant: str, now: float) -> list[str]:
         """The tenant's secrets (`whsec_…`) that sign now, newest first."""
-        return [
-            "whsec_" + _base64(self._data.secret(tenant, version))
-            for version in self._data.versions(tenant).current(now)
-        ]
+        data = self._loaded.data
+        return ["whsec_" + _base64(data.secret(tenant, version)) for version in data.versions(tenant).current(now)]
 
     def signing_keys(self, now: float) -> list[str]:
         """The fleet's private keys (`whsk_…`: seed and public key) that sign now, newest first."""
@@ -258,20 +272,19 @@ class Keyring:
 
     def signer(self, tenant: str, now: float) -> Signer:
         """Signs with all of a tenant's and the fleet's keys of now. Follows the file; if it breaks, old keys stay."""
-        if not 0 <= now - self._looked_at < _LOOK_SECONDS:
-            self._looked_at = now
-            self._refresh_or_say()
-        signer, valid_until = self._signers.get(tenant, (None, 0.0))
+        self.follow(now)
+        loaded = self._loaded
+        signer, valid_until = loaded.signers.get(tenant, (None, 0.0))
         if signer is None or now >= valid_until:
             signer = Signer(self.secrets(tenant, now), self.signing_keys(now))
-            if len(self._signers) >= _MAX_CACHED_SIGNERS:
-                self._signers.clear()
-            self._signers[tenant] = (signer, self.next_change(tenant, now))
+            if len(loaded.signers) >= _MAX_CACHED_SIGNERS:
+                loaded.signers.clear()
+            loaded.signers[tenant] = (signer, loaded.data.next_change(tenant, now))
         return signer
 
     def next_change(self, tenant: str, now: float) -> float:
         """When the next of a tenant's keys stops signing, Unix seconds; infinity where none will."""
-        return self._data.next_change(tenant, now)
+        return self._loaded.data.next_change(tenant, now)
 
     def rotate(self, tenant: str | None, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
         """Put a new key beside the old one: a tenant's secret, or with None the fleet's key pair.
@@ -289,9 +302,11 @@ class Keyring:
         self.refresh()
         return until
 
-    def _refresh_or_say(self) -> None:
+    def _refresh_or_say(self, now: float) -> None:
         try:
-            self.refresh()
+            if self.refresh():
+                kids = [jwk["kid"] for jwk in self.jwks(now)["keys"]]
+                log.info("The keyring changed and was read again.", action="keyring-reloaded", kids=kids)
             self._problem = None
         except KeyringError as error:
             # Once per problem: this runs for every callback.
@@ -304,7 +319,7 @@ class Keyring:
                 )
 
     def _fleet(self, now: float) -> list[FleetKey]:
-        return self._data.fleet_keys(now)
+        return self._loaded.data.fleet_keys(now)
 
 
 def _jwk(public: bytes) -> dict[str, str]:
@@ -314,22 +329,38 @@ def _jwk(public: bytes) -> dict[str, str]:
     return {**required, "kid": _base64url(thumbprint), "use": "sig", "alg": "EdDSA"}
 
 
+def _load(path: Path) -> _Loaded:
+    """The file as it is; what it is told by is looked at first, so that a change meanwhile is noticed next time."""
+    stamp = _stamp(path)
+    return _Loaded(_read(path), stamp)
+
+
 def _read(path: Path) -> KeyringData:
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
             content = file.read()
     except FileNotFoundError:
         raise KeyringMissing(path) from None
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "let this user read it") from None
-    if mode & stat.S_IRWXO:
-        raise KeyringUnreadable(path, "it is open to every user of this machine", f"run `chmod 600 {path}`")
+    if is_open_to_others(status.st_mode, status.st_uid):
+        raise KeyringUnreadable(path, "it is open to other users of this machine", f"run `chmod 600 {path}`")
     try:
         return KeyringData.model_validate_json(content)
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, part["loc"])) or "the JSON" for part in error.errors()}))
         raise KeyringUnreadable(path, f"it is not a keyring: {fields}", "put the file back from a backup") from None
+
+
+def is_open_to_others(mode: int, owner: int) -> bool:
+    """Whether somebody else may use the file. Its owner may, and the group may read what root owns.
+
+    The latter is how a Secret is mounted into a pod that does not run as root; PostgreSQL has the same rule for its
+    keys (its documentation, section 18.9).
+    """
+    allowed = stat.S_IRGRP if owner == _ROOT else 0
+    return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)
 
 
 def _write(path: Path, data: KeyringData) -> None:
@@ -339,6 +370,7 @@ def _write(path: Path, data: KeyringData) -> None:
         # mkstemp makes the file with mode 0600.
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
+            _keep_access(descriptor, target)
             with os.fdopen(descriptor, "w") as file:
                 file.write(data.model_dump_json(indent=1) + "\n")
                 file.flush()
@@ -349,6 +381,15 @@ def _write(path: Path, data: KeyringData) -> None:
             raise
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "choose a place that this user can write") from None
+
+
+def _keep_access(descriptor: int, target: Path) -> None:
+    """Owner, group and mode of the file that is replaced: where root rotates keys, delivery must read them after."""
+    if target.exists():
+        before, now = target.stat(), os.fstat(descriptor)
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 @contextmanager
@@ -369,14 +410,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when the file does."""
+    """What changes when the file or its mode does."""
     try:
         status = path.stat()
     except FileNotFoundError:
         raise KeyringMissing(path) from None
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "let this user read it") from None
-    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size, status.st_dev
 
 
 def _reason(error: OSError) -> str:
