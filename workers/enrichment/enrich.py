@@ -7,15 +7,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from schemas.job import Sources
+from schemas.job import Search, Sources
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from workers.egress import Guard, origin_of
-from workers.enrichment.evidence import Document, Evidence, LeftOut, NothingFound, NumberedSource, Unreadable, Wanted
+from workers.enrichment.evidence import (
+    Document,
+    Evidence,
+    Found,
+    LeftOut,
+    NothingFound,
+    NumberedSource,
+    Page,
+    Particulars,
+    Unreadable,
+    Wanted,
+)
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.pool import Pool
 from workers.enrichment.robots import Robots
-from workers.enrichment.search import SearchProvider, search
+from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
 
 LATE = "it was late"
@@ -47,6 +58,7 @@ class Enricher:
         self._clock = clock
         self._providers = dict(providers or {})
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
+        self._searches = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
         self._fetcher = Fetcher(settings, guard)
         self._pool = Pool(settings)
         self._robots = Robots(settings, self._fetcher, self._pool, clock)
@@ -69,8 +81,8 @@ class Enricher:
         budget = self._settings.budget_seconds if deadline is None else deadline.remaining
         whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
         reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
-        urls, notes = await self._find(sources, reading)
-        wanted = [Wanted(position, url) for position, url in enumerate(dict.fromkeys(urls), start=1)]
+        found, notes = await self._find(sources, reading)
+        wanted = [Wanted(position, *one) for position, one in enumerate(found.items(), start=1)]
         read = await self._read(wanted, reading)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
@@ -81,19 +93,30 @@ class Enricher:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question)
 
-    async def _find(self, sources: Sources, deadline: Deadline) -> tuple[list[str], list[str]]:
-        """All URLs of the job, its own first, and a note where its search brought nothing."""
+    async def _find(self, sources: Sources, deadline: Deadline) -> tuple[dict[str, Found | None], list[str]]:
+        """All URLs of the job, its own first, what a search says of the others, and a note where it brought nothing."""
+        urls: dict[str, Found | None] = dict.fromkeys(sources.urls)
         if sources.search is None:
-            return list(sources.urls), []
+            return urls, []
         try:
             async with asyncio.timeout(deadline.remaining):
-                found = await search(self._providers, sources.search)
-            notes = [] if found else ["the search found nothing"]
+                found = await self._search(sources.search)
+            result, notes = ("found", []) if found else ("nothing", ["the search found nothing"])
         except Unreadable as reason:
-            found, notes = [], [f"the search brought nothing: {reason}"]
+            result, found, notes = "failed", [], [f"the search brought nothing: {reason}"]
         except TimeoutError:
-            found, notes = [], [f"the search brought nothing: {LATE}"]
-        return [*sources.urls, *found], notes
+            result, found, notes = "late", [], [f"the search brought nothing: {LATE}"]
+        self._searches[result].inc()
+        for one in found:
+            urls.setdefault(one.url, one)
+        return urls, notes
+
+    async def _search(self, wanted: Search) -> list[Found]:
+        """What the job's provider finds. Raises Unreadable, also where no provider has that name."""
+        provider = self._providers.get(wanted.provider)
+        if provider is None:
+            raise Unreadable("no search provider of that name is configured")
+        return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
 
     async def _read(self, wanted: Sequence[Wanted], deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
@@ -123,10 +146,20 @@ class Enricher:
 
     async def _document(self, one: Wanted) -> Document:
         """One source from URL to text. Raises Unreadable."""
-        page = await self._fetcher.fetch(one.url, permit=self._robots.check)
-        task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset}
+        page = await self._page(one)
+        task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
         answer = await self._pool.ask(task, page.body)
-        return Document(one, page.url, answer["title"], answer["text"])
+        title, particulars = answer["title"], Particulars(**answer["particulars"])
+        if one.found is not None:
+            title = one.found.title or title
+            particulars = particulars.under(one.found.particulars)
+        return Document(one, page.url, title, answer["text"], particulars=particulars)
+
+    async def _page(self, one: Wanted) -> Page:
+        """What the source's server answers, or what the search has brought already. Raises Unreadable."""
+        if one.found is not None and one.found.text is not None:
+            return Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
+        return await self._fetcher.fetch(one.url, permit=self._robots.check)
 
     async def _choose(
         self, question: str, documents: Sequence[Document], deadline: Deadline
@@ -146,7 +179,14 @@ class Enricher:
         chosen = [tuple(passages) for passages in answer["passages"]]
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
-            NumberedSource(number, document.source.url, document.url, document.title, passages)
+            NumberedSource(
+                number,
+                document.source.id,
+                document.url,
+                document.title,
+                passages,
+                particulars=document.particulars,
+            )
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]

@@ -18,11 +18,50 @@ class Unreadable(Exception):  # noqa: N818 - as above
 
 
 @dataclass(frozen=True, slots=True)
+class Particulars:
+    """What is known of a source beside its text, as the page or the search service says it."""
+
+    published: str | None = None
+    """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
+    canonical_url: str | None = None
+    """What the page calls its own address; only kept where that is on the same site."""
+    doi: str | None = None
+
+    def under(self, better: Particulars) -> Particulars:
+        """These, with `better` before them where it knows something."""
+        return Particulars(
+            better.published or self.published,
+            better.canonical_url or self.canonical_url,
+            better.doi or self.doi,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One thing that a search found."""
+
+    url: str
+    id: str | None = None
+    """What the result calls it, for example `pmid:…`; the URL where absent."""
+    title: str | None = None
+    text: str | None = None
+    """What the service gave of it, for example its abstract: that is the source then, and the URL is not fetched."""
+    particulars: Particulars = Particulars()
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One URL to read. `position` is its place among the job's sources, from 1: two may share an origin."""
 
     position: int
     url: str
+    found: Found | None = None
+    """How a search described it, where it was not the job that named it."""
+
+    @property
+    def id(self) -> str:
+        """What the result calls it."""
+        return self.url if self.found is None or self.found.id is None else self.found.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +84,7 @@ class Document:
     url: str
     title: str | None
     text: str
+    particulars: Particulars = Particulars()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +111,7 @@ class NumberedSource:
     title: str | None
     passages: tuple[str, ...]
     """What of it was put before the question, in the order of the page."""
+    particulars: Particulars = Particulars()
 
 
 @dataclass(frozen=True, slots=True)

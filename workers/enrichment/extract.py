@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
 
 from workers.enrichment.charset import decode
-from workers.enrichment.evidence import Unreadable
+from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.hidden import remove_hidden
+from workers.enrichment.particulars import of_html, of_json
 
 MAX_DEPTH = 1000
 """Elements inside each other. Browsers stop at 512; the parser's time grows with the square of it."""
@@ -23,10 +25,13 @@ _THIN_CHARS = 200
 
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
-TEXT_TYPES = frozenset({"text/plain", "text/markdown"})
+TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/tab-separated-values"})
+PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
+"""With which a PDF is one; under another type somebody claims that it is something else."""
 
+_PDF: Final = b"%PDF-"
 _MAGIC = {
-    b"%PDF-": "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
+    _PDF: "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
     b"GIF8": "an image", b"\xff\xd8\xff": "an image", b"\x7fELF": "a program", b"MZ": "a program",
     b"\x28\xb5\x2f\xfd": "compressed data", b"BZh": "compressed data", b"\xfd7zXZ": "compressed data",
 }  # fmt: skip
@@ -41,44 +46,69 @@ _BLANKS = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n\s*\n+")
 
 
-def extract(body: bytes, media_type: str, charset: str | None) -> tuple[str | None, str]:
-    """Title and text of a page. Raises Unreadable where there is none, or where the type is not one we read."""
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a page says."""
+
+    title: str | None
+    text: str
+    particulars: Particulars = field(default_factory=Particulars)
+
+
+def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
+    """The page as a person would see it. `url` is where it was found.
+
+    Raises Unreadable where there is no text, or where the type is not one that is read.
+    """
+    extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
+    tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", extracted.text)).strip()[:MAX_TEXT_CHARS]
+    if not tidy:
+        raise Unreadable("it holds no visible text")
+    return Extracted(extracted.title, tidy, extracted.particulars)
+
+
+def _is_pdf(body: bytes, media_type: str) -> bool:
+    return media_type in PDF_TYPES and (body.startswith(_PDF) or media_type.endswith("pdf"))
+
+
+def _of_pdf(body: bytes) -> Extracted:
+    from workers.enrichment.pdf import read_pdf  # a tenth of a second, which pages of HTML need not wait for
+
+    title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
+    return Extracted(title, text, particulars)
+
+
+def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Extracted:
     for magic, what in _MAGIC.items():
         if body.startswith(magic):
-            raise Unreadable(f"it is {what}, which is not read")
+            why = "not what its type says" if magic == _PDF else "which is not read"
+            raise Unreadable(f"it is {what}, {why}")
     text = decode(body, charset)
     if text.count("\0") > len(text) // 100:
         raise Unreadable("it is binary data")
-    title, found = _by_type(media_type, text)
-    tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", found)).strip()[:MAX_TEXT_CHARS]
-    if not tidy:
-        raise Unreadable("it holds no visible text")
-    return title, tidy
-
-
-def _by_type(media_type: str, text: str) -> tuple[str | None, str]:
     if media_type in HTML_TYPES or (not media_type and text.lstrip().startswith("<")):
-        return from_html(text)
+        return from_html(text, url)
     if media_type in JSON_TYPES or media_type.endswith("+json"):
-        return None, from_json(text)
+        return from_json(text)
     if media_type in TEXT_TYPES or not media_type:
-        return None, text
+        return Extracted(None, text)
     raise Unreadable(f"pages of type {media_type[:100]} are not read")
 
 
-def from_html(html: str) -> tuple[str | None, str]:
+def from_html(html: str, url: str = "") -> Extracted:
     """Title and main text, without what the page hides. Raises Unreadable for a page that nests too deep."""
     if depth_exceeds(html, MAX_DEPTH):
         raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
     tree = LexborHTMLParser(html)
     title = _title(tree)
+    particulars = of_html(tree, url)
     remove_hidden(tree)
     visible = tree.html or ""
     main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
     if len(main) < _THIN_CHARS:
         whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
         main = whole if len(main) < len(whole) // 4 else main
-    return title, main
+    return Extracted(title, main, particulars)
 
 
 def _title(tree: LexborHTMLParser) -> str | None:
@@ -121,12 +151,17 @@ def _after(html: str, end: str, position: int) -> int:
     return len(html) if found < 0 else found + len(end)
 
 
-def from_json(text: str) -> str:
+def from_json(text: str) -> Extracted:
     """One line for each value, with the path to it. Raises Unreadable."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise Unreadable("it is not the JSON that its type says") from None
+    title, particulars = of_json(value)
+    return Extracted(title, _lines(value), particulars)
+
+
+def _lines(value: Any) -> str:
     lines: list[str] = []
     size = 0
     waiting: list[tuple[str, Any]] = [("", value)]

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,9 +62,14 @@ def _peak_kib() -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
-def _extract(body: bytes, media_type: str, charset: str | None) -> dict[str, Any]:
-    title, text = extract(body, media_type, charset)
-    return {"title": title, "text": text}
+def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
+    extracted = extract(body, media_type, charset, url)
+    title, text = extracted.title, extracted.text
+    return {
+        "title": title,
+        "text": text,
+        "particulars": asdict(extracted.particulars),
+    }
 
 
 def _rank(body: bytes, evidence_chars: int, passage_chars: int) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""When a page was published, what its DOI is, and what it calls its own address. Runs in a member of the pool.
+
+All of it is what the page says of itself, from where publishers put it: meta elements (Highwire, Dublin Core, PRISM,
+Open Graph), `<link rel=canonical>` (RFC 6596), JSON-LD (schema.org) and `<time>`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from selectolax.lexbor import LexborHTMLParser
+from yarl import URL
+
+from schemas.job import Url
+from workers.enrichment.evidence import Particulars
+
+MAX_TITLE_CHARS: Final = 200
+MAX_DOI_CHARS: Final = 200
+_MAX_SCRIPTS: Final = 10
+_MAX_SCRIPT_CHARS: Final = 200_000
+_MAX_NODES: Final = 200
+"""Objects of JSON-LD that are looked at."""
+
+_DATES: Final = (
+    "citation_publication_date", "citation_online_date", "citation_date", "article:published_time", "dc.date.issued",
+    "dcterms.issued", "dc.date", "prism.publicationdate", "date", "datepublished", "pubdate", "parsely-pub-date",
+)  # fmt: skip
+_DOIS: Final = ("citation_doi", "prism.doi", "dc.identifier", "dc.identifier.doi", "dcterms.identifier", "doi")
+_TITLES: Final = ("title", "headline", "name")
+
+_DATE: Final = re.compile(r"\s*((?:1[5-9]|20)\d\d)(?:[-/.]?(0[1-9]|1[0-2])(?:[-/.]?(0[1-9]|[12]\d|3[01]))?)?(?!\d)")
+_DOI: Final = re.compile(r"\b(10\.\d{4,9}/[^\s\"'<>\[\]{}]+)")
+"""Crossref's recommendation for finding DOIs in text, a little wider."""
+
+_URL: Final = TypeAdapter[str](Url)
+
+
+def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
+    """What the page says of itself, before anything is removed from it."""
+    told: dict[str, str] = {}
+    for node in tree.css("meta[content]"):
+        name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
+        told.setdefault(name.lower(), node.attributes.get("content") or "")
+    linked = _linked_data(tree)
+    time = tree.css_first("article time[datetime], time[datetime][pubdate], time[datetime][itemprop=datePublished]")
+    dates = [*(told.get(name) for name in _DATES), linked.published, time.attributes.get("datetime") if time else None]
+    dois = [*(told.get(name) for name in _DOIS), linked.doi]
+    return Particulars(
+        published=next((date for text in dates if (date := iso_date(text)) is not None), None),
+        canonical_url=_canonical(tree, told, url),
+        doi=next((doi for text in dois if (doi := doi_in(text)) is not None), None),
+    )
+
+
+def of_json(value: Any) -> tuple[str | None, Particulars]:
+    """Title and particulars of a JSON document, where its outermost object has such fields."""
+    if not isinstance(value, dict):
+        return None, Particulars()
+    title = next((value[name] for name in _TITLES if isinstance(value.get(name), str)), "")
+    doi = value.get("doi") or value.get("DOI")
+    published = value.get("datePublished") or value.get("published") or value.get("date")
+    particulars = Particulars(iso_date(published), doi=doi_in(doi))
+    return " ".join(title.split())[:MAX_TITLE_CHARS] or None, particulars
+
+
+def iso_date(text: object) -> str | None:
+    """The date at the start of a text as ISO 8601, as exact as it is given; None for anything else."""
+    found = _DATE.match(text) if isinstance(text, str) else None
+    return "-".join(part for part in found.groups() if part) if found is not None else None
+
+
+def doi_in(text: object) -> str | None:
+    """The first DOI in a text, without `https://doi.org/` and without the sentence's punctuation behind it."""
+    found = _DOI.search(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    doi = found.group(1).rstrip(".,;:")
+    return (doi[:-1] if doi.endswith(")") and "(" not in doi else doi)[:MAX_DOI_CHARS]
+
+
+def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | None:
+    """The page's own name for its address. On another site it is refused: a page could call itself anybody's."""
+    link = tree.css_first("link[rel~=canonical][href]")
+    named = (link.attributes.get("href") if link is not None else None) or told.get("og:url")
+    if not named or not url:
+        return None
+    try:
+        canonical = URL(url).join(URL(named.strip())).with_fragment(None)
+        if _site(canonical) != _site(URL(url)):
+            return None
+        return _URL.validate_python(str(canonical))
+    except (ValueError, ValidationError):
+        return None
+
+
+def _site(url: URL) -> tuple[str, int | None]:
+    port = None if url.is_default_port() else url.port
+    return (url.host or "").lower().removeprefix("www."), port
+
+
+def _linked_data(tree: LexborHTMLParser) -> Particulars:
+    published = doi = None
+    for script in tree.css('script[type="application/ld+json"]')[:_MAX_SCRIPTS]:
+        for node in _nodes(script.text()[:_MAX_SCRIPT_CHARS]):
+            published = published or iso_date(node.get("datePublished"))
+            doi = doi or doi_in(node.get("sameAs")) or doi_in(node.get("identifier"))
+    return Particulars(published=published, doi=doi)
+
+
+def _nodes(text: str) -> Iterator[dict[str, Any]]:
+    """The outermost objects, and those of `@graph`: what is deeper describes something else, a comment for example."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return
+    outer = value if isinstance(value, list) else [value]
+    for node in outer[:_MAX_NODES]:
+        if isinstance(node, dict):
+            yield node
+            graph = node.get("@graph")
+            yield from (one for one in (graph if isinstance(graph, list) else [])[:_MAX_NODES] if isinstance(one, dict))

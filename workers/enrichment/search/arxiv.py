@@ -1,0 +1,100 @@
+"""arXiv (https://info.arxiv.org/help/api/user-manual.html): Atom, and an error is an entry of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from xml.etree.ElementTree import Element
+
+from workers.enrichment.evidence import Found, Particulars, Unreadable
+from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider
+from workers.enrichment.search.markup import parse, text_of
+from workers.enrichment.search.service import Refused, Service, Web
+from workers.enrichment.search.settings import SearchSettings
+
+MAX_QUERY_WORDS: Final = 20
+
+_ATOM: Final = "{http://www.w3.org/2005/Atom}"
+_ARXIV: Final = "{http://arxiv.org/schemas/atom}"
+_OPENSEARCH: Final = "{http://a9.com/-/spec/opensearch/1.1/}"
+
+_ID: Final = r"(?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})"
+_ABSTRACT_URL: Final = re.compile(rf"https?://arxiv\.org/abs/({_ID})(v\d+)?", re.ASCII)
+_AN_ID: Final = re.compile(rf"(?:arxiv:)?({_ID}(?:v\d+)?)", re.ASCII | re.IGNORECASE)
+_SYNTAX: Final = re.compile(r"\b(?:ti|au|abs|co|jr|cat|rn|id|all):|\b(?:AND|OR|ANDNOT)\b")
+"""What shows that a query is written in arXiv's own language."""
+_WORD: Final = re.compile(r"\w+(?:-\w+)*")
+_COMMON_WORDS: Final = (
+    "a an and are as at be by can do does for from how in is it of on or that the this to was what when where which "
+    "who why will with"
+)
+_COMMON: Final = frozenset(_COMMON_WORDS.split())
+_WITHDRAWN: Final = re.compile(
+    r"(?:this (?:paper|article|submission|manuscript) (?:has been|is) )?withdrawn\b", re.IGNORECASE
+)
+
+
+class Arxiv:
+    """Implements `SearchProvider`. What is found are abstracts, named `arxiv:2305.12345`, without the version."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """See `SearchProvider`. A query that is an id finds that paper; withdrawn papers are left out."""
+        params = _terms(query) | {"start": "0", "max_results": str(limit), "sortBy": "relevance"}
+        try:
+            answer = await self._service.get(params)
+        except Refused as refused:
+            _read(refused.answer.body)  # an error has its own status today, and had 200 before
+            raise
+        return _read(answer.body)[:limit]
+
+
+def _terms(query: str) -> dict[str, str]:
+    """Plain words match any of them, best first: papers that have all words of a question are rare."""
+    if (identifier := _AN_ID.fullmatch(query.strip())) is not None:
+        return {"id_list": identifier.group(1)}
+    if _SYNTAX.search(query):
+        return {"search_query": query}
+    words = [word for word in _WORD.findall(query) if word.casefold() not in _COMMON] or _WORD.findall(query)
+    if not words:
+        raise Unreadable("there is no word in the query")
+    return {"search_query": " OR ".join(f"all:{word}" for word in words[:MAX_QUERY_WORDS])}
+
+
+def _read(body: bytes) -> list[Found]:
+    feed = parse(body)
+    if feed.tag != f"{_ATOM}feed":
+        raise Unreadable("the search service's answer is no Atom feed")
+    entries = feed.findall(f"{_ATOM}entry")
+    if any("/api/errors" in text_of(entry.find(f"{_ATOM}id")) for entry in entries):
+        raise Unreadable("the search service does not understand the query")
+    total = text_of(feed.find(f"{_OPENSEARCH}totalResults"))
+    if not entries and total.isdecimal() and int(total) > 0:
+        raise Unreadable("the search service answered an empty page")
+    return [found for entry in entries if (found := _entry(entry)) is not None]
+
+
+def _entry(entry: Element) -> Found | None:
+    """One paper; None for one without id or abstract, and for one that was withdrawn."""
+    place = _ABSTRACT_URL.fullmatch(text_of(entry.find(f"{_ATOM}id")))
+    summary = text_of(entry.find(f"{_ATOM}summary"))[:MAX_TEXT_CHARS]
+    if place is None or not summary or _WITHDRAWN.match(summary):
+        return None
+    name, version = place.group(1), place.group(2) or ""
+    return Found(
+        url=f"https://arxiv.org/abs/{name}{version}",
+        id=f"arxiv:{name}",
+        title=text_of(entry.find(f"{_ATOM}title")) or None,
+        text=summary,
+        particulars=Particulars(
+            published=text_of(entry.find(f"{_ATOM}published"))[:10] or None,
+            doi=text_of(entry.find(f"{_ARXIV}doi")) or None,
+        ),
+    )
+
+
+def make(settings: SearchSettings, web: Web) -> SearchProvider:
+    """The provider as the settings describe it."""
+    return Arxiv(web.service(settings.arxiv.base_url, settings.arxiv.per_second))

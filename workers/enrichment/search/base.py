@@ -1,0 +1,50 @@
+"""What a search provider is: the seam between a query and whatever finds sources for it."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.job import Url
+from workers.enrichment.evidence import Found
+
+MAX_TEXT_CHARS: Final = 50_000
+"""Of one abstract; the longest are a few thousand."""
+
+_URL: Final = TypeAdapter[str](Url)
+
+
+class SearchProvider(Protocol):
+    """One search service, as the operator has configured it."""
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """At most `limit` things, the best first; none where nothing was found. Runs until cancelled.
+
+        Raises Unreadable, whose text is for the result's reader and quotes neither the query nor the answer.
+        """
+        ...
+
+
+def is_link(url: str) -> bool:
+    """Whether a service's link is one that a job could have named: http or https, without credentials."""
+    try:
+        _URL.validate_python(url)
+    except ValidationError:
+        return False
+    return True
+
+
+def links(found: list[tuple[str | None, str | None]], limit: int) -> list[Found]:
+    """The first `limit` of these URLs with their titles, each once, without what is no link."""
+    titles = {url: title for url, title in reversed(found) if url is not None and is_link(url)}
+    wanted = dict.fromkeys(url for url, _ in found if url in titles)
+    return [Found(url=url, title=titles[url] or None) for url in list(wanted)[:limit] if url is not None]
+
+
+def shortened(query: str, characters: int, words: int | None = None) -> str:
+    """The query, cut between two words where the service takes no longer one."""
+    parts = query.split()[:words]
+    while len(parts) > 1 and len(" ".join(parts)) > characters:
+        parts.pop()
+    return " ".join(parts)[:characters]

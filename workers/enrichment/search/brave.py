@@ -1,0 +1,89 @@
+"""Brave Search (https://api-dashboard.search.brave.com/app/documentation/web-search)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pydantic import BaseModel, SecretStr
+
+from workers.enrichment.evidence import Found, Unreadable
+from workers.enrichment.search.base import SearchProvider, links, shortened
+from workers.enrichment.search.service import Answer, Refused, Service, Web, asked_to_wait
+from workers.enrichment.search.settings import SearchSettings
+
+MAX_QUERY_CHARS = 400
+MAX_QUERY_WORDS = 50
+"""Longer ones are answered with 422."""
+_KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
+
+
+class _Result(BaseModel):
+    url: str | None = None
+    title: str | None = None
+
+
+class _Web(BaseModel):
+    results: list[_Result] = []
+
+
+class _Answer(BaseModel):
+    web: _Web = _Web()
+    """Absent where nothing was found."""
+
+
+class _Error(BaseModel):
+    code: str = ""
+
+
+class _ErrorAnswer(BaseModel):
+    error: _Error = _Error()
+
+
+class Brave:
+    """Implements `SearchProvider`."""
+
+    def __init__(self, service: Service, key: SecretStr) -> None:
+        self._service = service
+        self._key = key
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """See `SearchProvider`."""
+        params = {"q": shortened(query, MAX_QUERY_CHARS, MAX_QUERY_WORDS), "count": str(limit)}
+        headers = {"X-Subscription-Token": self._key.get_secret_value(), "Accept": "application/json"}
+        try:
+            answer = await self._service.get(params, headers=headers, overloaded=_overloaded)
+        except Refused as refused:
+            raise _explained(refused) from None
+        return links([(result.url, result.title) for result in answer.read(_Answer).web.results], limit)
+
+
+def _explained(refused: Refused) -> Unreadable:
+    """422 is for a wrong key and for a wrong query alike."""
+    if refused.answer.status in _KEY_REFUSED:
+        return Unreadable("the search service refuses the operator's key")
+    if refused.answer.status != HTTPStatus.UNPROCESSABLE_ENTITY:
+        return refused
+    if refused.answer.read(_ErrorAnswer).error.code == _KEY_INVALID:
+        return Unreadable("the search service refuses the operator's key")
+    return Unreadable("the search service refuses the query")
+
+
+def _overloaded(answer: Answer) -> float | None:
+    """There is no Retry-After: `X-RateLimit-Remaining` and `-Reset` have one number for each window (second, month)."""
+    wait = asked_to_wait(answer)
+    if wait is None or "Retry-After" in answer.headers:
+        return wait
+    remaining = _numbers(answer.headers.get("X-RateLimit-Remaining", ""))
+    resets = _numbers(answer.headers.get("X-RateLimit-Reset", ""))
+    return max((reset for left, reset in zip(remaining, resets, strict=False) if left <= 0), default=wait)
+
+
+def _numbers(header: str) -> list[float]:
+    return [float(part) for part in header.replace(" ", "").split(",") if part.isdecimal()]
+
+
+def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
+    """The provider, where there is a key."""
+    own = settings.brave
+    return Brave(web.service(own.base_url, own.per_second), own.api_key) if own.api_key is not None else None

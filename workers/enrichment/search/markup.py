@@ -1,0 +1,24 @@
+"""XML of services, read without entities (a few bytes of them can become gigabytes) and without other files."""
+
+from __future__ import annotations
+
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from workers.enrichment.evidence import Unreadable
+
+
+def parse(body: bytes) -> Element:
+    """The root element. Raises Unreadable."""
+    try:
+        root: Element = fromstring(body)
+    except (ParseError, DefusedXmlException, ValueError, LookupError):
+        raise Unreadable("the search service's answer is not XML that can be read") from None
+    return root
+
+
+def text_of(element: Element | None) -> str:
+    """All text in the element, that in italics or superscript too, on one line."""
+    return " ".join("".join(element.itertext()).split()) if element is not None else ""

@@ -1,0 +1,51 @@
+"""SearXNG: a metasearch engine that the operator runs (https://docs.searxng.org/dev/search_api.html)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+
+from workers.enrichment.evidence import Found, Unreadable
+from workers.enrichment.search.base import SearchProvider, links
+from workers.enrichment.search.service import Refused, Service, Web
+from workers.enrichment.search.settings import SearchSettings
+
+
+class _Result(BaseModel):
+    url: str | None = None
+    title: str | None = None
+
+
+class _Answer(BaseModel):
+    results: list[_Result]
+    """In the order of their score already."""
+    unresponsive_engines: list[Any] = []
+
+
+class Searxng:
+    """Implements `SearchProvider`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """See `SearchProvider`. Nothing found, with no engine that answered, is a failure."""
+        try:
+            answer = await self._service.get({"q": query, "format": "json"}, path="/search")
+        except Refused as refused:
+            if refused.answer.status == HTTPStatus.FORBIDDEN:
+                raise Unreadable("the search service gives no JSON: `json` is missing in its search.formats") from None
+            raise
+        read = answer.read(_Answer)
+        found = links([(result.url, result.title) for result in read.results], limit)
+        if not found and read.unresponsive_engines:
+            raise Unreadable("none of the search service's engines answered")
+        return found
+
+
+def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
+    """The provider, where an instance is configured."""
+    own = settings.searxng
+    return Searxng(web.service(own.base_url, own.per_second)) if own.base_url is not None else None

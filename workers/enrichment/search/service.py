@@ -1,0 +1,160 @@
+"""One search service over HTTP: at its pace, within bounds, and every failure as an `Unreadable` with a reason."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from telemetry.clock import Clock
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
+
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+REQUEST_SECONDS: Final = 30.0
+"""For a caller without a budget; a job's own is shorter."""
+DEFAULT_WAIT_SECONDS: Final = 1.0
+"""Where a service is overloaded and does not say for how long."""
+
+_OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Refused(Unreadable):
+    """The service answered, but not with results."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"the search service answered {answer.status}")
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a service said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    received: float
+    """Unix seconds: a Retry-After may be a date."""
+
+    def read(self, model: type[_Model]) -> _Model:
+        """The JSON body as this model. Raises Unreadable: services send pages of HTML with status 200, too."""
+        try:
+            # Not strict: PubMed's JSON has control characters inside strings.
+            return model.model_validate(json.loads(self.body, strict=False))
+        except ValidationError:
+            raise Unreadable("the search service's answer has another form than its documentation says") from None
+        except (ValueError, RecursionError):
+            raise Unreadable("the search service's answer is not JSON") from None
+
+
+def asked_to_wait(answer: Answer) -> float | None:
+    """Seconds that an overloaded service wants to be left alone (RFC 9110, section 10.2.3); None: it is not."""
+    return retry_after(answer) if answer.status in _OVERLOADED else None
+
+
+def retry_after(answer: Answer) -> float:
+    """The header in seconds, from a number or a date; a guess where there is none."""
+    value = answer.headers.get("Retry-After", "").strip()
+    try:
+        seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - answer.received
+    except (ValueError, OverflowError):
+        return DEFAULT_WAIT_SECONDS
+    return max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_WAIT_SECONDS
+
+
+class Web:
+    """The connections of all providers. One per worker."""
+
+    def __init__(self, user_agent: str, clock: Clock) -> None:
+        self.clock = clock
+        self._user_agent = user_agent
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the session; nothing is connected yet."""
+        self._session = aiohttp.ClientSession(
+            headers={"User-Agent": self._user_agent, "Accept-Encoding": "gzip, deflate"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def service(self, base_url: str, per_second: float) -> Service:
+        """A service that is asked at most so often."""
+        return Service(self, base_url, Pace(self.clock, 1 / per_second))
+
+    async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
+        """Ask once. Raises Unreadable for everything that is no answer."""
+        if self._session is None:
+            raise RuntimeError("the session has not been started")
+        try:
+            # A redirect is refused: the operator said where to ask, and a key must not travel on.
+            async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
+                body = await _bounded(response)
+                return Answer(response.status, response.headers, body, self.clock.time())
+        except aiohttp.ClientConnectionError:
+            raise Unreadable("the search service could not be reached") from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise Unreadable("the search service's answer broke off or is no HTTP") from None
+
+
+class Service:
+    """One service; made by `Web.service`."""
+
+    def __init__(self, web: Web, base_url: str, pace: Pace) -> None:
+        self._web = web
+        self._base_url = base_url.rstrip("/")
+        self._pace = pace
+
+    async def get(
+        self,
+        params: Mapping[str, str],
+        *,
+        path: str = "",
+        headers: Mapping[str, str] | None = None,
+        overloaded: Callable[[Answer], float | None] = asked_to_wait,
+    ) -> Answer:
+        """The answer with status 200, after a second try where the service asked for a short wait.
+
+        `overloaded` tells from an answer for how many seconds the service wants to be left alone, if at all. `params`
+        and `headers` may hold keys: neither ever stands in an error. Raises Refused, another Unreadable.
+        """
+        answer = await self._once(path, params, headers or {})
+        wait = overloaded(answer)
+        if wait is not None:
+            self._pace.rest(wait)
+            if wait > PATIENCE_SECONDS:
+                raise Unreadable(f"the search service is overloaded and asks to wait {wait:.0f} s")
+            answer = await self._once(path, params, headers or {})
+            if overloaded(answer) is not None:
+                raise Unreadable("the search service is overloaded")
+        if answer.status != HTTPStatus.OK:
+            raise Refused(answer)
+        return answer
+
+    async def _once(self, path: str, params: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
+        await self._pace.turn()
+        return await self._web.get(self._base_url + path, params, headers)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise Unreadable("the search service's answer is too large")
+    return bytes(body)

@@ -1,0 +1,82 @@
+"""Wikipedia, or another MediaWiki (https://www.mediawiki.org/wiki/API:Search, and Manual:Maxlag_parameter)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from workers.enrichment.evidence import Found, Unreadable
+from workers.enrichment.search.base import SearchProvider, links, shortened
+from workers.enrichment.search.service import Answer, Service, Web, asked_to_wait, retry_after
+from workers.enrichment.search.settings import SearchSettings
+
+MAX_QUERY_CHARS = 300
+"""CirrusSearch refuses longer ones."""
+_SPARE = 3
+"""Asked for beyond the limit, since disambiguation pages are left out."""
+_MAX_RESULTS = 50
+_BUSY = frozenset({"maxlag", "readonly", "ratelimited"})
+
+_PARAMETERS = {
+    "action": "query",
+    "format": "json",
+    "formatversion": "2",
+    "maxlag": "5",
+    "redirects": "1",
+    "generator": "search",
+    "gsrnamespace": "0",
+    "prop": "info|pageprops",
+    "inprop": "url",
+    "ppprop": "disambiguation",
+}
+
+
+class _Page(BaseModel):
+    title: str
+    index: int = _MAX_RESULTS
+    """The place among the results: `pages` is in the order of page ids."""
+    canonicalurl: str | None = None
+    fullurl: str | None = None
+    pageprops: dict[str, str] = {}
+
+
+class _Query(BaseModel):
+    pages: list[_Page] = []
+
+
+class _Error(BaseModel):
+    code: str
+
+
+class _Answer(BaseModel):
+    query: _Query = _Query()
+    """Absent where nothing was found."""
+    error: _Error | None = None
+    """With status 200."""
+
+
+class Wikipedia:
+    """Implements `SearchProvider`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """See `SearchProvider`. Pages that only list what a word may mean are left out."""
+        wanted = {"gsrsearch": shortened(query, MAX_QUERY_CHARS), "gsrlimit": str(min(limit + _SPARE, _MAX_RESULTS))}
+        answer = (await self._service.get(_PARAMETERS | wanted, overloaded=_overloaded)).read(_Answer)
+        if answer.error is not None:
+            raise Unreadable("the search service refuses the query")
+        pages = sorted(answer.query.pages, key=lambda page: page.index)
+        articles = [page for page in pages if "disambiguation" not in page.pageprops]
+        return links([(page.canonicalurl or page.fullurl, page.title) for page in articles], limit)
+
+
+def _overloaded(answer: Answer) -> float | None:
+    """A wiki that lags says so in an error with status 200."""
+    code = answer.headers.get("MediaWiki-API-Error")
+    return retry_after(answer) if code in _BUSY else asked_to_wait(answer)
+
+
+def make(settings: SearchSettings, web: Web) -> SearchProvider:
+    """The provider as the settings describe it."""
+    return Wikipedia(web.service(settings.wikipedia.base_url, settings.wikipedia.per_second))
