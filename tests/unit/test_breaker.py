@@ -1,0 +1,131 @@
+"""A breaker as a table of what attempts show: when it opens, for how long, and what closes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason
+from workers.delivery.settings import DeliverySettings
+
+SETTINGS = DeliverySettings(
+    breaker_failures=3, breaker_failure_share=0.5, breaker_open_seconds=5, breaker_longest_seconds=18
+)
+
+
+def breaker_that_saw(text: str, now: float = 0.0) -> Breaker:
+    """`o` is an answer, `x` a failure, `-` says nothing."""
+    breaker = Breaker(SETTINGS)
+    verdicts = {"o": Verdict.ANSWERS, "x": Verdict.FAILS, "-": Verdict.NOTHING}
+    for letter in text:
+        breaker.judge(verdicts[letter], now, probe=False)
+    return breaker
+
+
+def probe(breaker: Breaker, now: float, verdict: Verdict) -> None:
+    assert breaker.take_probe(now)
+    breaker.judge(verdict, now, probe=True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "state"),
+    [
+        ("", State.CLOSED),
+        ("xx", State.CLOSED),
+        ("xxx", State.OPEN),
+        ("xxoxx", State.CLOSED),
+        ("xx-x", State.OPEN),
+        ("xx" + "-" * 99, State.CLOSED),
+        ("xxo" * 10, State.CLOSED),  # two thirds of thirty: too few to go by
+        ("ox" * 31, State.CLOSED),
+        ("ox" * 32, State.OPEN),
+        ("oox" * 40, State.CLOSED),
+        ("o" * 500 + "xx", State.CLOSED),
+        ("o" * 500 + "ox" * 32, State.OPEN),
+    ],
+)
+def test_failures_in_a_row_or_too_large_a_share_of_the_last_64_open_it(seen: str, state: State) -> None:
+    assert breaker_that_saw(seen).state(0.0) is state
+
+
+def test_it_is_left_alone_until_its_time_is_over_and_then_half_open() -> None:
+    breaker = breaker_that_saw("xxx", now=100.0)
+    assert (breaker.state(104.9), breaker.seconds_left(102.0)) == (State.OPEN, 3.0)
+    assert not breaker.take_probe(104.9)
+    assert (breaker.state(105.0), breaker.seconds_left(105.0)) == (State.HALF_OPEN, 0.0)
+
+
+def test_half_open_it_takes_one_probe_at_a_time() -> None:
+    breaker = breaker_that_saw("xxx")
+    assert [breaker.take_probe(5.0) for _ in range(3)] == [True, False, False]
+    breaker.give_back_probe()
+    assert [breaker.take_probe(5.0) for _ in range(2)] == [True, False]
+
+
+def test_a_probe_that_is_answered_closes_it_and_the_past_is_forgotten() -> None:
+    breaker = breaker_that_saw("xxx")
+    probe(breaker, 5.0, Verdict.ANSWERS)
+    assert breaker.state(5.0) is State.CLOSED
+    assert breaker.pristine
+
+
+def test_each_probe_that_fails_doubles_the_time_up_to_the_longest() -> None:
+    breaker, now, waits = breaker_that_saw("xxx"), 0.0, []
+    for _ in range(4):
+        waits.append(breaker.seconds_left(now))
+        now += waits[-1]
+        probe(breaker, now, Verdict.FAILS)
+    assert waits == [5, 10, 18, 18]
+
+
+def test_after_it_has_closed_the_time_starts_small_again() -> None:
+    breaker = breaker_that_saw("xxx")
+    probe(breaker, 5.0, Verdict.FAILS)
+    probe(breaker, 15.0, Verdict.ANSWERS)
+    for _ in range(3):
+        breaker.judge(Verdict.FAILS, 20.0, probe=False)
+    assert breaker.seconds_left(20.0) == 5
+
+
+def test_a_probe_that_the_guard_refuses_proves_nothing() -> None:
+    breaker = breaker_that_saw("xxx")
+    probe(breaker, 5.0, Verdict.NOTHING)
+    assert breaker.state(5.0) is State.HALF_OPEN
+    assert breaker.take_probe(5.0)
+
+
+def test_what_was_on_its_way_when_it_opened_neither_closes_it_nor_makes_it_longer() -> None:
+    breaker = breaker_that_saw("xxx")
+    breaker.judge(Verdict.ANSWERS, 1.0, probe=False)
+    breaker.judge(Verdict.FAILS, 2.0, probe=False)
+    assert breaker.seconds_left(2.0) == 3.0
+
+
+def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
+    breaker = breaker_that_saw("oooo")
+    breaker.judge(Verdict.FAILS, 10.0, probe=False, wait_seconds=3600.0)
+    breaker.judge(Verdict.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
+    assert breaker.seconds_left(10.0) == 3600.0
+    probe(breaker, 3610.0, Verdict.ANSWERS)
+    assert breaker.state(3610.0) is State.CLOSED
+
+
+@pytest.mark.parametrize("reason", list(FailureReason))
+def test_an_origin_that_answers_is_up_whatever_it_says_of_the_event(reason: FailureReason) -> None:
+    expected = {
+        FailureReason.REFUSED: Verdict.NOTHING,
+        FailureReason.GONE: Verdict.ANSWERS,
+        FailureReason.CLIENT_ERROR: Verdict.ANSWERS,
+        FailureReason.REDIRECTED: Verdict.ANSWERS,
+    }
+    assert verdict_of(FailedDelivery(reason, 0.1)) is expected.get(reason, Verdict.FAILS)
+    assert verdict_of(Delivered(204, 0.1)) is Verdict.ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("reason", "seconds"),
+    [(FailureReason.THROTTLED, 60.0), (FailureReason.SERVER_ERROR, 60.0), (FailureReason.CLIENT_ERROR, 0.0)],
+)
+def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReason, seconds: float) -> None:
+    assert asked_to_wait(FailedDelivery(reason, 0.1, 429, 60.0)) == seconds
+    assert asked_to_wait(FailedDelivery(reason, 0.1, 429, None)) == 0.0

@@ -1,0 +1,178 @@
+"""When an endpoint counts as failing, when it is disabled, and what takes that back. Two processes share one topic."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, read_key, write_endpoint
+from telemetry.metrics import Metrics
+from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.outputs import PendingDelivery
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason
+from workers.delivery.settings import DeliverySettings
+
+URL = "https://a.example/hooks/path-token?key=query-token"
+KEY = ("acme", URL)
+NOW_MS = 1_700_000_000_000
+MINUTE, DAY = 60_000, 86_400_000
+OK = Delivered(200, 0.1)
+DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
+GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
+REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
+PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, None)
+
+
+class Fleet:
+    """Processes that share the topic: what one writes, all read."""
+
+    def __init__(self, processes: int = 2) -> None:
+        self.now_ms = NOW_MS
+        self.metrics = [Metrics() for _ in range(processes)]
+        self.processes = [EndpointStates(DeliverySettings(), metrics) for metrics in self.metrics]
+        self.written: list[tuple[bytes, bytes | None]] = []
+
+    def attempt(self, outcome: Delivered | FailedDelivery, process: int = 0) -> None:
+        change = self.processes[process].learn(PENDING, outcome, self.now_ms)
+        if change is not None:
+            forgotten = isinstance(change, Forget)
+            self.put(key_bytes(change.key), None if forgotten else write_endpoint(change))  # type: ignore[arg-type]  # it is a record then
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        self.written.append((key, value))
+        for states in self.processes:
+            states.apply(key, value)
+
+    def restart(self, process: int) -> None:
+        self.processes[process] = EndpointStates(DeliverySettings(), self.metrics[process])
+        for key, value in self.written:
+            self.processes[process].apply(key, value)
+
+    def fail_for(self, milliseconds: int, process: int = 0, every: int = 2 * MINUTE) -> None:
+        end = self.now_ms + milliseconds
+        while self.now_ms <= end:
+            self.attempt(DOWN, process)
+            self.now_ms += every
+
+    @property
+    def states(self) -> list[State | None]:
+        return [read_endpoint(value).state if value is not None else None for _, value in self.written]
+
+    @property
+    def disabled(self) -> list[bool]:
+        return [states.is_disabled(KEY) for states in self.processes]
+
+
+def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenant() -> None:
+    fleet = Fleet()
+    fleet.attempt(GONE)
+    assert fleet.disabled == [True, True]
+    assert not fleet.processes[1].is_disabled(("other", URL))
+    assert not fleet.processes[1].is_disabled(("acme", "https://a.example/other"))
+    [(key, value)] = fleet.written
+    assert read_key(key) == KEY
+    assert read_endpoint(value or b"") == EndpointRecord(
+        tenant="acme", url=URL, state=State.DISABLED, at=NOW_MS, reason=DisabledBecause.GONE, webhook_id="msg_1"
+    )
+    for metrics in fleet.metrics:
+        assert metrics.registry.get_sample_value("postback_disabled_endpoints") == 1
+
+
+def test_an_outage_of_minutes_writes_nothing() -> None:
+    fleet = Fleet()
+    fleet.fail_for(4 * MINUTE)
+    fleet.attempt(OK)
+    assert fleet.written == []
+
+
+def test_one_failure_with_days_between_it_and_the_next_is_no_outage() -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * DAY, every=6 * DAY)
+    assert fleet.written == []
+
+
+def test_an_endpoint_that_fails_for_five_days_is_disabled() -> None:
+    fleet = Fleet()
+    fleet.fail_for(6 * DAY, every=30 * MINUTE)
+    assert fleet.states[:2] == [State.FAILING, State.DISABLED]
+    failing, disabled = (read_endpoint(value or b"") for _, value in fleet.written[:2])
+    assert disabled.reason is DisabledBecause.FAILING
+    assert 5 * DAY <= disabled.at - failing.at <= 5 * DAY + 30 * MINUTE
+
+
+def test_days_are_counted_over_restarts_and_over_processes() -> None:
+    fleet = Fleet()
+    fleet.fail_for(3 * DAY, every=30 * MINUTE)
+    fleet.restart(0)
+    fleet.fail_for(2 * DAY + 120 * MINUTE, process=1, every=30 * MINUTE)
+    assert fleet.states[:2] == [State.FAILING, State.DISABLED]
+    fleet.restart(0)
+    assert fleet.disabled == [True, True]
+
+
+def test_one_success_in_another_process_starts_the_days_anew() -> None:
+    fleet = Fleet()
+    fleet.fail_for(4 * DAY, every=30 * MINUTE)
+    fleet.attempt(OK, process=1)
+    assert fleet.states == [State.FAILING, None]
+    fleet.fail_for(4 * DAY, every=30 * MINUTE)
+    assert fleet.disabled == [False, False]
+
+
+def test_after_a_restart_one_failure_alone_does_not_disable() -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * MINUTE)
+    fleet.restart(0)
+    fleet.now_ms += 6 * DAY
+    fleet.attempt(DOWN)
+    assert fleet.disabled == [False, False]
+    fleet.attempt(DOWN)
+    fleet.attempt(DOWN)
+    assert fleet.disabled == [True, True]
+
+
+def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:
+    fleet = Fleet()
+    for _ in range(100):
+        fleet.attempt(REFUSED)
+        fleet.now_ms += DAY
+    assert fleet.written == []
+
+
+@pytest.mark.parametrize("state", [State.ENABLED, None])
+def test_an_operator_enables_it_and_the_days_start_anew(state: State | None) -> None:
+    fleet = Fleet()
+    fleet.fail_for(6 * DAY, every=30 * MINUTE)
+    record = EndpointRecord(tenant="acme", url=URL, state=State.ENABLED, at=fleet.now_ms)
+    fleet.put(key_bytes(KEY), write_endpoint(record) if state is not None else None)
+    assert fleet.disabled == [False, False]
+    assert fleet.metrics[0].registry.get_sample_value("postback_disabled_endpoints") == 0
+    fleet.attempt(DOWN)
+    assert fleet.disabled == [False, False]
+
+
+def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_or_query(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    metrics = Metrics()
+    states = EndpointStates(DeliverySettings(), metrics)
+    changes = [states.learn(PENDING, GONE, NOW_MS + n) for n in range(100)]
+    assert None not in changes  # any one of the hundred transactions may be aborted
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "inference.endpoint.disabled" in line
+    assert "https://a.example" in line
+    assert "token" not in line
+    assert metrics.registry.get_sample_value("postback_endpoints_disabled_total", {"reason": "gone"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(None, b"{}"), (b"[]", b"{}"), (b'["a"]', None), (key_bytes(KEY), b"{}"), (key_bytes(KEY), b"\xff")],
+)
+def test_a_record_that_cannot_be_read_changes_nothing(key: bytes | None, value: bytes | None) -> None:
+    fleet = Fleet()
+    fleet.attempt(GONE)
+    fleet.processes[0].apply(key, value)
+    assert fleet.disabled == [True, True]
