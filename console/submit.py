@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
 import typer
 
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 """Problems that are spelled out; more help nobody."""
-_INTERRUPTED = 130
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ def submit(
         if wait:
             _submit_and_wait(request, timeout, out)
         else:
-            with _progress() as progress:
+            with bars() as progress:
                 receipt = _send(request, progress)
             _end(request, receipt)
 
@@ -172,7 +172,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     with ExitStack() as stack:
         # Made before the first job is sent, so that no result can come before it looks.
         reader = stack.enter_context(ResultsReader(request.kafka))
-        progress = stack.enter_context(_progress())
+        progress = stack.enter_context(bars())
         receipt = _send(request, progress)
         answers = Answers(set(receipt.job_ids))
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
@@ -181,7 +181,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         except KeyboardInterrupt:
             progress.stop()
             say(f"stopped waiting for {len(answers.pending)} jobs, which go on")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
     _end(request, receipt, answers)
 
 
@@ -221,13 +221,3 @@ def _end(request: Request, receipt: Receipt, answers: Answers | None = None) -> 
     say(said)
     if not well:
         raise typer.Exit(FAILED)
-
-
-def _progress() -> Progress:
-    """A bar for a person at a terminal, nothing in a log."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)

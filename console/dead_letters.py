@@ -1,0 +1,203 @@
+"""`postback dead-letters`: what was given up, looked at and put back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from console.confirm import confirmed
+from console.errors import FAILED, fail, quiet_clients, say, telling
+from console.progress import INTERRUPTED, counting
+from console.settings import checked_tenant, fleet_settings
+from console.times import HELP, TIME, checked_time
+
+if TYPE_CHECKING:
+    from producers.dead_letters import DeadLetters, Letter, LetterFilter, Tally
+    from producers.put_back import PutBack
+
+app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
+
+_OBSTACLES = {
+    "too_large": "too large to be kept whole, or to be taken again",
+    "source_unknown": "not of a topic that jobs or callbacks come from",
+}
+_SHOWN = 10
+
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
+Tenant = Annotated[str | None, typer.Option(help="Whose.")]
+Ids = Annotated[
+    list[str] | None, typer.Option("--id", help="A letter's id (P:N), a job's or a webhook's; may be repeated.")
+]
+Since = Annotated[str | None, typer.Option(metavar=TIME, help=f"Given up then or later. {HELP}")]
+Until = Annotated[str | None, typer.Option(metavar=TIME, help="Given up before then.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command("list")
+def list_letters(
+    reasons: Reasons = None,
+    tenant: Tenant = None,
+    ids: Ids = None,
+    since: Since = None,
+    until: Until = None,
+    redriven_too: Annotated[bool, typer.Option("--all", help="Also those that were put back.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what was given up and not put back since."""
+    wanted = _filter(reasons, tenant, ids, since, until, redriven_too=redriven_too)
+    with _opened() as found:
+        summaries = (letter.summary() for letter in found.letters(wanted))
+        count = _write_array(summaries) if as_json else _write_lines(summaries)
+    say(f"{count} dead letters")
+
+
+@app.command()
+def show(letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")]) -> None:
+    """Show all that is kept of a letter, its content included, as JSON."""
+    wanted = _filter(ids=[letter_id], redriven_too=True)
+    with _opened() as found:
+        count = _write_array(_whole(letter) for letter in found.letters(wanted))
+    if not count:
+        raise fail(f"no dead letter has the id {letter_id}", FAILED)
+
+
+@app.command()
+def redrive(
+    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="As --id.")] = None,
+    reasons: Reasons = None,
+    tenant: Tenant = None,
+    ids: Ids = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
+
+    Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
+    """
+    from contextlib import ExitStack
+
+    wanted = _filter(reasons, tenant, [*(some or ()), *(ids or ())], since, until)
+    with ExitStack() as stack:
+        # Its producer comes first: it ends what an earlier redrive left open, so that the marks are complete.
+        back = None if dry_run else stack.enter_context(_producer())
+        found = stack.enter_context(_opened())
+        tally = found.tally(wanted)
+        _report(tally)
+        done = _put_back(found, wanted, back, rate, sum(tally.open.values()), yes=yes) if back is not None else 0
+    if as_json:
+        counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
+        typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
+    if missing := sorted(wanted.ids - tally.ids):
+        raise fail(f"no dead letter that is not put back yet: {', '.join(missing[:_SHOWN])}", FAILED)
+
+
+def _filter(
+    reasons: list[str] | None = None,
+    tenant: str | None = None,
+    ids: list[str] | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    *,
+    redriven_too: bool = False,
+) -> LetterFilter:
+    from producers.dead_letters import LetterFilter
+
+    return LetterFilter(
+        reasons=frozenset(reasons or ()),
+        tenant=checked_tenant(tenant) if tenant is not None else None,
+        ids=frozenset(ids or ()),
+        since_ms=checked_time("--since", since),
+        until_ms=checked_time("--until", until),
+        redriven_too=redriven_too,
+    )
+
+
+@contextmanager
+def _opened() -> Iterator[DeadLetters]:
+    quiet_clients()
+    from producers.dead_letters import DeadLetters
+    from producers.errors import ProducerError
+    from producers.scan import Scanner
+    from telemetry.clock import SystemClock
+
+    kafka, clock = fleet_settings().kafka, SystemClock()
+    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+        yield DeadLetters(kafka, scanner, clock)
+
+
+@contextmanager
+def _producer() -> Iterator[PutBack]:
+    quiet_clients()
+    from producers.dead_letters import REDRIVE
+    from producers.errors import ProducerError
+    from producers.put_back import PutBack
+
+    with telling(ProducerError), PutBack(fleet_settings().kafka, REDRIVE) as back:
+        yield back
+
+
+def _put_back(found: DeadLetters, wanted: LetterFilter, back: PutBack, rate: float, expected: int, *, yes: bool) -> int:
+    if not expected:
+        return 0
+    confirmed(f"Put these {expected} back?", yes=yes)
+    with counting("put back", expected) as told:
+        try:
+            done = found.redrive(wanted, back, rate, told)
+        except KeyboardInterrupt:
+            say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
+            raise typer.Exit(INTERRUPTED) from None
+    say(f"{done} of {expected} put back")
+    return done
+
+
+def _report(tally: Tally) -> None:
+    say(f"{sum(tally.open.values())} dead letters can be put back")
+    for (kind, reason), count in tally.open.most_common():
+        say(f"  {count} {kind}: {reason}")
+    for obstacle, count in tally.held.most_common():
+        say(f"{count} cannot be put back: {_OBSTACLES[obstacle]}")
+
+
+def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
+    """One line a letter, its fields apart by two spaces."""
+    count = 0
+    for one in summaries:
+        state = ("redriven",) if one["redriven_at"] else ()
+        said = (one["id"], one["at"], one["kind"], one["reason"], one["tenant"], one["job_id"], one["origin"], *state)
+        typer.echo("  ".join("-" if value is None else str(value) for value in said))
+        count += 1
+    return count
+
+
+def _write_array(values: Iterable[dict[str, Any]]) -> int:
+    """A JSON array, one element a line, written as the elements come."""
+    count = 0
+    for value in values:
+        typer.echo(("[\n" if count == 0 else ",\n") + json.dumps(value), nl=False)
+        count += 1
+    typer.echo("\n]" if count else "[]")
+    return count
+
+
+def _whole(letter: Letter) -> dict[str, Any]:
+    """With headers and content. Bytes that are no text are shown with escapes."""
+    headers = [[name, (value or b"").decode("utf-8", "backslashreplace")] for name, value in letter.record.headers]
+    return {**letter.summary(), "headers": headers, "value": _content(letter.record.value)}
+
+
+def _content(value: bytes | None) -> Any:
+    """As JSON where it is JSON."""
+    if value is None:
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value.decode("utf-8", "backslashreplace")

@@ -1,0 +1,110 @@
+"""`postback replay`: results that were settled long ago, called back again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.confirm import confirmed
+from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.progress import INTERRUPTED, counting
+from console.settings import checked_tenant, fleet_settings
+from console.times import HELP, TIME, checked_time
+
+if TYPE_CHECKING:
+    from producers.replay import Counts, Replay, Selection
+    from producers.scan import Place
+    from schemas.settings import KafkaSettings
+
+_SHOWN = 10
+"""Origins and ids that are spelled out."""
+
+
+def replay(
+    tenant: Annotated[str | None, typer.Option(help="Whose results.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The callback URL; without a path, everything at that origin.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Settled then or later. {HELP}")] = None,
+    until: Annotated[str | None, typer.Option(metavar=TIME, help="Settled before then.")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="A job's or a webhook's id; may be repeated.")] = None,
+    offsets: Annotated[
+        list[str] | None, typer.Option("--offset", metavar="P:N", help="A place in model_results; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
+
+    Exit status: 0 done, 1 nothing was found of an id or a place that was named, 2 asked wrongly.
+    """
+    quiet_clients()
+    from producers.errors import ProducerError
+    from producers.replay import Replay, Selection
+    from producers.scan import Scanner
+    from telemetry.clock import SystemClock
+
+    if tenant is None and endpoint is None:
+        raise fail("say whose results: --tenant or --endpoint", BAD_INPUT)
+    selection = Selection(
+        tenant=checked_tenant(tenant) if tenant is not None else None,
+        endpoint=endpoint,
+        ids=frozenset(ids or ()),
+        since_ms=checked_time("--since", since),
+        until_ms=checked_time("--until", until),
+        places=frozenset(_place(text) for text in offsets or ()),
+    )
+    kafka, clock = fleet_settings().kafka, SystemClock()
+    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+        chosen = Replay(kafka, scanner, selection, clock)
+        counts = chosen.count()
+        _report(counts)
+        if counts.matching and not dry_run:
+            confirmed(f"Call these {counts.matching} back again?", yes=yes)
+            _run(chosen, kafka, rate, counts.matching)
+    _end(selection, counts)
+
+
+def _place(text: str) -> Place:
+    from producers.scan import Place
+
+    place = Place.parse(text)
+    if place is None:
+        raise fail("--offset: a partition and an offset of model_results, as in 3:1024", BAD_INPUT)
+    return place
+
+
+def _report(counts: Counts) -> None:
+    say(f"{counts.matching} results match and have a callback")
+    for origin, count in counts.origins.most_common(_SHOWN):
+        say(f"  {count} to {origin}")
+    if len(counts.origins) > _SHOWN:
+        say(f"  and {len(counts.origins) - _SHOWN} origins more")
+    if counts.stored_only:
+        say(
+            f"{counts.stored_only} match too and cannot be called back: they have no callback, or are no result of ours"
+        )
+
+
+def _run(chosen: Replay, kafka: KafkaSettings, rate: float, expected: int) -> None:
+    import secrets
+
+    from producers.put_back import PutBack
+
+    # An identity of its own: two people may replay at once, for different tenants.
+    with PutBack(kafka, f"replay.{secrets.token_hex(6)}") as back, counting("put back", expected) as told:
+        try:
+            done = chosen.run(back, rate, told)
+        except KeyboardInterrupt:
+            say(f"stopped; {told.done} of {expected} are put back, and called back again if this is run anew")
+            raise typer.Exit(INTERRUPTED) from None
+    say(f"{done} of {expected} put back; delivery takes them up from its smallest tier")
+
+
+def _end(selection: Selection, counts: Counts) -> None:
+    missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise fail(f"no kept result that fits: {', '.join(missing[:_SHOWN])}{more}", FAILED)

@@ -1,0 +1,22 @@
+"""Times on the command line."""
+
+from __future__ import annotations
+
+from console.errors import BAD_INPUT, fail
+
+TIME = "TIME"
+"""How help texts call such a value."""
+HELP = "ISO 8601, or so long ago: -90s, -30m, -2h, -7d."
+
+
+def checked_time(option: str, text: str | None) -> int | None:
+    """Unix milliseconds, or the end of the command."""
+    if text is None:
+        return None
+    from producers.times import NotATime, parse_time
+    from telemetry.clock import SystemClock
+
+    try:
+        return parse_time(text, SystemClock().time())
+    except NotATime as error:
+        raise fail(f"{option}: {str(error)[0].lower()}{str(error)[1:]}", BAD_INPUT) from None

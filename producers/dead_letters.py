@@ -1,0 +1,242 @@
+"""Dead letters: jobs and callbacks that were given up, looked at and put back (redriven).
+
+A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
+redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
+a redrive that starts ends what an earlier one left open, then reads the marks of all that came before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic_core import to_json
+
+from producers.connection import partition_counts
+from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
+from producers.replay import ids_of, tenant_of
+from producers.scan import Place, Scanner, Stored
+from producers.times import show_time
+from schemas import topics
+from schemas.settings import KafkaSettings
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.logs import origin_of
+
+REDRIVE = "redrive"
+"""The identity of every redrive's producer."""
+
+Kind = Literal["job", "callback", "other"]
+
+_WHY = frozenset(
+    {
+        *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS),
+        *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
+    }
+)
+_LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
+"""What a job went through before, and is to go through anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter."""
+
+    record: Stored
+    kind: Kind
+    redriven_ms: int | None
+    """When it was put back, Unix milliseconds; None while it was not."""
+
+    @property
+    def place(self) -> Place:
+        """In `dead_letters`: the letter's own id."""
+        return self.record.place
+
+    @property
+    def ids(self) -> set[str]:
+        """What it can be asked for by: its place, its job id and its webhook id."""
+        return {str(self.place), *ids_of(self.record)}
+
+    @property
+    def reason(self) -> str:
+        """The stable code for why it was given up."""
+        return self.record.header(topics.REASON) or "unknown"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be put back; None where it can."""
+        record = self.record
+        if record.header(topics.ABRIDGED) is not None or not record.value:
+            return "too_large"
+        if Returning("", record.key, record.value, record.headers).size > MAX_RECORD_BYTES:
+            return "too_large"
+        return "source_unknown" if self.kind == "other" else None
+
+    def summary(self) -> dict[str, object]:
+        """What lists say of it: neither its content nor more of a URL than its origin."""
+        record = self.record
+        url = record.header(topics.CALLBACK_URL)
+        return {
+            "id": str(self.place),
+            "kind": self.kind,
+            "reason": self.reason,
+            "detail": record.header(topics.REASON_DETAIL),
+            "tenant": tenant_of(record),
+            "job_id": record.header(topics.JOB_ID),
+            "webhook_id": record.header(topics.WEBHOOK_ID),
+            "attempts": _number(record.header(topics.ATTEMPTS)),
+            "origin": origin_of(url) if url else None,
+            "at": show_time(record.at_ms),
+            "source": {
+                "topic": record.header(topics.SOURCE_TOPIC),
+                "partition": _number(record.header(topics.SOURCE_PARTITION)),
+                "offset": _number(record.header(topics.SOURCE_OFFSET)),
+            },
+            "bytes": len(record.value or b""),
+            "redriven_at": show_time(self.redriven_ms) if self.redriven_ms is not None else None,
+            "obstacle": self.obstacle,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which letters: those that fit everything that is said here."""
+
+    reasons: frozenset[str] = frozenset()
+    tenant: str | None = None
+    ids: frozenset[str] = frozenset()
+    """Their places (`P:N`), job ids and webhook ids."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    """Given up at this time or later, and before this one: Unix milliseconds."""
+    redriven_too: bool = False
+    """Also those that were put back."""
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether this letter is meant."""
+        record = letter.record
+        return (
+            (self.redriven_too or letter.redriven_ms is None)
+            and (not self.reasons or letter.reason in self.reasons)
+            and (self.tenant is None or tenant_of(record) == self.tenant)
+            and (not self.ids or not self.ids.isdisjoint(letter.ids))
+            and (self.since_ms is None or record.at_ms >= self.since_ms)
+            and (self.until_ms is None or record.at_ms < self.until_ms)
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many letters there are of which sort."""
+
+    open: Counter[tuple[Kind, str]] = field(default_factory=Counter)
+    """By kind and reason: those that can be put back."""
+    held: Counter[str] = field(default_factory=Counter)
+    """By obstacle: those that cannot."""
+    ids: set[str] = field(default_factory=set)
+    """What the letters can be asked for by."""
+
+    def add(self, letter: Letter, asked: frozenset[str]) -> None:
+        """Count one; of its ids only those are kept that were asked for."""
+        self.ids |= asked & letter.ids
+        if letter.obstacle is None:
+            self.open[letter.kind, letter.reason] += 1
+        else:
+            self.held[letter.obstacle] += 1
+
+
+class DeadLetters:
+    """The fleet's dead letters, as they are when it is made. Its methods raise ProducerError."""
+
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock) -> None:
+        self._settings = settings
+        self._topics = settings.topics
+        self._scanner = scanner
+        self._clock = clock
+        # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
+        self._ranges = scanner.ranges(self._topics.dead_letters)
+        self._marks = dict(self._read_marks())
+
+    def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
+        """Those that are meant, each partition's in order."""
+        for record in self._scanner.read(self._ranges):
+            letter = Letter(record, kind_of(record, self._topics), self._marks.get(str(record.place)))
+            if wanted.takes(letter):
+                yield letter
+
+    def tally(self, wanted: LetterFilter) -> Tally:
+        """What a redrive of these would find. Changes nothing."""
+        tally = Tally()
+        for letter in self.letters(wanted):
+            tally.add(letter, wanted.ids)
+        return tally
+
+    def redrive(self, wanted: LetterFilter, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
+        """Put those back that are meant and can be; how many there were. `back` was made before this object."""
+        partitions = _Partitions(self._settings, self._clock)
+        groups = (
+            [returning(letter, self._settings, self._now_ms(), partitions), self._mark(letter)]
+            for letter in self.letters(wanted)
+            if letter.obstacle is None and letter.redriven_ms is None
+        )
+        return put_back(back, groups, per_second, on_done, self._clock)
+
+    def _mark(self, letter: Letter) -> Returning:
+        said = {"id": str(letter.place), "at": self._now_ms(), "reason": letter.reason}
+        headers = [(name, value) for name, value in letter.record.headers if name in (topics.TENANT, topics.JOB_ID)]
+        return Returning(self._topics.redriven, str(letter.place).encode(), to_json(said), headers)
+
+    def _read_marks(self) -> Iterator[tuple[str, int]]:
+        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
+            if record.key is not None:
+                yield record.key.decode("latin-1"), record.at_ms
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000)
+
+
+class _Partitions:
+    """How many partitions topics have, asked once each."""
+
+    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._counts: dict[str, int] = {}
+
+    def __getitem__(self, topic: str) -> int:
+        if topic not in self._counts:
+            self._counts |= partition_counts(self._settings, [topic], self._clock)
+        return self._counts[topic]
+
+
+def kind_of(record: Stored, names: Topics) -> Kind:
+    """What was given up: by the topic where it stood."""
+    source = record.header(topics.SOURCE_TOPIC) or ""
+    if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
+        return "callback"
+    return "job" if source.startswith(names.requests()) else "other"
+
+
+def returning(letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions) -> Returning:
+    """The record of a letter as it goes back.
+
+    A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
+    identity that it had; a deadline that has passed is left out, so that its `ttl_seconds` count from now.
+    """
+    record = letter.record
+    headers = [(name, value) for name, value in record.headers if name not in _WHY]
+    if letter.kind == "callback":
+        return for_delivery(settings, record.key, record.value, headers, now_ms)
+    deadline = _number(record.header(topics.DEADLINE))
+    if deadline is not None and deadline <= now_ms:
+        headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
+    headers = [(name, value) for name, value in headers if name not in _LIVED_THROUGH]
+    lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))
+    partition = number if number is not None and number < partitions[lane] else None
+    return Returning(lane, record.key, record.value, headers, partition)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None

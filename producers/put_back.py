@@ -1,0 +1,144 @@
+"""Put records back into the fleet: in transactions, so that a count is what was put back, and no faster than asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from producers.connection import connect, kafka_errors_translated
+from producers.errors import RequestRefused
+from schemas import topics
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock, SystemClock
+
+MAX_RECORD_BYTES = 1_000_000
+"""Of value, key and headers: a topic takes 1 MiB, and what travels with a record takes some of it."""
+
+_BATCH_RECORDS = 500
+_BATCH_BYTES = 8 * 1024 * 1024
+_TRANSACTION_MS = 60_000
+_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED})
+_CLOCK = SystemClock()
+
+
+class NotPutBack(RequestRefused):
+    """A batch is not known to be put back."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            f"Kafka did not confirm the last batch ({error}); another run may have taken over. Those before it are "
+            "put back"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Returning:
+    """A record as it is put back. `partition` None leaves the choice to the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    partition: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of value, key and headers."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.value or b"") + len(self.key or b"") + headers
+
+
+class PutBack:
+    """A transactional producer. Whoever is made later with the same `identity` ends what an earlier one left open.
+
+    Its methods raise ProducerError.
+    """
+
+    def __init__(self, settings: KafkaSettings, identity: str) -> None:
+        self._settings = settings
+        self._producer: Any = connect(
+            KafkaProducer,
+            settings,
+            acks="all",
+            allow_auto_create_topics=False,
+            max_request_size=2 * MAX_RECORD_BYTES,
+            transaction_timeout_ms=_TRANSACTION_MS,
+            transactional_id=f"{settings.topic_prefix}{identity}",
+        )
+        with kafka_errors_translated(settings):
+            self._producer.init_transactions()
+
+    def send(self, batch: Sequence[Returning]) -> None:
+        """All of them or none. Raises NotPutBack."""
+        try:
+            self._producer.begin_transaction()
+            for each in batch:
+                self._producer.send(each.topic, each.value, each.key, each.headers, each.partition)
+            self._producer.commit_transaction()
+        except kafka_errors.KafkaError as error:
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self._producer.abort_transaction()
+            raise NotPutBack(error) from None
+
+    def close(self) -> None:
+        """Disconnect; a transaction that is open is aborted."""
+        self._producer.close(timeout=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def for_delivery(
+    settings: KafkaSettings, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], now_ms: int
+) -> Returning:
+    """A callback that starts anew: in the smallest tier, due now, with the `webhook-id` that it has always had."""
+    kept = [(name, data) for name, data in headers if name not in _ABOUT_WAITING]
+    smallest = next(iter(settings.topics.tiers.values()))
+    return Returning(smallest, key, value, [*kept, (topics.NOT_BEFORE, str(now_ms).encode())])
+
+
+def put_back(
+    back: PutBack,
+    groups: Iterable[Sequence[Returning]],
+    per_second: float,
+    on_done: Callable[[int], None],
+    clock: Clock = _CLOCK,
+) -> int:
+    """Put back so many groups of records a second, and return how many there were. A group is never torn apart.
+
+    `on_done` is told how many are put back so far. Raises NotPutBack.
+    """
+    started, done = clock.monotonic(), 0
+    for batch in _batches(groups, max(1, min(_BATCH_RECORDS, int(per_second)))):
+        early = done / per_second - (clock.monotonic() - started)
+        if early > 0:
+            clock.sleep(early)
+        back.send([record for group in batch for record in group])
+        done += len(batch)
+        on_done(done)
+    return done
+
+
+def _batches(groups: Iterable[Sequence[Returning]], most: int) -> Iterator[list[Sequence[Returning]]]:
+    """Up to `most` groups at a time, fewer where they are large."""
+    batch: list[Sequence[Returning]] = []
+    size = 0
+    for group in groups:
+        batch.append(group)
+        size += sum(record.size for record in group)
+        if len(batch) >= most or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

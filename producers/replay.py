@@ -1,0 +1,140 @@
+"""Replay: put results that `model_results` keeps into delivery again, under the `webhook-id` that they have always had.
+
+A replayed result goes into the smallest tier, not into `model_results`, where a reader counts one result for each job.
+Its attempts start anew. Replayed twice, it is called back twice: a consumer knows the repeat by its `webhook-id`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
+from producers.scan import Place, Range, Scanner, Stored
+from schemas import topics
+from schemas.job import DEFAULT_TENANT
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+from telemetry.logs import origin_of
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which results: those that fit everything that is said here."""
+
+    tenant: str | None = None
+    endpoint: str | None = None
+    """A URL; one that ends with its origin stands for everything at that origin."""
+    ids: frozenset[str] = frozenset()
+    """Job ids and webhook ids."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    """Settled at this time or later, and before this one: Unix milliseconds."""
+    places: frozenset[Place] = frozenset()
+    """In `model_results`."""
+
+    def takes(self, record: Stored) -> bool:
+        """Whether this result is meant."""
+        return (
+            (self.tenant is None or tenant_of(record) == self.tenant)
+            and (self.since_ms is None or record.at_ms >= self.since_ms)
+            and (self.until_ms is None or record.at_ms < self.until_ms)
+            and (not self.ids or not self.ids.isdisjoint(ids_of(record)))
+            and (not self.places or record.place in self.places)
+            and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
+        )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a selection holds."""
+
+    matching: int = 0
+    """Results that can be called back."""
+    stored_only: int = 0
+    """Results that match and have no callback, or lost what a callback needs."""
+    origins: Counter[str] = field(default_factory=Counter)
+    """Where the callbacks go: scheme, host and port."""
+    ids: set[str] = field(default_factory=set)
+    """Those of the selection's ids that were met."""
+    places: set[Place] = field(default_factory=set)
+    """Those of the selection's places that were met."""
+
+    def add(self, record: Stored, selection: Selection) -> None:
+        """Count a result that is meant."""
+        self.ids |= selection.ids & ids_of(record)
+        self.places |= selection.places & {record.place}
+        if _callable(record):
+            self.matching += 1
+            self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+        else:
+            self.stored_only += 1
+
+
+class Replay:
+    """One selection, over the results that are there when it is made. Its methods raise ProducerError."""
+
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, selection: Selection, clock: Clock) -> None:
+        self._settings = settings
+        self._scanner = scanner
+        self._selection = selection
+        self._clock = clock
+        self._ranges = list(self._narrowed())
+
+    def count(self) -> Counts:
+        """What there is to replay. Changes nothing."""
+        counts = Counts()
+        for record in self._matching():
+            counts.add(record, self._selection)
+        return counts
+
+    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
+        """Put them into delivery again; how many there were."""
+        return put_back(back, self.returning(), per_second, on_done, self._clock)
+
+    def returning(self) -> Iterator[list[Returning]]:
+        """What is put back, each record a group of its own."""
+        for record in self._matching():
+            if _callable(record):
+                now_ms = int(self._clock.time() * 1000)
+                yield [for_delivery(self._settings, record.key, record.value, record.headers, now_ms)]
+
+    def _matching(self) -> Iterator[Stored]:
+        return filter(self._selection.takes, self._scanner.read(self._ranges))
+
+    def _narrowed(self) -> Iterator[Range]:
+        """The partitions, only from the first to the last of the places where places are named."""
+        selection = self._selection
+        for each in self._scanner.ranges(self._settings.topics.results, selection.since_ms, selection.until_ms):
+            offsets = [place.offset for place in selection.places if place.partition == each.partition]
+            if not selection.places:
+                yield each
+            elif offsets and min(offsets) < each.stop:
+                start, stop = max(each.start, min(offsets)), min(each.stop, max(offsets) + 1)
+                if start < stop:
+                    yield each._replace(start=start, stop=stop)
+
+
+def tenant_of(record: Stored) -> str:
+    """Whose result or job it is."""
+    return record.header(topics.TENANT) or DEFAULT_TENANT
+
+
+def ids_of(record: Stored) -> set[str]:
+    """What the record can be asked for by: its job id and its webhook id."""
+    return {found for name in (topics.JOB_ID, topics.WEBHOOK_ID) if (found := record.header(name))}
+
+
+def is_at(url: str | None, endpoint: str) -> bool:
+    """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
+    if url is None:
+        return False
+    return url == endpoint or (endpoint.lower() == origin_of(endpoint) and origin_of(url) == origin_of(endpoint))
+
+
+def _callable(record: Stored) -> bool:
+    """Whether it says where it is called back and as what, and a tier would take it."""
+    size = Returning("", record.key, record.value, record.headers).size
+    named = record.header(topics.CALLBACK_URL) is not None and record.header(topics.WEBHOOK_ID) is not None
+    return named and bool(record.value) and size < MAX_RECORD_BYTES

@@ -1,0 +1,165 @@
+"""Replay on a real broker: what is counted, what is put back, and under which identity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from confluent_kafka import Message, Producer
+from postback_command import environment_of, postback
+
+from devkit.committed import committed_records
+from producers.replay import Replay, Selection
+from producers.scan import Place, Scanner
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+
+pytestmark = pytest.mark.broker
+
+HOOK = "https://hooks.example/in?token=secret"
+OTHER = "https://other.example:8443/in"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A result as it stands in `model_results`."""
+
+    job_id: str
+    partition: int
+    tenant: str = "acme"
+    url: str | None = HOOK
+    commit: bool = True
+
+
+EARLY = [Settled("early", 0), Settled("aborted", 0, commit=False)]
+LATE = [
+    Settled("late", 0),
+    Settled("elsewhere", 1, url=OTHER),
+    Settled("stored", 1, url=None),
+    Settled("theirs", 2, tenant="globex"),
+]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fleet whose `model_results` holds EARLY and, from `between_ms` on, LATE."""
+
+    fleet: KafkaSettings
+    between_ms: int
+
+
+def settle(fleet: KafkaSettings, one: Settled, producer: Producer) -> None:
+    result = Result(job_id=one.job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+    headers = {"tenant": one.tenant, "webhook-id": f"msg_{one.job_id}", "job-id": one.job_id}
+    headers |= {"callback-url": one.url} if one.url else {}
+    producer.begin_transaction()
+    producer.produce(
+        fleet.topics.results, write_result(result), one.job_id, one.partition, headers=list(headers.items())
+    )
+    producer.flush(30)
+    if one.commit:
+        producer.commit_transaction(30)
+    else:
+        producer.abort_transaction(30)
+
+
+@pytest.fixture
+def kept(fleet: KafkaSettings) -> Iterator[Kept]:
+    producer = Producer({**fleet.client_config(), "transactional.id": f"{fleet.topic_prefix}test"})
+    producer.init_transactions(30)
+    for one in EARLY:
+        settle(fleet, one, producer)
+    time.sleep(0.005)
+    between_ms = int(time.time() * 1000)
+    time.sleep(0.005)
+    for one in LATE:
+        settle(fleet, one, producer)
+    yield Kept(fleet, between_ms)
+
+
+def waiting(fleet: KafkaSettings) -> dict[str, Message]:
+    """What stands in the smallest tier, by job."""
+    found = committed_records(fleet.client_config(), next(iter(fleet.topics.tiers.values())))
+    return {dict(message.headers())["job-id"].decode(): message for message in found}
+
+
+def found(kept: Kept, selection: Selection) -> set[str]:
+    """The jobs of what a selection would put back; its count says the same."""
+    with Scanner(kept.fleet) as scanner:
+        replay = Replay(kept.fleet, scanner, selection, SystemClock())
+        records = [record for group in replay.returning() for record in group]
+        assert replay.count().matching == len(records)
+    return {dict(record.headers)["job-id"].decode() for record in records}
+
+
+def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
+    acme, at = {"early", "late", "elsewhere"}, kept.between_ms
+    table = [
+        (Selection(tenant="acme"), acme),
+        (Selection(tenant="acme", since_ms=at), acme - {"early"}),
+        (Selection(tenant="acme", until_ms=at), {"early"}),
+        (Selection(tenant="acme", since_ms=at, until_ms=at), set()),
+        (Selection(tenant="acme", ids=frozenset({"early", "msg_elsewhere", "theirs"})), {"early", "elsewhere"}),
+        (Selection(tenant="acme", places=frozenset({Place(0, 0), Place(1, 0), Place(2, 0)})), {"early", "elsewhere"}),
+        (Selection(tenant="acme", places=frozenset({Place(0, 10**9), Place(9, 0)})), set()),
+        (Selection(endpoint=HOOK), {"early", "late", "theirs"}),
+        (Selection(endpoint="https://OTHER.example:8443"), {"elsewhere"}),
+        (Selection(endpoint="https://hooks.example/in"), set()),
+        (Selection(endpoint=HOOK, tenant="globex"), {"theirs"}),
+    ]
+    assert [found(kept, selection) for selection, _ in table] == [wanted for _, wanted in table]
+
+
+def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(kept: Kept) -> None:
+    done = postback("replay", "--tenant", "globex", "--rate", "1000", "--yes", env=environment_of(kept.fleet))
+
+    assert (done.returncode, done.stdout) == (0, "")
+    [message] = waiting(kept.fleet).values()
+    results = committed_records(kept.fleet.client_config(), kept.fleet.topics.results)
+    [result] = [record for record in results if record.key() == b"theirs"]
+    headers = dict(message.headers())
+    assert (message.key(), message.value()) == (result.key(), result.value())
+    assert int(headers.pop("not-before")) <= message.timestamp()[1]
+    assert headers == dict(result.headers())
+    assert len(results) == len(EARLY + LATE) - 1
+
+
+def test_a_dry_run_counts_by_origin_and_changes_nothing(kept: Kept) -> None:
+    done = postback("replay", "--tenant", "acme", "--since", "-2h", "--dry-run", env=environment_of(kept.fleet))
+
+    assert (done.returncode, waiting(kept.fleet)) == (0, {})
+    assert done.stderr.splitlines() == [
+        "postback: 3 results match and have a callback",
+        "postback:   2 to https://hooks.example",
+        "postback:   1 to https://other.example:8443",
+        "postback: 1 match too and cannot be called back: they have no callback, or are no result of ours",
+    ]
+
+
+def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(kept: Kept) -> None:
+    asked = ["--tenant", "acme", "--id", "late", "--id", "aborted", "--offset", "0:4", "--offset", "3:1"]
+    done = postback("replay", *asked, env=environment_of(kept.fleet))
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "postback: no kept result that fits: aborted, 3:1"
+    assert set(waiting(kept.fleet)) == {"late"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "say whose results: --tenant or --endpoint"),
+        (["--tenant", "a b"], "--tenant: "),
+        (["--tenant", "a", "--since", "yesterday"], "--since: not a time: ISO 8601 as in "),
+        (["--tenant", "a", "--offset", "12"], "--offset: a partition and an offset of model_results, as in 3:1024"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused_before_anything_is_asked(asked: list[str], said: str) -> None:
+    done = postback("replay", *asked, env=environment_of(None))
+
+    assert done.returncode == 2
+    assert said in done.stderr
