@@ -123,12 +123,15 @@ class Topics:
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
         week = {"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)}
-        month = {**week, "retention.ms": str(30 * _DAY_MS)}
+        # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it would
+        # refuse whole transactions, and a tier is a queue only where one clock says when its records came.
+        stamped = {**week, "message.timestamp.type": "LogAppendTime"}
+        month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
         compacted = {"cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
-        full = [*lanes, self.results, *self.tiers.values(), self.attempts, self.batch_requests, self.shadow]
         return [
-            *(TopicSpec(name, partitions, week) for name in full),
+            *(TopicSpec(name, partitions, week) for name in (*lanes, self.batch_requests, self.shadow)),
+            *(TopicSpec(name, partitions, stamped) for name in (self.results, *self.tiers.values(), self.attempts)),
             TopicSpec(self.dead_letters, partitions, month),
             TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),

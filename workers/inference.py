@@ -141,7 +141,7 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
         result = self._failed(received, failure.code, failure.message)
-        letter = self._dead_letter(record, received.webhook_id, failure.code, failure.message, failure.attempts)
+        letter = self._dead_letter(record, received, failure.code, failure.message, failure.attempts)
         return [*self._settled(record, received, result), letter]
 
     def _read(self, record: Record) -> ReceivedJob:
@@ -317,14 +317,17 @@ class InferenceHandler:
             headers.append((names.CALLBACK_URL, invalid.callback_url.encode()))
         value = write_result(rejected_result(invalid, int(self._clock.time())))
         result = Output(self._topics.results, value, invalid.job_id.encode(), headers)
-        return [result, self._dead_letter(record, invalid.webhook_id, "rejected", str(invalid), 1)]
+        return [result, self._dead_letter(record, invalid, "rejected", str(invalid), 1)]
 
-    def _dead_letter(self, record: Record, webhook_id: str, reason: str, detail: str, attempts: int) -> Output:
+    def _dead_letter(
+        self, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
+    ) -> Output:
+        """The record with its identity, which it got where it stands and would lose elsewhere. What it says stays."""
         self._metrics.dead_letters.labels(reason).inc()
-        carried = [
-            *((name, value) for name, value in record.headers or () if name != names.WEBHOOK_ID),
-            (names.WEBHOOK_ID, webhook_id.encode()),
-        ]
+        carried = [(name, value) for name, value in record.headers or () if name != names.WEBHOOK_ID]
+        said = {name for name, _ in carried}
+        identity = _identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
+        carried += [(name, value) for name, value in identity if name not in said]
         return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
 
 

@@ -203,7 +203,8 @@ async def test_a_record_that_is_no_job_is_rejected_and_kept_with_a_reason_that_n
     assert (letter.topic, letter.value, letter.key) == (TOPICS.dead_letters, given.value, given.key)
     assert (why["reason"], why["reason-detail"]) == ("rejected", result.error.message)
     assert (why["source-topic"], why["source-partition"], why["source-offset"]) == (TOPICS.requests(), "3", "7")
-    assert why["webhook-id"] == headers_of(rejected)["webhook-id"]
+    identity = {"tenant", "job-id", "webhook-id"}
+    assert {name: why[name] for name in identity} == {name: headers_of(rejected)[name] for name in identity}
     assert "secret" not in result.error.message
     assert worker.sample("postback_dead_letters_total", reason="rejected") == 1
 

@@ -53,6 +53,15 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
 
 
+def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_processs_clock_says() -> None:
+    topics = Topics()
+    stamped = {spec.name for spec in topics.specs(3) if spec.config.get("message.timestamp.type") == "LogAppendTime"}
+
+    assert stamped == {
+        topics.results, topics.attempts, topics.dead_letters, topics.redriven, *topics.tiers.values(),
+    }  # fmt: skip
+
+
 def test_every_engine_has_both_lanes() -> None:
     names = {spec.name for spec in Topics().specs(3, ("vllm", "echo"))}
 
