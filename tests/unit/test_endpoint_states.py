@@ -95,8 +95,8 @@ def test_one_failure_with_days_between_it_and_the_next_is_no_outage() -> None:
 def test_an_endpoint_that_fails_for_five_days_is_disabled() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
-    assert fleet.states[:2] == [State.FAILING, State.DISABLED]
-    failing, disabled = (read_endpoint(value or b"") for _, value in fleet.written[:2])
+    assert fleet.states == [State.FAILING, State.DISABLED]
+    failing, disabled = (read_endpoint(value or b"") for _, value in fleet.written)
     assert disabled.reason is DisabledBecause.FAILING
     assert 5 * DAY <= disabled.at - failing.at <= 5 * DAY + 30 * MINUTE
 
@@ -106,7 +106,7 @@ def test_days_are_counted_over_restarts_and_over_processes() -> None:
     fleet.fail_for(3 * DAY, every=30 * MINUTE)
     fleet.restart(0)
     fleet.fail_for(2 * DAY + 120 * MINUTE, process=1, every=30 * MINUTE)
-    assert fleet.states[:2] == [State.FAILING, State.DISABLED]
+    assert fleet.states == [State.FAILING, State.DISABLED]
     fleet.restart(0)
     assert fleet.disabled == [True, True]
 
@@ -130,6 +130,15 @@ def test_after_a_restart_one_failure_alone_does_not_disable() -> None:
     fleet.attempt(DOWN)
     fleet.attempt(DOWN)
     assert fleet.disabled == [True, True]
+
+
+@pytest.mark.parametrize("late", [OK, DOWN, GONE])
+def test_an_attempt_that_was_on_its_way_does_not_undo_it(late: Delivered | FailedDelivery) -> None:
+    fleet = Fleet()
+    fleet.fail_for(6 * DAY, every=30 * MINUTE)
+    written = len(fleet.written)
+    fleet.attempt(late)
+    assert (len(fleet.written), fleet.disabled) == (written, [True, True])
 
 
 def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:

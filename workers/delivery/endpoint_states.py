@@ -101,6 +101,8 @@ class EndpointStates:
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         """What an attempt changes in the topic, if anything."""
         endpoint = pending.tenant, pending.url
+        if endpoint in self._disabled:
+            return None  # the attempt was on its way already, and what it shows must not undo that
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint, None)
             return Forget(endpoint) if endpoint in self._failing else None
