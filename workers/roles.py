@@ -12,6 +12,7 @@ from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.compacted import CompactedTopic
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.jwks import JWKS_PATH, jwks_page
 from workers.delivery.keyring import Keyring
@@ -172,5 +173,8 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         settings,
     )
     stack.push_async_callback(handler.close)
-    stage = StageSettings(DELIVERY_GROUP, drain_seconds=settings.drain_seconds)
+    endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply)
+    stack.push_async_callback(endpoints.close)
+    await endpoints.start()
+    stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)
