@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from telemetry.logs import get_logger
+from workers.stage.coordinator import STATISTICS_MS, Coordinator
 from workers.stage.ledger import Progress, UndecodableLedger
 from workers.stage.record import Record
 
@@ -32,6 +35,16 @@ class Listener(Protocol):
     def lost(self, partitions: Sequence[PartitionId]) -> None:
         """These are another member's already."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What a source of records knows of those on whom it depends."""
+
+    member: bool
+    """Whether it was let in, be it with no partitions."""
+    silent_seconds: float
+    """For how long nothing was heard although something was asked; infinite where nobody can be reached."""
 
 
 class Intake(Protocol):
@@ -61,6 +74,10 @@ class Intake(Protocol):
         """What a transaction needs to commit offsets for this group."""
         ...
 
+    def contact(self) -> Contact:
+        """How it stands with the source. Asks nobody."""
+        ...
+
     def leave(self) -> None:
         """Give everything back and end the membership. Calls `Listener.revoked`."""
         ...
@@ -82,6 +99,8 @@ class GroupIntake:
         prefetch_records: int = 10_000,
     ) -> None:
         self._topics = list(topics)
+        self._coordinator = Coordinator()
+        self._on_error = on_error
         self._consumer = Consumer(
             {
                 "fetch.wait.max.ms": 100,  # a resumed partition waits for the fetch under way: keep that short
@@ -99,7 +118,9 @@ class GroupIntake:
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 "max.poll.interval.ms": 900_000,
-                "error_cb": on_error,
+                "error_cb": self._heard_error,
+                "stats_cb": self._coordinator.statistics,
+                "statistics.interval.ms": STATISTICS_MS,
             }
         )
 
@@ -177,9 +198,27 @@ class GroupIntake:
         """The member's id and epoch: what fences a member that was expelled."""
         return self._consumer.consumer_group_metadata()
 
+    def contact(self) -> Contact:
+        """By the member's epoch and the client's statistics."""
+        return Contact(_epoch(self.group_metadata()) > 0, self._coordinator.silent_seconds)
+
     def leave(self) -> None:
         """Close the consumer."""
         self._consumer.close()
+
+    def _heard_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._coordinator.away()
+        self._on_error(error)
+
+
+def _epoch(group_metadata: Any) -> int:
+    """The member's epoch, which is above 0 once the coordinator let it in, be it with no partitions (KIP-848).
+
+    librdkafka says it nowhere else than in what it writes for a transaction: a mark of 7 bytes, then the epoch.
+    """
+    (epoch,) = struct.unpack_from("=i", group_metadata, len(b"CGMDv2:"))
+    return int(epoch)
 
 
 def _record(message: Any) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
@@ -9,13 +10,15 @@ from confluent_kafka import KafkaError, KafkaException
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.intake import Intake
+from workers.stage.intake import Contact, Intake
 from workers.stage.partition import Partition, Phase
 from workers.stage.settle import Settler, State
 
 LOOK_SECONDS = 1.0
 STALL_SECONDS = 10.0
 STUCK_SECONDS = 60.0
+SILENT_SECONDS = 8.0
+"""Longer than a broker's pause, and short enough for readiness to tell of one that froze within 15 s."""
 LARGE_GAP = 1_000
 """Offsets. Transactions and compaction leave small gaps all the time; a large one is worth a question."""
 
@@ -33,7 +36,7 @@ class Watch:
         self._beat_at = clock.monotonic()
         self._looked_at = 0.0
         self._unready_since: float | None = None
-        self._broker_away = False
+        self._contact = Contact(member=False, silent_seconds=0.0)
         self._said: dict[str, float] = {}
 
     def beat(self) -> None:
@@ -48,16 +51,19 @@ class Watch:
     def reasons(self) -> list[str]:
         """Why the stage is not ready; empty when it is."""
         found = []
-        if self._broker_away:
+        contact = self._contact
+        if contact.silent_seconds == math.inf:
             found.append("no Kafka broker can be reached")
+        elif contact.silent_seconds > SILENT_SECONDS:
+            found.append(f"Kafka has not answered for {contact.silent_seconds:.0f} s")
+        elif not contact.member:
+            found.append("the consumer group has not let it in yet")
         if self._unready_since is not None and self._clock.monotonic() - self._unready_since > 1.0:
             found.append(f"settling is being repaired ({self._settler.state.value})")
         return found
 
     def broker_error(self, error: KafkaError) -> None:
         """The client's error callback."""
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._broker_away = True
         self._say("Kafka client error.", "kafka-error", error.name())
 
     def trouble(self, what: str, error: KafkaException) -> None:
@@ -82,14 +88,15 @@ class Watch:
             )
 
     def look(self, partitions: Sequence[Partition]) -> None:
-        """Once a second: publish what operators scale by, and ask after a broker that was away."""
+        """Once a second: publish what operators scale by, and note how it stands with Kafka."""
         if self._settler.state is State.READY:
             self._unready_since = None
-            if not self._settler.resting and self._broker_away and self._reachable(partitions):
-                self._broker_away = False
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
-        if self._clock.monotonic() - self._looked_at < LOOK_SECONDS:
+        due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
+        if due or not self._contact.member:  # a member is to be ready before its first job is answered
+            self._contact = self._intake.contact()
+        if not due:
             return
         self._looked_at = self._clock.monotonic()
         for partition in partitions:
@@ -118,11 +125,6 @@ class Watch:
             self._metrics.backlog.remove(partition.topic, str(partition.number))
         except KeyError:
             return  # it was never reported
-
-    def _reachable(self, partitions: Sequence[Partition]) -> bool:
-        if self._clock.monotonic() - self._looked_at < LOOK_SECONDS:
-            return False
-        return not partitions or self._intake.watermarks(partitions[0].id, cached=False) is not None
 
     def _say(self, message: str, action: str, error: str) -> None:
         """Log it, but no more than once in ten seconds for each error."""

@@ -1,0 +1,65 @@
+"""When a consumer knows that it is a member of its group, on a real broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+from product import eventually
+
+from producers.topics import configure_groups
+from schemas.settings import KafkaSettings
+from workers.stage.intake import GroupIntake, PartitionId
+
+pytestmark = pytest.mark.broker
+
+
+class Held:
+    """A listener that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.partitions: set[PartitionId] = set()
+
+    def assigned(self, partitions: Sequence[PartitionId]) -> None:
+        self.partitions |= set(partitions)
+
+    def revoked(self, partitions: Sequence[PartitionId]) -> None:
+        self.partitions -= set(partitions)
+
+    lost = revoked
+
+
+@pytest.fixture
+def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupIntake, GroupIntake]]:
+    """Two consumers of a topic with one partition, neither of which has joined."""
+    group = f"{fleet.topic_prefix}contact"
+    configure_groups(fleet, [group])
+    with ExitStack() as stack:
+        made = [
+            GroupIntake(fleet.client_config(), group, [fleet.topics.control], on_error=lambda error: None)
+            for _ in range(2)
+        ]
+        for intake in made:
+            stack.callback(intake.leave)
+        yield made[0], made[1]
+
+
+def test_a_member_is_one_when_it_is_let_in_also_with_no_partitions(intakes: tuple[GroupIntake, GroupIntake]) -> None:
+    first, second = intakes
+    holds_first, holds_second = Held(), Held()
+
+    def is_member(intake: GroupIntake, *others: GroupIntake) -> bool:
+        for one in (intake, *others):
+            one.consume(1, 0.02)
+        return intake.contact().member
+
+    first.join(holds_first)
+    assert not first.contact().member  # it asked, and nobody answered yet
+    assert not second.contact().member
+    eventually(lambda: is_member(first) and bool(holds_first.partitions), 20, "the first is not let in")
+
+    second.join(holds_second)
+    eventually(lambda: is_member(second, first), 20, "the second is not let in")
+    assert len(holds_first.partitions) + len(holds_second.partitions) == 1
+    assert first.contact().silent_seconds == second.contact().silent_seconds == 0
