@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
 
 def receive(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
-    out: Annotated[Path | None, typer.Option(help="Append to this file instead of standard output.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Append the lines to this file.")] = None,
     tenant: Annotated[str, typer.Option(help="Whose secret the callbacks are signed with.")] = "default",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     status: Annotated[int, typer.Option(min=200, max=599, help="What verified callbacks are answered with.")] = 200,
     delay: Annotated[float, typer.Option(min=0, help="Seconds before a verified callback is answered.")] = 0.0,
     fail_first: Annotated[int, typer.Option(min=0, help="Answer 503 to the first N attempts of each event.")] = 0,
 ) -> None:
-    """Take callbacks, verify them with the keys at POSTBACK_KEYRING, and write one JSON object a line.
+    """Take callbacks, verify them with the keys at POSTBACK_KEYRING, and show them.
 
-    Its fields are webhook_id, verified, problem, headers, event, received_at and status. What is not verified is
-    answered with 401. Ctrl-C or SIGTERM ends it.
+    A terminal shows them for people. Elsewhere, and in the file of --out, each is one JSON object a line, with the
+    fields webhook_id, verified, problem, headers, event, received_at and status. What is not verified is answered with
+    401. Ctrl-C or SIGTERM ends it.
     """
     with needing("worker"):
         import asyncio
@@ -37,8 +39,8 @@ def receive(
         from devkit.receiver import Behaviour
 
     keys = _keys(checked_tenant(tenant))
-    with _opened(out) as file:
-        asyncio.run(_serve(keys, file, host, port, Behaviour(status, delay, fail_first)))
+    with _writers(out) as writers:
+        asyncio.run(_serve(keys, writers, host, port, Behaviour(status, delay, fail_first)))
 
 
 def _keys(tenant: str) -> Callable[[], Keys]:
@@ -63,23 +65,54 @@ def _keys(tenant: str) -> Callable[[], Keys]:
     return current
 
 
-def _opened(out: Path | None) -> AbstractContextManager[TextIO]:
+Writer = Callable[["Received"], None]
+
+
+@contextmanager
+def _writers(out: Path | None) -> Iterator[list[Writer]]:
+    """Where callbacks go: for people to the terminal, if there is one, and as lines to the file, or to a pipe."""
+    terminal = [_terminal()] if sys.stdout.isatty() else []
     if out is None:
-        return nullcontext(sys.stdout)
+        yield terminal or [_lines(sys.stdout)]
+        return
     try:
-        return out.open("a", encoding="utf-8")
+        file = out.open("a", encoding="utf-8")
     except OSError as error:
         raise fail(f"--out {out}: {error.strerror}", BAD_INPUT) from None
+    with file:
+        yield [_lines(file), *terminal]
 
 
-async def _serve(keys: Callable[[], Keys], file: TextIO, host: str, port: int, behaviour: Behaviour) -> None:
+def _lines(file: TextIO) -> Writer:
+    """Each line at once: whoever reads sees it before the sender has its answer."""
+
+    def write(received: Received) -> None:
+        file.write(received.line() + "\n")
+        file.flush()
+
+    return write
+
+
+def _terminal() -> Writer:
+    from rich.console import Console
+
+    from console.received import View
+
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal whose encoding lacks a letter is no reason to end
+    return View(Console()).show
+
+
+async def _serve(keys: Callable[[], Keys], writers: list[Writer], host: str, port: int, behaviour: Behaviour) -> None:
     from devkit.receiver import Receiver
 
-    lines = _Lines(file)
-    receiver = await _started(Receiver(keys, lines.write, host=host, port=port, behaviour=behaviour))
+    writing = _Writing(writers)
+    receiver = await _started(Receiver(keys, writing.write, host=host, port=port, behaviour=behaviour))
     say(f"receiving at {receiver.url}")
     try:
-        await lines.until_ended()
+        await writing.until_ended()
     finally:
         await receiver.stop()
 
@@ -91,14 +124,14 @@ async def _started(receiver: Receiver) -> Receiver:
         raise fail(f"cannot listen there ({error.strerror or error}): choose another --port or --host") from None
 
 
-class _Lines:
-    """Writes what was received, each line at once, until a signal or until nobody reads any more."""
+class _Writing:
+    """Writes what was received until a signal, or until nobody reads any more."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, writers: list[Writer]) -> None:
         import asyncio
         import signal
 
-        self._file = file
+        self._writers = writers
         self._ended = asyncio.Event()
         self._problem: OSError | None = None
         loop = asyncio.get_running_loop()
@@ -107,8 +140,8 @@ class _Lines:
 
     def write(self, received: Received) -> None:
         try:
-            self._file.write(received.line() + "\n")
-            self._file.flush()
+            for write in self._writers:
+                write(received)
         except OSError as error:
             # The sender must not take it for delivered: the exception becomes a 500, and this command ends.
             self._problem = error
@@ -116,7 +149,7 @@ class _Lines:
             raise
 
     async def until_ended(self) -> None:
-        """Raises typer.Exit with 1 where a line could not be written."""
+        """Raises typer.Exit with 1 where something could not be written."""
         await self._ended.wait()
         if self._problem is not None:
-            raise fail(f"a line could not be written: {self._problem.strerror}")
+            raise fail(f"a callback could not be written: {self._problem.strerror}")

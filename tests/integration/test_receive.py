@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from postback_command import environment_of, line_of, postback, started
+from postback_command import POSTBACK, environment_of, line_of, postback, started
 
 from devkit.receiver import Behaviour, Keys, Received, Receiver
 from schemas.signature import Signer, generate_secret, generate_signing_key, public_key_of
@@ -129,6 +132,39 @@ async def test_the_command_writes_each_callback_at_once_and_ends_in_order(
     assert await post(url, signed("msg_2", secret=keys_of(env, "default")["secrets"][0])) == 401
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
+
+
+async def test_on_a_terminal_callbacks_are_shown_for_people_and_the_file_still_has_the_lines(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    assert postback("keys", "init", env=env).returncode == 0
+    secret = keys_of(env, "default")["secrets"][0]
+    screen, terminal = os.openpty()
+    command = [POSTBACK, "receive", "--port", "0", "--out", tmp_path / "out.jsonl", "--fail-first", "1"]
+    with subprocess.Popen(command, env=env, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = line_of(process.stderr).removeprefix("postback: receiving at ")
+            assert [await post(url, signed(secret=secret)) for _ in range(2)] == [503, 200]
+        finally:
+            process.terminate()
+    os.close(terminal)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(screen, 65536).decode())
+    os.close(screen)
+    assert "inference.succeeded  verified  answered 503" in shown
+    assert "answered 200  attempt 2 of this event" in shown
+    assert '"text": "ü"' in shown
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines] == [503, 200]
+
+
+async def test_a_callback_is_written_before_the_delay_so_that_an_impatient_sender_is_seen_too(
+    received: list[Received],
+) -> None:
+    async with Receiver(lambda: KEYS, received.append, behaviour=Behaviour(delay_seconds=30)) as receiver:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await post(receiver.url, signed())
+        assert [one.webhook_id for one in received] == ["msg_1"]
 
 
 async def test_the_command_knows_a_rotated_key_at_once(
