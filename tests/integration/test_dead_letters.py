@@ -1,0 +1,161 @@
+"""`postback dead-letters` on a real broker: what was given up is listed, and put back once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confluent_kafka import Producer
+from kafka import KafkaProducer
+from postback_command import environment_of, postback
+
+from devkit.committed import committed_records
+from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from producers.put_back import NotPutBack, PutBack
+from producers.scan import Scanner
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+
+pytestmark = pytest.mark.broker
+
+HOOK = "https://hooks.example/in?token=secret"
+CLOCK = SystemClock()
+EVERYTHING = LetterFilter()
+
+
+def put_letters(fleet: KafkaSettings) -> None:
+    """In partition 0: a callback, a job of the bulk lane, and a job that was too large to be kept."""
+    producer = Producer(fleet.client_config())
+    why = {"reason-detail": "because", "attempts": "10", "source-partition": "1", "source-offset": "7"}
+    callback = {
+        "tenant": "acme", "webhook-id": "msg_1", "job-id": "job_1", "callback-url": HOOK, **why,
+        "reason": "callback_exhausted", "source-topic": fleet.topics.tier(0.6),
+    }
+    job = {
+        "tenant": "globex", "webhook-id": "msg_2", "job-id": "job_2", "deadline": "1", "forwarded": "3", **why,
+        "reason": "worker_killed", "source-topic": fleet.topics.requests(bulk=True),
+    }
+    large = {"job-id": "job_3", **why, "reason": "rejected", "source-topic": fleet.topics.requests(), "abridged": "1"}
+    for value, headers in ((b'{"job_id":"job_1"}', callback), (b'{"prompt":"p"}', job), (None, large)):
+        key = headers["job-id"] if value else None
+        producer.produce(fleet.topics.dead_letters, value, key, 0, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int, dict[str, str]]]:
+    """Key, value, partition and headers of what stands in a topic."""
+    found = committed_records(fleet.client_config(), topic)
+    return [
+        (
+            (record.key() or b"").decode(),
+            record.value(),
+            record.partition(),
+            {name: value.decode() for name, value in record.headers() or ()},
+        )
+        for record in found
+    ]
+
+
+def ignore(done: int) -> None:
+    return None
+
+
+def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity_that_it_had(
+    fleet: KafkaSettings,
+) -> None:
+    put_letters(fleet)
+    env = environment_of(fleet)
+
+    listed = postback("dead-letters", "list", "--json", env=env)
+    callback, job, large = json.loads(listed.stdout)
+    assert "secret" not in listed.stdout + listed.stderr
+    assert callback.pop("at") <= job.pop("at") <= large.pop("at")
+    assert callback == {
+        "id": "0:0", "kind": "callback", "reason": "callback_exhausted", "detail": "because", "tenant": "acme",
+        "job_id": "job_1", "webhook_id": "msg_1", "attempts": 10, "origin": "https://hooks.example", "bytes": 18,
+        "source": {"topic": fleet.topics.tier(0.6), "partition": 1, "offset": 7},
+        "redriven_at": None, "obstacle": None,
+    }
+    assert (job["id"], job["kind"], job["obstacle"]) == ("0:1", "job", None)
+    assert (large["id"], large["kind"], large["obstacle"]) == ("0:2", "job", "too_large")
+
+    dry = postback("dead-letters", "redrive", "--dry-run", env=env)
+    assert dry.returncode == 0
+    assert dry.stderr.splitlines() == [
+        "postback: 2 dead letters can be put back",
+        "postback:   1 callback: callback_exhausted",
+        "postback:   1 job: worker_killed",
+        "postback: 1 cannot be put back: too large to be kept whole, or to be taken again",
+    ]
+    assert stands_in(fleet, fleet.topics.redriven) == []
+
+    done = postback("dead-letters", "redrive", "--json", env=env)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["redriven"] == 2
+    again = postback("dead-letters", "redrive", "0:0", "--id", "job_2", env=env)
+    assert again.returncode == 1
+    assert again.stderr.splitlines()[-1] == "postback: no dead letter that is not put back yet: 0:0, job_2"
+
+    [(key, value, _, headers)] = stands_in(fleet, fleet.topics.tier(0.3))
+    assert (key, value) == ("job_1", b'{"job_id":"job_1"}')
+    assert int(headers.pop("not-before")) <= CLOCK.time() * 1000
+    assert headers == {"tenant": "acme", "webhook-id": "msg_1", "job-id": "job_1", "callback-url": HOOK}
+    assert stands_in(fleet, fleet.topics.requests(bulk=True)) == [
+        ("job_2", b'{"prompt":"p"}', 1, {"tenant": "globex", "webhook-id": "msg_2", "job-id": "job_2"})
+    ]
+    assert [key for key, *_ in stands_in(fleet, fleet.topics.redriven)] == ["0:0", "0:1"]
+
+    left = postback("dead-letters", "list", env=env)
+    assert [line.split("  ")[0] for line in left.stdout.splitlines()] == ["0:2"]
+    assert left.stderr == "postback: 1 dead letters\n"
+    shown = json.loads(postback("dead-letters", "show", "msg_1", env=env).stdout)
+    assert [(one["id"], one["value"], one["redriven_at"] is None) for one in shown] == [
+        ("0:0", {"job_id": "job_1"}, False)
+    ]
+    assert ["callback-url", HOOK] in shown[0]["headers"]
+
+
+def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    table = [
+        (EVERYTHING, ["0:0", "0:1", "0:2"]),
+        (LetterFilter(reasons=frozenset({"worker_killed", "rejected"})), ["0:1", "0:2"]),
+        (LetterFilter(tenant="acme"), ["0:0"]),
+        (LetterFilter(tenant="default"), ["0:2"]),
+        (LetterFilter(ids=frozenset({"0:1", "job_3", "msg_1", "nobody"})), ["0:0", "0:1", "0:2"]),
+        (LetterFilter(until_ms=1_700_000_000_000), []),
+        (LetterFilter(since_ms=1_700_000_000_000, reasons=frozenset({"rejected"})), ["0:2"]),
+    ]
+    with Scanner(fleet) as scanner:
+        letters = DeadLetters(fleet, scanner, CLOCK)
+        found = [[str(letter.place) for letter in letters.letters(wanted)] for wanted, _ in table]
+    assert found == [ids for _, ids in table]
+
+
+def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    with PutBack(fleet, REDRIVE) as first, Scanner(fleet) as scanner:
+        slow = DeadLetters(fleet, scanner, CLOCK)
+        with PutBack(fleet, REDRIVE) as second, Scanner(fleet) as other:
+            quick = DeadLetters(fleet, other, CLOCK)
+            assert quick.redrive(EVERYTHING, second, 1000, ignore) == 2
+        with pytest.raises(NotPutBack, match="another run may have taken over"):
+            slow.redrive(EVERYTHING, first, 1000, ignore)
+    assert len(stands_in(fleet, fleet.topics.tier(0.3))) == 1
+    assert len(stands_in(fleet, fleet.topics.redriven)) == 2
+
+
+def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    died = KafkaProducer(
+        bootstrap_servers=fleet.bootstrap_servers, transactional_id=f"{fleet.topic_prefix}{REDRIVE}", acks="all"
+    )
+    died.init_transactions()
+    died.begin_transaction()
+    for topic in (fleet.topics.tier(0.3), fleet.topics.redriven):
+        died.send(topic, b"half", b"0:0")
+    died.flush()
+    with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
+        assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore) == 2
+    died.close(timeout=0)
+    assert [value for _, value, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == [b'{"job_id":"job_1"}']
