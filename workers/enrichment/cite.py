@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Final
+from urllib.parse import urlsplit
 
 from schemas.result import Citation, Support
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -27,7 +28,7 @@ MAX_SENTENCES: Final = 500
 """Sentences that are compared; an answer's length is up to its job."""
 _MAX_FUZZY_WORDS: Final = 120
 
-_MARKER: Final = re.compile(r"\[(?:sources?\s*)?(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]", re.IGNORECASE)
+_MARKER: Final = re.compile(r"\[(?:sources?\s*|citation:\s*)?(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]", re.IGNORECASE)
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|\[|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
@@ -167,9 +168,16 @@ def _negated(some: Sequence[str]) -> bool:
 
 # -- links ------------------------------------------------------------------------------------------------------------
 
+_TARGET: Final = re.compile(
+    r"""\b(?:href|src|srcset|action|formaction|data|poster|style|background|cite|ping)\s*=\s*["']?([^"'\s>]+)""",
+    re.IGNORECASE,
+)
 LINK_REMOVED: Final = "(link removed)"
-_NESTED_LINKS: Final = 2
+_ROUNDS: Final = 8
+"""Links stand inside each other, and what is around a removed one may become a link; after these, nothing opens one."""
+_NESTED: Final = 2
 """An image may stand in a link."""
+_OPENING: Final = re.compile(r"[<\[\]]")
 
 _INLINE: Final = re.compile(
     r"!?\[([^\[\]]{0,500})\]\(\s*<?([^\s<>()]{1,2048}(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]{0,200}\)"
@@ -177,21 +185,27 @@ _INLINE: Final = re.compile(
 _RESIDUE: Final = re.compile(r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})[^)\n]{0,200}\)")
 """The target of a link whose text holds brackets itself."""
 _DEFINED: Final = re.compile(
-    r"^[ ]{0,3}\[[^\[\]\n]{1,100}\]:[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
+    r"^[ \t>*+-]*\[[^\[\]\n]{1,1000}\]:[ \t]*\n?[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
 )
-_HTML: Final = re.compile(
-    r"<(?:a|img|iframe|link|script|video|audio|source|form|object|embed)\b[^<>]{0,4096}>", re.IGNORECASE
-)
-_BARE: Final = re.compile(r"(?:https?://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
+_HTML: Final = re.compile(r"<[a-z][a-z0-9:-]{0,40}[\s/][^<>]*>", re.IGNORECASE)
+_BARE: Final = re.compile(r"(?:[a-z][a-z0-9+.-]{1,30}://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
 
 
 def without_unknown_links(text: str, evidence: Evidence) -> str:
-    """The text in which only URLs remain that stood in the evidence or the question.
+    """The text in which only URLs remain that are the job's, or that a source gives to its own site.
 
     A page could otherwise make the model write an image whose URL carries the prompt to the page's author.
     """
     given = _given(evidence)
-    for _ in range(_NESTED_LINKS):
+    for _ in range(_ROUNDS):
+        before, text = text, _with_links_removed(text, given)
+        if text == before:
+            return text
+    return _OPENING.sub("", text)
+
+
+def _with_links_removed(text: str, given: frozenset[str]) -> str:
+    for _ in range(_NESTED):
         text = _INLINE.sub(
             lambda link: link.group() if _is_given(link.group(2), given) else _label(link.group(1)), text
         )
@@ -207,10 +221,23 @@ def _label(text: str) -> str:
 
 
 def _given(evidence: Evidence) -> frozenset[str]:
-    texts = [evidence.question, *(passage for source in evidence.sources for passage in source.passages)]
-    written = [url for text in texts for url in _BARE.findall(text)]
-    named = [url for source in evidence.sources for url in (source.id, source.url)]
-    return frozenset(_plain(url) for url in [*written, *named])
+    """The URLs that an answer may hold: the job's own, and those that a page gives to its own site.
+
+    Not those to other sites, and none of a page that tries to steer: else a page would choose where readers are sent.
+    """
+    urls = [*_BARE.findall(evidence.question), *(url for one in evidence.sources for url in (one.id, one.url))]
+    for source in evidence.sources:
+        if not source.steering:
+            site = _host(source.url)
+            urls += [url for text in source.passages for url in _BARE.findall(text) if site and _host(url) == site]
+    return frozenset(_plain(url) for url in urls)
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url if "://" in url else f"https://{url}").hostname
+    except ValueError:
+        return None
 
 
 def _plain(url: str) -> str:
@@ -222,5 +249,4 @@ def _is_given(url: str, given: frozenset[str]) -> bool:
 
 
 def _all_given(tag: str, given: frozenset[str]) -> bool:
-    urls = re.findall(r"""(?:href|src|srcset|action|data|poster|style)\s*=\s*["']?([^"'\s>]+)""", tag, re.IGNORECASE)
-    return all(_is_given(url, given) for url in urls)
+    return all(_is_given(url, given) for url in _TARGET.findall(tag))

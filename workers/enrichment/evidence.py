@@ -84,6 +84,8 @@ class Document:
     url: str
     title: str | None
     text: str
+    steering: tuple[str, ...] = ()
+    """The ways in which it tries to steer whoever reads it for people, see `steering`."""
     particulars: Particulars = Particulars()
 
 
@@ -111,6 +113,8 @@ class NumberedSource:
     title: str | None
     passages: tuple[str, ...]
     """What of it was put before the question, in the order of the page."""
+    steering: tuple[str, ...] = ()
+    """The ways in which its page tries to steer the model; the prompt says so, and its links are not given ones."""
     particulars: Particulars = Particulars()
 
 
@@ -122,3 +126,5 @@ class Evidence:
     notes: tuple[str, ...] = ()
     question: str = ""
     """What was asked: a link that the answer repeats from it was given to the model."""
+    template: str = "plain"
+    """The wording of the prompt, see `template`."""

@@ -23,6 +23,7 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
 from workers.enrichment.rank import rank
 from workers.enrichment.robots_rule import may_fetch
+from workers.enrichment.steering import steering_of_page
 
 _ALARM_GRACE_SECONDS = 1.0
 
@@ -68,6 +69,7 @@ def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dic
     return {
         "title": title,
         "text": text,
+        "steering": steering_of_page(body, media_type, charset, title, text),
         "particulars": asdict(extracted.particulars),
     }
 

@@ -1,0 +1,78 @@
+"""Servers that say exactly what a test tells them to, byte by byte, and the enricher that has to live with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.enrichment import Enricher, EnrichmentSettings
+
+CLOCK = SystemClock()
+LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
+HTML = "Content-Type: text/html; charset=utf-8"
+FACT = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla."
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def speaking(script: Script) -> AsyncIterator[str]:
+    """A server that speaks raw bytes: the script gets each connection behind the request's headers. Its origin."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.add(task)
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the enricher has heard enough, or the test is over
+        finally:
+            writer.close()
+            running.discard(task)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(running):
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def saying(body: bytes, *headers: str, status: str = "200 OK") -> Script:
+    """A script that gives one answer and closes the connection."""
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", "Connection: close", *headers]
+        if not any(line.startswith("Content-Length") for line in headers):
+            lines.append(f"Content-Length: {len(body)}")
+        writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    return script
+
+
+def page(more: str = "") -> bytes:
+    """A page with one fact, and more markup behind it."""
+    return f"<html><head><title>A bridge</title></head><body><p>{FACT}</p>{more}</body></html>".encode()
+
+
+@asynccontextmanager
+async def enriching(guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
+    """An enricher; robots.txt is not asked for unless a test says so, since a hostile server answers only once."""
+    values = {"robots": False, "budget_seconds": 20.0, "member_seconds": 10.0, **settings}
+    enricher = Enricher(EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, Metrics())
+    await enricher.start()
+    try:
+        yield enricher
+    finally:
+        await enricher.close()
