@@ -103,7 +103,7 @@ class Scanner:
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
     def read(self, ranges: Sequence[Range]) -> Iterator[Stored]:
-        """The records of these ranges, each partition's in order. One topic may be there several times."""
+        """The records of these ranges, which may be of several topics; each partition's in order."""
         left = {TopicPartition(each.topic, each.partition): each for each in ranges}
         if not left:
             return

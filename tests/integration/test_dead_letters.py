@@ -28,12 +28,23 @@ def put_letters(fleet: KafkaSettings) -> None:
     producer = Producer(fleet.client_config())
     why = {"reason-detail": "because", "attempts": "10", "source-partition": "1", "source-offset": "7"}
     callback = {
-        "tenant": "acme", "webhook-id": "msg_1", "job-id": "job_1", "callback-url": HOOK, **why,
-        "reason": "callback_exhausted", "source-topic": fleet.topics.tier(0.6),
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": HOOK,
+        **why,
+        "reason": "callback_exhausted",
+        "source-topic": fleet.topics.tier(0.6),
     }
     job = {
-        "tenant": "globex", "webhook-id": "msg_2", "job-id": "job_2", "deadline": "1", "forwarded": "3", **why,
-        "reason": "worker_killed", "source-topic": fleet.topics.requests(bulk=True),
+        "tenant": "globex",
+        "webhook-id": "msg_2",
+        "job-id": "job_2",
+        "deadline": "1",
+        "forwarded": "3",
+        **why,
+        "reason": "worker_killed",
+        "source-topic": fleet.topics.requests(bulk=True),
     }
     large = {"job-id": "job_3", **why, "reason": "rejected", "source-topic": fleet.topics.requests(), "abridged": "1"}
     for value, headers in ((b'{"job_id":"job_1"}', callback), (b'{"prompt":"p"}', job), (None, large)):
@@ -71,10 +82,19 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     assert "secret" not in listed.stdout + listed.stderr
     assert callback.pop("at") <= job.pop("at") <= large.pop("at")
     assert callback == {
-        "id": "0:0", "kind": "callback", "reason": "callback_exhausted", "detail": "because", "tenant": "acme",
-        "job_id": "job_1", "webhook_id": "msg_1", "attempts": 10, "origin": "https://hooks.example", "bytes": 18,
+        "id": "0:0",
+        "kind": "callback",
+        "reason": "callback_exhausted",
+        "detail": "because",
+        "tenant": "acme",
+        "job_id": "job_1",
+        "webhook_id": "msg_1",
+        "attempts": 10,
+        "origin": "https://hooks.example",
+        "bytes": 18,
         "source": {"topic": fleet.topics.tier(0.6), "partition": 1, "offset": 7},
-        "redriven_at": None, "obstacle": None,
+        "redriven_at": None,
+        "obstacle": None,
     }
     assert (job["id"], job["kind"], job["obstacle"]) == ("0:1", "job", None)
     assert (large["id"], large["kind"], large["obstacle"]) == ("0:2", "job", "too_large")

@@ -1,0 +1,91 @@
+"""`postback deliveries ID`: what became of a job's callback, as a timeline."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from console.errors import FAILED, fail, quiet_clients, telling
+from console.settings import checked_tenant, fleet_settings
+from console.times import HELP, TIME, checked_time
+
+if TYPE_CHECKING:
+    from producers.deliveries import Step
+
+
+def deliveries(
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="A job's id or a webhook's.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose: an id of the producer's own may be used by several.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Look no further back. {HELP}")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what became of a job's callback: each attempt, until when it waits, why it was given up.
+
+    Exit status: 0 something is known of it, 1 nothing is kept.
+    """
+    quiet_clients()
+    from producers.deliveries import deliveries as read
+    from producers.errors import ProducerError
+    from producers.scan import Scanner
+
+    since_ms = checked_time("--since", since)
+    tenant = checked_tenant(tenant) if tenant is not None else None
+    kafka = fleet_settings().kafka
+    with telling(ProducerError), Scanner(kafka) as scanner:
+        steps = read(kafka, scanner, wanted, tenant, since_ms)
+    if as_json:
+        typer.echo(json.dumps([step.said() for step in steps], indent=1))
+    else:
+        for line in timeline(steps):
+            typer.echo(line)
+    if not steps:
+        raise fail(f"nothing is kept of {wanted}", FAILED)
+
+
+def timeline(steps: list[Step]) -> list[str]:
+    """One line a step; jobs of several tenants are told apart."""
+    several = len({(step.tenant, step.job_id) for step in steps}) > 1
+    lines = []
+    for step in steps:
+        said = step.said()
+        whose = f"{step.tenant}/{step.job_id}  " if several else ""
+        lines.append(f"{said['at']}  {whose}{_SENTENCES[step.what](said)}")
+    return lines
+
+
+def _settled(said: dict[str, Any]) -> str:
+    where = f"to be called back at {said['origin']}" if said["origin"] else "without a callback"
+    return f"settled: {said['outcome']}, {where} (model_results {said['place']})"
+
+
+def _attempt(said: dict[str, Any]) -> str:
+    status = f"status {said['status']}" if said["status"] is not None else "no status"
+    outcome = f"failed: {said['error']}, {status}" if said["error"] else f"delivered: {status}"
+    return f"attempt {said['attempt']} {outcome}, {said['duration_ms']} ms, {said['bytes']} bytes"
+
+
+def _waiting(said: dict[str, Any]) -> str:
+    after = f" after {said['attempts']} attempts" if said["attempts"] else ""
+    until = f" until {said['until']}" if said["until"] else ""
+    return f"waits{after}{until} ({said['topic']})"
+
+
+def _given_up(said: dict[str, Any]) -> str:
+    return f"given up: {said['reason']}, {said['detail']} (dead letter {said['id']})"
+
+
+def _redriven(said: dict[str, Any]) -> str:
+    return f"dead letter {said['id']} put back"
+
+
+_SENTENCES = {
+    "settled": _settled,
+    "attempt": _attempt,
+    "waiting": _waiting,
+    "dead_letter": _given_up,
+    "redriven": _redriven,
+}

@@ -1,0 +1,113 @@
+"""What became of a job's callback, as a timeline: settled, tried, waiting, given up, put back.
+
+Everything is read from the fleet's topics; there is no other store. `callback_attempts` says of each POST what came of
+it, never the body. A record of a tier says until when the callback waits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from producers.replay import ids_of, tenant_of
+from producers.scan import Range, Scanner, Stored
+from producers.times import show_time
+from schemas import topics
+from schemas.codec import InvalidResult, read_result
+from schemas.settings import KafkaSettings
+from telemetry.logs import origin_of
+
+What = Literal["settled", "attempt", "waiting", "dead_letter", "redriven"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened to a job or its callback."""
+
+    at_ms: int
+    what: What
+    tenant: str
+    job_id: str
+    webhook_id: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def said(self) -> dict[str, Any]:
+        """For programs."""
+        identity = {"tenant": self.tenant, "job_id": self.job_id, "webhook_id": self.webhook_id}
+        return {"at": show_time(self.at_ms), "what": self.what, **identity, **self.facts}
+
+
+def deliveries(
+    settings: KafkaSettings,
+    scanner: Scanner,
+    wanted: str,
+    tenant: str | None = None,
+    since_ms: int | None = None,
+) -> list[Step]:
+    """The steps of a job, or of an event, that are still kept, in the order in which they happened.
+
+    `wanted` is a job id or a webhook id. A job is known by its tenant and its id together: without a `tenant` there
+    may be several jobs of one id. Raises ProducerError.
+    """
+    steps: list[Step] = []
+    for record in scanner.read(_everywhere(settings, scanner, since_ms)):
+        if wanted in ids_of(record) or _key(record) == wanted:
+            step = _step(record, settings)
+            if step is not None and (tenant is None or step.tenant == tenant):
+                steps.append(step)
+    return sorted(steps, key=lambda step: step.at_ms)
+
+
+def _everywhere(settings: KafkaSettings, scanner: Scanner, since_ms: int | None) -> list[Range]:
+    names = settings.topics
+    kept = (names.results, names.attempts, *names.tiers.values(), names.dead_letters, names.redriven)
+    return [each for topic in kept for each in scanner.ranges(topic, since_ms)]
+
+
+def _step(record: Stored, settings: KafkaSettings) -> Step | None:
+    """What a record says of the job; None where it says nothing that can be read."""
+    names = settings.topics
+    if record.topic == names.attempts:
+        return _attempt(record)
+    if record.topic == names.results:
+        return _made(record, "settled", _result_facts(record))
+    if record.topic == names.dead_letters:
+        facts = {name: record.header(header) for name, header in _LETTER_FACTS.items()}
+        return _made(record, "dead_letter", {"id": str(record.place), **facts})
+    if record.topic == names.redriven:
+        return _made(record, "redriven", {"id": (record.key or b"").decode("latin-1")})
+    due = record.header(topics.NOT_BEFORE) or ""
+    until = show_time(int(due)) if due.isdigit() and len(due) <= 14 else None
+    return _made(record, "waiting", {"topic": record.topic, "until": until, "attempts": record.header(topics.ATTEMPT)})
+
+
+_LETTER_FACTS = {"reason": topics.REASON, "detail": topics.REASON_DETAIL}
+_ATTEMPT_FACTS = ("attempt", "status", "error", "duration_ms", "bytes", "origin")
+
+
+def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
+    job_id = record.header(topics.JOB_ID) or _key(record)
+    return Step(record.at_ms, what, tenant_of(record), job_id, record.header(topics.WEBHOOK_ID), facts)
+
+
+def _attempt(record: Stored) -> Step | None:
+    try:
+        said = json.loads(record.value or b"")
+        identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
+        return Step(int(said["at"]), "attempt", *identity, {name: said.get(name) for name in _ATTEMPT_FACTS})
+    except (ValueError, KeyError, TypeError):
+        return None  # nothing of ours
+
+
+def _result_facts(record: Stored) -> dict[str, Any]:
+    url = record.header(topics.CALLBACK_URL)
+    facts: dict[str, Any] = {"place": str(record.place), "origin": origin_of(url) if url else None}
+    try:
+        return {"outcome": read_result(record.value).outcome.value, **facts}
+    except InvalidResult:
+        return {"outcome": None, **facts}
+
+
+def _key(record: Stored) -> str:
+    return (record.key or b"").decode("utf-8", "replace")
