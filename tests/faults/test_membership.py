@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from kernel_fleet import Ledgers, StageProcesses
+from kernel_fleet import Ledgers, StageProcesses, eventually
 
 JOBS = 6_000
 
@@ -24,6 +24,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     processes.kill("a")
     processes.start("a")  # the same replica again
     time.sleep(2)
+    eventually(lambda: "partitions-assigned" in processes.log("c"), 60, "the newcomer does not join")
     assert processes.terminate("c") == 0  # leaves
     time.sleep(10)
     processes.send("b", signal.SIGCONT)

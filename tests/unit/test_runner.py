@@ -41,7 +41,7 @@ async def run(handler: Handler) -> tuple[list[Completion], list[Exception]]:
     completions: SimpleQueue[Completion] = SimpleQueue()
     defects: list[Exception] = []
     before = asyncio.all_tasks()
-    Runner(handler, completions, defects.append).start([(Partition("requests", 0, 1, 0.0), RECORD)])
+    Runner(handler, completions, defects.append).start([(Partition("requests", 0, 1, 0.0), RECORD)], 5.0)
     await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
     return [completions.get() for _ in range(completions.qsize())], defects
 

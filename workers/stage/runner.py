@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -25,6 +26,8 @@ class Completion:
     partition: Partition
     record: Record
     outputs: Sequence[Output] | None
+    dispatched_at: float
+    """Monotonic seconds."""
 
 
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
@@ -43,27 +46,29 @@ class Runner:
         self._handler = handler
         self._on_defect = on_defect
         self._completions = completions
-        self._tasks: dict[Partition, set[asyncio.Task[None]]] = {}
+        self._tasks: dict[Partition, dict[int, asyncio.Task[None]]] = defaultdict(dict)
+        """By offset."""
 
-    def start(self, dispatched: list[tuple[Partition, Record]]) -> None:
+    def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
         """Run the handler for each of these."""
         loop = asyncio.get_running_loop()
         for partition, record in dispatched:
-            tasks = self._tasks.setdefault(partition, set())
-            task = loop.create_task(self._run(partition, record, tasks))
-            tasks.add(task)
+            tasks = self._tasks[partition]
+            tasks[record.offset] = loop.create_task(self._run(partition, record, tasks, now))
 
-    def give_up(self, partition: Partition, record: Record, attempts: int) -> None:
+    def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
         """Complete a record that killed its worker each time it ran alone."""
         failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
-        self._completions.put(Completion(partition, record, self._given_up(record, failure)))
+        self._completions.put(Completion(partition, record, self._given_up(record, failure), now))
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
-        for task in self._tasks.pop(partition, ()):
+        for task in self._tasks.pop(partition, {}).values():
             task.cancel()
 
-    async def _run(self, partition: Partition, record: Record, tasks: set[asyncio.Task[None]]) -> None:
+    async def _run(
+        self, partition: Partition, record: Record, tasks: dict[int, asyncio.Task[None]], dispatched_at: float
+    ) -> None:
         try:
             outputs: Sequence[Output] | None = await self._handler.handle(record)
             if any(map(_is_too_large, outputs or ())):
@@ -82,8 +87,8 @@ class Runner:
             )
             outputs = self._failed(record, f"the worker met an unexpected {type(error).__qualname__}")
         finally:
-            tasks.discard(asyncio.current_task())
-        self._completions.put(Completion(partition, record, outputs))
+            del tasks[record.offset]
+        self._completions.put(Completion(partition, record, outputs, dispatched_at))
 
     def _failed(self, record: Record, message: str) -> Sequence[Output]:
         return self._given_up(record, Failure("internal_error", message, 1))

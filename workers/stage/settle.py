@@ -22,8 +22,8 @@ producer id that sends offsets and is aborted makes the coordinator drop them.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -69,7 +69,7 @@ class IdentityShared(Exception):  # noqa: N818
 class Batch:
     """What one transaction carries: for each partition the offsets that it makes done, and all outputs."""
 
-    offsets: dict[Partition, list[int]] = field(default_factory=dict)
+    offsets: defaultdict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
     outputs: list[Output] = field(default_factory=list)
     farewells: set[Partition] = field(default_factory=set)
     """Partitions that are given back: what is committed for them says that nobody has them."""
@@ -150,7 +150,7 @@ class Settler:
             homes = batch.homes(self._turn)
             for index, output in enumerate(batch.outputs):
                 self._produce(output, homes[index % len(homes)])
-            self._send_offsets(_positions(batch))
+            self._send_offsets(_positions(batch.offsets))
             self.state, self._committing = State.COMMITTING, batch
             self._call(COMMIT_SECONDS, self._producer.commit_transaction)
         except KafkaException as error:
@@ -198,7 +198,7 @@ class Settler:
         _retire(self._producer)
 
     def _sweep(self, owned: Sequence[Partition]) -> None:
-        positions = _positions(Batch({partition: [] for partition in owned}))
+        positions = _positions({partition: [] for partition in owned})
         if positions:
             self._producer.begin_transaction()
             self._send_offsets(positions)
@@ -291,9 +291,9 @@ class Settler:
             )
 
 
-def _positions(batch: Batch) -> list[TopicPartition]:
+def _positions(offsets_of: Mapping[Partition, list[int]]) -> list[TopicPartition]:
     positions = []
-    for partition, offsets in batch.offsets.items():
+    for partition, offsets in offsets_of.items():
         progress = partition.progress(offsets)
         positions.append(TopicPartition(partition.topic, partition.number, progress.base, progress.encode()))
     return positions

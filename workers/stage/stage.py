@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.stage.company import Company
 from workers.stage.intake import Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
@@ -24,6 +25,8 @@ from workers.stage.watch import Watch
 from workers.stage.window import Limits, Window
 
 MAX_BATCH_RECORDS = 5_000
+IDLE_SECONDS = 0.02
+"""How long to wait for a record where nothing else can happen; a stop is noticed after that."""
 GAP_SECONDS = 1.0
 """How long a gap alone may wait for a record to be committed with."""
 
@@ -93,6 +96,7 @@ class Stage:
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
         self._pending: list[Completion] = []
+        self._company = Company()
         self._casualties: list[tuple[Partition, Record]] = []
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
@@ -153,9 +157,9 @@ class Stage:
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._pending and not self._settler.resting:
+        if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
-        return 0.001 if self._window.running or self._window.parked else 0.02
+        return max(0.001, self._company.seconds) if self._window.running or self._window.parked else IDLE_SECONDS
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -242,7 +246,7 @@ class Stage:
             partition.running += 1
         self._window.running += len(batch)
         self._metrics.in_flight.inc(len(batch))
-        self._on_loop(self._runner.start, batch)
+        self._on_loop(self._runner.start, batch, self._clock.monotonic())
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
         """Up to `room` parked records, taken from the partitions in turn."""
@@ -302,7 +306,7 @@ class Stage:
             partition.running += 1
             self._window.running += 1
             self._metrics.in_flight.inc()
-            self._on_loop(self._runner.give_up, partition, record, attempts)
+            self._on_loop(self._runner.give_up, partition, record, attempts, self._clock.monotonic())
         self._isolation.condemned = []
 
     def _on_loop(self, call: Callable[..., None], *args: object) -> None:
@@ -312,27 +316,33 @@ class Stage:
     # -- settling ------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
+        now, ended = self._clock.monotonic(), 0
         while True:
             try:
                 completion = self._completions.get_nowait()
             except Empty:
-                return
+                break
             partition = completion.partition
             if not partition.owned:
                 continue  # late work of an assignment that has ended
+            ended += 1
             partition.running -= 1
-            self._window.running -= 1
-            self._metrics.in_flight.dec()
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
             else:
                 self._pending.append(completion)
+                self._company.came(now - completion.dispatched_at, now)
+        if ended:
+            self._window.running -= ended
+            self._metrics.in_flight.dec(ended)
 
     def _transact(self) -> None:
         """One bounded step: a settle where all is well, else a step of repair."""
         if self._settler.resting:
             return
         if self._settler.state is State.READY:
+            if self._company.expects(self._clock.monotonic()):
+                return
             batch = self._compose()
             if batch.offsets:
                 started = self._clock.monotonic()
@@ -348,14 +358,14 @@ class Stage:
         """Everything that is complete, and the partitions that have something to say of themselves alone."""
         batch = Batch()
         for completion in self._pending[:MAX_BATCH_RECORDS]:
-            batch.offsets.setdefault(completion.partition, []).append(completion.record.offset)
+            batch.offsets[completion.partition].append(completion.record.offset)
             batch.outputs += completion.outputs or ()
         cohort = self._isolation.cohort
         self._announced = cohort if cohort is not None and not cohort.committed else None
         announced = {partition for partition, _ in self._announced.members} if self._announced else set()
         for partition in self._partitions.values():
             if partition in announced or self._has_news(partition):
-                batch.offsets.setdefault(partition, [])
+                batch.offsets[partition]  # with no record of its own
         batch.farewells = {partition for partition in batch.offsets if partition.phase is Phase.REVOKING}
         return batch
 
@@ -412,8 +422,11 @@ class Stage:
                 kept.append(completion)
                 continue
             self._account(partition, -len(record.value))
-            self._isolation.settled(partition, record.offset)
+            if self._isolation.cohort is not None:
+                self._isolation.settled(partition, record.offset)
         self._pending = kept
+        if not kept:
+            self._company.left()
 
     # -- flow ----------------------------------------------------------------------------------------------------
 

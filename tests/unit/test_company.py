@@ -1,0 +1,39 @@
+"""How long complete records wait for others to be settled with."""
+
+from workers.stage.company import MOST_SECONDS, SHARE, Company
+
+
+def told(took_seconds: float, times: int = 200) -> Company:
+    company = Company()
+    for _ in range(times):
+        company.came(took_seconds, now=10.0)
+    return company
+
+
+def test_jobs_that_take_no_time_wait_for_nobody() -> None:
+    assert not told(0.0).expects(10.0)
+
+
+def test_slow_jobs_wait_for_a_small_share_of_their_time_and_never_long() -> None:
+    assert 0.9 * SHARE < told(1.0).seconds <= SHARE
+    assert told(600.0).seconds <= MOST_SECONDS
+
+
+def test_the_first_one_s_patience_counts_for_those_that_come_later() -> None:
+    company = told(1.0)
+    company.came(1.0, now=10.0 + SHARE * 2)
+    assert not company.expects(10.0 + SHARE * 2)
+
+
+def test_after_a_settle_the_wait_begins_with_the_next_record() -> None:
+    company = told(1.0)
+    company.left()
+    assert not company.expects(11.0)
+    company.came(1.0, now=12.0)
+    assert company.expects(12.0 + SHARE / 2)
+
+
+def test_one_slow_job_among_many_quick_ones_makes_them_wait_for_next_to_nothing() -> None:
+    company = told(0.001)
+    company.came(60.0, now=10.0)
+    assert company.seconds < MOST_SECONDS / 10
