@@ -115,14 +115,14 @@ class DeliveryHandler(TierPace):
             tier = self._tier_to_wait_in(pending)
             if tier is not None:
                 return (outputs.hopping(record, self._tiers[tier]),)
-            body = event_body(record.value, pending.webhook_id)
-        except (UnusableRecord, InvalidResult) as error:
-            return (self._unusable(record, str(error)),)
-        try:
             async with self._endpoints.share(pending.endpoint) as place:
+                # Only now, since most records of a hung endpoint come here many times and go no further.
+                body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
         except EndpointBusy as busy:
             return (self._deferred(record, pending, busy.wait_seconds),)
+        except (UnusableRecord, InvalidResult) as error:
+            return (self._unusable(record, str(error)),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""
