@@ -96,6 +96,19 @@ def span(
         yield _from_otel(current.get_span_context())
 
 
+def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) -> None:
+    """Say more of the span that this code runs in; `failed` marks it as an error. The rule of `span` holds."""
+    current = trace.get_current_span()
+    current.set_attributes(attributes)
+    if failed:
+        current.set_status(trace.StatusCode.ERROR)
+
+
+def collecting() -> bool:
+    """Whether somebody collects spans. Cheap enough to ask where making a span for nobody would not be."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def current_trace() -> TraceContext | None:
     """The context of the span that this code runs in, where somebody collects spans."""
     return _from_otel(trace.get_current_span().get_span_context())

@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import functools
 import inspect
-import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -19,11 +18,9 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp.abc import AbstractResolver, ResolveResult
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from certificates import Authority
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from telemetry.clock import SystemClock
 from workers.delivery.post import USER_AGENT, Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
@@ -31,6 +28,8 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
+TENANT = "acme"
+HEADERS = {"webhook-id": "msg_1", "webhook-timestamp": "1", "traceparent": "00-x"}
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
@@ -170,12 +169,12 @@ def always(answer: bytes) -> Script:
 
 
 def status(code: int, *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {code} Whatever", *headers, *([] if code in (204, 304) else ["content-length: 0"])]
+    lines = [f"HTTP/1.1 {code} Whatever", *headers, *([] if code in (101, 204, 304) else ["content-length: 0"])]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def post(poster: Poster, url: str) -> PostOutcome:
-    return await poster.post(url, b'{"a":1}', {"webhook-id": "msg_1", "webhook-timestamp": "1", "traceparent": "00-x"})
+    return await poster.post(url, b'{"a":1}', HEADERS, TENANT)
 
 
 def failure(outcome: PostOutcome) -> tuple[FailureReason, int | None]:
@@ -215,6 +214,7 @@ async def test_every_2xx_is_a_success(start: Start, poster: Poster, code: int) -
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
+        (101, FailureReason.SERVER_ERROR),
         (300, FailureReason.REDIRECTED),
         (304, FailureReason.REDIRECTED),
         (400, FailureReason.CLIENT_ERROR),
@@ -222,6 +222,7 @@ async def test_every_2xx_is_a_success(start: Start, poster: Poster, code: int) -
         (404, FailureReason.CLIENT_ERROR),
         (408, FailureReason.CLIENT_ERROR),
         (410, FailureReason.GONE),
+        (425, FailureReason.CLIENT_ERROR),
         (429, FailureReason.THROTTLED),
         (500, FailureReason.SERVER_ERROR),
         (502, FailureReason.THROTTLED),
@@ -353,6 +354,19 @@ async def test_headers_that_drip_meet_the_deadline(start: Start, hasty: Poster) 
             await asyncio.sleep(0.02)
 
     assert failure(await post(hasty, (await start(script)).url)) == (FailureReason.TIMEOUT, None)
+
+
+@pytest.mark.parametrize("code", [100, 102, 103, 199])
+@on_both_loops
+async def test_an_interim_response_is_not_the_answer(start: Start, poster: Poster, code: int) -> None:
+    interim = f"HTTP/1.1 {code} Wait\r\nx: y\r\n\r\n".encode()
+    server = await start(always(interim + interim + status(503, "retry-after: 7")))
+    outcome = await post(poster, server.url)
+    assert failure(outcome) == (FailureReason.SERVER_ERROR, 503)
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.retry_after_seconds == 7
+    other = await start(always(interim + OK))
+    assert isinstance(await post(poster, other.url), Delivered)
 
 
 @on_both_loops
@@ -559,51 +573,37 @@ async def test_cancelling_an_attempt_closes_its_connection(start: Start, poster:
     await left.wait()
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A private certificate authority and a server certificate of it for 127.0.0.1."""
+TRACE_ID, SPAN_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7
 
-    ca_file: Path
-    chain_file: Path
 
-    def server(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.chain_file)
-        return context
+class Ended(SpanProcessor):
+    """Keeps the spans that ended."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[ReadableSpan]:
+    """Every span that ends in this test. A process sets OpenTelemetry's provider once, so it is put in its place."""
+    provider, ended = TracerProvider(), Ended()
+    provider.add_span_processor(ended)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return ended.spans
 
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    directory = tmp_path_factory.mktemp("tls")
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "A private authority")])
-    now = datetime.datetime.now(datetime.UTC)
-
-    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder(issuer_name=ca_name, subject_name=subject, public_key=public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    ca = (
-        builder(ca_name, ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(ca_key, SHA256())
-    )
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    leaf = builder(x509.Name([]), key.public_key()).add_extension(names, critical=True).sign(ca_key, SHA256())
-    ca_file, chain_file = directory / "ca.pem", directory / "chain.pem"
-    ca_file.write_bytes(ca.public_bytes(Encoding.PEM))
-    chain_file.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + leaf.public_bytes(Encoding.PEM)
-    )
-    return Authority(ca_file, chain_file)
+    return Authority.create(tmp_path_factory.mktemp("tls"))
 
 
-async def post_tls(url: str, ca_file: Path | None) -> PostOutcome:
-    poster = Poster(DeliverySettings(ca_file=ca_file), LOOPBACK, SystemClock())
+async def post_tls(url: str, ca_file: Path | None, certificate: Path | None = None) -> PostOutcome:
+    certificates = {} if certificate is None else {TENANT: certificate}
+    settings = DeliverySettings(ca_file=ca_file, client_certificates=certificates)
+    poster = Poster(settings, LOOPBACK, SystemClock())
     try:
         return await post(poster, url)
     finally:
@@ -652,3 +652,107 @@ async def test_a_server_that_speaks_no_tls_at_all_is_refused(start: Start, autho
     server = await start(script)
     outcome = await post_tls(server.url.replace("http:", "https:"), authority.ca_file)
     assert failure(outcome) == (FailureReason.TLS_FAILED, None)
+
+
+@pytest.mark.parametrize("wrong", ["name", "date"])
+@on_both_loops
+async def test_a_certificate_for_another_name_or_time_is_refused(
+    start: Start, authority: Authority, wrong: str
+) -> None:
+    chain = authority.chain_file("127.0.0.9") if wrong == "name" else authority.chain_file(expired=True)
+    server = await start(always(OK), authority.server(chain))
+    assert failure(await post_tls(server.url, authority.ca_file)) == (FailureReason.TLS_FAILED, None)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@on_both_loops
+async def test_the_newest_tls_that_both_know_is_spoken(
+    start: Start, authority: Authority, newest: ssl.TLSVersion
+) -> None:
+    versions = []
+
+    async def script(peer: Peer) -> None:
+        versions.append(peer.writer.get_extra_info("ssl_object").version())
+        await always(OK)(peer)
+
+    context = authority.server()
+    context.maximum_version = newest
+    assert isinstance(await post_tls((await start(script, context)).url, authority.ca_file), Delivered)
+    assert versions == ["TLSv1.2" if newest is ssl.TLSVersion.TLSv1_2 else "TLSv1.3"]
+
+
+@on_both_loops
+async def test_a_tls_handshake_that_never_ends_meets_the_deadline(start: Start, hasty: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reader.read(1)
+        await asyncio.Event().wait()
+
+    server = await start(script)
+    outcome = await post(hasty, server.url.replace("http:", "https:"))
+    assert failure(outcome) == (FailureReason.TIMEOUT, None)
+
+
+@on_both_loops
+async def test_an_endpoint_that_asks_for_a_client_certificate_gets_the_tenants(
+    start: Start, authority: Authority
+) -> None:
+    subjects = []
+
+    async def script(peer: Peer) -> None:
+        subjects.append(peer.writer.get_extra_info("peercert")["subject"])
+        await always(OK)(peer)
+
+    server = await start(script, authority.server(asks_for_client=True))
+    assert isinstance(await post_tls(server.url, authority.ca_file, authority.client_file("acme")), Delivered)
+    assert subjects == [((("commonName", "acme"),),)]
+
+
+@on_both_loops
+async def test_without_a_client_certificate_such_an_endpoint_gets_nothing(start: Start, authority: Authority) -> None:
+    server = await start(always(OK), authority.server(asks_for_client=True))
+    reason, seen = failure(await post_tls(server.url, authority.ca_file))
+    # In TLS 1.3 the refusal may come after the request was sent.
+    assert (reason in (FailureReason.TLS_FAILED, FailureReason.CONNECTION_CLOSED), seen) == (True, None)
+    assert server.requests == []
+
+
+@on_both_loops
+async def test_no_tenant_is_seen_on_a_connection_of_another(start: Start, authority: Authority) -> None:
+    subjects = []
+
+    async def script(peer: Peer) -> None:
+        certificate = peer.writer.get_extra_info("peercert")
+        while await peer.request() is not None:
+            subjects.append(certificate["subject"][0][0][1])
+            await peer.send(OK)
+
+    server = await start(script, authority.server(asks_for_client=True))
+    tenants = {name: authority.client_file(name) for name in ("acme", "globex")}
+    settings = DeliverySettings(ca_file=authority.ca_file, client_certificates=tenants)
+    poster = Poster(settings, LOOPBACK, SystemClock())
+    for tenant in ("acme", "globex", "acme", "globex"):
+        assert isinstance(await poster.post(server.url, b"{}", HEADERS, tenant), Delivered)
+    await poster.close()
+    assert (subjects, server.connections) == (["acme", "globex", "acme", "globex"], 2)
+
+
+@on_both_loops
+async def test_a_span_surrounds_the_post_where_spans_are_collected(
+    start: Start, poster: Poster, collected: list[ReadableSpan]
+) -> None:
+    server = await start(always(status(503)))
+    headers = {**HEADERS, "traceparent": f"00-{TRACE_ID:032x}-{SPAN_ID:016x}-01"}
+    await poster.post(server.url, b"{}", headers, TENANT)
+    [span] = collected
+    assert span.parent is not None
+    assert (span.context.trace_id, span.parent.span_id) == (TRACE_ID, SPAN_ID)
+    assert not span.status.is_ok
+    assert dict(span.attributes or {}) == {
+        "http.request.method": "POST",
+        "url.origin": server.url.removesuffix("/hooks?token=x"),
+        "http.response.status_code": 503,
+        "error.type": "server_error",
+    }
+    [(head, _)] = server.requests
+    assert f"traceparent: 00-{TRACE_ID:032x}-{span.context.span_id:016x}-01\r\n".encode() in head

@@ -154,7 +154,9 @@ class DeliveryHandler(TierPace):
     async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes, place: Place) -> Sequence[Output]:
         """POST once, and write down what came of it."""
         at_ms = self._now_ms()
-        outcome = place.outcome = await self._poster.post(pending.url, body, self._headers(pending, body))
+        outcome = place.outcome = await self._poster.post(
+            pending.url, body, self._headers(pending, body), pending.tenant
+        )
         self._count(outcome)
         written = [outputs.attempt(pending, self._topics, outcome, at_ms, len(body))]
         if isinstance(outcome, Delivered):

@@ -23,8 +23,10 @@ from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from telemetry.clock import Clock
+from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url
+from workers.delivery.tls import TlsContexts
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url, origin_of
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 """A longer `Retry-After` is taken as this."""
@@ -124,18 +126,32 @@ class Poster:
         self._policy = policy
         self._clock = clock
         self._resolver = resolver
-        self._tls = tls_context(settings)
+        self._tls = TlsContexts(settings, clock)
         # What the text of a URL shows does not change; where it leads is checked on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> PostOutcome:
-        """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII."""
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
+        """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
+
+        Where spans are collected there is one around it, and the other side gets its place in the trace.
+        """
+        if not collecting():
+            return await self._attempt(url, body, headers, tenant)
+        parent = parse_traceparent(headers.get(TRACEPARENT))
+        with span("POST callback", parent, {"http.request.method": "POST", "url.origin": origin_of(url)}) as context:
+            traced = {**headers, TRACEPARENT: context.traceparent} if context is not None else headers
+            outcome = await self._attempt(url, body, traced, tenant)
+            annotate(_attributes(outcome), failed=isinstance(outcome, FailedDelivery))
+        return outcome
+
+    async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
+        """One deadline around everything that the other side can draw out."""
         started = self._clock.monotonic()
         answer = _Answer()
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
-                failure = await self._exchange(url, body, headers, answer)
+                failure = await self._exchange(url, body, headers, tenant, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         duration = self._clock.monotonic() - started
@@ -150,11 +166,11 @@ class Poster:
             self._session = None
 
     async def _exchange(
-        self, url: str, body: bytes, headers: Mapping[str, str], answer: _Answer
+        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, answer: _Answer
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through."""
         try:
-            await self._send(self._check(url), body, headers, answer)
+            await self._send(self._check(url), body, headers, self._tls.of(tenant), answer)
         except EgressRefused as refused:
             answer.refusal = str(refused.reason)
             return FailureReason.REFUSED
@@ -173,9 +189,11 @@ class Poster:
             return FailureReason.CONNECTION_CLOSED
         return None
 
-    async def _send(self, url: URL, body: bytes, headers: Mapping[str, str], answer: _Answer) -> None:
+    async def _send(
+        self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: _Answer
+    ) -> None:
         session = self._session or self._open()
-        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+        response = await session.post(url, data=body, headers=headers, ssl=tls, allow_redirects=False)
         try:
             answer.status = response.status
             answer.retry_after = response.headers.get("Retry-After")
@@ -196,7 +214,6 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver or DefaultResolver(),
-            ssl=self._tls,
             # How many connections there are is decided per endpoint, in endpoints.py.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
@@ -214,13 +231,14 @@ class Poster:
         return self._session
 
 
-def tls_context(settings: DeliverySettings) -> ssl.SSLContext:
-    """TLS 1.2 or later against the system's authorities, and a private one where the settings name it."""
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.ca_file is not None:
-        context.load_verify_locations(cafile=settings.ca_file)
-    return context
+def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
+    """What a span says of the outcome, in OpenTelemetry's names where it has any."""
+    said: dict[str, str | int] = {}
+    if outcome.status is not None:
+        said["http.response.status_code"] = outcome.status
+    if isinstance(outcome, FailedDelivery):
+        said["error.type"] = str(outcome.reason)
+    return said
 
 
 def _judge(status: int, retry_after: str | None, duration: float, now: float) -> PostOutcome:

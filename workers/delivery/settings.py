@@ -24,6 +24,9 @@ class DeliverySettings(BaseSettings):
     """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
     ca_file: FilePath | None = None
     """Certificates (PEM) of authorities that are trusted besides the system's."""
+    client_certificates: dict[str, FilePath] = Field(default_factory=dict)
+    """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
+    passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again."""
     endpoint_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
     endpoint_queue_records: int = Field(default=256, ge=0, le=10_000)

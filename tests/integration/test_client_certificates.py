@@ -1,0 +1,112 @@
+"""The files with a tenant's client certificate: read at the start, read again when they are replaced, never shown."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+from pathlib import Path
+
+import pytest
+from certificates import Authority
+
+from workers.delivery.settings import DeliverySettings
+from workers.delivery.tls import TlsContexts, TlsFileUnusable
+from workers.process import ProcessError
+
+
+class SetClock:
+    """A clock that shows what it is set to."""
+
+    seconds = 1000.0
+
+    def time(self) -> float:
+        return self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing here waits")
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("tls"))
+
+
+def contexts(path: Path, clock: SetClock) -> TlsContexts:
+    return TlsContexts(DeliverySettings(client_certificates={"acme": path}), clock)
+
+
+def test_a_tenant_without_a_certificate_shares_the_context_of_all(authority: Authority, clock: SetClock) -> None:
+    made = contexts(authority.client_file("acme"), clock)
+    assert made.of("globex") is made.of("initech")
+    assert made.of("acme") is made.of("acme")
+    assert made.of("acme") is not made.of("globex")
+    assert made.of("acme").minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_a_replaced_certificate_is_used_for_new_connections(
+    authority: Authority, clock: SetClock, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
+    made = contexts(path, clock)
+    first = made.of("acme")
+    path.unlink()
+    shutil.copy(authority.client_file("new"), path)
+    assert made.of("acme") is first
+    clock.seconds += 10
+    second = made.of("acme")
+    assert second is not first
+    clock.seconds += 10
+    assert made.of("acme") is second
+
+
+@pytest.mark.parametrize("content", ["", "half a certificate", None])
+def test_a_certificate_that_breaks_while_we_run_leaves_the_old_one(
+    authority: Authority, clock: SetClock, tmp_path: Path, content: str | None
+) -> None:
+    path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
+    made = contexts(path, clock)
+    first = made.of("acme")
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    clock.seconds += 10
+    assert made.of("acme") is first
+    shutil.copy(authority.client_file("new"), path)
+    clock.seconds += 10
+    assert made.of("acme") is not first
+
+
+def test_a_file_that_is_no_certificate_stops_the_start_and_is_not_shown(tmp_path: Path, clock: SetClock) -> None:
+    path = tmp_path / "acme.pem"
+    path.write_text("SECRET")
+    with pytest.raises(TlsFileUnusable) as unusable:
+        contexts(path, clock)
+    assert isinstance(unusable.value, ProcessError)
+    assert str(path) in str(unusable.value)
+    assert "SECRET" not in str(unusable.value)
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(authority: Authority, clock: SetClock) -> None:
+    with pytest.raises(TlsFileUnusable, match="passphrase"):
+        contexts(authority.client_file("locked", b"open sesame"), clock)
+
+
+def test_an_authority_that_is_none_stops_the_start(tmp_path: Path, clock: SetClock) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("nothing")
+    with pytest.raises(TlsFileUnusable):
+        TlsContexts(DeliverySettings(ca_file=path), clock)
+
+
+def test_a_file_that_is_not_there_is_named_by_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_DELIVERY__CLIENT_CERTIFICATES", f'{{"acme": "{tmp_path}/absent.pem"}}')
+    with pytest.raises(ValueError, match="client_certificates"):
+        DeliverySettings()
