@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +19,10 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from workers.egress import EgressPolicy, EgressRefused, Guard, GuardedConnector, Refusal
+
+DATA = Path(__file__).parents[1] / "unit" / "data"
+VECTORS: dict[str, Any] = json.loads((DATA / "ssrf_vectors.json").read_text())
+SPELLINGS: list[str] = json.loads((DATA / "url_spellings.json").read_text())["loopback"]
 
 FIRST = EgressPolicy(allow=(ip_network("127.0.0.1/32"),))
 """Lets 127.0.0.1 through and no other loopback address: 127.0.0.2 plays the internal host."""
@@ -97,6 +104,48 @@ async def test_a_refused_host_sees_no_connection(host: str) -> None:
     async with serving("127.0.0.2") as server:
         await refusal(Guard(policy), server.url(host))
         assert not server.connections
+
+
+async def test_no_spelling_of_a_loopback_address_reaches_a_server() -> None:
+    """With a client that is told to follow whatever it can read, each name answered with the internal address."""
+    async with serving("127.0.0.2") as server:
+        policy = EgressPolicy(development=True, ports=frozenset({server.port}))
+        async with Guard(policy, Names(["127.0.0.2"])).session() as session:
+            for spelling in SPELLINGS:
+                with pytest.raises((EgressRefused, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+                    await session.get(spelling.replace("{port}", str(server.port)))
+        assert not server.connections
+
+
+@pytest.mark.parametrize("address", VECTORS["allow"])
+async def test_an_address_of_the_allow_list_is_connected_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the way to the socket, which is asked for that address; no packet leaves this machine for it."""
+    asked = []
+
+    async def connect(_: object, opened: socket.socket, target: tuple[Any, ...]) -> None:
+        asked.append(target[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
+    host = f"[{address}]" if ":" in address else address
+    async with Guard(EgressPolicy()).session() as session:
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(f"https://{host}/")
+    assert [ip_address(target) for target in asked] == [ip_address(address)]
+
+
+@pytest.mark.parametrize("address", VECTORS["deny"])
+async def test_an_address_of_the_deny_list_opens_no_socket(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a literal, and as what a name resolves to."""
+
+    async def connect(*_: object) -> None:
+        raise AssertionError("it was connected to")
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
+    guard = Guard(EgressPolicy(), Names([address]))
+    host = f"[{address}]" if ":" in address else address
+    for url in (f"https://{host}/", "https://name.example/"):
+        assert (await refusal(guard, url)).reason is Refusal.ADDRESS
 
 
 async def test_a_name_of_a_refused_address_sees_no_connection() -> None:

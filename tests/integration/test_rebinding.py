@@ -1,0 +1,172 @@
+"""A hostile name server on a real UDP socket: what it says last is what counts, and it holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import uvloop
+from aiohttp.resolver import AsyncResolver, DefaultResolver
+from name_server import NameServer, name_server
+from test_egress_sockets import FIRST, Server, serving
+
+from telemetry.clock import SystemClock
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal
+
+PUBLIC = "93.184.215.14"
+NAME = "rebind.example"
+
+
+@asynccontextmanager
+async def poster(policy: EgressPolicy, names: NameServer, deadline_seconds: float = 20.0) -> AsyncIterator[Poster]:
+    resolver = names.resolver()
+    poster = Poster(DeliverySettings(deadline_seconds=deadline_seconds), policy, SystemClock(), resolver=resolver)
+    try:
+        yield poster
+    finally:
+        await poster.close()
+        await resolver.close()
+
+
+async def post(poster: Poster, url: str) -> PostOutcome:
+    return await poster.post(url, b"{}", {}, "acme")
+
+
+async def refused(names: NameServer, policy: EgressPolicy, url: str) -> Refusal:
+    """Why the guard refuses the URL, with a session that remembers nothing of what the name server said before."""
+    resolver = names.resolver()
+    connector = GuardedConnector(policy, resolver, use_dns_cache=False)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(EgressRefused) as refusal:
+            await session.get(url)
+    await resolver.close()
+    return refusal.value.reason
+
+
+def open_port(server: Server) -> EgressPolicy:
+    """Public addresses and no others, on the port of a server that stands for an internal one."""
+    return EgressPolicy(development=True, ports=frozenset({server.port}))
+
+
+async def test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_the_socket() -> None:
+    """127.0.0.1 is allowed here and plays the public address, 127.0.0.2 the internal host that is to be reached."""
+    async with (
+        name_server({NAME: [["127.0.0.1"], ["127.0.0.2"]]}) as names,
+        serving("127.0.0.1") as public,
+        serving("127.0.0.2", public.port) as internal,
+    ):
+        resolver = names.resolver()
+        connector = GuardedConnector(FIRST, resolver, force_close=True, use_dns_cache=False)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            async with session.get(public.url(NAME)) as answer:
+                assert await answer.text() == "127.0.0.1"
+            with pytest.raises(EgressRefused) as refusal:
+                await session.get(public.url(NAME))
+        await resolver.close()
+        assert refusal.value.reason is Refusal.ADDRESS
+        assert (names.asked[NAME], internal.connections) == (2, [])
+
+
+async def test_a_name_is_asked_for_once_for_each_connection() -> None:
+    """A check that asks by itself, before the connection asks again, is what rebinding gets past."""
+    answers = {NAME: [["127.0.0.1"], ["127.0.0.2"]]}
+    async with name_server(answers) as names, serving("127.0.0.1") as public, poster(FIRST, names) as sender:
+        await post(sender, public.url(NAME))
+        assert (names.asked[NAME], len(public.connections)) == (1, 1)
+
+
+async def test_a_refused_callback_is_given_up_and_nothing_was_connected() -> None:
+    async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
+        async with poster(open_port(internal), names) as sender:
+            outcome = await post(sender, internal.url(NAME))
+        assert isinstance(outcome, FailedDelivery)
+        assert (outcome.reason, outcome.permanent, internal.connections) == (FailureReason.REFUSED, True, [])
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        [PUBLIC, "127.0.0.2"],
+        ["127.0.0.2", PUBLIC],
+        [PUBLIC, "::1"],
+        ["2606:4700::1", "127.0.0.2"],
+        [PUBLIC, "10.0.0.1"],
+    ],
+)
+async def test_a_name_that_mixes_public_and_private_addresses_is_refused_wholly(addresses: list[str]) -> None:
+    async with name_server({NAME: [addresses]}) as names, serving("127.0.0.2") as internal:
+        assert await refused(names, open_port(internal), internal.url(NAME)) is Refusal.ADDRESS
+        assert not internal.connections
+
+
+async def test_an_allowed_network_does_not_make_a_mixture_honest() -> None:
+    async with name_server({NAME: [[PUBLIC, "127.0.0.1"]]}) as names, serving("127.0.0.1") as server:
+        policy = EgressPolicy(allow=FIRST.allow, development=True, ports=frozenset({server.port}))
+        assert await refused(names, policy, server.url(NAME)) is Refusal.MIXED
+        assert not server.connections
+
+
+async def test_a_listed_name_is_reached_wherever_it_leads_and_no_other_name_is() -> None:
+    answers = {"hooks.corp.example": [["127.0.0.2"]], "other.example": [["127.0.0.2"]]}
+    policy = EgressPolicy(names=frozenset({"hooks.corp.example"}))
+    async with name_server(answers) as names, serving("127.0.0.2") as internal, poster(policy, names) as sender:
+        outcome = await post(sender, internal.url("HOOKS.corp.example"))
+        assert isinstance(outcome, Delivered), outcome
+        assert await refused(names, policy, internal.url("other.example")) is Refusal.SCHEME
+        assert await refused(names, policy, internal.url("127.0.0.2")) is Refusal.ADDRESS
+        https = EgressPolicy(names=policy.names, development=True, ports=frozenset({internal.port}))
+        assert await refused(names, https, internal.url("other.example")) is Refusal.ADDRESS
+        assert len(internal.connections) == 1
+
+
+async def test_two_guards_in_one_task_do_not_share_their_names() -> None:
+    """A task that called a listed name with one guard gets no more from the next guard than before."""
+    listed = EgressPolicy(names=frozenset({NAME}))
+    async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
+        async with poster(listed, names) as sender:
+            assert isinstance(await post(sender, internal.url(NAME)), Delivered)
+        assert await refused(names, open_port(internal), internal.url(NAME)) is Refusal.ADDRESS
+        assert len(internal.connections) == 1
+
+
+async def test_a_name_that_nobody_has_is_a_failure_of_dns() -> None:
+    async with name_server({}) as names, poster(FIRST, names) as sender:
+        outcome = await post(sender, "http://nobody.example/")
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.reason is FailureReason.DNS_FAILED
+
+
+async def test_name_servers_that_never_answer_hold_up_nobody_else() -> None:
+    """With a thread for each lookup a few of these would hold every thread that there is."""
+    assert DefaultResolver is AsyncResolver
+    async with (
+        name_server({"healthy.example": [["127.0.0.1"]]}) as names,
+        serving("127.0.0.1") as server,
+        poster(FIRST, names) as sender,
+    ):
+        urls = [f"http://a{number}.hung.example:{server.port}/" for number in range(200)]
+        hung = [asyncio.ensure_future(post(sender, url)) for url in urls]
+        while len(names.asked) < len(urls):
+            await asyncio.sleep(0.01)
+        assert isinstance(await post(sender, server.url("healthy.example")), Delivered)
+        assert not any(attempt.done() for attempt in hung)
+        for attempt in hung:
+            attempt.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+
+
+async def test_a_lookup_that_never_ends_meets_the_deadline() -> None:
+    async with name_server({}) as names, poster(FIRST, names, deadline_seconds=0.3) as sender:
+        outcome = await post(sender, "http://a.hung.example/")
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.reason is FailureReason.TIMEOUT
+
+
+def test_rebinding_is_refused_on_the_loop_that_workers_run() -> None:
+    """uvloop has sockets and datagrams of its own."""
+    uvloop.run(test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_the_socket())
