@@ -19,7 +19,11 @@ _FIELDS: Final = 128
 """Limits of one header line and of their number; with more, the answer is dropped where it stands."""
 
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
-_ACCEPT: Final = "text/html,application/xhtml+xml,application/json;q=0.9,text/plain;q=0.8,*/*;q=0.1"
+_ACCEPT: Final = (
+    "text/html,application/xhtml+xml,application/pdf;q=0.9,application/json;q=0.9,text/plain;q=0.8,*/*;q=0.1"
+)
+
+_PDF_TYPES: Final = frozenset({"application/pdf", "application/x-pdf"})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.ClientConnectorDNSError, "its name was not found"),
@@ -104,7 +108,8 @@ class Fetcher:
     async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
         if response.status != HTTPStatus.OK:
             raise BadStatus(response.status)
-        limit = cut_at_bytes if cut_at_bytes is not None else self._settings.page_bytes
+        largest = self._settings.pdf_bytes if response.content_type in _PDF_TYPES else self._settings.page_bytes
+        limit = cut_at_bytes if cut_at_bytes is not None else largest
         body = await _read(response, limit)
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")

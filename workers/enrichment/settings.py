@@ -19,6 +19,8 @@ class EnrichmentSettings(BaseSettings):
     """The part of the budget that is kept for ranking what was read in the rest of it."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """The largest page, counted after decompression."""
+    pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
+    """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
     connections: int = Field(default=100, ge=1, le=10_000)
     connections_per_host: int = Field(default=4, ge=1, le=1000)
