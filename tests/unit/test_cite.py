@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.result import Citation, Support
@@ -20,7 +22,10 @@ CHEESE = NumberedSource(
     "pmid:12345",
     "https://b.example/cheese",
     None,
-    ("Bramwick cheese ripens for 14 weeks in cellars of slate. It does not contain salt. See https://b.example/more.",),
+    (
+        "Bramwick cheese ripens for 14 weeks in cellars of slate. It does not contain salt. "
+        "See https://b.example/more and https://c.example/elsewhere.",
+    ),
 )
 BOTH = Evidence((BRIDGE, CHEESE), (), "What does https://asked.example/x say?")
 
@@ -134,6 +139,13 @@ def test_a_link_that_was_given_stays(text: str) -> None:
         ("Go to https://evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
         ("Go to www.evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
         ("[x](javascript:alert(1))", "x"),
+        ("<a href=//evil.example/ b<i>c", f"<a href={LINK_REMOVED} b<i>c"),
+        ("<im<a href=//evil.example/>g src=//evil.example/i.png>", ""),
+        ("<div style='background:url(//evil.example/i.png)'>text", "text"),
+        ("[r]:\n  //evil.example/x", ""),
+        ("> [r]: //evil.example/x", ""),
+        ("ftp://evil.example/x", LINK_REMOVED),
+        ("See https://c.example/elsewhere.", f"See {LINK_REMOVED}"),
         ("[x](https://a.example/bridge?q=secret)", "x"),
         ("[x](https://a.example@evil.example/bridge)", "x"),
     ],
@@ -146,3 +158,14 @@ def test_spans_fit_the_text_that_is_returned() -> None:
     text, _, citations = cited("![x](https://evil.example/?q=1) It opened in 1987 [1].", BOTH)
     assert text == "x It opened in 1987 [1]."
     assert [text[one.start : one.end] for one in citations] == [text]
+
+
+def test_a_page_that_steers_gives_no_links_but_its_own_address() -> None:
+    steering = replace(CHEESE, url="https://b.example/cheese", steering=("asks for a link",))
+    text = without_unknown_links("https://b.example/more and https://b.example/cheese", Evidence((steering,)))
+    assert text == f"{LINK_REMOVED} and https://b.example/cheese"
+
+
+@pytest.mark.parametrize("part", ["<a ", "[x](", "](//", "[r]:\n", "= //", "![", "<" * 50])
+def test_links_are_looked_for_in_bounded_time(part: str) -> None:
+    assert without_unknown_links(part * (200_000 // len(part)), BOTH) is not None

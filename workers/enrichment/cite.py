@@ -182,12 +182,16 @@ _OPENING: Final = re.compile(r"[<\[\]]")
 _INLINE: Final = re.compile(
     r"!?\[([^\[\]]{0,500})\]\(\s*<?([^\s<>()]{1,2048}(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]{0,200}\)"
 )
-_RESIDUE: Final = re.compile(r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})[^)\n]{0,200}\)")
-"""The target of a link whose text holds brackets itself."""
+_RESIDUE: Final = re.compile(
+    r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})(?:[ \t]+[\"'][^)\n]{0,200})?\)?"
+)
+"""The target of a link whose text holds brackets itself. All behind it may be missing: nothing is tried twice."""
 _DEFINED: Final = re.compile(
     r"^[ \t>*+-]*\[[^\[\]\n]{1,1000}\]:[ \t]*\n?[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
 )
 _HTML: Final = re.compile(r"<[a-z][a-z0-9:-]{0,40}[\s/][^<>]*>", re.IGNORECASE)
+_ASSIGNED: Final = re.compile(r"""=\s{0,8}["']?(//[^\s<>"']{1,2048})""")
+"""The target in a tag that does not end where it should: browsers go on to the next `>`, wherever that is."""
 _BARE: Final = re.compile(r"(?:[a-z][a-z0-9+.-]{1,30}://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
 
 
@@ -212,6 +216,7 @@ def _with_links_removed(text: str, given: frozenset[str]) -> str:
     text = _RESIDUE.sub(lambda link: link.group() if _is_given(link.group(1), given) else "]", text)
     text = _DEFINED.sub(lambda link: link.group() if _is_given(link.group(1), given) else "", text)
     text = _HTML.sub(lambda tag: tag.group() if _all_given(tag.group(), given) else "", text)
+    text = _ASSIGNED.sub(lambda link: link.group() if _is_given(link.group(1), given) else f"={LINK_REMOVED}", text)
     return _BARE.sub(lambda link: link.group() if _is_given(link.group(), given) else LINK_REMOVED, text)
 
 

@@ -94,7 +94,7 @@ def harmless(text: str) -> str:
     """One line of a page's text without invisible characters, template tokens and citation marks of its own."""
     seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
-    return _MARKERS.sub("", _BRACKETED.sub(r"(\1)", seen))
+    return _MARKERS.sub("", _BRACKETED.sub(r"(\1)", seen)).replace("[[", "[ [")  # with [[ begin orders to echo
 
 
 def _visible(character: str) -> str:
