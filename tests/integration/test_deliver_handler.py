@@ -487,23 +487,3 @@ async def test_neither_path_nor_query_of_a_callback_reaches_logs_or_attempts(
     assert "path-token" not in said
     assert "query-token" not in said
     assert "Paris" not in said
-
-
-def test_a_tiers_record_is_due_after_its_append_time_and_other_records_at_once(
-    keyring: Keyring, clock: SetClock
-) -> None:
-    handler = Maker(keyring, clock, Metrics())()
-    waiting = Record(TOPICS.tier(300), 0, 1, b"", timestamp_ms=NOW_MS - 100_000)
-    assert handler.due_ms(waiting) == NOW_MS + 200_000
-    assert handler.due_ms(result_record(None)) is None
-
-
-def test_an_append_time_from_a_clock_that_is_ahead_delays_a_record_by_its_tier_at_most(
-    keyring: Keyring, clock: SetClock
-) -> None:
-    handler = Maker(keyring, clock, Metrics())()
-    ahead = Record(TOPICS.tier(5), 0, 1, b"", timestamp_ms=NOW_MS + 3_600_000)
-    assert handler.due_ms(ahead) == NOW_MS + 5_000
-    clock.ms += 4_000
-    assert handler.due_ms(ahead) == NOW_MS + 5_000
-    assert handler.due_ms(Record(TOPICS.tier(5), 0, 2, b"", timestamp_ms=NOW_MS + 3_600_000)) == NOW_MS + 9_000

@@ -95,9 +95,9 @@ def test_a_waiting_record_is_never_tried_too_soon_and_hops_seldom(attempt: int, 
     outcome, wanted_seconds = failed(THROTTLED, retry_after), max(TIER_DELAYS_SECONDS[attempt - 1], retry_after or 0)
     decision = decide(attempt, outcome, NOW, rng, schedule)
     assert isinstance(decision, Retry)
-    now, hops = due_ms(NOW, decision.tier_delay, NOW), 0
+    now, hops = due_ms(NOW, decision.tier_delay), 0
     while is_early(decision.not_before_ms, now, attempt, schedule):
-        now, hops = due_ms(now, hop(decision.not_before_ms, now, schedule.tiers), now), hops + 1
+        now, hops = due_ms(now, hop(decision.not_before_ms, now, schedule.tiers)), hops + 1
     assert now - NOW >= wanted_seconds * 1000
     assert now - NOW <= wanted_seconds * 1000 * 1.13 + 5_000
     assert hops <= 70
@@ -112,12 +112,20 @@ def test_a_record_is_due_within_the_slack_of_its_wait(early_by_ms: int, attempt:
     assert is_early(NOW + early_by_ms, NOW, attempt, Schedule()) is early
 
 
-def test_a_record_leaves_its_tier_after_the_tiers_constant() -> None:
-    assert due_ms(NOW - 1_000, 5, NOW) == NOW + 4_000
+@pytest.mark.parametrize(("off_ms", "early"), [(86_400_000, True), (100 * DAY * 1000, False), (-DAY * 1000, False)])
+def test_a_time_that_is_further_off_than_any_wait_comes_from_a_wrong_clock_and_holds_nothing(
+    off_ms: int, early: bool
+) -> None:
+    assert is_early(NOW + off_ms, NOW, 1, Schedule()) is early
 
 
-def test_a_broker_clock_far_ahead_does_not_make_a_record_wait_longer_than_its_tier() -> None:
-    assert due_ms(NOW + 3_600_000, 5, NOW) == NOW + 5_000
+@pytest.mark.parametrize("attempt", range(1, 10))
+def test_no_wait_is_longer_than_the_longest(attempt: int) -> None:
+    schedule, rng = Schedule(), random.Random(attempt)
+    for outcome in (failed(), failed(THROTTLED, DAY)):
+        decision = decide(attempt, outcome, NOW, rng, schedule)
+        assert isinstance(decision, Retry)
+        assert decision.not_before_ms - NOW <= schedule.longest_wait_ms
 
 
 @pytest.mark.parametrize("delays", [(), (0.0,), (5.0, -1.0)])

@@ -34,8 +34,9 @@ from workers.delivery.endpoints import Endpoint, EndpointBusy, Endpoints, Place
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
-from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, due_ms, hop, is_early
+from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, hop, is_early
 from workers.delivery.settings import DeliverySettings
+from workers.delivery.tier_pace import TierPace
 from workers.stage.record import Failure, Output, Record
 
 UNUSABLE = "unusable_result"
@@ -43,38 +44,6 @@ DISABLED = "endpoint_disabled"
 
 log = get_logger()
 _STDLIB_LOG = logging.getLogger("postback")
-
-
-class TierPace:
-    """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
-
-    A tier is a queue: when its first record is not due, nothing behind it is.
-    """
-
-    def __init__(self, topics: Topics, clock: Clock) -> None:
-        self._delays = {name: delay for delay, name in topics.tiers.items()}
-        self._clock = clock
-        self._met: dict[tuple[str, int], tuple[int, int]] = {}
-
-    def room(self) -> int:
-        """The window's own bound is enough."""
-        return 1 << 30
-
-    def due_ms(self, record: Record) -> int | None:
-        """Its append time plus the tier's constant, Unix milliseconds; None for a record of another topic."""
-        delay = self._delays.get(record.topic)
-        if delay is None:
-            return None
-        return due_ms(record.timestamp_ms, delay, self._met_at(record))
-
-    def _met_at(self, record: Record) -> int:
-        """When this record was first asked about: an append time later than that comes from a clock that is ahead."""
-        place = (record.topic, record.partition)
-        offset, met = self._met.get(place, (-1, 0))
-        if offset != record.offset:
-            met = int(self._clock.time() * 1000)
-            self._met[place] = (record.offset, met)
-        return met
 
 
 class DeliveryHandler(TierPace):

@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass, field
 
 from schemas.topics import TIER_DELAYS_SECONDS
-from workers.delivery.post import Delivered, FailureReason, PostOutcome
+from workers.delivery.post import MAX_RETRY_AFTER_SECONDS, Delivered, FailureReason, PostOutcome
 
 EXHAUSTED = "callback_exhausted"
 REFUSED = "callback_refused"
@@ -44,6 +44,13 @@ class Schedule:
     def smallest_tier(self) -> float:
         """Where deferred records wait, seconds."""
         return self.tiers[0]
+
+    @property
+    def longest_wait_ms(self) -> int:
+        """The longest that can lie between an attempt and the next, by the schedule or by a Retry-After."""
+        by_schedule = max(self.delays_seconds) * (1 + self.jitter)
+        by_request = MAX_RETRY_AFTER_SECONDS + self.slack_ms(len(self.delays_seconds)) / 1000
+        return round(1000 * max(by_schedule, by_request))
 
     def slack_ms(self, attempt: int) -> int:
         """How much before its `not-before` a record is due that has had this many attempts."""
@@ -92,8 +99,11 @@ def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, 
 
 
 def is_early(not_before_ms: int, now_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """Whether a record that has had this many attempts must wait on."""
-    return now_ms < not_before_ms - schedule.slack_ms(attempt)
+    """Whether a record that has had this many attempts must wait on.
+
+    A time that is further off than any wait can be was written, or is read, by a clock that is wrong: it counts as now.
+    """
+    return schedule.slack_ms(attempt) < not_before_ms - now_ms <= schedule.longest_wait_ms
 
 
 def hop(not_before_ms: int, now_ms: int, tiers: tuple[float, ...]) -> float:
@@ -102,6 +112,6 @@ def hop(not_before_ms: int, now_ms: int, tiers: tuple[float, ...]) -> float:
     return fitting[-1] if fitting else tiers[0]
 
 
-def due_ms(appended_ms: int, tier_delay: float, now_ms: int) -> int:
-    """When a tier's record leaves it, Unix milliseconds. An append time in the future counts as now: clocks jump."""
-    return min(appended_ms, now_ms) + round(1000 * tier_delay)
+def due_ms(appended_ms: int, tier_delay: float) -> int:
+    """When a tier's record leaves it, Unix milliseconds."""
+    return appended_ms + round(1000 * tier_delay)

@@ -1,0 +1,78 @@
+"""When a tier's record is due: whatever the broker's clock says, and whatever is done to ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.topics import Topics
+from workers.delivery.tier_pace import TierPace
+from workers.stage.record import Record
+
+NOW = 1_700_000_000_000
+TOPICS = Topics()
+HOUR = 3_600_000
+
+
+@dataclass
+class TwoClocks:
+    """A wall clock that can be set, and one that only runs."""
+
+    wall_ms: int = NOW
+    steady_ms: int = 77_000
+
+    def time(self) -> float:
+        return self.wall_ms / 1000
+
+    def monotonic(self) -> float:
+        return self.steady_ms / 1000
+
+    def sleep(self, seconds: float) -> None:
+        self.run(round(1000 * seconds))
+
+    def run(self, ms: int) -> None:
+        self.wall_ms += ms
+        self.steady_ms += ms
+
+
+def waiting(offset: int, appended_ms: int, delay: float = 5, partition: int = 0) -> Record:
+    return Record(TOPICS.tier(delay), partition, offset, b"", timestamp_ms=appended_ms)
+
+
+def test_a_record_is_due_after_its_tiers_delay_and_one_of_another_topic_at_once() -> None:
+    pace = TierPace(TOPICS, TwoClocks())
+
+    assert pace.due_ms(waiting(1, NOW - 100_000, delay=300)) == NOW + 200_000
+    assert pace.due_ms(Record(TOPICS.results, 0, 1, b"", timestamp_ms=NOW)) is None
+
+
+def test_records_from_a_clock_that_is_ahead_wait_their_delay_and_not_each_others() -> None:
+    clock = TwoClocks()
+    pace = TierPace(TOPICS, clock)
+
+    assert pace.due_ms(waiting(1, NOW + HOUR)) == NOW + 5_000
+    clock.run(5_000)
+    assert pace.due_ms(waiting(2, NOW + HOUR + 1_000)) == NOW + 6_000
+    assert pace.due_ms(waiting(9, NOW - 1_000, partition=1)) == NOW + 4_000
+    clock.run(1_000)
+    # The broker's clock has been set right meanwhile.
+    assert pace.due_ms(waiting(3, NOW + 2_000)) == NOW + 7_000
+
+
+def test_a_wall_clock_that_is_set_holds_nothing_up_and_lets_nothing_go() -> None:
+    clock = TwoClocks()
+    pace = TierPace(TOPICS, clock)
+    clock.run(2_000)
+    for set_by in (-24 * HOUR, 48 * HOUR):
+        clock.wall_ms += set_by
+        # Due three seconds from now, whatever now is called.
+        assert pace.due_ms(waiting(1, NOW)) == clock.wall_ms + 3_000
+        assert pace.due_ms(waiting(2, NOW + 500)) == clock.wall_ms + 3_500
+        assert pace.due_ms(waiting(3, NOW + 1_900)) == clock.wall_ms + 4_900
+
+
+def test_what_waits_in_a_tier_of_an_earlier_schedule_is_taken_out_of_it() -> None:
+    former = {"callback_retries.45s": 45.0}
+    record = Record("callback_retries.45s", 0, 1, b"", timestamp_ms=NOW)
+
+    assert TierPace(TOPICS, TwoClocks(), former).due_ms(record) == NOW + 45_000
+    assert TierPace(TOPICS, TwoClocks()).due_ms(record) is None
