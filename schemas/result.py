@@ -42,6 +42,19 @@ class Citation(WireModel):
     support: Support
 
 
+class SourceDetails(WireModel):
+    """What is known of a source that the answer used, as its page or the search service says it."""
+
+    id: str
+    """As in `sources`."""
+    url: str
+    """Where to read it."""
+    title: str | None = None
+    published: str | None = None
+    """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
+    doi: str | None = None
+
+
 class Usage(WireModel):
     """Tokens that the engine read and wrote."""
 
@@ -78,6 +91,8 @@ class Result(WireModel):
     """exp(mean log-probability of the answer's tokens): the geometric mean of what the model gave each of them."""
     sources: list[str] = Field(default_factory=list)
     """Identifiers of the sources that the answer used, in the order of their first use."""
+    source_details: list[SourceDetails] = Field(default_factory=list)
+    """What is known of each of them, in the same order."""
     citations: list[Citation] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     """What the reader should know, for example which source was left out and why."""

@@ -15,7 +15,7 @@ from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
 from schemas.job import Message
 from schemas.problems import Problem
-from schemas.result import MAX_RESULT_BYTES, Citation, Outcome, Result, ResultError, Timings, Usage
+from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
@@ -30,7 +30,17 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
-from workers.enrichment import Enricher, Evidence, NothingFound, cited, ground
+from workers.enrichment import (
+    Answer,
+    Enricher,
+    Evidence,
+    NothingFound,
+    Profile,
+    UnknownProfile,
+    Unsupported,
+    answered,
+    ground,
+)
 from workers.pace import AnswerRate
 from workers.registry import Forward, Registry, UnknownModel
 from workers.settings import WorkerSettings
@@ -54,6 +64,8 @@ class Asked:
     messages: tuple[Message, ...] | None
     evidence: Evidence | None
     enrich_ms: float
+    profile: Profile | None = None
+    """There where there is evidence."""
 
 
 class InferenceHandler:
@@ -181,18 +193,27 @@ class InferenceHandler:
         messages = tuple(job.messages) if job.messages is not None else None
         if job.sources is None:
             return Asked(job.prompt, messages, None, 0.0)
+        profile = self._profile(received, job.sources.profile)
         started = self._clock.monotonic()
         self._enriching += 1
         try:
             question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
             deadline = Deadline.after(self._clock, self._remaining(received))
-            evidence = await self._enricher.enrich(job.sources, question, deadline=deadline)
-            grounded = ground(job.prompt if messages is None else messages, evidence)
+            sources = profile.applied(job.sources, question)
+            evidence = await self._enricher.enrich(sources, question, deadline=deadline)
+            grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
-        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000)
+        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile)
+
+    def _profile(self, received: ReceivedJob, name: str) -> Profile:
+        """Raises InvalidJob where no profile has that name."""
+        try:
+            return self._enricher.profile(name)
+        except UnknownProfile as unknown:
+            raise _invalid(received, "sources.profile", str(unknown)) from None
 
     async def _generate(
         self, record: Record, received: ReceivedJob, asked: Asked, queued_ms: float
@@ -240,22 +261,26 @@ class InferenceHandler:
     # -- results -------------------------------------------------------------------------------------------------
 
     def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
-        text, sources, citations = completion.text, list[str](), list[Citation]()
-        if asked.evidence is not None:
-            text, sources, citations = cited(completion.text, asked.evidence)
+        """The answer, unless its profile wants it to stand on its sources and it does not."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
+        notes = list(asked.evidence.notes) if asked.evidence is not None else []
+        common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
+        try:
+            answer = _answer(completion.text, asked)
+        except Unsupported as unsupported:
+            error = ResultError(code="unsupported", message=str(unsupported))
+            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         return self._result(
             received,
             Outcome.SUCCEEDED,
-            text=text,
+            text=answer.text,
             confidence=completion.confidence,
-            sources=sources,
-            citations=citations,
-            notes=list(asked.evidence.notes) if asked.evidence is not None else [],
-            usage=_usage(completion),
-            finish_reason=completion.finish_reason,
-            timings=timings,
+            sources=[source.id for source in answer.sources],
+            source_details=list(answer.sources),
+            citations=list(answer.citations),
+            notes=[*notes, *answer.notes],
+            **common,
         )
 
     def _expired(self, received: ReceivedJob, completion: Completion | None) -> Result:
@@ -345,8 +370,16 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     return headers
 
 
+def _answer(text: str, asked: Asked) -> Answer:
+    """Raises Unsupported."""
+    if asked.evidence is None or asked.profile is None:
+        return Answer(text, (), ())
+    return answered(text, asked.evidence, asked.profile)
+
+
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
     job = received.job
+    profiled = asked.profile.response_format if asked.profile is not None else None
     return GenerationRequest(
         request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
         prompt=asked.prompt,
@@ -357,7 +390,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         context_window=job.context_window,
         seed=job.seed,
         priority=received.priority,
-        response_format=job.response_format,
+        response_format=job.response_format or profiled,
         adapter=job.adapter,
     )
 

@@ -21,7 +21,10 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings, Guard
 from workers.engines import EngineKind, EngineSettings, create
 from workers.engines.base import Engine
-from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.enrichment.search.providers import providers
+from workers.enrichment.search.service import Web
+from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
 from workers.process import ProcessError, alive, readiness_of, replica_of, run_stages, topic_ids, unless_stopped
 from workers.registry import Registry
@@ -130,14 +133,7 @@ async def _inference_stage(
     egress = EgressSettings()
     lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
     ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
-    enricher = Enricher(
-        EnrichmentSettings(),
-        Guard(egress.fetch_policy(development=process.development)),
-        process.clock,
-        process.metrics,
-    )
-    await enricher.start()
-    stack.push_async_callback(enricher.close)
+    enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     handler = InferenceHandler(
         engine,
         enricher,
@@ -153,6 +149,20 @@ async def _inference_stage(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
     return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler)
+
+
+async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
+    """Raises ProfileRefused and SearchMisconfigured."""
+    settings = EnrichmentSettings()
+    web = Web(settings.user_agent, process.clock)
+    found = providers(SearchSettings(), web)
+    profiles = Profiles.load(settings.profiles_folder, found)
+    enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
+    await web.start()
+    stack.push_async_callback(web.close)
+    await enricher.start()
+    stack.push_async_callback(enricher.close)
+    return enricher
 
 
 async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:

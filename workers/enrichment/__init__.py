@@ -3,15 +3,17 @@
 A job's sources go down this list; each step has a type, so that a signature says what has happened already.
 
     enrich     the way of one job, under one budget                         Sources → Evidence
-    search     providers that turn a query into URLs
+    search/    providers that turn a query into links or abstracts         str → Found
     fetch      one URL, redirect by redirect, behind the egress guard       str → Page
     robots     what a site's robots.txt lets us read
     pool       processes that may be killed; page bytes are only ever parsed in them
       member   what runs inside one of them
-      charset, hidden, extract   bytes to the text that a person would see  Page → Document
+      charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
       rank     the passages that matter for the question                    Document → Passage
     grounding  numbered sources and the question as one prompt              Evidence → GroundedPrompt
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
+    profile    how a kind of question is answered, as data: before all of this what is searched, behind it
+    answer     what the answer must stand on, and what the result says      str, Evidence, Profile → Answer
 
 Everything that goes wrong with a source is a note in the result, never a failed job, unless `sources.required` finds
 nothing.
@@ -23,13 +25,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workers.enrichment.answer import Answer, Unsupported, answered
     from workers.enrichment.cite import cited
     from workers.enrichment.enrich import Enricher
     from workers.enrichment.evidence import Evidence, LeftOut, NothingFound, NumberedSource
     from workers.enrichment.grounding import GroundedPrompt, ground
+    from workers.enrichment.profile import Profile, ProfileRefused, Profiles, UnknownProfile
     from workers.enrichment.settings import EnrichmentSettings
 
 _HOMES = {
+    "Answer": "answer",
     "Enricher": "enrich",
     "EnrichmentSettings": "settings",
     "Evidence": "evidence",
@@ -37,11 +42,18 @@ _HOMES = {
     "LeftOut": "evidence",
     "NothingFound": "evidence",
     "NumberedSource": "evidence",
+    "Profile": "profile",
+    "ProfileRefused": "profile",
+    "Profiles": "profile",
+    "UnknownProfile": "profile",
+    "Unsupported": "answer",
+    "answered": "answer",
     "cited": "cite",
     "ground": "grounding",
 }
 
 __all__ = [
+    "Answer",
     "Enricher",
     "EnrichmentSettings",
     "Evidence",
@@ -49,6 +61,12 @@ __all__ = [
     "LeftOut",
     "NothingFound",
     "NumberedSource",
+    "Profile",
+    "ProfileRefused",
+    "Profiles",
+    "UnknownProfile",
+    "Unsupported",
+    "answered",
     "cited",
     "ground",
 ]

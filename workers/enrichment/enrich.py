@@ -25,6 +25,7 @@ from workers.enrichment.evidence import (
 )
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.pool import Pool
+from workers.enrichment.profile import Profile, Profiles
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
@@ -53,15 +54,21 @@ class Enricher:
         clock: Clock,
         metrics: Metrics,
         providers: Mapping[str, SearchProvider] | None = None,
+        profiles: Profiles | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._providers = dict(providers or {})
+        self._profiles = profiles or Profiles.load()
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
         self._searches = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
         self._fetcher = Fetcher(settings, guard)
         self._pool = Pool(settings)
         self._robots = Robots(settings, self._fetcher, self._pool, clock)
+
+    def profile(self, name: str) -> Profile:
+        """The profile of that name. Raises UnknownProfile."""
+        return self._profiles[name]
 
     async def start(self) -> None:
         """Get ready. No process starts and nothing is connected before the first job with sources."""
@@ -89,6 +96,7 @@ class Enricher:
         if read.documents:
             numbered, unranked = await self._choose(question, read.documents, whole)
             notes += unranked
+            notes += [_label(document) for document in read.documents if document.steering]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question)
@@ -153,7 +161,7 @@ class Enricher:
         if one.found is not None:
             title = one.found.title or title
             particulars = particulars.under(one.found.particulars)
-        return Document(one, page.url, title, answer["text"], particulars=particulars)
+        return Document(one, page.url, title, answer["text"], tuple(answer["steering"]), particulars=particulars)
 
     async def _page(self, one: Wanted) -> Page:
         """What the source's server answers, or what the search has brought already. Raises Unreadable."""
@@ -185,9 +193,18 @@ class Enricher:
                 document.url,
                 document.title,
                 passages,
+                document.steering,
                 particulars=document.particulars,
             )
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
         return numbered, [str(LeftOut(one.position, origin_of(one.url), "others fit better")) for one in crowded]
+
+
+def _label(document: Document) -> str:
+    """What the result's reader is told of a page that tries to steer."""
+    source = document.source
+    return (
+        f"source {source.position} ({origin_of(source.url)}) tries to steer the model: {', '.join(document.steering)}"
+    )

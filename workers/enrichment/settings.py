@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -37,6 +39,8 @@ class EnrichmentSettings(BaseSettings):
     """How long one page may take a process before it is killed."""
     member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
     """Address space of one process; a page that needs more is left out."""
+    profiles_folder: Path | None = None
+    """A folder with profiles of your own, see `profiles/default.toml`."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)

@@ -1,0 +1,113 @@
+"""From what the model wrote to what a job's result says: cited, held against its profile, with the sources' details."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from schemas.result import Citation, SourceDetails, Support
+from workers.enrichment.cite import cited, words
+from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.profile import Profile
+
+MAX_CHAIN: Final = 100
+"""Items of an evidence chain that are checked; an answer's length is up to its job."""
+
+_BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
+"""From the strongest."""
+
+
+class Unsupported(Exception):  # noqa: N818 - it names what happened
+    """The profile gives no answer without support, and no part of this one has enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the result says. `sources` are those that the answer uses, in the order of their first use."""
+
+    text: str
+    sources: tuple[SourceDetails, ...]
+    citations: tuple[Citation, ...]
+    notes: tuple[str, ...] = ()
+
+
+def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
+    """The answer with its citations, as its profile wants it. Raises Unsupported."""
+    text, used, citations = cited(text, evidence)
+    notes: tuple[str, ...] = ()
+    if profile.evidence_chain is not None:
+        chain = _chain(text, profile.evidence_chain)
+        citations = [citation for item in chain or () if (citation := _checked(item, text, evidence)) is not None]
+        used = list(dict.fromkeys(citation.source for citation in citations if citation.support in _BEARING))
+        if not citations:
+            why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
+            notes = (f"the answer names no evidence: {why}",)
+    if profile.minimum_support is not None:
+        enough = _BEARING[: _BEARING.index(Support(profile.minimum_support)) + 1]
+        if not any(citation.support in enough for citation in citations):
+            raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
+    by_id = {source.id: source for source in evidence.sources}
+    sources = [by_id[name] for name in used if name in by_id]
+    if profile.evidence_list and sources:
+        text += _listed(sources)
+    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes)
+
+
+def _details(source: NumberedSource) -> SourceDetails:
+    return SourceDetails(
+        id=source.id,
+        url=source.particulars.canonical_url or source.url,
+        title=(harmless(source.title)[:MAX_TITLE_CHARS] or None) if source.title else None,
+        published=source.particulars.published,
+        doi=source.particulars.doi,
+    )
+
+
+def _listed(sources: Iterable[NumberedSource]) -> str:
+    """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
+    lines = []
+    for source in sources:
+        details = _details(source)
+        known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
+        lines.append(f"[{source.number}] {'. '.join(part for part in known if part)}")
+    return "\n\nEvidence:\n" + "\n".join(lines)
+
+
+# -- the evidence chain of a structured answer -----------------------------------------------------------------------
+
+
+def _chain(text: str, field: str) -> list[dict[str, Any]] | None:
+    """The items of the chain; None where the answer is not the JSON that it should be."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    items = value.get(field) if isinstance(value, dict) else None
+    return [item for item in items[:MAX_CHAIN] if isinstance(item, dict)] if isinstance(items, list) else None
+
+
+def _checked(item: dict[str, Any], text: str, evidence: Evidence) -> Citation | None:
+    """How far the item's quote stands in the source that it names; None for an item that names none."""
+    number, quote = item.get("source"), item.get("quote")
+    if type(number) is not int or not isinstance(quote, str):
+        return None
+    said = " ".join(words(quote))  # one sentence, whatever full stops are in it
+    _, _, found = cited(f"{said} [{number}]", evidence)
+    start, end = _place(text, quote)
+    return found[0].model_copy(update={"start": start, "end": end}) if said and found else None
+
+
+def _place(text: str, quote: str) -> tuple[int, int]:
+    """Where the quote stands in the JSON, in code points; all of it where that is written with other escapes."""
+    for escaped in _spellings(quote):
+        at = text.find(escaped)
+        if at >= 0:
+            return at, at + len(escaped)
+    return 0, len(text)
+
+
+def _spellings(quote: str) -> Sequence[str]:
+    return [json.dumps(quote, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
