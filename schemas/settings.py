@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.topics import TIER_DELAYS_SECONDS, Topics
+from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+
+TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
+"""Seconds; less than the week for which a tier's topic keeps its records."""
 
 
 class KafkaSettings(BaseModel):
@@ -17,9 +20,18 @@ class KafkaSettings(BaseModel):
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     partitions: int = Field(default=12, ge=1, le=10_000)
     replication_factor: int = Field(default=1, ge=1, le=10)
-    tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
+    tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
+    """The waits between a callback's attempts, as JSON; each has a topic, which `postback topics create` makes. What
+    waits in the topics of an earlier schedule is delivered all the same."""
     extra: dict[str, SecretStr] = Field(default_factory=dict)
     """librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
+
+    @field_validator("tier_delays_seconds")
+    @classmethod
+    def _have_topics_of_their_own(cls, delays: tuple[float, ...]) -> tuple[float, ...]:
+        if len({tier_name(delay) for delay in delays}) < len(set(delays)):
+            raise ValueError("two delays are the same in whole milliseconds, and would share a topic")
+        return delays
 
     @property
     def topics(self) -> Topics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 TENANT = "tenant"
@@ -37,6 +39,8 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 
 _DAY_MS = 24 * 3600 * 1000
+_TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def tier_name(delay_seconds: float) -> str:
@@ -48,6 +52,12 @@ def tier_name(delay_seconds: float) -> str:
         if seconds % size == 0:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def tier_delay(name: str) -> float | None:
+    """The other way round, seconds; None for what is not such a name."""
+    found = _TIER.fullmatch(name)
+    return int(found[1]) * _UNIT_SECONDS[found[2]] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +130,17 @@ class Topics:
         """Delay in seconds to topic, shortest first."""
         return {delay: self.tier(delay) for delay in sorted(self.tier_delays_seconds)}
 
+    def former_tiers(self, existing: Iterable[str]) -> dict[str, float]:
+        """Topic to delay in seconds, of the tiers among these topics that the schedule has no more."""
+        start, current = f"{self.prefix}callback_retries.", set(self.tiers.values())
+        found = {name: tier_delay(name.removeprefix(start)) for name in existing if name.startswith(start)}
+        return {name: delay for name, delay in found.items() if delay is not None and name not in current}
+
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
         week = {"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)}
-        # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it would
-        # refuse whole transactions, and a tier is a queue only where one clock says when its records came.
+        # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it
+        # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
         compacted = {"cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}

@@ -60,6 +60,15 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
     return found
 
 
+async def topic_names(kafka: KafkaSettings) -> list[str]:
+    """The topics that there are, as far as we may know of them. Raises BrokerAway."""
+    client = AdminClient(kafka.client_config())
+    try:
+        return list((await asyncio.to_thread(client.list_topics, timeout=TOPIC_SECONDS)).topics)
+    except KafkaException as error:
+        raise BrokerAway(f"Kafka at {kafka.bootstrap_servers} does not answer ({error.args[0].name()})") from None
+
+
 def readiness_of(stages: Sequence[Stage]) -> Readiness:
     """Ready when every stage is."""
     return Readiness(tuple(reason for stage in stages for reason in stage.watch.reasons()))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+from schemas.settings import KafkaSettings
+from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_delay, tier_name
 
 
 @pytest.mark.parametrize(
@@ -11,6 +13,35 @@ from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
 )
 def test_a_tier_is_named_by_its_delay(delay: float, name: str) -> None:
     assert tier_name(delay) == name
+
+
+@pytest.mark.parametrize("delay", [*TIER_DELAYS_SECONDS, 90, 0.2, 0.001, 1.5, 3 * 86_400])
+def test_a_tiers_name_says_its_delay(delay: float) -> None:
+    assert tier_delay(tier_name(delay)) == pytest.approx(delay)
+
+
+def test_what_is_left_of_an_earlier_schedule_is_known_by_its_name() -> None:
+    topics = Topics("a.", (5, 300))
+    existing = ["a.callback_retries.5s", "a.callback_retries.45s", "a.callback_retries.1500ms", "a.callback_retries.x"]
+
+    assert topics.former_tiers([*existing, "callback_retries.2h", "a.model_results"]) == {
+        "a.callback_retries.45s": 45,
+        "a.callback_retries.1500ms": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("delays", "problem"),
+    [
+        ((), "at least 1 item"),
+        ((5, 0), "greater than or equal to 0.001"),
+        ((5, 86_400 * 6), "less than or equal to 432000"),
+        ((0.2, 0.2003), "would share a topic"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused(delays: tuple[float, ...], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        KafkaSettings(tier_delays_seconds=delays)
 
 
 def test_no_two_tiers_share_a_topic() -> None:
