@@ -13,29 +13,29 @@ from threading import Event, Thread
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.settings import KafkaSettings
-from telemetry.logs import get_logger
+from telemetry.clock import Clock, Deadline
 from workers.process import BrokerAway, topic_ids
 
 START_SECONDS = 60.0
 """How long the first reading may take. A process that was killed in a transaction holds it up for some seconds."""
 
 _ASK_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 0.2
 _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
 Apply = Callable[[bytes | None, bytes | None], None]
 """Takes in a record's key and value; the value is None where the fact is taken back. Must not raise."""
 
-log = get_logger()
-
 
 class CompactedTopic:
     """Calls `apply` on the event loop for each committed record: for all there are, and then for each that comes."""
 
-    def __init__(self, kafka: KafkaSettings, topic: str, apply: Apply) -> None:
+    def __init__(self, kafka: KafkaSettings, topic: str, apply: Apply, clock: Clock) -> None:
         self._kafka = kafka
         self._topic = topic
         self._apply = apply
+        self._clock = clock
         self._stopping = Event()
         self._thread: Thread | None = None
 
@@ -67,16 +67,23 @@ class CompactedTopic:
 
     def _ends(self) -> dict[int, int]:
         """The end of each partition, with what is in open transactions: what was committed behind them counts too."""
-        consumer = self._consumer("read_uncommitted")
+        consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:
-            numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
-            asked = [TopicPartition(self._topic, number) for number in numbers]
-            return {each.partition: consumer.get_watermark_offsets(each, timeout=_ASK_SECONDS)[1] for each in asked}
-        except KafkaException as error:
-            reason = error.args[0].name()
-            raise BrokerAway(f"the end of the topic {self._topic} cannot be asked for ({reason})") from None
+            while True:
+                try:
+                    return self._ask_ends(consumer)
+                except KafkaException as error:  # a partition that is being moved, or was made a moment ago
+                    if deadline.passed:
+                        why = f"the end of the topic {self._topic} cannot be asked for ({error.args[0].name()})"
+                        raise BrokerAway(why) from None
+                    self._clock.sleep(_ASK_AGAIN_SECONDS)
         finally:
             consumer.close()
+
+    def _ask_ends(self, consumer: Consumer) -> dict[int, int]:
+        numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
+        asked = [TopicPartition(self._topic, number) for number in numbers]
+        return {each.partition: consumer.get_watermark_offsets(each, timeout=_ASK_SECONDS)[1] for each in asked}
 
     def _consumer(self, isolation: str) -> Consumer:
         return Consumer(

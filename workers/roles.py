@@ -183,7 +183,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         settings,
     )
     stack.push_async_callback(handler.close)
-    endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply)
+    endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply, process.clock)
     stack.push_async_callback(endpoints.close)
     await endpoints.start()
     stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)

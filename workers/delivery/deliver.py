@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from schemas.codec import InvalidResult
 from schemas.event import event_body
@@ -36,7 +36,7 @@ from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pendi
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, hop, is_early
 from workers.delivery.settings import DeliverySettings
-from workers.delivery.tier_pace import TierPace
+from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
 UNUSABLE = "unusable_result"
@@ -58,8 +58,9 @@ class DeliveryHandler(TierPace):
         metrics: Metrics,
         settings: DeliverySettings,
         rng: random.Random | None = None,
+        former_tiers: Mapping[str, float] = NO_TIERS,
     ) -> None:
-        super().__init__(topics, clock)
+        super().__init__(topics, clock, former_tiers)
         self._topics = topics
         self._tiers = topics.tiers
         self._keyring = keyring
@@ -77,21 +78,23 @@ class DeliveryHandler(TierPace):
         """See the module's list of endings."""
         try:
             pending = read_pending(record)
-            if pending is None:
-                return ()
-            if self.states.is_disabled((pending.tenant, pending.url)):
-                return (self._kept(record, pending),)
-            tier = self._tier_to_wait_in(pending)
-            if tier is not None:
-                return (outputs.hopping(record, self._tiers[tier]),)
+            return await self._deliver(record, pending) if pending is not None else ()
+        except (UnusableRecord, InvalidResult) as error:
+            return (self._unusable(record, str(error)),)
+
+    async def _deliver(self, record: Record, pending: PendingDelivery) -> Sequence[Output]:
+        if self.states.is_disabled((pending.tenant, pending.url)):
+            return (self._kept(record, pending),)
+        tier = self._tier_to_wait_in(pending)
+        if tier is not None:
+            return (outputs.hopping(record, self._tiers[tier]),)
+        try:
             async with self._endpoints.share(pending.endpoint) as place:
                 # Only now, since most records of a hung endpoint come here many times and go no further.
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
         except EndpointBusy as busy:
             return (self._deferred(record, pending, busy.wait_seconds),)
-        except (UnusableRecord, InvalidResult) as error:
-            return (self._unusable(record, str(error)),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""

@@ -1,0 +1,302 @@
+"""Slow, dead and unwilling endpoints on a real broker and real sockets: what they cost the others, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from confluent_kafka import Producer
+
+from devkit.committed import committed_records
+from producers.topics import create_topics
+from schemas.codec import write_result
+from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, write_endpoint
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.compacted import CompactedTopic
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+from workers.stage.build import group_stage
+from workers.stage.stage import StageSettings
+from workers.stage.window import Limits
+
+pytestmark = pytest.mark.broker
+
+CLOCK = SystemClock()
+QUICK = {"breaker_open_seconds": 0.2, "breaker_longest_seconds": 0.4}
+
+
+@dataclass
+class Site:
+    """A consumer of webhooks on an origin of its own."""
+
+    status: int = 204
+    gate: asyncio.Event | None = None
+    """Where set, answers wait for it."""
+    got: list[str] = field(default_factory=list)
+    """The `webhook-id` of each request, in order."""
+    running: int = 0
+    most_running: int = 0
+    origin: str = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.got.append(request.headers["webhook-id"])
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.running -= 1
+        return web.Response(status=self.status)
+
+    @asynccontextmanager
+    async def up(self, port: int | None = None) -> AsyncIterator[None]:
+        application = web.Application()
+        application.router.add_post("/{path}", self.answer)
+        async with TestServer(application, port=port) as server:
+            self.origin = str(server.make_url("/").origin())
+            yield
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    async with site.up():
+        yield site
+
+
+@dataclass
+class Fleet:
+    """A fleet, and delivery processes' insides that run against it."""
+
+    kafka: KafkaSettings
+    keyring: Keyring
+    stack: AsyncExitStack
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @asynccontextmanager
+    async def delivery(self, **settings: float) -> AsyncIterator[None]:
+        """What `workers.roles` builds, with a policy that lets loopback through."""
+        chosen = DeliverySettings(**settings)  # type: ignore[arg-type]  # the values of a dict
+        policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
+        topics = self.kafka.topics
+        handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
+        followed = CompactedTopic(self.kafka, topics.endpoints, handler.states.apply, CLOCK)
+        await followed.start()
+        limits = StageSettings("delivery", Limits(chosen.window_records))
+        read = [topics.results, *topics.tiers.values()]
+        stage = group_stage(limits, self.kafka, read, "r1", handler, CLOCK, self.metrics, handler)
+        running = asyncio.ensure_future(stage.run())
+        try:
+            yield
+        finally:
+            stage.stop()
+            await running
+            await handler.close()
+            await followed.close()
+
+    def put(self, url: str, names: Iterable[str], tenant: str = "acme") -> None:
+        """A settled result for each of these."""
+        producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
+        value = write_result(Result(job_id="job", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
+        for name in names:
+            headers = {"tenant": tenant, "webhook-id": name, "job-id": name, "callback-url": url}
+            producer.produce(self.kafka.topics.results, value, name, headers=list(headers.items()))
+            producer.poll(0)
+        assert producer.flush(60) == 0
+
+    def put_state(self, record: EndpointRecord) -> None:
+        producer = Producer(self.kafka.client_config())
+        producer.produce(self.kafka.topics.endpoints, write_endpoint(record), key_bytes(record.key), 0)
+        assert producer.flush(20) == 0
+
+    async def attempts(self) -> list[dict[str, Any]]:
+        records = await asyncio.to_thread(committed_records, self.kafka.client_config(), self.kafka.topics.attempts)
+        return [json.loads(record.value()) for record in records]
+
+    async def in_tiers(self) -> set[str]:
+        """Every job of which a tier has, or had, a record."""
+        found: set[str] = set()
+        for topic in self.kafka.topics.tiers.values():
+            records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
+            found |= {dict(record.headers())["job-id"].decode() for record in records}
+        return found
+
+    async def letters(self) -> Counter[str]:
+        """How many dead letters there are of each reason."""
+        topic = self.kafka.topics.dead_letters
+        records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
+        return Counter(dict(record.headers())["reason"].decode() for record in records)
+
+    async def states(self) -> list[EndpointRecord]:
+        topic = self.kafka.topics.endpoints
+        records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
+        return [read_endpoint(record.value()) for record in records]
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def fleet_with(fleet: KafkaSettings, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    def make(*tiers: float) -> Fleet:
+        kafka = fleet.model_copy(update={"tier_delays_seconds": tiers}) if tiers else fleet
+        create_topics(kafka)
+        return Fleet(kafka, Keyring.create(tmp_path / "keyring.json", CLOCK), AsyncExitStack())
+
+    yield make
+
+
+async def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    try:
+        async with asyncio.timeout(120):
+            while not condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(what())
+
+
+async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoint_waiting(
+    fleet_with: Callable[..., Fleet], site: Site
+) -> None:
+    fleet, hung = fleet_with(5.0, 60.0), Site(gate=asyncio.Event())
+    queued = [f"hung-{number}" for number in range(20_000)]
+    healthy = [f"ok-{number}" for number in range(400)]
+    async with hung.up(), fleet.delivery():
+        assert hung.gate is not None
+        fleet.put(f"{hung.origin}/hook", queued)
+        fleet.put(f"{site.origin}/hook", healthy)
+        await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
+
+        # All that while the hung one has answered nothing: it has its places, and the rest is out of the way.
+        assert hung.most_running <= DeliverySettings().endpoint_concurrency
+        assert fleet.counted("postback_deferred_total") >= 10_000
+        hung.gate.set()
+    assert sorted(site.got) == sorted(healthy)
+    # A deferral is no attempt, and loses nothing: what was not sent stands in a tier.
+    attempts = await fleet.attempts()
+    assert sorted(one["job_id"] for one in attempts) == sorted(hung.got + site.got)
+    sent = {one["job_id"] for one in attempts if one["error"] is None}
+    assert sent | await fleet.in_tiers() == {*queued, *healthy}
+
+
+async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
+    fleet_with: Callable[..., Fleet], site: Site
+) -> None:
+    fleet, dead = fleet_with(), Site()
+    with socket.socket() as reserved:  # bound and not listening: whoever connects is refused
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        names = [f"dead-{number}" for number in range(300)]
+        async with fleet.delivery(endpoint_concurrency=8, breaker_failures=10, **QUICK):
+            fleet.put(f"http://127.0.0.1:{port}/hook", names)
+            fleet.put(f"{site.origin}/hook", ["ok"])
+            # Three openings: two probes at least have failed.
+            await until(lambda: fleet.counted("postback_breaker_changes_total", state="open") >= 3, lambda: "no probe")
+            await until(lambda: len(site.got) == 1, lambda: "the healthy one was not served")
+            reserved.close()
+            async with dead.up(port):
+                await until(lambda: len(set(dead.got)) == 300, lambda: f"{len(set(dead.got))} of 300 were served")
+    assert sorted(dead.got) == sorted(names)
+    assert fleet.counted("postback_breaker_changes_total", state="closed") == 1
+    failed = [one for one in await fleet.attempts() if one["error"] is not None]
+    opened = fleet.counted("postback_breaker_changes_total", state="open")
+    # Ten in a row, those that were on their way beside them, and one for each probe: not one for each event.
+    assert 10 <= len(failed) <= 10 + 7 + opened
+    assert await fleet.letters() == {}
+
+
+async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kept(
+    fleet_with: Callable[..., Fleet], site: Site
+) -> None:
+    fleet = fleet_with()
+    gone = f"{site.origin}/gone"
+    async with fleet.delivery():
+        site.status = 410
+        fleet.put(gone, ["first"])
+        await until(lambda: fleet.counted("postback_disabled_endpoints") == 1, lambda: "it is not disabled")
+        site.status = 204
+        fleet.put(gone, [f"kept-{number}" for number in range(20)])
+        fleet.put(gone, ["other-tenant"], tenant="globex")
+        fleet.put(f"{site.origin}/other-path", ["other-path"])
+        kept = lambda: fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")  # noqa: E731
+        await until(lambda: kept() == 20 and len(site.got) == 3, lambda: f"{kept()} of 20 are kept")
+    # A process that starts anew knows it before it sends anything.
+    fleet.put(gone, ["after-restart"])
+    async with fleet.delivery():
+        await until(lambda: kept() == 21, lambda: "what came after the restart is not kept")
+        fleet.put_state(EndpointRecord(tenant="acme", url=gone, state=State.ENABLED, at=1))
+        await until(lambda: fleet.counted("postback_disabled_endpoints") == 0, lambda: "it is not enabled")
+        fleet.put(gone, ["enabled"])
+        await until(lambda: len(site.got) == 4, lambda: "an endpoint that was enabled is not called")
+    assert site.got[0] == "first"
+    assert sorted(site.got[1:]) == ["enabled", "other-path", "other-tenant"]
+    assert await fleet.letters() == {"endpoint_gone": 1, "endpoint_disabled": 21}
+    assert len(await fleet.attempts()) == 4
+
+
+async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is_kept(
+    fleet_with: Callable[..., Fleet], site: Site
+) -> None:
+    fleet, site.status = fleet_with(), 503
+    async with fleet.delivery(disable_after_seconds=0.5, **QUICK):
+        async with asyncio.timeout(60):
+            while fleet.counted("postback_disabled_endpoints") == 0:
+                fleet.put(f"{site.origin}/down", ["down"])
+                await asyncio.sleep(0.1)
+        asked = len(site.got)
+        fleet.put(f"{site.origin}/down", ["late"])
+        await until(
+            lambda: fleet.counted("postback_dead_letters_total", reason="endpoint_disabled") >= 1,
+            lambda: "its events are not kept",
+        )
+    failing, *_, disabled = await fleet.states()
+    assert (failing.state, disabled.state, disabled.reason) == (State.FAILING, State.DISABLED, DisabledBecause.FAILING)
+    assert disabled.at - failing.at >= 500
+    assert "late" not in site.got
+    assert len(site.got) <= asked + 1  # the one that was on its way
+
+
+async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transaction_open_in_it(
+    fleet: KafkaSettings,
+) -> None:
+    def transaction(identity: str, key: str) -> Producer:
+        producer = Producer({**fleet.client_config(), "transactional.id": f"{fleet.topic_prefix}{identity}"})
+        producer.init_transactions(20)
+        producer.begin_transaction()
+        producer.produce(fleet.topics.endpoints, b"{}", key, 0)
+        assert producer.flush(20) == 0
+        return producer
+
+    known: list[bytes | None] = []
+    transaction("first", "before").commit_transaction(20)
+    left_open = transaction("dead", "never")
+    transaction("second", "behind").commit_transaction(20)
+    followed = CompactedTopic(fleet, fleet.topics.endpoints, lambda key, value: known.append(key), CLOCK)
+    starting = asyncio.ensure_future(followed.start())
+    await until(lambda: known == [b"before"], lambda: f"{known} is known")
+    assert not starting.done()  # what is behind the open transaction cannot be seen yet, and counts
+    await asyncio.to_thread(left_open.abort_transaction, 20)
+    await starting
+    assert known == [b"before", b"behind"]
+    transaction("third", "later").commit_transaction(20)
+    await until(lambda: known[2:] == [b"later"], lambda: f"{known} is known")
+    await followed.close()
