@@ -10,7 +10,7 @@ from telemetry.clock import Clock
 from workers.delivery.retries import due_ms
 from workers.stage.record import Record
 
-_NO_TIERS: Mapping[str, float] = {}
+NO_TIERS: Mapping[str, float] = {}
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class TierPace:
     there any more, and what waits there still is taken out.
     """
 
-    def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = _NO_TIERS) -> None:
+    def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
         self._delays = {**former_tiers, **{name: delay for delay, name in topics.tiers.items()}}
         self._clock = clock
         self._steady_from = clock.time() - clock.monotonic()
