@@ -26,7 +26,16 @@ from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
-from workers.process import ProcessError, alive, readiness_of, replica_of, run_stages, topic_ids, unless_stopped
+from workers.process import (
+    ProcessError,
+    alive,
+    readiness_of,
+    replica_of,
+    run_stages,
+    topic_ids,
+    topic_names,
+    unless_stopped,
+)
 from workers.registry import Registry
 from workers.settings import WorkerSettings
 from workers.stage.build import group_stage
@@ -171,7 +180,8 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
     process.pages[JWKS_PATH] = partial(jwks_page, keyring, process.clock)
-    read = [kafka.topics.results, *kafka.topics.tiers.values()]
+    former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
+    read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
     await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
     policy = EgressSettings().callback_policy(development=process.development)
     handler = DeliveryHandler(
@@ -181,6 +191,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         process.clock,
         process.metrics,
         settings,
+        former_tiers=former_tiers,
     )
     stack.push_async_callback(handler.close)
     endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply, process.clock)
