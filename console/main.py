@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from console import broker, dead_letters, deliver, keys, receive, replay, submit, topics, worker
+from console import broker, dead_letters, deliver, deliveries, keys, receive, replay, submit, topics, worker
 from console.demo import command as demo
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(submit.submit)
 app.command()(replay.replay)
+app.command()(deliveries.deliveries)
 app.command()(receive.receive)
 app.command()(worker.worker)
 app.command()(deliver.deliver)
