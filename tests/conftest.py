@@ -7,7 +7,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,9 +58,22 @@ def broker() -> Iterator[Broker | ExternalBroker]:
 
 
 @pytest.fixture
-def fleet(broker: Broker | ExternalBroker, make_fleet: MakeFleet) -> Iterator[KafkaSettings]:
+def fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
     """Settings of a fleet that nobody else uses, with its topics; they are deleted when the test ends."""
-    settings = make_fleet(broker.bootstrap_servers)
+    with _passing_fleet(broker) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def module_fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
+    """The same for all tests of a module, which must not mind what the others leave."""
+    with _passing_fleet(broker) as settings:
+        yield settings
+
+
+@contextmanager
+def _passing_fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
+    settings = _make_fleet(broker.bootstrap_servers)
     yield settings
     admin = AdminClient(settings.client_config())
     for deleted in admin.delete_topics([spec.name for spec in settings.topics.specs(PARTITIONS)]).values():

@@ -1,7 +1,7 @@
-"""Helm and compose-go's command, built from their modules at pinned versions and kept in the user's cache.
+"""Go, and what is built with it: Helm and compose-go's command, from their modules at pinned versions.
 
 Neither is on PyPI. Go's checksum database vouches for what is downloaded. A cold build takes minutes on two cores, so
-each version is built once.
+each version is built once and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def cache() -> Path:
 def ensure(tool: GoTool) -> Path:
     """The tool's executable, built if it is not there yet. A test that needs it fails where it cannot be built."""
     target = cache() / "bin" / tool.file_name
-    with _one_build_at_a_time(target.parent):
+    with one_build_at_a_time(target.parent):
         if not target.exists():
             _build(tool, target)
     return target
 
 
 @contextmanager
-def _one_build_at_a_time(folder: Path) -> Iterator[None]:
+def one_build_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder of the cache, which other test runs of this user share."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,8 +70,8 @@ def _one_build_at_a_time(folder: Path) -> Iterator[None]:
 
 def _build(tool: GoTool, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as built:
-        _run(
-            [str(_go()), "install", f"{tool.package}@{tool.version}"],
+        run(
+            [str(go()), "install", f"{tool.package}@{tool.version}"],
             fix="the Go module proxy has to be reachable (GOPROXY), or the tool already be in the cache",
             env={**os.environ, "GOBIN": built, "GOTOOLCHAIN": "local"},
         )
@@ -78,7 +79,7 @@ def _build(tool: GoTool, target: Path) -> None:
         next(Path(built).iterdir()).replace(target)
 
 
-def _go() -> Path:
+def go() -> Path:
     """Go as installed where it is new enough, else the packaged one."""
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go"):
         if candidate and Path(candidate).exists() and _version(Path(candidate)) >= OLDEST_GO:
@@ -93,18 +94,27 @@ def _version(go: Path) -> tuple[int, ...]:
 
 def _packaged_go() -> Path:
     home = cache() / "go"
-    go = home / "go" / "bin" / "go"
-    if not go.exists():
-        target = ["--target", str(home), "--no-deps", GO_PACKAGE]
-        uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-        _run(
-            [uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target],
+    found = home / "go" / "bin" / "go"
+    if not found.exists():
+        install_package(
+            GO_PACKAGE,
+            home,
             fix=f"install Go {'.'.join(map(str, OLDEST_GO))} or newer from https://go.dev/dl and put it on PATH",
         )
-    return go
+    return found
 
 
-def _run(command: list[str], *, fix: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=_BUILD_TIMEOUT_SECONDS)
+def install_package(package: str, folder: Path, *, fix: str) -> None:
+    """Unpack a distribution of PyPI, which holds more than Python, into a folder of its own."""
+    target = ["--target", str(folder), "--no-deps", package]
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    run([uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target], fix=fix)
+
+
+def run(command: list[str], *, fix: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    """Run a tool to its end; where it fails, so does the test, with what would mend it."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=_BUILD_TIMEOUT_SECONDS
+    )
     if done.returncode:
         pytest.fail(f"`{' '.join(command)}` failed; {fix}.\n{done.stderr[-2000:]}", pytrace=False)

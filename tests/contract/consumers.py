@@ -1,0 +1,123 @@
+"""The programs of docs/WEBHOOKS.md, taken from the page and run as consumers run them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+from go_tools import go, run
+from node_tools import STANDARDWEBHOOKS, modules, node
+
+from telemetry.clock import Deadline, SystemClock
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "WEBHOOKS.md").read_text()
+PROGRAMS = {
+    name: code
+    for code, name in re.findall(
+        r"^```(?:python|js|go)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
+    )
+}
+"""By the file name in their first line."""
+
+GO_MODULE = """module consumer
+
+go 1.22
+
+require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
+"""
+CLOCK = SystemClock()
+
+
+@dataclass
+class Consumer:
+    """A program of the page that listens."""
+
+    port: int
+    printed: IO[str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hook"
+
+    def answer(self, headers: Mapping[str, str], body: bytes) -> int:
+        """The status for a request of our own; header names go out in the case that they have here."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", "/hook", body, dict(headers))
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        return self.printed.readline().rstrip("\n")
+
+
+@contextmanager
+def consuming(name: str, folder: Path, **environment: str) -> Iterator[Consumer]:
+    """Run the program, on a port of its own, until the block ends."""
+    port = free_port()
+    code = PROGRAMS[name]
+    assert "8080" in code
+    (folder / name).write_text(code.replace("8080", str(port)))
+    command = prepared(name, folder)
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+        )
+    with process:
+        assert process.stdout is not None
+        try:
+            wait_until_listening(process, port, folder / "stderr")
+            yield Consumer(port, process.stdout)
+        finally:
+            process.kill()
+
+
+def prepared(name: str, folder: Path) -> list[str]:
+    """The command line, once what the program needs is there."""
+    if name.endswith(".py"):
+        return [sys.executable, name]
+    if name.endswith(".mjs"):
+        (folder / "node_modules").symlink_to(modules(STANDARDWEBHOOKS))
+        return [str(node()), name]
+    (folder / "go.mod").write_text(GO_MODULE)
+    run(
+        [str(go()), "build", "-mod=mod", "-o", "consumer", name],
+        fix="the Go module proxy has to be reachable (GOPROXY), or the module already be in the cache",
+        env={**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"},
+        cwd=folder,
+    )
+    return [str(folder / "consumer")]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_listening(process: subprocess.Popen[str], port: int, stderr: Path) -> None:
+    deadline = Deadline.after(CLOCK, 60)
+    while not deadline.passed and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        CLOCK.sleep(0.05)
+    pytest.fail(f"the consumer does not listen: {stderr.read_text()[-2000:]}")

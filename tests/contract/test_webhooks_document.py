@@ -1,0 +1,375 @@
+"""docs/WEBHOOKS.md against a real delivery: its programs take real signed callbacks, and refuse everything else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import runpy
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from consumers import PROGRAMS, Consumer, consuming, modules, node
+from node_tools import STANDARDWEBHOOKS
+from openai import InvalidWebhookSignatureError
+from postback_command import environment_of, postback
+from product import CLOCK, Callbacks, Product, Role, eventually
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from devkit.receiver import Behaviour, Keys, Received
+from schemas.settings import KafkaSettings
+from schemas.signature import Signer, VerificationError, generate_secret, generate_signing_key, verify
+from workers.delivery.keyring import OVERLAP_SECONDS, Keyring
+
+pytestmark = pytest.mark.broker
+
+PROMPT = "Was ist ein “Webhook”? Ω </script> 🪝"
+"""The echo engine answers with it: letters of one to four bytes, and what JSON writers like to escape."""
+BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go")
+BY_PUBLIC_KEY = ("consumer_by_public_key.py", "consumer_by_public_key.mjs", "consumer_by_public_key.go")
+WEBHOOK_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+
+
+class Fleet:
+    """An echo worker that delivers, for all tests of this module."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+        self.role: Role = product.worker("w1", "--engine", "echo", "--with-delivery")
+
+    @property
+    def jwks_url(self) -> str:
+        return f"http://127.0.0.1:{self.role.port}/.well-known/jwks.json"
+
+    def call_back(self, url: str, prompt: str = PROMPT) -> None:
+        self.product.submit([{"prompt": prompt, "callback_url": url}])
+
+    def callback(self, behaviour: Behaviour | None = None, attempts: int = 1, prompt: str = PROMPT) -> list[Received]:
+        """A real one, as a receiver gets it; so many attempts of it."""
+        callbacks = Callbacks(self.product.keyring)
+        try:
+            self.product.keyring.follow(CLOCK.time())
+            callbacks.up(behaviour)
+            self.call_back(callbacks.url, prompt)
+            eventually(lambda: len(callbacks.received) >= attempts, 60, "no callback comes")
+            return callbacks.received
+        finally:
+            callbacks.end()
+
+    @property
+    def signer(self) -> Signer:
+        """Signs as the fleet does."""
+        return Keyring.load(self.product.keyring.path).signer("default", CLOCK.time())
+
+    @property
+    def secret(self) -> str:
+        """The tenant's, as a consumer is given it."""
+        return Keyring.load(self.product.keyring.path).secrets("default", CLOCK.time())[0]
+
+
+@pytest.fixture(scope="module")
+def fleet(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    product = Product(module_fleet, tmp_path_factory.mktemp("fleet"))
+    try:
+        yield Fleet(product)
+    finally:
+        product.end()
+
+
+@pytest.fixture(scope="module")
+def genuine(fleet: Fleet) -> Received:
+    [received] = fleet.callback()
+    assert received.verified
+    return received
+
+
+def webhook_headers(received: Received) -> dict[str, str]:
+    return {name: received.headers[name] for name in WEBHOOK_HEADERS}
+
+
+def signatures_of(received: Received, version: str) -> str:
+    entries = received.headers["webhook-signature"].split(" ")
+    return " ".join(entry for entry in entries if entry.startswith(f"{version},"))
+
+
+def in_title_case(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.title(): value for name, value in headers.items()}
+
+
+@pytest.fixture
+def consumer(request: pytest.FixtureRequest, fleet: Fleet, tmp_path: Path) -> Iterator[Consumer]:
+    secret = fleet.secret
+    with consuming(request.param, tmp_path, WEBHOOK_SECRET=secret, JWKS_URL=fleet.jwks_url) as started:
+        yield started
+
+
+@pytest.mark.parametrize("consumer", [*BY_SECRET, *BY_PUBLIC_KEY], indirect=True)
+def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
+    consumer: Consumer, fleet: Fleet, genuine: Received, request: pytest.FixtureRequest
+) -> None:
+    fleet.call_back(consumer.url)
+    kind, webhook_id, text = consumer.line().split(" ", 2)
+    assert (kind, text) == ("inference.succeeded", PROMPT)
+    assert webhook_id.startswith("msg_")
+    fleet.call_back(consumer.url, prompt="")
+    assert consumer.line().startswith("inference.rejected msg_"), "an event without an answer is one, too"
+
+    headers, body = webhook_headers(genuine), genuine.body
+    known, other = ("v1", "v1a") if request.node.callspec.params["consumer"] in BY_SECRET else ("v1a", "v1")
+    for same in (
+        headers,
+        in_title_case(headers),
+        {name.upper(): value for name, value in headers.items()},
+        headers | {"webhook-signature": signatures_of(genuine, known)},
+        headers | {"webhook-signature": f"v9,AAAA {headers['webhook-signature']}"},
+        fleet.signer.headers(genuine.webhook_id or "", int(CLOCK.time()) - 240, body),
+    ):
+        assert consumer.answer(same, body) == 204, same
+        assert consumer.line() == f"inference.succeeded {genuine.webhook_id} {PROMPT}"
+    for reason, (changed, sent) in forged(fleet, genuine, other).items():
+        assert consumer.answer(changed, sent) == 401, reason
+
+
+def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tuple[dict[str, str], bytes]]:
+    """Requests that are not genuine, or not any more, by what is wrong with them."""
+    headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
+    now = int(CLOCK.time())
+    stranger = Signer([generate_secret()], [generate_signing_key()])
+    changed = {
+        "another body": (headers, body.replace(b"succeeded", b"cancelled")),
+        "the same JSON, written anew": (headers, json.dumps(json.loads(body)).encode()),
+        "another id": (headers | {"webhook-id": "msg_2"}, body),
+        "another timestamp": (headers | {"webhook-timestamp": str(now + 1)}, body),
+        "no timestamp": (headers | {"webhook-timestamp": "soon"}, body),
+        "signed ten minutes ago": (fleet.signer.headers(webhook_id, now - 600, body), body),
+        "signed ten minutes ahead": (fleet.signer.headers(webhook_id, now + 600, body), body),
+        "another's keys": (stranger.headers(webhook_id, now, body), body),
+        "a signature of another kind": (
+            headers | {"webhook-signature": signatures_of(genuine, other_version)},
+            body,
+        ),
+        "no base64": (headers | {"webhook-signature": "v1,! v1a,!"}, body),
+    }
+    for name in WEBHOOK_HEADERS:
+        changed[f"no {name}"] = ({kept: value for kept, value in headers.items() if kept != name}, body)
+    return changed
+
+
+def test_openais_client_unwraps_a_real_callback_whatever_the_case_of_its_headers(
+    genuine: Received, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", fleet.secret)
+    (tmp_path / "with_openai.py").write_text(PROGRAMS["with_openai.py"])
+    program = runpy.run_path(str(tmp_path / "with_openai.py"))
+    with program["client"]:
+        for headers in (genuine.headers, in_title_case(genuine.headers)):
+            assert program["unwrap"](genuine.body, headers) == ("inference.succeeded", genuine.webhook_id, PROMPT)
+        [rejected] = fleet.callback(prompt="")
+        event = program["unwrap"](rejected.body, rejected.headers)
+        assert event == ("inference.rejected", rejected.webhook_id, None)
+        for changed, body in forged(fleet, genuine, "v1a").values():
+            with pytest.raises((InvalidWebhookSignatureError, ValueError)):
+                program["unwrap"](body, changed)
+
+
+def test_a_repeat_is_the_same_event_and_is_taken_once(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fleet.callback(Behaviour(fail_first=1), attempts=2)[:2]
+    assert [first.status, second.status] == [503, 200]
+    assert (first.webhook_id, first.body) == (second.webhook_id, second.body)
+    assert int(first.headers["webhook-timestamp"]) <= int(second.headers["webhook-timestamp"])
+    assert first.event["id"] == first.webhook_id
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "once.py").write_text(PROGRAMS["once.py"])
+    program = runpy.run_path("once.py")
+    assert [program["take"](attempt.event) for attempt in (first, second)] == [True, False]
+    rows = program["database"].execute("SELECT * FROM answers").fetchall()
+    program["database"].close()
+    assert rows == [(first.webhook_id, first.event["data"]["id"], PROMPT)]
+
+
+def test_what_goes_over_the_wire_is_what_the_page_says(fleet: Fleet) -> None:
+    head, body = raw_request(fleet)
+    request_line, *lines = head.decode("ascii").split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines)
+    assert request_line == "POST /hook HTTP/1.1"
+    assert set(WEBHOOK_HEADERS) < set(fields)
+    assert fields["Content-Type"] == "application/json"
+    assert fields["Content-Length"] == str(len(body))
+    assert fields["User-Agent"].startswith("Postback/")
+    assert not {"Transfer-Encoding", "Content-Encoding", "Expect", "Accept-Encoding"} & set(fields)
+    assert re.fullmatch(r"[0-9]{10}", fields["webhook-timestamp"])
+    assert re.fullmatch(r"v1,[A-Za-z0-9+/]{43}= v1a,[A-Za-z0-9+/]{86}==", fields["webhook-signature"])
+    event = json.loads(body.decode("utf-8"))
+    assert body.startswith(b'{"id":"msg_')
+    assert PROMPT.encode() in body
+    assert (event["id"], event["object"], event["data"]["text"]) == (fields["webhook-id"], "event", PROMPT)
+    assert event["data"]["id"] == event["data"]["job_id"]
+
+
+def raw_request(fleet: Fleet) -> tuple[bytes, bytes]:
+    """The first request to a socket, byte by byte: its head and its body."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        port = server.getsockname()[1]
+        fleet.call_back(f"http://127.0.0.1:{port}/hook")
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(30)
+            read = b""
+            while not (match := re.search(rb"content-length: (\d+).*?\r\n\r\n", read, re.IGNORECASE | re.DOTALL)) or (
+                len(read) < match.end() + int(match[1])
+            ):
+                received = connection.recv(65536)
+                assert received, read
+                read += received
+            connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+    head, _, body = read.partition(b"\r\n\r\n")
+    return head, body
+
+
+def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
+    genuine: Received, fleet: Fleet, tmp_path: Path
+) -> None:
+    secret = fleet.secret
+    wsgi = {f"HTTP_{name.replace('-', '_').upper()}": value for name, value in webhook_headers(genuine).items()}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(genuine.body, wsgi)
+    translated = {name.removeprefix("HTTP_").replace("_", "-"): value for name, value in wsgi.items()}
+    assert Webhook(secret).verify(genuine.body, translated)["id"] == genuine.webhook_id
+
+    (tmp_path / "node_modules").symlink_to(modules(STANDARDWEBHOOKS))
+    (tmp_path / "fetch.mjs").write_text(
+        """
+        import { Webhook } from "standardwebhooks";
+        const { secret, headers, body } = JSON.parse(process.argv[2]);
+        const request = new Request("http://127.0.0.1/", { method: "POST", headers, body });
+        const webhook = new Webhook(secret);
+        const text = await request.text();
+        try {
+          webhook.verify(text, request.headers);
+        } catch (error) {
+          console.log(error.message);
+        }
+        console.log(webhook.verify(text, Object.fromEntries(request.headers)).id);
+        """
+    )
+    given = json.dumps({"secret": secret, "headers": webhook_headers(genuine), "body": genuine.body.decode()})
+    done = subprocess.run([node(), "fetch.mjs", given], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["Missing required headers", genuine.webhook_id], done.stderr
+
+
+def test_while_keys_rotate_old_and_new_verify_and_a_leaked_one_ends_without_a_restart(fleet: Fleet) -> None:
+    before = keys_of(fleet)
+    assert postback("keys", "rotate", env=environment(fleet)).returncode == 0
+    rotate(fleet, None)
+    rotated = keys_of(fleet)
+    assert (rotated.secrets[1:], rotated.public_keys[1:]) == (before.secrets, before.public_keys)
+    callback = callback_signed_with(fleet, rotated)
+    for secret in rotated.secrets:
+        assert Webhook(secret).verify(callback.body, callback.headers)["id"] == callback.webhook_id
+    for key in rotated.public_keys:
+        verify(callback.headers, callback.body, [], [key], CLOCK.time())
+    assert published(fleet) == rotated.public_keys
+
+    rotate(fleet, "default", overlap_seconds=0)
+    rotate(fleet, None, overlap_seconds=0)
+    ended = keys_of(fleet)
+    callback = callback_signed_with(fleet, ended)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(rotated.secrets[0]).verify(callback.body, callback.headers)
+    assert rotated.public_keys[0] not in published(fleet)
+    assert_no_key_is_told(fleet, [*rotated.secrets, *ended.secrets])
+
+
+def test_a_broken_keyring_stops_no_callback_and_is_said(fleet: Fleet) -> None:
+    path = fleet.product.keyring.path
+    whole = path.read_text()
+    before = published(fleet)
+    path.write_text('{"format": 1, "master": "hush')
+    try:
+        eventually(lambda: "keyring-reload-failed" in said(fleet), 60, "the log does not say it")
+        [received] = fleet.callback()
+        assert received.verified
+        assert published(fleet) == before
+        assert "hush" not in fleet.role.said()
+    finally:
+        path.write_text(whole)
+    rotate(fleet, "default")
+    callback_signed_with(fleet, keys_of(fleet))
+
+
+def said(fleet: Fleet) -> str:
+    """The log, after one more look at the keyring."""
+    published(fleet)
+    return fleet.role.said()
+
+
+def keys_of(fleet: Fleet) -> Keys:
+    """All that sign now, newest first."""
+    keyring, now = Keyring.load(fleet.product.keyring.path), CLOCK.time()
+    return Keys(keyring.secrets("default", now), keyring.public_keys(now))
+
+
+def rotate(fleet: Fleet, whose: str | None, overlap_seconds: float = OVERLAP_SECONDS) -> None:
+    """A tenant's secret, or the fleet's key pair, by somebody else than the process that signs."""
+    Keyring.load(fleet.product.keyring.path).rotate(whose, CLOCK.time(), overlap_seconds)
+
+
+def environment(fleet: Fleet) -> dict[str, str]:
+    return environment_of(POSTBACK_KEYRING=fleet.product.keyring.path)
+
+
+def published(fleet: Fleet) -> list[str]:
+    """The keys of the JWK set, in our own notation."""
+    with urllib.request.urlopen(fleet.jwks_url, timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "application/jwk-set+json"
+        assert answer.headers["Cache-Control"] == "public, max-age=300"
+        keys = json.load(answer)["keys"]
+    raw = [base64.urlsafe_b64decode(f"{key['x']}==") for key in keys]
+    return [f"whpk_{base64.b64encode(key).decode()}" for key in raw]
+
+
+def callback_signed_with(fleet: Fleet, keys: Keys) -> Received:
+    """The first callback on which all of these keys have signed, and no others: delivery has read the file then."""
+    found: list[Received] = []
+
+    def comes() -> bool:
+        received = fleet.callback()[0]
+        if signed_with(received, keys):
+            found.append(received)
+        return bool(found)
+
+    eventually(comes, 60, "delivery goes on signing with other keys")
+    return found[0]
+
+
+def signed_with(received: Received, keys: Keys) -> bool:
+    entries = received.headers["webhook-signature"].split(" ")
+    if len(entries) != len(keys.secrets) + len(keys.public_keys):
+        return False
+    try:
+        Webhook(keys.secrets[0]).verify(received.body, received.headers)
+        verify(received.headers, received.body, [], keys.public_keys[:1], CLOCK.time())
+    except (WebhookVerificationError, VerificationError):
+        return False
+    return True
+
+
+def assert_no_key_is_told(fleet: Fleet, secrets: list[str]) -> None:
+    """Neither the log nor a page of the process holds a secret, the master or a seed."""
+    content = json.loads(fleet.product.keyring.path.read_text())
+    hidden = [secret.removeprefix("whsec_") for secret in secrets]
+    hidden += [content["master"], *(key["seed"] for key in content["fleet"])]
+    told = fleet.role.said()
+    for path in ("/metrics", "/healthz", "/readyz", "/.well-known/jwks.json"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{fleet.role.port}{path}", timeout=30) as answer:
+            told += answer.read().decode()
+    assert "keyring-reloaded" in told
+    assert [one for one in hidden if one in told] == []

@@ -1,0 +1,123 @@
+"""What docs/WEBHOOKS.md promises in numbers and tables, held against what the code does."""
+
+from __future__ import annotations
+
+import random
+import re
+from ipaddress import ip_network
+
+import pytest
+from consumers import DOCUMENT
+from standardwebhooks import Webhook
+
+from devkit.receiver import Behaviour, Keys, Receiver
+from schemas.event import EventType, event_body
+from schemas.result import MAX_RESULT_BYTES, Outcome, Result
+from schemas.signature import Signer, generate_secret
+from schemas.topics import TIER_DELAYS_SECONDS
+from telemetry.clock import SystemClock
+from workers.delivery.jwks import MAX_AGE_SECONDS
+from workers.delivery.keyring import OVERLAP_SECONDS
+from workers.delivery.post import MAX_RETRY_AFTER_SECONDS, Poster
+from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+
+CLOCK = SystemClock()
+MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}
+TO = "\N{EN DASH}"
+ROWS = re.findall(r"^\| ([0-9, \u2013]+) \| \*\*([A-Za-z ]+)[.*]", DOCUMENT, re.MULTILINE)
+"""The statuses of a row of the table, and the first words about them."""
+UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
+
+
+def statuses_of(cell: str) -> list[int]:
+    """The first and the last status of each range."""
+    return [int(end) for span in cell.split(", ") for end in span.split(TO)]
+
+
+def meaning_of(status: int) -> str:
+    """What the table says about a status."""
+    for cell, meaning in ROWS:
+        for span in cell.split(", "):
+            first, _, last = span.partition(TO)
+            if int(first) <= status <= int(last or first):
+                return meaning
+    pytest.fail(f"the table does not say what {status} does")
+
+
+def test_the_table_says_of_every_status_what_it_does_and_says_it_once() -> None:
+    assert len(ROWS) == 6
+    spans = sorted(
+        (int(first), int(last or first))
+        for cell, _ in ROWS
+        for first, _, last in [span.partition(TO) for span in cell.split(", ")]
+    )
+    assert spans[0][0] == 200
+    assert spans[-1][1] == 599
+    assert [first for first, _ in spans[1:]] == [last + 1 for _, last in spans[:-1]]
+
+
+async def test_each_status_does_what_the_table_says() -> None:
+    statuses = sorted({status for cell, _ in ROWS for status in statuses_of(cell)} | {204, 301, 307, 404, 413, 503})
+    policy = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
+    poster = Poster(DeliverySettings(), policy, CLOCK)
+    try:
+        for status in statuses:
+            decision = await decision_about(poster, status)
+            wanted = MEANINGS[meaning_of(status)]
+            if wanted is None:
+                assert not isinstance(decision, (Done, GiveUp)), status
+            else:
+                assert isinstance(decision, wanted), status
+    finally:
+        await poster.close()
+
+
+async def decision_about(poster: Poster, status: int) -> RetryDecision:
+    secret, body = generate_secret(), b"{}"
+    headers = Signer([secret]).headers("msg_1", int(CLOCK.time()), body)
+    keys = Keys([secret], [])
+    async with Receiver(lambda: keys, lambda received: None, behaviour=Behaviour(status)) as receiver:
+        outcome = await poster.post(receiver.url, body, headers, "default")
+    return decide(1, outcome, 0, random.Random(1), Schedule())
+
+
+def test_the_waits_between_attempts_are_those_of_the_page() -> None:
+    [sentence] = re.findall(r"^After (5 seconds, .*? and 24 hours), each up to a tenth longer", DOCUMENT, re.MULTILINE)
+    waits = [int(number) * UNIT_SECONDS[unit] for number, unit in re.findall(r"(\d+) (second|minute|hour)s?", sentence)]
+    assert tuple(waits) == TIER_DELAYS_SECONDS
+    assert "ten attempts over three days" in DOCUMENT
+    assert len(TIER_DELAYS_SECONDS) + 1 == 10
+    assert 3 * 86_400 < sum(TIER_DELAYS_SECONDS) * (1 + Schedule().jitter) < 4 * 86_400
+    assert Schedule().jitter == 0.1
+
+
+def test_the_numbers_of_the_page_are_those_of_the_settings() -> None:
+    assert "within 20 seconds in all" in DOCUMENT
+    assert DeliverySettings().deadline_seconds == 20
+    assert "is honoured up to 24 hours" in DOCUMENT
+    assert MAX_RETRY_AFTER_SECONDS == 24 * 3600
+    assert "for 24 hours each callback is signed" in DOCUMENT
+    assert OVERLAP_SECONDS == 24 * 3600
+    assert "may be kept for five minutes" in DOCUMENT
+    assert MAX_AGE_SECONDS == 300
+    assert "every attempt failed for five days" in DOCUMENT
+    assert DeliverySettings().disable_after_seconds == 5 * 86_400
+
+
+def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> None:
+    assert "at most 1 MiB" in DOCUMENT
+    longest = Result(job_id="j" * 256, outcome=Outcome.SUCCEEDED, text="x", created_at=1)
+    envelope = len(event_body(longest, "m" * 256)) - len(longest.model_dump_json(exclude_none=True))
+    assert MAX_RESULT_BYTES + max(envelope, 2_048) < 1024 * 1024
+
+    secret = generate_secret()
+    body = event_body(longest.model_copy(update={"text": "Ω" * (MAX_RESULT_BYTES // 2 - 1_000)}), "msg_1")
+    headers = Signer([secret]).headers("msg_1", int(CLOCK.time()), body)
+    assert Webhook(secret).verify(body, headers)["data"]["text"].startswith("Ω")
+
+
+def test_the_page_names_every_type_of_event() -> None:
+    [row] = [line for line in DOCUMENT.splitlines() if line.startswith("| `type` |")]
+    assert tuple(re.findall(r"inference\.\w+", row)) == EventType.__args__
