@@ -1,0 +1,125 @@
+"""`postback endpoints`: which are disabled or on the way there, and an operator's word on one.
+
+URLs are shown whole, path and query included, since an endpoint is known by them: it is the operator who asks, on a
+terminal. Logs have origins only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.settings import checked_tenant, fleet_settings
+
+if TYPE_CHECKING:
+    from schemas.endpoint import EndpointRecord, State
+
+app = typer.Typer(no_args_is_help=True, help="Which endpoints are called no more, and whether that is to be so.")
+
+Tenant = Annotated[str, typer.Option(help="Whose endpoint.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="The whole URL, as `postback endpoints list` shows it.")]
+
+
+@app.command("list")
+def list_endpoints(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None, as_json: AsJson = False
+) -> None:
+    """List the endpoints that are disabled, those that fail, and those that were enabled again.
+
+    Whatever is not in the list is called, and has nothing against it.
+    """
+    quiet_clients()
+    from producers.endpoints import known_endpoints
+    from producers.errors import ProducerError
+
+    wanted = checked_tenant(tenant) if tenant is not None else None
+    with telling(ProducerError):
+        known = known_endpoints(fleet_settings().kafka).values()
+    found = [record for record in known if wanted in (None, record.tenant)]
+    if as_json:
+        typer.echo(json.dumps([_summary(record) for record in found], indent=2))
+        return
+    for record in found:
+        _write_line(record)
+    say(f"{len(found)} endpoints")
+
+
+@app.command()
+def enable(url: Url, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Have a disabled endpoint called again. What was kept meanwhile stays in `dead_letters` until it is redriven."""
+    quiet_clients()
+    from producers.endpoints import known_endpoints
+    from producers.errors import ProducerError
+    from schemas.endpoint import State
+
+    tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
+    with telling(ProducerError):
+        record = known_endpoints(kafka).get((tenant, url))
+    if record is None or record.state is not State.DISABLED:
+        raise fail("this endpoint is not disabled; `postback endpoints list` shows those that are")
+    _put(tenant, url, State.ENABLED, as_json=as_json)
+    say(f"its events: postback dead-letters redrive --reason endpoint_disabled --tenant {tenant}")
+
+
+@app.command()
+def disable(url: Url, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Have an endpoint called no more: its events are kept in `dead_letters`, until it is enabled."""
+    quiet_clients()
+    from schemas.endpoint import State
+
+    _put(checked_tenant(tenant), _checked_url(url), State.DISABLED, as_json=as_json)
+
+
+def _put(tenant: str, url: str, state: State, *, as_json: bool) -> None:
+    from producers.endpoints import put_endpoint
+    from producers.errors import ProducerError
+    from schemas.endpoint import DisabledBecause, EndpointRecord, State
+    from telemetry.clock import SystemClock
+
+    reason = DisabledBecause.OPERATOR if state is State.DISABLED else None
+    at = round(SystemClock().time() * 1000)
+    record = EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason)
+    with telling(ProducerError):
+        put_endpoint(fleet_settings().kafka, record)
+    if as_json:
+        typer.echo(json.dumps(_summary(record)))
+    else:
+        _write_line(record)
+
+
+def _checked_url(url: str) -> str:
+    """An endpoint that a job could name."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from schemas.job import Url as CallbackUrl
+
+    try:
+        return TypeAdapter[str](CallbackUrl).validate_python(url)
+    except ValidationError:
+        raise fail("URL: a whole http or https URL without credentials", BAD_INPUT) from None
+
+
+def _summary(record: EndpointRecord) -> dict[str, Any]:
+    from producers.times import show_time
+
+    return {
+        "tenant": record.tenant,
+        "url": record.url,
+        "state": str(record.state),
+        "reason": str(record.reason) if record.reason is not None else None,
+        "since": show_time(record.at),
+        "webhook_id": record.webhook_id,
+    }
+
+
+def _write_line(record: EndpointRecord) -> None:
+    """One line an endpoint, its fields apart by two spaces."""
+    said = _summary(record)
+    fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
+    line = "  ".join("-" if value is None else str(value) for value in fields)
+    # Whoever may write results may have put anything into a URL, a terminal's commands among it.
+    typer.echo(line if line.isprintable() else ascii(line))

@@ -1,0 +1,54 @@
+"""What the fleet knows of endpoints, and an operator's word on one. Every delivery process follows the same topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kafka import KafkaProducer
+
+from producers.connection import connect, kafka_errors_translated
+from producers.scan import Scanner, Stored
+from schemas.endpoint import (
+    EndpointKey,
+    EndpointRecord,
+    InvalidEndpointRecord,
+    key_bytes,
+    read_endpoint,
+    read_key,
+    write_endpoint,
+)
+from schemas.settings import KafkaSettings
+
+_SENT_SECONDS = 30.0
+
+
+def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
+    """The last word on each endpoint of which something is known, by tenant and URL. Raises ProducerError."""
+    with Scanner(settings) as scanner:
+        last = _last_words(scanner.read(scanner.ranges(settings.topics.endpoints)))
+    return dict(sorted(last.items()))
+
+
+def put_endpoint(settings: KafkaSettings, record: EndpointRecord) -> None:
+    """Have every delivery process go by this from now on. Returns once Kafka has it. Raises ProducerError."""
+    producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
+    try:
+        with kafka_errors_translated(settings):
+            topic, key, value = settings.topics.endpoints, key_bytes(record.key), write_endpoint(record)
+            producer.send(topic, value=value, key=key, partition=0).get(timeout=_SENT_SECONDS)
+    finally:
+        producer.close(timeout=0)
+
+
+def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
+    last: dict[EndpointKey, EndpointRecord] = {}
+    for record in records:
+        try:
+            endpoint = read_key(record.key)
+            last.pop(endpoint, None)
+            if record.value is not None:
+                last[endpoint] = read_endpoint(record.value)
+        except InvalidEndpointRecord:
+            continue  # delivery does not go by it either, and says so in its log
+    return last

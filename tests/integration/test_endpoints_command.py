@@ -1,0 +1,129 @@
+"""`postback endpoints` beside a real `postback deliver`: what it lists, and that its word takes effect at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from postback_command import environment_of, postback
+from product import Product, eventually
+
+from devkit.receiver import Behaviour
+from producers.endpoints import known_endpoints
+from schemas.codec import write_result
+from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+HOOK = "https://hooks.example/in/path-token?key=query-token"
+
+
+def listed(fleet: KafkaSettings, *arguments: str) -> list[dict[str, Any]]:
+    done = postback("endpoints", "list", "--json", *arguments, env=environment_of(fleet))
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def put_result(fleet: KafkaSettings, job_id: str, url: str) -> None:
+    producer = Producer(fleet.client_config())
+    value = write_result(Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
+    headers = {"webhook-id": f"msg_{job_id}", "job-id": job_id, "callback-url": url}
+    producer.produce(fleet.topics.results, value, job_id, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def test_what_is_gone_stays_disabled_over_a_kill_until_an_operator_enables_it(product: Product) -> None:
+    fleet, callbacks = product.kafka, product.callbacks
+
+    def reasons() -> list[str]:
+        return sorted(letter["reason"] for letter in product.dead_letters())
+
+    callbacks.up(Behaviour(status=410))
+    killed = product.deliver("d1")
+    put_result(fleet, "first", callbacks.url)
+    eventually(lambda: reasons() == ["endpoint_gone"], 60, lambda: f"there is {reasons()}")
+    killed.kill()
+    callbacks.down()
+    callbacks.up()
+
+    restarted = product.deliver("d1")
+    put_result(fleet, "kept", callbacks.url)
+    eventually(lambda: reasons() == ["endpoint_disabled", "endpoint_gone"], 60, lambda: f"there is {reasons()}")
+    [known] = listed(fleet)
+    assert (known["tenant"], known["url"], known["state"], known["reason"], known["webhook_id"]) == (
+        *("default", callbacks.url, "disabled", "gone", "msg_first"),
+    )
+    metrics = restarted.metrics()
+    assert metrics["postback_disabled_endpoints"] == 1
+    enabled = postback("endpoints", "enable", callbacks.url, env=environment_of(fleet))
+    assert enabled.returncode == 0, enabled.stderr
+    eventually(lambda: restarted.metrics()["postback_disabled_endpoints"] == 0, 30, "it is not enabled")
+    put_result(fleet, "second", callbacks.url)
+    product.wait_for_callbacks(2, 30)
+
+    again = postback("dead-letters", "redrive", "--reason", "endpoint_disabled", env=environment_of(fleet))
+    assert again.returncode == 0, again.stderr
+    product.wait_for_callbacks(3, 30)
+    disabled = postback("endpoints", "disable", callbacks.url, "--json", env=environment_of(fleet))
+    assert json.loads(disabled.stdout)["reason"] == "operator"
+    eventually(lambda: restarted.metrics()["postback_disabled_endpoints"] == 1, 30, "it is not disabled")
+    put_result(fleet, "third", callbacks.url)
+    eventually(lambda: len(reasons()) == 3, 30, lambda: f"there is {reasons()}")
+
+    # `first` was answered with 410; the one that was kept came with its own id, and nothing else was sent.
+    assert sorted(one.webhook_id for one in callbacks.received) == ["msg_first", "msg_kept", "msg_second"]
+    said = killed.said()
+    assert "inference.endpoint.disabled" in said
+    assert "token" not in said + restarted.said()
+
+
+def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fleet: KafkaSettings) -> None:
+    producer = Producer(fleet.client_config())
+
+    def put(tenant: str, url: str, state: State | None) -> None:
+        record = EndpointRecord(tenant=tenant, url=url, state=state or State.ENABLED, at=1_700_000_000_000)
+        value = write_endpoint(record) if state is not None else None
+        producer.produce(fleet.topics.endpoints, value, key_bytes((tenant, url)), 0)
+
+    put("globex", HOOK, State.DISABLED)
+    put("acme", HOOK, State.DISABLED)
+    put("acme", HOOK, State.FAILING)
+    put("acme", f"{HOOK}2", State.FAILING)
+    put("acme", f"{HOOK}2", None)
+    put("acme", "https://hooks.example/\x1b[2J", State.DISABLED)
+    producer.produce(fleet.topics.endpoints, b"{not json", b"nobody's", 0)
+    assert producer.flush(20) == 0
+
+    assert {key: record.state for key, record in known_endpoints(fleet).items()} == {
+        ("acme", "https://hooks.example/\x1b[2J"): "disabled",
+        ("acme", HOOK): "failing",
+        ("globex", HOOK): "disabled",
+    }
+    assert [(one["tenant"], one["url"]) for one in listed(fleet, "--tenant", "globex")] == [("globex", HOOK)]
+    lines = postback("endpoints", "list", env=environment_of(fleet))
+    assert f"failing  -  2023-11-14T22:13:20.000Z  acme  {HOOK}\n" in lines.stdout
+    assert "\x1b" not in lines.stdout  # a terminal does not do what a URL says
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("enable", HOOK), 1, "this endpoint is not disabled"),
+        (("disable", "hooks.example"), 2, "URL: a whole http or https URL"),
+        (("disable", "https://user:pass@hooks.example/"), 2, "URL: a whole http or https URL"),
+        (("disable", HOOK, "--tenant", "a b"), 2, "--tenant"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_is_written(
+    fleet: KafkaSettings, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    done = postback("endpoints", *arguments, env=environment_of(fleet))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert "pass" not in done.stderr
+    assert known_endpoints(fleet) == {}
