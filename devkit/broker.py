@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Self
 from devkit.kafka.cluster import Cluster, Node, load, prepare
 from devkit.kafka.errors import PortInUse
 from devkit.kafka.process import Detached, Leashed, NodeProcess
+from devkit.kafka.scratch import Scratch
 from devkit.kafka.serving import wait_until_serving
 from telemetry.clock import Clock, Deadline, SystemClock
 
@@ -34,7 +34,7 @@ class Broker:
     A context manager. Indexes count brokers from 0.
     """
 
-    def __init__(self, cluster: Cluster, data: Path, clock: Clock, temporary: tempfile.TemporaryDirectory[str] | None):
+    def __init__(self, cluster: Cluster, data: Path, clock: Clock, temporary: Scratch | None):
         self.data = data
         self._cluster = cluster
         self._clock = clock
@@ -46,7 +46,8 @@ class Broker:
         """Start brokers and return when all of them serve.
 
         `port` is the first broker's, the others' follow it; 0 takes free ones. Without `data` the records are kept in a
-        temporary folder and thrown away by `stop`. Raises what `devkit.kafka.errors` lists.
+        temporary folder and thrown away by `stop`, or by the next start where this process was killed. Raises what
+        `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
@@ -59,10 +60,10 @@ class Broker:
 
     @classmethod
     def _start_once(cls, port: int, data: Path | None, brokers: int, clock: Clock) -> Broker:
-        temporary = None
+        temporary: Scratch | None = None
         if data is None:
-            temporary = tempfile.TemporaryDirectory(prefix="postback-broker-", ignore_cleanup_errors=True)
-            data = Path(temporary.name)
+            temporary = Scratch()
+            data = temporary.path
         home = data.resolve()
         broker: Broker | None = None
         try:
@@ -72,7 +73,7 @@ class Broker:
             if broker:
                 _end(broker._processes, clock, gently=False)
             if temporary:
-                temporary.cleanup()
+                temporary.remove()
             raise
         return broker
 
@@ -112,7 +113,7 @@ class Broker:
         """End all brokers: in order where the data is kept, at once where it is thrown away."""
         _end(self._processes, self._clock, gently=self._temporary is None)
         if self._temporary:
-            self._temporary.cleanup()
+            self._temporary.remove()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
     DIR/cluster.json            the cluster's id and its nodes with their ports
     DIR/node-N/server.properties, kafka.log, pid
     DIR/node-N/data/            Kafka's own
+    DIR/node-N/tmp/             what its process unpacks, emptied by each start
 
 Every node is both broker and controller (KRaft), and the quorum is a static list: unlike a dynamic quorum it keeps no
 port in the data, so that kept data can be served on other ports the next time.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import shutil
 import socket
 import subprocess
 import uuid
@@ -78,6 +80,11 @@ class Node:
         return self.home / "kafka.log"
 
     @property
+    def scratch(self) -> Path:
+        """Where the process unpacks its libraries; one that is killed leaves them."""
+        return self.home / "tmp"
+
+    @property
     def address(self) -> str:
         """Where clients connect."""
         return f"127.0.0.1:{self.port}"
@@ -129,7 +136,7 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
 
 def serve_command(node: Node) -> list[str]:
     """The command that runs this node until it is told to stop."""
-    return [*_java_command(), "kafka.Kafka", str(node.properties_file)]
+    return [*_java_command(f"-Djava.io.tmpdir={node.scratch}"), "kafka.Kafka", str(node.properties_file)]
 
 
 def check_free(port: int) -> None:
@@ -185,7 +192,8 @@ def _new_cluster_id() -> str:
 
 def _write(data: Path, cluster: Cluster) -> None:
     for node in cluster.nodes:
-        node.home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(node.scratch, ignore_errors=True)
+        node.scratch.mkdir(parents=True)
         lines = (f"{name}={value}\n" for name, value in _properties(node, cluster.nodes).items())
         node.properties_file.write_text("".join(lines))
     nodes = [{key: value for key, value in asdict(node).items() if key != "home"} for node in cluster.nodes]
@@ -238,5 +246,5 @@ def _format(cluster: Cluster) -> None:
             raise BrokerError(f"Kafka's storage tool failed:\n{output.rstrip()}")
 
 
-def _java_command() -> list[str]:
-    return [java(), *_JVM_FLAGS, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]
+def _java_command(*flags: str) -> list[str]:
+    return [java(), *_JVM_FLAGS, *flags, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]
