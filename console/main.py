@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from console import broker, dead_letters, deliver, deliveries, keys, receive, replay, submit, topics, worker
+from console import broker, dead_letters, deliver, deliveries, endpoints, keys, receive, replay, submit, topics, worker
 from console.demo import command as demo
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(broker.app, name="broker")
 app.add_typer(topics.app, name="topics")
 app.add_typer(keys.app, name="keys")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(endpoints.app, name="endpoints")
 app.command()(submit.submit)
 app.command()(replay.replay)
 app.command()(deliveries.deliveries)
