@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
-from schemas.job import Message
+from schemas.job import DEFAULT_TENANT, Message
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
@@ -42,7 +42,7 @@ from workers.enrichment import (
     ground,
 )
 from workers.pace import AnswerRate
-from workers.registry import Forward, Registry, UnknownModel
+from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
 from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
 
@@ -69,7 +69,7 @@ class Asked:
 
 
 class InferenceHandler:
-    """Implements `Handler` and `Pace` of the stage. `topic_ids` are the UUIDs of the topics that it reads."""
+    """`Handler`, `Pace` and `Sharing` of the stage. `topic_ids` are the UUIDs of the topics that it reads."""
 
     def __init__(
         self,
@@ -114,6 +114,38 @@ class InferenceHandler:
     def due_ms(self, record: Record) -> int | None:
         """Every job is due at once."""
         return None
+
+    # -- sharing: whose turn it is -------------------------------------------------------------------------------
+
+    @property
+    def later_share(self) -> float:
+        """The bulk lane's."""
+        return self._settings.bulk_share
+
+    def party(self, headers: Headers | None) -> bytes:
+        """The tenant, as the header says it: whether it may say so is found out when the job is read."""
+        for name, value in reversed(headers or ()):
+            if name == names.TENANT:
+                return value or _NO_TENANT
+        return _NO_TENANT
+
+    def is_later(self, topic: str) -> bool:
+        """Whether it is a bulk lane."""
+        return topic.endswith(_BULK)
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        """The job for the bulk lane, with identity and deadline. One that does not belong here goes its way now."""
+        try:
+            received = self._read(record)
+            forward = self._route(received, record)
+        except InvalidJob as invalid:
+            return self._rejected(record, invalid)
+        if forward is not None:
+            return [forward]
+        self._metrics.deferred.inc()
+        times = times_in(record.header(names.DEFERRED)) + 1
+        bulk = self._topics.requests(self._settings.lane, bulk=True)
+        return [_moved(record, received, bulk, (names.DEFERRED, str(times).encode()))]
 
     # -- the way of a job ----------------------------------------------------------------------------------------
 
@@ -177,16 +209,8 @@ class InferenceHandler:
             raise _invalid(received, "model_id", str(unknown)) from None
         if not isinstance(where, Forward):
             return None
-        carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS]
-        stamps = [
-            *_identity(received.tenant, received.job_id, received.webhook_id, received.traceparent),
-            (names.DEADLINE, str(received.deadline_ms).encode()),
-            (names.FORWARDED, str(where.times).encode()),
-        ]
-        bulk = record.topic.endswith(".batch")
-        return Output(
-            self._topics.requests(where.lane, bulk=bulk), record.value, record.key, carried + stamps, record.partition
-        )
+        lane = self._topics.requests(where.lane, bulk=self.is_later(record.topic))
+        return _moved(record, received, lane, (names.FORWARDED, str(where.times).encode()))
 
     async def _enrich(self, received: ReceivedJob) -> Asked:
         job = received.job
@@ -356,7 +380,17 @@ class InferenceHandler:
         return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
 
 
-_STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE, names.FORWARDED}
+_STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE}
+_NO_TENANT = DEFAULT_TENANT.encode()
+_BULK = ".batch"
+
+
+def _moved(record: Record, received: ReceivedJob, lane: str, why: tuple[str, bytes]) -> Output:
+    """The record for another lane. What it got where it first stood, its identity and its deadline, goes with it."""
+    carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS and name != why[0]]
+    identity = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
+    stamps = [*identity, (names.DEADLINE, str(received.deadline_ms).encode()), why]
+    return Output(lane, record.value, record.key, carried + stamps, record.partition)
 
 
 def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> Headers:

@@ -46,14 +46,14 @@ class Registry:
             raise UnknownModel("no engine of this fleet has this model")
         if self._models[model_id] == self._lane:
             return Ours()
-        times = _times(forwarded) + 1
+        times = times_in(forwarded) + 1
         if times > MAX_FORWARDS:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)
 
 
-def _times(forwarded: str | None) -> int:
-    """What the header says. Anybody can write one: what is no number is none, and a long one is more than enough."""
-    if forwarded is None or not forwarded.isdecimal():
+def times_in(header: str | None) -> int:
+    """How often, as a header says. Anybody can write one: what is no number is none, and a long one is enough."""
+    if header is None or not header.isdecimal():
         return 0
-    return int(forwarded) if len(forwarded) < 4 else MAX_FORWARDS
+    return int(header) if len(header) < 4 else MAX_FORWARDS

@@ -157,7 +157,7 @@ async def _inference_stage(
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
-    return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler)
+    return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler, handler)
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:

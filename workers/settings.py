@@ -23,6 +23,11 @@ class WorkerSettings(BaseSettings):
     """
     enrich_ahead: int = Field(default=128, ge=1, le=8192)
     """Jobs with sources that are being enriched ahead of the engine."""
+    bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
+    """Of the places that become free, the least part that the bulk lane gets while both lanes have jobs.
+
+    It gets all of them while the default lane is empty.
+    """
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
     """How long what runs is awaited when the worker stops or a partition goes away. Less than the grace period."""
     lane: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")

@@ -21,10 +21,27 @@ def partition(number: int = 0, *, span: int = 0, paused: bool = False, phase: Ph
     return made
 
 
+HOLDER = Partition("requests", 9, 1, 0.0)
+"""Whose records fill a window."""
+
+
 def changes(
     window: Window, *partitions: Partition, waiting: tuple[Partition, ...] = ()
 ) -> tuple[list[Partition], list[Partition]]:
-    return window.changes(partitions, full=window.full, waiting=waiting)
+    return window.changes(partitions, waiting=waiting)
+
+
+def full(window: Window) -> bool:
+    """Whether it takes no more."""
+    return window.wants_pause(partition(), waiting=False)
+
+
+def fill(window: Window, parked: int) -> None:
+    """Make it as many that are parked."""
+    having = window.first.parked
+    for offset in range(having, parked):
+        window.park(HOLDER, Record("requests", 0, offset, b""), None)
+    window.draw(having - parked, lambda _, record: True)
 
 
 # -- records and bytes ---------------------------------------------------------------------------------------------
@@ -33,26 +50,26 @@ def changes(
 @pytest.mark.parametrize("records", [1024, 2 * LEAST_PARKED])
 def test_as_many_records_are_parked_as_may_run(records: int) -> None:
     window = Window(Limits(records=records))
-    window.parked = records - 1
-    assert not window.full
-    window.parked = records
-    assert window.full
+    fill(window, records - 1)
+    assert not full(window)
+    fill(window, records)
+    assert full(window)
 
 
 def test_a_narrow_window_parks_enough_to_last_until_a_resumed_partition_delivers() -> None:
     window = Window(Limits(records=8))
-    window.parked = LEAST_PARKED - 1
-    assert not window.full
-    window.parked = LEAST_PARKED
-    assert window.full
+    fill(window, LEAST_PARKED - 1)
+    assert not full(window)
+    fill(window, LEAST_PARKED)
+    assert full(window)
 
 
 def test_a_full_window_takes_again_only_when_half_of_what_was_parked_is_gone() -> None:
     window = Window(Limits(records=1000))
     seen = []
     for parked in (999, 1000, 999, 501, 500, 999):
-        window.parked = parked
-        seen.append(window.full)
+        fill(window, parked)
+        seen.append(full(window))
     assert seen == [False, True, True, True, False, False]
 
 
@@ -61,33 +78,34 @@ def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
     seen = []
     for size in (999, 1000, 751, 750):
         window.bytes = size
-        seen.append(window.full)
+        seen.append(full(window))
     assert seen == [False, True, True, False]
 
 
 def test_a_window_that_was_full_of_records_does_not_open_while_it_is_full_of_bytes() -> None:
     window = Window(Limits(records=1000, bytes=1000))
-    window.parked = window.bytes = 1000
-    assert window.full
-    window.parked = 0
-    assert window.full
+    fill(window, 1000)
+    window.bytes = 1000
+    assert full(window)
+    fill(window, 0)
+    assert full(window)
     window.bytes = 0
-    assert not window.full
+    assert not full(window)
 
 
 def test_one_record_larger_than_the_window_is_taken_and_does_not_stay_in_the_way() -> None:
     window = Window(Limits(bytes=1000))
     window.bytes = 5000
-    assert window.full
+    assert full(window)
     window.bytes = 0
-    assert not window.full
+    assert not full(window)
 
 
 def test_at_least_one_record_is_asked_for_and_never_more_than_fit() -> None:
     window = Window(Limits(records=1000))
     asked = []
     for parked in (0, 700, 999, 1000, 5000):
-        window.parked = parked
+        fill(window, parked)
         asked.append(window.batch)
     assert asked == [500, 300, 1, 1, 1]
 
@@ -97,19 +115,19 @@ def test_at_least_one_record_is_asked_for_and_never_more_than_fit() -> None:
 
 def test_a_new_partition_is_resumed_even_by_a_full_window_since_its_first_record_opens_it() -> None:
     window = Window(Limits())
-    window.parked = 10_000
+    fill(window, 10_000)
     new = partition(phase=Phase.ASSIGNED, paused=True)
     assert changes(window, new) == ([], [new])
 
 
 def test_a_full_window_pauses_every_open_partition_once_and_resumes_them_together() -> None:
     window, partitions = Window(Limits(records=1000)), [partition(number) for number in range(3)]
-    window.parked = 1000
+    fill(window, 1000)
     assert changes(window, *partitions) == (partitions, [])
     for one in partitions:
         one.paused = True
     assert changes(window, *partitions) == ([], [])
-    window.parked = 500
+    fill(window, 500)
     assert changes(window, *partitions) == ([], partitions)
 
 
@@ -152,9 +170,11 @@ def test_a_partition_that_is_to_be_sought_is_paused_first_and_sought_when_it_res
 
 
 def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:
-    held = partition()
+    window, held = Window(Limits()), partition()
     for offset in range(5):
         held.ledger.take(offset)
-        held.parked.append(Record("requests", 0, offset, b""))
-    assert [record.offset for record in held.release_parked(keep=2)] == [4, 3, 2]
-    assert (held.rewind_to, held.ledger.taken, len(held.parked)) == (2, {0, 1}, 2)
+        window.park(held, Record("requests", 0, offset, b""), b"ab"[offset % 2 :][:1])
+    released = window.release(held, keep=2)
+    held.give_back(released)
+    assert {record.offset for record in released} == {4, 3, 2}
+    assert (held.rewind_to, held.ledger.taken, held.parked, window.parked) == (2, {0, 1}, 2, 2)

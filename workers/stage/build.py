@@ -9,9 +9,11 @@ from confluent_kafka import KafkaError
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.stage.foresight import Foresight, Scout
 from workers.stage.intake import GroupIntake
 from workers.stage.record import Handler
 from workers.stage.settle import Settler
+from workers.stage.sharing import Sharing
 from workers.stage.stage import Pace, Stage, StageSettings
 
 
@@ -24,6 +26,7 @@ def group_stage(
     clock: Clock,
     metrics: Metrics,
     pace: Pace | None = None,
+    sharing: Sharing | None = None,
 ) -> Stage:
     """A stage that reads `topics` as a member of the group `<prefix><name>`.
 
@@ -41,6 +44,7 @@ def group_stage(
         kafka.client_config(), group, topics, on_error=on_error, prefetch_records=2 * settings.limits.records
     )
     settler = Settler(kafka.client_config(), f"{group}.{replica}", intake.group_metadata, clock, metrics)
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace)
+    foresight = None if sharing is None else Foresight(Scout(kafka.client_config(), group, sharing), clock)
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight)
     errors.append(stage)
     return stage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
 from enum import Enum
 
 from workers.stage.ledger import Ledger, Progress, Suspect
@@ -24,16 +24,16 @@ class Phase(Enum):
 class Partition:
     """One assignment of one partition. A later assignment of the same partition is another object."""
 
-    def __init__(self, topic: str, number: int, generation: int, now: float) -> None:
+    def __init__(self, topic: str, number: int, generation: int, now: float, *, later: bool = False) -> None:
         self.topic = topic
         self.number = number
         self.generation = generation
         self.phase = Phase.ASSIGNED
         self.ledger = Ledger(Progress(0))
-        self.parked: deque[Record] = deque()
+        self.later = later
+        """Whether its topic is the later place, in which deferred records wait."""
+        self.parked = 0
         """Taken and waiting for the window."""
-        self.last_turn = 0
-        """When it last got a place in the window, counted in turns."""
         self.running = 0
         """Dispatched, and the handler has not returned."""
         self.bytes = 0
@@ -56,6 +56,7 @@ class Partition:
         self.rewind_to: int | None = None
         """Where to seek before resuming, because records were given back untried."""
         self.gap_since: float | None = None
+        self._foreseen = -1
 
     @property
     def id(self) -> tuple[str, int]:
@@ -99,12 +100,18 @@ class Partition:
             self.suspects.pop(offset, None)
         self.gap_since = None
 
-    def release_parked(self, keep: int = 0) -> list[Record]:
-        """Give parked records back untried, all but the first `keep`; they are fetched again before resuming."""
-        released = []
-        while len(self.parked) > keep:
-            record = self.parked.pop()
+    def give_back(self, records: Iterable[Record]) -> None:
+        """These were taken and not tried; they are fetched again before resuming."""
+        for record in records:
             self.ledger.drop(record.offset)
-            self.rewind_to = record.offset
-            released.append(record)
-        return released
+            if self.rewind_to is None or record.offset < self.rewind_to:
+                self.rewind_to = record.offset
+
+    def foresee(self, offset: int) -> None:
+        """Another party than the one that fills the lot has the record at this offset, which is not read yet."""
+        self._foreseen = max(self._foreseen, offset)
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether another party's record is still ahead."""
+        return self.ledger.next_offset <= self._foreseen

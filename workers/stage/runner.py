@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from telemetry.logs import get_logger
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Record
+from workers.stage.sharing import Sharing
 
 MAX_OUTPUT_BYTES = 1_000_000
 """A larger output would abort its transaction, and every later one, for ever."""
@@ -28,6 +29,8 @@ class Completion:
     outputs: Sequence[Output] | None
     dispatched_at: float
     """Monotonic seconds."""
+    deferred: bool = False
+    """Whether it was settled untried: then it had no place in the window."""
 
 
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
@@ -41,10 +44,15 @@ class Runner:
     """
 
     def __init__(
-        self, handler: Handler, completions: SimpleQueue[Completion], on_defect: Callable[[Exception], None]
+        self,
+        handler: Handler,
+        completions: SimpleQueue[Completion],
+        on_defect: Callable[[Exception], None],
+        sharing: Sharing | None = None,
     ) -> None:
         self._handler = handler
         self._on_defect = on_defect
+        self._sharing = sharing
         self._completions = completions
         self._tasks: dict[Partition, dict[int, asyncio.Task[None]]] = defaultdict(dict)
         """By offset."""
@@ -61,6 +69,11 @@ class Runner:
         failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
         self._completions.put(Completion(partition, record, self._given_up(record, failure), now))
 
+    def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
+        """Complete records that are beyond their party's share, untried."""
+        for partition, record in surplus:
+            self._completions.put(Completion(partition, record, self._deferred(record), now, deferred=True))
+
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
         for task in self._tasks.pop(partition, {}).values():
@@ -71,24 +84,38 @@ class Runner:
     ) -> None:
         try:
             outputs: Sequence[Output] | None = await self._handler.handle(record)
-            if any(map(_is_too_large, outputs or ())):
-                outputs = self._failed(record, "an output is larger than a record may be")
+            outputs = outputs and self._checked(record, outputs)
         except HandlerCrashed:
             outputs = None
         except Exception as error:
-            log.error(
-                "The handler raised; the record is given up.",
-                action="handler-raised",
-                error=type(error).__qualname__,  # its text may quote the prompt
-                stack="".join(traceback.format_tb(error.__traceback__)),
-                topic=record.topic,
-                partition=record.partition,
-                offset=record.offset,
-            )
-            outputs = self._failed(record, f"the worker met an unexpected {type(error).__qualname__}")
+            outputs = self._after_defect(record, error)
         finally:
             del tasks[record.offset]
         self._completions.put(Completion(partition, record, outputs, dispatched_at))
+
+    def _deferred(self, record: Record) -> Sequence[Output]:
+        assert self._sharing is not None, "without it nothing is beyond a share"  # noqa: S101 - an invariant
+        try:
+            return self._checked(record, self._sharing.defer(record))
+        except Exception as error:
+            return self._after_defect(record, error)
+
+    def _checked(self, record: Record, outputs: Sequence[Output]) -> Sequence[Output]:
+        if any(map(_is_too_large, outputs)):
+            return self._failed(record, "an output is larger than a record may be")
+        return outputs
+
+    def _after_defect(self, record: Record, error: Exception) -> Sequence[Output]:
+        log.error(
+            "The handler raised; the record is given up.",
+            action="handler-raised",
+            error=type(error).__qualname__,  # its text may quote the prompt
+            stack="".join(traceback.format_tb(error.__traceback__)),
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+        return self._failed(record, f"the worker met an unexpected {type(error).__qualname__}")
 
     def _failed(self, record: Record, message: str) -> Sequence[Output]:
         return self._given_up(record, Failure("internal_error", message, 1))

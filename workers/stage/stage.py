@@ -15,12 +15,14 @@ from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.company import Company
+from workers.stage.foresight import Foresight
 from workers.stage.intake import Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.record import Handler, Record
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
+from workers.stage.sharing import Sharing
 from workers.stage.watch import Watch
 from workers.stage.window import Limits, Window
 
@@ -82,6 +84,8 @@ class Stage:
         clock: Clock,
         metrics: Metrics,
         pace: Pace | None = None,
+        sharing: Sharing | None = None,
+        foresight: Foresight | None = None,
     ) -> None:
         self._settings = settings
         self._intake = intake
@@ -89,19 +93,21 @@ class Stage:
         self._clock = clock
         self._metrics = metrics
         self._pace: Pace = pace or Unpaced()
+        self._sharing = sharing
+        self._foresight = foresight
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._defect: Exception | None = None
-        self._runner = Runner(handler, self._completions, self._end_with)
-        self._window = Window(settings.limits)
+        self._runner = Runner(handler, self._completions, self._end_with, sharing)
+        self._window = Window(settings.limits, None if sharing is None else sharing.later_share)
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
         self._pending: list[Completion] = []
         self._company = Company()
         self._casualties: list[tuple[Partition, Record]] = []
+        self._surplus: list[tuple[Partition, Record]] = []
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
         self._generation = 0
-        self._turns = 0
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watch = Watch(intake, settler, clock, metrics)
@@ -136,6 +142,8 @@ class Stage:
             self.revoked(list(self._partitions))
             self._settler.close()
             self._intake.leave()
+            if self._foresight is not None:
+                self._foresight.close()
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
@@ -146,6 +154,8 @@ class Stage:
         self.watch.beat()
         self._take(*self._intake.consume(self._window.batch, self._patience()))
         self._turn()
+        if self._foresight is not None:
+            self._foresight.look(self._window.first, self._partitions.values())
         self._regulate()
         self.watch.look(list(self._partitions.values()))
 
@@ -174,6 +184,9 @@ class Stage:
                 partition.last_seen = now
                 partition.at_end = False
                 self._take_one(partition, record)
+        if self._surplus:
+            self._on_loop(self._runner.defer, self._surplus, now)
+            self._surplus = []
         for topic, number, offset in ends:
             partition = self._partitions.get((topic, number))
             if partition is not None and partition.phase is Phase.OPEN and partition.ledger.fits(offset):
@@ -195,8 +208,9 @@ class Stage:
             return
         self._account(partition, len(record.value))
         if not self._isolation.suspect(partition, record):
-            partition.parked.append(record)
-            self._window.parked += 1
+            party = None if self._sharing is None else self._sharing.party(record.headers)
+            self._window.park(partition, record, party)
+            self._surplus += self._window.surplus(partition)
 
     def _open(self, ids: set[PartitionId]) -> None:
         """Read the progress of partitions of which something was delivered for the first time."""
@@ -249,38 +263,33 @@ class Stage:
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
-        """Up to `room` parked records, taken from the partitions in turn."""
-        batch: list[tuple[Partition, Record]] = []
+        """Up to `room` parked records, as their parties and partitions take turns."""
         if not self._window.parked:
-            return batch
-        ready = [p for p in self._partitions.values() if p.parked and p.dispatchable and self._is_due(p)]
-        ready.sort(key=lambda p: p.last_turn)  # one free place a round must not always go to the same partition
-        while ready and room > 0:
-            share = max(1, room // len(ready))
-            for partition in ready[:room]:
-                self._turns += 1
-                partition.last_turn = self._turns
-                for _ in range(min(share, room, len(partition.parked))):
-                    batch.append((partition, partition.parked.popleft()))
-                    room -= 1
-            ready = [p for p in ready if p.parked and self._is_due(p)]
-        self._window.parked -= len(batch)
-        return batch
+            return []
+        if self._sharing is None:
+            self._put_off()
+        return self._window.draw(room, self._is_ready)
 
-    def _is_due(self, partition: Partition) -> bool:
-        """Whether the first parked record may run. If not, what is behind it is given back, to save memory."""
-        due = self._pace.due_ms(partition.parked[0])
-        if due is None or due <= self._clock.time() * 1000:
-            self._waiting.discard(partition)
-            return True
-        if partition not in self._waiting:
-            self._waiting.add(partition)
-            self._release(partition, keep=1)
-        return False
+    def _is_ready(self, partition: Partition, record: Record) -> bool:
+        if not partition.dispatchable:
+            return False
+        due = self._pace.due_ms(record)
+        return due is None or due <= self._clock.time() * 1000
+
+    def _put_off(self) -> None:
+        """Where the first parked record may not run yet, what is behind it is given back, to save memory."""
+        for partition in self._partitions.values():
+            if not (partition.parked and partition.dispatchable):
+                continue
+            if self._is_ready(partition, self._window.next_of(partition)):
+                self._waiting.discard(partition)
+            elif partition not in self._waiting:
+                self._waiting.add(partition)
+                self._release(partition, keep=1)
 
     def _release(self, partition: Partition, keep: int = 0) -> None:
-        released = partition.release_parked(keep)
-        self._window.parked -= len(released)
+        released = self._window.release(partition, keep)
+        partition.give_back(released)
         self._account(partition, -sum(len(record.value) for record in released))
 
     def _cohort(self) -> list[tuple[Partition, Record]]:
@@ -325,8 +334,9 @@ class Stage:
             partition = completion.partition
             if not partition.owned:
                 continue  # late work of an assignment that has ended
-            ended += 1
-            partition.running -= 1
+            if not completion.deferred:
+                ended += 1
+                partition.running -= 1
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
             else:
@@ -432,7 +442,7 @@ class Stage:
 
     def _regulate(self) -> None:
         """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
-        pause, resume = self._window.changes(self._partitions.values(), full=self._window.full, waiting=self._waiting)
+        pause, resume = self._window.changes(self._partitions.values(), waiting=self._waiting)
         pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
         if not pause and not resume:
             return
@@ -449,7 +459,8 @@ class Stage:
         self._generation += 1
         now = self._clock.monotonic()
         for topic, number in partitions:
-            self._partitions[topic, number] = Partition(topic, number, self._generation, now)
+            later = self._sharing is not None and self._sharing.is_later(topic)
+            self._partitions[topic, number] = Partition(topic, number, self._generation, now, later=later)
         held = len(self._partitions)
         log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
 
@@ -503,7 +514,7 @@ class Stage:
             self._isolation.forget(partition)
             self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
             self._waiting.discard(partition)
-            self._window.parked -= len(partition.parked)
+            self._window.release(partition)
             self._window.running -= partition.running
             self._metrics.in_flight.dec(partition.running)
             self._window.bytes -= partition.bytes

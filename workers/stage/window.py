@@ -6,12 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workers.stage.ledger import MAX_SPAN
+from workers.stage.parking import Lot, Parked, Ready
 from workers.stage.partition import Partition, Phase
+from workers.stage.record import Record
+from workers.stage.sharing import Party
 
 SPAN_HIGH = MAX_SPAN * 3 // 4
 SPAN_LOW = MAX_SPAN // 2
 LEAST_PARKED = 512
 """Records. A resumed partition delivers after up to half a second; half of these have to last as long."""
+MOST_AT_ONCE = 500
+"""Records to ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,51 +30,116 @@ class Limits:
 
 
 class Window:
-    """Counts what is taken, and says which partitions to fetch from.
+    """Counts what is taken, says which partitions to fetch from, and which parked records come next.
 
-    With hysteresis, since a pause throws away what was prefetched.
+    With hysteresis, since a pause throws away what was prefetched. Where there is a later place its records have a lot
+    of their own, so that those of the first places, however many, keep them neither from being fetched nor from their
+    `later_share` of the places that become free.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, later_share: float | None = None) -> None:
         self.limits = limits
         self.running = 0
         """Dispatched, and the handler has not returned."""
-        self.parked = 0
         self.bytes = 0
-        self._parking = max(limits.records, LEAST_PARKED)
-        self._full = False
+        self._later_share = later_share or 0.0
+        self._owed = 0.0
+        """Places that are the later place's due, and were not given to it yet."""
+        lots = 1 if later_share is None else 2
+        capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // lots
+        self.first = Lot(capacity, capacity_bytes)
+        self.later = Lot(capacity, capacity_bytes) if lots > 1 else self.first
+        self._heavy = False
 
     @property
-    def full(self) -> bool:
-        """Whether nothing more is to be taken, whatever the partition."""
-        high = self.parked >= self._parking or self.bytes >= self.limits.bytes
-        low = self.parked <= self._parking // 2 and self.bytes <= self.limits.bytes * 3 // 4
-        self._full = high or (self._full and not low)
-        return self._full
+    def parked(self) -> int:
+        """Taken, and waiting for a place."""
+        return self.first.parked + (self.later.parked if self.later is not self.first else 0)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether nothing more is to be taken for its bytes, whatever the partition."""
+        high, low = self.bytes >= self.limits.bytes, self.bytes <= self.limits.bytes * 3 // 4
+        self._heavy = high or (self._heavy and not low)
+        return self._heavy
 
     @property
     def batch(self) -> int:
         """How many records to ask for; never less than one, or rebalances would go unheard."""
-        return max(1, min(500, self._parking - self.parked))
+        return max(1, min(MOST_AT_ONCE, max(self.first.free, self.later.free)))
 
-    def wants_pause(self, partition: Partition, *, full: bool, waiting: bool) -> bool:
+    def park(self, partition: Partition, record: Record, party: Party) -> None:
+        """A record that was taken waits from now on."""
+        self._lot_of(partition).add(partition, record, party)
+
+    def surplus(self, partition: Partition) -> list[Parked]:
+        """Take out what is beyond its party's share, now that something of `partition` was parked.
+
+        Nothing is where nobody else waits: nobody is parked, and nobody was seen further on in the partition.
+        """
+        lot, found = self.first, list[Parked]()
+        if partition.later or lot is self.later or not (lot.contended or partition.foreseen):
+            return found
+        while lot.crowded and (one := lot.surplus()) is not None:
+            found.append(one)
+        return found
+
+    def draw(self, room: int, ready: Ready) -> list[Parked]:
+        """Take out up to `room` parked records that are ready: from the first places, and the later one's share."""
+        if self.later is self.first:
+            return self.first.draw(room, ready)
+        drawn = self._later_due(room, ready)
+        drawn += self.first.draw(room - len(drawn), ready)
+        return drawn + self.later.draw(room - len(drawn), ready)
+
+    def next_of(self, partition: Partition) -> Record:
+        """A partition's parked record that comes next. Raises KeyError where it has none."""
+        return self._lot_of(partition).first(partition)
+
+    def release(self, partition: Partition, keep: int = 0) -> list[Record]:
+        """Take out a partition's parked records, all but the first `keep`."""
+        return self._lot_of(partition).remove(partition, keep)
+
+    def wants_pause(self, partition: Partition, *, waiting: bool) -> bool:
         """Whether a partition is not to be fetched from now. `waiting`: its first parked record is not due yet."""
-        if full or waiting or partition.phase is not Phase.OPEN:
+        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
         if partition.rewind_to is not None and not partition.paused:
             return True  # seeking is done on the way from paused to resumed
         return partition.ledger.span >= (SPAN_LOW if partition.paused else SPAN_HIGH)
 
     def changes(
-        self, partitions: Iterable[Partition], *, full: bool, waiting: Iterable[Partition]
+        self, partitions: Iterable[Partition], *, waiting: Iterable[Partition]
     ) -> tuple[list[Partition], list[Partition]]:
         """Which partitions to pause and which to resume."""
         held = set(waiting)
         pause, resume = [], []
         for partition in partitions:
-            wanted = self.wants_pause(partition, full=full, waiting=partition in held)
+            wanted = self.wants_pause(partition, waiting=partition in held)
             if wanted and not partition.paused:
                 pause.append(partition)
             elif partition.paused and not wanted:
                 resume.append(partition)
         return pause, resume
+
+    def _is_full_for(self, partition: Partition) -> bool:
+        if self.heavy:
+            return True
+        lot = self._lot_of(partition)
+        if lot is self.later:
+            return lot.full
+        return lot.full and not (lot.contended or partition.foreseen)
+
+    def _lot_of(self, partition: Partition) -> Lot:
+        return self.later if partition.later else self.first
+
+    def _later_due(self, room: int, ready: Ready) -> list[Parked]:
+        if room <= 0:
+            return []
+        if not (self.first.parked and self.later.parked):
+            self._owed = 0.0
+            return []
+        self._owed += room * self._later_share
+        drawn = self.later.draw(int(self._owed), ready)
+        self._owed = min(1.0, self._owed - len(drawn))
+        return drawn

@@ -1,0 +1,86 @@
+"""Tenants that share one real worker: a flood gives way, whoever is alone is left alone, and the bulk lane moves on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from product import Product
+
+pytestmark = pytest.mark.broker
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+SLOW = {
+    "POSTBACK_WORKER__WINDOW_RECORDS": "64",
+    "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "0.15",
+}
+"""430 jobs a second at most: what is sent in a moment waits for seconds."""
+
+
+def jobs(name: str, count: int) -> list[bytes]:
+    return [json.dumps({"job_id": f"{name}-{number}", "prompt": "What is it?"}).encode() for number in range(count)]
+
+
+def of(tenant: str, *more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
+    return [("tenant", tenant.encode()), *more]
+
+
+def in_order(product: Product) -> list[str]:
+    """The results' job ids, in the order in which they were settled."""
+    results = product.read(product.kafka.topics.results)
+    # One transaction's results lie in several partitions, and within one their order is that of their offsets.
+    results.sort(key=lambda message: (message.timestamp()[1], message.partition(), message.offset()))
+    return [json.loads(message.value())["job_id"] for message in results]
+
+
+def places(order: list[str], name: str) -> list[int]:
+    return [place for place, job_id in enumerate(order) if job_id.startswith(f"{name}-")]
+
+
+def assert_each_once(order: list[str], **sent: int) -> None:
+    assert sorted(order) == sorted(f"{name}-{number}" for name, count in sent.items() for number in range(count))
+
+
+def headers_of(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    return [dict(message.headers() or ()) for message in messages]
+
+
+def test_one_tenants_flood_gives_way_to_another_ones_few_jobs_and_is_answered_too(product: Product) -> None:
+    product.put(jobs("flood", 5000), of("acme", ("traceparent", TRACE.encode()), ("deadline", b"9999999999999")))
+    product.put(jobs("few", 20), of("globex"))
+    worker = product.worker("w1", **SLOW)
+    product.wait_for_results(5000 + 20, 90)
+    product.wait_until_nothing_is_left()
+
+    order = in_order(product)
+    assert_each_once(order, flood=5000, few=20)
+    ahead = max(places(order, "few")) - 20
+    assert ahead < 2500, f"{ahead} of the flood were answered first"
+    deferred = product.read(product.kafka.topics.requests(bulk=True))
+    assert worker.metrics()["postback_deferred_total"] == len(deferred) > 1000
+    stamps = headers_of(deferred)
+    assert {headers["tenant"] for headers in stamps} == {b"acme"}
+    assert {(headers["deferred"], headers["traceparent"], headers["deadline"]) for headers in stamps} == {
+        (b"1", TRACE.encode(), b"9999999999999")
+    }
+    results = headers_of(product.read(product.kafka.topics.results))
+    ids = {headers["job-id"]: headers["webhook-id"] for headers in results}
+    assert len(set(ids.values())) == len(ids)
+    assert {headers["job-id"]: headers["webhook-id"] for headers in stamps}.items() <= ids.items()
+
+
+def test_a_tenant_alone_is_not_deferred_and_the_bulk_lane_gets_its_share_beside_it(product: Product) -> None:
+    product.put(jobs("bulk", 60), of("globex"), topic=product.kafka.topics.requests(bulk=True))
+    product.put(jobs("flood", 2000), of("acme"))
+    worker = product.worker("w1", **SLOW)
+    product.wait_for_results(60 + 2000, 60)
+    product.wait_until_nothing_is_left()
+
+    order = in_order(product)
+    assert_each_once(order, bulk=60, flood=2000)
+    assert max(places(order, "bulk")) < max(places(order, "flood")) - 500
+    assert worker.metrics()["postback_deferred_total"] == 0
+    assert len(product.read(product.kafka.topics.requests(bulk=True))) == 60

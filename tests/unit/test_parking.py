@@ -1,0 +1,280 @@
+"""Parking: whose turn it is, what is beyond a party's share, and what the later place gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.stage.ledger import Progress
+from workers.stage.parking import UNIT_BYTES, Lot, Parked, cost_of
+from workers.stage.partition import Partition
+from workers.stage.record import Record
+from workers.stage.sharing import Party
+from workers.stage.window import LEAST_PARKED, Limits, Window
+
+A, B, C = b"a", b"b", b"c"
+
+
+def partition(number: int = 0, *, later: bool = False) -> Partition:
+    made = Partition("later" if later else "first", number, 1, 0.0, later=later)
+    made.open(Progress(0), 0)
+    return made
+
+
+class Sender:
+    """Puts records at the end of partitions, as their parties send them."""
+
+    def __init__(self, *partitions: Partition) -> None:
+        self._partitions = partitions
+        self._sent = Counter[Partition]()
+
+    def send(self, count: int, size: int = 0) -> list[Parked]:
+        sent = []
+        for index in range(count):
+            where = self._partitions[index % len(self._partitions)]
+            sent.append((where, Record(where.topic, where.number, self._sent[where], b"x" * size)))
+            self._sent[where] += 1
+        return sent
+
+
+def lot_with(lines: dict[Party, list[Parked]], capacity: int = 1000, capacity_bytes: int = 10**9) -> Lot:
+    lot = Lot(capacity, capacity_bytes)
+    for party, records in lines.items():
+        for where, record in records:
+            lot.add(where, record, party)
+    return lot
+
+
+def always(partition: Partition, record: Record) -> bool:
+    return True
+
+
+def parties(drawn: list[Parked], lines: dict[Party, list[Parked]]) -> list[Party]:
+    """Whose each one is."""
+    owners = {id(record): party for party, records in lines.items() for _, record in records}
+    return [owners[id(record)] for _, record in drawn]
+
+
+# -- turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_parties_take_turns_whatever_the_order_and_the_number_in_which_they_came() -> None:
+    sender = Sender(partition(0), partition(1))
+    lines: dict[Party, list[Parked]] = {A: sender.send(500), B: sender.send(3), C: sender.send(20)}
+    drawn = lot_with(lines).draw(30, always)
+    assert parties(drawn, lines)[:9] == [A, B, C] * 3
+    assert Counter(parties(drawn, lines)) == {A: 14, C: 13, B: 3}
+
+
+def test_turns_go_on_where_they_stopped_when_places_become_free_one_by_one() -> None:
+    sender = Sender(partition())
+    lines: dict[Party, list[Parked]] = {A: sender.send(50), B: sender.send(50), C: sender.send(50)}
+    lot = lot_with(lines)
+    drawn = [one for _ in range(12) for one in lot.draw(1, always)]
+    assert parties(drawn, lines) == [A, B, C] * 4
+
+
+def test_one_party_alone_gets_all_places_from_all_partitions_alike() -> None:
+    halves = partition(0), partition(1)
+    lot = lot_with({A: Sender(*halves).send(100)})
+    drawn = lot.draw(40, always)
+    assert Counter(where for where, _ in drawn) == {halves[0]: 20, halves[1]: 20}
+    one_by_one = [lot.draw(1, always)[0][0] for _ in range(4)]
+    assert one_by_one in ([*halves, *halves], [*reversed(halves), *reversed(halves)])
+
+
+def test_long_prompts_get_as_many_turns_as_they_cost() -> None:
+    sender = Sender(partition())
+    lines: dict[Party, list[Parked]] = {A: sender.send(40, size=3 * UNIT_BYTES), B: sender.send(400)}
+    drawn = lot_with(lines).draw(50, always)
+    assert Counter(parties(drawn, lines)) == {A: 10, B: 40}
+
+
+def test_a_line_of_which_nothing_is_ready_saves_nothing_and_holds_up_nobody() -> None:
+    ready, not_yet = partition(0), partition(1)
+    waiting, running = Sender(not_yet).send(10, size=2 * UNIT_BYTES), Sender(ready).send(10)
+    lines: dict[Party, list[Parked]] = {A: waiting, B: running}
+    lot = lot_with(lines)
+    assert parties(lot.draw(8, lambda where, _: where is ready), lines) == [B] * 8
+    later = parties(lot.draw(2, always), lines)
+    assert later == [B, B]  # A begins to save only now
+
+
+def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -> None:
+    where = partition()
+    sent = Sender(where).send(10)
+    lot = lot_with({None: sent})
+    assert lot.draw(10, lambda _, record: record.offset < 4) == sent[:4]
+    assert lot.draw(10, lambda _, record: record.offset < 4) == []
+    assert lot.first(where) is sent[4][1]
+
+
+class Sizes:
+    """What hypothesis draws: who sends how many of which size."""
+
+    lines = st.dictionaries(st.sampled_from([A, B, C]), st.lists(st.integers(0, 40_000), max_size=30), min_size=1)
+
+
+@given(Sizes.lines, st.lists(st.integers(0, 9), max_size=40))
+def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
+    sizes: dict[bytes, list[int]], rooms: list[int]
+) -> None:
+    where = partition()
+    lines: dict[Party, list[Parked]] = {}
+    sender = Sender(where)
+    for name, lengths in sizes.items():
+        lines[name] = [one for size in lengths for one in sender.send(1, size)]
+    lot = lot_with(lines)
+    dearest = max((cost_of(record) for records in lines.values() for _, record in records), default=0)
+    drawn: list[Parked] = []
+    for room in [*rooms, 1000]:
+        got = lot.draw(room, always)
+        assert len(got) == min(room, sum(map(len, lines.values())) - len(drawn))
+        drawn += got
+        spent = {party: _cost_of(drawn, party, lines) for party in lines}
+        waiting = [party for party in lines if _count_of(drawn, party, lines) < len(lines[party])]
+        # Deficit round robin: two that wait all along differ by less than one round and the dearest record.
+        for party in waiting:
+            assert all(spent[party] + dearest + 1 >= spent[other] for other in waiting)
+    for sent in lines.values():
+        assert [one for one in drawn if one in sent] == sent
+    assert (lot.parked, lot.bytes, where.parked) == (0, 0, 0)
+
+
+def _cost_of(drawn: list[Parked], party: Party, lines: dict[Party, list[Parked]]) -> int:
+    mine = {id(record) for _, record in lines[party]}
+    return sum(cost_of(record) for _, record in drawn if id(record) in mine)
+
+
+def _count_of(drawn: list[Parked], party: Party, lines: dict[Party, list[Parked]]) -> int:
+    mine = {id(record) for _, record in lines[party]}
+    return sum(id(record) in mine for _, record in drawn)
+
+
+# -- beyond a share ------------------------------------------------------------------------------------------------
+
+
+def shared(records: int = LEAST_PARKED, later_share: float = 0.1) -> Window:
+    return Window(Limits(records=records), later_share)
+
+
+def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
+    """Park them one by one; what was beyond its share meanwhile."""
+    surplus = []
+    for where, record in records:
+        where.ledger.take(record.offset)
+        window.park(where, record, party)
+        surplus += window.surplus(where)
+    return surplus
+
+
+def test_a_party_that_is_alone_is_never_beyond_its_share() -> None:
+    window, where = shared(), partition()
+    assert park(window, Sender(where).send(3 * LEAST_PARKED), A) == []
+    assert window.wants_pause(where, waiting=False)
+
+
+def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -> None:
+    window, where = shared(), partition()
+    sender = Sender(where)
+    flood = sender.send(LEAST_PARKED)
+    assert park(window, flood, A) == []
+    assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest go
+    assert not window.wants_pause(where, waiting=False)  # nor does the flood keep out who comes next
+    more = sender.send(100)
+    assert park(window, more, A) == more  # one goes for each that comes
+    others = sender.send(1000)
+    beyond = park(window, others, B)
+    assert sum(one in others for one in beyond) == 1000 + 20 - LEAST_PARKED // 2
+    assert window.parked == LEAST_PARKED
+
+
+def test_a_party_with_one_record_keeps_it() -> None:
+    window, sender = shared(), Sender(partition())
+    for number in range(LEAST_PARKED):
+        assert park(window, sender.send(1), b"%d" % number) == []
+    assert park(window, sender.send(1), b"one more") == []
+
+
+def test_bytes_are_shared_too() -> None:
+    window, sender = Window(Limits(bytes=2_000_000), 0.1), Sender(partition())
+    big = sender.send(10, size=100_000)
+    assert park(window, big, A) == []
+    assert park(window, sender.send(1, size=100_000), B) == [big[-1]]
+
+
+def test_who_was_seen_further_on_makes_a_flood_give_way_up_to_there_and_no_further() -> None:
+    window, flooded, other = shared(), partition(0), partition(1)
+    sender = Sender(flooded)
+    park(window, sender.send(LEAST_PARKED), A)
+    flooded.foresee(LEAST_PARKED + 9)
+    assert not window.wants_pause(flooded, waiting=False)
+    assert window.wants_pause(other, waiting=False)
+    between = sender.send(9)
+    assert park(window, between, A) == between
+    assert flooded.foreseen
+    assert park(window, sender.send(1), A) == []  # it was another party's when it was seen, and is gone
+    assert window.wants_pause(flooded, waiting=False)
+
+
+def test_what_waits_in_the_later_place_is_never_beyond_its_share() -> None:
+    window, where = shared(), partition(later=True)
+    sender = Sender(where)
+    for party in (A, B):
+        assert park(window, sender.send(LEAST_PARKED), party) == []
+    assert window.wants_pause(where, waiting=False)
+
+
+def test_without_sharing_nothing_is_beyond_a_share() -> None:
+    window, where = Window(Limits(records=LEAST_PARKED)), partition()
+    assert park(window, Sender(where).send(2 * LEAST_PARKED), None) == []
+
+
+# -- the later place -----------------------------------------------------------------------------------------------
+
+
+def both(share: float, first: int = 400, later: int = 400) -> Window:
+    window = shared(later_share=share)
+    park(window, Sender(partition(0)).send(first), A)
+    park(window, Sender(partition(0, later=True)).send(later), A)
+    return window
+
+
+def later_ones(drawn: list[Parked]) -> int:
+    return sum(where.later for where, _ in drawn)
+
+
+@pytest.mark.parametrize("room", [1, 7, 100])
+@pytest.mark.parametrize(("share", "expected"), [(0.1, 20), (0.25, 50)])
+def test_the_later_place_has_its_share_whether_places_become_free_one_by_one_or_together(
+    room: int, share: float, expected: int
+) -> None:
+    window = both(share)
+    drawn: list[Parked] = []
+    while len(drawn) < 200:
+        drawn += window.draw(min(room, 200 - len(drawn)), always)
+    assert abs(later_ones(drawn) - expected) <= 1
+
+
+def test_the_later_place_has_every_place_while_nothing_else_waits_and_so_do_the_others() -> None:
+    assert later_ones(both(0.1, first=0).draw(100, always)) == 100
+    assert later_ones(both(0.1, later=0).draw(100, always)) == 0
+    assert later_ones(both(0.1, first=30).draw(100, always)) == 70
+
+
+def test_the_later_place_saves_up_nothing_while_it_has_no_records() -> None:
+    window = both(0.1, later=0)
+    for _ in range(200):
+        window.draw(1, always)
+    park(window, Sender(partition(0, later=True)).send(50), A)
+    assert later_ones(window.draw(50, always)) == 5
+
+
+def test_a_full_lot_keeps_the_other_ones_partitions_out_of_nothing() -> None:
+    window, first, later = shared(), partition(0), partition(0, later=True)
+    park(window, Sender(first).send(LEAST_PARKED), A)
+    assert (window.wants_pause(first, waiting=False), window.wants_pause(later, waiting=False)) == (True, False)
+    assert window.batch == 500

@@ -1,0 +1,240 @@
+"""Where records wait for the window: a lot, in which each party has a line of its own.
+
+The lines of a lot are served in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995): a line saves one
+unit each time round, and a record costs one unit and one more for each 4 KiB, since a long prompt is more work than a
+short one. Within a line the partitions take turns, and a partition's records keep their order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+from workers.stage.partition import Partition
+from workers.stage.record import Record
+from workers.stage.sharing import Party
+
+UNIT_BYTES = 4096
+
+Parked = tuple[Partition, Record]
+Ready = Callable[[Partition, Record], bool]
+"""Whether a record that is the first of its partition's queue may be dispatched now. Must change nothing."""
+
+
+def cost_of(record: Record) -> int:
+    """Units."""
+    return 1 + len(record.value) // UNIT_BYTES
+
+
+class Line:
+    """What one party has parked: a queue for each partition, in the order in which their turns come."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Partition, deque[Record]] = {}
+        self.records = 0
+        self.cost = 0
+        """Units, of all its records."""
+        self.savings = 0
+        """Units that it may spend when its turn comes."""
+
+    def add(self, partition: Partition, record: Record) -> None:
+        """At the end of its partition's queue."""
+        queue = self._queues.get(partition)
+        if queue is None:
+            queue = self._queues[partition] = deque()
+        queue.append(record)
+        self.records += 1
+        self.cost += cost_of(record)
+
+    def take(self, room: int, ready: Ready) -> list[Parked]:
+        """Up to `room` records whatever they cost, an equal part from each partition."""
+        taken: list[Parked] = []
+        while (left := room - len(taken)) > 0:
+            partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue[0])]
+            if not partitions:
+                break
+            for partition in partitions[:left]:
+                taken += self._front(partition, max(1, left // len(partitions)), ready)
+        return taken
+
+    def spend(self, room: int, ready: Ready) -> list[Parked]:
+        """Up to `room` records as far as the savings go. Where nothing is ready there is nothing to save for."""
+        taken: list[Parked] = []
+        while len(taken) < room:
+            first = next(((p, queue[0]) for p, queue in self._queues.items() if ready(p, queue[0])), None)
+            if first is None:
+                self.savings = 0
+                break
+            cost = cost_of(first[1])
+            if cost > self.savings:
+                break
+            self.savings -= cost
+            taken += self._front(first[0], 1, ready)
+        return taken
+
+    def newest(self) -> Parked:
+        """Take out the last record of the partition that has most."""
+        partition, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
+        record = queue.pop()
+        self.records -= 1
+        self.cost -= cost_of(record)
+        if not queue:
+            del self._queues[partition]
+        return partition, record
+
+    def of(self, partition: Partition) -> Iterable[Record]:
+        """One partition's records, in order."""
+        return self._queues.get(partition, ())
+
+    def remove(self, partition: Partition, start: int) -> list[Record]:
+        """Take out a partition's records from an offset on, the last one first."""
+        removed: list[Record] = []
+        queue = self._queues.get(partition)
+        while queue and queue[-1].offset >= start:
+            removed.append(queue.pop())
+        if queue is not None and not queue:
+            del self._queues[partition]
+        self.records -= len(removed)
+        self.cost -= sum(map(cost_of, removed))
+        return removed
+
+    def _front(self, partition: Partition, most: int, ready: Ready) -> list[Parked]:
+        """Take out the first of a partition's records; its next turn comes after those of all others."""
+        queue = self._queues.pop(partition)
+        front: list[Parked] = []
+        while queue and len(front) < most and ready(partition, queue[0]):
+            record = queue.popleft()
+            self.cost -= cost_of(record)
+            front.append((partition, record))
+        self.records -= len(front)
+        if queue:
+            self._queues[partition] = queue
+        return front
+
+
+class Lot:
+    """Parked records of partitions that are treated alike. Bounded in records and bytes, with hysteresis.
+
+    Where several parties wait it does not fill up but overflows: see `surplus`.
+    """
+
+    def __init__(self, capacity: int, capacity_bytes: int) -> None:
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._lines: dict[Party, Line] = {}
+        """In the order in which their turns come."""
+        self._full = False
+        self.parked = 0
+        self.bytes = 0
+
+    @property
+    def free(self) -> int:
+        """Records for which there is room."""
+        return max(0, self._capacity - self.parked)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more is parked than there is room for."""
+        return self.parked > self._capacity or self.bytes > self._capacity_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be fetched: from when there is room for no more until half of it is free."""
+        high = self.parked >= self._capacity or self.bytes >= self._capacity_bytes
+        low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
+        self._full = high or (self._full and not low)
+        return self._full
+
+    @property
+    def contended(self) -> bool:
+        """Whether several parties wait."""
+        return len(self._lines) > 1
+
+    @property
+    def sole(self) -> Party:
+        """The only party that waits; None also where there is none, or several."""
+        return next(iter(self._lines)) if len(self._lines) == 1 else None
+
+    def add(self, partition: Partition, record: Record, party: Party) -> None:
+        """Park a record."""
+        line = self._lines.get(party)
+        if line is None:
+            line = self._lines[party] = Line()
+        line.add(partition, record)
+        self._count(partition, record, 1)
+
+    def draw(self, room: int, ready: Ready) -> list[Parked]:
+        """Take out up to `room` records that are ready, the parties in turn."""
+        if room <= 0 or not self._lines:
+            return []
+        if len(self._lines) > 1:
+            drawn = self._in_turn(room, ready)
+        else:
+            [(party, line)] = self._lines.items()
+            drawn = line.take(room, ready)
+            if not line.records:
+                del self._lines[party]
+        for partition, record in drawn:
+            self._count(partition, record, -1)
+        return drawn
+
+    def first(self, partition: Partition) -> Record:
+        """The first of a partition's records. Raises KeyError where it has none."""
+        records = [record for line in self._lines.values() for record in islice(line.of(partition), 1)]
+        if not records:
+            raise KeyError(partition.id)
+        return min(records, key=_offset)
+
+    def surplus(self) -> Parked | None:
+        """Take out the newest record of whoever has most here, where that is more than one; None where nobody has.
+
+        So a party that has less than its share loses nothing, whatever others send.
+        """
+        heaviest = max((line for line in self._lines.values() if line.records > 1), key=_cost, default=None)
+        if heaviest is None:
+            return None
+        partition, record = heaviest.newest()
+        self._count(partition, record, -1)
+        return partition, record
+
+    def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
+        """Take out a partition's records, all but the first `keep`."""
+        offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
+        if len(offsets) <= keep:
+            return []
+        removed: list[Record] = []
+        for party, line in list(self._lines.items()):
+            removed += line.remove(partition, offsets[keep])
+            if not line.records:
+                del self._lines[party]
+        for record in removed:
+            self._count(partition, record, -1)
+        return removed
+
+    def _in_turn(self, room: int, ready: Ready) -> list[Parked]:
+        drawn: list[Parked] = []
+        fruitless = 0
+        while len(drawn) < room and fruitless < len(self._lines):
+            party = next(iter(self._lines))
+            line = self._lines.pop(party)
+            line.savings += 1
+            taken = line.spend(room - len(drawn), ready)
+            if line.records:
+                self._lines[party] = line
+            fruitless = 0 if taken or line.savings else fruitless + 1
+            drawn += taken
+        return drawn
+
+    def _count(self, partition: Partition, record: Record, number: int) -> None:
+        partition.parked += number
+        self.parked += number
+        self.bytes += number * len(record.value)
+
+
+def _cost(line: Line) -> int:
+    return line.cost
+
+
+def _offset(record: Record) -> int:
+    return record.offset
