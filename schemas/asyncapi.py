@@ -128,7 +128,7 @@ def _messages() -> dict[str, Any]:
         },
         "redriven": _message("A dead letter that was put back", ()),
         "attempt": _message("One POST to a callback and what came of it", ()),
-        "endpoint": _message("Whether a callback's endpoint is disabled", ()),
+        "endpoint": _message("Whether a callback's endpoint is disabled", (), "endpoint.json"),
         "control": _message("A cancellation", ()),
         "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
         "sample": _message("A job, its grounded prompt and its result, for a candidate model", ()),
