@@ -36,6 +36,7 @@ _WHY = frozenset(
         *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
     }
 )
+_WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
 """What a job went through before, and is to go through anew."""
 
@@ -185,7 +186,7 @@ class DeadLetters:
 
     def _mark(self, letter: Letter) -> Returning:
         said = {"id": str(letter.place), "at": self._now_ms(), "reason": letter.reason}
-        headers = [(name, value) for name, value in letter.record.headers if name in (topics.TENANT, topics.JOB_ID)]
+        headers = [(name, value) for name, value in letter.record.headers if name in _WHOSE]
         return Returning(self._topics.redriven, str(letter.place).encode(), to_json(said), headers)
 
     def _read_marks(self) -> Iterator[tuple[str, int]]:

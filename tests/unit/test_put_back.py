@@ -1,0 +1,60 @@
+"""How fast, and in which portions, records are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from producers.put_back import Returning, put_back
+
+
+@dataclass
+class Clock:
+    now: float = 50.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Sent:
+    """Notes when what was sent; each batch takes a tenth of a second."""
+
+    clock: Clock
+    batches: list[tuple[float, int]] = field(default_factory=list)
+
+    def send(self, batch: Sequence[Returning]) -> None:
+        self.batches.append((self.clock.now, len(batch)))
+        self.clock.now += 0.1
+
+
+def records(number: int, size: int = 10) -> list[list[Returning]]:
+    return [[Returning("tier", b"k", bytes(size), [])] for _ in range(number)]
+
+
+@pytest.mark.parametrize(("rate", "number", "seconds"), [(10, 35, 3.0), (1000, 2500, 2.0), (2, 3, 1.0)])
+def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, seconds: float) -> None:
+    clock, told = Clock(), list[int]()
+    sent = Sent(clock)
+
+    assert put_back(sent, records(number), rate, told.append, clock) == number
+    assert told[-1] == sum(count for _, count in sent.batches) == number
+    for at, _ in sent.batches:
+        assert sum(count for earlier, count in sent.batches if earlier <= at) <= rate * (at - 50.0) + rate
+    assert sent.batches[-1][0] - 50.0 == pytest.approx(seconds)
+
+
+def test_a_transaction_holds_no_more_than_memory_is_there_for_and_tears_nothing_apart() -> None:
+    sent = Sent(Clock())
+    groups = [[large, mark] for [large] in records(20, 900_000) for mark in [Returning("marks", b"k", b"m", [])]]
+
+    assert put_back(sent, groups, 1e6, lambda done: None, sent.clock) == 20
+    assert [count for _, count in sent.batches] == [20, 20]
