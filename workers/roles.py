@@ -140,9 +140,9 @@ async def _inference_stage(
 ) -> Stage:
     settings, kafka = WorkerSettings(), process.fleet.kafka
     egress = EgressSettings()
+    enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
     ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
-    enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     handler = InferenceHandler(
         engine,
         enricher,
