@@ -30,7 +30,11 @@ def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)]
+    "arguments",
+    [
+        *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)),
+        *(("replay",), ("dead-letters", "redrive"), ("deliveries",)),
+    ],
 )
 def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
     shown = command(*arguments, "--help")
@@ -46,7 +50,8 @@ def test_help_imports_no_client_and_no_engine() -> None:
 
 
 def test_the_producer_can_be_imported() -> None:
-    done = without_extras("import producers.client, producers.topics, producers.results")
+    modules = ("client", "topics", "results", "replay", "dead_letters", "deliveries")
+    done = without_extras("\n".join(f"import producers.{name}" for name in modules))
     assert (done.returncode, done.stderr) == (0, "")
 
 
