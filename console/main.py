@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from console import broker, dead_letters, deliver, deliveries, endpoints, keys, receive, replay, submit, topics, worker
+from console import (
+    broker,
+    cache,
+    dead_letters,
+    deliver,
+    deliveries,
+    endpoints,
+    keys,
+    receive,
+    replay,
+    submit,
+    topics,
+    worker,
+)
 from console.demo import command as demo
 
 app = typer.Typer(
@@ -17,6 +30,7 @@ app = typer.Typer(
 app.add_typer(broker.app, name="broker")
 app.add_typer(topics.app, name="topics")
 app.add_typer(keys.app, name="keys")
+app.add_typer(cache.app, name="cache")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(endpoints.app, name="endpoints")
 app.command()(submit.submit)

@@ -50,6 +50,12 @@ class Metrics:
             "postback_tokens_total", "Tokens by kind: prompt, completion, wasted.", ["kind"], registry=r
         )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
+        self.cache_lookups = Counter(
+            "postback_cache_lookups_total",
+            "Lookups in a level of the page cache (memory, redis, disk): hit, stale, miss, error, away.",
+            ["level", "result"],
+            registry=r,
+        )
         self.fetches = Counter("postback_fetches_total", "Source fetches by result.", ["result"], registry=r)
         self.searches = Counter(
             "postback_searches_total",

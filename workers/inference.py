@@ -224,7 +224,7 @@ class InferenceHandler:
             question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
             deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
-            evidence = await self._enricher.enrich(sources, question, deadline=deadline)
+            evidence = await self._enricher.enrich(sources, question, deadline=deadline, tenant=received.tenant)
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1

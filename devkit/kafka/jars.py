@@ -30,7 +30,7 @@ def java() -> str:
     home = os.environ.get("JAVA_HOME")
     if home and (found := shutil.which("java", path=Path(home) / "bin")):
         return found
-    return _program("java", "default-jre-headless")
+    return program("java", "default-jre-headless")
 
 
 def ensure_jars() -> Path:
@@ -43,7 +43,7 @@ def ensure_jars() -> Path:
     if target.is_dir():
         return target
     java()  # Debian's Maven brings a Java of its own, but the message about a missing one should name Java
-    maven = _program("mvn", "maven")
+    maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{RELEASE}.", dir=target.parent) as staging:
@@ -71,7 +71,8 @@ def _copy_dependencies(maven: str, into: Path) -> None:
         raise DownloadFailed(_tail(done.stdout))
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
+    """The path of a program, installed on Debian as root where it is missing. Raises MissingPrerequisite."""
     found = shutil.which(name)
     if found:
         return found

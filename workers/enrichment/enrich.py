@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from schemas.job import Search, Sources
+from schemas.job import DEFAULT_TENANT, Search, Sources
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from workers.egress import Guard, origin_of
+from workers.enrichment.cache.build import open_cache
+from workers.enrichment.cache.cache import Reading
+from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -26,6 +29,7 @@ from workers.enrichment.evidence import (
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
+from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
@@ -55,6 +59,7 @@ class Enricher:
         metrics: Metrics,
         providers: Mapping[str, SearchProvider] | None = None,
         profiles: Profiles | None = None,
+        cache: CacheSettings | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -65,6 +70,9 @@ class Enricher:
         self._fetcher = Fetcher(settings, guard)
         self._pool = Pool(settings)
         self._robots = Robots(settings, self._fetcher, self._pool, clock)
+        cache = cache or CacheSettings()
+        self._cache = open_cache(cache, clock, metrics)
+        self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
 
     def profile(self, name: str) -> Profile:
         """The profile of that name. Raises UnknownProfile."""
@@ -79,9 +87,12 @@ class Enricher:
         await self._robots.close()
         await self._fetcher.close()
         await self._pool.close()
+        await self._cache.close()
 
-    async def enrich(self, sources: Sources, question: str, *, deadline: Deadline | None = None) -> Evidence:
-        """The evidence for one job, within the budget of the settings and before `deadline`.
+    async def enrich(
+        self, sources: Sources, question: str, *, deadline: Deadline | None = None, tenant: str = DEFAULT_TENANT
+    ) -> Evidence:
+        """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
         Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
         """
@@ -90,16 +101,16 @@ class Enricher:
         reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
         found, notes = await self._find(sources, reading)
         wanted = [Wanted(position, *one) for position, one in enumerate(found.items(), start=1)]
-        read = await self._read(wanted, reading)
+        read = await self._read(wanted, tenant, reading)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
             numbered, unranked = await self._choose(question, read.documents, whole)
             notes += unranked
-            notes += [_label(document) for document in read.documents if document.steering]
+            notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
-        return Evidence(numbered, tuple(notes), question)
+        return Evidence(numbered, tuple(notes), question, self._settings.template)
 
     async def _find(self, sources: Sources, deadline: Deadline) -> tuple[dict[str, Found | None], list[str]]:
         """All URLs of the job, its own first, what a search says of the others, and a note where it brought nothing."""
@@ -126,12 +137,12 @@ class Enricher:
             raise Unreadable("no search provider of that name is configured")
         return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
 
-    async def _read(self, wanted: Sequence[Wanted], deadline: Deadline) -> _Read:
+    async def _read(self, wanted: Sequence[Wanted], tenant: str, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
         if not wanted:
             return _Read((), ())
         self._pool.warm()
-        tasks = {asyncio.create_task(self._document(one), name="source"): one for one in wanted}
+        tasks = {asyncio.create_task(self._document(one, tenant, deadline), name="source"): one for one in wanted}
         try:
             await asyncio.wait(tasks, timeout=deadline.remaining)
         finally:
@@ -152,22 +163,23 @@ class Enricher:
         self._fetched["left_out"].inc()
         return LeftOut(one.position, origin_of(one.url), str(result))
 
-    async def _document(self, one: Wanted) -> Document:
+    async def _document(self, one: Wanted, tenant: str, deadline: Deadline) -> Document:
         """One source from URL to text. Raises Unreadable."""
-        page = await self._page(one)
-        task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
-        answer = await self._pool.ask(task, page.body)
+        reading = await self._reading(one, tenant, deadline)
+        answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
             title = one.found.title or title
             particulars = particulars.under(one.found.particulars)
-        return Document(one, page.url, title, answer["text"], tuple(answer["steering"]), particulars=particulars)
+        steering = tuple(answer["steering"])
+        return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
-    async def _page(self, one: Wanted) -> Page:
+    async def _reading(self, one: Wanted, tenant: str, deadline: Deadline) -> Reading:
         """What the source's server answers, or what the search has brought already. Raises Unreadable."""
         if one.found is not None and one.found.text is not None:
-            return Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
-        return await self._fetcher.fetch(one.url, permit=self._robots.check)
+            page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
+            return Reading(one.url, await self._reader.extracted(page))
+        return await self._reader.read(one.url, tenant, deadline.remaining)
 
     async def _choose(
         self, question: str, documents: Sequence[Document], deadline: Deadline
@@ -202,9 +214,10 @@ class Enricher:
         return numbered, [str(LeftOut(one.position, origin_of(one.url), "others fit better")) for one in crowded]
 
 
-def _label(document: Document) -> str:
-    """What the result's reader is told of a page that tries to steer."""
-    source = document.source
-    return (
-        f"source {source.position} ({origin_of(source.url)}) tries to steer the model: {', '.join(document.steering)}"
-    )
+def _remarks(document: Document) -> Iterator[str]:
+    """What the result's reader is told of a page that was read."""
+    name = f"source {document.source.position} ({origin_of(document.source.url)})"
+    if document.older is not None:
+        yield f"{name} is an older copy: {document.older}"
+    if document.steering:
+        yield f"{name} tries to steer the model: {', '.join(document.steering)}"

@@ -16,6 +16,13 @@ class NothingFound(Exception):  # noqa: N818 - it names what happened, as the en
 class Unreadable(Exception):  # noqa: N818 - as above
     """One source cannot be used. The text is the reason, for the result's reader, and quotes nothing from the page."""
 
+    def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.is_outage = is_outage
+        """Its server could not answer: an older copy is as good as there is."""
+        self.is_lasting = is_lasting
+        """Who asks again at once hears the same. Not so where it was refused to this job only, or is our own fault."""
+
 
 @dataclass(frozen=True, slots=True)
 class Particulars:
@@ -74,6 +81,11 @@ class Page:
     charset: str | None
     """As the header says."""
     body: bytes
+    etag: str | None = None
+    last_modified: str | None = None
+    cache_control: str = ""
+    is_unchanged: bool = False
+    """The server says that a copy which is known is still right (304); there is no body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,8 @@ class Document:
     steering: tuple[str, ...] = ()
     """The ways in which it tries to steer whoever reads it for people, see `steering`."""
     particulars: Particulars = Particulars()
+    older: str | None = None
+    """Why an older copy of it has to do, where that is so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
@@ -42,11 +43,27 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 Permit = Callable[[str], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A copy of a page, by what its server called it."""
+
+    url: str
+    etag: str | None
+    last_modified: str | None
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The headers of a conditional request; none where the server gave the copy no name."""
+        named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in named.items() if value is not None}
+
+
 class BadStatus(Unreadable):
     """The server answered, but not with a page."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"its server answered {status}")
+        is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
+        super().__init__(f"its server answered {status}", is_outage=is_outage)
         self.status = status
 
 
@@ -75,28 +92,33 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, url: str, *, permit: Permit | None = None, cut_at_bytes: int | None = None) -> Page:
+    async def fetch(
+        self, url: str, *, permit: Permit | None = None, cut_at_bytes: int | None = None, known: Known | None = None
+    ) -> Page:
         """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
 
         `permit` is asked about each URL on the way, after the guard and before anything is sent, and raises Unreadable.
         A body larger than the settings allow is unreadable; with `cut_at_bytes` only so much of it is read instead.
-        Raises Unreadable.
+        The server of a copy that is `known` is asked whether it has changed (RFC 9110, section 13). Raises Unreadable.
         """
         try:
-            return await self._follow(url, permit, cut_at_bytes)
+            return await self._follow(url, permit, cut_at_bytes, known)
         except EgressRefused as refused:
-            raise Unreadable(f"it may not be fetched: {refused}") from None
+            raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreadable(_reason(error)) from None
+            raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
 
-    async def _follow(self, url: str, permit: Permit | None, cut_at_bytes: int | None) -> Page:
+    async def _follow(self, url: str, permit: Permit | None, cut_at_bytes: int | None, known: Known | None) -> Page:
         if self._session is None:
             raise RuntimeError("the fetcher has not been started")
         current = self._guard.check_url(url)
         for _ in range(self._settings.redirects + 1):
             if permit is not None:
                 await permit(str(current))
-            async with self._session.get(current, allow_redirects=False) as response:
+            conditions = known.conditions if known is not None and known.url == str(current) else {}
+            async with self._session.get(current, allow_redirects=False, headers=conditions) as response:
+                if conditions and response.status == HTTPStatus.NOT_MODIFIED:
+                    return replace(_described(response, b""), is_unchanged=True)
                 if response.status not in _MOVED:
                     return await self._page(response, cut_at_bytes)
                 location = response.headers.get("Location")
@@ -113,12 +135,20 @@ class Fetcher:
         body = await _read(response, limit)
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")
-        return Page(
-            url=str(response.url),
-            media_type=response.content_type.lower() if "Content-Type" in response.headers else "",
-            charset=response.charset,
-            body=body[:limit],
-        )
+        return _described(response, body[:limit])
+
+
+def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
+    headers = response.headers
+    return Page(
+        url=str(response.url),
+        media_type=response.content_type.lower() if "Content-Type" in headers else "",
+        charset=response.charset,
+        body=body,
+        etag=headers.get("ETag"),
+        last_modified=headers.get("Last-Modified"),
+        cache_control=", ".join(headers.getall("Cache-Control", [])),
+    )
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

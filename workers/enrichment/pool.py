@@ -93,7 +93,7 @@ class Pool:
             await asyncio.shield(growing)
         except (_MemberLost, OSError):
             log.error("A reader process did not start.", action="reader-not-started")
-            raise Unreadable("the reader could not be started") from None
+            raise Unreadable("the reader could not be started", is_lasting=False) from None
 
     def _start_growing(self) -> asyncio.Task[None]:
         task = asyncio.create_task(self._grow(), name="pool-member")

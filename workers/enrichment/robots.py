@@ -48,13 +48,14 @@ class Robots:
             return
         rules = await self._rules(str(URL(url).origin()))
         if rules.unknown is not None:
-            raise Unreadable(f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}")
+            why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
+            raise Unreadable(why, is_outage=True, is_lasting=False)
         if not rules.body.strip():
             return
         agent = self._settings.user_agent.partition("/")[0]
         task = {"kind": "robots", "url": url, "user_agent": agent}
         if not (await self._pool.ask(task, rules.body))["allowed"]:
-            raise Unreadable("its site's robots.txt asks not to read it")
+            raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
     async def close(self) -> None:
         """Stop asking."""

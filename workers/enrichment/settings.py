@@ -41,6 +41,8 @@ class EnrichmentSettings(BaseSettings):
     """Address space of one process; a page that needs more is left out."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
+    template: str = Field(default="plain", min_length=1, max_length=1000)
+    """The wording of the prompt: `plain`, `deepseek` (its models' own form), or the path of a `.toml` file of yours."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)

@@ -1,0 +1,81 @@
+"""`postback cache`: what workers have kept of pages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.errors import BAD_INPUT, fail, needing, say
+from console.settings import refused
+
+if TYPE_CHECKING:
+    from workers.enrichment.cache.settings import CacheSettings
+
+app = typer.Typer(no_args_is_help=True, help="The pages that workers have kept.")
+
+
+@app.callback()
+def _cache() -> None:
+    """So that `invalidate` stays a word of the command line while it is the only one."""
+
+
+@app.command()
+def invalidate(
+    url: Annotated[str | None, typer.Argument(help="The page, as jobs name it.")] = None,
+    host: Annotated[str | None, typer.Option(help="Everything of this host, in place of one page.")] = None,
+) -> None:
+    """Have every worker read a page again, or all pages of a host, whatever it has kept; for every tenant.
+
+    Workers hear of it through Redis, and through the file on this machine, within POSTBACK_CACHE__PAUSE_SECONDS.
+    """
+    if (url is None) == (host is None):
+        raise fail("name either a URL or --host", BAD_INPUT)
+    with needing("worker"):
+        from workers.enrichment.cache.entry import target_of_host, target_of_url
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise fail("a URL starts with http:// or https://", BAD_INPUT)
+    settings = _settings()
+    target = target_of_url(url) if url is not None else target_of_host(host or "")
+    problems = asyncio.run(_tell(settings, target))
+    for problem in problems:
+        say(problem)
+    if problems:
+        raise typer.Exit(1)
+    say(f"invalidated; workers hear of it within {settings.pause_seconds:g} s")
+
+
+def _settings() -> CacheSettings:
+    from pydantic import ValidationError
+
+    from workers.enrichment.cache.settings import CacheSettings
+
+    try:
+        settings = CacheSettings()
+    except ValidationError as error:
+        raise refused(error) from None
+    if settings.redis_url is None and settings.disk_path is None:
+        raise fail(
+            "no cache is shared: set POSTBACK_CACHE__REDIS_URL or POSTBACK_CACHE__DISK_PATH as the workers have it; "
+            "what a worker keeps in its own memory goes with a restart",
+            BAD_INPUT,
+        )
+    return settings
+
+
+async def _tell(settings: CacheSettings, target: str) -> list[str]:
+    """Tell each shared level; what is wrong with those that could not be told."""
+    from telemetry.clock import SystemClock
+    from workers.enrichment.cache.build import shared_levels
+    from workers.enrichment.cache.cache import longest_kept_seconds
+    from workers.enrichment.cache.levels import LevelFailed
+
+    clock, problems = SystemClock(), []
+    for level in shared_levels(settings, clock):
+        try:
+            await level.invalidate(target, clock.time(), longest_kept_seconds(settings))
+        except LevelFailed as failed:
+            problems.append(f"{level.name} could not be told: {failed}; nothing there is invalidated")
+        await level.close()
+    return problems

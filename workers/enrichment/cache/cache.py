@@ -1,0 +1,176 @@
+"""A page from the nearest level that has it, else read once for all who wait for it.
+
+What a page's server cannot be asked for is served from an older copy where there is one (RFC 5861), and said so. That a
+page cannot be read is remembered for a while, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from prometheus_client import Counter
+
+from telemetry.clock import Clock
+from workers.enrichment.cache.entry import Entry, Key, encoded
+from workers.enrichment.cache.flights import Flights
+from workers.enrichment.cache.levels import Level, Shared
+from workers.enrichment.cache.memory import Memory
+from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.evidence import Unreadable
+
+_SKEW_SECONDS: Final = 60.0
+"""How far the clocks of machines may be apart: so much of the invalidations is heard again each time."""
+_PATIENCE: Final = 0.9
+"""The part of the time left after which an older copy is served."""
+_PENDING: Final = 256
+"""Writes to shared levels that may be under way; with more, a page is kept in memory only."""
+
+Read = Callable[[Entry | None], Awaitable[Entry]]
+"""Reads the page anew, given the older copy; the entry says how long it is good. Raises Unreadable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a job gets. `answer` is what the reader made of the page."""
+
+    url: str
+    answer: dict[str, Any]
+    older: str | None = None
+    """Why it is an older copy, where it is one."""
+
+
+class Cache:
+    """The levels, nearest first."""
+
+    def __init__(self, settings: CacheSettings, clock: Clock, lookups: Counter, levels: Sequence[Level] = ()) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._memory = Memory(settings.memory_bytes)
+        self._in_memory = {what: lookups.labels("memory", what) for what in ("hit", "stale", "miss")}
+        self._shared = [Shared(level, settings, clock, lookups) for level in levels]
+        self._flights: Flights[Key, Entry] = Flights()
+        self._invalidated: dict[str, float] = {}
+        self._hearing = asyncio.Lock()
+        self._heard_at = float("-inf")
+        self._heard_until = [0.0] * len(self._shared)
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def read(self, url: str, scope: str, read: Read, patience_seconds: float) -> Reading:
+        """The page at this URL, for all of this scope. Raises Unreadable, also where that is what is remembered."""
+        key = Key.of(url, scope)
+        known = await self._known(key)
+        if known is not None and self._is_fresh(known):
+            return _served(known)
+        older = known if known is not None and known.answer is not None else None
+        try:
+            async with asyncio.timeout(patience_seconds * _PATIENCE if older is not None else None):
+                return _served(await self._flights.join(key, lambda: self._renewed(key, url, older, read)))
+        except TimeoutError:
+            if older is None:
+                raise
+            return Reading(older.url, older.answer or {}, "its server was late")
+
+    async def close(self) -> None:
+        """Write what is being written, and let go of the levels."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        for level in self._shared:
+            await level.close()
+
+    # -- reading anew --------------------------------------------------------------------------------------------
+
+    async def _renewed(self, key: Key, url: str, older: Entry | None, read: Read) -> Entry:
+        """The page read anew and kept; in its place the older copy, or why there is none, which are kept as well."""
+        asked_at = self._clock.time()
+        try:
+            entry = await read(older)
+        except Unreadable as unreadable:
+            if not unreadable.is_lasting:
+                raise
+            until = self._clock.time() + self._settings.negative_seconds
+            if older is not None and unreadable.is_outage:
+                entry = replace(older, fresh_until=until, reason=str(unreadable))
+            else:
+                entry = Entry(asked_at, until, until, url, url, reason=str(unreadable))
+        self._keep(key, entry)
+        return entry
+
+    def _keep(self, key: Key, entry: Entry) -> None:
+        seconds = entry.kept_until - self._clock.time()
+        if seconds <= 0:
+            return
+        value = encoded(entry)
+        if len(value) > self._settings.entry_bytes:
+            self._memory.drop(key)
+            return
+        self._memory.put(key, entry, len(value))
+        if len(self._writing) < _PENDING:
+            for level in self._shared:
+                self._write(level.put(key, value, seconds))
+
+    def _write(self, put: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(put, name="cache-put")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    # -- looking up ----------------------------------------------------------------------------------------------
+
+    async def _known(self, key: Key) -> Entry | None:
+        """The first entry that is fresh, else the newest that is not."""
+        await self._hear()
+        best = self._valid(self._memory.get(key))
+        self._in_memory["miss" if best is None else "hit" if self._is_fresh(best) else "stale"].inc()
+        for level in self._shared:
+            if best is not None and self._is_fresh(best):
+                return best
+            found = self._valid(await level.get(key))
+            if found is not None and (best is None or found.fresh_until > best.fresh_until):
+                best = found
+                self._memory.put(key, found, len(encoded(found)))
+        return best
+
+    def _is_fresh(self, entry: Entry) -> bool:
+        return entry.fresh_until > self._clock.time()
+
+    def _valid(self, entry: Entry | None) -> Entry | None:
+        """The entry, unless its time is over or it was invalidated."""
+        if entry is None or entry.kept_until <= self._clock.time():
+            return None
+        if self._invalidated and any(self._invalidated.get(one, 0.0) >= entry.asked_at for one in entry.targets):
+            return None
+        return entry
+
+    async def _hear(self) -> None:
+        """Learn what was invalidated, unless that was done a moment ago."""
+        if not self._shared or self._clock.monotonic() - self._heard_at < self._settings.pause_seconds:
+            return
+        async with self._hearing:
+            if self._clock.monotonic() - self._heard_at < self._settings.pause_seconds:
+                return
+            for index, level in enumerate(self._shared):
+                now = self._clock.time()
+                told = await level.invalidations(self._heard_until[index] - _SKEW_SECONDS)
+                if told is not None:
+                    self._heard_until[index] = now
+                    self._learn(told)
+            self._heard_at = self._clock.monotonic()
+
+    def _learn(self, told: Mapping[str, float]) -> None:
+        for target, at in told.items():
+            self._invalidated[target] = max(at, self._invalidated.get(target, 0.0))
+        oldest = self._clock.time() - longest_kept_seconds(self._settings)
+        if any(at < oldest for at in self._invalidated.values()):
+            self._invalidated = {target: at for target, at in self._invalidated.items() if at >= oldest}
+
+
+def longest_kept_seconds(settings: CacheSettings) -> float:
+    """Seconds after which nothing that was read is there any more."""
+    return max(settings.fresh_seconds, settings.longest_fresh_seconds) + settings.stale_seconds + _SKEW_SECONDS
+
+
+def _served(entry: Entry) -> Reading:
+    if entry.answer is None:
+        raise Unreadable(entry.reason or "it could not be read")
+    return Reading(entry.url, entry.answer, entry.reason)

@@ -1,0 +1,134 @@
+"""What is kept of a page, for how long, and how it is written down."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from math import isfinite
+from typing import Any, Final
+
+from yarl import URL
+
+from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.evidence import Page
+
+_FORMAT: Final = 1
+_UNPACKED_BYTES: Final = 64 * 1024 * 1024
+_MAX_AGE: Final = re.compile(r"(?:^|[\s,])(s-maxage|max-age)\s*=\s*\"?(\d{1,10})", re.IGNORECASE)
+_NOT_KEPT: Final = re.compile(r"(?:^|[\s,])(?:no-store|private)(?:$|[\s,=;])", re.IGNORECASE)
+_NOT_TRUSTED: Final = re.compile(r"(?:^|[\s,])no-cache(?:$|[\s,=;])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Whose reading of which URL. Hashes, since a URL may hold a secret."""
+
+    scope: str
+    """All jobs share what is public; see `scope_of`."""
+    url: str
+
+    @classmethod
+    def of(cls, url: str, scope: str) -> Key:
+        """The key of a URL."""
+        return cls(scope, _hashed(_plain(url)))
+
+    def __str__(self) -> str:
+        return f"{self.scope}:{self.url}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A page as it was read, or why it could not be. Times are Unix seconds, since machines share entries."""
+
+    asked_at: float
+    """When its server was asked: what is invalidated later than that is not good any more."""
+    fresh_until: float
+    kept_until: float
+    asked_url: str
+    url: str
+    """Where the last redirect led."""
+    etag: str | None = None
+    last_modified: str | None = None
+    answer: dict[str, Any] | None = None
+    """What the reader made of the page; None where there is a reason."""
+    reason: str | None = None
+    """Why the page could not be read, or why an older copy of it has to do."""
+
+    @property
+    def targets(self) -> Iterator[str]:
+        """By which names it can be invalidated."""
+        for url in (self.asked_url, self.url):
+            yield target_of_url(url)
+            yield target_of_host(URL(url).host or "")
+
+
+def scope_of(tenant: str, networks: tuple[str, ...]) -> str:
+    """Whose entries a job may see. Public pages are everybody's.
+
+    Where fetches may reach networks that are not public, a tenant sees only what was read for it under the same
+    allowance: a page that one tenant may read can be a secret from another.
+    """
+    return "public" if not networks else _hashed("\n".join([tenant, *sorted(networks)]))[:32]
+
+
+def target_of_url(url: str) -> str:
+    """What an invalidation of this URL is called."""
+    return f"u:{_hashed(_plain(url))}"
+
+
+def target_of_host(host: str) -> str:
+    """What an invalidation of everything of this host is called."""
+    return f"h:{_hashed(host.lower().rstrip('.'))}"
+
+
+def _plain(url: str) -> str:
+    return str(URL(url).with_fragment(None))
+
+
+def _hashed(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long an entry is fresh, and how long it is kept beyond that. In seconds."""
+
+    fresh: float
+    stale: float
+
+
+def lifetime(page: Page, settings: CacheSettings) -> Lifetime | None:
+    """What the page's `Cache-Control` (RFC 9111, section 5.2.2) and the settings allow; None: it is not to be kept."""
+    if _NOT_KEPT.search(page.cache_control):
+        return None
+    if _NOT_TRUSTED.search(page.cache_control):
+        return Lifetime(0.0, settings.stale_seconds)
+    ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
+    fresh = ages.get("s-maxage", ages.get("max-age", settings.fresh_seconds))
+    return Lifetime(min(fresh, settings.longest_fresh_seconds), settings.stale_seconds)
+
+
+def encoded(entry: Entry) -> bytes:
+    """The entry as bytes."""
+    return zlib.compress(json.dumps({"format": _FORMAT, **asdict(entry)}, ensure_ascii=False).encode(), 1)
+
+
+def decoded(value: bytes) -> Entry:
+    """The entry in these bytes. Raises ValueError for anything else, also for what unpacks to more than 64 MiB."""
+    unpacker = zlib.decompressobj()
+    try:
+        fields = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))
+        if unpacker.unconsumed_tail or fields.pop("format") != _FORMAT:
+            raise ValueError("not an entry of this format")
+        entry = Entry(**fields)
+        if not isinstance(entry.answer, dict) and not isinstance(entry.reason, str):
+            raise ValueError("an entry holds a page or a reason")
+        if not isinstance(entry.url, str) or not isfinite(entry.asked_at + entry.fresh_until + entry.kept_until):
+            raise ValueError("times are numbers, and a page has a URL")
+    except (zlib.error, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError("not an entry") from error
+    return entry

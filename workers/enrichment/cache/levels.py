@@ -1,0 +1,125 @@
+"""A level as the cache sees it: bounded in time, left alone for a while after a failure, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Protocol, TypeVar
+
+from prometheus_client import Counter
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from workers.enrichment.cache.entry import Entry, Key, decoded
+from workers.enrichment.cache.settings import CacheSettings
+
+log = get_logger()
+T = TypeVar("T")
+
+
+class LevelFailed(Exception):  # noqa: N818 - it names what happened
+    """A level could not be asked. The text says why, without addresses."""
+
+
+class Level(Protocol):
+    """Where entries are kept outside of this process. Every method raises LevelFailed."""
+
+    name: str
+
+    async def get(self, key: Key) -> bytes | None:
+        """What was put under this key; None where nothing is, or not any more."""
+        ...
+
+    async def put(self, key: Key, value: bytes, seconds: float) -> None:
+        """Keep the value for so long, in place of what was there."""
+        ...
+
+    async def invalidate(self, target: str, at: float, seconds: float) -> None:
+        """Tell all who share the level that what was read before `at` (Unix seconds) is not good; for so long."""
+        ...
+
+    async def invalidations(self, since: float) -> Mapping[str, float]:
+        """What was invalidated, and when, as far as it was told after `since` (Unix seconds)."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and files."""
+        ...
+
+
+class Shared:
+    """A level that may be slow, away or wrong, which is never the caller's trouble."""
+
+    def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: Counter) -> None:
+        self._level = level
+        self._settings = settings
+        self._clock = clock
+        self._away_until = 0.0
+        self._well = True
+        self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
+
+    async def get(self, key: Key) -> Entry | None:
+        """The entry under the key, fresh or not; None where there is none or the level cannot say."""
+        if self._is_away:
+            self._lookups["away"].inc()
+            return None
+        try:
+            value = await self._asked(self._level.get(key))
+            entry = decoded(value) if value is not None else None
+        except (LevelFailed, ValueError):
+            self._lookups["error"].inc()
+            return None
+        self._lookups[self._result(entry)].inc()
+        return entry
+
+    def _result(self, entry: Entry | None) -> str:
+        if entry is None:
+            return "miss"
+        return "hit" if entry.fresh_until > self._clock.time() else "stale"
+
+    async def put(self, key: Key, value: bytes, seconds: float) -> None:
+        """Keep the value, if the level can."""
+        if not self._is_away:
+            try:
+                await self._asked(self._level.put(key, value, seconds))
+            except LevelFailed:
+                return
+
+    async def invalidations(self, since: float) -> Mapping[str, float] | None:
+        """What was invalidated; None where the level cannot say."""
+        if self._is_away:
+            return None
+        try:
+            return await self._asked(self._level.invalidations(since))
+        except LevelFailed:
+            return None
+
+    async def close(self) -> None:
+        """Let go of connections and files."""
+        try:
+            async with asyncio.timeout(self._settings.answer_seconds * 4):
+                await self._level.close()
+        except (LevelFailed, TimeoutError):
+            log.warning("A level of the cache did not close.", action="cache-not-closed", level=self._level.name)
+
+    @property
+    def _is_away(self) -> bool:
+        return self._clock.monotonic() < self._away_until
+
+    async def _asked(self, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._settings.answer_seconds):
+                found = await answer
+        except (LevelFailed, TimeoutError) as failed:
+            self._away_until = self._clock.monotonic() + self._settings.pause_seconds
+            self._say_ill(str(failed) or "it did not answer in time")
+            raise LevelFailed from None
+        if not self._well:
+            self._well = True
+            log.info("A level of the cache is back.", action="cache-back", level=self._level.name)
+        return found
+
+    def _say_ill(self, why: str) -> None:
+        if self._well:
+            self._well = False
+            log.warning("A level of the cache is away.", action="cache-away", level=self._level.name, reason=why)
