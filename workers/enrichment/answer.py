@@ -60,7 +60,7 @@ def _details(source: NumberedSource) -> SourceDetails:
     return SourceDetails(
         id=source.id,
         url=source.particulars.canonical_url or source.url,
-        title=(harmless(source.title)[:MAX_TITLE_CHARS] or None) if source.title else None,
+        title=" ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS] or None,
         published=source.particulars.published,
         doi=source.particulars.doi,
     )

@@ -153,12 +153,17 @@ def _response_format(path: Path, schema: object) -> ResponseFormat | None:
         raise ProfileRefused(f"{path}: response_schema: must be the name of a file beside it")
     file = path.with_name(schema)
     try:
-        value = json.loads(_text(file))
+        value = json.loads(_text(file), parse_constant=_no_number)
     except ValueError as error:
         raise ProfileRefused(f"{file}: it is not JSON: {error}") from None
     if not isinstance(value, dict) or value.get("type") != "object":
         raise ProfileRefused(f'{file}: it must be a JSON Schema of an object: {{"type": "object", …}}')
     return ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(name=path.stem, schema=value))
+
+
+def _no_number(name: str) -> None:
+    """Python's parser takes NaN and Infinity; RFC 8259 does not."""
+    raise ValueError(f"{name} is none")
 
 
 def _problem(details: Any) -> str:

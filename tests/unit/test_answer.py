@@ -1,0 +1,132 @@
+"""What a result says of an answer: its sources' details, its evidence list or chain, and whether it may stand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from schemas.result import SourceDetails, Support
+from workers.enrichment.answer import Unsupported, answered
+from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
+from workers.enrichment.profile import Profile, Profiles
+
+TEXT = "Aspirin lowered the risk of stroke by 12 percent in 4000 adults. Bleeding was more frequent with aspirin."
+PROFILES = Profiles.load()
+EVIDENCE = Evidence(
+    (
+        NumberedSource(
+            1, "pmid:111", "https://pubmed.ncbi.nlm.nih.gov/111/", "Aspirin [1] and\x07 stroke", (TEXT,),
+            particulars=Particulars("2019-03-05", doi="10.1000/x"),
+        ),
+        NumberedSource(
+            2, "https://b.example/?utm=1", "https://b.example/?utm=1", None, ("The bank owes 3.5 billion crowns.",),
+            particulars=Particulars(canonical_url="https://b.example/"),
+        ),
+    )
+)  # fmt: skip
+DETAILS = SourceDetails(
+    id="pmid:111",
+    url="https://pubmed.ncbi.nlm.nih.gov/111/",
+    title="Aspirin and stroke",
+    published="2019-03-05",
+    doi="10.1000/x",
+)
+
+
+def test_the_details_of_the_sources_that_are_used_go_with_the_answer() -> None:
+    answer = answered("Bleeding was more frequent with aspirin. [1]", EVIDENCE, PROFILES["default"])
+    assert answer.text == "Bleeding was more frequent with aspirin. [1]"
+    assert answer.sources == (DETAILS,)
+    assert [(one.source, one.support) for one in answer.citations] == [("pmid:111", Support.EXACT)]
+
+
+def test_the_address_of_a_source_is_the_one_that_its_page_gives_itself() -> None:
+    answer = answered("The bank owes 3.5 billion crowns [2].", EVIDENCE, PROFILES["default"])
+    assert answer.sources == (SourceDetails(id="https://b.example/?utm=1", url="https://b.example/"),)
+
+
+# -- medical -------------------------------------------------------------------------------------------------------
+
+
+def test_a_medical_answer_lists_its_evidence_below_and_its_spans_stay() -> None:
+    said = "Aspirin lowered the risk of stroke by 12 percent [1]."
+    answer = answered(said, EVIDENCE, PROFILES["medical"])
+    assert answer.text == f"{said}\n\nEvidence:\n[1] Aspirin and stroke. 2019-03-05. pmid:111. doi:10.1000/x"
+    (citation,) = answer.citations
+    assert answer.text[citation.start : citation.end] == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Vitamin C cures every cold.", "Vitamin C cures every cold [1].", "Aspirin lowered it by 77 percent [9].", ""],
+    ids=["nothing cited", "cited and not supported", "dangling", "empty"],
+)
+def test_there_is_no_medical_answer_without_support(text: str) -> None:
+    with pytest.raises(Unsupported, match="the profile medical gives no answer without support"):
+        answered(text, EVIDENCE, PROFILES["medical"])
+
+
+def test_a_profile_may_want_stronger_support() -> None:
+    loose = "In adults, aspirin was seen to make bleeding frequent [1]."
+    lexical = Profile(name="lexical", minimum_support="lexical")
+    assert answered(loose, EVIDENCE, lexical).citations[0].support is Support.LEXICAL
+    with pytest.raises(Unsupported):
+        answered(loose, EVIDENCE, Profile(name="strict", minimum_support="fuzzy"))
+
+
+# -- finance -------------------------------------------------------------------------------------------------------
+
+
+def judged(*evidence: Any, **more: Any) -> str:
+    chain = [
+        item if isinstance(item, dict) else {"claim": "c", "source": item[0], "quote": item[1]} for item in evidence
+    ]
+    return json.dumps({"summary": "s", "evidence": chain, "risk_score": 40, "risk_level": "medium", **more})
+
+
+def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_names() -> None:
+    quotes = [
+        (2, "The bank owes 3.5 billion crowns."),
+        (1, "Aspirin lowered the risk of stroke. By 12 percent"),
+        (1, "The bank owes 3.5 billion crowns."),
+        (7, "Anything at all."),
+        (2, "…"),
+    ]
+    answer = answered(judged(*quotes), EVIDENCE, PROFILES["finance"])
+    assert [(one.source, one.support) for one in answer.citations] == [
+        ("https://b.example/?utm=1", Support.EXACT),
+        ("pmid:111", Support.EXACT),
+        ("pmid:111", Support.UNSUPPORTED),
+        ("[7]", Support.DANGLING),
+    ]
+    assert [source.id for source in answer.sources] == ["https://b.example/?utm=1", "pmid:111"]
+    assert [answer.text[one.start : one.end] for one in answer.citations[:2]] == [text for _, text in quotes[:2]]
+    assert json.loads(answer.text)["risk_score"] == 40
+    assert answer.notes == ()
+
+
+def test_the_place_of_a_quote_is_found_behind_the_escapes_of_json() -> None:
+    evidence = Evidence((NumberedSource(1, "a", "a", None, ('Die Bank "Älv" schuldet 7.',)),))
+    answer = answered(judged((1, 'Die Bank "Älv" schuldet 7.')), evidence, PROFILES["finance"])
+    (citation,) = answer.citations
+    assert citation.support is Support.EXACT
+    assert answer.text[citation.start : citation.end] == r"Die Bank \"\u00c4lv\" schuldet 7."
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (judged(), "the chain is empty"),
+        (judged({"claim": "c"}, {"source": True, "quote": "x"}, {"source": "1", "quote": "x"}), "the chain is empty"),
+        (judged(evidence=[1, "x", None]), "the chain is empty"),
+        ('{"summary": "cut off at max_tok', "it is not the JSON of its profile"),
+        ("[" * 100_000, "it is not the JSON of its profile"),
+        ("7", "it is not the JSON of its profile"),
+    ],
+)
+def test_a_score_without_evidence_says_so_in_a_note(text: str, why: str) -> None:
+    answer = answered(text, EVIDENCE, PROFILES["finance"])
+    assert (answer.citations, answer.sources) == ((), ())
+    assert answer.notes == (f"the answer names no evidence: {why}",)
