@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook
 
 from schemas.codec import write_result
+from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
 from schemas.event import event_body
 from schemas.result import Outcome, Result
 from schemas.signature import verify
@@ -457,6 +458,69 @@ async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, cons
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
     assert len(handler._endpoints) == 0
+
+
+async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(
+    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+) -> None:
+    consumer.statuses, consumer.headers, handler = [429, 200], {"Retry-After": "7200"}, make()
+    await handler.handle(result_record(consumer.url))
+    [held] = await handler.handle(result_record(f"{consumer.origin}/other", attempt=b"4"))
+    assert (held.topic, headers_of(held)["attempt"], headers_of(held)["deferred"]) == (TOPICS.tier(7200), "4", "1")
+    clock.ms += 7_000_000
+    [again] = await handler.handle(delivered_from(held, 0, NOW_MS))
+    assert again.topic == TOPICS.tier(300)
+    assert len(consumer.requests) == 1
+    clock.ms += 300_000
+    assert topics_of(await handler.handle(delivered_from(again, 1, NOW_MS))) == [TOPICS.attempts]
+    for state in ("open", "closed"):
+        assert metrics.registry.get_sample_value("postback_breaker_changes_total", {"state": state}) == 1
+
+
+async def test_a_retry_after_of_a_year_holds_an_origin_for_a_day(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    consumer.statuses, consumer.headers, handler = [503, 200], {"Retry-After": "31536000"}, make()
+    await handler.handle(result_record(consumer.url))
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(86_400)]
+    clock.ms += 86_400_000
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
+
+
+async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    handler = make()
+    state = EndpointRecord(tenant="acme", url=consumer.url, state=State.DISABLED, at=NOW_MS)
+    handler.states.apply(key_bytes(state.key), write_endpoint(state))
+    waiting = result_record(consumer.url, attempt=b"3", deferred=b"2", not_before=str(NOW_MS + 900_000).encode())
+    [letter] = await handler.handle(waiting)
+    assert (letter.topic, letter.value, letter.key) == (TOPICS.dead_letters, RESULT, b"job_1")
+    assert headers_of(letter) == {
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": consumer.url,
+        "traceparent": TRACEPARENT,
+        "x-own": "kept",
+        "reason": "endpoint_disabled",
+        "reason-detail": "callback_url: the endpoint is disabled",
+        "attempts": "3",
+        "source-topic": TOPICS.results,
+        "source-partition": "3",
+        "source-offset": "17",
+    }
+    assert consumer.requests == []
+    assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "endpoint_disabled"}) == 1
+
+
+async def test_a_success_takes_back_that_the_endpoint_fails_with_a_tombstone(make: Maker, consumer: Consumer) -> None:
+    handler = make()
+    state = EndpointRecord(tenant="acme", url=consumer.url, state=State.FAILING, at=NOW_MS)
+    handler.states.apply(key_bytes(state.key), write_endpoint(state))
+    _, tombstone = await handler.handle(result_record(consumer.url))
+    assert (tombstone.topic, tombstone.key, tombstone.value) == (TOPICS.endpoints, key_bytes(state.key), None)
+    assert tombstone.partition == 0
 
 
 async def test_a_rotated_key_signs_without_a_restart(

@@ -129,3 +129,15 @@ def test_an_origin_that_answers_is_up_whatever_it_says_of_the_event(reason: Fail
 def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReason, seconds: float) -> None:
     assert asked_to_wait(FailedDelivery(reason, 0.1, 429, 60.0)) == seconds
     assert asked_to_wait(FailedDelivery(reason, 0.1, 429, None)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "at", "seconds"),
+    [(0.0, 0.0, 5.0), (0.0, 4.0, 5.0), (0.0, 5.0, 0.0), (3600.0, 0.0, 3600.0), (3600.0, 3599.0, 18.0)],
+)
+def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by_more_than_the_longest(
+    asked: float, at: float, seconds: float
+) -> None:
+    breaker = breaker_that_saw("xx")
+    breaker.judge(Verdict.FAILS, 0.0, probe=False, wait_seconds=asked)
+    assert breaker.patience(at) == seconds

@@ -93,7 +93,7 @@ async def test_a_dead_origin_is_deferred_for_as_long_as_it_is_left_alone() -> No
     desk.clock.now = 10.0
     with pytest.raises(EndpointBusy) as busy:
         await desk.attempt(OK)
-    assert busy.value.wait_seconds == 30
+    assert busy.value.wait_seconds == 40
     assert desk.said == [(HERE, State.OPEN, 40.0)]
     await desk.attempt(OK, ("other", HERE[1]))
     await desk.attempt(OK, ("acme", "https://b.example"))

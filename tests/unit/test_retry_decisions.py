@@ -7,7 +7,18 @@ import pytest
 
 from schemas.topics import TIER_DELAYS_SECONDS
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome, parse_retry_after
-from workers.delivery.retries import Done, GiveUp, Retry, RetryDecision, Schedule, decide, due_ms, hop, is_early
+from workers.delivery.retries import (
+    Done,
+    GiveUp,
+    Retry,
+    RetryDecision,
+    Schedule,
+    decide,
+    deferral_tier,
+    due_ms,
+    hop,
+    is_early,
+)
 
 NOW = 1_700_000_000_000
 DAY = 86_400
@@ -149,3 +160,25 @@ def test_a_schedule_without_waits_is_refused(delays: tuple[float, ...]) -> None:
 )  # fmt: skip
 def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW / 1000) == seconds
+
+
+@pytest.mark.parametrize(
+    ("left_alone", "tier"),
+    [
+        (0, 5),
+        (3, 5),
+        (5, 5),
+        (10, 5),
+        (149, 5),
+        (150, 300),
+        (300, 300),
+        (301, 300),
+        (7200, 7200),
+        (4000, 7200),
+        (90_000, 86_400),
+    ],
+)
+def test_a_deferred_record_waits_in_the_tier_that_is_long_enough_or_in_the_largest_that_fits(
+    left_alone: float, tier: float
+) -> None:
+    assert deferral_tier(left_alone, STEADY.tiers) == tier

@@ -62,6 +62,7 @@ class Breaker:
         self._settings = settings
         self._open = False
         self._until = 0.0
+        self._seconds = 0.0
         self._failures = 0
         """In a row."""
         self._openings = 0
@@ -80,6 +81,14 @@ class Breaker:
     def seconds_left(self, now: float) -> float:
         """How long it stays open."""
         return max(0.0, self._until - now) if self._open else 0.0
+
+    def patience(self, now: float) -> float:
+        """How long whoever is turned away does well to wait: no less than it is open in all, the longest time at most.
+
+        What comes round every few seconds until then costs more than what comes late by as long again.
+        """
+        left = self.seconds_left(now)
+        return max(left, min(self._seconds, self._settings.breaker_longest_seconds)) if left else 0.0
 
     @property
     def pristine(self) -> bool:
@@ -106,7 +115,7 @@ class Breaker:
             self._judge_usual(verdict, now)
         # else it was on its way when the breaker opened, and says nothing new
         if wait_seconds > 0:
-            self._open_until(max(now + wait_seconds, self._until))
+            self._open_for(max(wait_seconds, self.seconds_left(now)), now)
 
     def _judge_probe(self, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.ANSWERS:
@@ -132,11 +141,12 @@ class Breaker:
         longest = self._settings.breaker_longest_seconds
         seconds = min(self._settings.breaker_open_seconds * 2 ** min(self._openings, 30), longest)
         self._openings += 1
-        self._open_until(now + seconds)
+        self._open_for(seconds, now)
 
-    def _open_until(self, until: float) -> None:
+    def _open_for(self, seconds: float, now: float) -> None:
         self._open = True
-        self._until = until
+        self._until = now + seconds
+        self._seconds = seconds
 
     def _close(self) -> None:
         self._open = False

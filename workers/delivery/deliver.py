@@ -34,7 +34,7 @@ from workers.delivery.endpoints import Endpoint, EndpointBusy, Endpoints, Place
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
-from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, hop, is_early
+from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, deferral_tier, hop, is_early
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
@@ -112,10 +112,8 @@ class DeliveryHandler(TierPace):
         return hop(not_before_ms, now_ms, self._schedule.tiers)
 
     def _deferred(self, record: Record, pending: PendingDelivery, wait_seconds: float) -> Output:
-        """The record in the largest tier that fits, since asking again before is pointless; else in the smallest."""
         self._metrics.deferred.inc()
-        now_ms = self._now_ms()
-        tier = hop(now_ms + round(1000 * wait_seconds), now_ms, self._schedule.tiers)
+        tier = deferral_tier(wait_seconds, self._schedule.tiers)
         return outputs.deferred(record, self._tiers[tier], pending)
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:

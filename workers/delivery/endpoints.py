@@ -39,7 +39,7 @@ class EndpointBusy(Exception):  # noqa: N818 - it names what happened
     def __init__(self, wait_seconds: float = 0.0) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
-        """How long there is no point in asking again."""
+        """How long it does well to wait before it asks again."""
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class Endpoints:
         now = self._clock.monotonic()
         if load.breaker.state(now) is not State.CLOSED:
             if not load.breaker.take_probe(now):
-                raise EndpointBusy(load.breaker.seconds_left(now))
+                raise EndpointBusy(load.breaker.patience(now))
             self._take(load)
             return Place(probe=True)
         if load.held > 0 and load.held >= self._settings.window_records - self._held:

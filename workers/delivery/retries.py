@@ -106,6 +106,15 @@ def is_early(not_before_ms: int, now_ms: int, attempt: int, schedule: Schedule) 
     return schedule.slack_ms(attempt) < not_before_ms - now_ms <= schedule.longest_wait_ms
 
 
+def deferral_tier(wait_seconds: float, tiers: tuple[float, ...]) -> float:
+    """Where a record waits whose origin is left alone for so long: rather once and late by as long again than often.
+
+    The tier that is long enough, if that is no more than twice as long; else the largest that fits, or the smallest.
+    """
+    enough = [tier for tier in tiers if wait_seconds <= tier <= 2 * wait_seconds]
+    return enough[0] if enough else hop(round(1000 * wait_seconds), 0, tiers)
+
+
 def hop(not_before_ms: int, now_ms: int, tiers: tuple[float, ...]) -> float:
     """The largest tier that fits what is left, else the smallest there is. `tiers` are seconds, shortest first."""
     fitting = [tier for tier in tiers if 1000 * tier <= not_before_ms - now_ms]
