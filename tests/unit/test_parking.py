@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -48,8 +49,8 @@ def lot_with(lines: dict[Party, list[Parked]], capacity: int = 1000, capacity_by
     return lot
 
 
-def always(partition: Partition, record: Record) -> bool:
-    return True
+def always(partition: Partition, records: Sequence[Record], most: int) -> int:
+    return most
 
 
 def parties(drawn: list[Parked], lines: dict[Party, list[Parked]]) -> list[Party]:
@@ -98,7 +99,7 @@ def test_a_line_of_which_nothing_is_ready_saves_nothing_and_holds_up_nobody() ->
     waiting, running = Sender(not_yet).send(10, size=2 * UNIT_BYTES), Sender(ready).send(10)
     lines: dict[Party, list[Parked]] = {A: waiting, B: running}
     lot = lot_with(lines)
-    assert parties(lot.draw(8, lambda where, _: where is ready), lines) == [B] * 8
+    assert parties(lot.draw(8, lambda where, _, most: most if where is ready else 0), lines) == [B] * 8
     later = parties(lot.draw(2, always), lines)
     assert later == [B, B]  # A begins to save only now
 
@@ -107,8 +108,12 @@ def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -
     where = partition()
     sent = Sender(where).send(10)
     lot = lot_with({None: sent})
-    assert lot.draw(10, lambda _, record: record.offset < 4) == sent[:4]
-    assert lot.draw(10, lambda _, record: record.offset < 4) == []
+
+    def before_the_fourth(_: Partition, records: Sequence[Record], most: int) -> int:
+        return min(most, sum(record.offset < 4 for record in records))
+
+    assert lot.draw(10, before_the_fourth) == sent[:4]
+    assert lot.draw(10, before_the_fourth) == []
     assert lot.first(where) is sent[4][1]
 
 
@@ -167,7 +172,7 @@ def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
     for where, record in records:
         where.ledger.take(record.offset)
         window.park(where, record, party)
-        surplus += window.surplus(where)
+        surplus += window.surplus([where])
     return surplus
 
 

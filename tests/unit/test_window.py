@@ -41,7 +41,7 @@ def fill(window: Window, parked: int) -> None:
     having = window.first.parked
     for offset in range(having, parked):
         window.park(HOLDER, Record("requests", 0, offset, b""), None)
-    window.draw(having - parked, lambda _, record: True)
+    window.draw(having - parked, lambda _, records, most: most)
 
 
 # -- records and bytes ---------------------------------------------------------------------------------------------
@@ -177,4 +177,4 @@ def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:
     released = window.release(held, keep=2)
     held.give_back(released)
     assert {record.offset for record in released} == {4, 3, 2}
-    assert (held.rewind_to, held.ledger.taken, held.parked, window.parked) == (2, {0, 1}, 2, 2)
+    assert (held.rewind_to, held.ledger.taken, held.parked, window.parked) == (2, frozenset({0, 1}), 2, 2)

@@ -8,7 +8,7 @@ short one. Within a line the partitions take turns, and a partition's records ke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from workers.stage.partition import Partition
@@ -18,8 +18,8 @@ from workers.stage.sharing import Party
 UNIT_BYTES = 4096
 
 Parked = tuple[Partition, Record]
-Ready = Callable[[Partition, Record], bool]
-"""Whether a record that is the first of its partition's queue may be dispatched now. Must change nothing."""
+Ready = Callable[[Partition, Sequence[Record], int], int]
+"""How many of the first records of a partition's queue may be dispatched now, up to a number. Must change nothing."""
 
 
 def cost_of(record: Record) -> int:
@@ -30,13 +30,19 @@ def cost_of(record: Record) -> int:
 class Line:
     """What one party has parked: a queue for each partition, in the order in which their turns come."""
 
+    __slots__ = ("_queues", "bytes", "records", "savings")
+
     def __init__(self) -> None:
         self._queues: dict[Partition, deque[Record]] = {}
         self.records = 0
-        self.cost = 0
-        """Units, of all its records."""
+        self.bytes = 0
         self.savings = 0
         """Units that it may spend when its turn comes."""
+
+    @property
+    def cost(self) -> int:
+        """Units, about: of all its records."""
+        return self.records + self.bytes // UNIT_BYTES
 
     def add(self, partition: Partition, record: Record) -> None:
         """At the end of its partition's queue."""
@@ -45,13 +51,13 @@ class Line:
             queue = self._queues[partition] = deque()
         queue.append(record)
         self.records += 1
-        self.cost += cost_of(record)
+        self.bytes += len(record.value)
 
     def take(self, room: int, ready: Ready) -> list[Parked]:
         """Up to `room` records whatever they cost, an equal part from each partition."""
         taken: list[Parked] = []
         while (left := room - len(taken)) > 0:
-            partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue[0])]
+            partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue, 1)]
             if not partitions:
                 break
             for partition in partitions[:left]:
@@ -62,26 +68,25 @@ class Line:
         """Up to `room` records as far as the savings go. Where nothing is ready there is nothing to save for."""
         taken: list[Parked] = []
         while len(taken) < room:
-            first = next(((p, queue[0]) for p, queue in self._queues.items() if ready(p, queue[0])), None)
-            if first is None:
+            for partition, queue in self._queues.items():
+                if ready(partition, queue, 1):
+                    break
+            else:
                 self.savings = 0
                 break
-            cost = cost_of(first[1])
+            cost = cost_of(queue[0])
             if cost > self.savings:
                 break
             self.savings -= cost
-            taken += self._front(first[0], 1, ready)
+            taken.append((partition, self._next(partition, queue)))
+            if not self.savings:
+                break
         return taken
 
     def newest(self) -> Parked:
         """Take out the last record of the partition that has most."""
         partition, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
-        record = queue.pop()
-        self.records -= 1
-        self.cost -= cost_of(record)
-        if not queue:
-            del self._queues[partition]
-        return partition, record
+        return partition, self._back(partition, queue)
 
     def of(self, partition: Partition) -> Iterable[Record]:
         """One partition's records, in order."""
@@ -92,25 +97,36 @@ class Line:
         removed: list[Record] = []
         queue = self._queues.get(partition)
         while queue and queue[-1].offset >= start:
-            removed.append(queue.pop())
-        if queue is not None and not queue:
-            del self._queues[partition]
-        self.records -= len(removed)
-        self.cost -= sum(map(cost_of, removed))
+            removed.append(self._back(partition, queue))
         return removed
 
     def _front(self, partition: Partition, most: int, ready: Ready) -> list[Parked]:
         """Take out the first of a partition's records; its next turn comes after those of all others."""
         queue = self._queues.pop(partition)
-        front: list[Parked] = []
-        while queue and len(front) < most and ready(partition, queue[0]):
-            record = queue.popleft()
-            self.cost -= cost_of(record)
-            front.append((partition, record))
+        front = [(partition, queue.popleft()) for _ in range(ready(partition, queue, min(most, len(queue))))]
         self.records -= len(front)
+        self.bytes -= sum(len(record.value) for _, record in front)
         if queue:
             self._queues[partition] = queue
         return front
+
+    def _next(self, partition: Partition, queue: deque[Record]) -> Record:
+        """As `_front`, for one record: where parties take turns it is all that is ever taken at once."""
+        record = queue.popleft()
+        self.records -= 1
+        self.bytes -= len(record.value)
+        del self._queues[partition]
+        if queue:
+            self._queues[partition] = queue
+        return record
+
+    def _back(self, partition: Partition, queue: deque[Record]) -> Record:
+        record = queue.pop()
+        self.records -= 1
+        self.bytes -= len(record.value)
+        if not queue:
+            del self._queues[partition]
+        return record
 
 
 class Lot:
@@ -162,7 +178,9 @@ class Lot:
         if line is None:
             line = self._lines[party] = Line()
         line.add(partition, record)
-        self._count(partition, record, 1)
+        partition.parked += 1
+        self.parked += 1
+        self.bytes += len(record.value)
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Take out up to `room` records that are ready, the parties in turn."""
@@ -175,8 +193,7 @@ class Lot:
             drawn = line.take(room, ready)
             if not line.records:
                 del self._lines[party]
-        for partition, record in drawn:
-            self._count(partition, record, -1)
+        self._left(drawn)
         return drawn
 
     def first(self, partition: Partition) -> Record:
@@ -186,17 +203,19 @@ class Lot:
             raise KeyError(partition.id)
         return min(records, key=_offset)
 
-    def surplus(self) -> Parked | None:
-        """Take out the newest record of whoever has most here, where that is more than one; None where nobody has.
+    def surplus(self) -> list[Parked]:
+        """While the lot is crowded, take out the newest record of whoever has most here, and more than one.
 
         So a party that has less than its share loses nothing, whatever others send.
         """
-        heaviest = max((line for line in self._lines.values() if line.records > 1), key=_cost, default=None)
-        if heaviest is None:
-            return None
-        partition, record = heaviest.newest()
-        self._count(partition, record, -1)
-        return partition, record
+        found: list[Parked] = []
+        while self.crowded:
+            heaviest = max((line for line in self._lines.values() if line.records > 1), key=_cost, default=None)
+            if heaviest is None:
+                break
+            found.append(heaviest.newest())
+            self._left(found[-1:])
+        return found
 
     def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
         """Take out a partition's records, all but the first `keep`."""
@@ -208,8 +227,7 @@ class Lot:
             removed += line.remove(partition, offsets[keep])
             if not line.records:
                 del self._lines[party]
-        for record in removed:
-            self._count(partition, record, -1)
+        self._left([(partition, record) for record in removed])
         return removed
 
     def _in_turn(self, room: int, ready: Ready) -> list[Parked]:
@@ -226,10 +244,11 @@ class Lot:
             drawn += taken
         return drawn
 
-    def _count(self, partition: Partition, record: Record, number: int) -> None:
-        partition.parked += number
-        self.parked += number
-        self.bytes += number * len(record.value)
+    def _left(self, parked: list[Parked]) -> None:
+        self.parked -= len(parked)
+        for partition, record in parked:
+            partition.parked -= 1
+            self.bytes -= len(record.value)
 
 
 def _cost(line: Line) -> int:

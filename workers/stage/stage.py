@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -104,7 +105,6 @@ class Stage:
         self._pending: list[Completion] = []
         self._company = Company()
         self._casualties: list[tuple[Partition, Record]] = []
-        self._surplus: list[tuple[Partition, Record]] = []
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
         self._generation = 0
@@ -184,9 +184,7 @@ class Stage:
                 partition.last_seen = now
                 partition.at_end = False
                 self._take_one(partition, record)
-        if self._surplus:
-            self._on_loop(self._runner.defer, self._surplus, now)
-            self._surplus = []
+        self._defer_surplus()
         for topic, number, offset in ends:
             partition = self._partitions.get((topic, number))
             if partition is not None and partition.phase is Phase.OPEN and partition.ledger.fits(offset):
@@ -210,7 +208,11 @@ class Stage:
         if not self._isolation.suspect(partition, record):
             party = None if self._sharing is None else self._sharing.party(record.headers)
             self._window.park(partition, record, party)
-            self._surplus += self._window.surplus(partition)
+
+    def _defer_surplus(self) -> None:
+        surplus = self._window.surplus(self._partitions.values())
+        if surplus:
+            self._on_loop(self._runner.defer, surplus, self._clock.monotonic())
 
     def _open(self, ids: set[PartitionId]) -> None:
         """Read the progress of partitions of which something was delivered for the first time."""
@@ -268,20 +270,23 @@ class Stage:
             return []
         if self._sharing is None:
             self._put_off()
-        return self._window.draw(room, self._is_ready)
+        return self._window.draw(room, self._ready)
 
-    def _is_ready(self, partition: Partition, record: Record) -> bool:
+    def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
+        """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
         if not partition.dispatchable:
-            return False
-        due = self._pace.due_ms(record)
-        return due is None or due <= self._clock.time() * 1000
+            return 0
+        if self._sharing is not None:
+            return most
+        now_ms, due_ms = self._clock.time() * 1000, self._pace.due_ms
+        return sum(1 for _ in takewhile(lambda record: (due_ms(record) or 0) <= now_ms, islice(records, most)))
 
     def _put_off(self) -> None:
         """Where the first parked record may not run yet, what is behind it is given back, to save memory."""
         for partition in self._partitions.values():
             if not (partition.parked and partition.dispatchable):
                 continue
-            if self._is_ready(partition, self._window.next_of(partition)):
+            if self._ready(partition, [self._window.next_of(partition)], 1):
                 self._waiting.discard(partition)
             elif partition not in self._waiting:
                 self._waiting.add(partition)

@@ -72,17 +72,17 @@ class Window:
         """A record that was taken waits from now on."""
         self._lot_of(partition).add(partition, record, party)
 
-    def surplus(self, partition: Partition) -> list[Parked]:
-        """Take out what is beyond its party's share, now that something of `partition` was parked.
+    def surplus(self, partitions: Iterable[Partition]) -> list[Parked]:
+        """Take out what is beyond its party's share, where anything waits for a place.
 
-        Nothing is where nobody else waits: nobody is parked, and nobody was seen further on in the partition.
+        Nothing is where nobody else waits: nobody is parked, and nobody was seen further on in one of `partitions`.
         """
-        lot, found = self.first, list[Parked]()
-        if partition.later or lot is self.later or not (lot.contended or partition.foreseen):
-            return found
-        while lot.crowded and (one := lot.surplus()) is not None:
-            found.append(one)
-        return found
+        lot = self.first
+        if lot is self.later or not lot.crowded:
+            return []
+        if not (lot.contended or any(partition.foreseen for partition in partitions)):
+            return []
+        return lot.surplus()
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Take out up to `room` parked records that are ready: from the first places, and the later one's share."""
