@@ -129,7 +129,7 @@ def _messages() -> dict[str, Any]:
         "redriven": _message("A dead letter that was put back", ()),
         "attempt": _message("One POST to a callback and what came of it", ()),
         "endpoint": _message("Whether a callback's endpoint is disabled", (), "endpoint.json"),
-        "control": _message("A cancellation", ()),
+        "control": _message("A cancellation", (), "control.json"),
         "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
         "sample": _message("A job, its grounded prompt and its result, for a candidate model", ()),
         "event": {
@@ -160,7 +160,7 @@ def _channels() -> dict[str, Any]:
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
         names.attempts: ("attempt", "One record per POST."),
         names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
-        names.control: ("control", "Compacted by tenant and job: cancellations."),
+        names.control: ("control", "Compacted by tenant and job: cancellations, kept as long as a job can live."),
         names.dead_letters: ("deadLetter", "What was given up, with the reason in its headers."),
         names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),
@@ -184,7 +184,7 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
 def _configuration(config: dict[str, str]) -> dict[str, Any]:
     """As the Kafka binding (0.5.0) knows them; it has no word for who stamps records."""
     known = {name: value for name, value in config.items() if name != "message.timestamp.type"}
-    return {name: [value] if name == "cleanup.policy" else int(value) for name, value in known.items()}
+    return {name: value.split(",") if name == "cleanup.policy" else int(value) for name, value in known.items()}
 
 
 def _callback_channel() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from schemas import asyncapi
+from schemas.control import JobControl
 from schemas.endpoint import EndpointRecord
 from schemas.event import Event
 from schemas.job import Job, WireModel
@@ -16,7 +17,13 @@ from schemas.result import Result
 
 FOLDER = Path(__file__).parent / "published"
 
-_MODELS: dict[str, type[WireModel]] = {"job": Job, "result": Result, "event": Event, "endpoint": EndpointRecord}
+_MODELS: dict[str, type[WireModel]] = {
+    "job": Job,
+    "result": Result,
+    "event": Event,
+    "endpoint": EndpointRecord,
+    "control": JobControl,
+}
 _ONE_QUESTION = [
     {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
     {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},

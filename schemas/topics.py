@@ -98,7 +98,7 @@ class Topics:
 
     @property
     def control(self) -> str:
-        """Compacted by tenant and job: cancellations."""
+        """Compacted by tenant and job, and kept as long as a job can live: cancellations."""
         return f"{self.prefix}job_control"
 
     @property
@@ -151,5 +151,6 @@ class Topics:
             TopicSpec(self.dead_letters, partitions, month),
             TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),
-            TopicSpec(self.control, 1, compacted),
+            # As long as a job can live: of what was cancelled before, nothing can come any more.
+            TopicSpec(self.control, 1, {**month, "cleanup.policy": "compact,delete"}),
         ]

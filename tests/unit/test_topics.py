@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from schemas.settings import KafkaSettings
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_delay, tier_name
+from workers.cancellations import KEPT_MS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
     config = {spec.name: spec.config for spec in topics.specs(3)}
     longest = max(int(one["retention.ms"]) for one in config.values() if "retention.ms" in one)
 
-    assert config[topics.endpoints]["cleanup.policy"] == config[topics.control]["cleanup.policy"] == "compact"
+    assert config[topics.endpoints]["cleanup.policy"] == "compact"
+    assert config[topics.control]["cleanup.policy"] == "compact,delete"
+    assert config[topics.control]["retention.ms"] == str(KEPT_MS)
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
 
 
@@ -89,7 +92,7 @@ def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_proces
     stamped = {spec.name for spec in topics.specs(3) if spec.config.get("message.timestamp.type") == "LogAppendTime"}
 
     assert stamped == {
-        topics.results, topics.attempts, topics.dead_letters, topics.redriven, *topics.tiers.values(),
+        topics.results, topics.attempts, topics.dead_letters, topics.redriven, topics.control, *topics.tiers.values(),
     }  # fmt: skip
 
 

@@ -1,0 +1,69 @@
+"""Which jobs nobody wants any more: fed from `job_control`, asked by the worker's handler. All on one event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from schemas.control import InvalidControl, JobKey, read_control, read_job_key
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+
+KEPT_MS = 30 * 24 * 3600 * 1000
+"""As long as a job may live at most: of what was cancelled before, nothing can come any more."""
+
+log = get_logger()
+
+
+class Cancellations:
+    """The jobs that are cancelled, and those running now that want to be told."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: dict[JobKey, int] = {}
+        """Unix milliseconds, in the order in which they came."""
+        self._running: dict[JobKey, list[Callable[[], None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def holds(self, job: JobKey) -> bool:
+        """Whether this job is cancelled."""
+        return job in self._since
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Take in a record of `job_control`. Whoever runs the job is told at once."""
+        try:
+            job = read_job_key(key)
+            said = read_control(value) if value is not None else None
+        except InvalidControl as error:
+            log.warning("A record of job_control cannot be read.", action="control-unreadable", problem=str(error))
+            return
+        self._since.pop(job, None)
+        if said is None:
+            return
+        self._since[job] = said.at
+        self._forget()
+        for stop in self._running.get(job, ()):
+            stop()
+
+    @contextmanager
+    def told(self, job: JobKey, stop: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile `stop` is called when the job is cancelled; a job may run more than once at a time."""
+        running = self._running.setdefault(job, [])
+        running.append(stop)
+        try:
+            yield
+        finally:
+            running.remove(stop)
+            if not running:
+                self._running.pop(job, None)
+
+    def _forget(self) -> None:
+        """Drop from the front what is too old to matter."""
+        too_old = self._clock.time() * 1000 - KEPT_MS
+        while self._since:
+            oldest = next(iter(self._since))
+            if self._since[oldest] >= too_old:
+                return
+            del self._since[oldest]
