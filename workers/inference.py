@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
+from schemas.control import JobKey
 from schemas.job import DEFAULT_TENANT, Message
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
@@ -20,6 +21,7 @@ from schemas.topics import Topics
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.cancellations import Cancellations
 from workers.dead_letters import dead_letter, size_of
 from workers.egress import EgressPolicy, EgressRefused, check_url
 from workers.engines.base import (
@@ -96,6 +98,8 @@ class InferenceHandler:
         self._phases = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
         self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
+        self.cancellations = Cancellations(clock)
+        """To be fed from `job_control`."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
         self._preparing = 0
         self._enriching = 0
@@ -160,8 +164,8 @@ class InferenceHandler:
                 return [forward]
             queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
             self._phases["queued"].observe(queued_ms / 1000)
-            if self._remaining(received) <= 0:
-                return self._settled(record, received, self._expired(received, None))
+            if self._unwanted(received):
+                return self._settled(record, received, self._cut_off(received, None))
             if received.job.sources is not None:
                 self._preparing -= 1
                 preparing = False
@@ -256,28 +260,36 @@ class InferenceHandler:
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
         )
         if completion is None or completion.finish_reason == "abort":
-            return self._settled(record, received, self._expired(received, completion))
+            return self._settled(record, received, self._cut_off(received, completion))
         return self._settled(record, received, self._succeeded(received, asked, completion, timings))
 
     async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
-        """The engine's answer, cut off at the deadline; None where the engine was away until then."""
+        """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
         request = _request(received, asked)
         wait = FIRST_RETRY_SECONDS
-        while (remaining := self._remaining(received)) > 0:
-            cut_off = asyncio.get_running_loop().call_later(remaining, self._abort, request.request_id)
-            try:
-                return await self._engine.generate(request)
-            except EngineUnavailable:
-                log.warning("The engine is away; the job waits.", action="engine-unavailable", job_id=received.job_id)
-                await asyncio.sleep(min(wait, remaining))
-                wait = min(2 * wait, LONGEST_RETRY_SECONDS)
-            finally:
-                cut_off.cancel()
+        with self.cancellations.told(_key(received), partial(self._abort, request.request_id)):
+            while not self._unwanted(received):
+                remaining = self._remaining(received)
+                cut_off = asyncio.get_running_loop().call_later(remaining, self._abort, request.request_id)
+                try:
+                    return await self._engine.generate(request)
+                except EngineUnavailable:
+                    log.warning(
+                        "The engine is away; the job waits.", action="engine-unavailable", job_id=received.job_id
+                    )
+                    await asyncio.sleep(min(wait, remaining))
+                    wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+                finally:
+                    cut_off.cancel()
         return None
 
     def _abort(self, request_id: str) -> None:
         task = asyncio.ensure_future(self._engine.abort(request_id))
         task.add_done_callback(_report)
+
+    def _unwanted(self, received: ReceivedJob) -> bool:
+        """Whether it is cancelled, or its time is up."""
+        return self.cancellations.holds(_key(received)) or self._remaining(received) <= 0
 
     def _remaining(self, received: ReceivedJob) -> float:
         return received.deadline_ms / 1000 - self._clock.time()
@@ -307,14 +319,19 @@ class InferenceHandler:
             **common,
         )
 
-    def _expired(self, received: ReceivedJob, completion: Completion | None) -> Result:
+    def _cut_off(self, received: ReceivedJob, completion: Completion | None) -> Result:
+        """The end of a job that nobody wants any more, and what was generated of it for nothing."""
         if completion is not None:
             self._tokens["wasted"].inc(completion.completion_tokens)
+        if self.cancellations.holds(_key(received)):
+            outcome, message = Outcome.CANCELLED, "it was cancelled before the answer was complete"
+        else:
+            outcome, message = Outcome.EXPIRED, "ttl_seconds passed before the answer was complete"
         return self._result(
             received,
-            Outcome.EXPIRED,
+            outcome,
             usage=_usage(completion) if completion is not None else None,
-            error=ResultError(code="expired", message="ttl_seconds passed before the answer was complete"),
+            error=ResultError(code=outcome.value, message=message),
         )
 
     def _failed(self, received: ReceivedJob, code: str, message: str) -> Result:
@@ -378,6 +395,10 @@ class InferenceHandler:
         identity = _identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
         carried += [(name, value) for name, value in identity if name not in said]
         return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
+
+
+def _key(received: ReceivedJob) -> JobKey:
+    return received.tenant, received.job_id
 
 
 _STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE}
