@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +175,27 @@ def test_the_mark_leaves_the_environment_as_it_was(guardian: Guardian, monkeypat
     assert dict(os.environ) == before
 
 
+def test_the_engine_s_sockets_have_a_private_folder_that_goes_with_the_guardian(guardian: Guardian) -> None:
+    folder = Path(guardian.folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with guardian.marked_environment():
+        assert os.environ["VLLM_RPC_BASE_PATH"] == guardian.folder
+    (folder / "left over").touch()
+    guardian.close()
+    assert not folder.exists()
+
+
+def test_the_folder_is_where_a_socket_s_path_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    guardian = Guardian()
+    guardian.start()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bound:
+        bound.bind(f"{guardian.folder}/{uuid.uuid4()}")
+    guardian.close()
+
+
 def _ignores_termination(process: psutil.Process) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
     [ignored] = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn:")]
@@ -182,8 +207,19 @@ def _ignores_termination(process: psutil.Process) -> bool:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
-def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker() -> None:
-    """One process for all of it, since loading takes a minute: the engine is killed, then the worker."""
+def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process for all of it, since loading takes a minute: the engine is killed, then the worker.
+
+    Its TMPDIR is too long for a socket's path, which kept vLLM from starting; and what was killed left its sockets.
+    """
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    # What torch has compiled is where it is otherwise; without, it compiles for minutes.
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    monkeypatch.setenv("TMPDIR", str(long))
     worker = EngineProcess("vllm", str(tiny_model()))
     assert len(worker.engine_processes()) >= 2
 
@@ -204,9 +240,13 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker() -> N
     assert all(is_gone(process) for process in first)
 
     guardian, second = worker.guardian(), worker.engine_processes()
+    [folder] = Path("/tmp").glob(f"postback-{worker.process.pid}-*")
+    assert any(path.is_socket() for path in folder.iterdir())
     worker.ask("flying", max_tokens=LONG)
     worker.process.kill()
     worker.end()
     until(
         lambda: all(is_gone(process) for process in [*second, guardian]), "the engine's processes and the guardian end"
     )
+    assert not folder.exists()
+    assert [path for path in long.rglob("*") if path.is_socket()] == []

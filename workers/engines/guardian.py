@@ -9,8 +9,11 @@ goes in as `VLLM_PROCESS_NAME_PREFIX`, since vLLM's processes write their title 
 environment, and that variable begins the title. Lists of pids would miss what started a moment ago; a process group
 would have to be made by vLLM; PR_SET_PDEATHSIG follows the thread that started the engine, not the worker.
 
+The sockets of an engine that is killed go with it: they have a folder of their own. Its path is short also where the
+worker's TMPDIR is long, since a socket's path has at most 107 characters.
+
 Run as a program this file is the guardian itself, with nothing but the standard library: `guardian.py WORKER_PID`, and
-the mark on standard input, since a command line that has it would be marked too.
+the mark and the folder on standard input, since a command line that has the mark would be marked too.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     import subprocess
 
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
+SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
+LONGEST_BASE = 40
+"""Characters of the folder in which ours is made: what unix(7) allows, less our name's 27 and a UUID's 36."""
 POLL_SECONDS = 1.0
 """How long the guardian may miss the worker's end where a fork of the worker holds the pipe open too."""
 SWEEP_SECONDS = 0.1
@@ -39,6 +45,8 @@ class Guardian:
 
     def __init__(self) -> None:
         self.mark = f"postback-{os.getpid()}-{os.urandom(8).hex()}"
+        self.folder = ""
+        """Where the engine has its sockets, from `start` to `close`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
 
@@ -50,7 +58,9 @@ class Guardian:
     def start(self) -> None:
         """Start watching. Its own session, so that a signal to the worker's process group passes it by."""
         import subprocess  # here, since the guardian itself starts nothing and is to stay small
+        import tempfile
 
+        self.folder = tempfile.mkdtemp(prefix=f"postback-{os.getpid()}-", dir=_short_base(tempfile.gettempdir()))
         read, self._pipe = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -63,12 +73,12 @@ class Guardian:
             )
         finally:
             os.close(read)
-        os.write(self._pipe, self.mark.encode() + b"\n")
+        os.write(self._pipe, os.fsencode(f"{self.mark}\n{self.folder}\n"))
 
     @contextlib.contextmanager
     def marked_environment(self, **variables: str) -> Iterator[None]:
         """What is started meanwhile belongs to the engine, and has these variables besides."""
-        variables[MARK_VARIABLE] = self.mark
+        variables |= {MARK_VARIABLE: self.mark, SOCKETS_VARIABLE: self.folder}
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:
@@ -85,7 +95,7 @@ class Guardian:
         end_marked(self.mark)
 
     def close(self) -> None:
-        """End the guardian, and with it what is left of the engine; blocks until both are gone."""
+        """End the guardian, and with it what is left of the engine and its folder; blocks until all are gone."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -123,6 +133,14 @@ def end_marked(mark: str) -> None:
         select.select([], [], [], SWEEP_SECONDS)
 
 
+def _short_base(usual: str) -> str:
+    """Where a folder's path is short enough for sockets in it: the usual place, or another one for temporary files."""
+    for base in (usual, "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private folder is made in it
+        if len(base) <= LONGEST_BASE and os.access(base, os.W_OK | os.X_OK):
+            return base
+    return usual
+
+
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - as above
@@ -146,14 +164,18 @@ def _wait_for_the_end_of(worker: int) -> None:
 
 
 def main() -> None:
-    """Watch, then end what is marked."""
+    """Watch, then end what is marked, and remove what it left."""
     worker = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    mark = os.read(0, 256).decode().strip()  # one line, far below a pipe's atomic write
+    said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()  # written at once, or not at all
     _wait_for_the_end_of(worker)
-    if mark:
+    if len(said) == 2:
+        import shutil  # not before: a guardian is small while it waits
+
+        mark, folder = said
         end_marked(mark)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
