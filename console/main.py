@@ -7,6 +7,7 @@ import typer
 from console import (
     broker,
     cache,
+    cancel,
     dead_letters,
     deliver,
     deliveries,
@@ -34,6 +35,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(endpoints.app, name="endpoints")
 app.command()(submit.submit)
+app.command()(cancel.cancel)
 app.command()(replay.replay)
 app.command()(deliveries.deliveries)
 app.command()(receive.receive)

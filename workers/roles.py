@@ -154,6 +154,9 @@ async def _inference_stage(
         process.clock,
         process.metrics,
     )
+    control = CompactedTopic(kafka, kafka.topics.control, handler.cancellations.apply, process.clock)
+    stack.push_async_callback(control.close)
+    await control.start()  # before the first dispatch, so that nothing is begun that was cancelled
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
