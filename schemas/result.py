@@ -88,7 +88,11 @@ class Result(WireModel):
     text: str | None = None
     """The answer."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
-    """exp(mean log-probability of the answer's tokens): the geometric mean of what the model gave each of them."""
+    """exp(mean log-probability of the answer's tokens): the geometric mean of what the model gave each of them.
+
+    Where sources were asked for, times (1 + s) / 2, s being the part of the answer's sentences, or of the items of its
+    evidence chain, that a citation with support exact, fuzzy or lexical covers: unsupported, it is half of that.
+    """
     sources: list[str] = Field(default_factory=list)
     """Identifiers of the sources that the answer used, in the order of their first use."""
     source_details: list[SourceDetails] = Field(default_factory=list)

@@ -311,7 +311,7 @@ class InferenceHandler:
             received,
             Outcome.SUCCEEDED,
             text=answer.text,
-            confidence=completion.confidence,
+            confidence=answer.lowered(completion.confidence),
             sources=[source.id for source in answer.sources],
             source_details=list(answer.sources),
             citations=list(answer.citations),

@@ -8,7 +8,9 @@ import pytest
 
 from schemas.result import Citation, Support
 from workers.enrichment import Evidence, NumberedSource, cited
-from workers.enrichment.cite import LINK_REMOVED, without_unknown_links
+from workers.enrichment.answer import answered
+from workers.enrichment.cite import LINK_REMOVED, supported_share, without_unknown_links
+from workers.enrichment.profile import Profile
 
 BRIDGE = NumberedSource(
     1,
@@ -169,3 +171,27 @@ def test_a_page_that_steers_gives_no_links_but_its_own_address() -> None:
 @pytest.mark.parametrize("part", ["<a ", "[x](", "](//", "[r]:\n", "= //", "![", "<" * 50])
 def test_links_are_looked_for_in_bounded_time(part: str) -> None:
     assert without_unknown_links(part * (200_000 // len(part)), BOTH) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("The Halvorsen bridge in Tarnby opened in 1987 [1].", 1.0),
+        ("The Halvorsen bridge in Tarnby opened in 1987 [1]. Penguins are birds [1].", 0.5),
+        ("The Halvorsen bridge in Tarnby opened in 1987 [9].", 0.0),
+        ("The Halvorsen bridge in Tarnby opened in 1987.", 1.0),
+        ("Penguins are birds.", 0.0),
+        ("", 1.0),
+        ("Yes, it is. 1987 [1].", 0.5),
+    ],
+)
+def test_the_share_that_is_supported_is_of_sentences(text: str, share: float) -> None:
+    answer, _, citations = cited(text, BOTH)
+    assert supported_share(answer, citations) == share
+
+
+def test_confidence_is_halved_where_nothing_is_supported() -> None:
+    assert answered("Penguins are birds.", BOTH, Profile(name="plain")).lowered(0.8) == 0.4
+    assert answered("It opened in 1987 [1].", BOTH, Profile(name="plain")).lowered(0.8) == 0.8
+    assert answered("It opened in 1987 [1].", Evidence(()), Profile(name="plain")).lowered(0.8) == 0.4
+    assert answered("Penguins are birds.", BOTH, Profile(name="plain")).lowered(None) is None

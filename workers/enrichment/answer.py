@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from schemas.result import Citation, SourceDetails, Support
-from workers.enrichment.cite import cited, words
+from workers.enrichment.cite import BEARING, cited, supported_share, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
 from workers.enrichment.profile import Profile
 
 MAX_CHAIN: Final = 100
 """Items of an evidence chain that are checked; an answer's length is up to its job."""
-
-_BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
-"""From the strongest."""
 
 
 class Unsupported(Exception):  # noqa: N818 - it names what happened
@@ -32,6 +29,12 @@ class Answer:
     sources: tuple[SourceDetails, ...]
     citations: tuple[Citation, ...]
     notes: tuple[str, ...] = ()
+    supported_share: float = 1.0
+    """The part of it that its sources bear out, from 0 to 1; all of it where no sources were asked for."""
+
+    def lowered(self, confidence: float | None) -> float | None:
+        """The model's confidence as far as the answer is supported: half of it is for what the sources say."""
+        return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
 def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
@@ -41,19 +44,20 @@ def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
     if profile.evidence_chain is not None:
         chain = _chain(text, profile.evidence_chain)
         citations = [citation for item in chain or () if (citation := _checked(item, text, evidence)) is not None]
-        used = list(dict.fromkeys(citation.source for citation in citations if citation.support in _BEARING))
+        used = list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
         if not citations:
             why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
             notes = (f"the answer names no evidence: {why}",)
     if profile.minimum_support is not None:
-        enough = _BEARING[: _BEARING.index(Support(profile.minimum_support)) + 1]
+        enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
             raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
+    share = _chain_share(citations) if profile.evidence_chain is not None else supported_share(text, citations)
     by_id = {source.id: source for source in evidence.sources}
     sources = [by_id[name] for name in used if name in by_id]
     if profile.evidence_list and sources:
         text += _listed(sources)
-    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes)
+    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes, share)
 
 
 def _details(source: NumberedSource) -> SourceDetails:
@@ -87,6 +91,11 @@ def _chain(text: str, field: str) -> list[dict[str, Any]] | None:
         return None
     items = value.get(field) if isinstance(value, dict) else None
     return [item for item in items[:MAX_CHAIN] if isinstance(item, dict)] if isinstance(items, list) else None
+
+
+def _chain_share(citations: Sequence[Citation]) -> float:
+    """The part of the chain's items that their sources bear out."""
+    return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
 def _checked(item: dict[str, Any], text: str, evidence: Evidence) -> Citation | None:

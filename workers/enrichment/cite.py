@@ -24,6 +24,8 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 
 FUZZY_SHARE: Final = 0.8
 LEXICAL_SHARE: Final = 0.6
+BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
+"""The levels at which a source bears a sentence out, from the strongest."""
 MAX_SENTENCES: Final = 500
 """Sentences that are compared; an answer's length is up to its job."""
 _MAX_FUZZY_WORDS: Final = 120
@@ -80,8 +82,20 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
         found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
     else:
         found = [citation for sentence in sentences for citation in _attributed(sentence, sources)]
-    bearing = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
-    return text, list(dict.fromkeys(citation.source for citation in found if citation.support in bearing)), found
+    return text, list(dict.fromkeys(citation.source for citation in found if citation.support in BEARING)), found
+
+
+def supported_share(text: str, citations: Sequence[Citation]) -> float:
+    """The part of the answer's sentences, from 0 to 1, that a citation covers which its source bears out.
+
+    A sentence counts that says something: with a number, or with a word that is not one of the common ones. An answer
+    without any is wholly supported.
+    """
+    sentences = list(_sentences(text))[:MAX_SENTENCES]
+    saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
+    borne = [(one.start, one.end) for one in citations if one.support in BEARING]
+    covered = [one for one in saying if any(start < one.end and one.start < end for start, end in borne)]
+    return len(covered) / len(saying) if saying else 1.0
 
 
 def _claimed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
