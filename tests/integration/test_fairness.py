@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
-from product import Product
+from product import Product, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -84,3 +84,17 @@ def test_a_tenant_alone_is_not_deferred_and_the_bulk_lane_gets_its_share_beside_
     assert max(places(order, "bulk")) < max(places(order, "flood")) - 500
     assert worker.metrics()["postback_deferred_total"] == 0
     assert len(product.read(product.kafka.topics.requests(bulk=True))) == 60
+
+
+def test_a_worker_that_is_killed_while_it_defers_leaves_each_job_with_one_result(product: Product) -> None:
+    product.put(jobs("flood", 2000), of("acme"))
+    product.put(jobs("few", 20), of("globex"))
+    bulk = product.kafka.topics.requests(bulk=True)
+    worker = product.worker("w1", **SLOW)
+    eventually(lambda: len(product.read(bulk)) > 0, 60, "nothing is deferred")
+    worker.kill()
+    product.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "0"})
+    product.wait_for_results(2000 + 20, 60)
+    product.wait_until_nothing_is_left()
+    assert_each_once(in_order(product), flood=2000, few=20)
+    assert product.dead_letters() == []
