@@ -1,0 +1,40 @@
+"""`postback cancel` with a real worker: before it starts, and while it runs."""
+
+from __future__ import annotations
+
+import pytest
+from postback_command import environment_of, postback
+from product import Product, eventually
+
+pytestmark = pytest.mark.broker
+
+
+def test_a_job_is_cancelled_while_it_waits_and_while_it_runs_and_its_callback_says_so(product: Product) -> None:
+    product.callbacks.up()
+    env, url = environment_of(product.kafka), product.callbacks.url
+    jobs = {"waiting": "never", "running": "[[sleep 600]]", "done": "quick"}
+    product.submit({"job_id": name, "prompt": prompt, "callback_url": url} for name, prompt in jobs.items())
+    assert postback("cancel", "waiting", "running", "--tenant", "somebody-else", env=env).returncode == 0
+    cancelled = postback("cancel", "waiting", env=env)
+    assert cancelled.stderr == "postback: 1 jobs are to be cancelled, unless they have a result already\n"
+    worker = product.worker("w1", "--engine", "echo", "--with-delivery")
+    product.wait_for_results(2, 60)
+    eventually(lambda: worker.metrics()["postback_in_flight"] == 1, 30, "the job does not run")
+    assert postback("cancel", "running", "done", env=env).returncode == 0
+    product.wait_for_callbacks(3, 60)
+
+    outcomes = {"waiting": "cancelled", "running": "cancelled", "done": "succeeded"}
+    assert product.outcomes() == outcomes
+    events = product.callbacks.events
+    assert {job: {one.event["type"] for one in repeats} for job, repeats in events.items()} == {
+        job: {f"inference.{outcome}"} for job, outcome in outcomes.items()
+    }
+
+
+def test_what_is_no_id_is_refused() -> None:
+    done = postback("cancel", "a job", env=environment_of())
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        "postback: ID: 1 to 256 characters of printable ASCII without spaces\n",
+    )

@@ -1,0 +1,90 @@
+"""Which jobs are cancelled, and what a worker does with them: a real handler and a real engine, without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from test_inference import CLOCK, HOOK, headers_of, record, working
+
+from schemas.codec import read_result
+from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
+from workers.cancellations import KEPT_MS, Cancellations
+
+NOW_MS = round(CLOCK.time() * 1000)
+
+
+def control(job_id: str, tenant: str = "default", at: int = NOW_MS) -> tuple[bytes, bytes]:
+    """Key and value of a cancellation."""
+    said = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at)
+    return job_key_bytes(said.key), write_control(said)
+
+
+def test_a_job_is_known_by_its_tenant_and_its_id_and_a_tombstone_takes_the_cancellation_back() -> None:
+    cancellations = Cancellations(CLOCK)
+    cancellations.apply(*control("a", "acme"))
+    assert cancellations.holds(("acme", "a"))
+    assert not cancellations.holds(("globex", "a"))
+
+    cancellations.apply(job_key_bytes(("acme", "a")), None)
+    assert not cancellations.holds(("acme", "a"))
+
+
+def test_what_no_job_can_live_to_see_is_forgotten() -> None:
+    cancellations = Cancellations(CLOCK)
+    cancellations.apply(*control("old", at=NOW_MS - KEPT_MS - 60_000))
+    cancellations.apply(*control("new"))
+
+    assert not cancellations.holds(("default", "old"))
+    assert len(cancellations) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(None, b"{}"), (b'["a"]', b"{}"), (b'["a","b","c"]', None), (b"\xff", None), (control("a")[0], b"[]")],
+)
+def test_a_record_that_cannot_be_read_changes_nothing(
+    key: bytes | None, value: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancellations = Cancellations(CLOCK)
+    cancellations.apply(key, value)
+
+    assert len(cancellations) == 0
+    assert "control-unreadable" in caplog.text
+
+
+def test_the_key_of_a_job_can_be_read_back() -> None:
+    assert read_job_key(job_key_bytes(("acme", "job/1"))) == ("acme", "job/1")
+    with pytest.raises(InvalidControl):
+        read_job_key(b'["a b","c"]')
+
+
+async def test_a_job_that_is_cancelled_before_its_turn_is_not_begun_and_its_callback_says_so() -> None:
+    async with working() as worker:
+        worker.handler.cancellations.apply(*control("job_1"))
+        [output] = await worker.outputs(record(job_id="job_1"))
+        other = await worker.result(record(job_id="job_2"))
+    result = read_result(output.value)
+    assert (result.outcome, result.usage, result.text) == ("cancelled", None, None)
+    assert result.error is not None
+    assert (result.error.code, headers_of(output)["callback-url"]) == ("cancelled", HOOK)
+    assert other.outcome == "succeeded"
+    assert worker.sample("postback_jobs_total", outcome="cancelled") == 1
+
+
+async def test_a_job_that_runs_when_it_is_cancelled_is_cut_off() -> None:
+    async with working() as worker:
+        running = asyncio.ensure_future(worker.result(record(job_id="job_1", prompt="[[sleep 600]]")))
+        while worker.engine.load().running == 0:
+            await asyncio.sleep(0.001)
+        worker.handler.cancellations.apply(*control("job_1", "globex"))
+        worker.handler.cancellations.apply(*control("job_1"))
+        result = await running
+    assert (result.outcome, result.text) == ("cancelled", None)
+
+
+async def test_a_cancellation_that_comes_after_the_answer_changes_nothing() -> None:
+    async with working() as worker:
+        answered = await worker.result(record(job_id="job_1"))
+        worker.handler.cancellations.apply(*control("job_1"))
+    assert answered.outcome == "succeeded"
