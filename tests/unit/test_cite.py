@@ -89,6 +89,17 @@ def test_an_answer_without_marks_is_put_down_to_the_source_that_supports_it() ->
     )
 
 
+def test_where_no_mark_of_its_own_holds_the_other_sentences_are_put_down_too() -> None:
+    answer = "Penguins live in the south [1]. The Halvorsen bridge in Tarnby opened in 1987. The river is long [9]."
+    assert levels(answer) == [(BRIDGE.id, Support.UNSUPPORTED), (BRIDGE.id, Support.EXACT), ("[9]", Support.DANGLING)]
+    assert cited(answer, BOTH)[1] == [BRIDGE.id]
+
+
+def test_where_a_mark_holds_the_other_sentences_are_the_answer_s_own() -> None:
+    answer = "Cheese ripens for 14 weeks [2]. The Halvorsen bridge in Tarnby opened in 1987."
+    assert levels(answer) == [(CHEESE.id, Support.EXACT)]
+
+
 def test_an_answer_that_no_source_supports_cites_nothing() -> None:
     assert cited("I do not know, sorry about that.", BOTH) == ("I do not know, sorry about that.", [], [])
 

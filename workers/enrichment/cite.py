@@ -72,16 +72,16 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
     """The answer without links that were not given, the sources it uses, and its citations.
 
     Sources are named by id, in the order of their first use; one that is only cited by a sentence which it does not
-    support is not used. Where the answer cites nothing itself, a sentence is put down to the source that supports it
-    best. Spans count code points of the text that is returned.
+    support is not used. Where no citation of the answer's own holds, a sentence without one is put down to the source
+    that supports it best. Spans count code points of the text that is returned.
     """
     text = without_unknown_links(text, evidence)
     sources = {source.number: _read(source) for source in evidence.sources}
     sentences = list(_sentences(text))[:MAX_SENTENCES]
-    if any(sentence.numbers for sentence in sentences):
-        found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
-    else:
-        found = [citation for sentence in sentences for citation in _attributed(sentence, sources)]
+    found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
+    if not any(citation.support in BEARING for citation in found):
+        found += [one for sentence in sentences if not sentence.numbers for one in _attributed(sentence, sources)]
+        found.sort(key=lambda citation: citation.start)
     return text, list(dict.fromkeys(citation.source for citation in found if citation.support in BEARING)), found
 
 
