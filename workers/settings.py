@@ -14,7 +14,7 @@ class WorkerSettings(BaseSettings):
     )
 
     window_records: int = Field(default=1024, ge=1, le=8192)
-    """Jobs that are enriched or generated at once; as many again are parked behind them."""
+    """Jobs that are enriched or generated at once; as many again of each lane are parked behind them."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     waiting_target: int = Field(default=256, ge=1, le=8192)
     """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.

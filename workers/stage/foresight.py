@@ -89,6 +89,11 @@ class Scout:
             self._consumer.unassign()
             self._aims = frozenset()
 
+    def forget(self) -> None:
+        """Read again what was read."""
+        self.rest()
+        self._read.clear()
+
     def close(self) -> None:
         """Close the consumer."""
         if self._consumer is not None:
@@ -104,6 +109,7 @@ class Foresight:
         self._clock = clock
         self._filled_since: float | None = None
         self._filled_last = 0.0
+        self._generation = 0
 
     def look(self, lot: Lot, partitions: Iterable[Partition]) -> None:
         """Once a round. `partitions` are all that the stage has."""
@@ -111,6 +117,10 @@ class Foresight:
             self._scout.rest()
             return
         held = {partition.id: partition for partition in partitions if partition.phase is Phase.OPEN}
+        newest = max((partition.generation for partition in held.values()), default=0)
+        if newest != self._generation:
+            self._generation = newest
+            self._scout.forget()  # what was seen is noted in partitions that may be gone since
         if not lot.contended:
             blocked = {place: p.ledger.next_offset for place, p in held.items() if _is_blocked(p)}
             self._scout.aim(blocked, lot.sole)

@@ -44,7 +44,10 @@ class Pace(Protocol):
         ...
 
     def due_ms(self, record: Record) -> int | None:
-        """Unix milliseconds before which the record is not to be dispatched; None: at once."""
+        """Unix milliseconds before which the record is not to be dispatched; None: at once.
+
+        Not asked by a stage that shares its window: there records wait for nothing but their turn.
+        """
         ...
 
 

@@ -24,7 +24,10 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """Records that the handler has at once; as many again, and at least LEAST_PARKED, may be parked behind them."""
+    """Records that the handler has at once; as many again, and at least LEAST_PARKED, may be parked behind them.
+
+    Where there is a later place, as many of it too.
+    """
     bytes: int = 256 * 1024 * 1024
     """Bytes of record values that are taken and not settled."""
 
@@ -65,8 +68,11 @@ class Window:
 
     @property
     def batch(self) -> int:
-        """How many records to ask for; never less than one, or rebalances would go unheard."""
-        return max(1, min(MOST_AT_ONCE, max(self.first.free, self.later.free)))
+        """How many records to ask for; never less than one, or rebalances would go unheard.
+
+        Where there is a later place as many as ever, since a lot that is full may be the one that overflows.
+        """
+        return MOST_AT_ONCE if self.later is not self.first else max(1, min(MOST_AT_ONCE, self.first.free))
 
     def park(self, partition: Partition, record: Record, party: Party) -> None:
         """A record that was taken waits from now on."""
