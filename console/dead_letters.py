@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
 
 _OBSTACLES = {
+    "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }

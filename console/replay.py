@@ -82,6 +82,8 @@ def _report(counts: Counts) -> None:
         say(f"  {count} to {origin}")
     if len(counts.origins) > _SHOWN:
         say(f"  and {len(counts.origins) - _SHOWN} origins more")
+    if counts.disabled:
+        say(f"{counts.disabled} match too, whose endpoint is disabled: `postback endpoints enable` comes first")
     if counts.stored_only:
         say(
             f"{counts.stored_only} match too and cannot be called back: they have no callback, or are no result of ours"

@@ -15,8 +15,9 @@ from typing import Literal
 from pydantic_core import to_json
 
 from producers.connection import partition_counts
+from producers.endpoints import disabled_endpoints
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
-from producers.replay import ids_of, tenant_of
+from producers.replay import endpoint_of, ids_of, tenant_of
 from producers.scan import Place, Scanner, Stored
 from producers.times import show_time
 from schemas import topics
@@ -49,6 +50,8 @@ class Letter:
     kind: Kind
     redriven_ms: int | None
     """When it was put back, Unix milliseconds; None while it was not."""
+    disabled: bool = False
+    """Whether its endpoint is disabled now."""
 
     @property
     def place(self) -> Place:
@@ -73,6 +76,8 @@ class Letter:
             return "too_large"
         if Returning("", record.key, record.value, record.headers).size > MAX_RECORD_BYTES:
             return "too_large"
+        if self.kind == "callback" and self.disabled:
+            return "endpoint_disabled"
         return "source_unknown" if self.kind == "other" else None
 
     def summary(self) -> dict[str, object]:
@@ -156,6 +161,7 @@ class DeadLetters:
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
+        self._disabled = disabled_endpoints(settings)
         # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
         self._ranges = scanner.ranges(self._topics.dead_letters)
         self._marks = dict(self._read_marks())
@@ -163,7 +169,8 @@ class DeadLetters:
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
         for record in self._scanner.read(self._ranges):
-            letter = Letter(record, kind_of(record, self._topics), self._marks.get(str(record.place)))
+            redriven_ms, disabled = self._marks.get(str(record.place)), endpoint_of(record) in self._disabled
+            letter = Letter(record, kind_of(record, self._topics), redriven_ms, disabled)
             if wanted.takes(letter):
                 yield letter
 

@@ -13,6 +13,7 @@ from schemas.endpoint import (
     EndpointKey,
     EndpointRecord,
     InvalidEndpointRecord,
+    State,
     key_bytes,
     read_endpoint,
     read_key,
@@ -28,6 +29,15 @@ def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord
     with Scanner(settings) as scanner:
         last = _last_words(scanner.read(scanner.ranges(settings.topics.endpoints)))
     return dict(sorted(last.items()))
+
+
+def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
+    """Where no callback is made now: what is put back for one of these would be given up at once.
+
+    Raises ProducerError.
+    """
+    known = known_endpoints(settings).values()
+    return frozenset(record.key for record in known if record.state is State.DISABLED)
 
 
 def put_endpoint(settings: KafkaSettings, record: EndpointRecord) -> None:

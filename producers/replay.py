@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from producers.endpoints import disabled_endpoints
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.scan import Place, Range, Scanner, Stored
 from schemas import topics
+from schemas.endpoint import EndpointKey
 from schemas.job import DEFAULT_TENANT
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
@@ -54,6 +56,8 @@ class Counts:
     """Results that can be called back."""
     stored_only: int = 0
     """Results that match and have no callback, or lost what a callback needs."""
+    disabled: int = 0
+    """Results that match and whose endpoint is disabled: they would be given up at once, and are not put back."""
     origins: Counter[str] = field(default_factory=Counter)
     """Where the callbacks go: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
@@ -61,15 +65,17 @@ class Counts:
     places: set[Place] = field(default_factory=set)
     """Those of the selection's places that were met."""
 
-    def add(self, record: Stored, selection: Selection) -> None:
+    def add(self, record: Stored, selection: Selection, disabled: frozenset[EndpointKey]) -> None:
         """Count a result that is meant."""
         self.ids |= selection.ids & ids_of(record)
         self.places |= selection.places & {record.place}
-        if _callable(record):
+        if not _callable(record):
+            self.stored_only += 1
+        elif endpoint_of(record) in disabled:
+            self.disabled += 1
+        else:
             self.matching += 1
             self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
-        else:
-            self.stored_only += 1
 
 
 class Replay:
@@ -80,13 +86,14 @@ class Replay:
         self._scanner = scanner
         self._selection = selection
         self._clock = clock
+        self._disabled = disabled_endpoints(settings)
         self._ranges = list(self._narrowed())
 
     def count(self) -> Counts:
         """What there is to replay. Changes nothing."""
         counts = Counts()
         for record in self._matching():
-            counts.add(record, self._selection)
+            counts.add(record, self._selection, self._disabled)
         return counts
 
     def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
@@ -96,7 +103,7 @@ class Replay:
     def returning(self) -> Iterator[list[Returning]]:
         """What is put back, each record a group of its own."""
         for record in self._matching():
-            if _callable(record):
+            if _callable(record) and endpoint_of(record) not in self._disabled:
                 now_ms = int(self._clock.time() * 1000)
                 yield [for_delivery(self._settings, record.key, record.value, record.headers, now_ms)]
 
@@ -119,6 +126,11 @@ class Replay:
 def tenant_of(record: Stored) -> str:
     """Whose result or job it is."""
     return record.header(topics.TENANT) or DEFAULT_TENANT
+
+
+def endpoint_of(record: Stored) -> EndpointKey:
+    """Whose callback it is, and where it goes."""
+    return tenant_of(record), record.header(topics.CALLBACK_URL) or ""
 
 
 def ids_of(record: Stored) -> set[str]:

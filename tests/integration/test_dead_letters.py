@@ -11,8 +11,10 @@ from postback_command import environment_of, postback
 
 from devkit.committed import committed_records
 from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from producers.endpoints import put_endpoint
 from producers.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
+from schemas.endpoint import EndpointRecord, State
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 
@@ -150,6 +152,17 @@ def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) 
         letters = DeadLetters(fleet, scanner, CLOCK)
         found = [[str(letter.place) for letter in letters.letters(wanted)] for wanted, _ in table]
     assert found == [ids for _, ids in table]
+
+
+def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    callbacks = LetterFilter(tenant="acme")
+    for state, count in ((State.DISABLED, 0), (State.ENABLED, 1)):
+        put_endpoint(fleet, EndpointRecord(tenant="acme", url=HOOK, state=state, at=1))
+        with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
+            letters = DeadLetters(fleet, scanner, CLOCK)
+            assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count
+            assert letters.redrive(callbacks, back, 1000, ignore) == count
 
 
 def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:

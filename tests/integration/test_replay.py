@@ -11,9 +11,11 @@ from confluent_kafka import Message, Producer
 from postback_command import environment_of, postback
 
 from devkit.committed import committed_records
+from producers.endpoints import put_endpoint
 from producers.replay import Replay, Selection
 from producers.scan import Place, Scanner
 from schemas.codec import write_result
+from schemas.endpoint import EndpointRecord, State
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -112,6 +114,18 @@ def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
         (Selection(endpoint=HOOK, tenant="globex"), {"theirs"}),
     ]
     assert [found(kept, selection) for selection, _ in table] == [wanted for _, wanted in table]
+
+
+def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_is_enabled(kept: Kept) -> None:
+    acme = Selection(tenant="acme")
+    put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1))
+    assert found(kept, acme) == {"elsewhere"}
+    assert found(kept, Selection(tenant="globex")) == {"theirs"}
+    done = postback("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
+    assert "2 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in done.stderr
+
+    put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2))
+    assert found(kept, acme) == {"early", "late", "elsewhere"}
 
 
 def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(kept: Kept) -> None:
