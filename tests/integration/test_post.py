@@ -9,7 +9,7 @@ import inspect
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -23,7 +23,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from telemetry.clock import SystemClock
-from workers.delivery.post import USER_AGENT, Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.exchange import USER_AGENT
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 
@@ -756,3 +757,112 @@ async def test_a_span_surrounds_the_post_where_spans_are_collected(
     }
     [(head, _)] = server.requests
     assert f"traceparent: 00-{TRACE_ID:032x}-{span.context.span_id:016x}-01\r\n".encode() in head
+
+
+@pytest.mark.parametrize("name", ["webhook-id", "evil\r\nx"])
+@on_both_loops
+async def test_a_header_that_would_begin_a_line_of_its_own_is_never_sent(
+    start: Start, poster: Poster, name: str
+) -> None:
+    server = await start(always(OK))
+    with pytest.raises(ValueError, match="line break"):
+        await poster.post(server.url, b"{}", {name: "a\r\nx-admin: 1"}, TENANT)
+    assert (server.requests, server.connections) == ([], 0)
+
+
+@on_both_loops
+async def test_no_part_of_a_url_begins_a_line_of_its_own(start: Start, poster: Poster) -> None:
+    server = await start(always(OK))
+    outcome = await post(poster, f"http://127.0.0.1:{server.port}/a%0d%0ax:1/é b?q=\u2028%0a#fragment")
+    assert isinstance(outcome, Delivered)
+    [(head, _)] = server.requests
+    assert head.startswith(b"POST /a%0D%0Ax:1/%C3%A9%20b?q=%E2%80%A8%0A HTTP/1.1\r\nHost: ")
+    assert head.count(b"\r\n") == 4 + len(HEADERS) + 2
+
+
+@on_both_loops
+async def test_an_answer_before_the_request_was_taken_ends_the_connection(start: Start, poster: Poster) -> None:
+    """What is left of a large body would otherwise be in the way of the next callback, perhaps for ever."""
+
+    async def script(peer: Peer) -> None:
+        if peer.number > 1:
+            await always(OK)(peer)
+        else:
+            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await peer.reader.readuntil(b"\r\n\r\n")
+            await peer.send(status(413))
+            peer.writer.transport.pause_reading()
+            await asyncio.Event().wait()
+
+    server = await start(script)
+    outcome = await poster.post(server.url, bytes(16 * 1024 * 1024), HEADERS, TENANT)
+    assert failure(outcome) == (FailureReason.CLIENT_ERROR, 413)
+    assert isinstance(await post(poster, server.url), Delivered)
+    assert server.connections == 2
+
+
+@on_both_loops
+async def test_a_request_that_nobody_takes_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
+    """Closing waits until the other side has taken what is left, perhaps for ever: a connection and a body at a time."""
+    left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def script(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()
+        await left.wait()
+        peer.writer.transport.resume_reading()
+        size = 0
+        with suppress(ConnectionError):
+            while data := await peer.reader.read(1 << 20):
+                size += len(data)
+        taken.set_result(size)
+
+    server, body = await start(script), bytes(32 * 1024 * 1024)
+    assert failure(await hasty.post(server.url, body, HEADERS, TENANT)) == (FailureReason.TIMEOUT, None)
+    left.set()
+    async with asyncio.timeout(20):
+        assert await taken < len(body)
+
+
+@pytest.mark.parametrize("unasked", [OK, status(408, "connection: close")], ids=["200", "408"])
+@on_both_loops
+async def test_what_a_server_says_unasked_on_an_idle_connection_is_no_answer_to_the_next_callback(
+    start: Start, poster: Poster, unasked: bytes
+) -> None:
+    said = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK if peer.number == 1 else status(503))
+        await asyncio.sleep(0.05)  # until the answer was read: what comes with it is another matter
+        await peer.send(unasked)
+        said.set()
+        await peer.request()
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await said.wait()
+    await asyncio.sleep(0.05)  # it has to travel to the client's loop, which is this one
+    assert failure(await post(poster, server.url)) == (FailureReason.SERVER_ERROR, 503)
+    assert (len(server.requests), server.connections) == (2, 2)
+
+
+@on_both_loops
+async def test_two_answers_to_one_callback_are_not_the_answers_to_two(start: Start, poster: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK + OK if peer.number == 1 else status(503))
+        await peer.request()
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+    assert failure(await post(poster, server.url)) == (FailureReason.SERVER_ERROR, 503)
+    assert server.connections == 2
+
+
+@on_both_loops
+async def test_a_server_that_always_speaks_first_speaks_no_http(start: Start, poster: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.send(b"SSH-2.0-OpenSSH_9.6\r\n")
+        await peer.request()
+
+    assert failure(await post(poster, (await start(script)).url)) == (FailureReason.BAD_RESPONSE, None)

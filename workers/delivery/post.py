@@ -1,7 +1,7 @@
 """One callback attempt: exactly one POST, or none, and what came of it.
 
-Nothing here repeats a request. aiohttp tries again on a connection that the other side had closed, but only for
-idempotent methods, and POST is none (RFC 9110, section 9.2.2); redirects are off, so no 302 turns it into a GET that
+Nothing here repeats a request: a POST is not idempotent (RFC 9110, section 9.2.2), so a connection that closes without
+an answer is a failed attempt, whatever state it was in. Nothing follows a redirect, so no 302 turns it into a GET that
 counts as delivered; and proxies and netrc of the environment are not read.
 """
 
@@ -15,26 +15,20 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache, partial
-from importlib.metadata import version
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
-from aiohttp.resolver import DefaultResolver
-from yarl import URL
+from aiohttp.http import HttpProcessingError
 
 from telemetry.clock import Clock
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
+from workers.delivery.exchange import Answer, Exchanges
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url, origin_of
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url, origin_of
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 """A longer `Retry-After` is taken as this."""
-
-USER_AGENT = f"Postback/{version('postback')}"
-
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-"""aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
 
 _CHECKED_URLS = 4096
 
@@ -102,15 +96,6 @@ class FailedDelivery:
 PostOutcome = Delivered | FailedDelivery
 
 
-@dataclass(slots=True)
-class _Answer:
-    """What is known of the answer so far; still readable when the deadline cuts the exchange off."""
-
-    status: int | None = None
-    retry_after: str | None = None
-    refusal: str | None = None
-
-
 class Poster:
     """Sends POSTs over warm connections, behind the egress guard. Belongs to the event loop that first posts."""
 
@@ -129,7 +114,7 @@ class Poster:
         self._tls = TlsContexts(settings, clock)
         # What the text of a URL shows does not change; where it leads is checked on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
-        self._session: aiohttp.ClientSession | None = None
+        self._exchanges: Exchanges | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
@@ -148,87 +133,58 @@ class Poster:
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """One deadline around everything that the other side can draw out."""
         started = self._clock.monotonic()
-        answer = _Answer()
+        answer = Answer()
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
                 failure = await self._exchange(url, body, headers, tenant, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
+        except EgressRefused as refused:
+            duration = self._clock.monotonic() - started
+            return FailedDelivery(FailureReason.REFUSED, duration, detail=str(refused.reason))
         duration = self._clock.monotonic() - started
         if failure is None and answer.status is not None:
             return _judge(answer.status, answer.retry_after, duration, self._clock.time())
-        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status, detail=answer.refusal)
+        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._exchanges is not None:
+            await self._exchanges.close()
+            self._exchanges = None
 
     async def _exchange(
-        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, answer: _Answer
+        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
     ) -> FailureReason | None:
-        """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through."""
+        """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
+
+        Raises EgressRefused.
+        """
         try:
-            await self._send(self._check(url), body, headers, self._tls.of(tenant), answer)
-        except EgressRefused as refused:
-            answer.refusal = str(refused.reason)
-            return FailureReason.REFUSED
-        except aiohttp.InvalidURL:
-            answer.refusal = str(Refusal.URL)
-            return FailureReason.REFUSED
+            exchanges = self._exchanges or self._open()
+            await exchanges.post(self._check(url), body, headers, self._tls.of(tenant), answer)
         except aiohttp.ClientConnectorDNSError:
             return FailureReason.DNS_FAILED
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
         except aiohttp.ClientConnectorError:
             return FailureReason.CONNECT_FAILED
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):
+        except (aiohttp.ClientPayloadError, HttpProcessingError):
             return FailureReason.BAD_RESPONSE
         except (aiohttp.ClientError, OSError):
             return FailureReason.CONNECTION_CLOSED
         return None
 
-    async def _send(
-        self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: _Answer
-    ) -> None:
-        session = self._session or self._open()
-        response = await session.post(url, data=body, headers=headers, ssl=tls, allow_redirects=False)
-        try:
-            answer.status = response.status
-            answer.retry_after = response.headers.get("Retry-After")
-            await self._drain(response)
-        finally:
-            # After a complete body the connection is back in the pool already and this does nothing.
-            response.close()
-
-    async def _drain(self, response: aiohttp.ClientResponse) -> None:
-        """Read the body and throw it away, so that the connection stays warm; not beyond the cap."""
-        rest = self._settings.response_cap_bytes
-        async for chunk in response.content.iter_any():
-            rest -= len(chunk)
-            if rest < 0:
-                return
-
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self) -> Exchanges:
         connector = GuardedConnector(
             self._policy,
-            self._resolver or DefaultResolver(),
+            self._resolver,
             # How many connections there are is decided per endpoint, in endpoints.py.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=_NO_TIMEOUT,
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # A compressed body is thrown away as it came: a bomb is only as large as its bytes on the wire.
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding"),
-            headers={"User-Agent": USER_AGENT, "Content-Type": "application/json"},
-        )
-        return self._session
+        self._exchanges = Exchanges(connector, self._settings.response_cap_bytes)
+        return self._exchanges
 
 
 def _attributes(outcome: PostOutcome) -> dict[str, str | int]:

@@ -1,0 +1,156 @@
+"""One HTTP/1.1 exchange: a POST goes out on a warm or a new connection, and its answer is read.
+
+This is aiohttp below its session: its pool of connections, its TLS and its parser, without what a callback never needs
+(redirects, cookies, netrc, proxies, bodies of unknown length), which is half of what a request costs. Nothing here
+repeats a request: each call writes at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from workers.egress import GuardedConnector
+
+USER_AGENT = f"Postback/{version('postback')}"
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
+"""aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
+
+_REMEMBERED_TARGETS = 4096
+_SWITCHING_PROTOCOLS = 101
+_UNASKED_TIMES = 3
+"""How many connections on which the other side spoke unasked are closed before the attempt fails."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of the answer so far; still readable when a deadline cuts the exchange off."""
+
+    status: int | None = None
+    """None where no status line was read."""
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What all requests to one URL have in common."""
+
+    request: aiohttp.ClientRequest
+    """What the pool knows a connection by. It is never sent itself."""
+    head: str
+    """The request's first lines."""
+
+
+class Exchanges:
+    """Sends POSTs through a connector. Belongs to the event loop that it is made on, as the connector does."""
+
+    def __init__(self, connector: GuardedConnector, response_cap_bytes: int) -> None:
+        self._connector = connector
+        self._cap = response_cap_bytes
+        self._target = lru_cache(_REMEMBERED_TARGETS)(_target)
+
+    async def post(
+        self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: Answer
+    ) -> None:
+        """Fill in the answer. The body of the answer is read and thrown away, as it came and not beyond the cap.
+
+        Raises EgressRefused and what aiohttp raises: ClientError, HttpProcessingError, OSError. Raises ValueError for
+        headers that would be more or other than what their names say.
+        """
+        target = self._target(url, tls)
+        head = target.head + _lines(headers) + f"Content-Length: {len(body)}\r\n\r\n"
+        connection = await self._connect(target.request)
+        try:
+            protocol = _write(connection, head.encode("ascii"), body)
+            if await self._read(protocol, answer) and _is_all_sent(connection):
+                connection.release()  # into the pool, unless the answer said or showed that it will be closed
+        finally:
+            _drop(connection)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connector.close()
+
+    async def _connect(self, request: aiohttp.ClientRequest) -> Connection:
+        """A connection on which nothing has been said yet, or everything said was asked for.
+
+        Servers tell idle connections that their time is up (408), and a hostile one may say 200 in advance: neither is
+        an answer to what is sent next. Nothing was sent on what is closed here.
+        """
+        for _ in range(_UNASKED_TIMES):
+            connection = await self._connector.connect(request, [], _NO_TIMEOUT)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+        raise HttpProcessingError(message="it spoke before it was asked")
+
+    async def _read(self, protocol: ResponseHandler, answer: Answer) -> bool:
+        """Read the answer; whether all of it was read, so that the connection can serve the next request."""
+        message, payload = await protocol.read()
+        while 100 <= message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
+            message, payload = await protocol.read()  # what came was not the answer yet (RFC 9110, section 15.2)
+        answer.status = message.code
+        answer.retry_after = message.headers.get("Retry-After")
+        rest = self._cap
+        while not payload.at_eof():
+            rest -= len(await payload.readany())
+            if rest < 0:
+                return False
+        return True
+
+
+def _target(url: URL, tls: ssl.SSLContext) -> _Target:
+    """Called on the running loop."""
+    lines = (
+        f"POST {url.raw_path_qs} HTTP/1.1",
+        f"Host: {url.host_port_subcomponent}",
+        f"User-Agent: {USER_AGENT}",
+        "Content-Type: application/json",
+    )
+    request = aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop(), ssl=tls)
+    return _Target(request, "".join(f"{line}\r\n" for line in lines))
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    """The headers as they are written. Raises ValueError where a name or value would begin a line of its own."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header has a line break")
+    return lines
+
+
+def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
+    """Send the request, once, and have its answer parsed."""
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None:
+        raise aiohttp.ServerDisconnectedError
+    # A compressed body is thrown away as it came: a bomb is only as large as its bytes on the wire.
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    transport.writelines((head, body))
+    return protocol
+
+
+def _is_all_sent(connection: Connection) -> bool:
+    """Not so where the answer came before the other side had taken the request: it may never take the rest."""
+    return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
+
+
+def _drop(connection: Connection) -> None:
+    """End a connection at once; nothing for one that was released.
+
+    Closing alone would wait until the other side has taken what is left of the request, which may be for ever.
+    """
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.close()
