@@ -803,7 +803,7 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection(start:
 
 @on_both_loops
 async def test_a_request_that_nobody_takes_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
-    """Closing waits until the other side has taken what is left, perhaps for ever: a connection and a body at a time."""
+    """Closing waits until the other side took what is left, perhaps for ever: a connection and a body each time."""
     left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def script(peer: Peer) -> None:
