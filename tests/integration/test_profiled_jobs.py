@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -29,6 +30,8 @@ from workers.engines.echo import EchoEngine
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import EchoSettings, OpenAISettings
 from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.enrichment.evidence import Found
+from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
@@ -68,13 +71,19 @@ class Worker:
 
 @asynccontextmanager
 async def working(
-    engine: Engine | None = None, *, guard: EgressPolicy = LOOPBACK, folder: Path | None = None, **sections: str
+    engine: Engine | None = None,
+    *,
+    guard: EgressPolicy = LOOPBACK,
+    folder: Path | None = None,
+    budget: float = 20.0,
+    others: Mapping[str, SearchProvider] | None = None,
+    **sections: str,
 ) -> AsyncIterator[Worker]:
     """A worker whose providers are at these base URLs."""
     metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
     search = {name: {"base_url": url, "per_second": 1000.0} for name, url in sections.items()}
-    found = providers(SearchSettings.model_validate(search), connections)
-    settings = EnrichmentSettings.model_validate({"robots": False, "budget_seconds": 20.0, "member_seconds": 10.0})
+    found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}
+    settings = EnrichmentSettings.model_validate({"robots": False, "budget_seconds": budget, "member_seconds": 10.0})
     enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
     used = engine or EchoEngine(EchoSettings(), metrics)
     handler = InferenceHandler(
@@ -170,6 +179,37 @@ async def test_a_search_that_fails_is_a_note_and_the_jobs_own_sources_are_read()
         assert result.outcome == "succeeded"
         assert result.notes[0] == "the search brought nothing: the search service's answer is not JSON"
         assert worker.searches("failed") == 1
+
+
+async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_sources() -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with Site() as site, speaking(silent) as hanging, working(budget=3.0, searxng=hanging) as worker:
+        search = {"provider": "searxng", "query": "x"}
+        result = await worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
+        assert result.notes[0] == "the search brought nothing: it was late"
+        assert [details.id for details in result.source_details] == [site.url("/mine")]
+        assert worker.searches("late") == 1
+
+
+class Broken:
+    """Another package's provider, with a defect."""
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        raise KeyError(query)
+
+
+async def test_a_defect_in_another_packages_provider_is_a_note_and_does_not_end_the_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with working(others={"library": Broken()}) as worker:
+        result = await worker.result({"search": {"provider": "library", "query": "secret words"}})
+        assert result.outcome == "succeeded"
+        assert result.notes == ["the search brought nothing: the search provider has a defect"]
+    [said] = [record.getMessage() for record in caplog.records if "provider" in record.getMessage()]
+    assert "KeyError" in said
+    assert "secret" not in caplog.text
 
 
 async def test_an_abstract_that_tries_to_steer_is_labelled_as_a_page_is() -> None:

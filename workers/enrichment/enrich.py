@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from schemas.job import DEFAULT_TENANT, Search, Sources
 from telemetry.clock import Clock, Deadline
+from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.egress import Guard, origin_of
 from workers.enrichment.cache.build import open_cache
@@ -33,6 +34,8 @@ from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
+
+log = get_logger()
 
 LATE = "it was late"
 
@@ -99,9 +102,7 @@ class Enricher:
         budget = self._settings.budget_seconds if deadline is None else deadline.remaining
         whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
         reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
-        found, notes = await self._find(sources, reading)
-        wanted = [Wanted(position, *one) for position, one in enumerate(found.items(), start=1)]
-        read = await self._read(wanted, tenant, reading)
+        read, notes = await self._find_and_read(sources, tenant, reading)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
@@ -112,30 +113,56 @@ class Enricher:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
-    async def _find(self, sources: Sources, deadline: Deadline) -> tuple[dict[str, Found | None], list[str]]:
-        """All URLs of the job, its own first, what a search says of the others, and a note where it brought nothing."""
-        urls: dict[str, Found | None] = dict.fromkeys(sources.urls)
+    async def _find_and_read(self, sources: Sources, tenant: str, deadline: Deadline) -> tuple[_Read, list[str]]:
+        """The job's own sources, and behind them what its search finds; a note where that brought nothing.
+
+        The job's own are read meanwhile: a search that hangs must not take their time.
+        """
+        urls = list(dict.fromkeys(sources.urls))
+        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], tenant, deadline)
         if sources.search is None:
-            return urls, []
+            return await own, []
+        read, (more, notes) = await asyncio.gather(own, self._search_and_read(sources.search, urls, tenant, deadline))
+        return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
+
+    async def _search_and_read(
+        self, wanted: Search, known: Sequence[str], tenant: str, deadline: Deadline
+    ) -> tuple[_Read, list[str]]:
+        found, notes = await self._find(wanted, deadline)
+        new: dict[str, Found] = {}
+        for one in found:
+            if one.url not in known:
+                new.setdefault(one.url, one)
+        more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
+        return await self._read(more, tenant, deadline), notes
+
+    async def _find(self, wanted: Search, deadline: Deadline) -> tuple[list[Found], list[str]]:
+        """What the search finds, and a note where it brought nothing."""
         try:
             async with asyncio.timeout(deadline.remaining):
-                found = await self._search(sources.search)
+                found = await self._search(wanted)
             result, notes = ("found", []) if found else ("nothing", ["the search found nothing"])
         except Unreadable as reason:
             result, found, notes = "failed", [], [f"the search brought nothing: {reason}"]
         except TimeoutError:
             result, found, notes = "late", [], [f"the search brought nothing: {LATE}"]
         self._searches[result].inc()
-        for one in found:
-            urls.setdefault(one.url, one)
-        return urls, notes
+        return found, notes
 
     async def _search(self, wanted: Search) -> list[Found]:
         """What the job's provider finds. Raises Unreadable, also where no provider has that name."""
         provider = self._providers.get(wanted.provider)
         if provider is None:
             raise Unreadable("no search provider of that name is configured")
-        return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
+        try:
+            return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
+        except Unreadable as reason:
+            log.warning("A search failed.", action="search-failed", provider=wanted.provider, reason=str(reason))
+            raise
+        except Exception as error:  # another package's code: its defect must not end the worker, and its text may quote
+            kind = type(error).__qualname__
+            log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
+            raise Unreadable("the search provider has a defect") from None
 
     async def _read(self, wanted: Sequence[Wanted], tenant: str, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
