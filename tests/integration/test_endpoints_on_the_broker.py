@@ -201,7 +201,8 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
 async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
     fleet_with: Callable[..., Fleet], site: Site
 ) -> None:
-    fleet, dead = fleet_with(), Site()
+    # Waits enough that no event is the probe so often that its schedule ends meanwhile.
+    fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
     with socket.socket() as reserved:  # bound and not listening: whoever connects is refused
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
