@@ -230,15 +230,16 @@ class Stage:
         for partition in fresh:
             partition.open(committed[partition.id], self._settings.limits.records)
             self._isolation.opened(partition)
-            log.info(
-                "Partition opened.",
-                action="partition-opened",
-                topic=partition.topic,
-                partition=partition.number,
-                base=partition.ledger.base,
-                left_open=partition.careful_records > 0,
-                suspects=len(partition.suspects),
-            )
+            if partition.careful_records:
+                log.warning(
+                    "A partition was left open: its last owner died, and its first records are tried with care.",
+                    action="partition-left-open",
+                    topic=partition.topic,
+                    partition=partition.number,
+                    base=partition.ledger.base,
+                    suspects=len(partition.suspects),
+                )
+        log.info("Partitions opened.", action="partitions-opened", partitions=len(fresh))
 
     def _account(self, partition: Partition, size: int) -> None:
         partition.bytes += size
