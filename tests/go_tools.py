@@ -63,7 +63,8 @@ def ensure(tool: GoTool) -> Path:
 def one_build_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a folder of the cache, which other test runs of this user share."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    # Not `.lock`, which uv itself holds in a folder that it installs into.
+    with (folder / ".building").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -20,7 +20,8 @@ from node_tools import STANDARDWEBHOOKS, modules, node
 
 from telemetry.clock import Deadline, SystemClock
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "WEBHOOKS.md").read_text()
+PAGE = Path(__file__).parents[2] / "docs" / "WEBHOOKS.md"
+DOCUMENT = PAGE.read_text()
 PROGRAMS = {
     name: code
     for code, name in re.findall(

@@ -7,7 +7,7 @@ import re
 from ipaddress import ip_network
 
 import pytest
-from consumers import DOCUMENT
+from consumers import DOCUMENT, PAGE
 from standardwebhooks import Webhook
 
 from devkit.receiver import Behaviour, Keys, Receiver
@@ -21,7 +21,7 @@ from workers.delivery.keyring import OVERLAP_SECONDS
 from workers.delivery.post import MAX_RETRY_AFTER_SECONDS, Poster
 from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressPolicy
+from workers.egress import DEFAULT_PORTS, EgressPolicy, EgressRefused, check_url
 
 CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}
@@ -116,6 +116,33 @@ def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> Non
     body = event_body(longest.model_copy(update={"text": "Ω" * (MAX_RESULT_BYTES // 2 - 1_000)}), "msg_1")
     headers = Signer([secret]).headers("msg_1", int(CLOCK.time()), body)
     assert Webhook(secret).verify(body, headers)["data"]["text"].startswith("Ω")
+
+
+@pytest.mark.parametrize(
+    ("url", "can_be"),
+    [
+        ("https://consumer.example/hook", True),
+        *[(f"https://consumer.example:{port}/hook", True) for port in sorted(DEFAULT_PORTS)],
+        ("http://consumer.example/hook", False),
+        ("https://consumer.example:9443/hook", False),
+        ("https://user:password@consumer.example/hook", False),
+        ("https://10.1.2.3/hook", False),
+        ("https://localhost/hook", False),
+    ],
+)
+def test_a_callback_can_be_where_the_page_says(url: str, can_be: bool) -> None:
+    assert "https, at port 443, 8443, 80 or 8080, at a public address, and without a user name or password" in DOCUMENT
+    if can_be:
+        assert str(check_url(url, EgressPolicy())) in (url, url.replace(":443", ""))
+    else:
+        with pytest.raises(EgressRefused):
+            check_url(url, EgressPolicy())
+
+
+def test_every_link_of_the_page_inside_the_repository_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", DOCUMENT) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
 def test_the_page_names_every_type_of_event() -> None:

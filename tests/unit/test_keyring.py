@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,41 @@ def test_only_its_owner_may_use_the_file_and_the_group_read_what_root_owns(
     mode: int, owner: int, open_to_others: bool
 ) -> None:
     assert is_open_to_others(stat.S_IFREG | mode, owner) is open_to_others
+
+
+def test_no_reader_ever_meets_half_a_rotation(keyring: Keyring, path: Path) -> None:
+    rotated = threading.Event()
+    found: list[int] = []
+
+    def read() -> None:
+        while not rotated.is_set():
+            found.append(len(Keyring.load(path).secrets("acme", NOW)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(20):
+            keyring.rotate("acme", NOW)
+    finally:
+        rotated.set()
+        reader.join()
+    # An error in the thread fails the test: pytest makes a warning of it, and warnings are errors here.
+    assert found == sorted(found)
+    assert len(Keyring.load(path).secrets("acme", NOW)) == 21
+
+
+def test_a_rotation_that_the_disk_refuses_leaves_the_keys_and_no_litter(
+    keyring: Keyring, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KeyringUnreadable, match="no space left on device"):
+        keyring.rotate("acme", NOW)
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == [path]
 
 
 def test_a_file_that_is_opened_to_others_later_is_noticed_and_the_keys_in_hand_sign_on(
