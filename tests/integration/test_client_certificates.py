@@ -8,25 +8,11 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
+from clocks import SetClock
 
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts, TlsFileUnusable
 from workers.process import ProcessError
-
-
-class SetClock:
-    """A clock that shows what it is set to."""
-
-    seconds = 1000.0
-
-    def time(self) -> float:
-        return self.seconds
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nothing here waits")
 
 
 @pytest.fixture
@@ -60,10 +46,10 @@ def test_a_replaced_certificate_is_used_for_new_connections(
     path.unlink()
     shutil.copy(authority.client_file("new"), path)
     assert made.of("acme") is first
-    clock.seconds += 10
+    clock.now += 10
     second = made.of("acme")
     assert second is not first
-    clock.seconds += 10
+    clock.now += 10
     assert made.of("acme") is second
 
 
@@ -77,10 +63,10 @@ def test_a_certificate_that_breaks_while_we_run_leaves_the_old_one(
     path.unlink()
     if content is not None:
         path.write_text(content)
-    clock.seconds += 10
+    clock.now += 10
     assert made.of("acme") is first
     shutil.copy(authority.client_file("new"), path)
-    clock.seconds += 10
+    clock.now += 10
     assert made.of("acme") is not first
 
 

@@ -9,25 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from clocks import HandClock
 
 from telemetry.health import READY, HealthServer, Heartbeat, Page, Readiness
 from telemetry.metrics import Metrics
-
-
-class MovedClock:
-    """A clock that moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def ask(server: HealthServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str, bytes]:
@@ -58,7 +43,7 @@ def test_a_process_that_is_not_ready_gives_its_reasons_and_is_alive() -> None:
 
 
 def test_a_process_whose_loop_is_stuck_is_not_alive_until_it_comes_by_again() -> None:
-    clock = MovedClock()
+    clock = HandClock()
     heartbeat = Heartbeat(clock, limit_seconds=30)
     with HealthServer(Metrics(), lambda: READY, alive=heartbeat) as server:
         clock.now += 30

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+from clocks import SetClock
 
 from workers.delivery.breaker import State
 from workers.delivery.endpoints import Endpoint, EndpointBusy, Endpoints
@@ -18,27 +19,11 @@ DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
 SLOW_DOWN = FailedDelivery(FailureReason.THROTTLED, 0.1, 429)
 
 
-class SetClock:
-    """Shows what it is set to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nothing blocks the loop")
-
-
 class Desk:
     """Endpoints with a clock, and what they say of breakers."""
 
     def __init__(self, **settings: float) -> None:
-        self.clock = SetClock()
+        self.clock = SetClock(0.0)
         self.said: list[tuple[Endpoint, State, float]] = []
         self.endpoints = Endpoints(
             DeliverySettings(**{"endpoint_queue_records": 0, **settings}),  # type: ignore[arg-type]  # a dict's values

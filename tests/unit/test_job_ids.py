@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import uuid
 
+from clocks import SetClock
 from pydantic import TypeAdapter
 
 from producers.identity import new_job_id
 from schemas.job import Identifier
 
 
-class StandingClock:
-    """Always the same moment."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nobody sleeps here")
-
-
 def test_a_job_id_is_a_uuid_of_version_7_with_its_time_in_front() -> None:
     # The time of the example in RFC 9562, appendix A.6.
-    job_id = new_job_id(StandingClock(1645557742.0))
+    job_id = new_job_id(SetClock(1645557742.0))
     parsed = uuid.UUID(job_id.removeprefix("job_"))
     assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
     assert job_id.startswith("job_017f22e279b07")
@@ -36,9 +21,9 @@ def test_a_job_id_is_a_uuid_of_version_7_with_its_time_in_front() -> None:
 
 
 def test_ids_of_the_same_moment_differ() -> None:
-    clock = StandingClock(1.0)
+    clock = SetClock(1.0)
     assert len({new_job_id(clock) for _ in range(1000)}) == 1000
 
 
 def test_ids_sort_by_time() -> None:
-    assert new_job_id(StandingClock(1.0)) < new_job_id(StandingClock(1.5))
+    assert new_job_id(SetClock(1.0)) < new_job_id(SetClock(1.5))

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from clocks import SetClock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -30,17 +31,6 @@ from workers.delivery.keyring import (
 NOW = 1_700_000_000.0
 
 
-class StoppedClock:
-    def time(self) -> float:
-        return NOW
-
-    def monotonic(self) -> float:
-        return 0.0
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nothing here waits")
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "keys" / "keyring.json"
@@ -48,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keyring(path: Path) -> Keyring:
-    return Keyring.create(path, StoppedClock())
+    return Keyring.create(path, SetClock(NOW))
 
 
 def test_a_new_keyring_is_readable_by_its_owner_only(keyring: Keyring, path: Path) -> None:
@@ -59,7 +49,7 @@ def test_a_new_keyring_is_readable_by_its_owner_only(keyring: Keyring, path: Pat
 def test_create_never_overwrites_keys(keyring: Keyring, path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(KeyringExists, match="postback keys rotate") as refused:
-        Keyring.create(path, StoppedClock())
+        Keyring.create(path, SetClock(NOW))
     assert str(path) in str(refused.value)
     assert path.read_bytes() == before
 
@@ -71,7 +61,7 @@ def test_a_loaded_keyring_has_the_keys_that_were_created(keyring: Keyring, path:
 
 
 def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp_path: Path) -> None:
-    other = Keyring.create(tmp_path / "other.json", StoppedClock())
+    other = Keyring.create(tmp_path / "other.json", SetClock(NOW))
     secrets = {keyring.secrets(t, NOW)[0] for t in ("a", "b", "a/1")} | {other.secrets("a", NOW)[0]}
     assert len(secrets) == 4
     for secret in secrets:
@@ -330,9 +320,9 @@ def test_a_reload_is_logged_with_the_keys_that_sign_now(
 
 
 def test_the_page_holds_the_public_keys_of_the_file_as_it_is_now(keyring: Keyring, path: Path) -> None:
-    before = json.loads(jwks_page(keyring, StoppedClock()).body)
+    before = json.loads(jwks_page(keyring, SetClock(NOW)).body)
     Keyring.load(path).rotate(None, NOW)
-    page = jwks_page(Keyring.load(path), StoppedClock())
+    page = jwks_page(Keyring.load(path), SetClock(NOW))
     keys = json.loads(page.body)["keys"]
     assert keys[1:] == before["keys"]
     assert all(set(key) == {"kty", "crv", "x", "kid", "use", "alg"} for key in keys)

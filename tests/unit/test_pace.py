@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from clocks import HandClock
 
 from workers.pace import AnswerRate
-
-
-@dataclass
-class HandClock:
-    now: float = 100.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def answer(rate: AnswerRate, count: int) -> None:

@@ -6,29 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from clocks import HandClock
 
 from producers.put_back import Returning, put_back
-
-
-@dataclass
-class Clock:
-    now: float = 50.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @dataclass
 class Sent:
     """Notes when what was sent; each batch takes a tenth of a second."""
 
-    clock: Clock
+    clock: HandClock
     batches: list[tuple[float, int]] = field(default_factory=list)
 
     def send(self, batch: Sequence[Returning]) -> None:
@@ -42,7 +29,7 @@ def records(number: int, size: int = 10) -> list[list[Returning]]:
 
 @pytest.mark.parametrize(("rate", "number", "seconds"), [(10, 35, 3.0), (1000, 2500, 2.0), (2, 3, 1.0)])
 def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, seconds: float) -> None:
-    clock, told = Clock(), list[int]()
+    clock, told = HandClock(50.0), list[int]()
     sent = Sent(clock)
 
     assert put_back(sent, records(number), rate, told.append, clock) == number
@@ -53,7 +40,7 @@ def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, se
 
 
 def test_a_transaction_holds_no_more_than_memory_is_there_for_and_tears_nothing_apart() -> None:
-    sent = Sent(Clock())
+    sent = Sent(HandClock(50.0))
     groups = [[large, mark] for [large] in records(20, 900_000) for mark in [Returning("marks", b"k", b"m", [])]]
 
     assert put_back(sent, groups, 1e6, lambda done: None, sent.clock) == 20
