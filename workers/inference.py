@@ -42,6 +42,7 @@ from workers.enrichment import (
     Unsupported,
     answered,
     ground,
+    room_for_sources,
 )
 from workers.pace import AnswerRate
 from workers.registry import Forward, Registry, UnknownModel, times_in
@@ -228,7 +229,10 @@ class InferenceHandler:
             question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
             deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
-            evidence = await self._enricher.enrich(sources, question, deadline=deadline, tenant=received.tenant)
+            room = room_for_sources(job, profile.instructions)
+            evidence = await self._enricher.enrich(
+                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+            )
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1

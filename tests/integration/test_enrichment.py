@@ -11,6 +11,7 @@ from raw_server import HTML, Script, enriching, page, saying, speaking
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
 from workers.enrichment import Evidence, NothingFound, ground
+from workers.enrichment.tokens import estimated_tokens
 
 
 def label(site: Site, position: int = 1) -> str:
@@ -219,3 +220,15 @@ async def test_many_jobs_ask_for_robots_txt_once() -> None:
         found = await asyncio.gather(*(enricher.enrich(wanted, "silver mine") for _ in range(8)))
         assert all(len(evidence.sources) == 1 for evidence in found)
         assert site.requests.count("/robots.txt") == 1
+
+
+async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
+    async with Site() as site, enriching() as enricher:
+        wanted = Sources(urls=[site.url(path) for path in ("/mine", "/ferry", "/clock")])
+        tight = await enricher.enrich(wanted, "Who is the captain of the ferry Astrelle?", room_tokens=220)
+        none = await enricher.enrich(wanted, "Who is the captain of the ferry Astrelle?", room_tokens=50)
+    prompt = ground("", tight).prompt or ""
+    assert "Pettigrew" in prompt
+    assert estimated_tokens(prompt) <= 220
+    assert none.sources == ()
+    assert "context_window leaves no room" in " ".join(none.notes)

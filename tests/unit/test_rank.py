@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.enrichment.rank import rank, split, terms, weights
+from workers.enrichment.rank import Budget, rank, split, terms, weights
+from workers.enrichment.tokens import estimated_tokens
 
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
 CHEESE = "Bramwick cheese ripens for fourteen weeks. Its rind is washed with cider."
 
 
 def test_the_document_that_bears_on_the_question_gets_the_budget() -> None:
-    chosen = rank("When did the Halvorsen bridge open?", [("", CHEESE), ("", BRIDGE)], len(BRIDGE), 600)
+    chosen = rank("When did the Halvorsen bridge open?", [("", CHEESE), ("", BRIDGE)], Budget(len(BRIDGE)), 600)
     assert chosen == [[], [BRIDGE]]
 
 
 def test_every_document_gets_a_passage_before_any_gets_a_second() -> None:
     long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(40))
-    chosen = rank("bridge", [("", long), ("", "A bridge of wood.")], 500, 200)
+    chosen = rank("bridge", [("", long), ("", "A bridge of wood.")], Budget(500), 200)
     assert chosen[1] == ["A bridge of wood."]
     assert len(chosen[0]) == 2
 
@@ -30,23 +31,23 @@ def test_every_document_gets_a_passage_before_any_gets_a_second() -> None:
 def test_the_best_passage_of_a_long_page_is_found_wherever_it_stands() -> None:
     filler = " ".join(f"Paragraph {n} tells of gardens and of rain." for n in range(300))
     text = f"{filler} The captain of the Astrelle is Maud Pettigrew. {filler}"
-    (passages,) = rank("Who is the captain of the Astrelle?", [("", text)], 600, 300)
+    (passages,) = rank("Who is the captain of the Astrelle?", [("", text)], Budget(600), 300)
     assert "Maud Pettigrew" in " ".join(passages)
 
 
 def test_passages_keep_the_order_of_the_page() -> None:
     text = "Alpha is a bridge. " + "Rain fell. " * 60 + "Beta is a bridge, a bridge, a bridge."
-    (passages,) = rank("bridge", [("", text)], 10_000, 100)
+    (passages,) = rank("bridge", [("", text)], Budget(10_000), 100)
     assert passages[0].startswith("Alpha")
     assert passages[-1].endswith("a bridge.")
 
 
 def test_a_question_that_matches_nothing_gets_the_beginning_of_each_page() -> None:
-    assert rank("Summarise this.", [("", BRIDGE), ("", CHEESE)], 1000, 600) == [[BRIDGE], [CHEESE]]
+    assert rank("Summarise this.", [("", BRIDGE), ("", CHEESE)], Budget(1000), 600) == [[BRIDGE], [CHEESE]]
 
 
 def test_a_title_counts_for_its_passages() -> None:
-    chosen = rank("Ostermark", [("", CHEESE), ("Ostermark", "The tower is 58 metres high.")], 30, 600)
+    chosen = rank("Ostermark", [("", CHEESE), ("Ostermark", "The tower is 58 metres high.")], Budget(30), 600)
     assert chosen == [[], ["The tower is 58 metres high."]]
 
 
@@ -56,7 +57,7 @@ def test_words_match_in_other_forms() -> None:
 
 def test_scripts_without_spaces_are_taken_in_pairs() -> None:
     assert terms("大桥开通") == ["大桥", "桥开", "开通"]
-    chosen = rank("大桥何时开通", [("", "奶酪要熟成十四周。"), ("", "这座大桥于一九八七年开通。")], 15, 600)
+    chosen = rank("大桥何时开通", [("", "奶酪要熟成十四周。"), ("", "这座大桥于一九八七年开通。")], Budget(15), 600)
     assert chosen == [[], ["这座大桥于一九八七年开通。"]]
 
 
@@ -97,10 +98,40 @@ def test_no_text_is_lost_and_no_passage_is_much_too_long(text: str, size: int) -
 
 @pytest.mark.parametrize("budget", [0, 10, 100])
 def test_the_budget_holds(budget: int) -> None:
-    chosen = rank("bridge", [("", BRIDGE * 20), ("", CHEESE * 20)], budget, 60)
+    chosen = rank("bridge", [("", BRIDGE * 20), ("", CHEESE * 20)], Budget(budget), 60)
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
 
 
 def test_nothing_gives_nothing() -> None:
-    assert rank("", [], 100, 100) == []
-    assert rank("", [("", "")], 100, 100) == [[]]
+    assert rank("", [], Budget(100), 100) == []
+    assert rank("", [("", "")], Budget(100), 100) == [[]]
+
+
+def test_a_page_that_copies_another_gets_nothing() -> None:
+    copy = BRIDGE.replace("opened", "was opened")
+    assert rank("Halvorsen bridge", [("", BRIDGE), ("", f"{BRIDGE} "), ("", CHEESE)], Budget(1000), 600) == [
+        [BRIDGE],
+        [],
+        [CHEESE],
+    ]
+    assert rank("Halvorsen bridge", [("", BRIDGE), ("", copy)], Budget(1000), 600)[1] == [copy]
+
+
+def test_passages_that_overlap_are_not_taken_for_copies() -> None:
+    text = " ".join(f"Bridge number {n} of {n * 7} was built in {1800 + n} by {n * 13} masons." for n in range(20))
+    (passages,) = rank("bridge", [("", text)], Budget(10_000), 200)
+    assert all(f"Bridge number {n} " in " ".join(passages) for n in range(20))
+
+
+@pytest.mark.parametrize("tokens", [0, 20, 60, 200])
+def test_a_budget_of_tokens_holds_with_what_is_said_around_each_source(tokens: int) -> None:
+    texts = [" ".join(f"The bridge {n} of {name} is long." for n in range(9)) for name in ("Tarnby", "大桥", "Oslo")]
+    chosen = rank("bridge", [("", text) for text in texts], Budget(10_000, tokens, 10), 100)
+    quoted = [passage for passages in chosen for passage in passages]
+    assert sum(map(estimated_tokens, quoted)) + 10 * sum(map(bool, chosen)) <= tokens
+
+
+def test_tokens_are_estimated_on_the_safe_side() -> None:
+    assert estimated_tokens("") == 0
+    assert estimated_tokens("The Halvorsen bridge opened in 1987.") >= 9
+    assert estimated_tokens("大桥开通") == 4

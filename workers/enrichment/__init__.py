@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workers.enrichment.grounding import GroundedPrompt, ground
     from workers.enrichment.profile import Profile, ProfileRefused, Profiles, UnknownProfile
     from workers.enrichment.settings import EnrichmentSettings
+    from workers.enrichment.tokens import room_for_sources
 
 _HOMES = {
     "Answer": "answer",
@@ -50,6 +51,7 @@ _HOMES = {
     "answered": "answer",
     "cited": "cite",
     "ground": "grounding",
+    "room_for_sources": "tokens",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "answered",
     "cited",
     "ground",
+    "room_for_sources",
 ]
 
 

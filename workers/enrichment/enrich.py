@@ -28,16 +28,22 @@ from workers.enrichment.evidence import (
     Wanted,
 )
 from workers.enrichment.fetch import Fetcher
+from workers.enrichment.grounding import MAX_TITLE_CHARS
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.template import load_template
+from workers.enrichment.tokens import estimated_tokens
 
 log = get_logger()
 
 LATE = "it was late"
+CROWDED = "others fit better or say the same"
+MIN_EVIDENCE_TOKENS = 32
+"""With less room than this in the prompt no source is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,17 @@ class Enricher:
         await self._cache.close()
 
     async def enrich(
-        self, sources: Sources, question: str, *, deadline: Deadline | None = None, tenant: str = DEFAULT_TENANT
+        self,
+        sources: Sources,
+        question: str,
+        *,
+        deadline: Deadline | None = None,
+        tenant: str = DEFAULT_TENANT,
+        room_tokens: int | None = None,
     ) -> Evidence:
         """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
+
+        `room_tokens` is what the prompt may have beside the question; None is no limit.
 
         Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
         """
@@ -106,7 +120,7 @@ class Enricher:
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            numbered, unranked = await self._choose(question, read.documents, whole)
+            numbered, unranked = await self._choose(question, read.documents, whole, room_tokens)
             notes += unranked
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
@@ -209,14 +223,20 @@ class Enricher:
         return await self._reader.read(one.url, tenant, deadline.remaining)
 
     async def _choose(
-        self, question: str, documents: Sequence[Document], deadline: Deadline
+        self, question: str, documents: Sequence[Document], deadline: Deadline, room_tokens: int | None
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
         """The passages that matter, numbered by source, and notes on the sources that got none."""
+        wording, source_tokens = self._wording_tokens()
+        tokens = None if room_tokens is None else room_tokens - wording
+        if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
+            return (), ["no source was used: context_window leaves no room for any"]
         request = {"question": question, "documents": [(document.title, document.text) for document in documents]}
         task = {
             "kind": "rank",
             "evidence_chars": self._settings.evidence_chars,
-            "passage_chars": self._settings.passage_chars,
+            "evidence_tokens": tokens,
+            "source_tokens": source_tokens,
+            "passage_chars": self._passage_chars(tokens),
         }
         try:
             async with asyncio.timeout(deadline.remaining):
@@ -238,7 +258,17 @@ class Enricher:
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [str(LeftOut(one.position, origin_of(one.url), "others fit better")) for one in crowded]
+        return numbered, [str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded]
+
+    def _wording_tokens(self) -> tuple[int, int]:
+        """What the template says before and behind all sources, and around each of them."""
+        template = load_template(self._settings.template)
+        each = template.source + template.title + "x" * MAX_TITLE_CHARS
+        return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
+
+    def _passage_chars(self, tokens: int | None) -> int:
+        """As the settings say, and shorter where little fits."""
+        return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
 def _remarks(document: Document) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
-from workers.enrichment.rank import rank
+from workers.enrichment.rank import Budget, rank
 from workers.enrichment.robots_rule import may_fetch
 from workers.enrichment.steering import steering_of_page
 
@@ -74,10 +74,13 @@ def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dic
     }
 
 
-def _rank(body: bytes, evidence_chars: int, passage_chars: int) -> dict[str, Any]:
+def _rank(
+    body: bytes, evidence_chars: int, evidence_tokens: int | None, source_tokens: int, passage_chars: int
+) -> dict[str, Any]:
     request = json.loads(body)
     texts = [(title or "", text) for title, text in request["documents"]]
-    return {"passages": rank(request["question"], texts, evidence_chars, passage_chars)}
+    budget = Budget(evidence_chars, evidence_tokens, source_tokens)
+    return {"passages": rank(request["question"], texts, budget, passage_chars)}
 
 
 def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import Stemmer
+
+from workers.enrichment.tokens import estimated_tokens
 
 K1 = 1.2
 """How soon more of the same term stops to count."""
@@ -22,6 +24,9 @@ B = 0.75
 """How far a long passage is marked down."""
 
 _OVERLAP_SHARE = 0.25
+_RUN_WORDS = 3
+_SAME_SHARE = 0.8
+"""With so many of its runs of words in a chosen passage, another says nothing new."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
@@ -37,10 +42,28 @@ class _Passage:
     terms: Counter[str]
 
 
-def rank(question: str, documents: Sequence[tuple[str, str]], budget_chars: int, passage_chars: int) -> list[list[str]]:
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What all passages together may have: code points, and tokens where that is not None."""
+
+    chars: int
+    tokens: int | None = None
+    source_tokens: int = 0
+    """What the prompt says around the passages of each document."""
+
+    def without(self, text: str, *, is_first: bool) -> Budget | None:
+        """What is left behind this text, the first of its document or not; None where it does not fit."""
+        chars, tokens = self.chars - len(text), self.tokens
+        if tokens is not None:
+            tokens -= estimated_tokens(text) + (self.source_tokens if is_first else 0)
+        return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
+
+
+def rank(question: str, documents: Sequence[tuple[str, str]], budget: Budget, passage_chars: int) -> list[list[str]]:
     """For each document (title, text) its chosen passages in the order of the text.
 
-    All together have at most `budget_chars` code points. Every document gets its best passage before any gets a second.
+    Every document gets its best passage before any gets a second. A passage that says what a chosen one says already,
+    in nearly the same words, is dropped.
     """
     passages = [
         _Passage(number, place, text, Counter(terms(f"{title} {text}")))
@@ -48,9 +71,12 @@ def rank(question: str, documents: Sequence[tuple[str, str]], budget_chars: int,
         for place, text in enumerate(split(text, passage_chars))
     ]
     chosen: list[list[_Passage]] = [[] for _ in documents]
+    said: list[frozenset[tuple[str, ...]]] = []
     for passage in _in_order(passages, weights(question, [passage.terms for passage in passages])):
-        if len(passage.text) <= budget_chars:
-            budget_chars -= len(passage.text)
+        left = budget.without(passage.text, is_first=not chosen[passage.document])
+        if left is not None and not _is_said(shingles := _shingles(passage.text), said):
+            budget = left
+            said.append(shingles)
             chosen[passage.document].append(passage)
     return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
 
@@ -65,6 +91,16 @@ def _in_order(passages: Sequence[_Passage], scores: Sequence[float]) -> list[_Pa
         keys[index] = (scores[index] <= 0, turns[document] > 0)
         turns[document] += 1
     return [passages[index] for index in sorted(by_score, key=lambda index: keys[index])]
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """All runs of a few words, by which texts are compared (Broder, "On the resemblance of documents", 1997)."""
+    words = terms(text)
+    return frozenset(tuple(words[at : at + _RUN_WORDS]) for at in range(max(1, len(words) - _RUN_WORDS + 1)))
+
+
+def _is_said(shingles: frozenset[tuple[str, ...]], said: Sequence[frozenset[tuple[str, ...]]]) -> bool:
+    return any(len(shingles & other) >= _SAME_SHARE * len(shingles) for other in said)
 
 
 def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from math import isfinite
 from typing import Any, Final
@@ -14,9 +14,10 @@ from typing import Any, Final
 from yarl import URL
 
 from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.evidence import Page
+from workers.enrichment.evidence import Page, Particulars
 
 _FORMAT: Final = 1
+_PARTICULARS: Final = {field.name for field in fields(Particulars)}
 _UNPACKED_BYTES: Final = 64 * 1024 * 1024
 _MAX_AGE: Final = re.compile(r"(?:^|[\s,])(s-maxage|max-age)\s*=\s*\"?(\d{1,10})", re.IGNORECASE)
 _NOT_KEPT: Final = re.compile(r"(?:^|[\s,])(?:no-store|private)(?:$|[\s,=;])", re.IGNORECASE)
@@ -117,18 +118,30 @@ def encoded(entry: Entry) -> bytes:
     return zlib.compress(json.dumps({"format": _FORMAT, **asdict(entry)}, ensure_ascii=False).encode(), 1)
 
 
+def _is_answer(answer: Any) -> bool:
+    """Whether this is what a member of the pool answers of a page today, see `workers.enrichment.member`."""
+    return (
+        isinstance(answer, dict)
+        and isinstance(answer.get("text"), str)
+        and isinstance(answer.get("title"), str | None)
+        and isinstance(answer.get("steering"), list)
+        and isinstance(answer.get("particulars"), dict)
+        and set(answer["particulars"]) <= _PARTICULARS
+    )
+
+
 def decoded(value: bytes) -> Entry:
     """The entry in these bytes. Raises ValueError for anything else, also for what unpacks to more than 64 MiB."""
     unpacker = zlib.decompressobj()
     try:
-        fields = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))
-        if unpacker.unconsumed_tail or fields.pop("format") != _FORMAT:
+        written = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))
+        if not unpacker.eof or written.pop("format") != _FORMAT:
             raise ValueError("not an entry of this format")
-        entry = Entry(**fields)
-        if not isinstance(entry.answer, dict) and not isinstance(entry.reason, str):
+        entry = Entry(**written)
+        if not (_is_answer(entry.answer) or (entry.answer is None and isinstance(entry.reason, str))):
             raise ValueError("an entry holds a page or a reason")
         if not isinstance(entry.url, str) or not isfinite(entry.asked_at + entry.fresh_until + entry.kept_until):
             raise ValueError("times are numbers, and a page has a URL")
-    except (zlib.error, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError("not an entry") from error
+    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError("not an entry") from None
     return entry

@@ -1,0 +1,167 @@
+"""What the cache keeps of a page, for how long, and in how much memory. The levels are in tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from workers.enrichment.cache.entry import (
+    Entry,
+    Key,
+    Lifetime,
+    decoded,
+    encoded,
+    lifetime,
+    scope_of,
+    target_of_host,
+    target_of_url,
+)
+from workers.enrichment.cache.flights import Flights
+from workers.enrichment.cache.memory import Memory
+from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.evidence import Page
+
+ANSWER = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
+URL = "https://a.example/x"
+ENTRY = Entry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER)
+
+
+def test_an_entry_is_the_same_when_it_is_read_back() -> None:
+    negative = Entry(100.0, 200.0, 200.0, URL, URL, reason="its server answered 404")
+    assert [decoded(encoded(one)) for one in (ENTRY, negative)] == [ENTRY, negative]
+
+
+def fields(**changes: Any) -> bytes:
+    return zlib.compress(json.dumps(json.loads(zlib.decompress(encoded(ENTRY))) | changes).encode())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"nonsense",
+        encoded(ENTRY)[:-5],
+        zlib.compress(b"[]"),
+        zlib.compress(b"{"),
+        zlib.compress(b"[" * 100_000),
+        fields(format=2),
+        fields(unknown=1),
+        fields(answer=None),
+        fields(answer={"text": 1}),
+        fields(answer={**ANSWER, "particulars": {"nonsense": 1}}),
+        fields(asked_at="now"),
+        fields(fresh_until=float("nan")),
+        fields(url=None),
+    ],
+)
+def test_what_is_no_entry_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="not an entry"):
+        decoded(value)
+
+
+def test_what_unpacks_to_too_much_is_refused() -> None:
+    packer = zlib.compressobj(9)
+    bomb = b"".join(packer.compress(b" " * 2**20) for _ in range(100)) + packer.flush()
+    with pytest.raises(ValueError, match="not an entry"):
+        decoded(bomb)
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "expected"),
+    [
+        ("", Lifetime(3600.0, 86400.0)),
+        ("max-age=60", Lifetime(60.0, 86400.0)),
+        ("public, MAX-AGE = 60", Lifetime(60.0, 86400.0)),
+        ("max-age=60, s-maxage=90", Lifetime(90.0, 86400.0)),
+        ("max-age=999999999", Lifetime(86400.0, 86400.0)),
+        ("max-age=nonsense", Lifetime(3600.0, 86400.0)),
+        ("no-cache", Lifetime(0.0, 86400.0)),
+        ("no-store", None),
+        ("max-age=60, private", None),
+        ('private="set-cookie"', None),
+    ],
+)
+def test_a_server_says_how_long_its_page_is_good(cache_control: str, expected: Lifetime | None) -> None:
+    page = Page(URL, "text/html", None, b"", cache_control=cache_control)
+    assert lifetime(page, CacheSettings()) == expected
+
+
+def test_all_share_what_is_public_and_tenants_share_nothing_else() -> None:
+    assert scope_of("one", ()) == scope_of("two", ()) == "public"
+    scopes = {scope_of(tenant, networks) for tenant in ("one", "two") for networks in (("10.0.0.0/8",), ("::/0",))}
+    assert len(scopes) == 4
+    assert scope_of("one", ("a", "b")) == scope_of("one", ("b", "a"))
+
+
+def test_a_fragment_names_no_other_page() -> None:
+    assert Key.of(f"{URL}#part", "public") == Key.of(URL, "public")
+    assert target_of_url(f"{URL}#part") == target_of_url(URL)
+
+
+def test_an_entry_is_invalidated_by_where_it_was_asked_for_and_where_it_was_found() -> None:
+    named = [target_of_url(url) for url in (URL, "https://b.example/y")]
+    hosts = [target_of_host(host) for host in ("A.example.", "b.example")]
+    assert set(ENTRY.targets) == {*named, *hosts}
+
+
+def test_memory_keeps_to_its_size_and_drops_what_was_used_longest_ago() -> None:
+    memory = Memory(30)
+    one, two, three = (Key("public", name) for name in "123")
+    memory.put(one, ENTRY, 10)
+    memory.put(two, ENTRY, 10)
+    assert memory.get(one) is ENTRY
+    memory.put(three, ENTRY, 15)
+    assert [memory.get(key) for key in (one, two, three)] == [ENTRY, None, ENTRY]
+    memory.put(one, ENTRY, 31)
+    assert (memory.get(one), memory.size_bytes) == (None, 15)
+
+
+async def test_who_stops_waiting_does_not_stop_the_others() -> None:
+    flights: Flights[str, str] = Flights()
+    go, begun = asyncio.Event(), 0
+
+    async def work() -> str:
+        nonlocal begun
+        begun += 1
+        await go.wait()
+        return "done"
+
+    first, second = (asyncio.create_task(flights.join("x", work)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    go.set()
+    assert await second == "done"
+    assert begun == 1
+
+
+async def test_when_nobody_waits_any_more_the_work_stops() -> None:
+    flights: Flights[str, None] = Flights()
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = [asyncio.create_task(flights.join("x", work)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert ended.is_set()
+
+
+async def test_all_who_wait_hear_of_a_failure() -> None:
+    flights: Flights[str, None] = Flights()
+
+    async def work() -> None:
+        raise LookupError("no")
+
+    outcomes = await asyncio.gather(*(flights.join("x", work) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LookupError] * 3
