@@ -1,13 +1,15 @@
 """A receiver is down for a week, which is less than half a minute here, and delivery processes are killed all the time.
 
-One endpoint comes back after a day: what waits for it in the tiers is delivered. The other stays away until it is
-disabled: what it missed is in the dead letters, and is delivered by a redrive. Nothing is lost and nothing skipped.
+One endpoint comes back after a day: what waits for it in the tiers is delivered. The other stays away until the first
+events have had all of their attempts, and on until it is disabled: what it missed is in the dead letters, and is
+delivered by a redrive. Nothing is lost and nothing skipped.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,15 +22,18 @@ from product import PARTITIONS, Callbacks, Product, Role, eventually
 from producers.topics import create_topics
 from schemas.settings import KafkaSettings
 
+log = logging.getLogger(__name__)
+
 pytestmark = pytest.mark.broker
 
 TIERS = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)
 """Nine waits, as in the schedule that fleets have."""
-WEEK = {
-    "POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "20",
+BREAKER = {
     "POSTBACK_DELIVERY__BREAKER_OPEN_SECONDS": "0.05",
     "POSTBACK_DELIVERY__BREAKER_LONGEST_SECONDS": "0.05",
 }
+DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
+"""What delivery is started with at the end of the week, and no sooner: the first events have their attempts before."""
 KILL_EVERY_RECORDS = 40
 
 
@@ -37,6 +42,7 @@ class Killed:
 
     def __init__(self, product: Product) -> None:
         self._product = product
+        self.settings = dict(BREAKER)
         self._names = itertools.cycle(("d1", "d2"))
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
@@ -56,7 +62,7 @@ class Killed:
         self.kills += 1
 
     def _start(self, name: str) -> Role:
-        return self._product.deliver(name, **WEEK)
+        return self._product.deliver(name, **self.settings)
 
 
 @pytest.fixture
@@ -90,6 +96,12 @@ def attempts(product: Product) -> Counter[tuple[str, int]]:
     return Counter((one["job_id"], one["attempt"]) for one in said)
 
 
+def redrive(product: Product) -> int:
+    done = postback("dead-letters", "redrive", "--json", env=environment_of(product.kafka))
+    count: int = json.loads(done.stdout)["redriven"]
+    return count
+
+
 def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     product: Product, back_after_a_day: Callbacks
 ) -> None:
@@ -111,25 +123,29 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     back_after_a_day.up()
     delivery.one()
 
-    def disabled() -> bool:
-        """More events all week long, until their endpoint is disabled."""
+    def all_attempts_are_made() -> bool:
         delivery.now_and_then()
+        return set(reasons(product)) == set(missed) and set(back_after_a_day.events) == set(delayed)
+
+    eventually(all_attempts_are_made, 120, "something is neither delivered nor a dead letter")
+    assert set(reasons(product).values()) == {"callback_exhausted"}
+    delivery.settings |= DISABLED_SOON
+    delivery.one()
+    delivery.one()
+
+    def disabled() -> bool:
+        """More events, until their endpoint is disabled."""
         more = [f"missed-{len(missed)}", f"missed-{len(missed) + 1}"]
         missed.extend(more)
         submit(product, away, more)
-        time.sleep(0.5)
+        time.sleep(0.3)
         return "endpoint_disabled" in reasons(product).values()
 
     eventually(disabled, 90, "the endpoint is not disabled")
-
-    def all_is_kept_or_delivered() -> bool:
-        delivery.now_and_then()
-        return set(reasons(product)) >= set(missed) and set(back_after_a_day.events) == set(delayed)
-
-    eventually(all_is_kept_or_delivered, 60, "something is neither delivered nor a dead letter")
+    delivery.one()
+    eventually(lambda: set(reasons(product)) == set(missed), 60, lambda: f"{set(missed) - set(reasons(product))} are lost")
     kept = reasons(product)
-    assert set(kept) == set(missed)
-    assert set(kept.values()) <= {"callback_exhausted", "endpoint_disabled"}
+    assert set(kept.values()) == {"callback_exhausted", "endpoint_disabled"}
     before = attempts(product)
     assert set(before.values()) == {1}, "an attempt is recorded twice"
     for name, reason in kept.items():
@@ -139,11 +155,14 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     away.up()
     assert postback("endpoints", "enable", away.url, env=env).returncode == 0
-    redriven = postback("dead-letters", "redrive", "--json", env=env)
-    assert json.loads(redriven.stdout)["redriven"] == len(missed), redriven.stderr
+    put_back = redrive(product)
+    if put_back == 0:  # a process that was killed holds up for some seconds what is committed behind it
+        eventually(lambda: "enabled" in postback("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled")
+        put_back = redrive(product)
+    assert put_back == len(missed)
     delivery.one()
     product.wait_for_callbacks(len(missed), 60)
-    assert json.loads(postback("dead-letters", "redrive", "--json", env=env).stdout)["redriven"] == 0
+    assert redrive(product) == 0
     product.wait_until_nothing_is_left()
 
     for callbacks, names in ((away, missed), (back_after_a_day, delayed)):
@@ -152,4 +171,6 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
             assert len({(one.webhook_id, one.body) for one in repeats}) == 1
     assert len(product.outcomes()) == len(missed + delayed)
     assert len(product.dead_letters()) == len(missed)
-    assert delivery.kills >= 3
+    assert delivery.kills >= 5
+    log.info("%d delivered from the tiers, and by redrive: %s", len(delayed), dict(Counter(kept.values())))
+    log.info("%d times a delivery process was killed", delivery.kills)
