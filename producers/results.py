@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
-from producers.connection import connect, kafka_errors_translated, partition_counts
+from producers.connection import kafka_errors_translated, partition_counts
+from producers.reader import CommittedReader
 from schemas import topics
 from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT
@@ -18,20 +17,13 @@ from schemas.settings import KafkaSettings
 _POLL_MS = 200
 
 
-class ResultsReader:
-    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs.
-
-    Only settled results: of a transaction that was aborted it shows nothing (read_committed). It is in no consumer
-    group, so it takes nothing away from delivery. Raises ProducerError.
-    """
+class ResultsReader(CommittedReader):
+    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
         topic = settings.topics.results
         partitions = [TopicPartition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
-        self._consumer: Any = connect(
-            KafkaConsumer, settings, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-        )
+        super().__init__(settings)
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
             for partition, end in self._consumer.end_offsets(partitions).items():
@@ -47,18 +39,6 @@ class ResultsReader:
                     yield _tenant(record.headers), read_result(record.value)
                 except InvalidResult:
                     continue  # no worker wrote it, so nobody waits for it
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._consumer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _tenant(headers: list[tuple[str, bytes]]) -> str:

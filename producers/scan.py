@@ -1,20 +1,19 @@
 """Read what stands in a topic, from a start to an end that is fixed before: for commands that look, count and act.
 
-Only settled records: of a transaction that was aborted, or is still open, nothing is seen (read_committed). No consumer
-group is joined, so nothing is taken away from those who work.
+Only settled records, and no group is joined, see `CommittedReader`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
-from producers.connection import connect, kafka_errors_translated, partition_counts
+from producers.connection import kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
+from producers.reader import CommittedReader
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
@@ -75,20 +74,12 @@ class Range(NamedTuple):
     stop: int
 
 
-class Scanner:
+class Scanner(CommittedReader):
     """Reads ranges of topics. Its methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._clock = clock
-        self._consumer: Any = connect(
-            KafkaConsumer,
-            settings,
-            group_id=None,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-        )
 
     def ranges(self, topic: str, since_ms: int | None = None, until_ms: int | None = None) -> list[Range]:
         """Where records of this time can stand, as the topic is now; the caller still looks at each one's time."""
@@ -119,18 +110,6 @@ class Scanner:
                 deadline = Deadline.after(self._clock, _STALL_SECONDS)
             elif deadline.passed:
                 raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._consumer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
         """The first offset of this time or later in each partition, else what is given for it."""
