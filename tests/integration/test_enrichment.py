@@ -232,3 +232,33 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
     assert estimated_tokens(prompt) <= 220
     assert none.sources == ()
     assert "context_window leaves no room" in " ".join(none.notes)
+
+
+# -- politeness --------------------------------------------------------------------
+
+
+async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
+    asked: list[str] = []
+    robots = saying(b"User-agent: *\nCrawl-delay: 600\n")
+    async with speaking(site_with_robots(robots, asked)) as origin, enriching(robots=True) as enricher:
+        evidence = await enricher.enrich(Sources(urls=[f"{origin}/1", f"{origin}/2"]), "When did the bridge open?")
+    assert len(evidence.sources) == 1
+    assert "its site asks to be left alone for a while" in " ".join(evidence.notes)
+    assert asked == ["robots", "page"]
+
+
+async def test_a_server_that_asks_for_time_gets_it() -> None:
+    asked: list[str] = []
+    busy = saying(b"", "Retry-After: 600", status="429 Too Many Requests")
+    async with speaking(site_with_robots(busy, asked)) as origin, enriching() as enricher:
+        first = await enricher.enrich(Sources(urls=[f"{origin}/1"]), "When did the bridge open?")
+        second = await enricher.enrich(Sources(urls=[f"{origin}/2"]), "When did the bridge open?")
+    assert "its server answered 429" in first.notes[0]
+    assert "its site asks to be left alone" in second.notes[0]
+    assert asked == ["robots"]
+
+
+async def test_pages_of_a_site_are_read_one_after_the_other_where_the_operator_says_so() -> None:
+    async with Site() as site, enriching(host_interval_seconds=0.05) as enricher:
+        evidence = await enricher.enrich(Sources(urls=[site.url(path) for path in ("/mine", "/ferry")]), "silver")
+    assert len(evidence.sources) == 2

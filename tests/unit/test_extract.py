@@ -11,7 +11,7 @@ from devkit.site import HIDDEN_SENTENCE
 from workers.enrichment.charset import decode
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import MAX_DEPTH, depth_exceeds, extract
-from workers.enrichment.robots_rule import may_fetch
+from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 
 SEEN = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla to this day."
 
@@ -216,3 +216,10 @@ def test_robots_rules_are_read_for_us_and_for_all() -> None:
     assert may_fetch(rules, "https://a.example/private/x", "Postback")
     assert not may_fetch(rules, "https://a.example/private/x", "Other")
     assert may_fetch(b"\xff\x00nonsense", "https://a.example/", "Postback")
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"), [("", 0.0), ("Crawl-delay: 2.5", 2.5), ("Crawl-delay: -1", 0.0), ("Crawl-delay: soon", 0.0)]
+)
+def test_a_robots_txt_may_ask_for_pauses(line: str, seconds: float) -> None:
+    assert crawl_delay_seconds(f"User-agent: *\n{line}\nDisallow: /x\n".encode(), "Postback") == seconds

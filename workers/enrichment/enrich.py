@@ -29,6 +29,7 @@ from workers.enrichment.evidence import (
 )
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.grounding import MAX_TITLE_CHARS
+from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
 from workers.enrichment.read import Reader
@@ -76,9 +77,10 @@ class Enricher:
         self._profiles = profiles or Profiles.load()
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
         self._searches = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
-        self._fetcher = Fetcher(settings, guard)
+        politeness = Politeness(settings, clock)
+        self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
-        self._robots = Robots(settings, self._fetcher, self._pool, clock)
+        self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or CacheSettings()
         self._cache = open_cache(cache, clock, metrics)
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)

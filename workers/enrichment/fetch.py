@@ -10,8 +10,11 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from telemetry.clock import Clock
+from workers.delivery.post import parse_retry_after
 from workers.egress import EgressRefused, Guard
 from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
 
 _CHUNK_BYTES: Final = 64 * 1024
@@ -70,8 +73,10 @@ class BadStatus(Unreadable):
 class Fetcher:
     """Fetches pages. One per worker: it holds the connections, and counts them per host."""
 
-    def __init__(self, settings: EnrichmentSettings, guard: Guard) -> None:
+    def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
         self._settings = settings
+        self._politeness = politeness
+        self._clock = clock
         self._guard = guard
         self._session: aiohttp.ClientSession | None = None
 
@@ -115,6 +120,7 @@ class Fetcher:
         for _ in range(self._settings.redirects + 1):
             if permit is not None:
                 await permit(str(current))
+                await self._politeness.turn(str(current.origin()))
             conditions = known.conditions if known is not None and known.url == str(current) else {}
             async with self._session.get(current, allow_redirects=False, headers=conditions) as response:
                 if conditions and response.status == HTTPStatus.NOT_MODIFIED:
@@ -129,6 +135,7 @@ class Fetcher:
 
     async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
         if response.status != HTTPStatus.OK:
+            self._heed(response)
             raise BadStatus(response.status)
         largest = self._settings.pdf_bytes if response.content_type in _PDF_TYPES else self._settings.page_bytes
         limit = cut_at_bytes if cut_at_bytes is not None else largest
@@ -136,6 +143,13 @@ class Fetcher:
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")
         return _described(response, body[:limit])
+
+    def _heed(self, response: aiohttp.ClientResponse) -> None:
+        """Leave a host alone that says so: 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
+        if response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
+            if seconds is not None:
+                self._politeness.hold(str(response.url.origin()), seconds)
 
 
 def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:

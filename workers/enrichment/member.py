@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
 from workers.enrichment.rank import Budget, rank
-from workers.enrichment.robots_rule import may_fetch
+from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.steering import steering_of_page
 
 _ALARM_GRACE_SECONDS = 1.0
@@ -84,7 +84,7 @@ def _rank(
 
 
 def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
-    return {"allowed": may_fetch(body, url, user_agent)}
+    return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
 
 
 _KINDS: dict[str, Callable[..., dict[str, Any]]] = {"extract": _extract, "rank": _rank, "robots": _robots}

@@ -12,6 +12,7 @@ from yarl import URL
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetch import BadStatus, Fetcher
+from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 
@@ -34,7 +35,10 @@ class _Rules:
 class Robots:
     """Answers whether a URL may be read."""
 
-    def __init__(self, settings: EnrichmentSettings, fetcher: Fetcher, pool: Pool, clock: Clock) -> None:
+    def __init__(
+        self, settings: EnrichmentSettings, fetcher: Fetcher, pool: Pool, politeness: Politeness, clock: Clock
+    ) -> None:
+        self._politeness = politeness
         self._settings = settings
         self._fetcher = fetcher
         self._pool = pool
@@ -54,7 +58,10 @@ class Robots:
             return
         agent = self._settings.user_agent.partition("/")[0]
         task = {"kind": "robots", "url": url, "user_agent": agent}
-        if not (await self._pool.ask(task, rules.body))["allowed"]:
+        answer = await self._pool.ask(task, rules.body)
+        if answer["delay"]:
+            self._politeness.pace(str(URL(url).origin()), answer["delay"])
+        if not answer["allowed"]:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
     async def close(self) -> None:

@@ -26,6 +26,8 @@ class EnrichmentSettings(BaseSettings):
     redirects: int = Field(default=5, ge=0, le=20)
     connections: int = Field(default=100, ge=1, le=10_000)
     connections_per_host: int = Field(default=4, ge=1, le=1000)
+    host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
+    """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     robots: bool = True
     """Whether robots.txt is obeyed."""
