@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import EntryPoint
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -474,6 +475,15 @@ async def test_another_package_adds_a_provider_by_an_entry_point() -> None:
     assert sorted(made) == ["arxiv", "library", "pubmed", "wikipedia"]
     assert [one.id for one in await made["library"].search("book", 1)] == ["library:1"]
     assert names(*installed, providers="library") == ["library"]
+
+
+def test_the_entry_point_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "library_search-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: library-search\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[postback.search]\nlibrary = {__name__}:make_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert isinstance(providers(SearchSettings(), Web("x", CLOCK))["library"], Library)
 
 
 @pytest.mark.parametrize(

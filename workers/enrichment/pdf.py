@@ -23,7 +23,7 @@ from workers.enrichment.particulars import MAX_TITLE_CHARS, doi_in, iso_date
 
 MAX_PAGES: Final = 300
 """Whose text is read; a document may have more."""
-MAX_OBJECTS: Final = 50_000
+MAX_OBJECTS: Final = 30_000
 """Pieces of text, lines and pictures that are looked at; what follows is not read. About 200 are on a page of print."""
 MAX_PAGE_OBJECTS: Final = 10_000
 """A page with more is a drawing, and is left out."""
