@@ -52,6 +52,10 @@ def levels(text: str) -> list[tuple[str, Support]]:
         ("It does contain salt [2].", Support.LEXICAL),
         ("It does not contain salt [2].", Support.EXACT),
         ("The Halvorsen bridge opened in 1987 [9].", Support.DANGLING),
+        ('On the bridge: "carries the coast road over the river Vesla" [1].', Support.EXACT),
+        ('The page says of the bridge that it "carries the main coast road over the river Vesla" [1].', Support.FUZZY),
+        ('The bridge over the river Vesla "carries Tarnby and the Halvorsen coast" [1].', Support.UNSUPPORTED),
+        ('The "Halvorsen bridge" in Tarnby was opened in 1987 [1].', Support.FUZZY),
     ],
 )
 def test_a_sentence_gets_its_level_of_support(sentence: str, support: Support) -> None:

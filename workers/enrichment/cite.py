@@ -7,6 +7,8 @@ Support, from the strongest:
     lexical      most of its content words and all its numbers occur in the source
     unsupported  none of these
     dangling     no source has that number
+
+What a sentence puts between quotation marks has to stand in the source, exactly or nearly; else it is unsupported.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|\[|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
+_QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
+_QUOTE_WORDS: Final = 4
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
 _NEGATION_WORDS: Final = "no not never none nor neither without cannot 不 没 沒 未 無 无"
@@ -57,6 +61,8 @@ class _Sentence:
     words: tuple[str, ...]
     numbers: tuple[int, ...]
     """The source numbers in its markers."""
+    quotes: tuple[tuple[str, ...], ...] = ()
+    """The words of what it puts between quotation marks, where those are more than a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,12 @@ def _claimed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citatio
     for number in dict.fromkeys(sentence.numbers):
         read = sources.get(number)
         name = read.source.id if read is not None else f"[{number}]"
-        level = support(sentence.words, read) if read is not None else Support.DANGLING
+        level = _level(sentence, read) if read is not None else Support.DANGLING
         yield Citation(start=sentence.start, end=sentence.end, source=name, support=level)
 
 
 def _attributed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
-    levels = [(support(sentence.words, read), read) for read in sources.values()]
+    levels = [(_level(sentence, read), read) for read in sources.values()]
     level, read = min(levels, key=lambda pair: _STRENGTH.index(pair[0]), default=(Support.UNSUPPORTED, None))
     if read is not None and level is not Support.UNSUPPORTED:
         yield Citation(start=sentence.start, end=sentence.end, source=read.source.id, support=level)
@@ -132,7 +138,8 @@ def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
     found = words(_MARKER.sub(" ", part))
     if found or numbers:
         begin = start + len(part) - len(part.lstrip())
-        yield _Sentence(begin, begin + len(part.strip()), found, numbers)
+        quotes = tuple(quote for quote in map(words, _QUOTED.findall(part)) if len(quote) >= _QUOTE_WORDS)
+        yield _Sentence(begin, begin + len(part.strip()), found, numbers, quotes)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -143,6 +150,21 @@ def words(text: str) -> tuple[str, ...]:
 def _read(source: NumberedSource) -> _Read:
     passages = tuple(words(passage) for passage in (source.title or "", *source.passages))
     return _Read(source, passages, frozenset(word for passage in passages for word in passage))
+
+
+def _level(sentence: _Sentence, read: _Read) -> Support:
+    """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
+    level = support(sentence.words, read)
+    quoted = [_quote_level(quote, read) for quote in sentence.quotes]
+    if not quoted or level is Support.UNSUPPORTED:
+        return level
+    weakest = max(quoted, key=_STRENGTH.index)
+    return weakest if weakest is Support.UNSUPPORTED else min(level, weakest, key=_STRENGTH.index)
+
+
+def _quote_level(quote: Sequence[str], read: _Read) -> Support:
+    level = support(quote, read)
+    return Support.UNSUPPORTED if level is Support.LEXICAL else level
 
 
 def support(sentence: Sequence[str], read: _Read) -> Support:
