@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,6 +75,9 @@ def redrive(
     ids: Ids = None,
     since: Since = None,
     until: Until = None,
+    as_new_events: Annotated[
+        bool, typer.Option("--as-new-events", help="Jobs' next results get webhook ids of their own.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -83,8 +87,6 @@ def redrive(
 
     Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
     """
-    from contextlib import ExitStack
-
     wanted = _filter(reasons, tenant, [*(some or ()), *(ids or ())], since, until)
     with ExitStack() as stack:
         # Its producer comes first: it ends what an earlier redrive left open, so that the marks are complete.
@@ -92,7 +94,11 @@ def redrive(
         found = stack.enter_context(_opened())
         tally = found.tally(wanted)
         _report(tally)
-        done = _put_back(found, wanted, back, rate, sum(tally.open.values()), yes=yes) if back is not None else 0
+        expected, done = sum(tally.open.values()), 0
+        if back is not None and expected:
+            confirmed(f"Put these {expected} back?", yes=yes)
+            act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events)
+            done = _put_back(act, expected)
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
@@ -145,13 +151,10 @@ def _producer() -> Iterator[PutBack]:
         yield back
 
 
-def _put_back(found: DeadLetters, wanted: LetterFilter, back: PutBack, rate: float, expected: int, *, yes: bool) -> int:
-    if not expected:
-        return 0
-    confirmed(f"Put these {expected} back?", yes=yes)
+def _put_back(act: Callable[[Callable[[int], None]], int], expected: int) -> int:
     with counting("put back", expected) as told:
         try:
-            done = found.redrive(wanted, back, rate, told)
+            done = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
             raise typer.Exit(INTERRUPTED) from None

@@ -181,11 +181,23 @@ class DeadLetters:
             tally.add(letter, wanted.ids)
         return tally
 
-    def redrive(self, wanted: LetterFilter, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
-        """Put those back that are meant and can be; how many there were. `back` was made before this object."""
+    def redrive(
+        self,
+        wanted: LetterFilter,
+        back: PutBack,
+        per_second: float,
+        on_done: Callable[[int], None],
+        *,
+        as_new_events: bool = False,
+    ) -> int:
+        """Put those back that are meant and can be; how many there were. `back` was made before this object.
+
+        With `as_new_events` a job's next result has a `webhook-id` of its own, so that a consumer that has taken the
+        result with which the job was given up does not drop it as a repeat.
+        """
         partitions = _Partitions(self._settings, self._clock)
         groups = (
-            [returning(letter, self._settings, self._now_ms(), partitions), self._mark(letter)]
+            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
             for letter in self.letters(wanted)
             if letter.obstacle is None and letter.redriven_ms is None
         )
@@ -227,7 +239,9 @@ def kind_of(record: Stored, names: Topics) -> Kind:
     return "job" if source.startswith(names.requests()) else "other"
 
 
-def returning(letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions) -> Returning:
+def returning(
+    letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions, as_new_event: bool
+) -> Returning:
     """The record of a letter as it goes back.
 
     A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
@@ -240,7 +254,8 @@ def returning(letter: Letter, settings: KafkaSettings, now_ms: int, partitions: 
     deadline = _number(record.header(topics.DEADLINE))
     if deadline is not None and deadline <= now_ms:
         headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
-    headers = [(name, value) for name, value in headers if name not in _LIVED_THROUGH]
+    dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID} if as_new_event else set())
+    headers = [(name, value) for name, value in headers if name not in dropped]
     lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))
     partition = number if number is not None and number < partitions[lane] else None
     return Returning(lane, record.key, record.value, headers, partition)

@@ -165,6 +165,18 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
             assert letters.redrive(callbacks, back, 1000, ignore) == count
 
 
+def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is_the_same_one(
+    fleet: KafkaSettings,
+) -> None:
+    put_letters(fleet)
+    done = postback("dead-letters", "redrive", "--as-new-events", "--yes", env=environment_of(fleet))
+    assert done.returncode == 0
+    [(*_, job)] = stands_in(fleet, fleet.topics.requests(bulk=True))
+    assert job == {"tenant": "globex", "job-id": "job_2"}
+    [(*_, callback)] = stands_in(fleet, fleet.topics.tier(0.3))
+    assert callback["webhook-id"] == "msg_1"
+
+
 def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     with PutBack(fleet, REDRIVE) as first, Scanner(fleet) as scanner:
