@@ -62,7 +62,8 @@ def enable(url: Url, tenant: Tenant = "default", as_json: AsJson = False) -> Non
     if record is None or record.state is not State.DISABLED:
         raise fail("this endpoint is not disabled; `postback endpoints list` shows those that are")
     _put(tenant, url, State.ENABLED, as_json=as_json)
-    say(f"its events: postback dead-letters redrive --reason endpoint_disabled --tenant {tenant}")
+    reasons = "--reason endpoint_disabled --reason endpoint_gone"
+    say(f"its events are put back by: postback dead-letters redrive {reasons} --tenant {tenant}")
 
 
 @app.command()
