@@ -212,7 +212,8 @@ class Enricher:
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
-            title = one.found.title or title
+            # An abstract's title is the service's; a page knows its own better than a search engine, which cuts it.
+            title = title or one.found.title if one.found.text is None else one.found.title
             particulars = particulars.under(one.found.particulars)
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
