@@ -7,7 +7,7 @@ import json
 import pytest
 from confluent_kafka import Producer
 from kafka import KafkaProducer
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
@@ -79,7 +79,7 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     put_letters(fleet)
     env = environment_of(fleet)
 
-    listed = postback("dead-letters", "list", "--json", env=env)
+    listed = postback_here("dead-letters", "list", "--json", env=env)
     callback, job, large = json.loads(listed.stdout)
     assert "secret" not in listed.stdout + listed.stderr
     assert callback.pop("at") <= job.pop("at") <= large.pop("at")
@@ -101,7 +101,7 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     assert (job["id"], job["kind"], job["obstacle"]) == ("0:1", "job", None)
     assert (large["id"], large["kind"], large["obstacle"]) == ("0:2", "job", "too_large")
 
-    dry = postback("dead-letters", "redrive", "--dry-run", env=env)
+    dry = postback_here("dead-letters", "redrive", "--dry-run", env=env)
     assert dry.returncode == 0
     assert dry.stderr.splitlines() == [
         "postback: 2 dead letters can be put back",
@@ -114,7 +114,7 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     done = postback("dead-letters", "redrive", "--json", env=env)
     assert done.returncode == 0
     assert json.loads(done.stdout)["redriven"] == 2
-    again = postback("dead-letters", "redrive", "0:0", "--id", "job_2", env=env)
+    again = postback_here("dead-letters", "redrive", "0:0", "--id", "job_2", env=env)
     assert again.returncode == 1
     assert again.stderr.splitlines()[-1] == "postback: no dead letter that is not put back yet: 0:0, job_2"
 
@@ -127,10 +127,10 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     ]
     assert [key for key, *_ in stands_in(fleet, fleet.topics.redriven)] == ["0:0", "0:1"]
 
-    left = postback("dead-letters", "list", env=env)
+    left = postback_here("dead-letters", "list", env=env)
     assert [line.split("  ")[0] for line in left.stdout.splitlines()] == ["0:2"]
     assert left.stderr == "postback: 1 dead letters\n"
-    shown = json.loads(postback("dead-letters", "show", "msg_1", env=env).stdout)
+    shown = json.loads(postback_here("dead-letters", "show", "msg_1", env=env).stdout)
     assert [(one["id"], one["value"], one["redriven_at"] is None) for one in shown] == [
         ("0:0", {"job_id": "job_1"}, False)
     ]
@@ -169,7 +169,7 @@ def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is
     fleet: KafkaSettings,
 ) -> None:
     put_letters(fleet)
-    done = postback("dead-letters", "redrive", "--as-new-events", "--yes", env=environment_of(fleet))
+    done = postback_here("dead-letters", "redrive", "--as-new-events", "--yes", env=environment_of(fleet))
     assert done.returncode == 0
     [(*_, job)] = stands_in(fleet, fleet.topics.requests(bulk=True))
     assert job == {"tenant": "globex", "job-id": "job_2"}

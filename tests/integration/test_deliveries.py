@@ -7,7 +7,7 @@ import re
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 from product import PARTITIONS, Product, eventually
 
 from producers.topics import create_topics
@@ -39,11 +39,11 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     eventually(lambda: len(product.dead_letters()) == 1, 60, "the callback is not given up")
     product.callbacks.up()
     put_result(product, former.topics.tier(FORMER_TIER_SECONDS), "job_2", "msg_2")
-    assert postback("dead-letters", "redrive", "job_1", env=env).returncode == 0
+    assert postback_here("dead-letters", "redrive", "job_1", env=env).returncode == 0
     product.wait_for_callbacks(2, 60)
     product.wait_until_nothing_is_left()
 
-    steps = json.loads(postback("deliveries", "msg_1", "--json", env=env).stdout)
+    steps = json.loads(postback_here("deliveries", "msg_1", "--json", env=env).stdout)
     assert {(step["tenant"], step["job_id"]) for step in steps} == {("default", "job_1")}
     assert [step["at"] for step in steps] == sorted(step["at"] for step in steps)
     told = [(step["what"], step.get("attempt") or step.get("attempts"), step.get("error")) for step in steps]
@@ -58,13 +58,13 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     # What a redrive writes, it writes in one transaction.
     assert {what for what, *_ in told[7:9]} == {"redriven", "waiting"}
     assert told[9:] == [("attempt", 1, None)]
-    lines = postback("deliveries", "job_1", env=env).stdout.splitlines()
+    lines = postback_here("deliveries", "job_1", env=env).stdout.splitlines()
     assert len(lines) == len(steps)
     origin = product.callbacks.url.removesuffix("/hook?token=secret")
     assert re.fullmatch(rf"\S+Z  settled: succeeded, to be called back at {origin} \(model_results 0:0\)", lines[0])
     assert re.fullmatch(r"\S+Z  attempt 1 delivered: status 200, [\d.]+ ms, \d+ bytes", lines[-1])
     assert "secret" not in "".join(lines)
-    assert postback("deliveries", "job_2", env=env).stdout.count("attempt 1 delivered") == 1
+    assert postback_here("deliveries", "job_2", env=env).stdout.count("attempt 1 delivered") == 1
 
 
 def test_of_a_job_that_is_not_known_that_is_said(product: Product) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import Message, Producer
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.endpoints import put_endpoint
@@ -121,7 +121,7 @@ def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_
     put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1))
     assert found(kept, acme) == {"elsewhere"}
     assert found(kept, Selection(tenant="globex")) == {"theirs"}
-    done = postback("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
+    done = postback_here("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
     assert "2 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in done.stderr
 
     put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2))
@@ -143,7 +143,7 @@ def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(
 
 
 def test_a_dry_run_counts_by_origin_and_changes_nothing(kept: Kept) -> None:
-    done = postback("replay", "--tenant", "acme", "--since", "-2h", "--dry-run", env=environment_of(kept.fleet))
+    done = postback_here("replay", "--tenant", "acme", "--since", "-2h", "--dry-run", env=environment_of(kept.fleet))
 
     assert (done.returncode, waiting(kept.fleet)) == (0, {})
     assert done.stderr.splitlines() == [
@@ -156,7 +156,7 @@ def test_a_dry_run_counts_by_origin_and_changes_nothing(kept: Kept) -> None:
 
 def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(kept: Kept) -> None:
     asked = ["--tenant", "acme", "--id", "late", "--id", "aborted", "--offset", "0:4", "--offset", "3:1"]
-    done = postback("replay", *asked, env=environment_of(kept.fleet))
+    done = postback_here("replay", *asked, env=environment_of(kept.fleet))
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "postback: no kept result that fits: aborted, 3:1"
@@ -173,7 +173,7 @@ def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(k
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused_before_anything_is_asked(asked: list[str], said: str) -> None:
-    done = postback("replay", *asked, env=environment_of(None))
+    done = postback_here("replay", *asked, env=environment_of(None))
 
     assert done.returncode == 2
     assert said in done.stderr
