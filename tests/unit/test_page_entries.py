@@ -165,3 +165,9 @@ async def test_all_who_wait_hear_of_a_failure() -> None:
 
     outcomes = await asyncio.gather(*(flights.join("x", work) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [LookupError] * 3
+
+
+def test_a_host_has_one_name_however_it_is_spelled() -> None:
+    assert target_of_host("BÜCHER.example.") == target_of_host("xn--bcher-kva.example")
+    assert target_of_host("[::1]") == target_of_host("::1")
+    assert target_of_host("a.example") != target_of_host("b.a.example")

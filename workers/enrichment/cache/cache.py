@@ -125,10 +125,11 @@ class Cache:
         for level in self._shared:
             if best is not None and self._is_fresh(best):
                 return best
-            found = self._valid(await level.get(key))
+            found, size = await level.get(key) or (None, 0)
+            found = self._valid(found)
             if found is not None and (best is None or found.fresh_until > best.fresh_until):
                 best = found
-                self._memory.put(key, found, len(encoded(found)))
+                self._memory.put(key, found, size)
         return best
 
     def _is_fresh(self, entry: Entry) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from math import isfinite
@@ -83,7 +84,10 @@ def target_of_url(url: str) -> str:
 
 def target_of_host(host: str) -> str:
     """What an invalidation of everything of this host is called."""
-    return f"h:{_hashed(host.lower().rstrip('.'))}"
+    name = host.lower().strip("[]").rstrip(".")
+    with suppress(ValueError):  # no host at all: nothing was read from there
+        name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
+    return f"h:{_hashed(name)}"
 
 
 def _plain(url: str) -> str:
