@@ -10,7 +10,7 @@ from raw_server import HTML, Script, enriching, page, saying, speaking
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
-from workers.enrichment import Evidence, NothingFound, ground
+from workers.enrichment import Evidence, NothingFound, TemplateRefused, ground
 from workers.enrichment.tokens import estimated_tokens
 
 
@@ -262,3 +262,15 @@ async def test_pages_of_a_site_are_read_one_after_the_other_where_the_operator_s
     async with Site() as site, enriching(host_interval_seconds=0.05) as enricher:
         evidence = await enricher.enrich(Sources(urls=[site.url(path) for path in ("/mine", "/ferry")]), "silver")
     assert len(evidence.sources) == 2
+
+
+async def test_a_template_that_cannot_be_used_stops_the_worker_before_its_first_job() -> None:
+    with pytest.raises(TemplateRefused, match="nosuch"):
+        async with enriching(template="nosuch"):
+            pass
+
+
+async def test_the_prompt_has_the_words_that_the_operator_chose() -> None:
+    async with Site() as site, enriching(template="deepseek") as enricher:
+        evidence = await enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine")
+    assert "[webpage 1 begin " in (ground("When did it close?", evidence).prompt or "")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workers.enrichment.grounding import GroundedPrompt, ground
     from workers.enrichment.profile import Profile, ProfileRefused, Profiles, UnknownProfile
     from workers.enrichment.settings import EnrichmentSettings
+    from workers.enrichment.template import TemplateRefused
     from workers.enrichment.tokens import room_for_sources
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileRefused": "profile",
     "Profiles": "profile",
+    "TemplateRefused": "template",
     "UnknownProfile": "profile",
     "Unsupported": "answer",
     "answered": "answer",
@@ -66,6 +68,7 @@ __all__ = [
     "Profile",
     "ProfileRefused",
     "Profiles",
+    "TemplateRefused",
     "UnknownProfile",
     "Unsupported",
     "answered",

@@ -58,7 +58,7 @@ class _Read:
 class Enricher:
     """Finds the evidence for jobs. One per worker; it serves many at once, each under a budget of its own.
 
-    `guard` is the guard of fetches, not that of callbacks.
+    `guard` is the guard of fetches, not that of callbacks. Raises TemplateRefused for a template that cannot be used.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Enricher:
         profiles: Profiles | None = None,
         cache: CacheSettings | None = None,
     ) -> None:
+        load_template(settings.template)  # refused now rather than job by job
         self._settings = settings
         self._clock = clock
         self._providers = dict(providers or {})
