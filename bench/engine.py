@@ -33,7 +33,7 @@ from telemetry.metrics import Metrics
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
 from workers.process import collect_garbage_seldom
-from workers.roles import Process, _inference_stage
+from workers.roles import Process, inference_stage
 
 TARGET = 0.9
 PARTITIONS = 4
@@ -137,7 +137,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
     await asyncio.to_thread(prefill, kafka, jobs)
     process = Process(FleetSettings(env="development", kafka=kafka, replica="w0"))
     async with AsyncExitStack() as stack:
-        stage = await _inference_stage(process, engine, "vllm", work.model, stack)
+        stage = await inference_stage(process, engine, "vllm", work.model, stack)
         running = asyncio.create_task(stage.run())
         took = await _timed(process.metrics, running, work.jobs)
         stage.stop()

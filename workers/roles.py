@@ -113,7 +113,7 @@ async def run_worker(
         await stack.enter_async_context(process.observed(listen, announce))
         engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
-        stages = [await _inference_stage(process, engine, engine_kind, model, stack)]
+        stages = [await inference_stage(process, engine, engine_kind, model, stack)]
         if with_delivery:
             stages.append(await _delivery_stage(process, stack))
         if await unless_stopped(engine.start()):
@@ -135,9 +135,10 @@ async def _serve(process: Process, stages: list[Stage]) -> None:
     log.info("Stopped.", action="stopped", replica=process.replica)
 
 
-async def _inference_stage(
+async def inference_stage(
     process: Process, engine: Engine, kind: EngineKind, model: str | None, stack: AsyncExitStack
 ) -> Stage:
+    """The stage that answers jobs with this engine. What it needs ends with `stack`. Raises ProcessError."""
     settings, kafka = WorkerSettings(), process.fleet.kafka
     egress = EgressSettings()
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
@@ -164,7 +165,7 @@ async def _inference_stage(
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
-    """Raises ProfileRefused and SearchMisconfigured."""
+    """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
     settings = EnrichmentSettings()
     web = Web(settings.user_agent, process.clock)
     found = providers(SearchSettings(), web)
