@@ -274,7 +274,10 @@ class Stage:
             return []
         if self._sharing is None:
             self._put_off()
-        return self._window.draw(room, self._ready)
+        drawn = self._window.draw(room, self._ready)
+        # Time goes on: a front that was put off above may be due by now. Left marked, its partition would stay paused.
+        self._waiting.difference_update(partition for partition, _ in drawn)
+        return drawn
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""

@@ -1,0 +1,79 @@
+"""A stage whose records wait for their time, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from confluent_kafka import Producer
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.stage.build import group_stage
+from workers.stage.record import Failure, Output, Record
+from workers.stage.stage import StageSettings
+
+pytestmark = pytest.mark.broker
+
+CLOCK = SystemClock()
+
+
+class Collector:
+    """Takes every record, and notes it."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[int, int]] = set()
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        self.seen.add((record.partition, record.offset))
+        return ()
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        raise AssertionError(failure.message)
+
+
+class DueWhenAskedAgain:
+    """Each record comes due between the first and the second time that its stage asks."""
+
+    def __init__(self) -> None:
+        self._asked: set[tuple[int, int]] = set()
+
+    def room(self) -> int:
+        return 1 << 30
+
+    def due_ms(self, record: Record) -> int | None:
+        place = record.partition, record.offset
+        if place in self._asked:
+            return None
+        self._asked.add(place)
+        return round(CLOCK.time() * 1000) + 3_600_000
+
+
+async def test_a_record_that_comes_due_while_it_is_being_put_off_does_not_leave_its_partition_paused(
+    fleet: KafkaSettings,
+) -> None:
+    producer = Producer(fleet.client_config())
+    for number in range(40):
+        producer.produce(fleet.topics.results, b"{}", partition=number % 4)
+    assert producer.flush(20) == 0
+    handler = Collector()
+    stage = group_stage(
+        StageSettings("delivery"),
+        fleet,
+        [fleet.topics.results],
+        "r1",
+        handler,
+        CLOCK,
+        Metrics(),
+        DueWhenAskedAgain(),
+    )
+    running = asyncio.ensure_future(stage.run())
+    try:
+        async with asyncio.timeout(60):
+            while len(handler.seen) < 40:
+                await asyncio.sleep(0.02)
+    finally:
+        stage.stop()
+        await running
