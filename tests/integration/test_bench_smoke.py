@@ -48,6 +48,17 @@ def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: No
     assert row[0] == "40"
 
 
+def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
+    broker: Broker, clean_processes: None
+) -> None:
+    sizes = ("--callbacks", "100", "--slices", "2", "--rate", "50", "--seconds", "2", "--warm-up", "1", "--runs", "1")
+    printed = bench("delivery", broker.bootstrap_servers, *sizes)
+    sides = ["bare aiohttp", "bare aiohttp that signs", "delivery"]
+    named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert [name for name in named if name in sides] == sides
+    assert "p99 beside sick ones / without, median of the pairs" in printed
+
+
 def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> None:
     printed = bench("memory", broker.bootstrap_servers, "--jobs", "50")
     assert [row[0] for row in rows_of(printed)] == ["ready, nothing done", "after 50 jobs"]

@@ -1,0 +1,185 @@
+"""Signed callbacks against a bare aiohttp loop, and healthy endpoints beside sick ones: `python -m bench.delivery`.
+
+The handler of delivery takes results, signs each with HMAC and ed25519, POSTs it and makes the records about it. The
+loop is aiohttp's client alone, with the same bytes and headers, signed beforehand, as one would write it; the same loop
+that signs each callback shows what the two signatures cost by themselves. All run here by turns, a slice each, so that
+what else the machine does meets all of them; the receiver is another process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import aiohttp
+import uvloop
+
+from bench import sick_endpoints
+from bench.callbacks import CLOCK, TENANT, headers, result, webhook_id
+from bench.fleet import broker
+from bench.receivers import receivers
+from bench.table import table, title, verdict
+from schemas.event import event_body
+from schemas.topics import Topics
+from telemetry.metrics import Metrics
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.exchange import USER_AGENT
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+from workers.process import collect_garbage_seldom
+from workers.stage.record import Record
+
+TARGET = 0.5
+LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One slice of one side."""
+
+    per_second: float
+    cpu_us: float
+    """Of one callback, in the sender's process."""
+
+
+Post = Callable[[int], Awaitable[None]]
+Round = tuple[Measured, Measured, Measured]
+"""A slice of the bare loop, of the one that signs, and of delivery."""
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    options = _options()
+    title(
+        f"Signed callbacks and a bare aiohttp loop: {options.slices} slices each of {options.callbacks:,} callbacks of "
+        f"2 KB, {options.in_flight} in flight"
+    )
+    collect_garbage_seldom()
+    with tempfile.TemporaryDirectory() as folder, receivers(1) as consumers:
+        path = Path(folder) / "keyring.json"
+        keyring = Keyring.create(path, CLOCK)
+        _report(uvloop.run(_all(f"http://127.0.0.1:{consumers.ports[0]}/hook", keyring, options)))
+    load = sick_endpoints.Load(options.rate, options.seconds, options.warm_up)
+    title(f"Healthy endpoints beside sick ones: {load.per_second:g} results/s for {load.seconds:g} s, ten endpoints")
+    with broker(options.bootstrap_servers) as kafka:
+        sick_endpoints.compare(kafka, load, options.runs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--callbacks", type=int, default=1000, help="of each slice")
+    parser.add_argument("--slices", type=int, default=30, help="of each side")
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
+    parser.add_argument("--runs", type=int, default=3, help="pairs of runs, with and without sick endpoints")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    return parser.parse_args()
+
+
+def _report(rounds: Sequence[Round]) -> None:
+    names = ("bare aiohttp", "bare aiohttp that signs", "delivery")
+    lines = [_line(name, [side[number] for side in rounds]) for number, name in enumerate(names)]
+    table(("", "callbacks/s (median)", "range", "CPU µs a callback (median)"), lines)
+    signing = statistics.median(signs.per_second / bare.per_second for bare, signs, _ in rounds)
+    ratios = [ours.per_second / bare.per_second for bare, _, ours in rounds]
+    print(
+        f"bare that signs / bare: {signing:.2f}; delivery / bare in single rounds: {min(ratios):.2f}-{max(ratios):.2f}"
+    )
+    verdict("delivery / bare, median of the rounds", statistics.median(ratios), TARGET, at_least=True)
+
+
+def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
+    rates = [run.per_second for run in runs]
+    cpu = statistics.median(run.cpu_us for run in runs)
+    return name, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}", f"{cpu:.0f}"
+
+
+# -- the three sides ---------------------------------------------------------------------------------------------
+
+
+async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[Round]:
+    """So many slices of each side by turns, after one of each that opens the connections."""
+    rounds = []
+    async with (
+        _bare(url, keyring, signs=False) as bare,
+        _bare(url, keyring, signs=True) as signing,
+        _delivery(url, keyring, options) as delivery,
+    ):
+        for _ in range(1 + options.slices):
+            sides = [await _measure(post, options.callbacks, options.in_flight) for post in (bare, signing, delivery)]
+            rounds.append((sides[0], sides[1], sides[2]))
+    return rounds[1:]
+
+
+@asynccontextmanager
+async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Post]:
+    """The client of aiohttp and nothing else; where it signs, with the keys in hand."""
+    now, body = CLOCK.time(), event_body(result(0), webhook_id(0))
+    signer = keyring.signer(TENANT, now)
+    sent = {
+        "User-Agent": USER_AGENT,
+        "Content-Type": "application/json",
+        **signer.headers(webhook_id(0), int(now), body),
+    }
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+
+        async def post(_: int) -> None:
+            own = {**sent, **signer.headers(webhook_id(0), int(now), body)} if signs else sent
+            async with session.post(url, data=body, headers=own) as response:
+                await response.read()
+                if response.status != 200:
+                    raise RuntimeError(f"the receiver answered {response.status}")
+
+        yield post
+
+
+@asynccontextmanager
+async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> AsyncIterator[Post]:
+    """What a delivery process does with each result, apart from Kafka."""
+    settings, metrics = DeliverySettings(endpoint_concurrency=options.in_flight), Metrics()
+    handler = DeliveryHandler(Topics("b."), keyring, Poster(settings, LOOPBACK, CLOCK), CLOCK, metrics, settings)
+    records = [_record(number, url) for number in range(options.callbacks)]
+
+    async def post(number: int) -> None:
+        await handler.handle(records[number])
+
+    yield post
+    await handler.close()
+    delivered = metrics.registry.get_sample_value("postback_callbacks_total", {"result": "delivered"})
+    if delivered != options.callbacks * (1 + options.slices):
+        raise RuntimeError(f"{delivered} callbacks were delivered, not all")
+
+
+async def _measure(post: Post, callbacks: int, in_flight: int) -> Measured:
+    """One slice, with so many in flight at any time."""
+    numbers = iter(range(callbacks))
+
+    async def sender() -> None:
+        for number in numbers:
+            await post(number)
+
+    started, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(sender() for _ in range(in_flight)))
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    return Measured(callbacks / seconds, cpu_seconds / callbacks * 1e6)
+
+
+def _record(number: int, url: str) -> Record:
+    return Record("b.model_results", 0, number, result(number), None, headers(number, url), int(CLOCK.time() * 1000))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Webhook consumers that cost next to nothing, in a process of their own, so that what is measured is the sender."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import cast
+
+import uvloop
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+_ID = b"webhook-id: "
+_LENGTH = b"content-length: "
+
+Arrival = tuple[str, float]
+"""A `webhook-id`, and when its request was complete: `time.monotonic()`, which processes of one machine share."""
+
+
+class Receivers:
+    """What the other process can be asked."""
+
+    def __init__(self, ports: Sequence[int], link: Connection) -> None:
+        self.ports = ports
+        self._link = link
+
+    def arrivals(self) -> list[Arrival]:
+        """What came since this was last asked."""
+        self._link.send(True)
+        arrived: list[Arrival] = self._link.recv()
+        return arrived
+
+
+@contextmanager
+def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Receivers]:
+    """Serve `count` ports that answer 200, and after them `hung` ones that read and never answer.
+
+    `note` keeps when each callback came, for `arrivals`.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, count, hung, note), daemon=True)
+    process.start()
+    try:
+        yield Receivers(ours.recv(), ours)
+    finally:
+        process.terminate()
+        process.join()
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port that nobody listens on, and that nobody else gets meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+def _serve(link: Connection, count: int, hung: int, note: bool) -> None:
+    uvloop.run(_serving(link, count, hung, note))
+
+
+async def _serving(link: Connection, count: int, hung: int, note: bool) -> None:
+    loop = asyncio.get_running_loop()
+    arrived: list[Arrival] = []
+    kinds = [OK] * count + [b""] * hung
+    servers = [
+        await loop.create_server(lambda answer=answer: _Consumer(answer, arrived if note else None), "127.0.0.1", 0)
+        for answer in kinds
+    ]
+    link.send([server.sockets[0].getsockname()[1] for server in servers])
+    while await loop.run_in_executor(None, _asked, link):
+        link.send(arrived)
+        arrived.clear()
+
+
+def _asked(link: Connection) -> bool:
+    try:
+        return bool(link.recv())
+    except EOFError:
+        return False
+
+
+class _Consumer(asyncio.Protocol):
+    """One connection: as much of HTTP/1.1 as a POST with a Content-Length needs."""
+
+    def __init__(self, answer: bytes, arrived: list[Arrival] | None) -> None:
+        self._answer = answer
+        self._arrived = arrived
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's own is one, and does not say so
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n") + 4) > 3:
+            head = self._buffer[:end].lower()
+            whole = end + int(_value(head, _LENGTH))
+            if len(self._buffer) < whole:
+                return
+            self._buffer = self._buffer[whole:]
+            if self._arrived is not None:
+                self._arrived.append((_value(head, _ID).decode(), time.monotonic()))
+            self._transport.write(self._answer)
+
+
+def _value(head: bytes, name: bytes) -> bytes:
+    start = head.index(name) + len(name)
+    return head[start : head.index(b"\r", start)]

@@ -1,0 +1,139 @@
+"""Callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
+
+Each run is a real `postback deliver` with topics of its own. Results for ten endpoints in turn are put on its topic on
+a schedule that waits for nothing, and the time of each callback counts from when its result was due. Only callbacks of
+the same eight endpoints count: in one run all ten are well, in the other the two that do not count are sick.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import Producer
+
+from bench.callbacks import CLOCK, headers, result, webhook_id
+from bench.fleet import Command, Kafka, new_fleet, wait_for
+from bench.receivers import Receivers, receivers, refusing_port
+from bench.table import table, verdict
+from schemas.settings import KafkaSettings
+from workers.delivery.keyring import Keyring
+
+HEALTHY, ENDPOINTS = 8, 10
+PARTITIONS = 4
+LAST_SECONDS = 60.0
+MOVED = 1.1
+"""How much longer the healthy ones may take beside sick ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent in each run."""
+
+    per_second: float
+    """Results for all ten endpoints together."""
+    seconds: float
+    warm_up_seconds: float
+
+    @property
+    def first(self) -> int:
+        """The first result that counts."""
+        return round(self.per_second * self.warm_up_seconds)
+
+    @property
+    def total(self) -> int:
+        """How many results there are."""
+        return self.first + round(self.per_second * self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Milliseconds that half and 99 of 100 callbacks of the healthy endpoints took at most."""
+
+    p50: float
+    p99: float
+
+
+def compare(kafka: Kafka, load: Load, pairs: int) -> None:
+    """Run both sides in turn, after a run that warms Kafka up, and print what came out."""
+    _run(kafka, load, sick=False)
+    rounds = [(_run(kafka, load, sick=False), _run(kafka, load, sick=True)) for _ in range(pairs)]
+    lines = [_line("all ten are well", [well for well, _ in rounds])]
+    lines.append(_line("one hangs, one refuses", [beside for _, beside in rounds]))
+    table(("of the eight others", "p50 ms (median)", "p50 in each run", "p99 ms (median)", "p99 in each run"), lines)
+    for name in ("p50", "p99"):
+        moved = statistics.median(getattr(beside, name) / getattr(well, name) for well, beside in rounds)
+        verdict(f"{name} beside sick ones / without, median of the pairs", moved, MOVED, at_least=False)
+
+
+def _line(name: str, runs: Sequence[Took]) -> tuple[str, ...]:
+    p50, p99 = [run.p50 for run in runs], [run.p99 for run in runs]
+    return name, *(text for values in (p50, p99) for text in (f"{statistics.median(values):.1f}", _each(values)))
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def _run(used: Kafka, load: Load, *, sick: bool) -> Took:
+    kafka = new_fleet(used, PARTITIONS)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        consumers = stack.enter_context(receivers(ENDPOINTS, hung=1, note=True))
+        refusing = stack.enter_context(refusing_port())
+        ports = consumers.ports[:ENDPOINTS]
+        if sick:
+            ports = [*ports[:HEALTHY], consumers.ports[ENDPOINTS], refusing]
+        keyring = Path(folder) / "keyring.json"
+        Keyring.create(keyring, CLOCK)
+        process = Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(keyring))
+        deliver = stack.enter_context(process)
+        wait_for(deliver.ready, 60)
+        due = _produce(kafka, ports, load)
+        return _took(_arrivals(consumers, load), due, load)
+
+
+def _produce(kafka: KafkaSettings, ports: Sequence[int], load: Load) -> list[float]:
+    """Put results on `model_results` on an open schedule; monotonic seconds at which each was due."""
+    producer = Producer({**kafka.client_config(), "linger.ms": 0})
+    start, due = time.monotonic() + 0.1, []
+    for number in range(load.total):
+        due.append(start + number / load.per_second)
+        time.sleep(max(0.0, due[-1] - time.monotonic()))
+        url = f"http://127.0.0.1:{ports[number % ENDPOINTS]}/hook"
+        partition = number % kafka.partitions
+        producer.produce(kafka.topics.results, result(number), partition=partition, headers=headers(number, url))
+        producer.poll(0)
+    producer.flush(30)
+    return due
+
+
+def _arrivals(consumers: Receivers, load: Load) -> dict[str, float]:
+    """When the callback of each healthy endpoint's result came; waits until all have come."""
+    arrived: dict[str, float] = {}
+    wanted = [webhook_id(number) for number in range(load.total) if _counts(number)]
+
+    def all_came() -> bool:
+        for name, at in consumers.arrivals():
+            arrived.setdefault(name, at)
+        return all(name in arrived for name in wanted)
+
+    wait_for(all_came, LAST_SECONDS)
+    return arrived
+
+
+def _counts(number: int) -> bool:
+    return number % ENDPOINTS < HEALTHY
+
+
+def _took(arrived: dict[str, float], due: Sequence[float], load: Load) -> Took:
+    counted = (number for number in range(load.first, load.total) if _counts(number))
+    cuts = statistics.quantiles(
+        [(arrived[webhook_id(number)] - due[number]) * 1000 for number in counted], n=100, method="inclusive"
+    )
+    return Took(cuts[49], cuts[98])
