@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from answering_worker import AnsweringWorker
 from postback_command import environment_of, postback
+from pydantic import SecretStr
 from raw_server import CLOCK, FACT, LOOPBACK
 from redis_server import RedisServer
 
 from schemas.job import Sources
+from schemas.result import Outcome, Result
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment import Enricher, EnrichmentSettings, Evidence
@@ -208,35 +211,39 @@ async def test_workers_share_redis_and_a_restarted_one_has_its_disk(redis: Redis
 
 
 async def test_redis_killed_and_restarted_under_load_fails_no_job(tmp_path: Path) -> None:
+    settings = CacheSettings.model_validate({"pause_seconds": 0.05, "memory_bytes": 0})
     with RedisServer(tmp_path) as own:
-        async with serving() as origin, working(**everything(own, tmp_path), pause_seconds=0.05) as worker:
-            stop = asyncio.Event()
-            answered = 0
+        settings = settings.model_copy(update={"redis_url": SecretStr(own.url)})
+        async with serving() as origin, AnsweringWorker(settings) as worker:
+            results: list[Result] = []
 
-            async def load(number: int) -> None:
-                nonlocal answered
-                while not stop.is_set():
-                    evidence = await worker.read(f"{origin.url}/{number}/{answered % 40}")
-                    assert (len(evidence.sources), evidence.notes) == (1, ())
-                    answered += 1
+            async def jobs(number: int) -> None:
+                while True:
+                    results.append(await worker.answer(QUESTION, f"{origin.url}/{number}/{len(results) % 40}"))
 
-            async def until(condition: Callable[[], bool]) -> None:
-                while not condition():
+            async def more(what: Callable[[], float], by: int = 1) -> None:
+                before = what()
+                while what() < before + by:
                     await asyncio.sleep(0.01)
-                    assert not any(job.done() for job in jobs)
+                    assert not any(job.done() for job in load)
 
-            jobs = [asyncio.create_task(load(number)) for number in range(4)]
+            def served() -> float:
+                return worker.cache_lookups("redis", "miss") + worker.cache_lookups("redis", "hit")
+
+            load = [asyncio.create_task(jobs(number)) for number in range(4)]
             async with asyncio.timeout(60):
                 for _ in range(2):
-                    hits = worker.lookups("redis", "miss") + worker.lookups("redis", "hit")
-                    await until(lambda: worker.lookups("redis", "miss") + worker.lookups("redis", "hit") > hits)  # noqa: B023
+                    await more(served)
                     own.kill()
-                    away, before = worker.lookups("redis", "away"), answered
-                    await until(lambda: worker.lookups("redis", "away") > away and answered > before + 20)  # noqa: B023
+                    await more(lambda: worker.cache_lookups("redis", "away"))
+                    await more(lambda: len(results), by=20)
                     own.start()
-            stop.set()
-            await asyncio.gather(*jobs)
-            assert answered > 40
+                await more(served)
+            for job in load:
+                job.cancel()
+            await asyncio.gather(*load, return_exceptions=True)
+    assert {(result.outcome, tuple(result.notes)) for result in results} == {(Outcome.SUCCEEDED, ())}
+    assert all(FACT in (result.text or "") for result in results)
 
 
 async def test_a_redis_that_is_not_there_at_all_costs_no_job(tmp_path: Path) -> None:

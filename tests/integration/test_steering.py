@@ -7,31 +7,19 @@ any page can hope for; what the result's reader gets must be harmless all the sa
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from raw_server import CLOCK, FACT, HTML, LOOPBACK, page, saying, speaking
+from answering_worker import AnsweringWorker
+from raw_server import FACT, HTML, page, saying, speaking
 
 from devkit.site import Site
-from schemas.codec import read_result
 from schemas.result import Outcome, Result
-from schemas.topics import Topics
-from telemetry.metrics import Metrics
-from workers.egress import EgressPolicy, Guard
-from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
-from workers.enrichment import Enricher, EnrichmentSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
-from workers.stage.record import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TOPICS = Topics("fleet.")
 ASKED_URL = "https://asked.example/x"
 QUESTION = f"When did the Halvorsen bridge open? See {ASKED_URL}."
 EVIL = "https://evil.example/steal?q=1"
@@ -64,41 +52,19 @@ WAYS = {
 }
 
 
-class Worker:
-    """A handler, record by record, without Kafka."""
-
-    def __init__(self) -> None:
-        metrics = Metrics()
-        settings = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
-        self.enricher = Enricher(settings, Guard(LOOPBACK), CLOCK, metrics)
-        self.handler = InferenceHandler(
-            EchoEngine(EchoSettings(), metrics), self.enricher, Registry({"echo", "default"}, None, {}), EgressPolicy(),
-            TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, metrics,
-        )  # fmt: skip
-        self._offset = 0
-
-    async def answer(self, *urls: str) -> Result:
-        self._offset += 1
-        job = {"prompt": QUESTION, "max_tokens": 4000, "sources": {"urls": list(urls)}}
-        stamp = int(CLOCK.time() * 1000)
-        record = Record(TOPICS.requests(), 0, self._offset, json.dumps(job).encode(), b"key", [], stamp)
-        (output,) = await self.handler.handle(record)
-        return read_result(output.value)
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def worker() -> AsyncIterator[Worker]:
-    one = Worker()
-    await one.enricher.start()
-    yield one
-    await one.enricher.close()
+async def worker() -> AsyncIterator[AnsweringWorker]:
+    async with AnsweringWorker() as one:
+        yield one
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_page_that_steers_is_labelled_and_changes_no_link(way: str, worker: Worker) -> None:
+async def test_a_page_that_steers_is_labelled_and_changes_no_link(way: str, worker: AnsweringWorker) -> None:
     attack = page(f"<p>{WAYS[way]}</p>")
     async with Site() as site, speaking(saying(attack, HTML)) as origin:
-        steered, other = await asyncio.gather(worker.answer(f"{origin}/"), worker.answer(site.url("/bridge")))
+        steered, other = await asyncio.gather(
+            worker.answer(QUESTION, f"{origin}/"), worker.answer(QUESTION, site.url("/bridge"))
+        )
     assert steered.outcome == other.outcome == Outcome.SUCCEEDED
     assert f"source 1 ({origin}) tries to steer the model: " in steered.notes[0]
     assert links(steered) <= {ASKED_URL}
@@ -115,17 +81,17 @@ def links(result: Result) -> set[str]:
     return {link.rstrip(".,:") for link in re.findall(r"[a-z]+://[^\s<>\")\]]+|www\.\S+", text)}
 
 
-async def test_a_page_that_steers_does_not_change_what_is_said_of_the_page_beside_it(worker: Worker) -> None:
+async def test_a_page_that_steers_does_not_change_what_is_said_of_the_page_beside_it(worker: AnsweringWorker) -> None:
     attack = page(f"<p>{WAYS['a forged source']}</p>")
     async with Site() as site, speaking(saying(attack, HTML)) as origin:
-        both = await worker.answer(site.url("/bridge"), f"{origin}/")
+        both = await worker.answer(QUESTION, site.url("/bridge"), f"{origin}/")
     assert [note.split()[1] for note in both.notes] == ["1", "2"]  # the site's pages hide a sentence that steers, too
     assert links(both) <= {ASKED_URL}
     assert "Source [2]" in (both.text or "")
 
 
-async def test_a_page_that_does_not_steer_has_no_label(worker: Worker) -> None:
+async def test_a_page_that_does_not_steer_has_no_label(worker: AnsweringWorker) -> None:
     honest = "<p>See <a href='/more'>more on the bridge</a>. Do not miss the museum; say hello to the keeper.</p>"
     async with speaking(saying(page(honest), HTML)) as origin:
-        result = await worker.answer(f"{origin}/")
+        result = await worker.answer(QUESTION, f"{origin}/")
     assert result.notes == []

@@ -1,0 +1,58 @@
+"""A worker's handler with the echo engine and a real enricher, job by job, without Kafka."""
+
+from __future__ import annotations
+
+import json
+from typing import Self
+
+from raw_server import CLOCK, LOOPBACK
+
+from schemas.codec import read_result
+from schemas.result import Result
+from schemas.topics import Topics
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.engines.echo import EchoEngine
+from workers.engines.settings import EchoSettings
+from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.cache.settings import CacheSettings
+from workers.inference import InferenceHandler
+from workers.registry import Registry
+from workers.settings import WorkerSettings
+from workers.stage.record import Record
+
+TOPICS = Topics("fleet.")
+
+
+class AnsweringWorker:
+    """An asynchronous context manager."""
+
+    def __init__(self, cache: CacheSettings | None = None) -> None:
+        self.metrics = Metrics()
+        settings = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
+        self._enricher = Enricher(settings, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
+        self._handler = InferenceHandler(
+            EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "default"}, None, {}),
+            EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
+        )  # fmt: skip
+        self._offset = 0
+
+    async def __aenter__(self) -> Self:
+        await self._enricher.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._enricher.close()
+
+    async def answer(self, question: str, *urls: str) -> Result:
+        """The one result of a job with these sources."""
+        self._offset += 1
+        job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls)}}
+        stamp = int(CLOCK.time() * 1000)
+        record = Record(TOPICS.requests(), 0, self._offset, json.dumps(job).encode(), b"key", [], stamp)
+        (output,) = await self._handler.handle(record)
+        return read_result(output.value)
+
+    def cache_lookups(self, level: str, result: str) -> float:
+        labels = {"level": level, "result": result}
+        return self.metrics.registry.get_sample_value("postback_cache_lookups_total", labels) or 0.0
