@@ -64,6 +64,13 @@ def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> 
     assert [row[0] for row in rows_of(printed)] == ["ready, nothing done", "after 50 jobs"]
 
 
+def test_pages_are_read_cold_and_from_the_cache(clean_processes: None) -> None:
+    command = [sys.executable, "-m", "bench.pages", "--rounds", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row[0] for row in rows_of(done.stdout)] == ["cold", "from memory"]
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:
