@@ -4,13 +4,16 @@ A job's sources go down this list; each step has a type, so that a signature say
 
     enrich     the way of one job, under one budget                         Sources → Evidence
     search/    providers that turn a query into links or abstracts         str → Found
+    read       one URL, from the cache or fetched and read                  str → Reading
+    cache/     what was read before: in memory, in Redis, in a file
     fetch      one URL, redirect by redirect, behind the egress guard       str → Page
-    robots     what a site's robots.txt lets us read
+    robots     what a site's robots.txt lets us read; politeness: how often
     pool       processes that may be killed; page bytes are only ever parsed in them
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
+      steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
-    grounding  numbered sources and the question as one prompt              Evidence → GroundedPrompt
+    grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
     profile    how a kind of question is answered, as data: before all of this what is searched, behind it
     answer     what the answer must stand on, and what the result says      str, Evidence, Profile → Answer
