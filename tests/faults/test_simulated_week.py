@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback_here
 from product import PARTITIONS, Callbacks, Product, Role, eventually
 
 from producers.topics import create_topics
@@ -97,7 +97,7 @@ def attempts(product: Product) -> Counter[tuple[str, int]]:
 
 
 def redrive(product: Product) -> int:
-    done = postback("dead-letters", "redrive", "--json", env=environment_of(product.kafka))
+    done = postback_here("dead-letters", "redrive", "--json", env=environment_of(product.kafka))
     count: int = json.loads(done.stdout)["redriven"]
     return count
 
@@ -143,7 +143,9 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     eventually(disabled, 90, "the endpoint is not disabled")
     delivery.one()
-    eventually(lambda: set(reasons(product)) == set(missed), 60, lambda: f"{set(missed) - set(reasons(product))} are lost")
+    eventually(
+        lambda: set(reasons(product)) == set(missed), 60, lambda: f"{set(missed) - set(reasons(product))} are lost"
+    )
     kept = reasons(product)
     assert set(kept.values()) == {"callback_exhausted", "endpoint_disabled"}
     before = attempts(product)
@@ -154,10 +156,12 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
         assert reason == "endpoint_disabled" or len(numbers) == len(TIERS) + 1
 
     away.up()
-    assert postback("endpoints", "enable", away.url, env=env).returncode == 0
+    assert postback_here("endpoints", "enable", away.url, env=env).returncode == 0
     put_back = redrive(product)
     if put_back == 0:  # a process that was killed holds up for some seconds what is committed behind it
-        eventually(lambda: "enabled" in postback("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled")
+        eventually(
+            lambda: "enabled" in postback_here("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled"
+        )
         put_back = redrive(product)
     assert put_back == len(missed)
     delivery.one()
