@@ -15,7 +15,7 @@ from yarl import URL
 
 from workers.egress.addresses import is_public_address
 from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
-from workers.egress.urls import check_scheme_and_port, check_url, origin_of
+from workers.egress.urls import check_scheme_and_port, check_url, is_localhost, origin_of
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ClientRequest
@@ -73,6 +73,9 @@ class _GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
+        if is_localhost(host) and not named:
+            # It has two addresses, both of this machine; whoever allows one of them means that one.
+            results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)
         if not named and len({is_public_address(result["host"]) for result in results}) > 1:

@@ -32,7 +32,7 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     if address is not None and not is_allowed(address, policy):
         raise EgressRefused(Refusal.ADDRESS, origin)
     named = is_named(host, policy)
-    if address is None and _is_localhost(host) and not (named or _allows_loopback(policy)):
+    if address is None and is_localhost(host) and not (named or _allows_loopback(policy)):
         raise EgressRefused(Refusal.ADDRESS, origin)
     # A name may yet lead into an allowed network, where the next two rules do not hold.
     if not (is_listed(address, policy) if address is not None else named or policy.allow):
@@ -80,7 +80,7 @@ def _literal(host: str, origin: str) -> Address | None:
     return None
 
 
-def _is_localhost(host: str) -> bool:
+def is_localhost(host: str) -> bool:
     """RFC 6761, section 6.3: these names are loopback whatever a resolver says."""
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost")
