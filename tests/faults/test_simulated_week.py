@@ -125,7 +125,8 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     def all_attempts_are_made() -> bool:
         delivery.now_and_then()
-        return set(reasons(product)) == set(missed) and set(back_after_a_day.events) == set(delayed)
+        kept = set(reasons(product))  # on a slow machine of those too that are back too late
+        return set(missed) <= kept and set(delayed) <= kept | set(back_after_a_day.events)
 
     eventually(all_attempts_are_made, 120, "something is neither delivered nor a dead letter")
     assert set(reasons(product).values()) == {"callback_exhausted"}
@@ -144,7 +145,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     eventually(disabled, 90, "the endpoint is not disabled")
     delivery.one()
     eventually(
-        lambda: set(reasons(product)) == set(missed), 60, lambda: f"{set(missed) - set(reasons(product))} are lost"
+        lambda: set(missed) <= set(reasons(product)), 60, lambda: f"{set(missed) - set(reasons(product))} are lost"
     )
     kept = reasons(product)
     assert set(kept.values()) == {"callback_exhausted", "endpoint_disabled"}
@@ -163,9 +164,10 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
             lambda: "enabled" in postback_here("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled"
         )
         put_back = redrive(product)
-    assert put_back == len(missed)
+    assert put_back == len(kept)
     delivery.one()
     product.wait_for_callbacks(len(missed), 60)
+    eventually(lambda: set(back_after_a_day.events) == set(delayed), 30, "some that were late are lost")
     assert redrive(product) == 0
     product.wait_until_nothing_is_left()
 
@@ -174,7 +176,9 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
         for repeats in callbacks.events.values():
             assert len({(one.webhook_id, one.body) for one in repeats}) == 1
     assert len(product.outcomes()) == len(missed + delayed)
-    assert len(product.dead_letters()) == len(missed)
+    assert len(product.dead_letters()) == len(kept)
     assert delivery.kills >= 5
-    log.info("%d delivered from the tiers, and by redrive: %s", len(delayed), dict(Counter(kept.values())))
+    log.info(
+        "%d delivered from the tiers, and by redrive: %s", len(set(delayed) - set(kept)), dict(Counter(kept.values()))
+    )
     log.info("%d times a delivery process was killed", delivery.kills)
