@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.stage.ledger import Progress
-from workers.stage.parking import UNIT_BYTES, Lot, Parked, cost_of
+from workers.stage.parking import TIGHT_SECONDS, UNIT_BYTES, Lot, Parked, cost_of
 from workers.stage.partition import Partition
 from workers.stage.record import Record
 from workers.stage.sharing import Party
-from workers.stage.window import LEAST_PARKED, Limits, Window
+from workers.stage.window import LEAST_PARKED, MOST_AT_ONCE, Limits, Window
 
 A, B, C = b"a", b"b", b"c"
 
@@ -173,6 +173,8 @@ def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
         where.ledger.take(record.offset)
         window.park(where, record, party)
         surplus += window.surplus([where])
+    window.look(0.0)
+    window.look(TIGHT_SECONDS)
     return surplus
 
 
@@ -282,4 +284,4 @@ def test_a_full_lot_keeps_the_other_ones_partitions_out_of_nothing() -> None:
     window, first, later = shared(), partition(0), partition(0, later=True)
     park(window, Sender(first).send(LEAST_PARKED), A)
     assert (window.wants_pause(first, waiting=False), window.wants_pause(later, waiting=False)) == (True, False)
-    assert window.batch == 500
+    assert window.batch == MOST_AT_ONCE

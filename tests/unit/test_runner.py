@@ -77,3 +77,68 @@ async def test_a_handler_that_cannot_even_give_up_ends_the_stage(last_resort: Se
     assert [type(defect) for defect in defects] == [
         type(last_resort) if isinstance(last_resort, Exception) else GivingUpFailed
     ]
+
+
+class Waiting:
+    """A handler that notes the task of each record; records with an odd offset wait for the gate."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.tasks: dict[int, object] = {}
+        self.cancelled: list[int] = []
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        self.tasks[record.offset] = asyncio.current_task()
+        if record.offset % 2:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(record.offset)
+                raise
+        return []
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        raise AssertionError(failure.message)
+
+
+def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[Completion]]:
+    handler, completions = Waiting(), SimpleQueue[Completion]()
+    return Runner(handler, completions, pytest.fail), handler, completions
+
+
+def records_of(partition: Partition, *offsets: int) -> list[tuple[Partition, Record]]:
+    return [(partition, Record("requests", 0, offset, b"")) for offset in offsets]
+
+
+async def settled() -> None:
+    """Let everything that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_records_that_need_not_wait_share_a_task_and_others_have_their_own() -> None:
+    runner, handler, completions = waiting_runner()
+    runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 1, 4, 3, 6), 0.0)
+    await settled()
+    assert completions.qsize() == 4, "those behind one that waits do not wait with it"
+    assert handler.tasks[0] is handler.tasks[2]
+    assert len({id(handler.tasks[offset]) for offset in (1, 3)}) == 2
+    runner.start(records_of(Partition("requests", 1, 1, 0.0), 8), 0.0)
+    handler.gate.set()
+    await settled()
+    assert completions.qsize() == 7
+
+
+async def test_cancelling_a_partition_ends_its_records_begun_or_not_and_no_others() -> None:
+    runner, handler, completions = waiting_runner()
+    gone, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
+    runner.start(records_of(gone, 1, 2), 0.0)
+    await settled()
+    runner.start([*records_of(gone, 3, 4), *records_of(kept, 5, 6)], 0.0)
+    runner.cancel(gone)
+    await settled()
+    assert handler.cancelled == [1]
+    assert set(handler.tasks) == {1, 2, 5, 6}
+    handler.gate.set()
+    await settled()
+    assert [completions.get_nowait().record.offset for _ in range(completions.qsize())] == [2, 6, 5]

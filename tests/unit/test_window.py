@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.stage.ledger import MAX_SPAN, Progress
+from workers.stage.parking import TIGHT_SECONDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.record import Record
 from workers.stage.window import LEAST_PARKED, SPAN_HIGH, SPAN_LOW, Limits, Window
@@ -42,6 +43,8 @@ def fill(window: Window, parked: int) -> None:
     for offset in range(having, parked):
         window.park(HOLDER, Record("requests", 0, offset, b""), None)
     window.draw(having - parked, lambda _, records, most: most)
+    window.look(0.0)
+    window.look(TIGHT_SECONDS)
 
 
 # -- records and bytes ---------------------------------------------------------------------------------------------
@@ -71,6 +74,15 @@ def test_a_full_window_takes_again_only_when_half_of_what_was_parked_is_gone() -
         fill(window, parked)
         seen.append(full(window))
     assert seen == [False, True, True, True, False, False]
+
+
+def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_nobody() -> None:
+    window = Window(Limits(records=1000))
+    fill(window, 999)
+    window.park(HOLDER, Record("requests", 0, 999, b""), None)
+    for now, tight, paused in ((5.0, True, False), (5.1, True, False), (5.0 + TIGHT_SECONDS, False, True)):
+        window.look(now)
+        assert (window.tight, full(window)) == (tight, paused)
 
 
 def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
@@ -107,7 +119,7 @@ def test_at_least_one_record_is_asked_for_and_never_more_than_fit() -> None:
     for parked in (0, 700, 999, 1000, 5000):
         fill(window, parked)
         asked.append(window.batch)
-    assert asked == [500, 300, 1, 1, 1]
+    assert asked == [1000, 300, 1, 1, 1]
 
 
 # -- pausing -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ from workers.stage.record import Record
 from workers.stage.sharing import Party
 
 UNIT_BYTES = 4096
+TIGHT_SECONDS = 0.2
+"""How long there may be no room before partitions are paused for it: a pause throws away what was prefetched, and what
+is quick makes room sooner than a resumed partition delivers."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
@@ -140,7 +143,9 @@ class Lot:
         self._capacity_bytes = capacity_bytes
         self._lines: dict[Party, Line] = {}
         """In the order in which their turns come."""
-        self._full = False
+        self._tight_since: float | None = None
+        self.full = False
+        """Whether partitions are to be paused: there was no room for a while, and half of it was not free since."""
         self.parked = 0
         self.bytes = 0
 
@@ -155,12 +160,19 @@ class Lot:
         return self.parked > self._capacity or self.bytes > self._capacity_bytes
 
     @property
-    def full(self) -> bool:
-        """Whether nothing more is to be fetched: from when there is room for no more until half of it is free."""
-        high = self.parked >= self._capacity or self.bytes >= self._capacity_bytes
+    def tight(self) -> bool:
+        """Whether there is no room, but may be soon. Where several parties wait it overflows instead."""
+        return self._tight_since is not None and not self.full and not self.contended
+
+    def look(self, now: float) -> None:
+        """Note whether there is room at `now`, monotonic seconds."""
+        if self.parked < self._capacity and self.bytes < self._capacity_bytes:
+            self._tight_since = None
+        elif self._tight_since is None:
+            self._tight_since = now
+        high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
-        self._full = high or (self._full and not low)
-        return self._full
+        self.full = high or (self.full and not low)
 
     @property
     def contended(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -38,7 +38,10 @@ class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
 
 
 class Runner:
-    """Starts one task for each dispatched record. Every method but the constructor runs on the event loop.
+    """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
+
+    Each record whose handler has to wait has a task of its own; those that need not wait share one, since making a
+    task costs as much as many of them do.
 
     `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
     """
@@ -54,15 +57,20 @@ class Runner:
         self._on_defect = on_defect
         self._sharing = sharing
         self._completions = completions
-        self._tasks: dict[Partition, dict[int, asyncio.Task[None]]] = defaultdict(dict)
-        """By offset."""
+        self._queue: deque[tuple[Partition, Record, float]] = deque()
+        """Dispatched and not begun, with the monotonic seconds of the dispatch."""
+        self._beginning = False
+        self._turn = 0
+        self._newest: asyncio.Task[None] | None = None
+        """Kept alive until it has begun: the loop keeps no task."""
+        self._tasks: dict[Partition, dict[int, asyncio.Task[None] | None]] = defaultdict(dict)
+        """Whose handlers have begun, by offset."""
 
     def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
         """Run the handler for each of these."""
-        loop = asyncio.get_running_loop()
-        for partition, record in dispatched:
-            tasks = self._tasks[partition]
-            tasks[record.offset] = loop.create_task(self._run(partition, record, tasks, now))
+        self._queue.extend((partition, record, now) for partition, record in dispatched)
+        if not self._beginning:
+            self._begin()
 
     def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
         """Complete a record that killed its worker each time it ran alone."""
@@ -76,12 +84,33 @@ class Runner:
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
+        self._queue = deque(entry for entry in self._queue if entry[0] is not partition)
         for task in self._tasks.pop(partition, {}).values():
-            task.cancel()
+            if task is not None:
+                task.cancel()
 
-    async def _run(
-        self, partition: Partition, record: Record, tasks: dict[int, asyncio.Task[None]], dispatched_at: float
-    ) -> None:
+    def _begin(self) -> None:
+        """Make a task for what is in the queue, and look again once that has ended or waits for something."""
+        self._beginning = bool(self._queue)
+        if self._beginning:
+            self._turn += 1
+            loop = asyncio.get_running_loop()
+            self._newest = loop.create_task(self._work(self._turn))
+            loop.call_soon(self._begin)
+
+    async def _work(self, turn: int) -> None:
+        """Run one record after the other; once one had to wait, the others are another task's."""
+        task = asyncio.current_task()
+        while self._queue and turn == self._turn:
+            partition, record, dispatched_at = self._queue.popleft()
+            tasks = self._tasks[partition]
+            tasks[record.offset] = task
+            try:
+                await self._run(partition, record, dispatched_at)
+            finally:
+                del tasks[record.offset]
+
+    async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
         try:
             outputs: Sequence[Output] | None = await self._handler.handle(record)
             outputs = outputs and self._checked(record, outputs)
@@ -89,8 +118,6 @@ class Runner:
             outputs = None
         except Exception as error:
             outputs = self._after_defect(record, error)
-        finally:
-            del tasks[record.offset]
         self._completions.put(Completion(partition, record, outputs, dispatched_at))
 
     def _deferred(self, record: Record) -> Sequence[Output]:

@@ -155,7 +155,11 @@ class Stage:
         if self._defect is not None:
             raise self._defect
         self.watch.beat()
-        self._take(*self._intake.consume(self._window.batch, self._patience()))
+        self._window.look(self._clock.monotonic())
+        if self._window.tight:
+            self._clock.sleep(0.001)
+        else:
+            self._take(*self._intake.consume(self._window.batch, self._patience()))
         self._turn()
         if self._foresight is not None:
             self._foresight.look(self._window.first, self._partitions.values())

@@ -15,7 +15,7 @@ SPAN_HIGH = MAX_SPAN * 3 // 4
 SPAN_LOW = MAX_SPAN // 2
 LEAST_PARKED = 512
 """Records. A resumed partition delivers after up to half a second; half of these have to last as long."""
-MOST_AT_ONCE = 500
+MOST_AT_ONCE = 2_000
 """Records to ask for."""
 
 
@@ -58,6 +58,16 @@ class Window:
     def parked(self) -> int:
         """Taken, and waiting for a place."""
         return self.first.parked + (self.later.parked if self.later is not self.first else 0)
+
+    def look(self, now: float) -> None:
+        """Once a round, before anything is fetched. `now`: monotonic seconds."""
+        self.first.look(now)
+        self.later.look(now)
+
+    @property
+    def tight(self) -> bool:
+        """Whether to fetch nothing for a moment, which is too short for rebalances to go unheard."""
+        return self.first.tight or self.later.tight
 
     @property
     def heavy(self) -> bool:
