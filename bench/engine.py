@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 
-from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill
+from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from devkit.model import tiny_model
@@ -37,7 +37,7 @@ from workers.roles import Process, inference_stage
 
 TARGET = 0.9
 PARTITIONS = 4
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.02
 IN_FLIGHT = "postback_in_flight"
 SETTLED = "postback_settled_records_total"
 WORDS = ("page", "tree", "river", "city", "book", "train", "word", "house", "king", "machine", "letter", "morning")
@@ -152,13 +152,9 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
 
 async def _timed(metrics: Metrics, running: asyncio.Task[None], jobs: int) -> float:
     """Seconds from the first dispatch to the last settle."""
-
-    def value(name: str) -> float:
-        return metrics.registry.get_sample_value(name) or 0.0
-
     started = time.monotonic()
-    while value(SETTLED) < jobs:
-        if not value(IN_FLIGHT) and not value(SETTLED):
+    while (settled := value_of(metrics, SETTLED)) < jobs:
+        if not settled and not value_of(metrics, IN_FLIGHT):
             started = time.monotonic()
         if running.done():
             raise RuntimeError("the stage ended before every job was settled")

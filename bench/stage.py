@@ -21,7 +21,7 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # it is documented there
 
-from bench.fleet import assert_exactly_once, broker, new_fleet, prefill
+from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from schemas.codec import Origin, read_job
@@ -188,7 +188,7 @@ async def _stage(task: Task) -> Measured:
     topics = [task.kafka.topics.requests()]
     stage = group_stage(settings, task.kafka, topics, "only", _Answering(task.results), SystemClock(), metrics)
     running, meter = asyncio.create_task(stage.run()), Meter(task.jobs)
-    while not meter.committed(int(metrics.registry.get_sample_value("postback_settled_records_total") or 0)):
+    while not meter.committed(int(value_of(metrics, "postback_settled_records_total"))):
         if running.done():
             break
         await asyncio.sleep(LOOK_SECONDS)
