@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import cast
 
@@ -69,7 +70,7 @@ async def _serving(link: Connection, count: int, hung: int, note: bool) -> None:
     arrived: list[Arrival] = []
     kinds = [OK] * count + [b""] * hung
     servers = [
-        await loop.create_server(lambda answer=answer: _Consumer(answer, arrived if note else None), "127.0.0.1", 0)
+        await loop.create_server(partial(_Consumer, answer, arrived if note else None), "127.0.0.1", 0)
         for answer in kinds
     ]
     link.send([server.sockets[0].getsockname()[1] for server in servers])

@@ -107,7 +107,7 @@ def _produce(kafka: KafkaSettings, ports: Sequence[int], load: Load) -> list[flo
         time.sleep(max(0.0, due[-1] - time.monotonic()))
         url = f"http://127.0.0.1:{ports[number % ENDPOINTS]}/hook"
         partition = number % kafka.partitions
-        producer.produce(kafka.topics.results, result(number), partition=partition, headers=headers(number, url))
+        producer.produce(kafka.topics.results, result(number), partition=partition, headers=dict(headers(number, url)))
         producer.poll(0)
     producer.flush(30)
     return due
