@@ -59,6 +59,8 @@ class Runner:
         self._completions = completions
         self._queue: deque[tuple[Partition, Record, float]] = deque()
         """Dispatched and not begun, with the monotonic seconds of the dispatch."""
+        self.begun = 0
+        """Of those dispatched: whose handlers have begun, or never will. Also read on the Kafka thread."""
         self._beginning = False
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
@@ -84,7 +86,9 @@ class Runner:
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
-        self._queue = deque(entry for entry in self._queue if entry[0] is not partition)
+        kept = deque(entry for entry in self._queue if entry[0] is not partition)
+        self.begun += len(self._queue) - len(kept)
+        self._queue = kept
         for task in self._tasks.pop(partition, {}).values():
             if task is not None:
                 task.cancel()
@@ -103,6 +107,7 @@ class Runner:
         task = asyncio.current_task()
         while self._queue and turn == self._turn:
             partition, record, dispatched_at = self._queue.popleft()
+            self.begun += 1
             tasks = self._tasks[partition]
             tasks[record.offset] = task
             try:

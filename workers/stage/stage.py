@@ -111,6 +111,8 @@ class Stage:
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
         self._generation = 0
+        self._dispatched = 0
+        """Records that were handed to the runner, ever."""
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watch = Watch(intake, settler, clock, metrics)
@@ -154,7 +156,6 @@ class Stage:
     def _round(self) -> None:
         if self._defect is not None:
             raise self._defect
-        self.watch.beat()
         self._window.look(self._clock.monotonic())
         if self._window.tight:
             self._clock.sleep(0.001)
@@ -168,6 +169,7 @@ class Stage:
 
     def _turn(self) -> None:
         """The part of a round that goes on while a revoked partition is drained, to keep the others fed."""
+        self.watch.beat()
         self._collect()
         self._dispatch()
         self._transact()
@@ -262,13 +264,16 @@ class Stage:
             self._give_up_condemned()
             batch += self._cohort()
         if not self._isolation.exclusive:
-            free = min(self._window.limits.records - self._window.running, self._pace.room())
+            # What has not begun is nothing that the handler knows of, and room for it has been given out already.
+            room = self._pace.room() - (self._dispatched - self._runner.begun)
+            free = min(self._window.limits.records - self._window.running, room)
             batch += self._parked(free - len(batch))
         if not batch:
             return
         for partition, _ in batch:
             partition.running += 1
         self._window.running += len(batch)
+        self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
 
@@ -467,6 +472,7 @@ class Stage:
                 partition.paused = True
             for partition in resume:
                 partition.paused, partition.rewind_to = False, None
+                partition.last_seen = self._clock.monotonic()  # it could give nothing while it was paused
 
     # -- membership, called by the intake on the Kafka thread ----------------------------------------------------
 

@@ -45,7 +45,7 @@ class Watch:
 
     @property
     def alive(self) -> bool:
-        """Whether the Kafka thread came round within a minute; a settle and a drain are shorter than that."""
+        """Whether the Kafka thread came round within a minute; a settle is shorter than that, a drain goes round."""
         return self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
