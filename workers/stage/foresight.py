@@ -121,7 +121,7 @@ class Foresight:
         if newest != self._generation:
             self._generation = newest
             self._scout.forget()  # what was seen is noted in partitions that may be gone since
-        if not lot.contended:
+        if lot.full and not lot.contended:  # else whoever is alone there now may not be who fills it
             blocked = {place: p.ledger.next_offset for place, p in held.items() if _is_blocked(p)}
             self._scout.aim(blocked, lot.sole)
         for place, offset in self._scout.look().items():
