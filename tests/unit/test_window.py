@@ -85,6 +85,15 @@ def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_nobod
         assert (window.tight, full(window)) == (tight, paused)
 
 
+def test_where_several_wait_the_first_places_overflow_and_the_later_one_fetches_nothing_for_a_moment() -> None:
+    for later in (False, True):
+        window, holder = Window(Limits(records=1000), 0.1), Partition("requests", 9, 1, 0.0, later=later)
+        for offset in range(1000):
+            window.park(holder, Record("requests", 0, offset, b""), (b"A", b"B")[offset % 2])
+        window.look(5.0)
+        assert window.tight is later
+
+
 def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
     window = Window(Limits(bytes=1000))
     seen = []

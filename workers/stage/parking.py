@@ -161,8 +161,8 @@ class Lot:
 
     @property
     def tight(self) -> bool:
-        """Whether there is no room, but may be soon. Where several parties wait it overflows instead."""
-        return self._tight_since is not None and not self.full and not self.contended
+        """Whether there is no room, but may be soon."""
+        return self._tight_since is not None and not self.full
 
     def look(self, now: float) -> None:
         """Note whether there is room at `now`, monotonic seconds."""

@@ -66,8 +66,11 @@ class Window:
 
     @property
     def tight(self) -> bool:
-        """Whether to fetch nothing for a moment, which is too short for rebalances to go unheard."""
-        return self.first.tight or self.later.tight
+        """Whether to fetch nothing for a moment, which is too short for rebalances to go unheard.
+
+        The first places overflow instead where several parties wait; the later one never does.
+        """
+        return (self.first.tight and not self.first.contended) or self.later.tight
 
     @property
     def heavy(self) -> bool:
