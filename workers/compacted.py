@@ -93,6 +93,7 @@ class CompactedTopic:
                 "group.id": "follower",  # asked for by the client; nothing is joined and nothing is committed
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
+                "auto.offset.reset": "earliest",  # of a topic that was made anew: else what comes first is passed over
                 "enable.partition.eof": True,
             }
         )

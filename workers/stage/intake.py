@@ -172,11 +172,12 @@ class GroupIntake:
         if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
             return False  # the assignment is still being made
         try:
-            if pause:
-                self._consumer.pause([TopicPartition(topic, number) for topic, number in pause])
+            # First what may fail: a pause that nobody notes would be undone by nobody.
             for topic, number, offset in resume:
                 if offset is not None:
                     self._consumer.seek(TopicPartition(topic, number, offset))
+            if pause:
+                self._consumer.pause([TopicPartition(topic, number) for topic, number in pause])
             if resume:
                 self._consumer.resume([TopicPartition(topic, number) for topic, number, _ in resume])
         except KafkaException:
