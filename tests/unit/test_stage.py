@@ -11,8 +11,9 @@ from workers.stage.intake import PartitionId
 from workers.stage.ledger import Progress
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
+from workers.stage.runner import Completion
 from workers.stage.settle import State
-from workers.stage.stage import Stage, StageSettings
+from workers.stage.stage import MAX_BATCH_RECORDS, Stage, StageSettings
 
 
 class Handler:
@@ -54,6 +55,7 @@ class Settler:
 
     state = State.READY
     resting = True
+    failures = 0
 
 
 class BusyLoop:
@@ -66,12 +68,14 @@ class BusyLoop:
         self.calls.append(args)
 
 
-def stage_with(intake: Intake, clock: HandClock, parked: int = 0) -> tuple[Stage, BusyLoop, Partition]:
+def stage_with(
+    intake: Intake, clock: HandClock, parked: int = 0, settler: Any = None
+) -> tuple[Stage, BusyLoop, Partition]:
     """A stage that has one open partition, which is fetched from."""
     loop: Any = BusyLoop()
     source: Any = intake
-    settler: Any = Settler()
-    stage = Stage(StageSettings("requests"), Handler(), source, settler, clock, Metrics(), RoomForTen())
+    sink: Any = settler or Settler()
+    stage = Stage(StageSettings("requests"), Handler(), source, sink, clock, Metrics(), RoomForTen())
     stage._loop = loop
     stage.assigned([("requests", 0)])
     (partition,) = stage._partitions.values()
@@ -107,3 +111,14 @@ def test_a_long_drain_does_not_look_like_a_thread_that_hangs() -> None:
     assert not stage.watch.alive
     stage._turn()
     assert stage.watch.alive
+
+
+def test_a_batch_that_does_not_come_through_is_tried_smaller_until_it_does() -> None:
+    settler = Settler()
+    stage, _, partition = stage_with(Intake(), HandClock(), parked=MAX_BATCH_RECORDS, settler=settler)
+    records = [Record("requests", 0, offset, b"") for offset in range(MAX_BATCH_RECORDS)]
+    stage._pending = [Completion(partition, record, [], 0.0) for record in records]
+    sizes = []
+    for settler.failures in (0, 1, 2, 10, 0):
+        sizes.append(len(stage._compose().offsets[partition]))
+    assert sizes == [5000, 2500, 1250, 4, 5000]

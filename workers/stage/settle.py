@@ -133,6 +133,11 @@ class Settler:
         self.state = State.REBUILDING
 
     @property
+    def failures(self) -> int:
+        """How many calls have failed since a batch was committed last; no more than 10 are counted."""
+        return self._failures
+
+    @property
     def resting(self) -> bool:
         """Whether the last failure is too recent for another step: brokers that refuse at once are not hammered."""
         return self._clock.monotonic() < self._rest_until

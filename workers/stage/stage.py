@@ -388,7 +388,8 @@ class Stage:
     def _compose(self) -> Batch:
         """Everything that is complete, and the partitions that have something to say of themselves alone."""
         batch = Batch()
-        for completion in self._pending[:MAX_BATCH_RECORDS]:
+        # Halved at each failure: what is too much for a transaction's time on this network would be so for ever.
+        for completion in self._pending[: MAX_BATCH_RECORDS >> self._settler.failures]:
             batch.offsets[completion.partition].append(completion.record.offset)
             batch.outputs += completion.outputs or ()
         cohort = self._isolation.cohort
