@@ -104,7 +104,9 @@ async def run_stages(stages: Sequence[Stage]) -> None:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for stage in stages:
             stage.stop()
-        await asyncio.gather(*tasks)
+        await asyncio.wait(tasks)  # for all of them: what one raised does not cut the others' drain short
+    for task in tasks:
+        task.result()
 
 
 async def unless_stopped(preparing: Coroutine[None, None, None]) -> bool:
