@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from schemas.settings import FleetSettings
+from schemas.topics import Topics
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
@@ -143,7 +144,8 @@ async def inference_stage(
     egress = EgressSettings()
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
-    ids = await topic_ids(kafka, [*lanes, kafka.topics.results, kafka.topics.dead_letters])
+    others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
+    ids = await topic_ids(kafka, [*lanes, *others, kafka.topics.results, kafka.topics.dead_letters])
     handler = InferenceHandler(
         engine,
         enricher,
@@ -162,6 +164,12 @@ async def inference_stage(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
     return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler, handler)
+
+
+def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
+    """The lanes of other engines, default and bulk, to which the registry sends jobs."""
+    others = [lane for lane in dict.fromkeys(settings.models.values()) if lane != settings.lane]
+    return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:

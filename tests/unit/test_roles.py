@@ -1,0 +1,23 @@
+"""What a role asks for before it serves."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.topics import Topics
+from workers.roles import lanes_of
+from workers.settings import WorkerSettings
+
+
+@pytest.mark.parametrize(
+    ("lane", "expected"),
+    [
+        (None, ["model_requests.gpu", "model_requests.gpu.batch"]),
+        ("gpu", ["model_requests", "model_requests.batch"]),
+    ],
+)
+def test_a_worker_asks_for_both_lanes_of_every_engine_that_it_forwards_to(
+    lane: str | None, expected: list[str]
+) -> None:
+    settings = WorkerSettings(lane=lane, models={"big": "gpu", "lost": "gpu", "small": None})
+    assert lanes_of(settings, Topics()) == expected
