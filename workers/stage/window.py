@@ -48,21 +48,21 @@ class Window:
         self._later_share = later_share or 0.0
         self._owed = 0.0
         """Places that are the later place's due, and were not given to it yet."""
-        lots = 1 if later_share is None else 2
-        capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // lots
-        self.first = Lot(capacity, capacity_bytes)
-        self.later = Lot(capacity, capacity_bytes) if lots > 1 else self.first
+        count = 1 if later_share is None else 2
+        capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
+        self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
+        self.first, self.later = self._lots[0], self._lots[-1]
         self._heavy = False
 
     @property
     def parked(self) -> int:
         """Taken, and waiting for a place."""
-        return self.first.parked + (self.later.parked if self.later is not self.first else 0)
+        return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
         """Once a round, before anything is fetched. `now`: monotonic seconds."""
-        self.first.look(now)
-        self.later.look(now)
+        for lot in self._lots:
+            lot.look(now)
 
     @property
     def tight(self) -> bool:
