@@ -56,8 +56,10 @@ def test_missing_topics_are_created_with_their_layout_and_a_second_run_changes_n
     counts = partition_counts(bare, [bare.topics.requests(), bare.topics.results, bare.topics.control])
     assert list(counts.values()) == [2, 2, 1]
     with admin_client(bare) as admin:
-        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, bare.topics.control)])
-    assert answer["topic"][bare.topics.control]["cleanup.policy"]["value"] == "compact"
+        topics = (bare.topics.endpoints, bare.topics.control)
+        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
+    policies = [answer["topic"][topic]["cleanup.policy"]["value"] for topic in topics]
+    assert policies == ["compact", "compact,delete"]  # a disabled endpoint stays one; no job outlives its cancellation
 
 
 def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: KafkaSettings) -> None:
