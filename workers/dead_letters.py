@@ -39,4 +39,4 @@ def dead_letter(
 
 def size_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
     """Bytes of names and values; a header may have no value."""
-    return sum(len(name) + len(value or b"") for name, value in headers)
+    return sum([len(name) + len(value or b"") for name, value in headers])

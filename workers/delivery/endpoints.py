@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
@@ -43,14 +44,6 @@ class EndpointBusy(Exception):  # noqa: N818 - it names what happened
 
 
 @dataclass(slots=True)
-class Place:
-    """The right to make one attempt. `outcome` stays None where the attempt was cut off from our side."""
-
-    probe: bool = False
-    outcome: PostOutcome | None = None
-
-
-@dataclass(slots=True)
 class _Load:
     """What an endpoint has of this process, and what is known of its origin."""
 
@@ -64,6 +57,27 @@ class _Load:
     def held(self) -> int:
         """Its part of the window."""
         return self.running + len(self.waiting)
+
+
+class Place:
+    """The right to make one attempt, held by `async with`. `outcome` stays None where our side cut the attempt off."""
+
+    # Not a generator with @asynccontextmanager, which costs a twentieth of a callback.
+
+    def __init__(self, endpoints: Endpoints, endpoint: Endpoint) -> None:
+        self._endpoints = endpoints
+        self._endpoint = endpoint
+        self._load = endpoints._load_of(endpoint)
+        self.probe = False
+        self.outcome: PostOutcome | None = None
+
+    async def __aenter__(self) -> Self:
+        self.probe = await self._endpoints._enter(self._endpoint, self._load)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._endpoints._learn(self._endpoint, self._load, self)
+        self._endpoints._leave(self._endpoint, self._load)
 
 
 class Endpoints:
@@ -93,19 +107,12 @@ class Endpoints:
         """How much of the window all endpoints have together."""
         return self._held
 
-    @asynccontextmanager
-    async def share(self, endpoint: Endpoint) -> AsyncIterator[Place]:
-        """Hold one of the endpoint's places. Raises EndpointBusy when none is, or gets, free.
+    def share(self, endpoint: Endpoint) -> Place:
+        """One of the endpoint's places; entering it raises EndpointBusy when none is, or gets, free.
 
         The holder says what its attempt has shown by setting the place's outcome.
         """
-        load = self._load_of(endpoint)
-        place = await self._enter(endpoint, load)
-        try:
-            yield place
-        finally:
-            self._learn(endpoint, load, place)
-            self._leave(endpoint, load)
+        return Place(self, endpoint)
 
     def _load_of(self, endpoint: Endpoint) -> _Load:
         load = self._loads.get(endpoint)
@@ -114,20 +121,21 @@ class Endpoints:
         self._loads.move_to_end(endpoint)
         return load
 
-    async def _enter(self, endpoint: Endpoint, load: _Load) -> Place:
+    async def _enter(self, endpoint: Endpoint, load: _Load) -> bool:
+        """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
         if load.breaker.state(now) is not State.CLOSED:
             if not load.breaker.take_probe(now):
                 raise EndpointBusy(load.breaker.patience(now))
             self._take(load)
-            return Place(probe=True)
+            return True
         if load.held > 0 and load.held >= self._settings.window_records - self._held:
             raise EndpointBusy
         if load.running < load.allowed:
             self._take(load)
         else:
             await self._queue_up(endpoint, load)
-        return Place()
+        return False
 
     def _take(self, load: _Load) -> None:
         load.running += 1
