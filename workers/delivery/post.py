@@ -115,13 +115,15 @@ class Poster:
         # What the text of a URL shows does not change; where it leads is checked on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
+        self._traced = collecting()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
 
-        Where spans are collected there is one around it, and the other side gets its place in the trace.
+        Where spans were collected when this was made, there is one around it, and the other side gets its place in the
+        trace.
         """
-        if not collecting():
+        if not self._traced:
             return await self._attempt(url, body, headers, tenant)
         parent = parse_traceparent(headers.get(TRACEPARENT))
         with span("POST callback", parent, {"http.request.method": "POST", "url.origin": origin_of(url)}) as context:
