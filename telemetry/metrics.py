@@ -63,9 +63,3 @@ class Metrics:
             ["result"],
             registry=r,
         )
-        self.signature_seconds = Histogram(
-            "postback_signature_seconds",
-            "Seconds spent signing one event.",
-            buckets=(1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2),
-            registry=r,
-        )
