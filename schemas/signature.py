@@ -24,9 +24,14 @@ import secrets as random
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nacl.bindings import (
+    crypto_sign,
+    crypto_sign_BYTES,
+    crypto_sign_keypair,
+    crypto_sign_open,
+    crypto_sign_seed_keypair,
+)
+from nacl.exceptions import BadSignatureError
 
 ID_HEADER: Final = "webhook-id"
 TIMESTAMP_HEADER: Final = "webhook-timestamp"
@@ -92,7 +97,7 @@ class Signer:
         """The `webhook-signature` header for one attempt, made at `timestamp` (Unix seconds)."""
         content = _signed_content(webhook_id, str(timestamp), body)
         signatures = [f"v1,{_encode(_mac(secret, content))}" for secret in self._secrets]
-        signatures += [f"v1a,{_encode(key.sign(content))}" for key in self._signing_keys]
+        signatures += [f"v1a,{_encode(crypto_sign(content, key)[:crypto_sign_BYTES])}" for key in self._signing_keys]
         return " ".join(signatures)
 
     def headers(self, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
@@ -141,13 +146,13 @@ def generate_secret() -> str:
 
 def generate_signing_key() -> str:
     """A new ed25519 signing key, as `whsk_…`."""
-    key = Ed25519PrivateKey.generate()
-    return SIGNING_KEY_PREFIX + _encode(key.private_bytes_raw() + _raw(key.public_key()))
+    _, key = crypto_sign_keypair()
+    return SIGNING_KEY_PREFIX + _encode(key)
 
 
 def public_key_of(signing_key: str) -> str:
     """The `whpk_…` that verifies what this `whsk_…` signs. Raises MalformedKey."""
-    return PUBLIC_KEY_PREFIX + _encode(_raw(_signing_key(signing_key).public_key()))
+    return PUBLIC_KEY_PREFIX + _encode(_signing_key(signing_key)[_ED25519_BYTES:])
 
 
 def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
@@ -158,10 +163,12 @@ def _mac(secret: bytes, content: bytes) -> bytes:
     return hmac.digest(secret, content, hashlib.sha256)
 
 
-def _was_signed(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
+def _was_signed(key: bytes, signature: bytes, content: bytes) -> bool:
+    if len(signature) != crypto_sign_BYTES:
+        return False  # the library takes both as one text, where a short signature would borrow from the content
     try:
-        key.verify(signature, content)
-    except InvalidSignature:
+        crypto_sign_open(signature + content, key)
+    except BadSignatureError:
         return False
     return True
 
@@ -181,21 +188,22 @@ def _secret(text: str) -> bytes:
     return data
 
 
-def _signing_key(text: str) -> Ed25519PrivateKey:
+def _signing_key(text: str) -> bytes:
+    """Seed and public key, which is the form in which libsodium takes it."""
     data = _key_bytes(text, SIGNING_KEY_PREFIX)
     if len(data) != 2 * _ED25519_BYTES:
         raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key has a seed and a public key of 32 bytes each")
-    key = Ed25519PrivateKey.from_private_bytes(data[:_ED25519_BYTES])
-    if not hmac.compare_digest(_raw(key.public_key()), data[_ED25519_BYTES:]):
+    public, _ = crypto_sign_seed_keypair(data[:_ED25519_BYTES])
+    if not hmac.compare_digest(public, data[_ED25519_BYTES:]):
         raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key's public half does not belong to its seed")
-    return key
+    return data
 
 
-def _public_key(text: str) -> Ed25519PublicKey:
+def _public_key(text: str) -> bytes:
     data = _key_bytes(text, PUBLIC_KEY_PREFIX)
     if len(data) != _ED25519_BYTES:
         raise MalformedKey(f"a {PUBLIC_KEY_PREFIX} key has 32 bytes")
-    return Ed25519PublicKey.from_public_bytes(data)
+    return data
 
 
 def _key_bytes(text: str, prefix: str) -> bytes:
@@ -218,7 +226,3 @@ def _decode(encoded: str) -> bytes:
 
 def _encode(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _raw(key: Ed25519PublicKey) -> bytes:
-    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -46,7 +46,7 @@ def test_help_imports_no_client_and_no_engine() -> None:
     code = "import console.main, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = set(without_extras(code).stdout.split())
     assert "typer" in loaded
-    assert loaded.isdisjoint({"kafka", "cryptography", "opentelemetry", "pydantic", "pydantic_settings"})
+    assert loaded.isdisjoint({"kafka", "cryptography", "nacl", "opentelemetry", "pydantic", "pydantic_settings"})
 
 
 def test_the_producer_can_be_imported() -> None:

@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from nacl.bindings import crypto_sign_seed_keypair
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
 
 from schemas.signature import Signer
@@ -122,14 +122,14 @@ class FleetKey(_FileModel):
         return seed.get_secret_value()
 
     @property
-    def private(self) -> Ed25519PrivateKey:
-        """The private key."""
-        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(self.seed.get_secret_value()))
+    def private_bytes(self) -> bytes:
+        """The private key, 64 bytes: the seed and the public key."""
+        return crypto_sign_seed_keypair(base64.b64decode(self.seed.get_secret_value()))[1]
 
     @property
     def public_bytes(self) -> bytes:
         """The public key, 32 bytes."""
-        return self.private.public_key().public_bytes_raw()
+        return self.private_bytes[_SEED_BYTES:]
 
 
 class KeyringData(_FileModel):
@@ -260,7 +260,7 @@ class Keyring:
 
     def signing_keys(self, now: float) -> list[str]:
         """The fleet's private keys (`whsk_…`: seed and public key) that sign now, newest first."""
-        return ["whsk_" + _base64(key.private.private_bytes_raw() + key.public_bytes) for key in self._fleet(now)]
+        return ["whsk_" + _base64(key.private_bytes) for key in self._fleet(now)]
 
     def public_keys(self, now: float) -> list[str]:
         """The fleet's public keys (`whpk_…`) in use now, newest first."""
