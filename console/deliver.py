@@ -17,4 +17,4 @@ def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[in
     with needing("worker"):
         from workers.roles import Listen, run_delivery
 
-    run(run_delivery(fleet, Listen(host, metrics_port), announce))
+    run("deliver", run_delivery(fleet, Listen(host, metrics_port), announce))

@@ -31,16 +31,24 @@ def announce(port: int) -> None:
     say(f"metrics and health on port {port}")
 
 
-def run(role: Coroutine[None, None, None]) -> None:
-    """Run a role on uvloop; what an operator can mend ends it with one line."""
+def run(service: str, role: Coroutine[None, None, None]) -> None:
+    """Run a role on uvloop; what an operator can mend ends it with one line.
+
+    Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it names one.
+    """
     with needing("worker"):
         import uvloop
 
+    from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
     from workers.enrichment import ProfileRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.process import ProcessError
     from workers.stage.settle import IdentityShared
 
-    with telling(ProcessError, KeyringError, IdentityShared, ProfileRefused, SearchMisconfigured, TemplateRefused):
-        uvloop.run(role)
+    flush = set_up(service)
+    try:
+        with telling(ProcessError, KeyringError, IdentityShared, ProfileRefused, SearchMisconfigured, TemplateRefused):
+            uvloop.run(role)
+    finally:
+        flush()

@@ -28,4 +28,4 @@ def worker(
     with needing("worker"):
         from workers.roles import Listen, run_worker
 
-    run(run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
+    run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))

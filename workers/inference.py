@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -21,6 +22,7 @@ from schemas.topics import Topics
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
 from workers.dead_letters import dead_letter, size_of
 from workers.egress import EgressPolicy, EgressRefused, check_url
@@ -55,6 +57,7 @@ AHEAD_SECONDS = 0.25
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 _CHECKED_URLS = 4096
+_NO_SPAN = nullcontext()
 
 log = get_logger()
 
@@ -104,6 +107,7 @@ class InferenceHandler:
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
         self._preparing = 0
         self._enriching = 0
+        self._traced = collecting()
 
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
@@ -230,9 +234,10 @@ class InferenceHandler:
             deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
-            evidence = await self._enricher.enrich(
-                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
-            )
+            with self._span("enrich", received):
+                evidence = await self._enricher.enrich(
+                    sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+                )
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
@@ -252,7 +257,8 @@ class InferenceHandler:
     ) -> Sequence[Output]:
         started = self._clock.monotonic()
         try:
-            completion = await self._completion(received, asked)
+            with self._span("infer", received):
+                completion = await self._completion(received, asked)
         except RequestRejected as rejected:
             raise _invalid(received, rejected.field, rejected.reason) from None
         except EngineDied as died:
@@ -286,6 +292,12 @@ class InferenceHandler:
                 finally:
                     cut_off.cancel()
         return None
+
+    def _span(self, name: str, received: ReceivedJob) -> AbstractContextManager[object]:
+        """One phase in the job's trace, where somebody collects spans."""
+        if not self._traced:
+            return _NO_SPAN
+        return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
 
     def _abort(self, request_id: str) -> None:
         task = asyncio.ensure_future(self._engine.abort(request_id))
