@@ -13,6 +13,7 @@ import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 
 if TYPE_CHECKING:
     from schemas.endpoint import EndpointRecord, State
@@ -121,6 +122,5 @@ def _write_line(record: EndpointRecord) -> None:
     """One line an endpoint, its fields apart by two spaces."""
     said = _summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
-    line = "  ".join("-" if value is None else str(value) for value in fields)
     # Whoever may write results may have put anything into a URL, a terminal's commands among it.
-    typer.echo(line if line.isprintable() else ascii(line))
+    typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))
