@@ -79,7 +79,10 @@ class PutBack:
         try:
             self._producer.begin_transaction()
             for each in batch:
-                self._producer.send(each.topic, each.value, each.key, each.headers, each.partition)
+                headers = [
+                    (name, value or b"") for name, value in each.headers
+                ]  # the client sends none without a value
+                self._producer.send(each.topic, each.value, each.key, headers, each.partition)
             self._producer.commit_transaction()
         except kafka_errors.KafkaError as error:
             with contextlib.suppress(kafka_errors.KafkaError):

@@ -21,7 +21,7 @@ class Metrics:
         self.job_seconds = Histogram(
             "postback_job_seconds", "Seconds a job spent in one phase.", ["phase"], buckets=PHASE_BUCKETS, registry=r
         )
-        self.in_flight = Gauge("postback_in_flight", "Records handed to the handler and not yet settled.", registry=r)
+        self.in_flight = Gauge("postback_in_flight", "Records that the handler has now.", registry=r)
         self.backlog = Gauge(
             "postback_backlog_records", "Records not yet done in a partition.", ["topic", "partition"], registry=r
         )

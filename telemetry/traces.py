@@ -15,11 +15,13 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 TRACEPARENT = "traceparent"
+FLUSH_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
@@ -117,7 +119,8 @@ def current_trace() -> TraceContext | None:
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 
-    Only a process that exports pays for importing the SDK.
+    The result sends what is left, for FLUSH_SECONDS at the most: a collector that hangs must not outlast the time that a
+    process has to stop. Only a process that exports pays for importing the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return _nothing
@@ -128,10 +131,16 @@ def set_up(service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         return _nothing
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    return provider.shutdown
+
+    def flush() -> None:
+        ending = Thread(target=provider.shutdown, name="flush-spans", daemon=True)
+        ending.start()
+        ending.join(FLUSH_SECONDS)
+
+    return flush
 
 
 def _nothing() -> None:

@@ -240,7 +240,9 @@ class Product:
     def dead_letters(self) -> list[dict[str, str]]:
         """The headers of each."""
         letters = self.read(self.kafka.topics.dead_letters)
-        return [{name: value.decode("latin-1") for name, value in letter.headers() or ()} for letter in letters]
+        return [
+            {name: (value or b"").decode("latin-1") for name, value in letter.headers() or ()} for letter in letters
+        ]
 
     def outcomes(self) -> dict[str, str]:
         """By job; there is one result of each."""

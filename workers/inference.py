@@ -24,7 +24,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
-from workers.dead_letters import dead_letter, size_of
+from workers.dead_letters import dead_letter
 from workers.egress import EgressPolicy, EgressRefused, check_url
 from workers.engines.base import (
     Completion,
@@ -49,7 +49,7 @@ from workers.enrichment import (
 from workers.pace import AnswerRate
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
-from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
+from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Output, Record, size_of
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
@@ -201,6 +201,8 @@ class InferenceHandler:
         """The job in a record. Raises InvalidJob, also for a callback that may not be called."""
         origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        if record.unreadable is not None:
+            raise _invalid(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
             raise _invalid(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
         if received.job.callback_url is not None:
@@ -431,8 +433,8 @@ def _moved(record: Record, received: ReceivedJob, lane: str, why: tuple[str, byt
     return Output(lane, record.value, record.key, carried + stamps, record.partition)
 
 
-def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> Headers:
-    headers = [
+def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> list[Header]:
+    headers: list[Header] = [
         (names.TENANT, tenant.encode()),
         (names.JOB_ID, job_id.encode()),
         (names.WEBHOOK_ID, webhook_id.encode()),
@@ -442,7 +444,7 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     return headers
 
 
-def _not_believed(record: Record, tenant: str, job_id: str) -> Headers:
+def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
     """What the record says of tenant and job id where it does not count as that; bytes of any kind."""
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]

@@ -190,6 +190,14 @@ def test_a_partition_that_is_to_be_sought_is_paused_first_and_sought_when_it_res
     assert changes(window, back) == ([], [back])
 
 
+def test_a_new_partition_that_could_not_be_opened_is_sought_too() -> None:
+    window, new = Window(Limits()), partition(phase=Phase.ASSIGNED)
+    new.rewind_to = 0
+    assert changes(window, new) == ([new], [])
+    new.paused = True
+    assert changes(window, new) == ([], [new])
+
+
 def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:
     window, held = Window(Limits()), partition()
     for offset in range(5):

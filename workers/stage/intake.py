@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from telemetry.logs import get_logger
 from workers.stage.coordinator import STATISTICS_MS, Coordinator
 from workers.stage.ledger import Progress, UndecodableLedger
-from workers.stage.record import Record
+from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]
 Committed = dict[PartitionId, Progress | None]
@@ -152,6 +152,8 @@ class GroupIntake:
                 ends.append((message.topic(), message.partition(), message.offset()))
             elif error.fatal():
                 raise KafkaException(error)
+            else:
+                self._on_error(error)  # of one partition, and told nowhere else: that it may not be read, for one
         return records, ends
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
@@ -224,15 +226,28 @@ def _epoch(group_metadata: Any) -> int:
 
 def _record(message: Any) -> Record:
     # Any: the stubs make every part optional, which holds for events only
+    headers, unreadable = headers_of(message)
     return Record(
         message.topic(),
         message.partition(),
         message.offset(),
         message.value() or b"",
         message.key(),
-        message.headers(),
+        headers,
         message.timestamp()[1],
+        unreadable,
     )
+
+
+def headers_of(message: Any) -> tuple[Headers | None, str | None]:
+    """A message's headers, and why there are none where the client cannot give them.
+
+    To a broker a header's name is bytes. The client reads it as UTF-8, and raises a SystemError where it is none.
+    """
+    try:
+        return message.headers(), None
+    except (SystemError, UnicodeDecodeError):
+        return None, "have a name that is not UTF-8"
 
 
 def _decoded(answer: TopicPartition) -> Progress | None:

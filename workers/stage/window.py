@@ -121,10 +121,10 @@ class Window:
 
     def wants_pause(self, partition: Partition, *, waiting: bool) -> bool:
         """Whether a partition is not to be fetched from now. `waiting`: its first parked record is not due yet."""
-        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
-            return partition.phase is not Phase.ASSIGNED
         if partition.rewind_to is not None and not partition.paused:
             return True  # seeking is done on the way from paused to resumed
+        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
+            return partition.phase is not Phase.ASSIGNED
         return partition.ledger.span >= (SPAN_LOW if partition.paused else SPAN_HIGH)
 
     def changes(
