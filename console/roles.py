@@ -47,9 +47,10 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.enrichment import ProfileRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.process import ProcessError
+    from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
 
-    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared)
+    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused)
     of_the_jobs = (ProfileRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:

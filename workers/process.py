@@ -35,6 +35,10 @@ class BrokerAway(ProcessError):  # noqa: N818 - it names what is wrong
     """No broker answered when the process started."""
 
 
+class AccessRefused(ProcessError):  # noqa: N818 - it names what happened
+    """A broker answered, and refused who we are or what we asked."""
+
+
 def replica_of(settings: FleetSettings) -> str:
     """The process's identity: stable where POSTBACK_REPLICA says so, else random."""
     return settings.replica or f"r{secrets.token_hex(4)}"
@@ -49,13 +53,9 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
         try:
             described = await asyncio.wrap_future(future)
         except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise TopicMissing(f"the topic {name} does not exist; `postback topics create` makes it") from None
-            raise BrokerAway(
-                f"Kafka at {kafka.bootstrap_servers} does not answer ({error.args[0].name()}); "
-                "set POSTBACK_KAFKA__BOOTSTRAP_SERVERS, or start one with `postback broker start`"
-            ) from None
+            raise unanswered(kafka, error.args[0], f" to the topic {name}") from None
         found[name] = str(described.topic_id)
     return found
 
@@ -66,7 +66,19 @@ async def topic_names(kafka: KafkaSettings) -> list[str]:
     try:
         return list((await asyncio.to_thread(client.list_topics, timeout=TOPIC_SECONDS)).topics)
     except KafkaException as error:
-        raise BrokerAway(f"Kafka at {kafka.bootstrap_servers} does not answer ({error.args[0].name()})") from None
+        raise unanswered(kafka, error.args[0]) from None
+
+
+def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> BrokerAway | AccessRefused:
+    """Why Kafka did not tell what a process that starts has asked: it is not there, or it may not tell."""
+    if error.name().endswith("_AUTHORIZATION_FAILED"):
+        return AccessRefused(
+            f"Kafka refuses access{to_what} ({error.name()}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs"
+        )
+    return BrokerAway(
+        f"Kafka at {kafka.bootstrap_servers} does not answer ({error.name()}); "
+        "set POSTBACK_KAFKA__BOOTSTRAP_SERVERS, or start one with `postback broker start`"
+    )
 
 
 def readiness_of(stages: Sequence[Stage]) -> Readiness:

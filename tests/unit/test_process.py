@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
-from workers.process import run_stages
+from schemas.settings import KafkaSettings
+from workers.process import AccessRefused, BrokerAway, ProcessError, run_stages, unanswered
 
 
 class Broken:
@@ -46,3 +48,16 @@ async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_ra
     with pytest.raises(ValueError, match="broken"):
         await run_stages([broken, other])
     assert other.drained
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError._TIMED_OUT, BrokerAway, r"Kafka at host:1 does not answer \(_TIMED_OUT\)"),
+    ],
+)
+def test_a_broker_that_refuses_is_told_from_one_that_is_away(code: int, kind: type[ProcessError], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        raise unanswered(KafkaSettings(bootstrap_servers="host:1"), KafkaError(code), " to the topic jobs")

@@ -21,6 +21,15 @@ Committed = dict[PartitionId, Progress | None]
 log = get_logger()
 
 
+class GroupRefused(Exception):  # noqa: N818 - it names what happened
+    """Kafka does not have this client in the group, and the client gave up."""
+
+    def __init__(self, error: KafkaError) -> None:
+        old = "not supported" in error.str()
+        fix = "Kafka 4.0 or newer is needed, with consumer groups (KIP-848) switched on" if old else "see Kafka's log"
+        super().__init__(f"Kafka refuses membership in the group: {error.str()}; {fix}")
+
+
 class Listener(Protocol):
     """Hears of rebalances, on the thread that calls `consume`."""
 
@@ -55,7 +64,10 @@ class Intake(Protocol):
         ...
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one."""
+        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one.
+
+        Raises GroupRefused.
+        """
         ...
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
@@ -150,8 +162,8 @@ class GroupIntake:
                 records.append(_record(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends.append((message.topic(), message.partition(), message.offset()))
-            elif error.fatal():
-                raise KafkaException(error)
+            elif error.fatal() or error.code() == KafkaError._FATAL:
+                raise GroupRefused(error)
             else:
                 self._on_error(error)  # of one partition, and told nowhere else: that it may not be read, for one
         return records, ends
