@@ -14,6 +14,7 @@ from console.confirm import confirmed
 from console.errors import FAILED, fail, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
         said = (one["id"], one["at"], one["kind"], one["reason"], one["tenant"], one["job_id"], one["origin"], *state)
-        typer.echo("  ".join("-" if value is None else str(value) for value in said))
+        # A header may hold anything, a terminal's commands among it.
+        typer.echo(harmless("  ".join("-" if value is None else str(value) for value in said)))
         count += 1
     return count
 

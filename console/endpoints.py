@@ -13,6 +13,7 @@ import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 
 if TYPE_CHECKING:
     from schemas.endpoint import EndpointRecord, State
@@ -63,7 +64,7 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
         disabled = disabled_endpoints(kafka)
     others = [url for url in urls if (tenant, url) not in disabled]
     if others:
-        raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(_shown, others))}")
+        raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
     _put(tenant, urls, State.ENABLED, as_json=as_json)
     reasons = "--reason endpoint_disabled --reason endpoint_gone"
     say(f"kept events are put back by: postback dead-letters redrive {reasons} --tenant {tenant}")
@@ -125,10 +126,5 @@ def _write_line(record: EndpointRecord) -> None:
     """One line an endpoint, its fields apart by two spaces."""
     said = _summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
-    line = "  ".join("-" if value is None else str(value) for value in fields)
-    typer.echo(_shown(line))
-
-
-def _shown(text: str) -> str:
-    """Whoever may write results may have put anything into a URL, a terminal's commands among it."""
-    return text if text.isprintable() else ascii(text)
+    # Whoever may write results may have put anything into a URL, a terminal's commands among it.
+    typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))

@@ -66,9 +66,12 @@ def show(
 def rotate(
     tenant: Tenant = "default",
     fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the fleet's key pair, not a tenant's secret.")] = False,
-    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with the old key at once.")] = False,
+    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
 ) -> None:
-    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over."""
+    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over.
+
+    With --leaked the new key signs alone at once: keys that were rotated within the last 24 hours end with the old one.
+    """
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import OVERLAP_SECONDS, KeyringError
 
@@ -76,8 +79,8 @@ def rotate(
     with telling(KeyringError):
         until = keyring.rotate(None if fleet else tenant, now, 0.0 if leaked else OVERLAP_SECONDS)
     whose = "the fleet's key pair" if fleet else f"the secret of tenant {tenant}"
-    end = "signs no more" if leaked else f"signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
-    say(f"rotated {whose}; the old one {end}")
+    until_then = f"the old one signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
+    say(f"rotated {whose}; {'all earlier ones sign no more' if leaked else until_then}")
 
 
 def _load() -> Keyring:

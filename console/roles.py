@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from console.errors import needing, say, telling
+from console.errors import BAD_INPUT, needing, say, telling
 from console.settings import fleet_settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def starting(service: str) -> FleetSettings:
 
     signal.signal(signal.SIGTERM, _nothing_to_drain)
     fleet = fleet_settings()
-    logs.configure(service)
+    with telling(logs.UnknownLevel, code=BAD_INPUT):
+        logs.configure(service)
     return fleet
 
 
@@ -49,16 +50,20 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     with needing("worker"):
         import uvloop
 
+    from schemas.settings import SettingsRefused
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
+    from workers.engines.base import EngineError
     from workers.enrichment import ProfileRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.process import ProcessError
     from workers.stage.settle import IdentityShared
 
+    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared)
+    of_the_jobs = (ProfileRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
-        with telling(ProcessError, KeyringError, IdentityShared, ProfileRefused, SearchMisconfigured, TemplateRefused):
+        with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, code=BAD_INPUT):
             uvloop.run(role)
     finally:
         flush()

@@ -38,6 +38,7 @@ _WHY = frozenset(
     }
 )
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
+_SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
 """What a job went through before, and is to go through anew."""
 
@@ -245,7 +246,8 @@ def returning(
     """The record of a letter as it goes back.
 
     A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
-    identity that it had; a deadline that has passed is left out, so that its `ttl_seconds` count from now.
+    identity that it had, or what it said in place of that; a deadline that has passed is left out, so that its
+    `ttl_seconds` count from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]
@@ -255,7 +257,8 @@ def returning(
     if deadline is not None and deadline <= now_ms:
         headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
     dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID} if as_new_event else set())
-    headers = [(name, value) for name, value in headers if name not in dropped]
+    dropped |= {_SAID[name] for name, _ in headers if name in _SAID}
+    headers = [(_SAID.get(name, name), value) for name, value in headers if name not in dropped]
     lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))
     partition = number if number is not None and number < partitions[lane] else None
     return Returning(lane, record.key, record.value, headers, partition)

@@ -31,6 +31,8 @@ HEADERS: dict[str, dict[str, Any]] = {
         "pattern": "^msg_[0-9a-f]{32}$",
         "description": "The event's identifier: the same on every attempt, never from user text.",
     },
+    topics.SAID_TENANT: {**_TEXT, "description": "What the record said for `tenant`, where that was not believed."},
+    topics.SAID_JOB_ID: {**_TEXT, "description": "The same for `job-id`."},
     topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
@@ -56,6 +58,7 @@ _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.S
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),
     *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
+    *(topics.SAID_TENANT, topics.SAID_JOB_ID),
 )
 
 _INFO = {

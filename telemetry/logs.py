@@ -27,7 +27,7 @@ from opentelemetry import trace
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["configure", "get_logger", "log_context", "origin_of", "redact"]
+__all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of", "redact"]
 
 ECS_VERSION = "8.11.0"
 REDACTED = "[redacted]"
@@ -68,6 +68,13 @@ _FOREIGN_STEPS: list[Processor] = [
 ]
 
 
+class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
+    """POSTBACK_LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR and CRITICAL."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
 def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
     """A logger; cheap, and usable before `configure`, when lines go wherever the standard library's do."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
@@ -80,7 +87,11 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     """Send this process' log lines, those of libraries included, to `stream` (standard error where None).
 
     `service` becomes `service.name`. `level` is a name such as INFO; absent, `POSTBACK_LOG_LEVEL`, else INFO.
+    Raises UnknownLevel.
     """
+    wanted = (level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO")).upper()
+    if wanted not in logging.getLevelNamesMapping():
+        raise UnknownLevel
     stream = sys.stderr if stream is None else stream
     steps = _terminal_steps() if stream.isatty() else _json_steps(service)
     handler = logging.StreamHandler(stream)
@@ -92,7 +103,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO").upper())
+    root.setLevel(wanted)
     logging.captureWarnings(True)
     for chatty in ("aiohttp.access", "kafka", "asyncio", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

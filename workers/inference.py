@@ -406,20 +406,21 @@ class InferenceHandler:
     def _dead_letter(
         self, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
     ) -> Output:
-        """The record with its identity, which it got where it stands and would lose elsewhere. What it says stays."""
+        """The record with the identity that its result has: it got it where it stands, and would lose it elsewhere."""
         self._metrics.dead_letters.labels(reason).inc()
-        carried = [(name, value) for name, value in record.headers or () if name != names.WEBHOOK_ID]
-        said = {name for name, _ in carried}
+        carried = [(name, value) for name, value in record.headers or () if name not in _IDENTITY | _SAID]
         identity = _identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
-        carried += [(name, value) for name, value in identity if name not in said]
-        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
+        said = _not_believed(record, whose.tenant, whose.job_id)
+        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried + identity + said)
 
 
 def _key(received: ReceivedJob) -> JobKey:
     return received.tenant, received.job_id
 
 
-_STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE}
+_IDENTITY = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT})
+_SAID = frozenset({names.SAID_TENANT, names.SAID_JOB_ID})
+_STAMPS = _IDENTITY | {names.DEADLINE}
 _NO_TENANT = DEFAULT_TENANT.encode()
 _BULK = ".batch"
 
@@ -441,6 +442,13 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     if traceparent is not None:
         headers.append((names.TRACEPARENT, traceparent.encode()))
     return headers
+
+
+def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
+    """What the record says of tenant and job id where it does not count as that; bytes of any kind."""
+    stated = dict(record.headers or ())
+    pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
+    return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
 def _answer(text: str, asked: Asked) -> Answer:

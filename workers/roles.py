@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from schemas.settings import FleetSettings
+from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
@@ -55,6 +55,10 @@ class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
     """Delivery has nothing to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
 
 
+class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
+    """Metrics and health cannot be served where they are to be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listen:
     """Where the process serves its metrics. Port 0 is any free one."""
@@ -95,15 +99,24 @@ class Process:
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
         """Serve health and metrics meanwhile; `announce` is told the port."""
-        server = HealthServer(
-            self.metrics, self.readiness, listen.host, listen.metrics_port, alive=self.alive, pages=self.pages
-        )
+        server = self._health_server(listen)
         server.start()
         announce(server.port)
         try:
             yield
         finally:
             server.stop()
+
+    def _health_server(self, listen: Listen) -> HealthServer:
+        """Raises CannotListen."""
+        host, port = listen.host, listen.metrics_port
+        try:
+            return HealthServer(self.metrics, self.readiness, host, port, alive=self.alive, pages=self.pages)
+        except OSError as error:
+            raise CannotListen(
+                f"metrics and health cannot be served on port {port} of {host} ({error.strerror}); "
+                "choose another --metrics-port, 0 being any free one, or another --host"
+            ) from None
 
 
 async def run_worker(
@@ -115,13 +128,14 @@ async def run_worker(
     *,
     with_delivery: bool = False,
 ) -> None:
-    """Load the engine, join the group, answer jobs until SIGTERM. Raises ProcessError and what ended a stage.
+    """Load the engine, join the group, answer jobs until SIGTERM.
 
-    What the settings and the broker can be asked is asked before the engine loads, which may take minutes.
+    What the settings and the broker can be asked is asked before the engine loads, which may take minutes. Raises
+    ProcessError, SettingsRefused, what the engine raises when it starts, and what ended a stage.
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
+        engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, engine_kind, model, stack)]
         if with_delivery:
@@ -133,7 +147,7 @@ async def run_worker(
 
 
 async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
-    """Deliver callbacks until SIGTERM. Raises ProcessError and what ended the stage."""
+    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused and what ended the stage."""
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         return [await _delivery_stage(process, stack)]
@@ -162,9 +176,12 @@ async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], N
 async def inference_stage(
     process: Process, engine: Engine, kind: EngineKind, model: str | None, stack: AsyncExitStack
 ) -> Stage:
-    """The stage that answers jobs with this engine. What it needs ends with `stack`. Raises ProcessError."""
-    settings, kafka = WorkerSettings(), process.fleet.kafka
-    egress = EgressSettings()
+    """The stage that answers jobs with this engine. What it needs ends with `stack`.
+
+    Raises ProcessError and SettingsRefused.
+    """
+    settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
+    egress = read_settings(EgressSettings)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
     others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
@@ -196,9 +213,9 @@ def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
     """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
-    settings = EnrichmentSettings()
+    settings = read_settings(EnrichmentSettings)
     web = Web(settings.user_agent, process.clock)
-    found = providers(SearchSettings(), web)
+    found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
     enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
     await web.start()
@@ -209,7 +226,8 @@ async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> En
 
 
 async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
-    settings, kafka = DeliverySettings(), process.fleet.kafka
+    settings, kafka = read_settings(DeliverySettings), process.fleet.kafka
+    policy = read_settings(EgressSettings).callback_policy(development=process.development)
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
@@ -217,7 +235,6 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
     await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
-    policy = EgressSettings().callback_policy(development=process.development)
     handler = DeliveryHandler(
         kafka.topics,
         keyring,

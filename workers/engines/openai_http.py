@@ -19,7 +19,7 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
-from telemetry.logs import get_logger
+from telemetry.logs import get_logger, origin_of
 from workers.engines.base import Completion, EngineLoad, EngineUnavailable, GenerationRequest, RequestRejected
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.settings import OpenAISettings
@@ -109,7 +109,10 @@ class OpenAIEngine:
                 await self._reached()
         except TimeoutError:
             await self.close()
-            raise EngineUnavailable("the server was not reached in time") from None
+            raise EngineUnavailable(
+                f"no server answered at {origin_of(self._base)} within {self._settings.start_timeout_seconds:g} s; "
+                "POSTBACK_ENGINE__OPENAI__BASE_URL says where it is"
+            ) from None
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""

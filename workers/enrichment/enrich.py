@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.job import DEFAULT_TENANT, Search, Sources
+from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -82,7 +83,7 @@ class Enricher:
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
-        cache = cache or CacheSettings()
+        cache = cache or read_settings(CacheSettings)
         self._cache = open_cache(cache, clock, metrics)
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
 
