@@ -14,11 +14,15 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from schemas.settings import FleetSettings, KafkaSettings
-from telemetry.health import Readiness
+from telemetry.clock import Clock
+from telemetry.health import Heartbeat, Readiness
 from telemetry.logs import get_logger
 from workers.stage.stage import Stage
 
 TOPIC_SECONDS = 10.0
+STUCK_SECONDS = 60.0
+"""How long the event loop may not come round before an orchestrator is to restart the process."""
+BEAT_SECONDS = 1.0
 _TOPIC_ASKED = 10
 _TOPIC_ASK_AGAIN_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -101,6 +105,28 @@ class SideTask(Protocol):
     async def ended(self) -> None:
         """Wait for as long as it does its work, and raise what ended it."""
         ...
+
+
+class LoopBeat:
+    """A `SideTask` by which `/healthz` sees whether the event loop comes round: the Kafka thread's beat shows its own."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop came round within a minute."""
+        return self._heartbeat()
+
+    def reasons(self) -> list[str]:
+        """None: a loop that is held up for a moment goes on with its work."""
+        return []
+
+    async def ended(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            self._heartbeat.beat()
+            await asyncio.sleep(BEAT_SECONDS)
 
 
 def readiness_of(stages: Sequence[Stage], beside: Sequence[SideTask] = ()) -> Readiness:

@@ -28,6 +28,7 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
 from workers.process import (
+    LoopBeat,
     ProcessError,
     SideTask,
     alive,
@@ -168,6 +169,7 @@ async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], N
             stages = await unless_stopped(prepare(process, stack), stop)
             if stages is not None:
                 process.stages = stages
+                process.beside.append(LoopBeat(process.clock))
                 log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
                 await run_stages(stages, stop, process.beside)
     log.info("Stopped.", action="stopped", replica=process.replica)

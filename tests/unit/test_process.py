@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from workers.process import alive, readiness_of, run_stages, stop_signal, unless_stopped
+from tests.clocks import HandClock
+from workers.process import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
 
 
 class Broken:
@@ -111,3 +112,19 @@ async def test_a_signal_cuts_off_what_comes_before_serving() -> None:
         asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), signal.SIGTERM)
         assert await unless_stopped(preparing(), stop) is None
     assert ended
+
+
+async def test_an_event_loop_that_does_not_come_round_is_seen_and_one_that_does_again_is_alive() -> None:
+    clock = HandClock()
+    beat = LoopBeat(clock)
+    beating = asyncio.create_task(beat.ended())
+    await asyncio.sleep(0)
+    clock.now += 59.0
+    assert alive([], [beat])
+    clock.now += 2.0  # as a handler does that blocks the loop
+    assert not alive([], [beat])
+    beating.cancel()
+    again = asyncio.create_task(beat.ended())
+    await asyncio.sleep(0)
+    assert alive([], [beat])
+    again.cancel()
