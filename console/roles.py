@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -18,13 +20,21 @@ METRICS_PORT = typer.Option("--metrics-port", min=0, max=65535, help="0 is any f
 
 
 def starting(service: str) -> FleetSettings:
-    """Begin to log as this service, and read the fleet's settings."""
+    """Begin to log as this service, and read the fleet's settings.
+
+    Until the role listens for SIGTERM itself, it ends the process as it is: there is nothing to drain.
+    """
     from telemetry import logs
 
+    signal.signal(signal.SIGTERM, _nothing_to_drain)
     fleet = fleet_settings()
     with telling(logs.UnknownLevel, code=BAD_INPUT):
         logs.configure(service)
     return fleet
+
+
+def _nothing_to_drain(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def announce(port: int) -> None:

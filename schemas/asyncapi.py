@@ -184,9 +184,13 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
     }
 
 
+_BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.ms"})
+"""What is set of a topic and can be said: not who stamps records, nor when it is compacted."""
+
+
 def _configuration(config: dict[str, str]) -> dict[str, Any]:
-    """As the Kafka binding (0.5.0) knows them; it has no word for who stamps records."""
-    known = {name: value for name, value in config.items() if name != "message.timestamp.type"}
+    """As far as the Kafka binding (0.5.0) has words for it."""
+    known = {name: value for name, value in config.items() if name in _BOUND}
     return {name: value.split(",") if name == "cleanup.policy" else int(value) for name, value in known.items()}
 
 

@@ -119,8 +119,8 @@ def current_trace() -> TraceContext | None:
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 
-    The result sends what is left, for FLUSH_SECONDS at the most: a collector that hangs must not outlast the time that a
-    process has to stop. Only a process that exports pays for importing the SDK.
+    The result sends what is left, for FLUSH_SECONDS at the most: a collector that hangs must not outlast the time that
+    a process has to stop. Only a process that exports pays for importing the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return _nothing

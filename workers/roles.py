@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.compacted import CompactedTopic
+from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.jwks import JWKS_PATH, jwks_page
 from workers.delivery.keyring import Keyring
@@ -28,11 +28,14 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
 from workers.process import (
+    LoopBeat,
     ProcessError,
+    SideTask,
     alive,
     readiness_of,
     replica_of,
     run_stages,
+    stop_signal,
     topic_ids,
     topic_names,
     unless_stopped,
@@ -75,16 +78,24 @@ class Process:
         self.metrics = Metrics()
         self.replica = replica_of(fleet)
         self.stages: list[Stage] = []
+        self.beside: list[SideTask] = []
         self.pages: dict[str, Callable[[], Page]] = {}
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
         """Not ready before its stages run."""
-        return readiness_of(self.stages) if self.stages else Readiness((self._starting,))
+        return readiness_of(self.stages, self.beside) if self.stages else Readiness((self._starting,))
 
     def alive(self) -> bool:
         """A process that still loads its engine is alive."""
-        return alive(self.stages)
+        return alive(self.stages, self.beside)
+
+    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack) -> None:
+        """Have `apply` told what a compacted topic says: all of it before this returns. Raises ProcessError."""
+        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock)
+        stack.push_async_callback(followed.close)
+        await followed.start()
+        self.beside.append(followed)
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
@@ -123,30 +134,44 @@ async def run_worker(
     What the settings and the broker can be asked is asked before the engine loads, which may take minutes. Raises
     ProcessError, SettingsRefused, what the engine raises when it starts, and what ended a stage.
     """
-    process = Process(fleet)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(process.observed(listen, announce))
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, engine_kind, model, stack)]
         if with_delivery:
             stages.append(await _delivery_stage(process, stack))
-        if await unless_stopped(engine.start()):
-            await _serve(process, stages)
+        await engine.start()
+        return stages
+
+    await _run(fleet, listen, announce, prepare)
 
 
 async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
     """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused and what ended the stage."""
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        return [await _delivery_stage(process, stack)]
+
+    await _run(fleet, listen, announce, prepare)
+
+
+Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]]
+"""Makes the stages of a process; what they need ends with the stack."""
+
+
+async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
+    """Prepare, serve, and end everything, in this order; a signal ends whichever it meets."""
     process = Process(fleet)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(process.observed(listen, announce))
-        await _serve(process, [await _delivery_stage(process, stack)])
-
-
-async def _serve(process: Process, stages: list[Stage]) -> None:
-    process.stages = stages
-    log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
-    await run_stages(stages)
+    with stop_signal() as stop:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(process.observed(listen, announce))
+            stages = await unless_stopped(prepare(process, stack), stop)
+            if stages is not None:
+                process.stages = stages
+                process.beside.append(LoopBeat(process.clock))
+                log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
+                await run_stages(stages, stop, process.beside)
     log.info("Stopped.", action="stopped", replica=process.replica)
 
 
@@ -174,9 +199,8 @@ async def inference_stage(
         process.clock,
         process.metrics,
     )
-    control = CompactedTopic(kafka, kafka.topics.control, handler.cancellations.apply, process.clock)
-    stack.push_async_callback(control.close)
-    await control.start()  # before the first dispatch, so that nothing is begun that was cancelled
+    # Before the first dispatch, so that nothing is begun that was cancelled.
+    await process.follow(kafka.topics.control, handler.cancellations.apply, stack)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
@@ -223,8 +247,6 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         former_tiers=former_tiers,
     )
     stack.push_async_callback(handler.close)
-    endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply, process.clock)
-    stack.push_async_callback(endpoints.close)
-    await endpoints.start()
+    await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)

@@ -11,7 +11,7 @@ from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from producers.endpoints import put_endpoint
+from producers.endpoints import put_endpoints
 from producers.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, State
@@ -158,7 +158,7 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
     put_letters(fleet)
     callbacks = LetterFilter(tenant="acme")
     for state, count in ((State.DISABLED, 0), (State.ENABLED, 1)):
-        put_endpoint(fleet, EndpointRecord(tenant="acme", url=HOOK, state=state, at=1))
+        put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=state, at=1)])
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, CLOCK)
             assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count

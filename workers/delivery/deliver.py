@@ -137,12 +137,12 @@ class DeliveryHandler(TierPace):
 
     def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
         """What the fleet is to know of the endpoint from now on, if that is anything new."""
-        change = self.states.learn(pending, outcome, self._now_ms())
-        if change is None:
-            return []
-        if isinstance(change, Forget):
-            return [outputs.endpoint_forgotten(change.key, self._topics)]
-        return [outputs.endpoint_state(change, self._topics)]
+        return [
+            outputs.endpoint_forgotten(change.key, self._topics)
+            if isinstance(change, Forget)
+            else outputs.endpoint_state(change, self._topics)
+            for change in self.states.learn(pending, outcome, self._now_ms())
+        ]
 
     def _after_failure(self, record: Record, pending: PendingDelivery, outcome: FailedDelivery) -> list[Output]:
         attempts, now_ms = pending.attempts + 1, self._now_ms()
