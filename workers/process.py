@@ -108,7 +108,7 @@ class SideTask(Protocol):
 
 
 class LoopBeat:
-    """A `SideTask` by which `/healthz` sees whether the event loop comes round: the Kafka thread's beat shows its own."""
+    """A `SideTask` by which `/healthz` sees whether the event loop comes round; a stage shows only its own thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
