@@ -121,7 +121,7 @@ class SideTask(Protocol):
 
 
 class LoopBeat:
-    """A `SideTask` by which `/healthz` sees whether the event loop comes round; the Kafka thread has its beat."""
+    """A `SideTask` by which `/healthz` sees whether the event loop comes round; a stage shows only its own thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
