@@ -59,7 +59,10 @@ def list_letters(
 
 
 @app.command()
-def show(letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")]) -> None:
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
+    _as_json: Annotated[bool, typer.Option("--json", help="As it is without, too.")] = False,
+) -> None:
     """Show all that is kept of a letter, its content included, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
     with _opened() as found:

@@ -130,7 +130,9 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     left = postback_here("dead-letters", "list", env=env)
     assert [line.split("  ")[0] for line in left.stdout.splitlines()] == ["0:2"]
     assert left.stderr == "postback: 1 dead letters\n"
-    shown = json.loads(postback_here("dead-letters", "show", "msg_1", env=env).stdout)
+    found = postback_here("dead-letters", "show", "msg_1", "--json", env=env)
+    assert found.stdout == postback_here("dead-letters", "show", "msg_1", env=env).stdout
+    shown = json.loads(found.stdout)
     assert [(one["id"], one["value"], one["redriven_at"] is None) for one in shown] == [
         ("0:0", {"job_id": "job_1"}, False)
     ]
