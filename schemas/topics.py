@@ -49,6 +49,14 @@ _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+_LANE = re.compile(r"(?!(?:batch|shadow)$)[A-Za-z0-9_-]{1,64}")
+
+
+def is_engine_lane(name: str) -> bool:
+    """Whether an engine's lanes may have this name: `batch` and `shadow` would be other topics of the fleet."""
+    return _LANE.fullmatch(name) is not None
+
+
 def tier_name(delay_seconds: float) -> str:
     """The delay as it stands in a topic's name: 5s, 5m, 2h; fractions, which tests use, as milliseconds."""
     if delay_seconds != int(delay_seconds):
