@@ -26,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that we
 _OBSTACLES = {
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
+    "empty": "without content, which nothing can be made of",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
 _SHOWN = 10

@@ -73,8 +73,10 @@ class Letter:
     def obstacle(self) -> str | None:
         """Why it cannot be put back; None where it can."""
         record = self.record
-        if record.header(topics.ABRIDGED) is not None or not record.value:
+        if record.header(topics.ABRIDGED) is not None:
             return "too_large"
+        if not record.value:
+            return "empty"
         if Returning("", record.key, record.value, record.headers).size > MAX_RECORD_BYTES:
             return "too_large"
         if self.kind == "callback" and self.disabled:
