@@ -39,7 +39,7 @@ def init() -> None:
 @app.command()
 def show(
     tenant: Tenant = "default",
-    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, with --json too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
@@ -50,14 +50,15 @@ def show(
     if jwks:
         typer.echo(json.dumps(keyring.jwks(now), indent=2))
         return
-    secrets = [secret if reveal else "whsec_… (--reveal shows it)" for secret in keyring.secrets(tenant, now)]
-    public_keys = keyring.public_keys(now)
+    secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(now)
     if as_json:
-        typer.echo(json.dumps({"tenant": tenant, "secrets": secrets, "public_keys": public_keys}, ensure_ascii=False))
+        # No sentence in the place of a secret: a script would keep it as one.
+        said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
+        typer.echo(json.dumps(said))
         return
     typer.echo(f"tenant      {tenant}")
     for secret in secrets:
-        typer.echo(f"secret      {secret}")
+        typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}")
     for key in public_keys:
         typer.echo(f"public key  {key}")
 
