@@ -20,3 +20,11 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
     at = round(clock.time() * 1000)
     controls = [JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at) for job_id in job_ids]
     put_facts(settings, settings.topics.control, [(job_key_bytes(one.key), write_control(one)) for one in controls])
+
+
+def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
+    """Have jobs of these ids answered again, also ones that are submitted anew. Returns once Kafka has it.
+
+    A job that ended as `cancelled` meanwhile has its result, and keeps it. Raises ProducerError.
+    """
+    put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])

@@ -13,8 +13,11 @@ from schemas.settings import KafkaSettings
 _SENT_SECONDS = 30.0
 
 
-def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes]]) -> None:
-    """Have every process go by these keys and values from now on. Returns once Kafka has them. Raises ProducerError."""
+def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes | None]]) -> None:
+    """Have every process go by these keys and values from now on; where a value is None, what was said is taken back.
+
+    Returns once Kafka has them. Raises ProducerError.
+    """
     producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
     try:
         with kafka_errors_translated(settings):
