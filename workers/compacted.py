@@ -21,6 +21,7 @@ from schemas.settings import KafkaSettings
 from schemas.topics import TOMBSTONES_KEPT_MS
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
+from workers.kafka import client_config
 from workers.process import BrokerAway, ProcessError, topic_ids
 
 START_SECONDS = 60.0
@@ -183,7 +184,7 @@ class CompactedTopic:
         return Consumer(
             {
                 "fetch.wait.max.ms": 100,
-                **self._kafka.client_config(),
+                **client_config(self._kafka),
                 "group.id": "follower",  # asked for by the client; nothing is joined and nothing is committed
                 "enable.auto.commit": False,
                 "isolation.level": isolation,

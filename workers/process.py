@@ -17,6 +17,7 @@ from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import Clock
 from telemetry.health import Heartbeat, Readiness
 from telemetry.logs import get_logger
+from workers.kafka import asking_config
 from workers.stage.stage import Stage
 
 TOPIC_SECONDS = 10.0
@@ -58,7 +59,7 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
 
     A topic that was made a moment ago may be unknown to the broker that is asked, so it is asked again for a while.
     """
-    client = AdminClient(kafka.client_config())
+    client = AdminClient(asking_config(kafka))
     found: dict[str, str] = {}
     for _ in range(_TOPIC_ASKED):
         found |= await _known_ids(client, kafka, [name for name in topics if name not in found])
@@ -84,7 +85,7 @@ async def _known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence
 
 async def topic_names(kafka: KafkaSettings) -> list[str]:
     """The topics that there are, as far as we may know of them. Raises BrokerAway and AccessRefused."""
-    client = AdminClient(kafka.client_config())
+    client = AdminClient(asking_config(kafka))
     try:
         return list((await asyncio.to_thread(client.list_topics, timeout=TOPIC_SECONDS)).topics)
     except KafkaException as error:

@@ -71,6 +71,9 @@ class Settler:
     resting = True
     failures = 0
 
+    def listen(self) -> None:
+        """Has heard nothing."""
+
 
 class BusyLoop:
     """Takes calls and makes none."""

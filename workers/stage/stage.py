@@ -172,6 +172,7 @@ class Stage:
     def _turn(self) -> None:
         """The part of a round that goes on while a revoked partition is drained, to keep the others fed."""
         self.watch.beat()
+        self._settler.listen()
         self._collect()
         self._dispatch()
         self._transact()
