@@ -17,7 +17,12 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         r = self.registry
-        self.jobs = Counter("postback_jobs_total", "Results that were made; a job that is answered again after a crash counts again.", ["outcome"], registry=r)
+        self.jobs = Counter(
+            "postback_jobs_total",
+            "Results that were made; a job that is answered again after a crash counts again.",
+            ["outcome"],
+            registry=r,
+        )
         self.job_seconds = Histogram(
             "postback_job_seconds", "Seconds a job spent in one phase.", ["phase"], buckets=PHASE_BUCKETS, registry=r
         )
