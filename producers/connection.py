@@ -166,6 +166,16 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
         admin.close()
 
 
+def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
+    """What a group has committed, by topic and partition; those of which it has nothing are left out.
+
+    Raises ProducerError.
+    """
+    with admin_client(settings) as admin:
+        found = admin.list_group_offsets({group: None})[group]
+    return {(place.topic, place.partition): said.offset for place, said in found.items() if said.offset >= 0}
+
+
 def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:
     """How many partitions each of these topics has. Raises TopicMissing for the first that is not there.
 
