@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from kafka import errors as kafka_errors
 from kafka.admin import KafkaAdminClient
@@ -114,6 +116,22 @@ def _translated(name: str, value: str) -> dict[str, Any]:
     if name.startswith(_PASSED_OVER):
         return {}
     raise UnmappedProperty(name)
+
+
+class Connection(ABC):
+    """What is connected when it is made, and closed when a `with` block ends, whatever ended it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) -> Any:

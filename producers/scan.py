@@ -6,6 +6,7 @@ Only settled records, and no group is joined, see `CommittedReader`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,13 +164,11 @@ class Scanner(CommittedReader):
 
     def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
         """With what is in open transactions, which the reading itself never shows."""
-        consumer = connect(KafkaConsumer, self._settings, group_id=None, isolation_level="read_uncommitted")
-        try:
+        isolation = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_uncommitted"}
+        with closing(connect(KafkaConsumer, self._settings, **isolation)) as consumer:
             with kafka_errors_translated(self._settings):
                 ends: dict[Any, int] = consumer.end_offsets(partitions)
-        finally:
-            consumer.close()
-        return ends
+            return ends
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
         """The first offset of this time or later in each partition, else what is given for it."""

@@ -63,11 +63,16 @@ def letter(kafka: KafkaSettings, event: str, source: str, offset: int, value: by
 
 def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
     """The progress of delivery: its base in partition 0 of each of these topics."""
-    group = f"{kafka.topic_prefix}delivery"
     places = [TopicPartition(topic, 0, base) for topic, base in bases.items()]
+    asked = ConsumerGroupTopicPartitions(f"{kafka.topic_prefix}delivery", places)
     admin = AdminClient(kafka.client_config())
-    for done in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
-        done.result(20)
+
+    def is_committed() -> bool:
+        """A broker that is new has no coordinator for some moments, which it says of each partition."""
+        [done] = admin.alter_consumer_group_offsets([asked]).values()
+        return all(place.error is None for place in done.result(20).topic_partitions)
+
+    eventually(is_committed, 30, "the progress is not committed")
 
 
 def standings(kafka: KafkaSettings) -> tuple[list[str], dict[Standing, int], int]:
