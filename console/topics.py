@@ -8,15 +8,13 @@ import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import fleet_settings
+from schemas.topics import GROUPS
 
 if TYPE_CHECKING:
     from producers.topics import GroupsReport, TopicsReport
     from schemas.settings import KafkaSettings
 
 app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
-
-GROUPS = ("inference", "delivery")
-"""The stages that read as consumer groups, as `workers.roles` names them; a base install does not have that room."""
 
 
 @app.callback()

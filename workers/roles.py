@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from schemas.settings import FleetSettings, read_settings
-from schemas.topics import Topics
+from schemas.topics import DELIVERY_GROUP, INFERENCE_GROUP, Topics
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
@@ -45,9 +45,6 @@ from workers.settings import WorkerSettings
 from workers.stage.build import group_stage
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.window import Limits
-
-INFERENCE_GROUP = "inference"
-DELIVERY_GROUP = "delivery"
 
 log = get_logger()
 

@@ -57,6 +57,8 @@ def put_letters(fleet: KafkaSettings) -> None:
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int, dict[str, str]]]:
     """Key, value, partition and headers of what stands in a topic."""
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
     found = committed_records(fleet.client_config(), topic)
     return [
         (

@@ -135,16 +135,22 @@ async def make(keyring: Keyring, clock: SetClock, metrics: Metrics) -> AsyncIter
         await handler.close()
 
 
-def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | None) -> Record:
-    headers = {
-        "tenant": b"acme",
-        "webhook-id": b"msg_1",
-        "job-id": b"job_1",
-        "callback-url": url.encode() if url is not None else None,
-        "traceparent": TRACEPARENT.encode(),
-        "x-own": b"kept",
-        **{name.replace("_", "-"): header for name, header in changed.items()},
+def carried_to(url: str) -> dict[str, str]:
+    """The headers of a result that is to be called back there, all of which go with it wherever it waits."""
+    return {
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": url,
+        "traceparent": TRACEPARENT,
+        "x-own": "kept",
     }
+
+
+def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | None) -> Record:
+    headers: dict[str, bytes | None] = {name: value.encode() for name, value in carried_to(url or "").items()}
+    headers |= {"callback-url": None} if url is None else {}
+    headers |= {name.replace("_", "-"): header for name, header in changed.items()}
     present = [(name, header) for name, header in headers.items() if header is not None]
     return Record(TOPICS.results, 3, 17, value, b"job_1", present, NOW_MS)
 
@@ -230,12 +236,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
     not_before = int(headers_of(waiting)["not-before"])
     assert NOW_MS + 5_000 <= not_before <= NOW_MS + 5_500
     assert headers_of(waiting) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "attempt": "1",
         "not-before": str(not_before),
     }
@@ -282,12 +283,7 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     assert sum(TIER_DELAYS_SECONDS) * 1000 <= clock.ms - NOW_MS <= sum(TIER_DELAYS_SECONDS) * 1100 + 60_000
     assert 0 < hops < 100
     assert headers_of(left) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "reason": "callback_exhausted",
         "reason-detail": "the last attempt: server_error (status 503)",
         "attempts": "10",
@@ -496,12 +492,7 @@ async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
     [letter] = await handler.handle(waiting)
     assert (letter.topic, letter.value, letter.key) == (TOPICS.dead_letters, RESULT, b"job_1")
     assert headers_of(letter) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "reason": "endpoint_disabled",
         "reason-detail": "callback_url: the endpoint is disabled",
         "attempts": "3",

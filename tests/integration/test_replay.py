@@ -80,12 +80,17 @@ def kept(fleet: KafkaSettings) -> Iterator[Kept]:
     time.sleep(0.005)
     for one in LATE:
         settle(fleet, one, producer)
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([fleet.topics.results])
     yield Kept(fleet, between_ms)
 
 
 def waiting(fleet: KafkaSettings) -> dict[str, Message]:
     """What stands in the smallest tier, by job."""
-    found = committed_records(fleet.client_config(), next(iter(fleet.topics.tiers.values())))
+    tier = next(iter(fleet.topics.tiers.values()))
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([tier])  # a commit is answered before every reader can see it
+    found = committed_records(fleet.client_config(), tier)
     return {dict(message.headers())["job-id"].decode(): message for message in found}
 
 

@@ -70,7 +70,8 @@ class Window:
 
         The first places overflow instead where several parties wait; the later one never does.
         """
-        return (self.first.tight and not self.first.contended) or self.later.tight
+        overflows = self.first.contended and self.first.can_give_way
+        return (self.first.tight and not overflows) or self.later.tight
 
     @property
     def heavy(self) -> bool:
@@ -147,7 +148,7 @@ class Window:
         lot = self._lot_of(partition)
         if lot is self.later:
             return lot.full
-        return lot.full and not (lot.contended or partition.foreseen)
+        return lot.full and not (lot.can_give_way and (lot.contended or partition.foreseen))
 
     def _lot_of(self, partition: Partition) -> Lot:
         return self.later if partition.later else self.first
