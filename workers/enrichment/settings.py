@@ -16,7 +16,7 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """All that one job's sources may take; what is late is left out and said so."""
+    """All that one job's sources may take; what is late is left out and said so. Time in line for a search is extra."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
     """The part of the budget that is kept for ranking what was read in the rest of it."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
@@ -41,6 +41,8 @@ class EnrichmentSettings(BaseSettings):
     """How long one page may take a process before it is killed."""
     member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
     """Address space of one process; a page that needs more is left out."""
+    search_fresh_seconds: float = Field(default=600.0, ge=0)
+    """How long it is remembered what a search found."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
