@@ -11,6 +11,8 @@ from devkit.site import Site
 
 MANY = 100
 FOREVER = 30.0
+RARELY = 0.01
+"""Requests in a second: whoever comes second has no turn in a test's time."""
 PATIENCE_SECONDS = 60
 """For what ends by a budget of a second, on whatever machine."""
 
@@ -36,6 +38,29 @@ async def test_a_service_that_is_slow_costs_each_job_its_budget_and_no_more() ->
         assert {result.outcome for result in results} == {"failed"}
         assert all("it was late" in result.error.message for result in results if result.error)
         assert worker.searches("late") == 10
+
+
+async def test_who_waits_in_line_until_the_jobs_time_is_up_has_expired() -> None:
+    async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
+        first = asyncio.create_task(worker.result({"profile": "medical"}, about(2)))
+        second = await worker.result({"profile": "medical"}, about(4), ttl_seconds=0.5)
+        assert second.outcome == "expired"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_job_that_is_cancelled_in_line_ends_at_once_and_leaves_its_place() -> None:
+    async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
+        jobs = [
+            asyncio.create_task(worker.result({"profile": "medical"}, about(one), job_id=str(one))) for one in (2, 4)
+        ]
+        while not service.answered:
+            await asyncio.sleep(0.01)
+        worker.cancel("2", "4")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            results = await asyncio.gather(*jobs)
+        assert {result.outcome for result in results} == {"cancelled"}
+        assert service.answered == ["/esearch.fcgi"]
 
 
 async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> None:
