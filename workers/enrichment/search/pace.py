@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
@@ -26,6 +27,7 @@ class Pace:
         self._clock = clock
         self._door = asyncio.Lock()
         """Of searches that have not begun: one of them at a time stands in the queue."""
+        self._at_the_door = 0
         self._queue = asyncio.Lock()
         self._next = clock.monotonic()
         self._rest_ends = self._next
@@ -34,18 +36,26 @@ class Pace:
         """Wait for the next turn. A waiter that is cancelled takes none. Raises Unreadable while the service rests."""
         self._check_rest()
         allowance = current_allowance()
-        door = nullcontext() if allowance.had_a_turn else self._door
         with allowance.in_line():
-            async with door, self._queue:
+            async with nullcontext() if allowance.had_a_turn else self._first_turn(), self._queue:
                 self._check_rest()
                 now = self._clock.monotonic()
                 await asyncio.sleep(max(0.0, self._next - now, self._rest_ends - now))
                 self._next = self._clock.monotonic() + self.interval_seconds
         allowance.had_a_turn = True
 
+    @asynccontextmanager
+    async def _first_turn(self) -> AsyncIterator[None]:
+        self._at_the_door += 1
+        try:
+            async with self._door:
+                yield
+        finally:
+            self._at_the_door -= 1
+
     async def let_pass(self, turns: int) -> None:
         """Wait while searches that have not begun take so many turns, if there are as many."""
-        while turns > 0 and self._door.locked():
+        while turns > 0 and self._at_the_door:
             await asyncio.sleep(self.interval_seconds)
             turns -= 1
 
