@@ -31,6 +31,7 @@ from search_services import (
     wikipedia,
 )
 
+from workers.enrichment import EnrichmentSettings
 from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.pace import Pace
@@ -276,6 +277,18 @@ async def test_pubmed_is_told_who_asks_and_a_question_that_finds_nothing_is_aske
             "retmode": "json", "sort": "relevance", "term": "(Does aspirin help?) AND hasabstract",
         }  # fmt: skip
         assert wide["term"] == "(Does OR aspirin OR help) AND hasabstract"
+
+
+async def test_services_are_told_whom_to_write_to() -> None:
+    asks = EnrichmentSettings(contact="ops@example.com")
+    async with answering(esearch()) as service:
+        web = Web(asks.named, CLOCK, asks.email)
+        await web.start()
+        found = providers(SearchSettings.model_validate({"pubmed": {"base_url": service.url}}), web, [])
+        assert await found["pubmed"].search("aspirin[ti]", 1) == []
+        await web.close()
+        assert service.queries[0]["email"] == "ops@example.com"
+        assert service.asked[0].headers["User-Agent"] == "Postback/0.1 (ops@example.com)"
 
 
 async def test_pubmed_queries_in_its_own_language_are_not_widened() -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PLAIN: Final = r"[!-'*-;=?-~]"
+"""Printable ASCII that ends neither a header nor a comment in it: no space, no brackets."""
+_EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
 class EnrichmentSettings(BaseSettings):
@@ -29,6 +34,8 @@ class EnrichmentSettings(BaseSettings):
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
+    """An e-mail address or a URL by which sites and search services find who asks; Wikimedia and NCBI want one."""
     robots: bool = True
     """Whether robots.txt is obeyed."""
     robots_seconds: float = Field(default=3600.0, gt=0)
@@ -51,3 +58,13 @@ class EnrichmentSettings(BaseSettings):
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """About how long one passage is, in code points."""
+
+    @property
+    def named(self) -> str:
+        """What sites and search services are told of who asks, as a `User-Agent` (RFC 9110, section 10.1.5)."""
+        return f"{self.user_agent} ({self.contact})" if self.contact is not None else self.user_agent
+
+    @property
+    def email(self) -> str | None:
+        """The contact, where it is an e-mail address."""
+        return None if self.contact is None or "://" in self.contact else self.contact

@@ -15,11 +15,11 @@ TOOL: Final = "postback"
 class EUtils:
     """One utility after the other, at the pace that NCBI lets an address or a key have for all of them together."""
 
-    def __init__(self, service: Service, settings: PubmedSettings) -> None:
+    def __init__(self, service: Service, settings: PubmedSettings, email: str | None) -> None:
         self._service = service
         self._common = {"db": "pubmed", "tool": TOOL}
-        if settings.email is not None:
-            self._common["email"] = settings.email
+        if email is not None:
+            self._common["email"] = email
         if settings.api_key is not None:
             self._common["api_key"] = settings.api_key.get_secret_value()
 

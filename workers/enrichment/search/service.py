@@ -72,10 +72,11 @@ def retry_after(answer: Answer) -> float:
 
 
 class Web:
-    """The connections of all providers. One per worker."""
+    """The connections of all providers. One per worker. `email` is whom services may write to."""
 
-    def __init__(self, user_agent: str, clock: Clock) -> None:
+    def __init__(self, user_agent: str, clock: Clock, email: str | None = None) -> None:
         self.clock = clock
+        self.email = email
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
 
