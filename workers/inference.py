@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
 from schemas.control import JobKey
-from schemas.job import DEFAULT_TENANT, Message
+from schemas.job import DEFAULT_TENANT, Message, Sources
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
@@ -182,6 +182,8 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
         except NothingFound as nothing:
+            if self._unwanted(received):
+                return self._settled(record, received, self._cut_off(received, None))
             return self._settled(record, received, self._failed(received, "no_sources", str(nothing)))
         finally:
             if preparing:
@@ -233,19 +235,31 @@ class InferenceHandler:
         self._enriching += 1
         try:
             question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
-            deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
             with self._span("enrich", received):
-                evidence = await self._enricher.enrich(
-                    sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
-                )
+                evidence = await self._evidence(received, sources, question, room)
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
         return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile)
+
+    async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
+        """Cut off when the job is cancelled: it may wait in line for a search. Raises NothingFound, then too."""
+        deadline = Deadline.after(self._clock, self._remaining(received))
+        enriching = asyncio.ensure_future(
+            self._enricher.enrich(sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room)
+        )
+        with self.cancellations.told(_key(received), enriching.cancel):
+            try:
+                return await enriching
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # it is the worker that ends, not the job
+                raise NothingFound(()) from None
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
         """Raises InvalidJob where no profile has that name."""

@@ -213,7 +213,7 @@ def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
     """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
     settings = read_settings(EnrichmentSettings)
-    web = Web(settings.user_agent, process.clock)
+    web = Web(settings.named, process.clock, settings.email)
     found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
     enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)

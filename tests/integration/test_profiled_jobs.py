@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -15,30 +15,18 @@ from aiohttp import web
 from openai_server import serving
 from pdf_files import line, pdf
 from postback_command import environment_of, postback
+from profiled_worker import working
 from raw_server import saying, speaking
 from search_services import answering, atom, efetch, esearch, page_of_html, paper, pubmed_article, searxng
 
 from devkit.site import Site
-from schemas.codec import read_result
-from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
-from telemetry.metrics import Metrics
-from workers.egress import EgressPolicy, Guard
+from workers.egress import EgressPolicy
 from workers.engines.base import Engine
-from workers.engines.echo import EchoEngine
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import EchoSettings, OpenAISettings
-from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.engines.settings import OpenAISettings
 from workers.enrichment.evidence import Found
-from workers.enrichment.search.base import SearchProvider
-from workers.enrichment.search.providers import providers
-from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
-from workers.stage.record import Record
 
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")
@@ -49,55 +37,6 @@ FOUND = (
     esearch("111"),
     efetch(pubmed_article("111", "Aspirin and stroke.", f"<AbstractText>{SENTENCE}</AbstractText>")),
 )
-
-
-class Worker:
-    """A handler with everything real but Kafka."""
-
-    def __init__(self, handler: InferenceHandler, metrics: Metrics) -> None:
-        self._handler = handler
-        self._metrics = metrics
-
-    async def result(
-        self, sources: dict[str, Any], prompt: str = "Does aspirin lower the risk of stroke?", **more: Any
-    ) -> Result:
-        job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
-        outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))
-        return read_result(outputs[0].value)
-
-    def searches(self, result: str) -> float | None:
-        return self._metrics.registry.get_sample_value("postback_searches_total", {"result": result})
-
-
-@asynccontextmanager
-async def working(
-    engine: Engine | None = None,
-    *,
-    guard: EgressPolicy = LOOPBACK,
-    folder: Path | None = None,
-    budget: float = 20.0,
-    others: Mapping[str, SearchProvider] | None = None,
-    **sections: str,
-) -> AsyncIterator[Worker]:
-    """A worker whose providers are at these base URLs."""
-    metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
-    search = {name: {"base_url": url, "per_second": 1000.0} for name, url in sections.items()}
-    found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}
-    settings = EnrichmentSettings.model_validate({"robots": False, "budget_seconds": budget, "member_seconds": 10.0})
-    enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
-    used = engine or EchoEngine(EchoSettings(), metrics)
-    handler = InferenceHandler(
-        used, enricher, Registry({"default"}, None, {}), EgressPolicy(), TOPICS, {}, WorkerSettings(), CLOCK, metrics
-    )
-    await connections.start()
-    await enricher.start()
-    await used.start()
-    try:
-        yield Worker(handler, metrics)
-    finally:
-        await used.close()
-        await enricher.close()
-        await connections.close()
 
 
 @asynccontextmanager

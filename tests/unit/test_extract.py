@@ -206,6 +206,54 @@ def test_a_byte_order_mark_beats_the_header_and_is_dropped() -> None:
     assert decode(codecs.BOM_UTF8 + "é".encode(), "iso-8859-1") == "é"
 
 
+GERMAN = "Die Brücke über den Fluß wurde 1987 für den Verkehr geöffnet. "
+LONG = 2000
+
+
+@pytest.mark.parametrize("declared", ["utf-8", None, "iso-8859-1"])
+@pytest.mark.parametrize("text", [GERMAN, RUSSIAN, JAPANESE])
+@pytest.mark.parametrize("stray", [b"\xff", b"\xc3", b"\xe2\x82"])
+def test_a_stray_byte_costs_a_page_of_utf_8_one_character(text: str, declared: str | None, stray: bytes) -> None:
+    half = (text * LONG).encode()
+    assert decode(half + stray + half, declared) == text * LONG + "\ufffd" + text * LONG
+
+
+def test_a_stray_byte_costs_a_page_of_its_declared_charset_one_character() -> None:
+    for text, encoding in ((RUSSIAN, "windows-1251"), (JAPANESE, "shift_jis"), (JAPANESE, "euc_jp")):
+        half = (text * LONG).encode(encoding)
+        stray = b"\x98" if encoding == "windows-1251" else b"\xff"
+        decoded = decode(half + stray + half, encoding)
+        assert decoded.startswith(text * LONG)
+        assert decoded.endswith(text * (LONG - 1))
+        meta = f"<meta charset={encoding}>".encode()
+        assert decode(meta + half + stray + half, None).endswith(text * (LONG - 1))
+
+
+def test_windows_1252_has_a_character_for_each_byte() -> None:
+    """As browsers decode it (WHATWG Encoding, section 9): five bytes are control characters."""
+    for stray in b"\x81\x8d\x8f\x90\x9d":
+        body = GERMAN.encode("cp1252") + bytes([stray]) + GERMAN.encode("cp1252")
+        for label in ("latin1", "windows-1252"):
+            assert decode(body, label) == f"{GERMAN}{chr(stray)}{GERMAN}"
+
+
+def test_a_few_characters_of_another_charset_do_not_make_a_page_utf_8() -> None:
+    text = "It\u2019s the bridge that opened in 1987, and the ferry\u2019s end. " + "The coast road runs over it. " * 40
+    assert decode(text.encode("cp1252") * 10, "utf-8") == text * 10
+
+
+def test_a_byte_order_mark_is_believed_whatever_follows() -> None:
+    assert decode(codecs.BOM_UTF8 + GERMAN.encode() + b"\xff", "utf-8") == GERMAN + "\ufffd"
+    body = codecs.BOM_UTF16_LE + RUSSIAN.encode("utf-16-le") + b"\x00"
+    assert decode(body, None) == RUSSIAN + "\ufffd"
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_charset_is_detected_wherever_the_sample_ends(shift: int) -> None:
+    text = "x" * shift + (JAPANESE + "\n") * 5000
+    assert decode(text.encode("shift_jis"), None) == text
+
+
 def test_bytes_that_are_no_text_at_all_are_survived() -> None:
     assert decode(bytes(range(128, 256)) * 4, "utf-8")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from schemas.job import DEFAULT_TENANT, Search, Sources
 from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
-from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.egress import Guard, origin_of
 from workers.enrichment.cache.build import open_cache
@@ -36,11 +35,10 @@ from workers.enrichment.profile import Profile, Profiles
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.template import load_template
 from workers.enrichment.tokens import estimated_tokens
-
-log = get_logger()
 
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
@@ -75,10 +73,11 @@ class Enricher:
         load_template(settings.template)  # refused now rather than job by job
         self._settings = settings
         self._clock = clock
-        self._providers = dict(providers or {})
+        reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
+        self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
         self._profiles = profiles or Profiles.load()
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
-        self._searches = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
+        self._searched = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
@@ -113,74 +112,70 @@ class Enricher:
     ) -> Evidence:
         """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
-        `room_tokens` is what the prompt may have beside the question; None is no limit.
+        What its search waits in line for the provider's pace is bounded by the deadline alone. `room_tokens` is what
+        the prompt may have beside the question; None is no limit.
 
         Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
         """
-        budget = self._settings.budget_seconds if deadline is None else deadline.remaining
-        whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
-        reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
-        read, notes = await self._find_and_read(sources, tenant, reading)
+        whole = self._within(self._settings.budget_seconds, deadline)
+        ranking_seconds = whole.remaining * self._settings.ranking_share
+        reading = Deadline.after(self._clock, whole.remaining - ranking_seconds)
+        read, notes = await self._find_and_read(sources, tenant, reading, deadline)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            numbered, unranked = await self._choose(question, read.documents, whole, room_tokens)
+            # Where the search has waited in line, the budget's end is behind us; ranking has its part all the same.
+            ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
+            numbered, unranked = await self._choose(question, read.documents, ranking, room_tokens)
             notes += unranked
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
-    async def _find_and_read(self, sources: Sources, tenant: str, deadline: Deadline) -> tuple[_Read, list[str]]:
+    def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
+        """So many seconds from now, but no more than the job has."""
+        return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
+
+    async def _find_and_read(
+        self, sources: Sources, tenant: str, reading: Deadline, deadline: Deadline | None
+    ) -> tuple[_Read, list[str]]:
         """The job's own sources, and behind them what its search finds; a note where that brought nothing.
 
         The job's own are read meanwhile: a search that hangs must not take their time.
         """
         urls = list(dict.fromkeys(sources.urls))
-        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], tenant, deadline)
+        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], tenant, reading)
         if sources.search is None:
             return await own, []
-        read, (more, notes) = await asyncio.gather(own, self._search_and_read(sources.search, urls, tenant, deadline))
+        searched = self._search_and_read(sources.search, urls, tenant, reading.remaining, deadline)
+        read, (more, notes) = await asyncio.gather(own, searched)
         return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[str], tenant: str, deadline: Deadline
+        self, wanted: Search, known: Sequence[str], tenant: str, seconds: float, deadline: Deadline | None
     ) -> tuple[_Read, list[str]]:
-        found, notes = await self._find(wanted, deadline)
+        """What the search finds, read in what it leaves of these seconds."""
+        findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
-        for one in found:
+        for one in findings.found:
             if one.url not in known:
                 new.setdefault(one.url, one)
         more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
-        return await self._read(more, tenant, deadline), notes
+        return await self._read(more, tenant, self._within(seconds - findings.seconds, deadline)), notes
 
-    async def _find(self, wanted: Search, deadline: Deadline) -> tuple[list[Found], list[str]]:
+    async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
         """What the search finds, and a note where it brought nothing."""
         try:
-            async with asyncio.timeout(deadline.remaining):
-                found = await self._search(wanted)
-            result, notes = ("found", []) if found else ("nothing", ["the search found nothing"])
+            async with asyncio.timeout(deadline.remaining if deadline is not None else None):
+                findings = await self._searches.find(wanted)
+            result, notes = ("found", []) if findings.found else ("nothing", ["the search found nothing"])
         except Unreadable as reason:
-            result, found, notes = "failed", [], [f"the search brought nothing: {reason}"]
+            result, findings, notes = "failed", Findings(()), [f"the search brought nothing: {reason}"]
         except TimeoutError:
-            result, found, notes = "late", [], [f"the search brought nothing: {LATE}"]
-        self._searches[result].inc()
-        return found, notes
-
-    async def _search(self, wanted: Search) -> list[Found]:
-        """What the job's provider finds. Raises Unreadable, also where no provider has that name."""
-        provider = self._providers.get(wanted.provider)
-        if provider is None:
-            raise Unreadable("no search provider of that name is configured")
-        try:
-            return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
-        except Unreadable as reason:
-            log.warning("A search failed.", action="search-failed", provider=wanted.provider, reason=str(reason))
-            raise
-        except Exception as error:  # another package's code: its defect must not end the worker, and its text may quote
-            kind = type(error).__qualname__
-            log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
-            raise Unreadable("the search provider has a defect") from None
+            result, findings, notes = "late", Findings(()), [f"the search brought nothing: {LATE}"]
+        self._searched[result].inc()
+        return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], tenant: str, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""

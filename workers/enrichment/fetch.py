@@ -85,7 +85,7 @@ class Fetcher:
         self._session = self._guard.session(
             limit=self._settings.connections,
             limit_per_host=self._settings.connections_per_host,
-            headers={"User-Agent": self._settings.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
+            headers={"User-Agent": self._settings.named, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
             max_line_size=_FIELD_BYTES,
             max_field_size=_FIELD_BYTES,
             max_headers=_FIELDS,
