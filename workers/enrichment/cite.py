@@ -1,4 +1,4 @@
-"""Which sentence of an answer rests on which source, and how well; and no link that the model was not given.
+"""Which sentence of an answer rests on which source, and how well.
 
 Support, from the strongest:
 
@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Final
-from urllib.parse import urlsplit
 
 from schemas.result import Citation, Support
 from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.enrichment.links import without_unknown_links
 
 FUZZY_SHARE: Final = 0.8
 LEXICAL_SHARE: Final = 0.6
@@ -200,94 +200,3 @@ def _numbers(some: Sequence[str]) -> set[str]:
 
 def _negated(some: Sequence[str]) -> bool:
     return any(word in _NEGATIONS or word.endswith(("n't", "n’t")) for word in some)  # noqa: RUF001 - typographic
-
-
-# -- links ------------------------------------------------------------------------------------------------------------
-
-_TARGET: Final = re.compile(
-    r"""\b(?:href|src|srcset|action|formaction|data|poster|style|background|cite|ping)\s*=\s*["']?([^"'\s>]+)""",
-    re.IGNORECASE,
-)
-LINK_REMOVED: Final = "(link removed)"
-_ROUNDS: Final = 8
-"""Links stand inside each other, and what is around a removed one may become a link; after these, nothing opens one."""
-_NESTED: Final = 2
-"""An image may stand in a link."""
-_OPENING: Final = re.compile(r"[<\[\]]")
-
-_INLINE: Final = re.compile(
-    r"!?\[([^\[\]]{0,500})\]\(\s*<?([^\s<>()]{1,2048}(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]{0,200}\)"
-)
-_RESIDUE: Final = re.compile(
-    r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})(?:[ \t]+[\"'][^)\n]{0,200})?\)?"
-)
-"""The target of a link whose text holds brackets itself. All behind it may be missing: nothing is tried twice."""
-_DEFINED: Final = re.compile(
-    r"^[ \t>*+-]*\[[^\[\]\n]{1,1000}\]:[ \t]*\n?[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
-)
-_HTML: Final = re.compile(r"<[a-z][a-z0-9:-]{0,40}[\s/][^<>]*>", re.IGNORECASE)
-_ASSIGNED: Final = re.compile(r"""=\s{0,8}["']?(//[^\s<>"']{1,2048})""")
-"""The target in a tag that does not end where it should: browsers go on to the next `>`, wherever that is."""
-_BARE: Final = re.compile(r"(?:[a-z][a-z0-9+.-]{1,30}://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
-
-
-def without_unknown_links(text: str, evidence: Evidence) -> str:
-    """The text in which only URLs remain that are the job's, or that a source gives to its own site.
-
-    A page could otherwise make the model write an image whose URL carries the prompt to the page's author.
-    """
-    given = _given(evidence)
-    for _ in range(_ROUNDS):
-        before, text = text, _with_links_removed(text, given)
-        if text == before:
-            return text
-    return _OPENING.sub("", text)
-
-
-def _with_links_removed(text: str, given: frozenset[str]) -> str:
-    for _ in range(_NESTED):
-        text = _INLINE.sub(
-            lambda link: link.group() if _is_given(link.group(2), given) else _label(link.group(1)), text
-        )
-    text = _RESIDUE.sub(lambda link: link.group() if _is_given(link.group(1), given) else "]", text)
-    text = _DEFINED.sub(lambda link: link.group() if _is_given(link.group(1), given) else "", text)
-    text = _HTML.sub(lambda tag: tag.group() if _all_given(tag.group(), given) else "", text)
-    text = _ASSIGNED.sub(lambda link: link.group() if _is_given(link.group(1), given) else f"={LINK_REMOVED}", text)
-    return _BARE.sub(lambda link: link.group() if _is_given(link.group(), given) else LINK_REMOVED, text)
-
-
-def _label(text: str) -> str:
-    """What stays of a link: its text; a number stays a citation."""
-    return f"[{text}]" if text.strip().isdigit() else text
-
-
-def _given(evidence: Evidence) -> frozenset[str]:
-    """The URLs that an answer may hold: the job's own, and those that a page gives to its own site.
-
-    Not those to other sites, and none of a page that tries to steer: else a page would choose where readers are sent.
-    """
-    urls = [*_BARE.findall(evidence.question), *(url for one in evidence.sources for url in (one.id, one.url))]
-    for source in evidence.sources:
-        if not source.steering:
-            site = _host(source.url)
-            urls += [url for text in source.passages for url in _BARE.findall(text) if site and _host(url) == site]
-    return frozenset(_plain(url) for url in urls)
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url if "://" in url else f"https://{url}").hostname
-    except ValueError:
-        return None
-
-
-def _plain(url: str) -> str:
-    return url.rstrip(".,;:!?*_").rstrip("/")
-
-
-def _is_given(url: str, given: frozenset[str]) -> bool:
-    return _plain(url) in given or url.startswith("#")
-
-
-def _all_given(tag: str, given: frozenset[str]) -> bool:
-    return all(_is_given(url, given) for url in _TARGET.findall(tag))
