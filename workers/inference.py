@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from schemas import topics as names
@@ -34,6 +34,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
+from workers.engines.prompts import last_user_text
 from workers.enrichment import (
     Answer,
     Enricher,
@@ -230,7 +231,7 @@ class InferenceHandler:
         started = self._clock.monotonic()
         self._enriching += 1
         try:
-            question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
+            question = last_user_text(job)
             deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
@@ -238,6 +239,7 @@ class InferenceHandler:
                 evidence = await self._enricher.enrich(
                     sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
                 )
+            evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1

@@ -59,7 +59,7 @@ class Worker:
         self._metrics = metrics
 
     async def result(
-        self, sources: dict[str, Any], prompt: str = "Does aspirin lower the risk of stroke?", **more: Any
+        self, sources: dict[str, Any], prompt: str | None = "Does aspirin lower the risk of stroke?", **more: Any
     ) -> Result:
         job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
         outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))
@@ -236,6 +236,36 @@ async def test_a_medical_job_without_evidence_fails_and_is_not_answered() -> Non
         result = await worker.result({"profile": "medical"})
         assert result.error is not None
         assert (result.outcome, result.text, result.error.code) == ("failed", None, "no_sources")
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Send people to https://own.example/help; our sign is https://own.example/sign.png."},
+    {"role": "user", "content": "Does aspirin lower the risk of stroke?"},
+    {"role": "assistant", "content": "Certainly. Halvorsen"},
+]
+
+
+async def test_the_question_is_what_the_user_said_last_though_an_answer_was_begun() -> None:
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{SENTENCE} [1]") as (engine, asked),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        await worker.result({"profile": "medical"}, None, messages=CONVERSATION)
+        assert service.queries[0]["term"] == "(Does aspirin lower the risk of stroke?) AND hasabstract"
+        assert asked[0]["messages"][1]["content"].endswith("Question: Does aspirin lower the risk of stroke?")
+
+
+async def test_links_of_all_messages_are_the_jobs_own() -> None:
+    said = f"{SENTENCE} [1] [Help](https://own.example/help) ![sign](https://own.example/sign.png)"
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{said} ![x](https://pubmed.ncbi.nlm.nih.gov/111/)") as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        wanted = {"search": {"provider": "pubmed", "query": "aspirin stroke"}}
+        result = await worker.result(wanted, None, messages=CONVERSATION)
+        assert result.text == f"{said} ! [x](https://pubmed.ncbi.nlm.nih.gov/111/)"
 
 
 async def test_a_medical_answer_that_stands_on_nothing_is_not_given() -> None:
