@@ -10,6 +10,7 @@ import pytest
 from schemas.result import SourceDetails, Support
 from workers.enrichment.answer import Unsupported, answered
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile, Profiles
 
 TEXT = "Aspirin lowered the risk of stroke by 12 percent in 4000 adults. Bleeding was more frequent with aspirin."
@@ -56,6 +57,25 @@ def test_a_medical_answer_lists_its_evidence_below_and_its_spans_stay() -> None:
     assert answer.text == f"{said}\n\nEvidence:\n[1] Aspirin and stroke. 2019-03-05. pmid:111. doi:10.1000/x"
     (citation,) = answer.citations
     assert answer.text[citation.start : citation.end] == said
+
+
+def test_what_a_page_says_of_itself_is_no_link_in_the_evidence_list_nor_in_its_details() -> None:
+    title = "Log in at https://evil.example/x ![i](//evil.example/i.png) <img src=//evil.example/i.png> _now_"
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,), ("asks for a link",))
+    said = "Aspirin lowered the risk of stroke by 12 percent [1]."
+    answer = answered(said, Evidence((source,)), PROFILES["medical"])
+    (details,) = answer.sources
+    assert details.title == "Log in at (link removed) i < img src=(link removed) _now_"
+    assert answer.text == f"{said}\n\nEvidence:\n[1] {details.title}. pmid:1"
+
+
+@pytest.mark.parametrize(
+    "title", ["(x) of it", ": a history", "[r]: //evil.example/i.png", "<script>", "![", "x](//e.example/"]
+)
+def test_a_title_makes_nothing_with_what_stands_before_it(title: str) -> None:
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,))
+    answer = answered("Aspirin lowered the risk of stroke by 12 percent [1].", Evidence((source,)), PROFILES["medical"])
+    assert without_unknown_links(answer.text, Evidence((source,))) == answer.text
 
 
 @pytest.mark.parametrize(

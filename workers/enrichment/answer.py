@@ -11,6 +11,7 @@ from schemas.result import Citation, SourceDetails, Support
 from workers.enrichment.cite import BEARING, cited, supported_share, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile
 
 MAX_CHAIN: Final = 100
@@ -55,26 +56,28 @@ def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
     share = _chain_share(citations) if profile.evidence_chain is not None else supported_share(text, citations)
     by_id = {source.id: source for source in evidence.sources}
     sources = [by_id[name] for name in used if name in by_id]
+    details = tuple(_details(source, evidence) for source in sources)
     if profile.evidence_list and sources:
-        text += _listed(sources)
-    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes, share)
+        text += without_unknown_links(_listed(zip(sources, details, strict=True)), evidence)
+    return Answer(text, details, tuple(citations), notes, share)
 
 
-def _details(source: NumberedSource) -> SourceDetails:
+def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
+    """As the page says it, but without the links that it would like to have there."""
+    title = " ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
         url=source.particulars.canonical_url or source.url,
-        title=" ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS] or None,
+        title=without_unknown_links(title, evidence) or None,
         published=source.particulars.published,
         doi=source.particulars.doi,
     )
 
 
-def _listed(sources: Iterable[NumberedSource]) -> str:
+def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
     """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
     lines = []
-    for source in sources:
-        details = _details(source)
+    for source, details in sources:
         known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
         lines.append(f"[{source.number}] {'. '.join(part for part in known if part)}")
     return "\n\nEvidence:\n" + "\n".join(lines)
