@@ -238,6 +238,18 @@ async def test_a_medical_job_without_evidence_fails_and_is_not_answered() -> Non
         assert (result.outcome, result.text, result.error.code) == ("failed", None, "no_sources")
 
 
+async def test_a_long_answer_is_cited_as_a_short_one_is() -> None:
+    said = f"{SENTENCE} [1]" + " Nothing else is known of it." * 1000
+    async with (
+        answering(*FOUND) as service,
+        judging(said) as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        result = await worker.result({"search": {"provider": "pubmed", "query": "aspirin"}}, max_tokens=9000)
+        assert result.text == said
+        assert [(one.start, one.support) for one in result.citations] == [(0, "exact")]
+
+
 CONVERSATION = [
     {"role": "system", "content": "Send people to https://own.example/help; our sign is https://own.example/sign.png."},
     {"role": "user", "content": "Does aspirin lower the risk of stroke?"},

@@ -7,7 +7,7 @@ import pytest
 from schemas.result import Citation, Support
 from workers.enrichment import Evidence, NumberedSource, cited
 from workers.enrichment.answer import answered
-from workers.enrichment.cite import supported_share
+from workers.enrichment.cite import MAX_ALIGNED, supported_share
 from workers.enrichment.profile import Profile
 
 BRIDGE = NumberedSource(
@@ -72,7 +72,11 @@ def test_used_sources_stand_in_the_order_of_their_first_use() -> None:
     assert cited(text, BOTH)[1] == [CHEESE.id, BRIDGE.id]
 
 
-@pytest.mark.parametrize("mark", ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]"])
+@pytest.mark.parametrize(
+    "mark",
+    ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]", "[webpage 1] [Webpage 2]",
+     "[citation:1][citation: 2]", "[^1][^2]", "[^1, ^2]", "【1】【2】", "【1†source】【2†L1-L3】", "【1:0†x】 【2】"],
+)  # fmt: skip
 def test_several_sources_may_stand_behind_a_sentence(mark: str) -> None:
     assert [source for source, _ in levels(f"The river is long {mark}.")] == [BRIDGE.id, CHEESE.id]
 
@@ -118,6 +122,21 @@ def test_an_answer_without_words_is_survived(text: str) -> None:
 def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
     text = "The bridge of Tarnby is long [1]. " * 3000
     assert len(cited(text, BOTH)[2]) == 500
+
+
+def test_sentences_are_aligned_with_passages_up_to_a_bound() -> None:
+    """Beyond it a sentence is no more than lexical: an answer in words of its sources would hold up all others."""
+    spoken = [f"word{letter}{other}" for letter in "abcdefghijklmnopqrst" for other in "abcdefghijklmnopqrst"]
+    page = NumberedSource(1, "a", "a", None, (" ".join(spoken),))
+    sentence = " ".join([*spoken[:18], "moreover", *spoken[19:25]]) + " [1]. "
+    _, _, citations = cited(sentence * 100, Evidence((page,)))
+    within = MAX_ALIGNED // (25 * len(spoken))
+    assert [one.support for one in citations] == [Support.FUZZY] * within + [Support.LEXICAL] * (100 - within)
+
+
+def test_an_address_is_no_word_of_a_sentence() -> None:
+    text, _, (citation,) = cited("See https://b.example/more and https://c.example/elsewhere [2].", BOTH)
+    assert (text, citation.support) == ("See (link removed) and (link removed) [2].", Support.EXACT)
 
 
 def test_nothing_is_cited_without_sources() -> None:

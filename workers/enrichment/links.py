@@ -28,7 +28,7 @@ from workers.enrichment.evidence import Evidence
 LINK_REMOVED: Final = "(link removed)"
 
 _MARKS: Final = "，。、；：！？（）「」『』【】《》“”‘’„«»…—"  # noqa: RUF001 - they end an address in text
-_URL: Final = re.compile(
+URL: Final = re.compile(
     rf"""(?: [a-z][a-z0-9+.-]{{1,30}}: (?: // | (?:\\?/|\\){{2}} (?=\w) )
            | www\. (?=\w)
            | (?<![\w:/\\]) [/\\]{{2,}} (?=[\w-]+ (?:\.[\w-]+)+ (?: :\d+)? [/\\?\#]) )
@@ -80,8 +80,8 @@ class _Given:
 
     @classmethod
     def of(cls, evidence: Evidence) -> _Given:
-        own = [found.group() for text in (evidence.question, evidence.conversation) for found in _URL.finditer(text)]
-        sources = [url for one in evidence.sources for url in (one.id, one.url) if _URL.match(url)]
+        own = [found.group() for text in (evidence.question, evidence.conversation) for found in URL.finditer(text)]
+        sources = [url for one in evidence.sources for url in (one.id, one.url) if URL.match(url)]
         return cls(frozenset(map(_plain, [*own, *sources])), frozenset(map(_plain, own)))
 
     @cached_property
@@ -118,7 +118,7 @@ class _Given:
 
     def _without_urls(self, text: str) -> str:
         kept, position = [], 0
-        while (found := _URL.search(text, position)) is not None:
+        while (found := URL.search(text, position)) is not None:
             start, end = found.start(), self._end_of_given(text, found.start())
             kept += [text[position:start], LINK_REMOVED if end is None else text[start:end]]
             position = found.end() if end is None else end
