@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from schemas import topics as names
@@ -34,6 +34,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
+from workers.engines.prompts import last_user_text
 from workers.enrichment import (
     Answer,
     Enricher,
@@ -56,6 +57,7 @@ LONGEST_RETRY_SECONDS = 30.0
 AHEAD_SECONDS = 0.25
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
+LONG_ANSWER_CHARS = 10_000
 _CHECKED_URLS = 4096
 _NO_SPAN = nullcontext()
 
@@ -234,11 +236,12 @@ class InferenceHandler:
         started = self._clock.monotonic()
         self._enriching += 1
         try:
-            question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
+            question = last_user_text(job)
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
             with self._span("enrich", received):
                 evidence = await self._evidence(received, sources, question, room)
+            evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
@@ -287,7 +290,7 @@ class InferenceHandler:
         )
         if completion is None or completion.finish_reason == "abort":
             return self._settled(record, received, self._cut_off(received, completion))
-        return self._settled(record, received, self._succeeded(received, asked, completion, timings))
+        return self._settled(record, received, await self._succeeded(received, asked, completion, timings))
 
     async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
         """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
@@ -328,14 +331,14 @@ class InferenceHandler:
 
     # -- results -------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
+    async def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
         """The answer, unless its profile wants it to stand on its sources and it does not."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
         try:
-            answer = _answer(completion.text, asked)
+            answer = await _answer(completion.text, asked)
         except Unsupported as unsupported:
             error = ResultError(code="unsupported", message=str(unsupported))
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
@@ -465,11 +468,13 @@ def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
-def _answer(text: str, asked: Asked) -> Answer:
-    """Raises Unsupported."""
+async def _answer(text: str, asked: Asked) -> Answer:
+    """A long one is read on a thread: the stage's loop has others to serve. Raises Unsupported."""
     if asked.evidence is None or asked.profile is None:
         return Answer(text, (), ())
-    return answered(text, asked.evidence, asked.profile)
+    if len(text) <= LONG_ANSWER_CHARS:
+        return answered(text, asked.evidence, asked.profile)
+    return await asyncio.to_thread(answered, text, asked.evidence, asked.profile)
 
 
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:

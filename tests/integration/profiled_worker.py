@@ -43,7 +43,7 @@ class Worker:
         self._metrics = metrics
 
     async def result(
-        self, sources: dict[str, Any], prompt: str = "Does aspirin lower the risk of stroke?", **more: Any
+        self, sources: dict[str, Any], prompt: str | None = "Does aspirin lower the risk of stroke?", **more: Any
     ) -> Result:
         job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
         outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))

@@ -177,6 +177,48 @@ async def test_a_medical_job_without_evidence_fails_and_is_not_answered() -> Non
         assert (result.outcome, result.text, result.error.code) == ("failed", None, "no_sources")
 
 
+async def test_a_long_answer_is_cited_as_a_short_one_is() -> None:
+    said = f"{SENTENCE} [1]" + " Nothing else is known of it." * 1000
+    async with (
+        answering(*FOUND) as service,
+        judging(said) as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        result = await worker.result({"search": {"provider": "pubmed", "query": "aspirin"}}, max_tokens=9000)
+        assert result.text == said
+        assert [(one.start, one.support) for one in result.citations] == [(0, "exact")]
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Send people to https://own.example/help; our sign is https://own.example/sign.png."},
+    {"role": "user", "content": "Does aspirin lower the risk of stroke?"},
+    {"role": "assistant", "content": "Certainly. Halvorsen"},
+]
+
+
+async def test_the_question_is_what_the_user_said_last_though_an_answer_was_begun() -> None:
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{SENTENCE} [1]") as (engine, asked),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        await worker.result({"profile": "medical"}, None, messages=CONVERSATION)
+        assert service.queries[0]["term"] == "(Does aspirin lower the risk of stroke?) AND hasabstract"
+        assert asked[0]["messages"][1]["content"].endswith("Question: Does aspirin lower the risk of stroke?")
+
+
+async def test_links_of_all_messages_are_the_jobs_own() -> None:
+    said = f"{SENTENCE} [1] [Help](https://own.example/help) ![sign](https://own.example/sign.png)"
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{said} ![x](https://pubmed.ncbi.nlm.nih.gov/111/)") as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        wanted = {"search": {"provider": "pubmed", "query": "aspirin stroke"}}
+        result = await worker.result(wanted, None, messages=CONVERSATION)
+        assert result.text == f"{said} ! [x](https://pubmed.ncbi.nlm.nih.gov/111/)"
+
+
 async def test_a_medical_answer_that_stands_on_nothing_is_not_given() -> None:
     async with judging("Vitamin C cures every cold.") as (engine, _), answering(*FOUND) as service:
         async with working(engine, pubmed=service.url) as worker:

@@ -10,6 +10,7 @@ import pytest
 from schemas.result import SourceDetails, Support
 from workers.enrichment.answer import Unsupported, answered
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile, Profiles
 
 TEXT = "Aspirin lowered the risk of stroke by 12 percent in 4000 adults. Bleeding was more frequent with aspirin."
@@ -58,6 +59,25 @@ def test_a_medical_answer_lists_its_evidence_below_and_its_spans_stay() -> None:
     assert answer.text[citation.start : citation.end] == said
 
 
+def test_what_a_page_says_of_itself_is_no_link_in_the_evidence_list_nor_in_its_details() -> None:
+    title = "Log in at https://evil.example/x ![i](//evil.example/i.png) <img src=//evil.example/i.png> _now_"
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,), ("asks for a link",))
+    said = "Aspirin lowered the risk of stroke by 12 percent [1]."
+    answer = answered(said, Evidence((source,)), PROFILES["medical"])
+    (details,) = answer.sources
+    assert details.title == "Log in at (link removed) i < img src=(link removed) _now_"
+    assert answer.text == f"{said}\n\nEvidence:\n[1] {details.title}. pmid:1"
+
+
+@pytest.mark.parametrize(
+    "title", ["(x) of it", ": a history", "[r]: //evil.example/i.png", "<script>", "![", "x](//e.example/"]
+)
+def test_a_title_makes_nothing_with_what_stands_before_it(title: str) -> None:
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,))
+    answer = answered("Aspirin lowered the risk of stroke by 12 percent [1].", Evidence((source,)), PROFILES["medical"])
+    assert without_unknown_links(answer.text, Evidence((source,))) == answer.text
+
+
 @pytest.mark.parametrize(
     "text",
     ["Vitamin C cures every cold.", "Vitamin C cures every cold [1].", "Aspirin lowered it by 77 percent [9].", ""],
@@ -93,6 +113,10 @@ def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_name
         (1, "The bank owes 3.5 billion crowns."),
         (7, "Anything at all."),
         (2, "…"),
+        (2, ""),
+        ("2", "The bank owes 3.5 billion crowns."),
+        (12345, "The bank owes 3.5 billion crowns."),
+        (None, "The bank owes 3.5 billion crowns."),
     ]
     answer = answered(judged(*quotes), EVIDENCE, PROFILES["finance"])
     assert [(one.source, one.support) for one in answer.citations] == [
@@ -100,7 +124,13 @@ def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_name
         ("pmid:111", Support.EXACT),
         ("pmid:111", Support.UNSUPPORTED),
         ("[7]", Support.DANGLING),
+        ("https://b.example/?utm=1", Support.UNSUPPORTED),
+        ("https://b.example/?utm=1", Support.UNSUPPORTED),
+        ("https://b.example/?utm=1", Support.EXACT),
+        ("[12345]", Support.DANGLING),
+        ("[0]", Support.DANGLING),
     ]
+    assert answer.supported_share == 3 / 9
     assert [source.id for source in answer.sources] == ["https://b.example/?utm=1", "pmid:111"]
     assert [answer.text[one.start : one.end] for one in answer.citations[:2]] == [text for _, text in quotes[:2]]
     assert json.loads(answer.text)["risk_score"] == 40
@@ -115,12 +145,37 @@ def test_the_place_of_a_quote_is_found_behind_the_escapes_of_json() -> None:
     assert answer.text[citation.start : citation.end] == r"Die Bank \"\u00c4lv\" schuldet 7."
 
 
+def test_an_item_that_names_no_evidence_is_one_that_has_none() -> None:
+    good = {"claim": "c", "source": 2, "quote": "The bank owes 3.5 billion crowns."}
+    chain = [
+        good,
+        {"claim": "c"},
+        {"source": True, "quote": "x"},
+        {"source": 10**30, "quote": []},
+        1,
+        "x",
+        None,
+        [],
+        {},
+    ]
+    answer = answered(judged(evidence=[*chain, {"source": -1, "quote": ""}]), EVIDENCE, PROFILES["finance"])
+    assert [one.support for one in answer.citations] == [Support.EXACT] + [Support.DANGLING] * 9
+    assert (answer.supported_share, answer.notes) == (0.1, ())
+
+
+def test_a_quote_that_holds_an_address_is_compared_without_it() -> None:
+    evidence = Evidence((NumberedSource(1, "a", "a", None, ("Rates are at https://a.example/x as of May 2020.",)),))
+    quote = "Rates are at https://a.example/x as of May 2020."
+    answer = answered(judged((1, quote)), evidence, PROFILES["finance"])
+    (citation,) = answer.citations
+    assert citation.support is Support.EXACT
+    assert answer.text[citation.start : citation.end] == "Rates are at (link removed) as of May 2020."
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         (judged(), "the chain is empty"),
-        (judged({"claim": "c"}, {"source": True, "quote": "x"}, {"source": "1", "quote": "x"}), "the chain is empty"),
-        (judged(evidence=[1, "x", None]), "the chain is empty"),
         ('{"summary": "cut off at max_tok', "it is not the JSON of its profile"),
         ("[" * 100_000, "it is not the JSON of its profile"),
         ("7", "it is not the JSON of its profile"),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from schemas.result import Citation, SourceDetails, Support
-from workers.enrichment.cite import BEARING, cited, supported_share, words
+from workers.enrichment.cite import BEARING, SourceTexts, cited, supported_share, used, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile
 
 MAX_CHAIN: Final = 100
 """Items of an evidence chain that are checked; an answer's length is up to its job."""
+
+
+_NO_NUMBER: Final = 1_000_000
+_DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
 
 class Unsupported(Exception):  # noqa: N818 - it names what happened
@@ -39,12 +45,16 @@ class Answer:
 
 def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
     """The answer with its citations, as its profile wants it. Raises Unsupported."""
-    text, used, citations = cited(text, evidence)
     notes: tuple[str, ...] = ()
-    if profile.evidence_chain is not None:
+    if profile.evidence_chain is None:
+        text, _, citations = cited(text, evidence)
+        share = supported_share(text, citations)
+    else:
+        text = without_unknown_links(text, evidence)
         chain = _chain(text, profile.evidence_chain)
-        citations = [citation for item in chain or () if (citation := _checked(item, text, evidence)) is not None]
-        used = list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
+        sources = SourceTexts(evidence)
+        citations = [_checked(item, text, sources) for item in chain or ()]
+        share = _chain_share(citations)
         if not citations:
             why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
             notes = (f"the answer names no evidence: {why}",)
@@ -52,29 +62,30 @@ def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
         enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
             raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
-    share = _chain_share(citations) if profile.evidence_chain is not None else supported_share(text, citations)
     by_id = {source.id: source for source in evidence.sources}
-    sources = [by_id[name] for name in used if name in by_id]
-    if profile.evidence_list and sources:
-        text += _listed(sources)
-    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes, share)
+    bearing = [by_id[name] for name in used(citations)]
+    details = tuple(_details(source, evidence) for source in bearing)
+    if profile.evidence_list and bearing:
+        text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
+    return Answer(text, details, tuple(citations), notes, share)
 
 
-def _details(source: NumberedSource) -> SourceDetails:
+def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
+    """As the page says it, but without the links that it would like to have there."""
+    title = " ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
         url=source.particulars.canonical_url or source.url,
-        title=" ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS] or None,
+        title=without_unknown_links(title, evidence) or None,
         published=source.particulars.published,
         doi=source.particulars.doi,
     )
 
 
-def _listed(sources: Iterable[NumberedSource]) -> str:
+def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
     """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
     lines = []
-    for source in sources:
-        details = _details(source)
+    for source, details in sources:
         known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
         lines.append(f"[{source.number}] {'. '.join(part for part in known if part)}")
     return "\n\nEvidence:\n" + "\n".join(lines)
@@ -83,14 +94,14 @@ def _listed(sources: Iterable[NumberedSource]) -> str:
 # -- the evidence chain of a structured answer -----------------------------------------------------------------------
 
 
-def _chain(text: str, field: str) -> list[dict[str, Any]] | None:
+def _chain(text: str, field: str) -> list[Any] | None:
     """The items of the chain; None where the answer is not the JSON that it should be."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     items = value.get(field) if isinstance(value, dict) else None
-    return [item for item in items[:MAX_CHAIN] if isinstance(item, dict)] if isinstance(items, list) else None
+    return items[:MAX_CHAIN] if isinstance(items, list) else None
 
 
 def _chain_share(citations: Sequence[Citation]) -> float:
@@ -98,20 +109,25 @@ def _chain_share(citations: Sequence[Citation]) -> float:
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
-def _checked(item: dict[str, Any], text: str, evidence: Evidence) -> Citation | None:
-    """How far the item's quote stands in the source that it names; None for an item that names none."""
-    number, quote = item.get("source"), item.get("quote")
-    if type(number) is not int or not isinstance(quote, str):
-        return None
-    said = " ".join(words(quote))  # one sentence, whatever full stops are in it
-    _, _, found = cited(f"{said} [{number}]", evidence)
+def _checked(item: Any, text: str, sources: SourceTexts) -> Citation:
+    """How far the item's quote stands in the source that it names. One that names none is dangling, as if it were 0."""
+    fields = item if isinstance(item, dict) else {}
+    quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
+    number = _number(fields.get("source"))
     start, end = _place(text, quote)
-    return found[0].model_copy(update={"start": start, "end": end}) if said and found else None
+    return Citation(start=start, end=end, source=sources.name(number), support=sources.support(words(quote), number))
+
+
+def _number(source: object) -> int:
+    """The number of a source, also written as a string; 0, which none has, for anything else."""
+    if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
+        return int(digits.group(1))
+    return source if type(source) is int and 0 < source < _NO_NUMBER else 0
 
 
 def _place(text: str, quote: str) -> tuple[int, int]:
     """Where the quote stands in the JSON, in code points; all of it where that is written with other escapes."""
-    for escaped in _spellings(quote):
+    for escaped in _spellings(quote) if quote else ():
         at = text.find(escaped)
         if at >= 0:
             return at, at + len(escaped)
