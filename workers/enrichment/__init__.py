@@ -9,6 +9,7 @@ A job's sources go down this list; each step has a type, so that a signature say
     fetch      one URL, redirect by redirect, behind the egress guard       str → Page
     robots     what a site's robots.txt lets us read; politeness: how often
     pool       processes that may be killed; page bytes are only ever parsed in them
+      child    one process as the worker sees it; frames: as it sees itself
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
       steering   the ways in which it tries to steer who reads it           Document → label

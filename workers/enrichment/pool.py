@@ -11,29 +11,17 @@ none of the worker's environment, and answers in JSON.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from typing import Any, cast
+from typing import Any
 
 from telemetry.logs import get_logger
+from workers.enrichment.child import Child, ChildLost
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.settings import EnrichmentSettings
 
 log = get_logger()
 
-_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""All of the environment that a member gets: the worker's holds secrets."""
-
-_ANSWER_BYTES = 64 * 1024 * 1024
 _RETIRE_KIB = 300 * 1024
 """A member that has grown beyond this is replaced: freed memory seldom goes back to the system."""
-
-
-class _MemberLost(Exception):  # noqa: N818 - it names what happened
-    """The member ended without an answer."""
 
 
 class Pool:
@@ -42,8 +30,8 @@ class Pool:
     def __init__(self, settings: EnrichmentSettings) -> None:
         self._settings = settings
         self._room = asyncio.Semaphore(settings.members)
-        self._members: set[_Member] = set()
-        self._idle: list[_Member] = []
+        self._members: set[Child] = set()
+        self._idle: list[Child] = []
         self._growing: set[asyncio.Task[None]] = set()
         self._warming: asyncio.Task[None] | None = None
 
@@ -65,7 +53,7 @@ class Pool:
                     answer = await member.ask(task, body)
             except TimeoutError:
                 raise Unreadable(f"reading it took more than {self._settings.member_seconds:g} s") from None
-            except (_MemberLost, OSError):
+            except (ChildLost, OSError):
                 raise Unreadable("reading it needed more memory than allowed, or crashed the reader") from None
             finally:
                 await self._give_back(member, fit=answer is not None and answer.get("peak_kib", 0) < _RETIRE_KIB)
@@ -77,7 +65,7 @@ class Pool:
         await asyncio.gather(*(self._dismiss(member) for member in list(self._members)))
         self._idle.clear()
 
-    async def _take(self) -> _Member:
+    async def _take(self) -> Child:
         """A living idle member. A new one comes through the idle ones: who wanted it may be gone when it is ready."""
         while True:
             if not self._idle:
@@ -91,7 +79,7 @@ class Pool:
         try:
             growing, self._warming = self._warming or self._start_growing(), None
             await asyncio.shield(growing)
-        except (_MemberLost, OSError):
+        except (ChildLost, OSError):
             log.error("A reader process did not start.", action="reader-not-started")
             raise Unreadable("the reader could not be started", is_lasting=False) from None
 
@@ -102,7 +90,8 @@ class Pool:
         return task
 
     async def _grow(self) -> None:
-        member = await _Member.start(self._settings)
+        limits = (str(self._settings.member_seconds), str(self._settings.member_bytes))
+        member = await Child.start("workers.enrichment.member", *limits)
         self._members.add(member)
         self._idle.append(member)
 
@@ -111,13 +100,13 @@ class Pool:
         if not task.cancelled():
             task.exception()  # seen: whoever needs the member tries again and reports it
 
-    async def _give_back(self, member: _Member, *, fit: bool) -> None:
+    async def _give_back(self, member: Child, *, fit: bool) -> None:
         if fit and len(self._members) <= self._settings.members:
             self._idle.append(member)
         else:
             await self._dismiss(member)
 
-    async def _dismiss(self, member: _Member) -> None:
+    async def _dismiss(self, member: Child) -> None:
         self._members.discard(member)
         await asyncio.shield(member.kill())
 
@@ -126,61 +115,3 @@ def _understood(answer: dict[str, Any]) -> dict[str, Any]:
     if "unreadable" in answer:
         raise Unreadable(str(answer["unreadable"]))
     return answer
-
-
-class _Member:
-    """One process, and how to talk to it."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._input = cast("asyncio.StreamWriter", process.stdin)
-        self._output = cast("asyncio.StreamReader", process.stdout)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process has not ended, as far as is known."""
-        return self._process.returncode is None
-
-    @classmethod
-    async def start(cls, settings: EnrichmentSettings) -> _Member:
-        """A process that is ready. Raises _MemberLost and OSError."""
-        limits = (str(settings.member_seconds), str(settings.member_bytes))
-        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "workers.enrichment.member", *limits,
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True,
-        )  # fmt: skip
-        member = cls(process)
-        try:
-            await member._answer()
-        except BaseException:
-            await member.kill()
-            raise
-        return member
-
-    async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
-        """Send a task and its bytes, and read the answer. Raises _MemberLost and OSError."""
-        head = json.dumps(task).encode()
-        self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)
-        await self._input.drain()
-        return await self._answer()
-
-    async def kill(self) -> None:
-        """End the process and wait until it is gone."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        self._input.close()
-        await self._process.wait()
-
-    async def _answer(self) -> dict[str, Any]:
-        try:
-            size = int.from_bytes(await self._output.readexactly(4))
-            if size > _ANSWER_BYTES:
-                raise _MemberLost
-            answer = json.loads(await self._output.readexactly(size))
-        except (asyncio.IncompleteReadError, ValueError):
-            raise _MemberLost from None
-        if not isinstance(answer, dict):
-            raise _MemberLost
-        return answer
