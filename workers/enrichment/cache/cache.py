@@ -87,11 +87,11 @@ class Cache:
         try:
             entry = await read(older)
         except Unreadable as unreadable:
-            if not unreadable.is_lasting:
-                raise
             until = self._clock.time() + self._settings.negative_seconds
             if older is not None and unreadable.is_outage:
                 entry = replace(older, fresh_until=until, reason=str(unreadable))
+            elif not unreadable.is_lasting:
+                raise
             else:
                 entry = Entry(asked_at, until, until, url, url, reason=str(unreadable))
         self._keep(key, entry)
