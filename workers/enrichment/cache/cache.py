@@ -105,7 +105,7 @@ class Cache:
         if len(value) > self._settings.entry_bytes:
             self._memory.drop(key)
             return
-        self._memory.put(key, entry, len(value))
+        self._memory.put(key, entry)
         if len(self._writing) < _PENDING:
             for level in self._shared:
                 self._write(level.put(key, value, seconds))
@@ -125,11 +125,10 @@ class Cache:
         for level in self._shared:
             if best is not None and self._is_fresh(best):
                 return best
-            found, size = await level.get(key) or (None, 0)
-            found = self._valid(found)
+            found = self._valid(await level.get(key))
             if found is not None and (best is None or found.fresh_until > best.fresh_until):
                 best = found
-                self._memory.put(key, found, size)
+                self._memory.put(key, found)
         return best
 
     def _is_fresh(self, entry: Entry) -> bool:
