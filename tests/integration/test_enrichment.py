@@ -6,7 +6,7 @@ import asyncio
 
 import psutil
 import pytest
-from raw_server import HTML, Script, enriching, page, saying, speaking
+from raw_server import HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
@@ -103,12 +103,6 @@ async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason()
 
 
 # -- the processes that read pages --------------------------------------------------------------------
-
-SLOW = (
-    "<style>" + "".join(f".a{n} div div div {{display:none}}" for n in range(2000)) + "</style>"
-    + "<div>" * 900 + "<i>x</i>" * 20_000
-).encode()  # fmt: skip
-"""A small page whose style sheet takes minutes to apply."""
 
 
 def readers() -> list[psutil.Process]:

@@ -13,7 +13,7 @@ from aiohttp import web
 from answering_worker import AnsweringWorker
 from postback_command import environment_of, postback
 from pydantic import SecretStr
-from raw_server import CLOCK, FACT, LOOPBACK
+from raw_server import CLOCK, FACT, LOOPBACK, SLOW
 from redis_server import RedisServer
 
 from schemas.job import Sources
@@ -189,6 +189,29 @@ async def test_an_older_copy_is_served_while_its_site_asks_to_be_left_alone() ->
         assert evidence.sources[0].passages == (FACT,)
         assert "is an older copy: its site asks to be left alone" in evidence.notes[0]
         assert len(origin.asked) == 2
+
+
+async def test_that_our_own_reader_was_slow_replaces_no_good_copy_and_is_told_to_no_other_worker(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    hasty, settings = PATIENT.model_copy(update={"member_seconds": 1.0}), everything(redis, tmp_path)
+    async with serving() as origin, working(enrichment=hasty, **settings) as busy:
+        origin.headers = {"Cache-Control": "max-age=0"}
+        await busy.read(origin.url)
+        await written()
+        origin.text = SLOW.decode()
+        for _ in range(2):
+            older, none = await busy.read(origin.url), await busy.read(f"{origin.url}/other")
+            await written()
+        assert older.sources[0].passages == (FACT,)
+        assert "is an older copy: reading it took more than 1 s" in older.notes[0]
+        assert "was left out: reading it took more than 1 s" in none.notes[0]
+        assert len(origin.asked) == 3
+        origin.text = "The Halvorsen bridge opened in 1988."
+        async with working(**settings) as other:
+            for path in ("", "/other"):
+                evidence = await other.read(f"{origin.url}{path}")
+                assert (evidence.sources[0].passages, evidence.notes) == ((origin.text,), ())
 
 
 async def test_a_page_that_is_gone_is_not_served_from_an_older_copy() -> None:

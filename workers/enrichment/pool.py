@@ -52,9 +52,11 @@ class Pool:
                 async with asyncio.timeout(self._settings.member_seconds):
                     answer = await member.ask(task, body)
             except TimeoutError:
-                raise Unreadable(f"reading it took more than {self._settings.member_seconds:g} s") from None
+                late = f"reading it took more than {self._settings.member_seconds:g} s"
+                raise Unreadable(late, is_ours=True) from None
             except (ChildLost, OSError):
-                raise Unreadable("reading it needed more memory than allowed, or crashed the reader") from None
+                lost = "reading it needed more memory than allowed, or crashed the reader"
+                raise Unreadable(lost, is_ours=True) from None
             finally:
                 await self._give_back(member, fit=answer is not None and answer.get("peak_kib", 0) < _RETIRE_KIB)
             return _understood(answer)
@@ -81,7 +83,7 @@ class Pool:
             await asyncio.shield(growing)
         except (ChildLost, OSError):
             log.error("A reader process did not start.", action="reader-not-started")
-            raise Unreadable("the reader could not be started", is_lasting=False) from None
+            raise Unreadable("the reader could not be started", is_lasting=False, is_ours=True) from None
 
     def _start_growing(self) -> asyncio.Task[None]:
         task = asyncio.create_task(self._grow(), name="pool-member")

@@ -83,10 +83,11 @@ class Cache:
 
     async def _renewed(self, key: Key, url: str, older: Entry | None, read: Read) -> Entry:
         """The page read anew and kept; in its place the older copy, or why there is none, which are kept as well."""
-        asked_at = self._clock.time()
+        asked_at, is_ours = self._clock.time(), False
         try:
             entry = await read(older)
         except Unreadable as unreadable:
+            is_ours = unreadable.is_ours
             until = self._clock.time() + self._settings.negative_seconds
             if older is not None and unreadable.is_outage:
                 entry = replace(older, fresh_until=until, reason=str(unreadable))
@@ -94,10 +95,10 @@ class Cache:
                 raise
             else:
                 entry = Entry(asked_at, until, until, url, url, reason=str(unreadable))
-        self._keep(key, entry)
+        self._keep(key, entry, is_shared=not is_ours)
         return entry
 
-    def _keep(self, key: Key, entry: Entry) -> None:
+    def _keep(self, key: Key, entry: Entry, *, is_shared: bool) -> None:
         seconds = entry.kept_until - self._clock.time()
         if seconds <= 0:
             return
@@ -106,7 +107,7 @@ class Cache:
             self._memory.drop(key)
             return
         self._memory.put(key, entry)
-        if len(self._writing) < _PENDING:
+        if is_shared and len(self._writing) < _PENDING:
             for level in self._shared:
                 self._write(level.put(key, value, seconds))
 
