@@ -38,6 +38,7 @@ from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.template import load_template
 from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.turns import Asker
 
 log = get_logger()
 
@@ -119,31 +120,32 @@ class Enricher:
         budget = self._settings.budget_seconds if deadline is None else deadline.remaining
         whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
         reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
-        read, notes = await self._find_and_read(sources, tenant, reading)
+        asker = Asker(tenant)
+        read, notes = await self._find_and_read(sources, asker, reading)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            numbered, unranked = await self._choose(question, read.documents, whole, room_tokens)
+            numbered, unranked = await self._choose(question, read.documents, asker, whole, room_tokens)
             notes += unranked
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
-    async def _find_and_read(self, sources: Sources, tenant: str, deadline: Deadline) -> tuple[_Read, list[str]]:
+    async def _find_and_read(self, sources: Sources, asker: Asker, deadline: Deadline) -> tuple[_Read, list[str]]:
         """The job's own sources, and behind them what its search finds; a note where that brought nothing.
 
         The job's own are read meanwhile: a search that hangs must not take their time.
         """
         urls = list(dict.fromkeys(sources.urls))
-        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], tenant, deadline)
+        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, deadline)
         if sources.search is None:
             return await own, []
-        read, (more, notes) = await asyncio.gather(own, self._search_and_read(sources.search, urls, tenant, deadline))
+        read, (more, notes) = await asyncio.gather(own, self._search_and_read(sources.search, urls, asker, deadline))
         return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[str], tenant: str, deadline: Deadline
+        self, wanted: Search, known: Sequence[str], asker: Asker, deadline: Deadline
     ) -> tuple[_Read, list[str]]:
         found, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
@@ -151,7 +153,7 @@ class Enricher:
             if one.url not in known:
                 new.setdefault(one.url, one)
         more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
-        return await self._read(more, tenant, deadline), notes
+        return await self._read(more, asker, deadline), notes
 
     async def _find(self, wanted: Search, deadline: Deadline) -> tuple[list[Found], list[str]]:
         """What the search finds, and a note where it brought nothing."""
@@ -181,12 +183,12 @@ class Enricher:
             log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
             raise Unreadable("the search provider has a defect") from None
 
-    async def _read(self, wanted: Sequence[Wanted], tenant: str, deadline: Deadline) -> _Read:
+    async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
         if not wanted:
             return _Read((), ())
         self._pool.warm()
-        tasks = {asyncio.create_task(self._document(one, tenant, deadline), name="source"): one for one in wanted}
+        tasks = {asyncio.create_task(self._document(one, asker, deadline), name="source"): one for one in wanted}
         try:
             await asyncio.wait(tasks, timeout=deadline.remaining)
         finally:
@@ -207,9 +209,9 @@ class Enricher:
         self._fetched["left_out"].inc()
         return LeftOut(one.position, origin_of(one.url), str(result))
 
-    async def _document(self, one: Wanted, tenant: str, deadline: Deadline) -> Document:
+    async def _document(self, one: Wanted, asker: Asker, deadline: Deadline) -> Document:
         """One source from URL to text. Raises Unreadable."""
-        reading = await self._reading(one, tenant, deadline)
+        reading = await self._reading(one, asker, deadline)
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
@@ -219,15 +221,20 @@ class Enricher:
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
-    async def _reading(self, one: Wanted, tenant: str, deadline: Deadline) -> Reading:
+    async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
         """What the source's server answers, or what the search has brought already. Raises Unreadable."""
         if one.found is not None and one.found.text is not None:
             page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
-            return Reading(one.url, await self._reader.extracted(page))
-        return await self._reader.read(one.url, tenant, deadline.remaining)
+            return Reading(one.url, await self._reader.extracted(page, asker))
+        return await self._reader.read(one.url, asker, deadline.remaining)
 
     async def _choose(
-        self, question: str, documents: Sequence[Document], deadline: Deadline, room_tokens: int | None
+        self,
+        question: str,
+        documents: Sequence[Document],
+        asker: Asker,
+        deadline: Deadline,
+        room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
         """The passages that matter, numbered by source, and notes on the sources that got none."""
         wording, source_tokens = self._wording_tokens()
@@ -244,7 +251,7 @@ class Enricher:
         }
         try:
             async with asyncio.timeout(deadline.remaining):
-                answer = await self._pool.ask(task, json.dumps(request).encode())
+                answer = await self._pool.ask(task, json.dumps(request).encode(), asker)
         except (Unreadable, TimeoutError):
             return (), ["no source was used: choosing passages from them took too long"]
         chosen = [tuple(passages) for passages in answer["passages"]]

@@ -3,6 +3,9 @@
 A member does one task at a time. One that is late, or whose asker has gone, is killed and another takes its place; its
 neighbours and the worker notice nothing. Members start when they are first needed.
 
+Jobs take turns at reading. Ranking has a member more, so that it waits behind no page: what its job has read would be
+lost.
+
 Not `pebble` or `concurrent.futures`: those import the worker's own main module into each member and unpickle what comes
 back from a process that has read hostile bytes. Here a member imports what it needs, gets an address-space limit and
 none of the worker's environment, and answers in JSON.
@@ -17,6 +20,7 @@ from telemetry.logs import get_logger
 from workers.enrichment.child import Child, ChildLost
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
 
 log = get_logger()
 
@@ -25,11 +29,13 @@ _RETIRE_KIB = 300 * 1024
 
 
 class Pool:
-    """At most `settings.members` processes, each reading one thing at a time."""
+    """At most `settings.members` processes that read, each one thing at a time, and one more that ranks."""
 
     def __init__(self, settings: EnrichmentSettings) -> None:
         self._settings = settings
-        self._room = asyncio.Semaphore(settings.members)
+        self._limit = settings.members + 1
+        self._reading = Turns(settings.members)
+        self._ranking = Turns(1)
         self._members: set[Child] = set()
         self._idle: list[Child] = []
         self._growing: set[asyncio.Task[None]] = set()
@@ -40,12 +46,13 @@ class Pool:
         if not self._members and not self._growing:
             self._warming = self._start_growing()
 
-    async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
-        """The answer of a member to `task`, which names its `kind`. Raises Unreadable.
+    async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
+        """The answer of a member to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
 
         Cancelled, it kills the member: what runs there cannot be interrupted otherwise.
         """
-        async with self._room:
+        turns = self._ranking if task["kind"] == "rank" else self._reading
+        async with turns.place(asker):
             member = await self._take()
             answer: dict[str, Any] | None = None
             try:
@@ -103,7 +110,7 @@ class Pool:
             task.exception()  # seen: whoever needs the member tries again and reports it
 
     async def _give_back(self, member: Child, *, fit: bool) -> None:
-        if fit and len(self._members) <= self._settings.members:
+        if fit and len(self._members) <= self._limit:
             self._idle.append(member)
         else:
             await self._dismiss(member)

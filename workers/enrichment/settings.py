@@ -25,7 +25,9 @@ class EnrichmentSettings(BaseSettings):
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
     connections: int = Field(default=100, ge=1, le=10_000)
-    connections_per_host: int = Field(default=4, ge=1, le=1000)
+    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters."""
+    connections_per_host: int = Field(default=6, ge=1, le=1000)
+    """Of those to one site, in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
@@ -36,7 +38,7 @@ class EnrichmentSettings(BaseSettings):
     robots_entries: int = Field(default=1000, ge=1)
     """How many sites' robots.txt are remembered."""
     members: int = Field(default=2, ge=1, le=64)
-    """Processes that read pages. None runs before the first job that has sources."""
+    """Processes that read pages, and one more that ranks. None runs before the first job that has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """How long one page may take a process before it is killed."""
     member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
