@@ -6,7 +6,7 @@ import asyncio
 
 import psutil
 import pytest
-from raw_server import HTML, SLOW, Script, enriching, page, saying, speaking
+from raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
@@ -226,6 +226,31 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
     assert estimated_tokens(prompt) <= 220
     assert none.sources == ()
     assert "context_window leaves no room" in " ".join(none.notes)
+
+
+async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
+    """It took as long to rank as ten others, and with two of them a job had no source at all."""
+    letters = FACT.encode() + b"\na" * 150_000
+    async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
+        wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])
+        evidence = await enricher.enrich(wanted, "When did the Halvorsen bridge open?")
+    assert "1987" in " ".join(passage for source in evidence.sources for passage in source.passages)
+    assert "of long sources only the first 150000 characters were looked at" in evidence.notes
+
+
+async def test_where_choosing_passages_does_not_end_the_beginnings_are_used() -> None:
+    async with Site() as site, enriching(member_seconds=2) as enricher:
+        wanted = Sources(urls=[site.url(path) for path in ("/mine", "/ferry")])
+        assert len((await enricher.enrich(wanted, "silver mine")).sources) == 2
+        for reader in readers():
+            reader.suspend()
+        evidence = await enricher.enrich(wanted, "silver mine", room_tokens=400)
+    assert [source.id for source in evidence.sources] == wanted.urls
+    assert all(
+        word in source.passages[0] for word, source in zip(("Corrow", "Astrelle"), evidence.sources, strict=True)
+    )
+    assert "choosing passages took too long: the beginning of each source was used" in evidence.notes
+    assert estimated_tokens(ground("", evidence).prompt or "") <= 400
 
 
 # -- politeness --------------------------------------------------------------------

@@ -27,11 +27,13 @@ from workers.enrichment.evidence import (
     Unreadable,
     Wanted,
 )
+from workers.enrichment.excerpts import MAX_RANKED_CHARS, beginnings, within
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.grounding import MAX_TITLE_CHARS
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
+from workers.enrichment.rank import Budget
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
@@ -241,20 +243,18 @@ class Enricher:
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
             return (), ["no source was used: context_window leaves no room for any"]
-        request = {"question": question, "documents": [(document.title, document.text) for document in documents]}
-        task = {
-            "kind": "rank",
-            "evidence_chars": self._settings.evidence_chars,
-            "evidence_tokens": tokens,
-            "source_tokens": source_tokens,
-            "passage_chars": self._passage_chars(tokens),
-        }
+        budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
+        texts = within([document.text for document in documents], MAX_RANKED_CHARS)
+        titled = [(document.title, text) for document, text in zip(documents, texts, strict=True)]
+        notes = []
+        if texts != [document.text for document in documents]:
+            notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
         try:
             async with asyncio.timeout(deadline.remaining):
-                answer = await self._pool.ask(task, json.dumps(request).encode(), asker)
+                chosen = await self._ranked(question, titled, budget, asker)
         except (Unreadable, TimeoutError):
-            return (), ["no source was used: choosing passages from them took too long"]
-        chosen = [tuple(passages) for passages in answer["passages"]]
+            chosen = beginnings(texts, budget, self._passage_chars(tokens))
+            notes = ["choosing passages took too long: the beginning of each source was used"]
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
             NumberedSource(
@@ -262,14 +262,30 @@ class Enricher:
                 document.source.id,
                 document.url,
                 document.title,
-                passages,
+                tuple(passages),
                 document.steering,
                 particulars=document.particulars,
             )
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded]
+        return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
+
+    async def _ranked(
+        self, question: str, documents: Sequence[tuple[str | None, str]], budget: Budget, asker: Asker
+    ) -> list[list[str]]:
+        """The passages of each document (title, text) that a member of the pool chooses. Raises Unreadable."""
+        request = json.dumps({"question": question, "documents": documents}, ensure_ascii=False)
+        task = {
+            "kind": "rank",
+            "evidence_chars": budget.chars,
+            "evidence_tokens": budget.tokens,
+            "source_tokens": budget.source_tokens,
+            "passage_chars": self._passage_chars(budget.tokens),
+        }
+        answer = await self._pool.ask(task, request.encode("utf-8", "replace"), asker)
+        passages: list[list[str]] = answer["passages"]
+        return passages
 
     def _wording_tokens(self) -> tuple[int, int]:
         """What the template says before and behind all sources, and around each of them."""
