@@ -290,6 +290,14 @@ async def test_a_page_in_another_charset_than_it_says_is_read(enricher: Enricher
     assert text in " ".join(evidence.sources[0].passages)
 
 
+async def test_half_a_character_is_none(enricher: Enricher) -> None:
+    """It cannot be written as UTF-8: the job that named such a page was taken for a defect of ours."""
+    half = b'{"\\ud83d": "The Halvorsen bridge\\ud800 opened in 1987.", "title": "\\udfff"}'
+    async with speaking(saying(half, "Content-Type: application/json")) as origin:
+        evidence = await enriched(enricher, origin)
+    assert "The Halvorsen bridge? opened in 1987." in " ".join(evidence.sources[0].passages)
+
+
 async def test_entities_that_multiply_are_not_resolved(enricher: Enricher) -> None:
     entities = "".join(f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(10))
     laughs = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "haha">{entities}]><p>A laugh: &k;</p>'

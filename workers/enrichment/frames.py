@@ -21,7 +21,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 
 def send(stream: BinaryIO, answer: dict[str, Any]) -> None:
-    """Write one answer."""
-    data = json.dumps(answer).encode()
+    """Write one answer. Half a surrogate pair, which JSON can hold and UTF-8 cannot, is a question mark."""
+    data = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")
     stream.write(len(data).to_bytes(4) + data)
     stream.flush()
