@@ -203,8 +203,16 @@ async def test_a_page_that_robots_txt_forbids_is_not_asked_for() -> None:
     assert asked == ["robots"]
 
 
-async def test_a_site_without_robots_txt_is_read() -> None:
-    evidence = await read(site_with_robots(saying(b"", status="404 Not Found"), []), robots=True)
+@pytest.mark.parametrize("status", ["404 Not Found", "204 No Content"])
+async def test_a_site_without_robots_txt_is_read(status: str) -> None:
+    evidence = await read(site_with_robots(saying(b"", status=status), []), robots=True)
+    assert len(evidence.sources) == 1
+
+
+async def test_robots_txt_is_asked_about_the_name_by_which_it_knows_us() -> None:
+    rules = saying(b"User-agent: *\nDisallow: /\n\nUser-agent: AcmeBot\nAllow: /\n")
+    agent = "Mozilla/5.0 (compatible; AcmeBot/1.0)"
+    evidence = await read(site_with_robots(rules, []), robots=True, user_agent=agent, robots_agent="AcmeBot")
     assert len(evidence.sources) == 1
 
 
@@ -264,6 +272,22 @@ async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
     assert len(evidence.sources) == 1
     assert "its site asks to be left alone for a while" in " ".join(evidence.notes)
     assert asked == ["robots", "page"]
+
+
+async def test_a_pause_that_robots_txt_asks_for_no_more_is_kept_no_more() -> None:
+    bodies = iter([b"User-agent: *\nCrawl-delay: 600\n", b"User-agent: *\nDisallow: /secret\n"])
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append("robots" if len(asked) % 2 == 0 else "page")
+        await (saying(next(bodies)) if asked[-1] == "robots" else saying(page(), HTML))(reader, writer)
+
+    asked: list[str] = []
+    async with speaking(script) as origin, enriching(robots=True, robots_seconds=0.01) as enricher:
+        for path in ("1", "2"):
+            evidence = await enricher.enrich(Sources(urls=[f"{origin}/{path}"]), "When did the bridge open?")
+            await asyncio.sleep(0.02)
+            sources = len(evidence.sources)
+    assert (sources, asked) == (1, ["robots", "page", "robots", "page"])
 
 
 async def test_a_server_that_asks_for_time_gets_it() -> None:

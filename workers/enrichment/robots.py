@@ -23,6 +23,8 @@ MAX_ROBOTS_BYTES = 512 * 1024
 _FAILURE_SECONDS = 60.0
 """How long an origin without a readable answer is left alone."""
 
+_EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
+
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
@@ -55,13 +57,11 @@ class Robots:
         if rules.unknown is not None:
             why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
             raise Unreadable(why, is_outage=True, is_lasting=False)
-        if not rules.body.strip():
-            return
-        agent = self._settings.user_agent.partition("/")[0]
-        task = {"kind": "robots", "url": url, "user_agent": agent}
-        answer = await self._pool.ask(task, rules.body, asker)
-        if answer["delay"]:
-            self._politeness.pace(str(URL(url).origin()), answer["delay"])
+        answer = {"allowed": True, "delay": 0.0}
+        if rules.body.strip():
+            task = {"kind": "robots", "url": url, "user_agent": self._settings.robots_agent}
+            answer = await self._pool.ask(task, rules.body, asker)
+        self._politeness.pace(str(URL(url).origin()), answer["delay"])
         if not answer["allowed"]:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
@@ -92,9 +92,9 @@ class Robots:
                 url = f"{origin}/robots.txt"
                 body = (await self._fetcher.fetch(url, asker, cut_at_bytes=MAX_ROBOTS_BYTES)).body
         except BadStatus as bad:
-            # "Not there" means that everything may be read; "cannot say now" means that nothing may.
+            # "Not there" and "empty" mean that everything may be read; "cannot say now" means that nothing may.
             is_absent = HTTPStatus.BAD_REQUEST <= bad.status < HTTPStatus.INTERNAL_SERVER_ERROR
-            unknown = None if is_absent else str(bad)
+            unknown = None if is_absent or bad.status in _EMPTY else str(bad)
         except Unreadable as reason:
             unknown = str(reason)
         except TimeoutError:

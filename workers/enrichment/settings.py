@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -31,6 +32,8 @@ class EnrichmentSettings(BaseSettings):
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
+    """By which name a robots.txt has rules for us: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
     robots: bool = True
     """Whether robots.txt is obeyed."""
     robots_seconds: float = Field(default=3600.0, gt=0)
@@ -51,3 +54,12 @@ class EnrichmentSettings(BaseSettings):
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """About how long one passage is, in code points."""
+
+    @model_validator(mode="after")
+    def _is_one_name(self) -> Self:
+        if self.robots_agent.lower() not in self.user_agent.lower():
+            raise ValueError(
+                "robots_agent has to be a part of user_agent, so that sites find in their logs whom they have rules "
+                "for: set POSTBACK_ENRICHMENT__ROBOTS_AGENT beside POSTBACK_ENRICHMENT__USER_AGENT"
+            )
+        return self
