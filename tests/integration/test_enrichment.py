@@ -6,7 +6,7 @@ import asyncio
 
 import psutil
 import pytest
-from raw_server import HTML, Script, enriching, page, saying, speaking
+from raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
@@ -103,12 +103,6 @@ async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason()
 
 
 # -- the processes that read pages --------------------------------------------------------------------
-
-SLOW = (
-    "<style>" + "".join(f".a{n} div div div {{display:none}}" for n in range(2000)) + "</style>"
-    + "<div>" * 900 + "<i>x</i>" * 20_000
-).encode()  # fmt: skip
-"""A small page whose style sheet takes minutes to apply."""
 
 
 def readers() -> list[psutil.Process]:
@@ -209,8 +203,16 @@ async def test_a_page_that_robots_txt_forbids_is_not_asked_for() -> None:
     assert asked == ["robots"]
 
 
-async def test_a_site_without_robots_txt_is_read() -> None:
-    evidence = await read(site_with_robots(saying(b"", status="404 Not Found"), []), robots=True)
+@pytest.mark.parametrize("status", ["404 Not Found", "204 No Content"])
+async def test_a_site_without_robots_txt_is_read(status: str) -> None:
+    evidence = await read(site_with_robots(saying(b"", status=status), []), robots=True)
+    assert len(evidence.sources) == 1
+
+
+async def test_robots_txt_is_asked_about_the_name_by_which_it_knows_us() -> None:
+    rules = saying(b"User-agent: *\nDisallow: /\n\nUser-agent: AcmeBot\nAllow: /\n")
+    agent = "Mozilla/5.0 (compatible; AcmeBot/1.0)"
+    evidence = await read(site_with_robots(rules, []), robots=True, user_agent=agent, robots_agent="AcmeBot")
     assert len(evidence.sources) == 1
 
 
@@ -234,6 +236,31 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
     assert "context_window leaves no room" in " ".join(none.notes)
 
 
+async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
+    """It took as long to rank as ten others, and with two of them a job had no source at all."""
+    letters = FACT.encode() + b"\na" * 150_000
+    async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
+        wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])
+        evidence = await enricher.enrich(wanted, "When did the Halvorsen bridge open?")
+    assert "1987" in " ".join(passage for source in evidence.sources for passage in source.passages)
+    assert "of long sources only the first 150000 characters were looked at" in evidence.notes
+
+
+async def test_where_choosing_passages_does_not_end_the_beginnings_are_used() -> None:
+    async with Site() as site, enriching(member_seconds=2) as enricher:
+        wanted = Sources(urls=[site.url(path) for path in ("/mine", "/ferry")])
+        assert len((await enricher.enrich(wanted, "silver mine")).sources) == 2
+        for reader in readers():
+            reader.suspend()
+        evidence = await enricher.enrich(wanted, "silver mine", room_tokens=400)
+    assert [source.id for source in evidence.sources] == wanted.urls
+    assert all(
+        word in source.passages[0] for word, source in zip(("Corrow", "Astrelle"), evidence.sources, strict=True)
+    )
+    assert "choosing passages took too long: the beginning of each source was used" in evidence.notes
+    assert estimated_tokens(ground("", evidence).prompt or "") <= 400
+
+
 # -- politeness --------------------------------------------------------------------
 
 
@@ -245,6 +272,22 @@ async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
     assert len(evidence.sources) == 1
     assert "its site asks to be left alone for a while" in " ".join(evidence.notes)
     assert asked == ["robots", "page"]
+
+
+async def test_a_pause_that_robots_txt_asks_for_no_more_is_kept_no_more() -> None:
+    bodies = iter([b"User-agent: *\nCrawl-delay: 600\n", b"User-agent: *\nDisallow: /secret\n"])
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append("robots" if len(asked) % 2 == 0 else "page")
+        await (saying(next(bodies)) if asked[-1] == "robots" else saying(page(), HTML))(reader, writer)
+
+    asked: list[str] = []
+    async with speaking(script) as origin, enriching(robots=True, robots_seconds=0.01) as enricher:
+        for path in ("1", "2"):
+            evidence = await enricher.enrich(Sources(urls=[f"{origin}/{path}"]), "When did the bridge open?")
+            await asyncio.sleep(0.02)
+            sources = len(evidence.sources)
+    assert (sources, asked) == (1, ["robots", "page", "robots", "page"])
 
 
 async def test_a_server_that_asks_for_time_gets_it() -> None:

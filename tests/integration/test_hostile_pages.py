@@ -23,7 +23,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from aiohttp.abc import AbstractResolver, ResolveResult
-from raw_server import CLOCK, FACT, HTML, Script, enriching, page, saying, speaking
+from raw_server import CLOCK, FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import Site
 from schemas.job import Sources
@@ -138,11 +138,6 @@ def nonsense(data: bytes) -> Script:
 
 HEAD = f"HTTP/1.1 200 OK\r\n{HTML}\r\n"
 CHUNKED = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n"
-SLOW = (
-    "<style>" + "".join(f".a{n} div div div {{display:none}}" for n in range(2000)) + "</style>"
-    + "<div>" * 900 + "<i>x</i>" * 20_000
-).encode()  # fmt: skip
-"""A small page whose style sheet takes minutes to apply."""
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 99\r\n\r\n" + page()
 
 TOO_LARGE = "it is larger than 2000000 bytes"
@@ -293,6 +288,14 @@ async def test_a_page_in_another_charset_than_it_says_is_read(enricher: Enricher
     async with speaking(saying(f"<p>{text}</p>".encode("cp1251"), HTML)) as origin:
         evidence = await enriched(enricher, origin)
     assert text in " ".join(evidence.sources[0].passages)
+
+
+async def test_half_a_character_is_none(enricher: Enricher) -> None:
+    """It cannot be written as UTF-8: the job that named such a page was taken for a defect of ours."""
+    half = b'{"\\ud83d": "The Halvorsen bridge\\ud800 opened in 1987.", "title": "\\udfff"}'
+    async with speaking(saying(half, "Content-Type: application/json")) as origin:
+        evidence = await enriched(enricher, origin)
+    assert "The Halvorsen bridge? opened in 1987." in " ".join(evidence.sources[0].passages)
 
 
 async def test_entities_that_multiply_are_not_resolved(enricher: Enricher) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 from answering_worker import AnsweringWorker
 from postback_command import environment_of, postback
 from pydantic import SecretStr
-from raw_server import CLOCK, FACT, LOOPBACK
+from raw_server import CLOCK, FACT, LOOPBACK, SLOW
 from redis_server import RedisServer
 
 from schemas.job import Sources
@@ -67,12 +67,9 @@ async def serving() -> AsyncIterator[Origin]:
 class Worker:
     """An enricher with a cache, as a worker has it."""
 
-    def __init__(self, policy: EgressPolicy, settings: CacheSettings) -> None:
+    def __init__(self, policy: EgressPolicy, settings: CacheSettings, enrichment: EnrichmentSettings) -> None:
         self.metrics = Metrics()
-        self.enricher = Enricher(
-            EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10),
-            Guard(policy), CLOCK, self.metrics, cache=settings,
-        )  # fmt: skip
+        self.enricher = Enricher(enrichment, Guard(policy), CLOCK, self.metrics, cache=settings)
 
     async def read(self, url: str, tenant: str = "default") -> Evidence:
         return await self.enricher.enrich(Sources(urls=[url]), QUESTION, tenant=tenant)
@@ -82,9 +79,15 @@ class Worker:
         return self.metrics.registry.get_sample_value("postback_cache_lookups_total", labels) or 0.0
 
 
+PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
+"""For a machine that is busy with other tests."""
+
+
 @asynccontextmanager
-async def working(policy: EgressPolicy = LOOPBACK, **settings: object) -> AsyncIterator[Worker]:
-    worker = Worker(policy, CacheSettings.model_validate(settings))
+async def working(
+    policy: EgressPolicy = LOOPBACK, enrichment: EnrichmentSettings = PATIENT, **settings: object
+) -> AsyncIterator[Worker]:
+    worker = Worker(policy, CacheSettings.model_validate(settings), enrichment)
     await worker.enricher.start()
     try:
         yield worker
@@ -158,6 +161,57 @@ async def test_an_older_copy_is_served_where_its_server_is_away_and_said_to_be_o
             assert evidence.notes == (f"source 1 ({origin.url[:-5]}) is an older copy: its server answered 503",)
             await written()
         assert len(origin.asked) == 2  # the second job heard of the first one's failure
+
+
+async def test_an_older_copy_is_served_where_its_server_cannot_say_whether_it_may_be_read(tmp_path: Path) -> None:
+    obedient = PATIENT.model_copy(update={"robots": True})
+    async with serving() as origin:
+        origin.headers = {"Cache-Control": "max-age=0"}
+        async with working(enrichment=obedient, disk_path=tmp_path / "pages.sqlite") as worker:
+            assert len((await worker.read(origin.url)).sources) == 1
+            await written()
+        origin.status = 503
+        async with working(enrichment=obedient, disk_path=tmp_path / "pages.sqlite") as restarted:
+            evidence = await restarted.read(origin.url)
+            other = await restarted.read(f"{origin.url}/other")
+    assert evidence.sources[0].passages == (FACT,)
+    assert "is an older copy: whether its site lets us read it is unknown" in evidence.notes[0]
+    assert other.sources == ()
+
+
+async def test_an_older_copy_is_served_while_its_site_asks_to_be_left_alone() -> None:
+    async with serving() as origin, working() as worker:
+        origin.headers = {"Cache-Control": "max-age=0", "Retry-After": "600"}
+        await worker.read(origin.url)
+        origin.status = 429
+        assert (await worker.read(f"{origin.url}/other")).sources == ()
+        evidence = await worker.read(origin.url)
+        assert evidence.sources[0].passages == (FACT,)
+        assert "is an older copy: its site asks to be left alone" in evidence.notes[0]
+        assert len(origin.asked) == 2
+
+
+async def test_that_our_own_reader_was_slow_replaces_no_good_copy_and_is_told_to_no_other_worker(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    hasty, settings = PATIENT.model_copy(update={"member_seconds": 1.0}), everything(redis, tmp_path)
+    async with serving() as origin, working(enrichment=hasty, **settings) as busy:
+        origin.headers = {"Cache-Control": "max-age=0"}
+        await busy.read(origin.url)
+        await written()
+        origin.text = SLOW.decode()
+        for _ in range(2):
+            older, none = await busy.read(origin.url), await busy.read(f"{origin.url}/other")
+            await written()
+        assert older.sources[0].passages == (FACT,)
+        assert "is an older copy: reading it took more than 1 s" in older.notes[0]
+        assert "was left out: reading it took more than 1 s" in none.notes[0]
+        assert len(origin.asked) == 3
+        origin.text = "The Halvorsen bridge opened in 1988."
+        async with working(**settings) as other:
+            for path in ("", "/other"):
+                evidence = await other.read(f"{origin.url}{path}")
+                assert (evidence.sources[0].passages, evidence.notes) == ((origin.text,), ())
 
 
 async def test_a_page_that_is_gone_is_not_served_from_an_older_copy() -> None:

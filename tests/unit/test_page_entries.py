@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,16 +110,35 @@ def test_an_entry_is_invalidated_by_where_it_was_asked_for_and_where_it_was_foun
     assert set(ENTRY.targets) == {*named, *hosts}
 
 
-def test_memory_keeps_to_its_size_and_drops_what_was_used_longest_ago() -> None:
-    memory = Memory(30)
+def page_of(text: str) -> bytes:
+    return encoded(replace(ENTRY, answer={**ANSWER, "text": text}))
+
+
+@pytest.mark.parametrize(
+    "text", ["A bridge. " * 30_000, "桥" * 300_000, "A bridge."], ids=["packs well", "wide", "short"]
+)
+def test_memory_keeps_to_its_size_as_the_process_has_it(text: str) -> None:
+    """Of what packs well a level of 64 MiB held gigabytes: it counted packed bytes, and kept text."""
+    memory, value = Memory(4_000_000), page_of(text)
+    tracemalloc.start()
+    for number in range(4000 if len(text) < 1000 else 40):
+        memory.put(Key("public", f"{number:064}"), decoded(value))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2_000_000 < taken < 4_400_000
+
+
+def test_memory_drops_what_was_used_longest_ago_and_keeps_nothing_larger_than_itself() -> None:
+    memory = Memory(1_000_000)
     one, two, three = (Key("public", name) for name in "123")
-    memory.put(one, ENTRY, 10)
-    memory.put(two, ENTRY, 10)
-    assert memory.get(one) is ENTRY
-    memory.put(three, ENTRY, 15)
-    assert [memory.get(key) for key in (one, two, three)] == [ENTRY, None, ENTRY]
-    memory.put(one, ENTRY, 31)
-    assert (memory.get(one), memory.size_bytes) == (None, 15)
+    page = decoded(page_of("x" * 400_000))
+    memory.put(one, page)
+    memory.put(two, page)
+    assert memory.get(one) is page
+    memory.put(three, page)
+    assert [memory.get(key) for key in (one, two, three)] == [page, None, page]
+    memory.put(one, decoded(page_of("x" * 1_100_000)))
+    assert [memory.get(key) for key in (one, two, three)] == [None, None, page]
 
 
 async def test_who_stops_waiting_does_not_stop_the_others() -> None:

@@ -8,7 +8,9 @@ A job's sources go down this list; each step has a type, so that a signature say
     cache/     what was read before: in memory, in Redis, in a file
     fetch      one URL, redirect by redirect, behind the egress guard       str → Page
     robots     what a site's robots.txt lets us read; politeness: how often
+    turns      neither one job nor one tenant has all the connections and processes
     pool       processes that may be killed; page bytes are only ever parsed in them
+      child    one process as the worker sees it; frames: as it sees itself
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
       steering   the ways in which it tries to steer who reads it           Document → label

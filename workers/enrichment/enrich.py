@@ -27,11 +27,13 @@ from workers.enrichment.evidence import (
     Unreadable,
     Wanted,
 )
+from workers.enrichment.excerpts import MAX_RANKED_CHARS, beginnings, within
 from workers.enrichment.fetch import Fetcher
 from workers.enrichment.grounding import MAX_TITLE_CHARS
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
+from workers.enrichment.rank import Budget
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
@@ -39,6 +41,7 @@ from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.template import load_template
 from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.turns import Asker
 
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
@@ -120,13 +123,14 @@ class Enricher:
         whole = self._within(self._settings.budget_seconds, deadline)
         ranking_seconds = whole.remaining * self._settings.ranking_share
         reading = Deadline.after(self._clock, whole.remaining - ranking_seconds)
-        read, notes = await self._find_and_read(sources, tenant, reading, deadline)
+        asker = Asker(tenant)
+        read, notes = await self._find_and_read(sources, asker, reading, deadline)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
             # Where the search has waited in line, the budget's end is behind us; ranking has its part all the same.
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
-            numbered, unranked = await self._choose(question, read.documents, ranking, room_tokens)
+            numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
             notes += unranked
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
@@ -138,22 +142,22 @@ class Enricher:
         return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
 
     async def _find_and_read(
-        self, sources: Sources, tenant: str, reading: Deadline, deadline: Deadline | None
+        self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
     ) -> tuple[_Read, list[str]]:
         """The job's own sources, and behind them what its search finds; a note where that brought nothing.
 
         The job's own are read meanwhile: a search that hangs must not take their time.
         """
         urls = list(dict.fromkeys(sources.urls))
-        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], tenant, reading)
+        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)
         if sources.search is None:
             return await own, []
-        searched = self._search_and_read(sources.search, urls, tenant, reading.remaining, deadline)
+        searched = self._search_and_read(sources.search, urls, asker, reading.remaining, deadline)
         read, (more, notes) = await asyncio.gather(own, searched)
         return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[str], tenant: str, seconds: float, deadline: Deadline | None
+        self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_Read, list[str]]:
         """What the search finds, read in what it leaves of these seconds."""
         findings, notes = await self._find(wanted, deadline)
@@ -162,7 +166,7 @@ class Enricher:
             if one.url not in known:
                 new.setdefault(one.url, one)
         more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
-        return await self._read(more, tenant, self._within(seconds - findings.seconds, deadline)), notes
+        return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
 
     async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
         """What the search finds, and a note where it brought nothing."""
@@ -177,12 +181,12 @@ class Enricher:
         self._searched[result].inc()
         return findings, notes
 
-    async def _read(self, wanted: Sequence[Wanted], tenant: str, deadline: Deadline) -> _Read:
+    async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
         if not wanted:
             return _Read((), ())
         self._pool.warm()
-        tasks = {asyncio.create_task(self._document(one, tenant, deadline), name="source"): one for one in wanted}
+        tasks = {asyncio.create_task(self._document(one, asker, deadline), name="source"): one for one in wanted}
         try:
             await asyncio.wait(tasks, timeout=deadline.remaining)
         finally:
@@ -203,9 +207,9 @@ class Enricher:
         self._fetched["left_out"].inc()
         return LeftOut(one.position, origin_of(one.url), str(result))
 
-    async def _document(self, one: Wanted, tenant: str, deadline: Deadline) -> Document:
+    async def _document(self, one: Wanted, asker: Asker, deadline: Deadline) -> Document:
         """One source from URL to text. Raises Unreadable."""
-        reading = await self._reading(one, tenant, deadline)
+        reading = await self._reading(one, asker, deadline)
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
@@ -215,35 +219,38 @@ class Enricher:
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
-    async def _reading(self, one: Wanted, tenant: str, deadline: Deadline) -> Reading:
+    async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
         """What the source's server answers, or what the search has brought already. Raises Unreadable."""
         if one.found is not None and one.found.text is not None:
             page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
-            return Reading(one.url, await self._reader.extracted(page))
-        return await self._reader.read(one.url, tenant, deadline.remaining)
+            return Reading(one.url, await self._reader.extracted(page, asker))
+        return await self._reader.read(one.url, asker, deadline.remaining)
 
     async def _choose(
-        self, question: str, documents: Sequence[Document], deadline: Deadline, room_tokens: int | None
+        self,
+        question: str,
+        documents: Sequence[Document],
+        asker: Asker,
+        deadline: Deadline,
+        room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
         """The passages that matter, numbered by source, and notes on the sources that got none."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
             return (), ["no source was used: context_window leaves no room for any"]
-        request = {"question": question, "documents": [(document.title, document.text) for document in documents]}
-        task = {
-            "kind": "rank",
-            "evidence_chars": self._settings.evidence_chars,
-            "evidence_tokens": tokens,
-            "source_tokens": source_tokens,
-            "passage_chars": self._passage_chars(tokens),
-        }
+        budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
+        texts = within([document.text for document in documents], MAX_RANKED_CHARS)
+        titled = [(document.title, text) for document, text in zip(documents, texts, strict=True)]
+        notes = []
+        if texts != [document.text for document in documents]:
+            notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
         try:
             async with asyncio.timeout(deadline.remaining):
-                answer = await self._pool.ask(task, json.dumps(request).encode())
+                chosen = await self._ranked(question, titled, budget, asker)
         except (Unreadable, TimeoutError):
-            return (), ["no source was used: choosing passages from them took too long"]
-        chosen = [tuple(passages) for passages in answer["passages"]]
+            chosen = beginnings(texts, budget, self._passage_chars(tokens))
+            notes = ["choosing passages took too long: the beginning of each source was used"]
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
             NumberedSource(
@@ -251,14 +258,30 @@ class Enricher:
                 document.source.id,
                 document.url,
                 document.title,
-                passages,
+                tuple(passages),
                 document.steering,
                 particulars=document.particulars,
             )
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded]
+        return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
+
+    async def _ranked(
+        self, question: str, documents: Sequence[tuple[str | None, str]], budget: Budget, asker: Asker
+    ) -> list[list[str]]:
+        """The passages of each document (title, text) that a member of the pool chooses. Raises Unreadable."""
+        request = json.dumps({"question": question, "documents": documents}, ensure_ascii=False)
+        task = {
+            "kind": "rank",
+            "evidence_chars": budget.chars,
+            "evidence_tokens": budget.tokens,
+            "source_tokens": budget.source_tokens,
+            "passage_chars": self._passage_chars(budget.tokens),
+        }
+        answer = await self._pool.ask(task, request.encode("utf-8", "replace"), asker)
+        passages: list[list[str]] = answer["passages"]
+        return passages
 
     def _wording_tokens(self) -> tuple[int, int]:
         """What the template says before and behind all sources, and around each of them."""

@@ -16,12 +16,14 @@ class NothingFound(Exception):  # noqa: N818 - it names what happened, as the en
 class Unreadable(Exception):  # noqa: N818 - as above
     """One source cannot be used. The text is the reason, for the result's reader, and quotes nothing from the page."""
 
-    def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True) -> None:
+    def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True, is_ours: bool = False) -> None:
         super().__init__(reason)
-        self.is_outage = is_outage
-        """Its server could not answer: an older copy is as good as there is."""
+        self.is_outage = is_outage or is_ours
+        """It cannot be read now, which is not the page's doing: an older copy is as good as there is."""
         self.is_lasting = is_lasting
-        """Who asks again at once hears the same. Not so where it was refused to this job only, or is our own fault."""
+        """Who asks this worker again at once hears the same. Not so where it was refused to this job only."""
+        self.is_ours = is_ours
+        """It is this worker that could not read it: others may, and are not told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
@@ -16,6 +17,7 @@ from workers.egress import EgressRefused, Guard
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
 
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
@@ -43,7 +45,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 """First match counts, so the narrower class stands first. Texts of foreign errors would quote whole URLs."""
 
 
-Permit = Callable[[str], Awaitable[None]]
+Permit = Callable[[str, Asker], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,10 @@ class BadStatus(Unreadable):
 
 
 class Fetcher:
-    """Fetches pages. One per worker: it holds the connections, and counts them per host."""
+    """Fetches pages. One per worker: it holds the connections, at which jobs take turns, and those of each site.
+
+    A connection may be had until the job's budget ends, so a part of them is kept for who has none.
+    """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
         self._settings = settings
@@ -79,6 +84,8 @@ class Fetcher:
         self._clock = clock
         self._guard = guard
         self._session: aiohttp.ClientSession | None = None
+        self._turns = _turns(settings.connections)
+        self._at_sites: dict[str, Turns] = {}
 
     async def start(self) -> None:
         """Open the session; nothing is connected yet."""
@@ -98,7 +105,13 @@ class Fetcher:
             await self._session.close()
 
     async def fetch(
-        self, url: str, *, permit: Permit | None = None, cut_at_bytes: int | None = None, known: Known | None = None
+        self,
+        url: str,
+        asker: Asker,
+        *,
+        permit: Permit | None = None,
+        cut_at_bytes: int | None = None,
+        known: Known | None = None,
     ) -> Page:
         """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
 
@@ -107,22 +120,21 @@ class Fetcher:
         The server of a copy that is `known` is asked whether it has changed (RFC 9110, section 13). Raises Unreadable.
         """
         try:
-            return await self._follow(url, permit, cut_at_bytes, known)
+            return await self._follow(url, asker, permit, cut_at_bytes, known)
         except EgressRefused as refused:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
 
-    async def _follow(self, url: str, permit: Permit | None, cut_at_bytes: int | None, known: Known | None) -> Page:
-        if self._session is None:
-            raise RuntimeError("the fetcher has not been started")
+    async def _follow(
+        self, url: str, asker: Asker, permit: Permit | None, cut_at_bytes: int | None, known: Known | None
+    ) -> Page:
         current = self._guard.check_url(url)
         for _ in range(self._settings.redirects + 1):
             if permit is not None:
-                await permit(str(current))
-                await self._politeness.turn(str(current.origin()))
+                await permit(str(current), asker)
             conditions = known.conditions if known is not None and known.url == str(current) else {}
-            async with self._session.get(current, allow_redirects=False, headers=conditions) as response:
+            async with self._asked(current, asker, conditions, is_paced=permit is not None) as response:
                 if conditions and response.status == HTTPStatus.NOT_MODIFIED:
                     return replace(_described(response, b""), is_unchanged=True)
                 if response.status not in _MOVED:
@@ -132,6 +144,28 @@ class Fetcher:
                 raise Unreadable("it redirects without saying where to")
             current = self._guard.check_url(current.join(URL(location)))
         raise Unreadable(f"it redirects more than {self._settings.redirects} times")
+
+    @asynccontextmanager
+    async def _asked(
+        self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The beginning of an answer, once it is this job's turn at the site and at the connections."""
+        if self._session is None:
+            raise RuntimeError("the fetcher has not been started")
+        origin = str(url.origin())
+        at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
+        try:
+            async with at_site.place(asker):
+                if is_paced:
+                    await self._politeness.turn(origin)
+                async with (
+                    self._turns.place(asker),
+                    self._session.get(url, allow_redirects=False, headers=headers) as response,
+                ):
+                    yield response
+        finally:
+            if at_site.is_idle:
+                self._at_sites.pop(origin, None)
 
     async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
         if response.status != HTTPStatus.OK:
@@ -150,6 +184,11 @@ class Fetcher:
             seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
             if seconds is not None:
                 self._politeness.hold(str(response.url.origin()), seconds)
+
+
+def _turns(connections: int) -> Turns:
+    """A job may have half of them, all jobs of its tenant three quarters."""
+    return Turns(connections, kept=connections // 4)
 
 
 def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:

@@ -1,10 +1,8 @@
 """What runs inside a member of the pool: `python -m workers.enrichment.member SECONDS BYTES`.
 
-On standard input: length of the task (4 bytes), length of the body (4 bytes), the task as JSON, the body. On standard
-output: length of the answer (4 bytes), the answer as JSON; an empty one first of all, once the process is ready.
-
-The process ends with its input, so that it never outlives the worker; a task that hangs is ended by an alarm, should
-the worker be gone before it could kill it.
+It takes tasks from standard input and answers on standard output, as `frames` says. The process ends with its input,
+so that it never outlives the worker; a task that hangs is ended by an alarm, should the worker be gone before it could
+kill it.
 """
 
 from __future__ import annotations
@@ -17,10 +15,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
+from workers.enrichment.frames import receive, send
 from workers.enrichment.rank import Budget, rank
 from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.steering import steering_of_page
@@ -33,10 +32,10 @@ def main() -> None:
     seconds, size = float(sys.argv[1]), int(sys.argv[2])
     with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    _send(sys.stdout.buffer, {})
-    while (request := _receive(sys.stdin.buffer)) is not None:
+    send(sys.stdout.buffer, {})
+    while (request := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
-        _send(sys.stdout.buffer, _answer(*request))
+        send(sys.stdout.buffer, _answer(*request))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -88,21 +87,6 @@ def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
 
 
 _KINDS: dict[str, Callable[..., dict[str, Any]]] = {"extract": _extract, "rank": _rank, "robots": _robots}
-
-
-def _receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    sizes = stream.read(8)
-    if len(sizes) < 8:
-        return None
-    head = stream.read(int.from_bytes(sizes[:4]))
-    body = stream.read(int.from_bytes(sizes[4:]))
-    return json.loads(head), body
-
-
-def _send(stream: BinaryIO, answer: dict[str, Any]) -> None:
-    data = json.dumps(answer).encode()
-    stream.write(len(data).to_bytes(4) + data)
-    stream.flush()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ _HOSTS: Final = 10_000
 @dataclass(slots=True)
 class _Site:
     interval: float
-    free_at: float = 0.0
+    asked_at: float = float("-inf")
+    """When it is our turn for the last page that was promised one."""
+    held_until: float = float("-inf")
 
 
 class Politeness:
@@ -34,21 +36,21 @@ class Politeness:
     async def turn(self, origin: str) -> None:
         """Wait until it is our turn. Raises Unreadable at once where that takes longer than any job has."""
         site, now = self._site(origin), self._clock.monotonic()
-        wait = site.free_at - now
-        if wait > self._longest:
+        turn = max(now, site.asked_at + site.interval, site.held_until)
+        if turn - now > self._longest:
             raise Unreadable("its site asks to be left alone for a while", is_outage=True, is_lasting=False)
-        site.free_at = max(now, site.free_at) + site.interval
-        if wait > 0:
-            await asyncio.sleep(wait)
+        site.asked_at = turn
+        if turn > now:
+            await asyncio.sleep(turn - now)
 
     def pace(self, origin: str, seconds: float) -> None:
-        """Leave so much time between two pages of the site, as its robots.txt says."""
+        """Leave so much time between two pages of the site, as its robots.txt says now; 0 where it says nothing."""
         self._site(origin).interval = max(self._interval, min(seconds, MAX_HELD_SECONDS))
 
     def hold(self, origin: str, seconds: float) -> None:
         """Ask the site for nothing for so long, as its answer says."""
         site = self._site(origin)
-        site.free_at = max(site.free_at, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
+        site.held_until = max(site.held_until, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
 
     def _site(self, origin: str) -> _Site:
         site = self._sites.setdefault(origin, _Site(self._interval))

@@ -135,13 +135,16 @@ def split(text: str, size: int) -> list[str]:
     """Passages of whole sentences of about `size` code points, each beginning with the end of the one before."""
     passages: list[str] = []
     current: list[str] = []
+    length = 0
     fresh = False
     for sentence in _sentences(text, size):
-        if fresh and _length(current) + len(sentence) > size:
+        if fresh and length + len(sentence) > size:
             passages.append(" ".join(current))
             current = _tail(current, int(size * _OVERLAP_SHARE))
+            length = sum(map(len, current)) + len(current)
             fresh = False
         current.append(sentence)
+        length += len(sentence) + 1
         fresh = True
     if fresh:
         passages.append(" ".join(current))
@@ -156,15 +159,10 @@ def _sentences(text: str, size: int) -> Iterator[str]:
             yield sentence[start : start + size].strip()
 
 
-def _length(sentences: Sequence[str]) -> int:
-    return sum(len(sentence) + 1 for sentence in sentences)
-
-
 def _tail(sentences: Sequence[str], size: int) -> list[str]:
     """The last sentences that fit into `size`."""
-    kept: list[str] = []
-    for sentence in reversed(sentences):
-        if _length(kept) + len(sentence) > size:
-            break
-        kept.insert(0, sentence)
-    return kept
+    first, length = len(sentences), 0
+    while first and length + len(sentences[first - 1]) <= size:
+        first -= 1
+        length += len(sentences[first]) + 1
+    return list(sentences[first:])

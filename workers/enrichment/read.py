@@ -13,6 +13,7 @@ from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetch import Fetcher, Known
 from workers.enrichment.pool import Pool
 from workers.enrichment.robots import Robots
+from workers.enrichment.turns import Asker
 
 
 class Reader:
@@ -37,20 +38,20 @@ class Reader:
         self._settings = settings
         self._clock = clock
 
-    async def read(self, url: str, tenant: str, patience_seconds: float) -> Reading:
-        """The page at this URL, as this tenant may see it; an older copy where it is late. Raises Unreadable."""
+    async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
+        """The page at this URL, as the job's tenant may see it; an older copy where it is late. Raises Unreadable."""
         try:
             self._guard.check_url(url)
         except EgressRefused as refused:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
-        scope = scope_of(tenant, self._allowed)
-        return await self._cache.read(url, scope, lambda older: self._anew(url, older), patience_seconds)
+        scope = scope_of(asker.tenant, self._allowed)
+        return await self._cache.read(url, scope, lambda older: self._anew(url, older, asker), patience_seconds)
 
-    async def _anew(self, url: str, older: Entry | None) -> Entry:
+    async def _anew(self, url: str, older: Entry | None, asker: Asker) -> Entry:
         asked_at = self._clock.time()
         known = Known(older.url, older.etag, older.last_modified) if older is not None else None
-        page = await self._fetcher.fetch(url, permit=self._robots.check, known=known)
-        answer = older.answer if page.is_unchanged and older is not None else await self.extracted(page)
+        page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known)
+        answer = older.answer if page.is_unchanged and older is not None else await self.extracted(page, asker)
         life = lifetime(page, self._settings)
         fresh_until = asked_at + life.fresh if life is not None else asked_at
         kept_until = fresh_until + life.stale if life is not None else asked_at
@@ -60,7 +61,7 @@ class Reader:
             page.last_modified or named.last_modified, answer,
         )  # fmt: skip
 
-    async def extracted(self, page: Page) -> dict[str, Any]:
+    async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:
         """What a member of the pool makes of a page. Raises Unreadable."""
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
-        return await self._pool.ask(task, page.body)
+        return await self._pool.ask(task, page.body, asker)

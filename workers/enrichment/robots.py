@@ -15,12 +15,15 @@ from workers.enrichment.fetch import BadStatus, Fetcher
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker
 
 MAX_ROBOTS_BYTES = 512 * 1024
 """The rest of a longer file is not read (section 2.5 asks for at least 500 KiB)."""
 
 _FAILURE_SECONDS = 60.0
 """How long an origin without a readable answer is left alone."""
+
+_EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,19 @@ class Robots:
         self._known: OrderedDict[str, _Rules] = OrderedDict()
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
-    async def check(self, url: str) -> None:
+    async def check(self, url: str, asker: Asker) -> None:
         """Return where the site lets us read this URL. Raises Unreadable where it does not."""
         if not self._settings.robots:
             return
-        rules = await self._rules(str(URL(url).origin()))
+        rules = await self._rules(str(URL(url).origin()), asker)
         if rules.unknown is not None:
             why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
             raise Unreadable(why, is_outage=True, is_lasting=False)
-        if not rules.body.strip():
-            return
-        agent = self._settings.user_agent.partition("/")[0]
-        task = {"kind": "robots", "url": url, "user_agent": agent}
-        answer = await self._pool.ask(task, rules.body)
-        if answer["delay"]:
-            self._politeness.pace(str(URL(url).origin()), answer["delay"])
+        answer = {"allowed": True, "delay": 0.0}
+        if rules.body.strip():
+            task = {"kind": "robots", "url": url, "user_agent": self._settings.robots_agent}
+            answer = await self._pool.ask(task, rules.body, asker)
+        self._politeness.pace(str(URL(url).origin()), answer["delay"])
         if not answer["allowed"]:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
@@ -71,7 +72,7 @@ class Robots:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
 
-    async def _rules(self, origin: str) -> _Rules:
+    async def _rules(self, origin: str, asker: Asker) -> _Rules:
         """Fetched once, however many jobs wait for it; a job that stops waiting does not stop the others."""
         known = self._known.get(origin)
         if known is not None and known.until > self._clock.monotonic():
@@ -79,20 +80,21 @@ class Robots:
             return known
         task = self._asking.get(origin)
         if task is None:
-            task = asyncio.create_task(self._fetch(origin), name="robots")
+            task = asyncio.create_task(self._fetch(origin, asker), name="robots")
             self._asking[origin] = task
             task.add_done_callback(lambda _: self._asking.pop(origin, None))
         return await asyncio.shield(task)
 
-    async def _fetch(self, origin: str) -> _Rules:
+    async def _fetch(self, origin: str, asker: Asker) -> _Rules:
         body, unknown = b"", None
         try:
             async with asyncio.timeout(self._settings.budget_seconds):
-                body = (await self._fetcher.fetch(f"{origin}/robots.txt", cut_at_bytes=MAX_ROBOTS_BYTES)).body
+                url = f"{origin}/robots.txt"
+                body = (await self._fetcher.fetch(url, asker, cut_at_bytes=MAX_ROBOTS_BYTES)).body
         except BadStatus as bad:
-            # "Not there" means that everything may be read; "cannot say now" means that nothing may.
+            # "Not there" and "empty" mean that everything may be read; "cannot say now" means that nothing may.
             is_absent = HTTPStatus.BAD_REQUEST <= bad.status < HTTPStatus.INTERNAL_SERVER_ERROR
-            unknown = None if is_absent else str(bad)
+            unknown = None if is_absent or bad.status in _EMPTY else str(bad)
         except Unreadable as reason:
             unknown = str(reason)
         except TimeoutError:

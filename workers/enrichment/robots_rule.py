@@ -21,4 +21,4 @@ def crawl_delay_seconds(body: bytes, user_agent: str) -> float:
 
 @lru_cache(maxsize=16)
 def _parsed(body: bytes) -> Protego:
-    return Protego.parse(body.decode("utf-8", "replace"))
+    return Protego.parse(body.decode("utf-8-sig", "replace"))  # a mark before the first line would hide it

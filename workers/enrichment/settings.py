@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
@@ -30,12 +30,16 @@ class EnrichmentSettings(BaseSettings):
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
     connections: int = Field(default=100, ge=1, le=10_000)
-    connections_per_host: int = Field(default=4, ge=1, le=1000)
+    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters."""
+    connections_per_host: int = Field(default=6, ge=1, le=1000)
+    """Of those to one site, in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
     """An e-mail address or a URL by which sites and search services find who asks; Wikimedia and NCBI want one."""
+    robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
+    """By which name a robots.txt has rules for us: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
     robots: bool = True
     """Whether robots.txt is obeyed."""
     robots_seconds: float = Field(default=3600.0, gt=0)
@@ -43,7 +47,7 @@ class EnrichmentSettings(BaseSettings):
     robots_entries: int = Field(default=1000, ge=1)
     """How many sites' robots.txt are remembered."""
     members: int = Field(default=2, ge=1, le=64)
-    """Processes that read pages. None runs before the first job that has sources."""
+    """Processes that read pages, and one more that ranks. None runs before the first job that has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """How long one page may take a process before it is killed."""
     member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
@@ -68,3 +72,12 @@ class EnrichmentSettings(BaseSettings):
     def email(self) -> str | None:
         """The contact, where it is an e-mail address."""
         return None if self.contact is None or "://" in self.contact else self.contact
+
+    @model_validator(mode="after")
+    def _is_one_name(self) -> Self:
+        if self.robots_agent.lower() not in self.user_agent.lower():
+            raise ValueError(
+                "robots_agent has to be a part of user_agent, so that sites find in their logs whom they have rules "
+                "for: set POSTBACK_ENRICHMENT__ROBOTS_AGENT beside POSTBACK_ENRICHMENT__USER_AGENT"
+            )
+        return self

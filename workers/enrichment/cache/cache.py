@@ -83,21 +83,22 @@ class Cache:
 
     async def _renewed(self, key: Key, url: str, older: Entry | None, read: Read) -> Entry:
         """The page read anew and kept; in its place the older copy, or why there is none, which are kept as well."""
-        asked_at = self._clock.time()
+        asked_at, is_ours = self._clock.time(), False
         try:
             entry = await read(older)
         except Unreadable as unreadable:
-            if not unreadable.is_lasting:
-                raise
+            is_ours = unreadable.is_ours
             until = self._clock.time() + self._settings.negative_seconds
             if older is not None and unreadable.is_outage:
                 entry = replace(older, fresh_until=until, reason=str(unreadable))
+            elif not unreadable.is_lasting:
+                raise
             else:
                 entry = Entry(asked_at, until, until, url, url, reason=str(unreadable))
-        self._keep(key, entry)
+        self._keep(key, entry, is_shared=not is_ours)
         return entry
 
-    def _keep(self, key: Key, entry: Entry) -> None:
+    def _keep(self, key: Key, entry: Entry, *, is_shared: bool) -> None:
         seconds = entry.kept_until - self._clock.time()
         if seconds <= 0:
             return
@@ -105,8 +106,8 @@ class Cache:
         if len(value) > self._settings.entry_bytes:
             self._memory.drop(key)
             return
-        self._memory.put(key, entry, len(value))
-        if len(self._writing) < _PENDING:
+        self._memory.put(key, entry)
+        if is_shared and len(self._writing) < _PENDING:
             for level in self._shared:
                 self._write(level.put(key, value, seconds))
 
@@ -125,11 +126,10 @@ class Cache:
         for level in self._shared:
             if best is not None and self._is_fresh(best):
                 return best
-            found, size = await level.get(key) or (None, 0)
-            found = self._valid(found)
+            found = self._valid(await level.get(key))
             if found is not None and (best is None or found.fresh_until > best.fresh_until):
                 best = found
-                self._memory.put(key, found, size)
+                self._memory.put(key, found)
         return best
 
     def _is_fresh(self, entry: Entry) -> bool:

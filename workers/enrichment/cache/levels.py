@@ -58,18 +58,18 @@ class Shared:
         self._well = True
         self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
 
-    async def get(self, key: Key) -> tuple[Entry, int] | None:
-        """The entry under the key, fresh or not, with its bytes; None where there is none or the level cannot say."""
+    async def get(self, key: Key) -> Entry | None:
+        """The entry under the key, fresh or not; None where there is none or the level cannot say."""
         if self._is_away:
             self._lookups["away"].inc()
             return None
         try:
             value = await self._asked(self._level.get(key))
-            found = (decoded(value), len(value)) if value is not None else None
+            found = decoded(value) if value is not None else None
         except (LevelFailed, ValueError):
             self._lookups["error"].inc()
             return None
-        self._lookups[self._result(found[0] if found is not None else None)].inc()
+        self._lookups[self._result(found)].inc()
         return found
 
     def _result(self, entry: Entry | None) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
+from dataclasses import astuple
+from typing import Final
 
 from workers.enrichment.cache.entry import Entry, Key
 
+_PLACE_BYTES: Final = 512
+"""About what an entry's place takes beside the entry: its key, and its part of the tables."""
+
 
 class Memory:
-    """Entries, with what they would take if they were written down."""
+    """Entries, unpacked as they are used, and counted as they stand in memory."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._entries: OrderedDict[Key, tuple[Entry, int]] = OrderedDict()
-        self.size_bytes = 0
+        self._size = 0
 
     def get(self, key: Key) -> Entry | None:
         """The entry under the key, fresh or not."""
@@ -23,19 +29,30 @@ class Memory:
         self._entries.move_to_end(key)
         return found[0]
 
-    def put(self, key: Key, entry: Entry, size: int) -> None:
+    def put(self, key: Key, entry: Entry) -> None:
         """Keep the entry, and drop others until all of them fit."""
         self.drop(key)
+        size = _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
         if size > self._limit:
             return
         self._entries[key] = (entry, size)
-        self.size_bytes += size
-        while self.size_bytes > self._limit:
+        self._size += size
+        while self._size > self._limit:
             _, (_, dropped) = self._entries.popitem(last=False)
-            self.size_bytes -= dropped
+            self._size -= dropped
 
     def drop(self, key: Key) -> None:
         """Forget the entry under the key."""
         found = self._entries.pop(key, None)
         if found is not None:
-            self.size_bytes -= found[1]
+            self._size -= found[1]
+
+
+def _held_bytes(value: object) -> int:
+    """What a value takes with all that it holds; what it holds twice counts twice."""
+    held: tuple[object, ...] = ()
+    if isinstance(value, dict):
+        held = (*value, *value.values())
+    elif isinstance(value, list | tuple):
+        held = tuple(value)
+    return sys.getsizeof(value) + sum(map(_held_bytes, held))

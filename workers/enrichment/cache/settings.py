@@ -16,7 +16,7 @@ class CacheSettings(BaseSettings):
     )
 
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Of pages in each worker's memory, as they would be written down; 0: that level is off."""
+    """Of pages in each worker's memory, as they stand there: unpacked; 0: that level is off."""
     redis_url: SecretStr | None = None
     """`redis://…`, `rediss://…` or `unix://…`, with its password; absent: that level is off."""
     redis_prefix: str = Field(default="postback:cache:", pattern=r"^[\x21-\x7e]{1,64}$")

@@ -1,0 +1,27 @@
+"""How a process of enrichment hears its tasks and answers, on its side of the pipes; `child` is the worker's side.
+
+A task: the length of its head (4 bytes), the length of its body (4 bytes), the head as JSON, the body. An answer: its
+length (4 bytes), and it as JSON. One answer comes before all tasks, once the process is ready.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+
+def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next task's head and body; None where the input has ended."""
+    sizes = stream.read(8)
+    if len(sizes) < 8:
+        return None
+    head = stream.read(int.from_bytes(sizes[:4]))
+    body = stream.read(int.from_bytes(sizes[4:]))
+    return json.loads(head), body
+
+
+def send(stream: BinaryIO, answer: dict[str, Any]) -> None:
+    """Write one answer. Half a surrogate pair, which JSON can hold and UTF-8 cannot, is a question mark."""
+    data = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")
+    stream.write(len(data).to_bytes(4) + data)
+    stream.flush()
