@@ -8,7 +8,7 @@ import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import fleet_settings
-from schemas.topics import GROUPS
+from schemas.groups import GROUPS
 
 if TYPE_CHECKING:
     from producers.topics import GroupsReport, TopicsReport

@@ -45,9 +45,10 @@ def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
     for record in records:
         try:
             endpoint = read_key(record.key)
-            last.pop(endpoint, None)
             if record.value is not None:
                 last[endpoint] = read_endpoint(record.value)
+            elif endpoint in last and last[endpoint].state is not State.DISABLED:  # a tombstone never enables
+                del last[endpoint]
         except InvalidEndpointRecord:
             continue  # delivery does not go by it either, and says so in its log
     return last

@@ -27,6 +27,7 @@ from producers.dead_letters import DeadLetters, LetterFilter
 from producers.put_back import Returning
 from producers.scan import Place, Range, Scanner, Stored
 from schemas import topics
+from schemas.groups import DELIVERY_GROUP
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 
@@ -66,7 +67,7 @@ class Undelivered:
     def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, results: Iterable[Stored]) -> None:
         self._names = settings.topics
         self._scanner = scanner
-        self._bases = committed_offsets(settings, f"{settings.topic_prefix}{topics.DELIVERY_GROUP}")
+        self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
         self._delivered_ms: dict[Event, int] = {}
         """When it was answered with 2xx last; 0 where it never was."""
         since_ms: int | None = None

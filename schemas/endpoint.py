@@ -38,7 +38,7 @@ class DisabledBecause(StrEnum):
 
 
 class EndpointRecord(WireModel):
-    """The value of a record. A tombstone (no value) says that there is nothing to remember."""
+    """The value of a record. A tombstone (no value) says that there is nothing to remember, unless it was disabled."""
 
     tenant: str
     url: str

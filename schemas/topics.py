@@ -38,11 +38,6 @@ DEFERRED = "deferred"
 FORWARDED = "forwarded"
 """How often a job went on to another engine's lane, decimal."""
 
-INFERENCE_GROUP = "inference"
-DELIVERY_GROUP = "delivery"
-GROUPS = (INFERENCE_GROUP, DELIVERY_GROUP)
-"""The consumer groups, one of each stage; a fleet's prefix goes before these names too."""
-
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 

@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
-from schemas.topics import DELIVERY_GROUP, INFERENCE_GROUP, Topics
+from schemas.topics import Topics
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger

@@ -26,9 +26,9 @@ from producers.client import Client
 from producers.connection import admin_client
 from producers.results import ResultsReader
 from producers.topics import configure_groups, create_topics
+from schemas.groups import GROUPS
 from schemas.job import DEFAULT_TENANT, Job, Sources
 from schemas.settings import KafkaSettings
-from schemas.topics import GROUPS
 from telemetry.clock import Deadline, SystemClock
 from workers.delivery.keyring import Keyring
 

@@ -13,8 +13,8 @@ from devkit.broker import Broker
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
 from producers.topics import PartitionDifference, configure_groups, create_topics
+from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
-from schemas.topics import GROUPS
 
 pytestmark = pytest.mark.broker
 

@@ -162,16 +162,31 @@ def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:
     assert fleet.written == []
 
 
-@pytest.mark.parametrize("state", [State.ENABLED, None])
-def test_an_operator_enables_it_and_the_days_start_anew(state: State | None) -> None:
+def test_an_operator_enables_it_and_the_days_start_anew() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     record = EndpointRecord(tenant="acme", url=URL, state=State.ENABLED, at=fleet.now_ms)
-    fleet.put(key_bytes(KEY), write_endpoint(record) if state is not None else None)
+    fleet.put(key_bytes(KEY), write_endpoint(record))
     assert fleet.disabled == [False, False]
     assert fleet.metrics[0].registry.get_sample_value("postback_disabled_endpoints") == 0
     fleet.attempt(DOWN)
     assert fleet.disabled == [False, False]
+
+
+@pytest.mark.parametrize("reason", [DisabledBecause.OPERATOR, DisabledBecause.GONE])
+def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile(reason: DisabledBecause) -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * MINUTE)
+    [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
+    record = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=fleet.now_ms, reason=reason)
+    fleet.put(key_bytes(KEY), write_endpoint(record))
+    fleet.put(key_bytes(forget.key), None)
+    assert (fleet.disabled, fleet.kept) == ([True, True], {})
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    assert [read_endpoint(value) for value in fleet.kept.values()] == [record]
+    fleet.restart(1)
+    assert fleet.disabled == [True, True]
 
 
 def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_or_query(

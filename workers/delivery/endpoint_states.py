@@ -11,7 +11,8 @@ The fleet shares this through the compacted topic `callback_endpoints`:
 
 "Failing" is shared so that days can be counted over restarts, and so that a success that another process sees takes it
 back. What this process decides it writes down with the attempt, in one transaction; it is known here, as everywhere,
-when it is read back.
+when it is read back. Between the two somebody else may have disabled the endpoint, an operator perhaps: a tombstone
+therefore never enables one, and whoever meets such a tombstone writes once more that the endpoint is disabled.
 
 What is known is bounded for each tenant, whatever URLs its jobs name. A URL of a single event, as where each job has
 its own, is never written down for failing: its schedule ends by itself, and no other event would be spared. Beyond
@@ -89,7 +90,10 @@ class EndpointStates:
     def __init__(self, settings: DeliverySettings, metrics: Metrics) -> None:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
         self._metrics = metrics
-        self._disabled: set[EndpointKey] = set()
+        self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
+        """Since when, and why."""
+        self._again: list[EndpointKey] = []
+        """What is disabled and was taken out of the topic."""
         self._disabled_of: Counter[str] = Counter()
         """How many each tenant has."""
         self._failing_of: Counter[str] = Counter()
@@ -109,6 +113,9 @@ class EndpointStates:
             log.warning("An endpoint's record is unreadable.", action="endpoint-record-unreadable", detail=str(error))
             return
         self._unsay(endpoint)
+        if record is None and endpoint in self._disabled:
+            self._again.append(endpoint)
+            return
         self._forget(endpoint)
         if record is None or record.state is State.ENABLED:
             self._streaks.pop(endpoint, None)
@@ -122,9 +129,12 @@ class EndpointStates:
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
         """What an attempt changes in the topic, if anything; and what is to be taken out of it by now."""
-        overdue = self._overdue(now_ms) if self._passing else ()
-        change = self._learn(pending, outcome, now_ms)
-        return overdue if change is None else (*overdue, change)
+        changes: list[Change] = self._written_again() if self._again else []
+        if self._passing:
+            changes += self._overdue(now_ms)
+        if (change := self._learn(pending, outcome, now_ms)) is not None:
+            changes.append(change)
+        return changes
 
     def _learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         endpoint = pending.tenant, pending.url
@@ -190,7 +200,7 @@ class EndpointStates:
 
     def _remember(self, endpoint: EndpointKey, record: EndpointRecord) -> None:
         if record.state is State.DISABLED:
-            self._disabled.add(endpoint)
+            self._disabled[endpoint] = record.at, record.reason
             self._disabled_of[endpoint[0]] += 1
             return
         self._passing[endpoint] = record.state, record.at
@@ -201,8 +211,7 @@ class EndpointStates:
         state, _ = self._passing.pop(endpoint, (None, 0))
         if state is State.FAILING:
             _one_less(self._failing_of, endpoint[0])
-        if endpoint in self._disabled:
-            self._disabled.remove(endpoint)
+        if self._disabled.pop(endpoint, None) is not None:
             _one_less(self._disabled_of, endpoint[0])
 
     def _overdue(self, now_ms: int) -> Sequence[Forget]:
@@ -215,6 +224,14 @@ class EndpointStates:
             return ()
         self._forget(endpoint)
         return (Forget(endpoint),)
+
+    def _written_again(self) -> list[Change]:
+        again = [(endpoint, self._disabled[endpoint]) for endpoint in self._again if endpoint in self._disabled]
+        self._again.clear()
+        return [
+            EndpointRecord(tenant=tenant, url=url, state=State.DISABLED, at=at, reason=reason)
+            for (tenant, url), (at, reason) in again
+        ]
 
     # -- what is said of it --------------------------------------------------------------------------------------------
 
