@@ -6,6 +6,7 @@ Its attempts start anew. Replayed twice, it is called back twice: a consumer kno
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from schemas.endpoint import EndpointKey
 from schemas.job import DEFAULT_TENANT
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
-from telemetry.logs import origin_of
+from telemetry.logs import NO_ORIGIN, origin_of
+
+_ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,8 @@ def is_at(url: str | None, endpoint: str) -> bool:
     """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
     if url is None:
         return False
-    return url == endpoint or (endpoint.lower() == origin_of(endpoint) and origin_of(url) == origin_of(endpoint))
+    is_origin = _ORIGIN.fullmatch(endpoint) is not None
+    return url == endpoint or (is_origin and origin_of(url) == origin_of(endpoint) != NO_ORIGIN)
 
 
 def _callable(record: Stored) -> bool:

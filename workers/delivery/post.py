@@ -21,11 +21,12 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
 
 from telemetry.clock import Clock
+from telemetry.logs import origin_of
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.exchange import Answer, Exchanges
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url, origin_of
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 """A longer `Retry-After` is taken as this."""
