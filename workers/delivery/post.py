@@ -11,8 +11,6 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache, partial
 
@@ -27,9 +25,7 @@ from workers.delivery.exchange import Answer, Exchanges
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
-
-MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""A longer `Retry-After` is taken as this."""
+from workers.retry_after import parse_retry_after
 
 _CHECKED_URLS = 4096
 
@@ -216,20 +212,3 @@ def _reason_of(status: int) -> FailureReason:
     if 300 <= status < 400:
         return FailureReason.REDIRECTED
     return FailureReason.CLIENT_ERROR if 400 <= status < 500 else FailureReason.SERVER_ERROR
-
-
-def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for what is neither seconds nor a date.
-
-    RFC 9110, section 10.2.3: `Retry-After = HTTP-date / delay-seconds`. `now` is Unix seconds.
-    """
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        # Ten digits are over three hundred years, and int() takes long over thousands of them.
-        return min(float(value[:10]), MAX_RETRY_AFTER_SECONDS) if len(value) <= 10 else MAX_RETRY_AFTER_SECONDS
-    try:
-        date = parsedate_to_datetime(value)
-        at = (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, at - now), MAX_RETRY_AFTER_SECONDS)
