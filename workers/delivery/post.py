@@ -57,11 +57,6 @@ class FailureReason(StrEnum):
     BAD_RESPONSE = "bad_response"
     """Not HTTP, headers too large, or a body that ended early."""
 
-    @property
-    def permanent(self) -> bool:
-        """Whether trying again is pointless."""
-        return self in (FailureReason.REFUSED, FailureReason.GONE)
-
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -83,11 +78,6 @@ class FailedDelivery:
     """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
     """What exactly the guard refused, as a phrase without any part of the URL."""
-
-    @property
-    def permanent(self) -> bool:
-        """Whether trying again is pointless."""
-        return self.reason.permanent
 
 
 PostOutcome = Delivered | FailedDelivery
