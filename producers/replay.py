@@ -8,6 +8,7 @@ put back are marked, as a redrive does it and under the same identity, so that n
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from producers.undelivered import Standing, Undelivered
 from schemas import topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
-from telemetry.logs import origin_of
+from telemetry.logs import NO_ORIGIN, origin_of
+
+_ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ def is_at(url: str | None, endpoint: str) -> bool:
     """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
     if url is None:
         return False
-    return url == endpoint or (endpoint.lower() == origin_of(endpoint) and origin_of(url) == origin_of(endpoint))
+    is_origin = _ORIGIN.fullmatch(endpoint) is not None
+    return url == endpoint or (is_origin and origin_of(url) == origin_of(endpoint) != NO_ORIGIN)
 
 
 def _callable(record: Stored) -> bool:

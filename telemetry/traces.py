@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -23,7 +23,8 @@ from opentelemetry.util.types import AttributeValue
 TRACEPARENT = "traceparent"
 FLUSH_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?")
+"""`schemas.codec` says the same of a job's header; neither may import the other, and a test holds them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,6 @@ def parse_traceparent(value: str | None) -> TraceContext | None:
     if trace_id == "0" * 32 or span_id == "0" * 16:
         return None
     return TraceContext(trace_id, span_id, bool(int(flags, 16) & 1))
-
-
-def context_of(headers: Sequence[tuple[str, bytes]] | None) -> TraceContext | None:
-    """The context in a record's headers; the last `traceparent` counts."""
-    for name, value in reversed(headers or ()):
-        if name == TRACEPARENT:
-            return parse_traceparent(value.decode("ascii", "replace"))
-    return None
-
-
-def with_context(headers: Sequence[tuple[str, bytes]], context: TraceContext | None) -> list[tuple[str, bytes]]:
-    """The headers with this context instead of the one they had; as they are where there is none to set."""
-    if context is None:
-        return list(headers)
-    kept = [(name, value) for name, value in headers if name != TRACEPARENT]
-    return [*kept, (TRACEPARENT, context.traceparent.encode())]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from schemas.codec import Origin, read_job, write_result
 from schemas.job import Job
 from schemas.result import Outcome, Result, ResultError
 from schemas.settings import KafkaSettings
-from telemetry.traces import context_of
+from telemetry.traces import parse_traceparent
 
 pytestmark = pytest.mark.broker
 
@@ -102,7 +102,7 @@ def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSetti
     received = [read_job(r.value, r.headers, Origin("t", r.partition, r.offset), r.timestamp) for r in records]
     assert {job.tenant for job in received} == {"acme"}
     assert {job.job_id for job in received} == set(receipt.job_ids)
-    contexts = [context_of(record.headers) for record in records]
+    contexts = [parse_traceparent(dict(record.headers)["traceparent"].decode()) for record in records]
     assert None not in contexts
     assert len({context.trace_id for context in contexts if context}) == JOBS
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from schemas.topics import TIER_DELAYS_SECONDS
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome, parse_retry_after
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.retries import (
     Done,
     GiveUp,
@@ -19,6 +19,7 @@ from workers.delivery.retries import (
     hop,
     is_early,
 )
+from workers.retry_after import parse_retry_after
 
 NOW = 1_700_000_000_000
 DAY = 86_400

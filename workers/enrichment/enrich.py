@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from schemas.job import DEFAULT_TENANT, Search, Sources
 from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
+from telemetry.logs import origin_of
 from telemetry.metrics import Metrics
-from workers.egress import Guard, origin_of
+from workers.egress import Guard
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings

@@ -12,12 +12,12 @@ import aiohttp
 from yarl import URL
 
 from telemetry.clock import Clock
-from workers.delivery.post import parse_retry_after
 from workers.egress import EgressRefused, Guard
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
+from workers.retry_after import parse_retry_after
 
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190

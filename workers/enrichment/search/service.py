@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -16,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
+from workers.retry_after import parse_retry_after
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 REQUEST_SECONDS: Final = 30.0
@@ -63,12 +62,8 @@ def asked_to_wait(answer: Answer) -> float | None:
 
 def retry_after(answer: Answer) -> float:
     """The header in seconds, from a number or a date; a guess where there is none."""
-    value = answer.headers.get("Retry-After", "").strip()
-    try:
-        seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - answer.received
-    except (ValueError, OverflowError):
-        return DEFAULT_WAIT_SECONDS
-    return max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_WAIT_SECONDS
+    seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
+    return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
 
 
 class Web:
