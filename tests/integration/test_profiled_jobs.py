@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from openai_server import serving
+from openai_server import judging
 from pdf_files import line, pdf
 from postback_command import environment_of, postback
 from raw_server import saying, speaking
@@ -27,8 +26,7 @@ from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine
-from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import EchoSettings, OpenAISettings
+from workers.engines.settings import EchoSettings
 from workers.enrichment import Enricher, EnrichmentSettings, Profiles
 from workers.enrichment.evidence import Found
 from workers.enrichment.search.base import SearchProvider
@@ -98,22 +96,6 @@ async def working(
         await used.close()
         await enricher.close()
         await connections.close()
-
-
-@asynccontextmanager
-async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
-    """An engine whose server gives this answer, and the requests that it got."""
-    asked: list[dict[str, Any]] = []
-
-    async def chat(request: web.Request) -> web.Response:
-        asked.append(await request.json())
-        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    async with serving(app) as url:
-        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), CLOCK), asked
 
 
 # -- search --------------------------------------------------------------------
