@@ -1,4 +1,4 @@
-"""A worker's handler with the echo engine and a real enricher, job by job, without Kafka."""
+"""A worker's handler with the echo engine or another and a real enricher, job by job, without Kafka."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
+from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
 from workers.enrichment import Enricher, EnrichmentSettings
@@ -27,21 +28,24 @@ TOPICS = Topics("fleet.")
 class AnsweringWorker:
     """An asynchronous context manager."""
 
-    def __init__(self, cache: CacheSettings | None = None) -> None:
+    def __init__(self, cache: CacheSettings | None = None, engine: Engine | None = None) -> None:
         self.metrics = Metrics()
         settings = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
         self._enricher = Enricher(settings, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
+        self._engine = engine or EchoEngine(EchoSettings(), self.metrics)
         self._handler = InferenceHandler(
-            EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "default"}, None, {}),
+            self._engine, self._enricher, Registry({"echo", "default"}, None, {}),
             EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
         )  # fmt: skip
         self._offset = 0
 
     async def __aenter__(self) -> Self:
         await self._enricher.start()
+        await self._engine.start()
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self._engine.close()
         await self._enricher.close()
 
     async def answer(self, question: str, *urls: str) -> Result:

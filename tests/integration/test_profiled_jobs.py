@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from openai_server import serving
+from openai_server import judging
 from pdf_files import line, pdf
 from postback_command import environment_of, postback
 from profiled_worker import working
@@ -23,9 +19,6 @@ from devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from workers.egress import EgressPolicy
-from workers.engines.base import Engine
-from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings
 from workers.enrichment.evidence import Found
 
 CLOCK = SystemClock()
@@ -37,22 +30,6 @@ FOUND = (
     esearch("111"),
     efetch(pubmed_article("111", "Aspirin and stroke.", f"<AbstractText>{SENTENCE}</AbstractText>")),
 )
-
-
-@asynccontextmanager
-async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
-    """An engine whose server gives this answer, and the requests that it got."""
-    asked: list[dict[str, Any]] = []
-
-    async def chat(request: web.Request) -> web.Response:
-        asked.append(await request.json())
-        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    async with serving(app) as url:
-        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), CLOCK), asked
 
 
 # -- search --------------------------------------------------------------------

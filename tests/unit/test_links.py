@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
-from selectolax.lexbor import LexborHTMLParser
+from renderers import rendered, urls_in_text
 
 from workers.enrichment import Evidence, NumberedSource
 from workers.enrichment.links import LINK_REMOVED, without_unknown_links
@@ -41,33 +40,14 @@ def cleaned(text: str) -> str:
 
 # -- what a reader's program makes of a text --------------------------------------------------------------------------
 
-MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-LOAD_NOTHING = {"align", "alt", "class", "colspan", "dir", "lang", "rowspan", "scope", "start", "title"}
-GFM_AUTOLINK = re.compile(r"(?:(?:https?|ftp)://|(?<!\w)www\.(?=\w))[^\s<]+", re.IGNORECASE)
-
-
-def fetched(html: str) -> Iterator[tuple[str, str]]:
-    """Each thing in HTML that loads or links to something: as `element attribute` and the value."""
-    for node in LexborHTMLParser(html).css("*"):
-        if node.tag in ("script", "style") and node.text(deep=True).strip():
-            yield node.tag, node.text()
-        for name, value in node.attributes.items():
-            if value is not None and value != "" and name not in LOAD_NOTHING:
-                yield f"{node.tag} {name}", value
-
 
 def strangers(text: str) -> list[tuple[str, str]]:
-    """What a text loads or links to, as HTML or as Markdown, that is neither given nor beside the reader's page."""
-    in_text = [("text", url) for url in GFM_AUTOLINK.findall(text)]
-    return [(where, url) for where, url in [*rendered(text), *in_text] if not is_good(where, url)]
-
-
-def rendered(text: str) -> list[tuple[str, str]]:
-    return [*fetched(text), *fetched(MARKDOWN.render(text))]
+    """What a text loads or links to, as HTML, Markdown or plain text, that is neither given nor beside its page."""
+    found = [*rendered(text), *(("text", url) for url in urls_in_text(text))]
+    return [(where, url) for where, url in found if not is_good(where, url)]
 
 
 def is_good(where: str, url: str) -> bool:
-    url = url.rstrip(".,;:!?*_~\"'`)]}>|").rstrip("/") if where == "text" else url
     if where == "img src":
         return url in IMAGES
     if where == "text":
