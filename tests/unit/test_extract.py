@@ -97,6 +97,27 @@ def test_what_a_person_sees_stays(markup: str) -> None:
     assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
 
 
+@pytest.mark.parametrize(
+    ("markup", "seen"),
+    [
+        ("<ul><li>It was closed for a year.</li><li>It was painted twice.</li></ul>", "It was painted twice."),
+        ("<p>It opens at <time datetime='08:00'>eight</time> and closes at ten.</p>", "opens at eight and closes"),
+        ("<table><tr><td>Monday</td><td>–</td><td>closed</td></tr></table>", "Monday–closed"),
+        ("<p>この<b>橋</b>は<i>川</i> を越える。</p>", "この橋は川を越える。"),
+    ],
+)
+def test_what_looks_like_a_menu_or_an_icon_stays_in_the_main_text(markup: str, seen: str) -> None:
+    """Guards against what resiliparse 2.0.1 takes for neither text nor content."""
+    text = text_of(f"<html><body><p>{SEEN}</p>{markup}</body></html>".encode())
+    assert "".join(seen.split()) in "".join(text.split())
+
+
+def test_menus_and_icons_are_still_left_out() -> None:
+    menu = "<ul><li><a href=/a>All the bridges</a></li><li><a href=/b>All the ferries</a></li></ul>"
+    text = text_of(f"<html><body>{menu}<p>{SEEN}</p><p><i>\uf101</i></p></body></html>".encode())
+    assert text == SEEN
+
+
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
 def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
     with pytest.raises(Unreadable, match="nest"):
