@@ -21,11 +21,20 @@ def test_the_document_that_bears_on_the_question_gets_the_budget() -> None:
     assert chosen == [[], [BRIDGE]]
 
 
-def test_every_document_gets_a_passage_before_any_gets_a_second() -> None:
-    long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(40))
-    chosen = rank("bridge", [("", long), ("", "A bridge of wood.")], Budget(500), 200)
-    assert chosen[1] == ["A bridge of wood."]
+def test_a_page_that_repeats_the_question_does_not_crowd_out_another() -> None:
+    long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(16))
+    other = f"A bridge of wood. {'It leads to the mill. ' * 7}".strip()
+    chosen = rank("bridge", [("", long), ("", other)], Budget(600), 200)
+    assert chosen[1] == [other]
     assert len(chosen[0]) == 2
+
+
+def test_a_second_passage_that_answers_goes_before_pages_that_hardly_bear_on_the_question() -> None:
+    about = "The Halvorsen bridge, its bridge keeper and its bridge toll are old. "
+    page = f"{about * 3}{'Rain fell. ' * 30}The Halvorsen bridge was painted by Ines Toller."
+    others = [("", f"Town number {n} has a bridge. {'Wind blew there. ' * 9}") for n in range(7)]
+    (passages, *_) = rank("Who painted the Halvorsen bridge and its toll?", [("", page), *others], Budget(900), 220)
+    assert "Ines Toller" in " ".join(passages)
 
 
 def test_the_best_passage_of_a_long_page_is_found_wherever_it_stands() -> None:
