@@ -80,6 +80,12 @@ def test_a_rare_term_weighs_more_than_a_common_one() -> None:
     assert rare > common > 0
 
 
+def test_words_that_only_ask_weigh_nothing_and_the_organisation_does() -> None:
+    passages = [Counter(terms("Who knows what it does, and how?")), Counter(terms("The WHO met in Oslo."))]
+    assert weights("Who did what, where and how does it end? Why?", passages)[1] == 0
+    assert weights("What does the WHO say?", passages)[1] > weights("What does the who say?", passages)[1] > 0
+
+
 def test_repeating_a_term_soon_stops_to_pay() -> None:
     once, often = weights("spam", [Counter({"spam": 1, "a": 99}), Counter({"spam": 50, "a": 50})])
     assert once < often < 3 * once

@@ -33,6 +33,8 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*|\n+")  # noqa: RUF001 - full-width marks
+_ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
+"""Words by which a question is one: rare in what answers it, so that BM25 would make much of them. "WHO" is none."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -110,7 +112,7 @@ def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
-    for term in set(terms(question)):
+    for term in set(terms(_ASKING.sub(" ", question))):
         holding = [index for index, passage in enumerate(passages) if term in passage]
         idf = math.log(1 + (len(passages) - len(holding) + 0.5) / (len(holding) + 0.5))
         for index in holding:
