@@ -64,11 +64,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     pages = load_pages()
     title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")
-    outcomes = uvloop.run(measured(pages))
-    _print_ways(outcomes)
-    for what, of in _GROUPS.items():
-        _print_groups(what, of, outcomes)
-    _print_misses(outcomes)
+    report(uvloop.run(measured(pages)))
 
 
 async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings] = WAYS) -> list[Outcome]:
@@ -127,6 +123,14 @@ _GROUPS: Final[Mapping[str, Callable[[Outcome], str]]] = {
 def share(flags: Sequence[bool]) -> float:
     """How many of them are true, from 0 to 1."""
     return sum(flags) / len(flags)
+
+
+def report(outcomes: Sequence[Outcome]) -> None:
+    """Print the rates, for all questions and by what they and their pages are, and then what was missed."""
+    _print_ways(outcomes)
+    for what, of in _GROUPS.items():
+        _print_groups(what, of, outcomes)
+    _print_misses(outcomes)
 
 
 def _print_ways(outcomes: Sequence[Outcome]) -> None:

@@ -102,7 +102,7 @@ def test_what_a_person_sees_stays(markup: str) -> None:
     [
         ("<ul><li>It was closed for a year.</li><li>It was painted twice.</li></ul>", "It was painted twice."),
         ("<p>It opens at <time datetime='08:00'>eight</time> and closes at ten.</p>", "opens at eight and closes"),
-        ("<table><tr><td>Monday</td><td>–</td><td>closed</td></tr></table>", "Monday–closed"),
+        ("<table><tr><td>Monday</td><td>\u2013</td><td>closed</td></tr></table>", "Monday\u2013closed"),
         ("<p>この<b>橋</b>は<i>川</i> を越える。</p>", "この橋は川を越える。"),
     ],
 )
