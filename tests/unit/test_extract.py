@@ -193,6 +193,7 @@ def test_json_that_is_none_is_refused(body: bytes) -> None:
 
 
 RUSSIAN = "Мост Халворсена в Тарнби был открыт в 1987 году и с тех пор соединяет два берега реки. "  # noqa: RUF001 - Russian
+PRICES = "Three for 24.00 €, five for 29.00 €, ten for 39.00 €. Bird bath “Finch”, 39.00 €. "
 JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結んでいます。"
 
 
@@ -208,7 +209,10 @@ JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結ん�
         (JAPANESE, "shift_jis", "Shift_JIS"),
         (JAPANESE, "shift_jis", "utf-8"),
         (JAPANESE, "iso2022_jp", "iso-2022-jp"),
+        (JAPANESE, "iso2022_jp", None),
+        (JAPANESE, "iso2022_jp", "utf-8"),
         (JAPANESE, "utf-16", None),
+        (PRICES, "cp1252", None),
         ("Brücke", "cp1252", "latin1"),
         ("plain", "ascii", None),
     ],
