@@ -10,7 +10,7 @@ from bench.evaluation.pages import load_pages
 from bench.passages import BASELINE, BM25, Outcome, measured, report, share
 
 EXTRACTED_FLOOR = 1.0
-HIT_FLOOR = 0.86
+HIT_FLOOR = 0.85
 """A little below what docs/EVIDENCE.md says, so that a question or two may be added that is hard."""
 
 

@@ -118,6 +118,15 @@ def test_menus_and_icons_are_still_left_out() -> None:
     assert text == SEEN
 
 
+def test_a_box_of_an_article_is_read_and_one_of_links_is_not() -> None:
+    facts = "<aside><h2>Facts</h2><div>Length</div><div>412 metres</div><a href=/more>More</a></aside>"
+    links = "<aside><h2>Also</h2><a href=/a>All the bridges</a> <a href=/b>All the ferries</a></aside>"
+    text = text_of(page(f"{facts}{links}<aside>A box <aside>in a box</aside></aside>"))
+    assert "412 metres" in text
+    assert "ferries" not in text
+    assert "in a box" in text
+
+
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
 def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
     with pytest.raises(Unreadable, match="nest"):

@@ -109,12 +109,26 @@ def from_html(html: str, url: str = "") -> Extracted:
     title = _title(tree)
     particulars = of_html(tree, url)
     remove_hidden(tree)
+    _open_boxes(tree)
     visible = _without_misreadings(tree.html or "")
     main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
     if len(main) < _THIN_CHARS:
         whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
         main = whole if len(main) < len(whole) // 4 else main
     return Extracted(title, main.replace(_JOINER, ""), particulars)
+
+
+def _open_boxes(tree: LexborHTMLParser) -> None:
+    """Make the boxes of an article part of its text, and remove those that are mostly links to other pages.
+
+    An `<aside>` in it is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
+    """
+    for box in reversed(tree.css("article aside, main aside, [role='main'] aside")):
+        linked = sum(len(link.text()) for link in box.css("a"))
+        if linked < len(box.text()) // 2:
+            box.unwrap()
+        else:
+            box.decompose()
 
 
 def _without_misreadings(html: str) -> str:
