@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from openai_server import judging
-from pdf_files import line, pdf
 from postback_command import environment_of, postback
 from profiled_worker import working
 from raw_server import saying, speaking
 from search_services import answering, atom, efetch, esearch, page_of_html, paper, pubmed_article, searxng
 
+from devkit.pdf_files import line, pdf
 from devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock

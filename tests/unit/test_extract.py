@@ -97,6 +97,36 @@ def test_what_a_person_sees_stays(markup: str) -> None:
     assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
 
 
+@pytest.mark.parametrize(
+    ("markup", "seen"),
+    [
+        ("<ul><li>It was closed for a year.</li><li>It was painted twice.</li></ul>", "It was painted twice."),
+        ("<p>It opens at <time datetime='08:00'>eight</time> and closes at ten.</p>", "opens at eight and closes"),
+        ("<table><tr><td>Monday</td><td>\u2013</td><td>closed</td></tr></table>", "Monday\u2013closed"),
+        ("<p>この<b>橋</b>は<i>川</i> を越える。</p>", "この橋は川を越える。"),
+    ],
+)
+def test_what_looks_like_a_menu_or_an_icon_stays_in_the_main_text(markup: str, seen: str) -> None:
+    """Guards against what resiliparse 2.0.1 takes for neither text nor content."""
+    text = text_of(f"<html><body><p>{SEEN}</p>{markup}</body></html>".encode())
+    assert "".join(seen.split()) in "".join(text.split())
+
+
+def test_menus_and_icons_are_still_left_out() -> None:
+    menu = "<ul><li><a href=/a>All the bridges</a></li><li><a href=/b>All the ferries</a></li></ul>"
+    text = text_of(f"<html><body>{menu}<p>{SEEN}</p><p><i>\uf101</i></p></body></html>".encode())
+    assert text == SEEN
+
+
+def test_a_box_of_an_article_is_read_and_one_of_links_is_not() -> None:
+    facts = "<aside><h2>Facts</h2><div>Length</div><div>412 metres</div><a href=/more>More</a></aside>"
+    links = "<aside><h2>Also</h2><a href=/a>All the bridges</a> <a href=/b>All the ferries</a></aside>"
+    text = text_of(page(f"{facts}{links}<aside>A box <aside>in a box</aside></aside>"))
+    assert "412 metres" in text
+    assert "ferries" not in text
+    assert "in a box" in text
+
+
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
 def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
     with pytest.raises(Unreadable, match="nest"):
@@ -172,6 +202,7 @@ def test_json_that_is_none_is_refused(body: bytes) -> None:
 
 
 RUSSIAN = "Мост Халворсена в Тарнби был открыт в 1987 году и с тех пор соединяет два берега реки. "  # noqa: RUF001 - Russian
+PRICES = "Three for 24.00 €, five for 29.00 €, ten for 39.00 €. Bird bath “Finch”, 39.00 €. "
 JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結んでいます。"
 
 
@@ -187,7 +218,10 @@ JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結ん�
         (JAPANESE, "shift_jis", "Shift_JIS"),
         (JAPANESE, "shift_jis", "utf-8"),
         (JAPANESE, "iso2022_jp", "iso-2022-jp"),
+        (JAPANESE, "iso2022_jp", None),
+        (JAPANESE, "iso2022_jp", "utf-8"),
         (JAPANESE, "utf-16", None),
+        (PRICES, "cp1252", None),
         ("Brücke", "cp1252", "latin1"),
         ("plain", "ascii", None),
     ],

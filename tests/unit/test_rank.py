@@ -21,11 +21,20 @@ def test_the_document_that_bears_on_the_question_gets_the_budget() -> None:
     assert chosen == [[], [BRIDGE]]
 
 
-def test_every_document_gets_a_passage_before_any_gets_a_second() -> None:
-    long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(40))
-    chosen = rank("bridge", [("", long), ("", "A bridge of wood.")], Budget(500), 200)
-    assert chosen[1] == ["A bridge of wood."]
+def test_a_page_that_repeats_the_question_does_not_crowd_out_another() -> None:
+    long = " ".join(f"The bridge number {n} is a bridge of stone." for n in range(16))
+    other = f"A bridge of wood. {'It leads to the mill. ' * 7}".strip()
+    chosen = rank("bridge", [("", long), ("", other)], Budget(600), 200)
+    assert chosen[1] == [other]
     assert len(chosen[0]) == 2
+
+
+def test_a_second_passage_that_answers_goes_before_pages_that_hardly_bear_on_the_question() -> None:
+    about = "The Halvorsen bridge, its bridge keeper and its bridge toll are old. "
+    page = f"{about * 3}{'Rain fell. ' * 30}The Halvorsen bridge was painted by Ines Toller."
+    others = [("", f"Town number {n} has a bridge. {'Wind blew there. ' * 9}") for n in range(7)]
+    (passages, *_) = rank("Who painted the Halvorsen bridge and its toll?", [("", page), *others], Budget(900), 220)
+    assert "Ines Toller" in " ".join(passages)
 
 
 def test_the_best_passage_of_a_long_page_is_found_wherever_it_stands() -> None:
@@ -69,6 +78,12 @@ def test_a_rare_term_weighs_more_than_a_common_one() -> None:
     passages = [Counter(["common", "rare"]), Counter(["common", "other"]), Counter(["common", "third"])]
     common, rare = (weights(term, passages)[0] for term in ("common", "rare"))
     assert rare > common > 0
+
+
+def test_words_that_only_ask_weigh_nothing_and_the_organisation_does() -> None:
+    passages = [Counter(terms("Who knows what it does, and how?")), Counter(terms("The WHO met in Oslo."))]
+    assert weights("Who did what, where and how does it end? Why?", passages)[1] == 0
+    assert weights("What does the WHO say?", passages)[1] > weights("What does the who say?", passages)[1] > 0
 
 
 def test_repeating_a_term_soon_stops_to_pay() -> None:

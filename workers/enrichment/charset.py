@@ -13,6 +13,14 @@ from charset_normalizer import from_bytes
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
+"""Escapes that announce Japanese in ISO-2022-JP (RFC 1468), whose bytes are ASCII; no other text has them."""
+_SIBLINGS = {
+    "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
+    "iso8859-9": "cp1254", "iso8859-13": "cp1257",
+}  # fmt: skip
+"""What a page is in whose bytes look like an ISO charset but for some that are control characters there."""
+_ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
 _PRESCAN_BYTES = 1024
 """How far into a page its own declaration may stand (WHATWG HTML, 13.2.3.2)."""
 _DETECT_BYTES = 64 * 1024
@@ -37,6 +45,8 @@ def decode(body: bytes, declared: str | None) -> str:
     for mark, encoding in _MARKS:
         if body.startswith(mark):
             return body.decode(encoding, "replace")
+    if body.isascii() and _ISO_2022_JP.search(body):
+        return body.decode("iso2022_jp", "replace")
     # Bytes beyond ASCII that happen to be UTF-8 are UTF-8, and servers that declare Latin-1 for everything are many.
     text = _utf_8(body) if not body.isascii() else None
     if text is not None:
@@ -108,7 +118,10 @@ def _detected(body: bytes) -> Iterator[str]:
     if len(body) > len(sample):
         # Neither a line's end nor a space is part of a longer character, in whatever charset.
         sample = sample[: max(sample.rfind(b"\n"), sample.rfind(b" ")) + 1] or sample
-    yield from _known(detect_encoding(sample))
+    for encoding in _known(detect_encoding(sample)):
+        if encoding in _SIBLINGS and _ISO_CONTROLS.search(body):
+            yield _SIBLINGS[encoding]
+        yield encoding
     best = from_bytes(sample).best()
     if best is not None:
         yield best.encoding

@@ -23,6 +23,8 @@ K1 = 1.2
 B = 0.75
 """How far a long passage is marked down."""
 
+_SET_BACK = 3
+"""Places by which each further passage of a document stands behind where its weight puts it."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
@@ -31,6 +33,8 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*|\n+")  # noqa: RUF001 - full-width marks
+_ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
+"""Words by which a question is one: rare in what answers it, so that BM25 would make much of them. "WHO" is none."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -62,8 +66,8 @@ class Budget:
 def rank(question: str, documents: Sequence[tuple[str, str]], budget: Budget, passage_chars: int) -> list[list[str]]:
     """For each document (title, text) its chosen passages in the order of the text.
 
-    Every document gets its best passage before any gets a second. A passage that says what a chosen one says already,
-    in nearly the same words, is dropped.
+    A document's further passages give way to those of others that bear on the question about as well. A passage that
+    says what a chosen one says already, in nearly the same words, is dropped.
     """
     passages = [
         _Passage(number, place, text, Counter(terms(f"{title} {text}")))
@@ -82,13 +86,13 @@ def rank(question: str, documents: Sequence[tuple[str, str]], budget: Budget, pa
 
 
 def _in_order(passages: Sequence[_Passage], scores: Sequence[float]) -> list[_Passage]:
-    """What bears on the question first, each document's best passage before the others; then what does not."""
+    """What bears on the question first, a document's further passages set back; then what does not."""
     by_score = sorted(range(len(passages)), key=lambda index: (-scores[index], passages[index].place))
     turns: Counter[int] = Counter()
-    keys: dict[int, tuple[bool, bool]] = {}
-    for index in by_score:
+    keys: dict[int, tuple[bool, int]] = {}
+    for place, index in enumerate(by_score):
         document = passages[index].document
-        keys[index] = (scores[index] <= 0, turns[document] > 0)
+        keys[index] = (scores[index] <= 0, place + _SET_BACK * turns[document])
         turns[document] += 1
     return [passages[index] for index in sorted(by_score, key=lambda index: keys[index])]
 
@@ -108,7 +112,7 @@ def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
-    for term in set(terms(question)):
+    for term in set(terms(_ASKING.sub(" ", question))):
         holding = [index for index, passage in enumerate(passages) if term in passage]
         idf = math.log(1 + (len(passages) - len(holding) + 0.5) / (len(holding) + 0.5))
         for index in holding:
