@@ -37,10 +37,11 @@ def run(role: Coroutine[None, None, None]) -> None:
         import uvloop
 
     from workers.delivery.keyring import KeyringError
-    from workers.enrichment import ProfileRefused, TemplateRefused
+    from workers.enrichment import ProfileRefused, RerankerRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.process import ProcessError
     from workers.stage.settle import IdentityShared
 
-    with telling(ProcessError, KeyringError, IdentityShared, ProfileRefused, SearchMisconfigured, TemplateRefused):
+    refusals = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
+    with telling(ProcessError, KeyringError, IdentityShared, *refusals):
         uvloop.run(role)

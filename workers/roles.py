@@ -114,10 +114,15 @@ async def run_worker(
         await stack.enter_async_context(process.observed(listen, announce))
         engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
-        stages = [await inference_stage(process, engine, engine_kind, model, stack)]
-        if with_delivery:
-            stages.append(await _delivery_stage(process, stack))
-        if await unless_stopped(engine.start()):
+        stages: list[Stage] = []
+
+        async def prepare() -> None:
+            stages.append(await inference_stage(process, engine, engine_kind, model, stack))
+            if with_delivery:
+                stages.append(await _delivery_stage(process, stack))
+            await engine.start()
+
+        if await unless_stopped(prepare()):
             await _serve(process, stages)
 
 
@@ -173,7 +178,7 @@ def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
-    """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
+    """Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
     settings = EnrichmentSettings()
     web = Web(settings.user_agent, process.clock)
     found = providers(SearchSettings(), web)

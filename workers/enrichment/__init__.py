@@ -14,6 +14,8 @@ A job's sources go down this list; each step has a type, so that a signature say
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
+    choose     asks a member to rank, and by setting a model too
+      embedder   the process with that model; embedding: what runs inside it
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
     profile    how a kind of question is answered, as data: before all of this what is searched, behind it
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.enrichment.answer import Answer, Unsupported, answered
     from workers.enrichment.cite import cited
+    from workers.enrichment.embedder import RerankerRefused
     from workers.enrichment.enrich import Enricher
     from workers.enrichment.evidence import Evidence, LeftOut, NothingFound, NumberedSource
     from workers.enrichment.grounding import GroundedPrompt, ground
@@ -51,6 +54,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileRefused": "profile",
     "Profiles": "profile",
+    "RerankerRefused": "embedder",
     "TemplateRefused": "template",
     "UnknownProfile": "profile",
     "Unsupported": "answer",
@@ -72,6 +76,7 @@ __all__ = [
     "Profile",
     "ProfileRefused",
     "Profiles",
+    "RerankerRefused",
     "TemplateRefused",
     "UnknownProfile",
     "Unsupported",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from workers.egress import Guard, origin_of
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.choose import Chooser
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -32,6 +32,7 @@ from workers.enrichment.grounding import MAX_TITLE_CHARS
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.pool import Pool
 from workers.enrichment.profile import Profile, Profiles
+from workers.enrichment.rank import Budget
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
@@ -81,6 +82,7 @@ class Enricher:
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
+        self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or CacheSettings()
         self._cache = open_cache(cache, clock, metrics)
@@ -91,13 +93,18 @@ class Enricher:
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Get ready. No process starts and nothing is connected before the first job with sources."""
+        """Get ready. Nothing is connected, and no process that reads pages starts, before the first job with sources.
+
+        An embedding model is loaded now. Raises RerankerRefused where that fails.
+        """
+        await self._chooser.start()
         await self._fetcher.start()
 
     async def close(self) -> None:
         """End what still runs: connections and processes."""
         await self._robots.close()
         await self._fetcher.close()
+        await self._chooser.close()
         await self._pool.close()
         await self._cache.close()
 
@@ -229,25 +236,18 @@ class Enricher:
     async def _choose(
         self, question: str, documents: Sequence[Document], deadline: Deadline, room_tokens: int | None
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
-        """The passages that matter, numbered by source, and notes on the sources that got none."""
+        """The passages that matter, numbered by source, and notes on how, and on the sources that got none."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
             return (), ["no source was used: context_window leaves no room for any"]
-        request = {"question": question, "documents": [(document.title, document.text) for document in documents]}
-        task = {
-            "kind": "rank",
-            "evidence_chars": self._settings.evidence_chars,
-            "evidence_tokens": tokens,
-            "source_tokens": source_tokens,
-            "passage_chars": self._passage_chars(tokens),
-        }
+        texts = [(document.title, document.text) for document in documents]
+        budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
         try:
-            async with asyncio.timeout(deadline.remaining):
-                answer = await self._pool.ask(task, json.dumps(request).encode())
+            choice = await self._chooser.choose(question, texts, budget, self._passage_chars(tokens), deadline)
         except (Unreadable, TimeoutError):
             return (), ["no source was used: choosing passages from them took too long"]
-        chosen = [tuple(passages) for passages in answer["passages"]]
+        chosen = choice.passages
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
             NumberedSource(
@@ -262,7 +262,8 @@ class Enricher:
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded]
+        left_out = [str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded]
+        return numbered, [*left_out, *choice.notes]
 
     def _wording_tokens(self) -> tuple[int, int]:
         """What the template says before and behind all sources, and around each of them."""
