@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.enrichment.rank import RRF_K, Budget, Ranking, fused, rank, split, terms, weights
+from workers.enrichment.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
 from workers.enrichment.tokens import estimated_tokens
 
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
@@ -140,14 +140,17 @@ def test_tokens_are_estimated_on_the_safe_side() -> None:
 # -- two orders --------------------------------------------------------------------
 
 
+def scored(by_words: int, by_meaning: int) -> float:
+    return WORDS_WEIGHT / (RRF_K + by_words) + 1 / (RRF_K + by_meaning)
+
+
 def test_a_passage_is_scored_by_its_places_in_both_orders() -> None:
-    first, second, third = (1 / (RRF_K + place) for place in (1, 2, 3))
-    assert fused([3.0, 2.0, 0.0], [2, 1, 0]) == pytest.approx([first + third, second + second, third + first])
+    assert fused([3.0, 2.0, 0.0], [2, 1, 0]) == pytest.approx([scored(1, 3), scored(2, 2), scored(3, 1)])
 
 
 def test_equal_weights_share_a_place_and_what_no_model_saw_stands_behind_what_it_saw() -> None:
-    places = [(1, 2), (2, 3), (2, 1), (4, 3)]
-    assert fused([5.0, 1.0, 1.0, 0.0], [2, 0]) == pytest.approx([sum(1 / (RRF_K + n) for n in both) for both in places])
+    both = [scored(1, 2), scored(2, 3), scored(2, 1), scored(4, 3)]
+    assert fused([5.0, 1.0, 1.0, 0.0], [2, 0]) == pytest.approx(both)
 
 
 SENTENCES = (
@@ -177,10 +180,11 @@ def test_candidates_are_the_likeliest_by_words_and_have_their_titles() -> None:
 def test_whatever_a_model_says_every_document_that_bears_on_the_question_comes_before_any_comes_twice(
     data: st.DataObject,
 ) -> None:
-    texts = [" ".join(f"The {word} {n} of {n * 7} is {n * 13} long." for n in range(6)) for word in ("bridge", "quay")]
-    ranking = Ranking("bridge quay", [("", text) for text in texts], 60)
-    candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 12)))]
+    texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
+    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # passages of one length: each fits or none
+    candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 18)))]
     order = data.draw(st.permutations(candidates))
-    chosen = ranking.chosen(Budget(data.draw(st.integers(0, 600))), order)
-    assert sum(len(passage) for passages in chosen for passage in passages) <= 600
+    budget = data.draw(st.integers(0, 600))
+    chosen = ranking.chosen(Budget(budget), order)
+    assert sum(len(passage) for passages in chosen for passage in passages) <= budget
     assert max(map(len, chosen)) < 2 or min(map(len, chosen)) >= 1
