@@ -62,6 +62,12 @@ class EnrichmentSettings(BaseSettings):
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """About how long one passage is, in code points."""
+    rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; none, words alone decide."""
+    rerank_passages: int = Field(default=32, ge=2, le=1000)
+    """How many passages of a job the model compares with the question, the likeliest by their words."""
+    rerank_seconds: float = Field(default=1.0, gt=0, le=60)
+    """How long a job waits for that. Passages not compared by then are ranked by words, and the result says so."""
 
     @property
     def named(self) -> str:
