@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
 from schemas.control import JobKey
-from schemas.job import DEFAULT_TENANT, Message
+from schemas.job import DEFAULT_TENANT, Message, ResponseFormat
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
@@ -44,6 +44,7 @@ from workers.enrichment import (
     ground,
     room_for_sources,
 )
+from workers.json_answers import NotJson, require_json
 from workers.pace import AnswerRate
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
@@ -69,6 +70,8 @@ class Asked:
     enrich_ms: float
     profile: Profile | None = None
     """There where there is evidence."""
+    response_format: ResponseFormat | None = None
+    """The job's own, or else its profile's."""
 
 
 class InferenceHandler:
@@ -221,7 +224,7 @@ class InferenceHandler:
         job = received.job
         messages = tuple(job.messages) if job.messages is not None else None
         if job.sources is None:
-            return Asked(job.prompt, messages, None, 0.0)
+            return Asked(job.prompt, messages, None, 0.0, response_format=job.response_format)
         profile = self._profile(received, job.sources.profile)
         started = self._clock.monotonic()
         self._enriching += 1
@@ -238,7 +241,8 @@ class InferenceHandler:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
-        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile)
+        form = job.response_format or profile.answer_format(len(evidence.sources))
+        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile, form)
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
         """Raises InvalidJob where no profile has that name."""
@@ -301,15 +305,16 @@ class InferenceHandler:
     # -- results -------------------------------------------------------------------------------------------------
 
     def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
-        """The answer, unless its profile wants it to stand on its sources and it does not."""
+        """The answer, unless it is not the JSON that was asked for, or does not stand on its sources as it should."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
         try:
-            answer = _answer(completion.text, asked)
-        except Unsupported as unsupported:
-            error = ResultError(code="unsupported", message=str(unsupported))
+            answer = _answer(completion, asked, received.job.max_tokens)
+        except (NotJson, Unsupported) as wrong:
+            code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
+            error = ResultError(code=code, message=str(wrong))
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         return self._result(
             received,
@@ -429,16 +434,18 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     return headers
 
 
-def _answer(text: str, asked: Asked) -> Answer:
-    """Raises Unsupported."""
+def _answer(completion: Completion, asked: Asked, max_tokens: int) -> Answer:
+    """Raises NotJson and Unsupported."""
+    is_json = asked.response_format is not None and asked.response_format.type != "text"
+    if is_json:
+        require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
-        return Answer(text, (), ())
-    return answered(text, asked.evidence, asked.profile)
+        return Answer(completion.text, (), ())
+    return answered(completion.text, asked.evidence, asked.profile, is_json=is_json)
 
 
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
     job = received.job
-    profiled = asked.profile.response_format if asked.profile is not None else None
     return GenerationRequest(
         request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
         prompt=asked.prompt,
@@ -449,7 +456,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         context_window=job.context_window,
         seed=job.seed,
         priority=received.priority,
-        response_format=job.response_format or profiled,
+        response_format=asked.response_format,
         adapter=job.adapter,
     )
 

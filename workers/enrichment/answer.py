@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,17 +38,19 @@ class Answer:
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
-def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
-    """The answer with its citations, as its profile wants it. Raises Unsupported."""
+def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
+    """The answer with its citations, as its profile wants it. `is_json`: nothing may be put before it.
+
+    Where it rests on no source, a note says so; and where none could be used, a free text itself. Raises Unsupported.
+    """
+    if not evidence.sources and profile.no_sources_notice and not is_json:
+        text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
     text, used, citations = cited(text, evidence)
-    notes: tuple[str, ...] = ()
+    chain = _chain(text, profile.evidence_chain) if profile.evidence_chain is not None else None
     if profile.evidence_chain is not None:
-        chain = _chain(text, profile.evidence_chain)
-        citations = [citation for item in chain or () if (citation := _checked(item, text, evidence)) is not None]
+        citations = list(_chain_citations(chain or [], text, evidence))
         used = list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
-        if not citations:
-            why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
-            notes = (f"the answer names no evidence: {why}",)
+    notes = () if used else (_rests_on_nothing(evidence, profile, chain, citations),)
     if profile.minimum_support is not None:
         enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
@@ -58,6 +61,19 @@ def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
     if profile.evidence_list and sources:
         text += _listed(sources)
     return Answer(text, tuple(map(_details, sources)), tuple(citations), notes, share)
+
+
+def _rests_on_nothing(
+    evidence: Evidence, profile: Profile, chain: list[dict[str, Any]] | None, citations: Sequence[Citation]
+) -> str:
+    if not evidence.sources:
+        return "the answer rests on no source: none could be used"
+    if profile.evidence_chain is None:
+        return "the answer rests on no source: none bears out a sentence of it"
+    if citations:
+        return "the answer rests on no source: none bears out an item of its evidence"
+    why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
+    return f"the answer names no evidence: {why}"
 
 
 def _details(source: NumberedSource) -> SourceDetails:
@@ -98,24 +114,32 @@ def _chain_share(citations: Sequence[Citation]) -> float:
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
-def _checked(item: dict[str, Any], text: str, evidence: Evidence) -> Citation | None:
-    """How far the item's quote stands in the source that it names; None for an item that names none."""
-    number, quote = item.get("source"), item.get("quote")
-    if type(number) is not int or not isinstance(quote, str):
-        return None
-    said = " ".join(words(quote))  # one sentence, whatever full stops are in it
-    _, _, found = cited(f"{said} [{number}]", evidence)
-    start, end = _place(text, quote)
-    return found[0].model_copy(update={"start": start, "end": end}) if said and found else None
+def _chain_citations(chain: Iterable[dict[str, Any]], text: str, evidence: Evidence) -> Iterator[Citation]:
+    """How far each item's quote stands in the source that it names; an item that names none has no citation."""
+    behind = 0
+    for item in chain:
+        number, quote = item.get("source"), item.get("quote")
+        if type(number) is not int or not isinstance(quote, str):
+            continue
+        place = _place(text, quote, behind)
+        behind = place[1] if place is not None else behind
+        start, end = place or (0, len(text))
+        said = " ".join(words(quote))  # one sentence, whatever full stops are in it
+        _, _, found = cited(f"{said} [{number}]", evidence)
+        if said and found:
+            yield found[0].model_copy(update={"start": start, "end": end})
 
 
-def _place(text: str, quote: str) -> tuple[int, int]:
-    """Where the quote stands in the JSON, in code points; all of it where that is written with other escapes."""
+def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
+    """Where the quote stands in the JSON, in code points; None where that is written with other escapes.
+
+    `behind` is where the quote before it ends: two items may quote the same words, which their claims may hold too.
+    """
     for escaped in _spellings(quote):
-        at = text.find(escaped)
-        if at >= 0:
-            return at, at + len(escaped)
-    return 0, len(text)
+        found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)
+        if found is not None:
+            return found.span(1)
+    return None
 
 
 def _spellings(quote: str) -> Sequence[str]:
