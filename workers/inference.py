@@ -45,7 +45,7 @@ from workers.enrichment import (
     room_for_sources,
 )
 from workers.json_answers import NotJson, require_json
-from workers.pace import AnswerRate
+from workers.pace import AnswerRate, EnrichmentLead
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
 from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
@@ -53,6 +53,7 @@ from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Recor
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 AHEAD_SECONDS = 0.25
+LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 _CHECKED_URLS = 4096
@@ -105,19 +106,23 @@ class InferenceHandler:
         self.cancellations = Cancellations(clock)
         """To be fed from `job_control`."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
+        self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
+        self._turns = asyncio.Semaphore(settings.enrich_ahead)
         self._preparing = 0
         self._enriching = 0
 
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
     def room(self) -> int:
-        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it.
+        """Keep the engine's waiting queue filled, and as many jobs in enrichment as come out when it has use for them.
 
-        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more.
+        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more. While nothing waits
+        in it, jobs in enrichment count for nothing: one that is ready shall not wait for those that wait for the web.
         """
-        recent = self._rate.in_a_period()
-        ahead = max(self._settings.waiting_target, recent) - self._engine.load().waiting - self._preparing
-        return max(0, min(ahead, max(self._settings.enrich_ahead, recent) - self._enriching))
+        waiting = self._engine.load().waiting
+        wanted = max(self._settings.waiting_target, self._rate.in_a_period()) - waiting - self._preparing
+        lead = self._lead.jobs() - self._enriching
+        return max(0, wanted + (lead if waiting else max(0, lead)))
 
     def due_ms(self, record: Record) -> int | None:
         """Every job is due at once."""
@@ -181,6 +186,8 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
         except NothingFound as nothing:
+            if self._unwanted(received):  # it waited for the web until its time was up
+                return self._settled(record, received, self._cut_off(received, None))
             return self._settled(record, received, self._failed(received, "no_sources", str(nothing)))
         finally:
             if preparing:
@@ -230,12 +237,13 @@ class InferenceHandler:
         self._enriching += 1
         try:
             question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
-            deadline = Deadline.after(self._clock, self._remaining(received))
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
-            evidence = await self._enricher.enrich(
-                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
-            )
+            async with self._turns:
+                deadline = Deadline.after(self._clock, max(0.0, self._remaining(received)))
+                evidence = await self._enricher.enrich(
+                    sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+                )
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
@@ -263,6 +271,7 @@ class InferenceHandler:
             raise HandlerCrashed from died
         took = self._clock.monotonic() - started
         self._rate.answered()
+        self._lead.answered(asked.enrich_ms / 1000)
         self._phases["infer"].observe(took)
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
