@@ -83,6 +83,12 @@ def test_pages_are_ranked_with_and_without_a_model(clean_processes: None) -> Non
     ]
 
 
+def test_an_engine_is_measured_while_jobs_wait_for_slow_pages(broker: Broker, clean_processes: None) -> None:
+    sizes = ("--jobs", "40", "--sequential-jobs", "12", "--seconds", "0.05", "--page-seconds", "0.1", "0.2")
+    rows = rows_of(bench("overlap", broker.bootstrap_servers, *sizes))
+    assert [row[1] for row in rows] == ["40", "40", "12"]
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:

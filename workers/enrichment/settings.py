@@ -29,8 +29,11 @@ class EnrichmentSettings(BaseSettings):
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
-    connections: int = Field(default=100, ge=1, le=10_000)
-    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters."""
+    connections: int = Field(default=512, ge=1, le=10_000)
+    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
+
+    Each is a file descriptor, of which a process may often have 1,024.
+    """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Of those to one site, in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
