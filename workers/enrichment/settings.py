@@ -53,8 +53,8 @@ class EnrichmentSettings(BaseSettings):
     """Processes that read pages, and one more that ranks. None runs before the first job that has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """How long one page may take a process before it is killed."""
-    member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
-    """Address space of one process; a page that needs more is left out."""
+    member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
+    """Address space of one process; a page that needs more is left out. A container's limit has to hold all of them."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """How long it is remembered what a search found."""
     profiles_folder: Path | None = None
