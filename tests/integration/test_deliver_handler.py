@@ -383,10 +383,10 @@ async def test_what_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
     assert (said["reason"], said["reason-detail"], said["attempts"]) == ("worker_killed", "it died three times", "3")
 
 
-ONE_AT_A_TIME = DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=0)
+ONE_AT_A_TIME = DeliverySettings(destination_concurrency=1, destination_queue_records=0)
 
 
-async def test_a_callback_beyond_its_endpoints_share_is_deferred_at_once(
+async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:
     handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
@@ -403,7 +403,7 @@ async def test_a_callback_beyond_its_endpoints_share_is_deferred_at_once(
     assert topics_of(await first) == [TOPICS.attempts]
 
 
-async def test_a_full_endpoint_holds_up_neither_other_origins_nor_other_tenants(
+async def test_a_full_destination_holds_up_neither_other_origins_nor_other_tenants(
     make: Maker, consumer: Consumer
 ) -> None:
     handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
@@ -418,17 +418,19 @@ async def test_a_full_endpoint_holds_up_neither_other_origins_nor_other_tenants(
     await asyncio.gather(*hung)
 
 
-async def test_records_of_a_full_endpoint_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+async def test_records_of_a_full_destination_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
     records = [result_record(consumer.url, webhook_id=f"msg_{number}".encode()) for number in range(6)]
     outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
     assert [topics_of(outputs) for outputs in outcomes] == [[TOPICS.attempts]] * 6
     assert [headers["webhook-id"] for headers, _ in consumer.requests] == [f"msg_{number}" for number in range(6)]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
-async def test_a_record_that_waited_too_long_for_its_endpoint_is_deferred(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=0.05))
+async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(make: Maker, consumer: Consumer) -> None:
+    handler = make(
+        DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=0.05)
+    )
     consumer.gate = asyncio.Event()
     first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
     await consumer.arrived.wait()
@@ -437,11 +439,11 @@ async def test_a_record_that_waited_too_long_for_its_endpoint_is_deferred(make: 
     await first
     # The place that it gave up waiting for is not lost.
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
-async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+async def test_places_at_a_destination_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
@@ -452,7 +454,7 @@ async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, cons
     consumer.gate.set()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
 async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(

@@ -189,7 +189,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
         await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
 
         # All that while the hung one has answered nothing: it has its places, and the rest is out of the way.
-        assert hung.most_running <= DeliverySettings().endpoint_concurrency
+        assert hung.most_running <= DeliverySettings().destination_concurrency
         assert fleet.counted("postback_deferred_total") >= 10_000
         hung.gate.set()
     assert sorted(site.got) == sorted(healthy)
@@ -209,7 +209,7 @@ async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         names = [f"dead-{number}" for number in range(300)]
-        async with fleet.delivery(endpoint_concurrency=8, breaker_failures=10, **QUICK):
+        async with fleet.delivery(destination_concurrency=8, breaker_failures=10, **QUICK):
             fleet.put(f"http://127.0.0.1:{port}/hook", names)
             fleet.put(f"{site.origin}/hook", ["ok"])
             # Three openings: two probes at least have failed.

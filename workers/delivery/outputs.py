@@ -47,7 +47,7 @@ class PendingDelivery:
     not_before_ms: int | None
 
     @property
-    def endpoint(self) -> tuple[str, str]:
+    def destination(self) -> tuple[str, str]:
         """Who shares concurrency with this."""
         return self.tenant, self.origin
 
