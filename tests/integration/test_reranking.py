@@ -24,6 +24,7 @@ from workers.enrichment.choose import Choice, Chooser
 from workers.enrichment.embedder import Embedder, EmbedderAway
 from workers.enrichment.pool import Pool
 from workers.enrichment.rank import Budget
+from workers.enrichment.turns import Asker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -77,7 +78,7 @@ async def chooser() -> AsyncIterator[Chooser]:
 async def chosen(chooser: Chooser, question: str) -> Choice:
     """The two best of a page's passages."""
     deadline = Deadline.after(CLOCK, 120)
-    return await chooser.choose(question, [("Tarnby", TOWN)], Budget(220), PASSAGE_CHARS, deadline)
+    return await chooser.choose(question, [("Tarnby", TOWN)], Budget(220), PASSAGE_CHARS, ASKER, deadline)
 
 
 def quoted(choice: Choice) -> str:
@@ -129,7 +130,7 @@ async def test_texts_of_any_size_and_script_are_taken(chooser: Chooser) -> None:
         ("A" * 10_000, "B" * 100_000),
     ]
     deadline = Deadline.after(CLOCK, 120)
-    choice = await chooser.choose("何" * 50_000, documents, Budget(4000), 10_000, deadline)
+    choice = await chooser.choose("何" * 50_000, documents, Budget(4000), 10_000, ASKER, deadline)
     assert len(choice.passages) == 3
     assert choice.notes == ()
 
@@ -186,7 +187,7 @@ async def test_a_result_says_for_how_many_passages_there_was_time() -> None:
     page = " ".join(f"{number}. {TOWN}" for number in range(150))
     async with choosing(metrics, **wanted) as chooser:
         deadline = Deadline.after(CLOCK, 120)
-        choice = await chooser.choose("Bread?", [("Tarnby", page)], Budget(4000), 600, deadline)
+        choice = await chooser.choose("Bread?", [("Tarnby", page)], Budget(4000), 600, ASKER, deadline)
     (note,) = choice.notes
     assert note.startswith("the embedding model had time for ")
     assert choice.passages != ((),)

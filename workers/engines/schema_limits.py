@@ -1,7 +1,7 @@
 """Bounds of a job's JSON Schema, since an engine makes a grammar of it and nothing can interrupt that.
 
-xgrammar takes time that grows with the cube of an object's optional properties, 2 s for 1,000 and minutes for 3,000
-(xgrammar 0.2.8, two cores), and about 0.05 s for a pattern with nested repetitions. vLLM compiles one or a few
+xgrammar takes time that grows with the cube of an object's optional properties, 2 s for 1,000 and 24 s for 2,000
+(two loaded cores), and about 0.05 s for a pattern with nested repetitions. vLLM compiles one or a few
 schemas at a time, so that every other job with a schema would wait.
 """
 
