@@ -11,6 +11,10 @@ from console.errors import BAD_INPUT, fail, needing, say
 from console.settings import checked_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from yarl import URL
+
     from workers.enrichment.cache.settings import CacheSettings
 
 app = typer.Typer(no_args_is_help=True, help="The pages that workers have kept.")
@@ -33,9 +37,15 @@ def invalidate(
     if (url is None) == (host is None):
         raise fail("name either a URL or --host", BAD_INPUT)
     with needing("worker"):
+        from yarl import URL
+
         from workers.enrichment.cache.entry import target_of_host, target_of_url
     if url is not None and not url.lower().startswith(("http://", "https://")):
         raise fail("a URL starts with http:// or https://", BAD_INPUT)
+    if url is not None and not _is_read(lambda: URL(url)):
+        raise fail("this URL cannot be read", BAD_INPUT)
+    if host is not None and not _is_read(lambda: URL.build(scheme="http", host=host.strip("[]"))):
+        raise fail("this is no host; give its name alone, such as example.com", BAD_INPUT)
     settings = _settings()
     target = target_of_url(url) if url is not None else target_of_host(host or "")
     problems = asyncio.run(_tell(settings, target))
@@ -44,6 +54,14 @@ def invalidate(
     if problems:
         raise typer.Exit(1)
     say(f"invalidated; workers hear of it within {settings.pause_seconds:g} s")
+
+
+def _is_read(read: Callable[[], URL]) -> bool:
+    """Whether there is a host in what is read."""
+    try:
+        return bool(read().host)
+    except ValueError:
+        return False
 
 
 def _settings() -> CacheSettings:

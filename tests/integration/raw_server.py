@@ -26,8 +26,11 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def speaking(script: Script) -> AsyncIterator[str]:
-    """A server that speaks raw bytes: the script gets each connection behind the request's headers. Its origin."""
+async def speaking(script: Script, robots: bytes | None = None) -> AsyncIterator[str]:
+    """A server that speaks raw bytes: the script gets each connection behind the request's headers. Its origin.
+
+    Where there is a robots.txt, the script does not hear of it.
+    """
     running: set[asyncio.Task[None]] = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,8 +38,9 @@ async def speaking(script: Script) -> AsyncIterator[str]:
         assert task is not None
         running.add(task)
         try:
-            await reader.readuntil(b"\r\n\r\n")
-            await script(reader, writer)
+            head = await reader.readuntil(b"\r\n\r\n")
+            is_robots = robots is not None and head.startswith(b"GET /robots.txt ")
+            await (saying(robots or b"") if is_robots else script)(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the enricher has heard enough, or the test is over
         finally:

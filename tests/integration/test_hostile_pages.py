@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import re
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import ip_network
 from socket import SO_LINGER, SOL_SOCKET
@@ -23,18 +25,22 @@ import psutil
 import pytest
 import pytest_asyncio
 from aiohttp.abc import AbstractResolver, ResolveResult
+from answering_worker import AnsweringWorker
 from raw_server import CLOCK, FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import Site
 from schemas.job import Sources
+from schemas.result import Outcome
 from telemetry.clock import Deadline
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, Evidence, ground
+from workers.enrichment import Enricher, EnrichmentSettings, Evidence, ground
 
 QUESTION = "When did the Halvorsen bridge open?"
 LATE_SECONDS = 1.0
 GROWTH_BYTES = 150 * 1024 * 1024
 """What one hostile page may cost: in this process, in which its server runs too, and in the readers."""
+JOB_GROWTH_BYTES = 1024 * 1024 * 1024
+"""What a whole job of them may: three readers at their limit."""
 HARD_LIMIT_SECONDS = 60.0
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -42,7 +48,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @dataclass(frozen=True)
 class Case:
-    """A server, and a part of the reason for which its page is left out."""
+    """A server, and a pattern of the reason for which its page is left out."""
 
     script: Script
     why: str
@@ -160,7 +166,10 @@ REDIRECTS = {
     "redirect to a short IP": ("http://127.1/", "spelling"),
     "redirect to an IP in full-width digits": ("http://１６９.254.169.254/".encode().decode("latin-1"), "not public"),  # noqa: RUF001
     "redirect to another port of a public address": ("https://1.1.1.1:22/", "port"),
-    "redirect to localhost of another spelling": ("http://foo.localhost./", ""),
+    "redirect to localhost of another spelling": (
+        "http://foo.localhost./",
+        "its name was not found|could not be reached",
+    ),
 }
 
 CASES = {
@@ -183,27 +192,26 @@ CASES = {
     # our own
     "2 MB in chunks of one byte": Case(in_single_bytes(b"a" * 500_000 + b"\0" * 20_000), "binary data"),
     "endless early hints": late(beginning("", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 0.001)),
-    "endless trailers": Case(beginning(f"{CHUNKED}1\r\na\r\n0\r\n", b"X-Trailer: 1\r\n" * 100), ""),
+    "endless trailers": Case(beginning(f"{CHUNKED}1\r\na\r\n0\r\n", b"X-Trailer: 1\r\n" * 100), NOT_HTTP),
     "an endless chunk extension": late(beginning(f"{CHUNKED}5;", b"x" * 0x10000)),
-    "a chunk of 16 exabytes": Case(chunks(b"FFFFFFFFFFFFFFFF\r\n" + page()), ""),
-    "a chunk of negative size": Case(chunks(b"-5\r\n" + page()), ""),
+    "a chunk of 16 exabytes": Case(chunks(b"FFFFFFFFFFFFFFFF\r\n" + page()), f"{BROKEN}|{NOT_HTTP}"),
+    "a chunk of negative size": Case(chunks(b"-5\r\n" + page()), NOT_HTTP),
     "two lengths": Case(nonsense(SMUGGLED), NOT_HTTP),
-    "a million empty gzip members": Case(saying(gzip.compress(b"") * 100_000, HTML, "Content-Encoding: gzip"), ""),
+    "a million empty gzip members": Case(saying(gzip.compress(b"") * 100_000, HTML, "Content-Encoding: gzip"), BROKEN),
     "gzip that is none": Case(saying(page(), HTML, "Content-Encoding: gzip"), BROKEN),
     "silence": late(silent),
-    "a reset in the middle": Case(reset, ""),
+    "a reset in the middle": Case(reset, f"{BROKEN}|closed the connection"),
     "redirects to ever new places": Case(ever_elsewhere(), "more than 5 times"),
     "nonsense for headers": Case(saying(page(), "no header at all", "\x00: \x01"), NOT_HTTP),
     "another protocol": Case(nonsense(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), NOT_HTTP),
-    "a style sheet that takes minutes": Case(saying(SLOW, HTML), "reading it took more than 4 s"),
+    "a style sheet that takes minutes": Case(saying(SLOW, HTML), "reading it took more than"),
     "an element with 200,000 attributes": Case(
         saying(b"<p " + b" ".join(b"a%d=1" % n for n in range(200_000)) + b"></p>", HTML),
-        "reading it took more than 4 s",
+        "reading it took more than",
     ),
     "JSON of 100,000 brackets": Case(saying(b"[" * 100_000, "Content-Type: application/json"), "not the JSON"),
     "a page of NULs": Case(saying(b"\0" * 1_000_000, HTML), "binary data"),
 }
-"""Where the reason is left open, several are right, by what the parser meets first."""
 
 
 async def enriched(enricher: Enricher, url: str, budget_seconds: float = 20.0) -> Evidence:
@@ -227,10 +235,40 @@ async def test_a_hostile_server_ends_in_a_reason_and_harms_nobody(name: str, enr
         )
     (note,) = hostile.notes
     assert hostile.sources == ()
-    assert case.why in note
+    assert re.search(case.why, note), note
     assert not any(part in note for part in ("secret", "token", "passwd", "pass@"))
     assert "1987" in " ".join(fine.sources[0].passages)
     assert memory_bytes() - before < GROWTH_BYTES
+
+
+ROBOTS = b"User-agent: *\nDisallow: /private\n"
+JOBS = 3
+
+
+@pytest.mark.parametrize("number", range(JOBS))
+async def test_a_job_of_hostile_pages_alone_ends_with_a_reason_for_each_and_another_is_answered(
+    number: int, site: Site
+) -> None:
+    """At the settings that a worker has unless it is told others, and as the result's reader sees it."""
+    cases = [CASES[name] for name in list(CASES)[number::JOBS]]
+    async with AnsweringWorker(enrichment=EnrichmentSettings()) as worker, AsyncExitStack() as servers:
+        origins = [await servers.enter_async_context(speaking(case.script, ROBOTS)) for case in cases]
+        before = memory_bytes()
+        async with asyncio.timeout(HARD_LIMIT_SECONDS):
+            hostile, fine = await asyncio.gather(
+                worker.answer(QUESTION, *(f"{origin}/secret/path?token=1" for origin in origins)),
+                worker.answer(QUESTION, site.url(f"/bridge?{number}")),
+            )
+    assert (hostile.outcome, hostile.sources) == (Outcome.SUCCEEDED, [])
+    assert len(hostile.notes) == len(cases)
+    for position, (case, origin) in enumerate(zip(cases, origins, strict=True), start=1):
+        (note,) = [note for note in hostile.notes if note.startswith(f"source {position} ({origin})")]
+        assert re.search(f"{case.why}|it was late", note), note
+        assert not any(part in note for part in ("secret", "token", "passwd", "pass@"))
+    assert sum("it was late" in note for note in hostile.notes) <= len(cases) // 2
+    assert fine.sources == [site.url(f"/bridge?{number}")]
+    assert "1987" in (fine.text or "")
+    assert memory_bytes() - before < JOB_GROWTH_BYTES
 
 
 SPELLINGS = ["2130706433", "0177.0.0.1", "0x7f000001", "127.1", "0x7f.1", "127.0.0.01", "[::127.0.0.1]", "0"]
@@ -338,8 +376,12 @@ async def test_a_pdf_of_ten_thousand_pages_ends_within_the_budget(enricher: Enri
         long, fine = await asyncio.gather(
             enriched(enricher, origin), enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}"))
         )
-    assert len(long.sources) + len(long.notes) >= 1
-    assert len(" ".join(passage for source in long.sources for passage in source.passages)) <= 4000
+    if long.sources:  # as a quick machine has it
+        text = " ".join(passage for source in long.sources for passage in source.passages)
+        assert "The bridge opened in 1987." in text
+        assert len(text) <= 4000
+    else:
+        assert re.search("reading it took more than|more memory than allowed", long.notes[0])
     assert len(fine.sources) == 1
     assert memory_bytes() - before < GROWTH_BYTES
 

@@ -437,6 +437,9 @@ async def test_what_an_operator_invalidates_is_read_again(
         (("https://a.example/",), None, 2, "POSTBACK_CACHE__REDIS_URL"),
         ((), "redis://127.0.0.1:1/0", 2, "--host"),
         (("nothing",), "redis://127.0.0.1:1/0", 2, "http://"),
+        (("http://[",), "redis://127.0.0.1:1/0", 2, "cannot be read"),
+        (("http://",), "redis://127.0.0.1:1/0", 2, "cannot be read"),
+        (("--host", "a/b"), "redis://127.0.0.1:1/0", 2, "no host"),
         (("https://a.example/",), "redis://127.0.0.1:1/0", 1, "redis could not be told"),
     ],
 )

@@ -28,6 +28,7 @@ from workers.enrichment.turns import Asker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
+ASKER = Asker("default")
 PASSAGE_CHARS = 110
 TOWN = """\
 The town council met on Tuesday and talked about the budget of the swimming pool for the coming year.

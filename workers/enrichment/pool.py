@@ -26,6 +26,8 @@ log = get_logger()
 
 _RETIRE_KIB = 300 * 1024
 """A member that has grown beyond this is replaced: freed memory seldom goes back to the system."""
+_START_SECONDS = 30.0
+"""A process that is not ready by then is given up; on an idle machine it takes a third of a second."""
 
 
 class Pool:
@@ -39,12 +41,12 @@ class Pool:
         self._members: set[Child] = set()
         self._idle: list[Child] = []
         self._growing: set[asyncio.Task[None]] = set()
-        self._warming: asyncio.Task[None] | None = None
+        self._wanting = 0
 
     def warm(self) -> None:
         """Start the first member already, since a page that will need it is on its way."""
         if not self._members and not self._growing:
-            self._warming = self._start_growing()
+            self._start_growing()
 
     async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
         """The answer of a member to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
@@ -69,7 +71,9 @@ class Pool:
             return _understood(answer)
 
     async def close(self) -> None:
-        """Kill all members."""
+        """Kill all members, also those that are about to start."""
+        for growing in self._growing:
+            growing.cancel()
         await asyncio.gather(*self._growing, return_exceptions=True)
         await asyncio.gather(*(self._dismiss(member) for member in list(self._members)))
         self._idle.clear()
@@ -85,29 +89,34 @@ class Pool:
                 await self._dismiss(member)
 
     async def _more(self) -> None:
+        """Wait until a member is ready: one that is starting for nobody, or a new one. Raises Unreadable."""
+        self._wanting += 1
         try:
-            growing, self._warming = self._warming or self._start_growing(), None
-            await asyncio.shield(growing)
-        except (ChildLost, OSError):
+            if self._wanting > len(self._growing) and len(self._members) + len(self._growing) < self._limit:
+                self._start_growing()
+            ready, _ = await asyncio.wait(self._growing, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._wanting -= 1
+        if not self._idle and any(task.cancelled() or task.exception() for task in ready):
             log.error("A reader process did not start.", action="reader-not-started")
-            raise Unreadable("the reader could not be started", is_lasting=False, is_ours=True) from None
+            raise Unreadable("the reader could not be started", is_lasting=False, is_ours=True)
 
-    def _start_growing(self) -> asyncio.Task[None]:
+    def _start_growing(self) -> None:
         task = asyncio.create_task(self._grow(), name="pool-member")
         self._growing.add(task)
         task.add_done_callback(self._grown)
-        return task
 
     async def _grow(self) -> None:
         limits = (str(self._settings.member_seconds), str(self._settings.member_bytes))
-        member = await Child.start("workers.enrichment.member", *limits)
+        async with asyncio.timeout(_START_SECONDS):
+            member = await Child.start("workers.enrichment.member", *limits)
         self._members.add(member)
         self._idle.append(member)
 
     def _grown(self, task: asyncio.Task[None]) -> None:
         self._growing.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: whoever needs the member tries again and reports it
+            task.exception()  # seen: whoever waits for the member reports it
 
     async def _give_back(self, member: Child, *, fit: bool) -> None:
         if fit and len(self._members) <= self._limit:

@@ -1,0 +1,82 @@
+"""How the processes that read pages start and end, when jobs come and go faster than they do."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker
+
+TASK = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
+
+
+def processes() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+async def asked(pool: Pool) -> str:
+    return str((await pool.ask(dict(TASK), b"A bridge.", Asker("default")))["text"])
+
+
+def python_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this in place of the interpreter that members run on."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+async def test_jobs_that_do_not_wait_for_a_reader_start_no_more_than_one_each_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_that("exec sleep 60", tmp_path, monkeypatch)
+    pool = Pool(EnrichmentSettings(members=2))
+    for _ in range(6):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asked(pool), 0.1)
+    assert len(processes()) == 1
+    await pool.close()
+    assert processes() == []
+
+
+async def test_a_reader_that_starts_for_a_job_that_is_gone_serves_the_next() -> None:
+    pool = Pool(EnrichmentSettings(members=2, member_seconds=10))
+    first = asyncio.create_task(asked(pool))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert await asked(pool) == "A bridge."
+    assert len(processes()) == 1
+    await pool.close()
+
+
+async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_that("exec sleep 60", tmp_path, monkeypatch)
+    pool = Pool(EnrichmentSettings())
+    pool.warm()
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        await pool.close()
+    assert processes() == []
+
+
+async def test_a_reader_that_cannot_start_is_our_own_fault_and_the_next_job_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(EnrichmentSettings(member_seconds=10))
+    with monkeypatch.context() as patched:
+        python_that("exit 1", tmp_path, patched)
+        with pytest.raises(Unreadable, match="could not be started") as failed:
+            await asked(pool)
+        assert failed.value.is_ours
+    assert await asked(pool) == "A bridge."
+    await pool.close()
