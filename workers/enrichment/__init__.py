@@ -11,6 +11,7 @@ A job's sources go down this list; each step has a type, so that a signature say
     pool       processes that may be killed; page bytes are only ever parsed in them
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
+        css, media, unseen, sheets   what of a page's own styles hides; lengths and color are their values
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
