@@ -151,6 +151,30 @@ def test_what_a_person_sees_stays(markup: str) -> None:
     assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
 
 
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "{" * 100_000,
+        "'" * 100_000,
+        "a{b:c;" * 20_000,
+        "&&{a:b;" * 30,
+        "@media (" * 20_000,
+        ".x{width:" + "calc(" * 20_000,
+        ".x{color:" + "rgb(" * 20_000,
+        ":not(" * 20_000 + "{display:none}",
+        ":root{--a:var(--a)}.x{display:var(--a)}",
+        ".x{display:none\\",
+    ],
+)
+def test_a_style_sheet_without_sense_is_survived(sheet: str) -> None:
+    assert SEEN in text_of(page(f"<style>{sheet}</style>"))
+
+
+def test_rules_behind_blocks_that_nest_too_deep_are_read() -> None:
+    sheet = "a{" * 2000 + "}" * 2000 + ".q{display:none}"
+    assert "PWNED" not in text_of(page(f"<style>{sheet}</style><p class=q>{HIDDEN_SENTENCE}</p>"))
+
+
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
 def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
     with pytest.raises(Unreadable, match="nest"):

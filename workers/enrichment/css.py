@@ -122,14 +122,16 @@ def _resolved(value: str, variables: Mapping[str, str]) -> str:
 def rules(sheet: str) -> Iterator[Rule]:
     """The rules that hold for somebody who looks at the page, nested ones too (CSS Nesting, level 1)."""
     blocks: list[_Block] = []
-    start = 0
+    start = too_deep = 0
     for found in _STRUCTURE.finditer(sheet):
         mark = found.group(1)
         if mark is None:
             continue
         text = sheet[start : found.start()]
         start = found.end()
-        if mark == "{":
+        if too_deep or (mark == "{" and len(blocks) == MAX_NESTING):
+            too_deep += {"{": 1, "}": -1, ";": 0}[mark]
+        elif mark == "{":
             blocks.append(_Block(_COMMENT.sub(" ", text).strip()))
         elif blocks:
             blocks[-1].own.append(text)
@@ -144,8 +146,6 @@ def rules(sheet: str) -> Iterator[Rule]:
 
 
 def _rule(blocks: list[_Block]) -> Iterator[Rule]:
-    if len(blocks) > MAX_NESTING:
-        return
     viewers = EVERYBODY
     selector = ""
     for block in blocks:
