@@ -38,20 +38,17 @@ class AnsweringWorker:
     ) -> None:
         self.metrics = Metrics()
         self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
-        self._engine = engine or EchoEngine(EchoSettings(), self.metrics)
         self._handler = InferenceHandler(
-            self._engine, self._enricher, Registry({"echo", "vllm", "default"}, None, {}),
+            engine or EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "vllm", "default"}, None, {}),
             EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
         )  # fmt: skip
         self._offset = 0
 
     async def __aenter__(self) -> Self:
         await self._enricher.start()
-        await self._engine.start()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._engine.close()
         await self._enricher.close()
 
     async def answer(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Result:

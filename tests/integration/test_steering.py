@@ -131,7 +131,9 @@ async def test_a_page_that_nothing_labels_changes_no_link_either(way: str) -> No
         names = {"page": f"{origin}/", "host": origin.removeprefix("http://")}
         pages["/"] = page(f"<p>{told.format(**names)}</p>")
         async with judging(obeyed.format(**names)) as (engine, _), AnsweringWorker(engine=engine) as one:
+            await engine.start()
             result = await one.answer(QUESTION, f"{origin}/")
+            await engine.close()
     assert (result.outcome, [note for note in result.notes if "steer" in note]) == (Outcome.SUCCEEDED, [])
     assert links(result) <= {f"{origin}/", origin}
     assert not [where for where, _ in rendered(result.text or "") if where != "a href"]

@@ -73,6 +73,44 @@ def test_title_and_main_text_are_found() -> None:
         "<svg><text>{0}</text></svg>",
         "<iframe srcdoc='{0}'></iframe>",
         "<p title='{0}'></p>",
+        "<p popover>{0}</p>",
+        "<p style='/**/display:none'>{0}</p>",
+        "<p style='display:none/**/'>{0}</p>",
+        "<p style='display:no\\6e e'>{0}</p>",
+        "<p style='d\\69splay:none'>{0}</p>",
+        "<p style='font:0/0 a'>{0}</p>",
+        "<p style='zoom:0'>{0}</p>",
+        "<p style='scale:0'>{0}</p>",
+        "<p style='filter:opacity(0)'>{0}</p>",
+        "<p style='opacity:1%'>{0}</p>",
+        "<p style='position:absolute;left:calc(-9999px)'>{0}</p>",
+        "<p style='position:absolute;left:calc(0px - 50 * 200px)'>{0}</p>",
+        "<p style='position:absolute;inset:0 auto auto -9999px'>{0}</p>",
+        "<p style='margin:0 0 0 -9999px'>{0}</p>",
+        "<p style='translate:-9999px'>{0}</p>",
+        "<p style='-webkit-transform:translate3d(-9999px,0,0)'>{0}</p>",
+        "<p style='transform:matrix(1,0,0,1,-9999,0)'>{0}</p>",
+        "<p style='clip-path:polygon(0 0, 0 0)'>{0}</p>",
+        "<p style='color:#fefefe'>{0}</p>",
+        "<p style='color:oklch(1 0 0)'>{0}</p>",
+        "<p style='color:#111;background:rgb(18 18 18)'>{0}</p>",
+        "<p style='-webkit-text-fill-color:transparent'>{0}</p>",
+        "<style>.q{{color:#fff}}</style><div class=a><p class=q>{0}</p></div>",
+        "<style>p.q:not(.z){{display:none}}</style><p class=q>{0}</p>",
+        "<style>p.q:lang(en), b{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.z:hover, .q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.a{{.q{{display:none}}}}</style><div class=a><p class=q>{0}</p></div>",
+        "<style>.a{{&.q{{display:none}}}}</style><p class='a q'>{0}</p>",
+        "<style>.q{{display:none</style><p class=q>{0}</p>",
+        "<style>.z{{content:'}}'}}.q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.z, [title=';'], .q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>@media (min-width:1px){{.q{{display:none}}}}</style><p class=q>{0}</p>",
+        "<style>@media (max-width:700px){{.q{{display:none}}}}@media (width > 700px){{.q{{display:none}}}}</style>"
+        "<p class=q>{0}</p>",
+        "<style>:root{{--x:none}}.q{{display:var(--x)}}</style><p class=q>{0}</p>",
+        "<style>.q{{display:none!important}}p.q{{display:block}}</style><p class=q>{0}</p>",
+        "<style>p.q{{display:none}}.q{{display:block}}</style><p class=q>{0}</p>",
+        "<style>.hidden{{display:none}}</style><p class='hidden md:block'>{0}</p>",
     ],
 )
 def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
@@ -91,6 +129,22 @@ def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
         "<style>@media (max-width: 600px) {{ p {{ display:none }} }} }} }} p {{ color: red }}</style><p>{0}</p>",
         "<style>body {{ opacity:0 }}</style><p>{0}</p>",
         "<p style='height:0'>{0}</p>",
+        "<p class='hidden md:block'>{0}</p>",
+        "<p class='invisible lg:visible'>{0}</p>",
+        "<p class='d-none d-md-block'>{0}</p>",
+        "<style>.hidden{{display:none}}@media (min-width:768px){{.md\\:block{{display:block}}}}</style>"
+        "<p class='hidden md:block'>{0}</p>",
+        "<style>.tab{{display:none}}.tab.active{{display:block}}</style><p class='tab active'>{0}</p>",
+        "<style>.tab{{display:none}}</style><p class=tab style='display:block'>{0}</p>",
+        "<style>@media (max-width:700px){{p{{display:none}}}}</style><p>{0}</p>",
+        "<style media=print>p{{display:none}}</style><p>{0}</p>",
+        "<style>p:not(.z)::before, p:focus{{display:none}}</style><p>{0}</p>",
+        "<style>.q{{color:#fff}}.a{{background:navy}}</style><div class=a><p class=q>{0}</p></div>",
+        "<p style='color:transparent;background:linear-gradient(red,blue);-webkit-background-clip:text'>{0}</p>",
+        "<p style='margin:0 -9999px;padding:0 9999px'>{0}</p>",
+        "<p style='position:absolute;left:calc(50% - 300px);transform:translate(-50%,-100%)'>{0}</p>",
+        "<p style=\"background:url('a;display:none')\">{0}</p>",
+        "<p style='position:absolute;clip:rect(0,100px,100px,0)'>{0}</p>",
     ],
 )
 def test_what_a_person_sees_stays(markup: str) -> None:
@@ -125,6 +179,30 @@ def test_a_box_of_an_article_is_read_and_one_of_links_is_not() -> None:
     assert "412 metres" in text
     assert "ferries" not in text
     assert "in a box" in text
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "{" * 100_000,
+        "'" * 100_000,
+        "a{b:c;" * 20_000,
+        "&&{a:b;" * 30,
+        "@media (" * 20_000,
+        ".x{width:" + "calc(" * 20_000,
+        ".x{color:" + "rgb(" * 20_000,
+        ":not(" * 20_000 + "{display:none}",
+        ":root{--a:var(--a)}.x{display:var(--a)}",
+        ".x{display:none\\",
+    ],
+)
+def test_a_style_sheet_without_sense_is_survived(sheet: str) -> None:
+    assert SEEN in text_of(page(f"<style>{sheet}</style>"))
+
+
+def test_rules_behind_blocks_that_nest_too_deep_are_read() -> None:
+    sheet = "a{" * 2000 + "}" * 2000 + ".q{display:none}"
+    assert "PWNED" not in text_of(page(f"<style>{sheet}</style><p class=q>{HIDDEN_SENTENCE}</p>"))
 
 
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])

@@ -13,6 +13,7 @@ A job's sources go down this list; each step has a type, so that a signature say
       child    one process as the worker sees it; frames: as it sees itself
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
+        css, media, unseen, sheets   what of a page's own styles hides; lengths and color are their values
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
     choose     asks a member to rank, and by setting a model too

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from charset_normalizer import from_bytes
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
@@ -52,7 +53,7 @@ def decode(body: bytes, declared: str | None) -> str:
     if text is not None:
         return text
     said = [encoding for encoding in _said(body, declared) if encoding != _UTF_8]
-    for encoding in (*said, *_detected(body)):
+    for encoding in chain(said, _detected(body)):
         text = _with_few_replaced(body, encoding) if encoding in said else _exact(body, encoding)
         if text is not None:
             return text
