@@ -54,14 +54,14 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
-    from workers.enrichment import ProfileRefused, TemplateRefused
+    from workers.enrichment import ProfileRefused, RerankerRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.process import ProcessError
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
 
     of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused)
-    of_the_jobs = (ProfileRefused, SearchMisconfigured, TemplateRefused)
+    of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
         with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, code=BAD_INPUT):

@@ -68,3 +68,15 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.reranks = Counter(
+            "postback_reranks_total",
+            "Jobs whose passages an embedding model was asked about, by result: done, partly, late, failed.",
+            ["result"],
+            registry=r,
+        )
+        self.rerank_seconds = Histogram(
+            "postback_rerank_seconds",
+            "Seconds a job waited for the embedding model that was not away.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=r,
+        )

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
 from schemas.control import JobKey
-from schemas.job import DEFAULT_TENANT, Message, Sources
+from schemas.job import DEFAULT_TENANT, Message, ResponseFormat, Sources
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
@@ -47,7 +47,8 @@ from workers.enrichment import (
     ground,
     room_for_sources,
 )
-from workers.pace import AnswerRate
+from workers.json_answers import NotJson, require_json
+from workers.pace import AnswerRate, EnrichmentLead
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
 from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Output, Record, size_of
@@ -55,6 +56,7 @@ from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Outpu
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 AHEAD_SECONDS = 0.25
+LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 LONG_ANSWER_CHARS = 10_000
@@ -74,6 +76,8 @@ class Asked:
     enrich_ms: float
     profile: Profile | None = None
     """There where there is evidence."""
+    response_format: ResponseFormat | None = None
+    """The job's own, or else its profile's."""
 
 
 class InferenceHandler:
@@ -107,6 +111,8 @@ class InferenceHandler:
         self.cancellations = Cancellations(clock)
         """To be fed from `job_control`."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
+        self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
+        self._turns = asyncio.Semaphore(settings.enrich_ahead)
         self._preparing = 0
         self._enriching = 0
         self._traced = collecting()
@@ -114,13 +120,15 @@ class InferenceHandler:
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
     def room(self) -> int:
-        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it.
+        """Keep the engine's waiting queue filled, and as many jobs in enrichment as come out when it has use for them.
 
-        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more.
+        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more. While nothing waits
+        in it, jobs in enrichment count for nothing: one that is ready shall not wait for those that wait for the web.
         """
-        recent = self._rate.in_a_period()
-        ahead = max(self._settings.waiting_target, recent) - self._engine.load().waiting - self._preparing
-        return max(0, min(ahead, max(self._settings.enrich_ahead, recent) - self._enriching))
+        waiting = self._engine.load().waiting
+        wanted = max(self._settings.waiting_target, self._rate.in_a_period()) - waiting - self._preparing
+        lead = self._lead.jobs() - self._enriching
+        return max(0, wanted + (lead if waiting else max(0, lead)))
 
     def due_ms(self, record: Record) -> int | None:
         """Every job is due at once."""
@@ -184,7 +192,7 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
         except NothingFound as nothing:
-            if self._unwanted(received):
+            if self._unwanted(received):  # it waited for the web until its time was up
                 return self._settled(record, received, self._cut_off(received, None))
             return self._settled(record, received, self._failed(received, "no_sources", str(nothing)))
         finally:
@@ -231,7 +239,7 @@ class InferenceHandler:
         job = received.job
         messages = tuple(job.messages) if job.messages is not None else None
         if job.sources is None:
-            return Asked(job.prompt, messages, None, 0.0)
+            return Asked(job.prompt, messages, None, 0.0, response_format=job.response_format)
         profile = self._profile(received, job.sources.profile)
         started = self._clock.monotonic()
         self._enriching += 1
@@ -247,14 +255,12 @@ class InferenceHandler:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
-        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile)
+        form = job.response_format or profile.answer_format(len(evidence.sources))
+        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile, form)
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
         """Cut off when the job is cancelled: it may wait in line for a search. Raises NothingFound, then too."""
-        deadline = Deadline.after(self._clock, self._remaining(received))
-        enriching = asyncio.ensure_future(
-            self._enricher.enrich(sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room)
-        )
+        enriching = asyncio.ensure_future(self._enriched_in_turn(received, sources, question, room))
         with self.cancellations.told(_key(received), enriching.cancel):
             try:
                 return await enriching
@@ -263,6 +269,23 @@ class InferenceHandler:
                 if task is not None and task.cancelling():
                     raise  # it is the worker that ends, not the job
                 raise NothingFound(()) from None
+
+    async def _enriched_in_turn(
+        self, received: ReceivedJob, sources: Sources, question: str, room: int | None
+    ) -> Evidence:
+        """So many jobs at once, so that what is held in memory of pages is bounded. Raises NothingFound."""
+        try:
+            async with asyncio.timeout(max(0.0, self._remaining(received))):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NothingFound(()) from None
+        try:
+            deadline = Deadline.after(self._clock, max(0.0, self._remaining(received)))
+            return await self._enricher.enrich(
+                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+            )
+        finally:
+            self._turns.release()
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
         """Raises InvalidJob where no profile has that name."""
@@ -284,6 +307,7 @@ class InferenceHandler:
             raise HandlerCrashed from died
         took = self._clock.monotonic() - started
         self._rate.answered()
+        self._lead.answered(asked.enrich_ms / 1000)
         self._phases["infer"].observe(took)
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
@@ -332,15 +356,16 @@ class InferenceHandler:
     # -- results -------------------------------------------------------------------------------------------------
 
     async def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
-        """The answer, unless its profile wants it to stand on its sources and it does not."""
+        """The answer, unless it is not the JSON that was asked for, or does not stand on its sources as it should."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
         try:
-            answer = await _answer(completion.text, asked)
-        except Unsupported as unsupported:
-            error = ResultError(code="unsupported", message=str(unsupported))
+            answer = await _answer(completion, asked, received.job.max_tokens)
+        except (NotJson, Unsupported) as wrong:
+            code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
+            error = ResultError(code=code, message=str(wrong))
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         return self._result(
             received,
@@ -468,18 +493,19 @@ def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
-async def _answer(text: str, asked: Asked) -> Answer:
-    """A long one is read on a thread: the stage's loop has others to serve. Raises Unsupported."""
+async def _answer(completion: Completion, asked: Asked, max_tokens: int) -> Answer:
+    """A long one is read on a thread: the stage's loop has others to serve. Raises NotJson and Unsupported."""
+    is_json = asked.response_format is not None and asked.response_format.type != "text"
+    if is_json:
+        require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
-        return Answer(text, (), ())
-    if len(text) <= LONG_ANSWER_CHARS:
-        return answered(text, asked.evidence, asked.profile)
-    return await asyncio.to_thread(answered, text, asked.evidence, asked.profile)
+        return Answer(completion.text, (), ())
+    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=is_json)
+    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
     job = received.job
-    profiled = asked.profile.response_format if asked.profile is not None else None
     return GenerationRequest(
         request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
         prompt=asked.prompt,
@@ -490,7 +516,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         context_window=job.context_window,
         seed=job.seed,
         priority=received.priority,
-        response_format=job.response_format or profiled,
+        response_format=asked.response_format,
         adapter=job.adapter,
     )
 

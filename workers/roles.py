@@ -212,7 +212,7 @@ def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
-    """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
+    """Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
     settings = read_settings(EnrichmentSettings)
     web = Web(settings.named, process.clock, settings.email)
     found = providers(read_settings(SearchSettings), web)

@@ -14,11 +14,23 @@ import pytest
 import yaml
 from go_tools import COMPOSE, HELM, ensure
 
+from workers.enrichment.settings import EnrichmentSettings
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "postback"
 ROLES = ("worker", "delivery")
 
 Manifest = dict[str, Any]
+
+OWN_BYTES = 512 * 2**20
+"""What a worker takes without an engine in its process, and a margin."""
+
+
+def readers_bytes() -> int:
+    """The most that the processes of enrichment take, one of which only ranks."""
+    settings = EnrichmentSettings()
+    return (settings.members + 1) * settings.member_bytes
+
 
 DEFAULTS: Manifest = {}
 SECURED = {

@@ -12,6 +12,7 @@ from deployment import (
     CHART,
     DEFAULTS,
     ON_GPUS,
+    OWN_BYTES,
     ROLES,
     ROOT,
     SECURED,
@@ -23,6 +24,7 @@ from deployment import (
     helm,
     pod_of,
     pods,
+    readers_bytes,
     render,
 )
 
@@ -86,6 +88,12 @@ def test_gpus_are_asked_for_beside_the_other_limits_and_only_by_workers() -> Non
     }
     assert "nvidia.com/gpu" not in container_of(manifests, "delivery")["resources"]["limits"]
     assert "nvidia.com/gpu" not in container_of(render(DEFAULTS), "worker")["resources"]["limits"]
+
+
+def test_a_worker_has_room_for_the_processes_that_read_pages() -> None:
+    limit = container_of(render(DEFAULTS), "worker")["resources"]["limits"]["memory"]
+    assert limit.endswith("Mi")
+    assert int(limit[:-2]) * 2**20 >= OWN_BYTES + readers_bytes()
 
 
 def test_the_engines_processes_get_the_shared_memory_that_was_asked_for() -> None:

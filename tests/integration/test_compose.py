@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from deployment import ROOT, Manifest, compose_model, own_services
+from deployment import OWN_BYTES, ROOT, Manifest, compose_model, own_services, readers_bytes
 
 from devkit.kafka.cluster import SERVER_PROPERTIES
 
@@ -65,6 +65,11 @@ def test_a_role_is_healthy_when_it_is_ready_and_is_stopped_after_its_drain(compo
 def _seconds(duration: str) -> int:
     units = {"h": 3600, "m": 60, "s": 1}
     return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
+
+
+def test_a_worker_has_room_for_the_processes_that_read_pages(compose: Manifest) -> None:
+    limit = int(compose["services"]["worker"]["deploy"]["resources"]["limits"]["memory"])
+    assert limit >= OWN_BYTES + readers_bytes()
 
 
 def test_every_container_is_confined(compose: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import psutil
 import pytest
@@ -165,6 +166,12 @@ async def test_a_reader_of_a_large_worker_is_kept() -> None:
             kept |= {reader.pid for reader in readers()}
         assert len(kept) == 1
     assert ballast
+
+
+async def test_a_reader_is_ended_before_the_worker_where_memory_runs_out() -> None:
+    async with Site() as site, enriching() as enricher:
+        await enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine")
+        assert [Path(f"/proc/{reader.pid}/oom_score_adj").read_text() for reader in readers()] == ["1000\n"]
 
 
 async def test_a_page_that_needs_too_much_memory_is_left_out() -> None:

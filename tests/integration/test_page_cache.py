@@ -235,6 +235,28 @@ async def test_a_page_that_has_not_changed_is_not_read_again(level: dict[str, ob
         assert [request.headers.get("If-None-Match") for request in origin.asked] == [None, '"v1"']
 
 
+async def test_a_page_that_must_be_asked_for_again_is_not_served_late_and_its_copy_is_still_of_use() -> None:
+    async with serving() as origin, working() as worker:
+        origin.headers = {"Cache-Control": "no-cache", "ETag": '"v1"'}
+        for _ in range(2):
+            assert (await worker.read(origin.url)).sources[0].passages == (FACT,)
+        assert [request.headers.get("If-None-Match") for request in origin.asked] == [None, '"v1"']
+        origin.status, origin.headers = 503, {}
+        evidence = await worker.read(origin.url)
+        assert evidence.sources == ()
+        assert "its server answered 503" in evidence.notes[0]
+
+
+async def test_a_server_that_says_only_that_nothing_has_changed_leaves_how_long_its_page_is_good() -> None:
+    async with serving() as origin, working() as worker:
+        origin.headers = {"Cache-Control": "max-age=0", "ETag": '"v1"'}
+        await worker.read(origin.url)
+        origin.headers = {"ETag": '"v1"'}
+        for _ in range(3):
+            assert (await worker.read(origin.url)).sources[0].passages == (FACT,)
+        assert len(origin.asked) == 4
+
+
 async def written() -> None:
     """Let what is being written be written: a shared level is not waited for by the job that read the page."""
     while any(task.get_name() == "cache-put" for task in asyncio.all_tasks()):

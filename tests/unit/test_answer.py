@@ -172,6 +172,14 @@ def test_a_quote_that_holds_an_address_is_compared_without_it() -> None:
     assert answer.text[citation.start : citation.end] == "Rates are at (link removed) as of May 2020."
 
 
+def test_the_same_quote_twice_is_found_at_both_places_and_not_in_a_claim_that_says_the_same() -> None:
+    quote = "The bank owes 3.5 billion crowns."
+    text = judged({"claim": quote, "source": 2, "quote": quote}, {"claim": quote, "source": 2, "quote": quote})
+    answer = answered(text, EVIDENCE, PROFILES["finance"])
+    places = [at for at in range(len(text)) if text.startswith(quote, at)]
+    assert [one.start for one in answer.citations] == [places[1], places[3]]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -185,3 +193,44 @@ def test_a_score_without_evidence_says_so_in_a_note(text: str, why: str) -> None
     answer = answered(text, EVIDENCE, PROFILES["finance"])
     assert (answer.citations, answer.sources) == ((), ())
     assert answer.notes == (f"the answer names no evidence: {why}",)
+
+
+def test_an_evidence_that_no_source_bears_out_is_said_to_rest_on_nothing() -> None:
+    answer = answered(judged((1, "Sugar is made from beets and from cane alike.")), EVIDENCE, PROFILES["finance"])
+    assert [one.support for one in answer.citations] == [Support.UNSUPPORTED]
+    assert answer.notes == ("the answer rests on no source: none bears out an item of its evidence",)
+
+
+# -- on nothing ----------------------------------------------------------------------------------------------------
+
+NOTHING = Evidence((), question="How much does the bank owe?")
+NOTICE = "No source could be used: this answer rests on none."
+
+
+def test_an_answer_for_which_no_source_could_be_used_says_so_first_and_its_spans_stay() -> None:
+    answer = answered(" It owes 7 crowns [1].\n", NOTHING, PROFILES["default"])
+    assert answer.text == f"{NOTICE}\n\nIt owes 7 crowns [1]."
+    assert (answer.sources, answer.supported_share) == ((), 0.0)
+    assert answer.notes == ("the answer rests on no source: none could be used",)
+    (citation,) = answer.citations
+    assert (citation.source, citation.support) == ("[1]", Support.DANGLING)
+    assert answer.text[citation.start : citation.end] == "It owes 7 crowns [1]."
+
+
+def test_json_is_left_as_it_is_and_only_the_notes_say_that_it_rests_on_nothing() -> None:
+    answer = answered('{"owes": 7}', NOTHING, PROFILES["default"], is_json=True)
+    assert answer.text == '{"owes": 7}'
+    assert answer.notes == ("the answer rests on no source: none could be used",)
+
+
+def test_what_is_said_ahead_is_the_profiles_and_may_be_nothing() -> None:
+    own = PROFILES["default"].model_copy(update={"no_sources_notice": "Nichts gelesen."})
+    silent = own.model_copy(update={"no_sources_notice": ""})
+    assert answered("7 crowns.", NOTHING, own).text == "Nichts gelesen.\n\n7 crowns."
+    assert answered(" 7 crowns.", NOTHING, silent).text == " 7 crowns."
+
+
+def test_an_answer_that_no_source_bears_out_is_given_with_a_note() -> None:
+    answer = answered("Sugar is sweet.", EVIDENCE, PROFILES["default"])
+    assert answer.text == "Sugar is sweet."
+    assert answer.notes == ("the answer rests on no source: none bears out a sentence of it",)

@@ -430,9 +430,7 @@ async def test_a_record_that_is_given_up_and_is_no_job_is_rejected() -> None:
 # -- room ----------------------------------------------------------------------------------------------------------
 
 
-async def test_jobs_with_sources_are_enriched_a_bounded_number_ahead() -> None:
+async def test_the_engines_queue_is_kept_filled_whatever_is_in_enrichment() -> None:
     async with working(enrich_ahead=2, waiting_target=10) as worker:
-        assert worker.handler.room() == 2
-    async with working(enrich_ahead=100, waiting_target=10) as worker:
         assert worker.handler.room() == 10
         assert worker.handler.due_ms(record()) is None

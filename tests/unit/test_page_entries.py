@@ -29,7 +29,7 @@ from workers.enrichment.evidence import Page
 
 ANSWER = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
 URL = "https://a.example/x"
-ENTRY = Entry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER)
+ENTRY = Entry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER, life=Lifetime(100.0))
 
 
 def test_an_entry_is_the_same_when_it_is_read_back() -> None:
@@ -58,6 +58,8 @@ def fields(**changes: Any) -> bytes:
         fields(asked_at="now"),
         fields(fresh_until=float("nan")),
         fields(url=None),
+        fields(life=1),
+        fields(life={"fresh": "long"}),
     ],
 )
 def test_what_is_no_entry_is_refused(value: bytes) -> None:
@@ -72,24 +74,42 @@ def test_what_unpacks_to_too_much_is_refused() -> None:
         decoded(bomb)
 
 
+DATE = "Thu, 01 Jan 1970 00:00:00 GMT"
+LATER = "Thu, 01 Jan 1970 00:10:00 GMT"
+
+
 @pytest.mark.parametrize(
-    ("cache_control", "expected"),
+    ("cache_control", "headers", "expected"),
     [
-        ("", Lifetime(3600.0, 86400.0)),
-        ("max-age=60", Lifetime(60.0, 86400.0)),
-        ("public, MAX-AGE = 60", Lifetime(60.0, 86400.0)),
-        ("max-age=60, s-maxage=90", Lifetime(90.0, 86400.0)),
-        ("max-age=999999999", Lifetime(86400.0, 86400.0)),
-        ("max-age=nonsense", Lifetime(3600.0, 86400.0)),
-        ("no-cache", Lifetime(0.0, 86400.0)),
-        ("no-store", None),
-        ("max-age=60, private", None),
-        ('private="set-cookie"', None),
+        ("", {}, Lifetime(3600.0)),
+        ("max-age=60", {}, Lifetime(60.0)),
+        ("public, MAX-AGE = 60", {}, Lifetime(60.0)),
+        ("max-age=60, s-maxage=90", {}, Lifetime(90.0, may_be_served_late=False)),
+        ("max-age=999999999", {}, Lifetime(86400.0)),
+        ("max-age=nonsense", {}, Lifetime(3600.0)),
+        ("no-cache", {}, Lifetime(0.0, may_be_served_late=False)),
+        ("max-age=60, must-revalidate", {}, Lifetime(60.0, may_be_served_late=False)),
+        ("Proxy-Revalidate", {}, Lifetime(3600.0, may_be_served_late=False)),
+        ("no-store", {}, None),
+        ("max-age=60, private", {}, None),
+        ('private="set-cookie"', {}, None),
+        ("", {"expires": "0"}, Lifetime(0.0)),
+        ("", {"expires": DATE, "date": LATER}, Lifetime(0.0)),
+        ("", {"expires": LATER, "date": DATE}, Lifetime(600.0)),
+        ("", {"expires": LATER}, Lifetime(500.0)),
+        ("", {"expires": LATER, "date": DATE, "age": "200"}, Lifetime(400.0)),
+        ("max-age=60", {"expires": "0"}, Lifetime(60.0)),
+        ("max-age=60", {"age": "45"}, Lifetime(15.0)),
+        ("max-age=60", {"age": "61"}, Lifetime(0.0)),
+        ("max-age=60", {"age": "-1"}, Lifetime(60.0)),
+        ("max-age=60", {"age": "9" * 5000}, Lifetime(60.0)),
     ],
 )
-def test_a_server_says_how_long_its_page_is_good(cache_control: str, expected: Lifetime | None) -> None:
-    page = Page(URL, "text/html", None, b"", cache_control=cache_control)
-    assert lifetime(page, CacheSettings()) == expected
+def test_a_server_says_how_long_its_page_is_good(
+    cache_control: str, headers: dict[str, str], expected: Lifetime | None
+) -> None:
+    page = Page(URL, "text/html", None, b"", cache_control=cache_control, **headers)  # type: ignore[arg-type]
+    assert lifetime(page, CacheSettings(), 100.0) == expected
 
 
 def test_all_share_what_is_public_and_tenants_share_nothing_else() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.enrichment.rank import Budget, rank, split, terms, weights
+from workers.enrichment.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
 from workers.enrichment.tokens import estimated_tokens
 
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
@@ -150,3 +150,56 @@ def test_tokens_are_estimated_on_the_safe_side() -> None:
     assert estimated_tokens("") == 0
     assert estimated_tokens("The Halvorsen bridge opened in 1987.") >= 9
     assert estimated_tokens("大桥开通") == 4
+
+
+# -- two orders --------------------------------------------------------------------
+
+
+def scored(by_words: int, by_meaning: int) -> float:
+    return WORDS_WEIGHT / (RRF_K + by_words) + 1 / (RRF_K + by_meaning)
+
+
+def test_a_passage_is_scored_by_its_places_in_both_orders() -> None:
+    assert fused([3.0, 2.0, 0.0], [2, 1, 0]) == pytest.approx([scored(1, 3), scored(2, 2), scored(3, 1)])
+
+
+def test_equal_weights_share_a_place_and_what_no_model_saw_stands_behind_what_it_saw() -> None:
+    both = [scored(1, 2), scored(2, 3), scored(2, 1), scored(4, 3)]
+    assert fused([5.0, 1.0, 1.0, 0.0], [2, 0]) == pytest.approx(both)
+
+
+SENTENCES = (
+    "Cats sleep on the roof in summer.",
+    "Dogs bark at the gate all day.",
+    "Hens lay eggs behind the stable.",
+    "Physicians are on duty at night.",
+)
+
+
+def test_what_only_a_model_finds_is_chosen_before_what_nothing_finds() -> None:
+    ranking = Ranking("Which dogs need a doctor?", [("", " ".join(SENTENCES))], 35)
+    cats, dogs, hens, physicians = range(4)
+    assert ranking.chosen(Budget(65)) == [list(SENTENCES[:2])]
+    assert ranking.chosen(Budget(65), [physicians, dogs, hens, cats]) == [[SENTENCES[dogs], SENTENCES[physicians]]]
+    assert ranking.chosen(Budget(65), [dogs, hens, cats, physicians]) == [[SENTENCES[dogs], SENTENCES[hens]]]
+
+
+def test_candidates_are_the_likeliest_by_words_and_have_their_titles() -> None:
+    ranking = Ranking("bridge", [("Cheese", CHEESE), ("Roads", BRIDGE)], 600)
+    assert ranking.candidates(1) == [(1, "Roads", BRIDGE)]
+    assert ranking.candidates(9) == [(1, "Roads", BRIDGE), (0, "Cheese", CHEESE)]
+    assert ranking.candidates(0) == []
+
+
+@given(st.data())
+def test_whatever_a_model_says_every_document_that_bears_on_the_question_comes_before_any_comes_twice(
+    data: st.DataObject,
+) -> None:
+    texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
+    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # passages of one length: each fits or none
+    candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 18)))]
+    order = data.draw(st.permutations(candidates))
+    budget = data.draw(st.integers(0, 600))
+    chosen = ranking.chosen(Budget(budget), order)
+    assert sum(len(passage) for passages in chosen for passage in passages) <= budget
+    assert max(map(len, chosen)) < 2 or min(map(len, chosen)) >= 1

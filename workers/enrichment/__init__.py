@@ -15,6 +15,8 @@ A job's sources go down this list; each step has a type, so that a signature say
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
+    choose     asks a member to rank, and by setting a model too
+      embedder   the process with that model, and the line before it; embedding: what runs inside it
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
     links      no link in the answer that was not given                     str, Evidence → str
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.enrichment.answer import Answer, Unsupported, answered
     from workers.enrichment.cite import cited
+    from workers.enrichment.embedder import RerankerRefused
     from workers.enrichment.enrich import Enricher
     from workers.enrichment.evidence import Evidence, LeftOut, NothingFound, NumberedSource
     from workers.enrichment.grounding import GroundedPrompt, ground
@@ -53,6 +56,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileRefused": "profile",
     "Profiles": "profile",
+    "RerankerRefused": "embedder",
     "TemplateRefused": "template",
     "UnknownProfile": "profile",
     "Unsupported": "answer",
@@ -74,6 +78,7 @@ __all__ = [
     "Profile",
     "ProfileRefused",
     "Profiles",
+    "RerankerRefused",
     "TemplateRefused",
     "UnknownProfile",
     "Unsupported",

@@ -43,31 +43,47 @@ class Answer:
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
-def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
-    """The answer with its citations, as its profile wants it. Raises Unsupported."""
-    notes: tuple[str, ...] = ()
+def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
+    """The answer with its citations, as its profile wants it. `is_json`: nothing may be put before it.
+
+    Where it rests on no source, a note says so; and where none could be used, a free text itself. Raises Unsupported.
+    """
+    if not evidence.sources and profile.no_sources_notice and not is_json:
+        text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
+    chain: list[Any] | None = None
     if profile.evidence_chain is None:
         text, _, citations = cited(text, evidence)
         share = supported_share(text, citations)
     else:
         text = without_unknown_links(text, evidence)
         chain = _chain(text, profile.evidence_chain)
-        sources = SourceTexts(evidence)
-        citations = [_checked(item, text, sources) for item in chain or ()]
+        citations = _chain_citations(chain or (), text, SourceTexts(evidence))
         share = _chain_share(citations)
-        if not citations:
-            why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
-            notes = (f"the answer names no evidence: {why}",)
+    names = used(citations)
+    notes = () if names else (_rests_on_nothing(evidence, profile, chain, citations),)
     if profile.minimum_support is not None:
         enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
             raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
     by_id = {source.id: source for source in evidence.sources}
-    bearing = [by_id[name] for name in used(citations)]
+    bearing = [by_id[name] for name in names]
     details = tuple(_details(source, evidence) for source in bearing)
     if profile.evidence_list and bearing:
         text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
     return Answer(text, details, tuple(citations), notes, share)
+
+
+def _rests_on_nothing(
+    evidence: Evidence, profile: Profile, chain: list[Any] | None, citations: Sequence[Citation]
+) -> str:
+    if not evidence.sources:
+        return "the answer rests on no source: none could be used"
+    if profile.evidence_chain is None:
+        return "the answer rests on no source: none bears out a sentence of it"
+    if citations:
+        return "the answer rests on no source: none bears out an item of its evidence"
+    why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
+    return f"the answer names no evidence: {why}"
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
@@ -109,13 +125,20 @@ def _chain_share(citations: Sequence[Citation]) -> float:
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
-def _checked(item: Any, text: str, sources: SourceTexts) -> Citation:
-    """How far the item's quote stands in the source that it names. One that names none is dangling, as if it were 0."""
-    fields = item if isinstance(item, dict) else {}
-    quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
-    number = _number(fields.get("source"))
-    start, end = _place(text, quote)
-    return Citation(start=start, end=end, source=sources.name(number), support=sources.support(words(quote), number))
+def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
+    """How far each item's quote stands in the source that it names. One that names none is dangling."""
+    citations: list[Citation] = []
+    behind = 0
+    for item in chain:
+        fields = item if isinstance(item, dict) else {}
+        quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
+        number = _number(fields.get("source"))
+        place = _place(text, quote, behind)
+        behind = place[1] if place is not None else behind
+        start, end = place or (0, len(text))
+        name, support = sources.name(number), sources.support(words(quote), number)
+        citations.append(Citation(start=start, end=end, source=name, support=support))
+    return citations
 
 
 def _number(source: object) -> int:
@@ -125,13 +148,16 @@ def _number(source: object) -> int:
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0
 
 
-def _place(text: str, quote: str) -> tuple[int, int]:
-    """Where the quote stands in the JSON, in code points; all of it where that is written with other escapes."""
+def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
+    """Where the quote stands in the JSON, in code points; None where that is written with other escapes.
+
+    `behind` is where the quote before it ends: two items may quote the same words, which their claims may hold too.
+    """
     for escaped in _spellings(quote) if quote else ():
-        at = text.find(escaped)
-        if at >= 0:
-            return at, at + len(escaped)
-    return 0, len(text)
+        found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)
+        if found is not None:
+            return found.span(1)
+    return None
 
 
 def _spellings(quote: str) -> Sequence[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from workers.egress import Guard
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.choose import Chooser
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -85,6 +85,7 @@ class Enricher:
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
+        self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or read_settings(CacheSettings)
         self._cache = open_cache(cache, clock, metrics)
@@ -95,13 +96,18 @@ class Enricher:
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Get ready. No process starts and nothing is connected before the first job with sources."""
+        """Get ready. Nothing is connected, and no process that reads pages starts, before the first job with sources.
+
+        An embedding model is loaded now. Raises RerankerRefused where that fails.
+        """
+        await self._chooser.start()
         await self._fetcher.start()
 
     async def close(self) -> None:
         """End what still runs: connections and processes."""
         await self._robots.close()
         await self._fetcher.close()
+        await self._chooser.close()
         await self._pool.close()
         await self._cache.close()
 
@@ -235,7 +241,7 @@ class Enricher:
         deadline: Deadline,
         room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
-        """The passages that matter, numbered by source, and notes on the sources that got none."""
+        """The passages that matter, numbered by source, and notes on how, and on the sources that got none."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
@@ -246,11 +252,13 @@ class Enricher:
         notes = []
         if texts != [document.text for document in documents]:
             notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
+        passage_chars = self._passage_chars(tokens)
+        chosen: Sequence[Sequence[str]]
         try:
-            async with asyncio.timeout(deadline.remaining):
-                chosen = await self._ranked(question, titled, budget, asker)
+            choice = await self._chooser.choose(question, titled, budget, passage_chars, asker, deadline)
+            chosen, notes = choice.passages, [*notes, *choice.notes]
         except (Unreadable, TimeoutError):
-            chosen = beginnings(texts, budget, self._passage_chars(tokens))
+            chosen = beginnings(texts, budget, passage_chars)
             notes = ["choosing passages took too long: the beginning of each source was used"]
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
@@ -267,22 +275,6 @@ class Enricher:
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
         return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
-
-    async def _ranked(
-        self, question: str, documents: Sequence[tuple[str | None, str]], budget: Budget, asker: Asker
-    ) -> list[list[str]]:
-        """The passages of each document (title, text) that a member of the pool chooses. Raises Unreadable."""
-        request = json.dumps({"question": question, "documents": documents}, ensure_ascii=False)
-        task = {
-            "kind": "rank",
-            "evidence_chars": budget.chars,
-            "evidence_tokens": budget.tokens,
-            "source_tokens": budget.source_tokens,
-            "passage_chars": self._passage_chars(budget.tokens),
-        }
-        answer = await self._pool.ask(task, request.encode("utf-8", "replace"), asker)
-        passages: list[list[str]] = answer["passages"]
-        return passages
 
     def _wording_tokens(self) -> tuple[int, int]:
         """What the template says before and behind all sources, and around each of them."""

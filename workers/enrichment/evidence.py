@@ -86,6 +86,9 @@ class Page:
     etag: str | None = None
     last_modified: str | None = None
     cache_control: str = ""
+    expires: str | None = None
+    date: str | None = None
+    age: str | None = None
     is_unchanged: bool = False
     """The server says that a copy which is known is still right (304); there is no body."""
 

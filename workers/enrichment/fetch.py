@@ -201,6 +201,9 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
         etag=headers.get("ETag"),
         last_modified=headers.get("Last-Modified"),
         cache_control=", ".join(headers.getall("Cache-Control", [])),
+        expires=headers.get("Expires"),
+        date=headers.get("Date"),
+        age=headers.get("Age"),
     )
 
 

@@ -12,7 +12,7 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
 from workers.enrichment.frames import receive, send
-from workers.enrichment.rank import Budget, rank
+from workers.enrichment.rank import Budget, Ranking
 from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.steering import steering_of_page
 
@@ -30,6 +30,8 @@ _ALARM_GRACE_SECONDS = 1.0
 def main() -> None:
     """Answer tasks until the input ends."""
     seconds, size = float(sys.argv[1]), int(sys.argv[2])
+    with contextlib.suppress(OSError):  # where memory runs out all the same, this process is ended and not the worker
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     send(sys.stdout.buffer, {})
@@ -74,12 +76,19 @@ def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dic
 
 
 def _rank(
-    body: bytes, evidence_chars: int, evidence_tokens: int | None, source_tokens: int, passage_chars: int
+    body: bytes,
+    evidence_chars: int,
+    evidence_tokens: int | None,
+    source_tokens: int,
+    passage_chars: int,
+    candidates: int = 0,
+    by_meaning: Sequence[int] = (),
 ) -> dict[str, Any]:
     request = json.loads(body)
     texts = [(title or "", text) for title, text in request["documents"]]
+    ranking = Ranking(request["question"], texts, passage_chars)
     budget = Budget(evidence_chars, evidence_tokens, source_tokens)
-    return {"passages": rank(request["question"], texts, budget, passage_chars)}
+    return {"passages": ranking.chosen(budget, by_meaning), "candidates": ranking.candidates(candidates)}
 
 
 def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:

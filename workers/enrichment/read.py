@@ -51,14 +51,17 @@ class Reader:
         asked_at = self._clock.time()
         known = Known(older.url, older.etag, older.last_modified) if older is not None else None
         page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known)
-        answer = older.answer if page.is_unchanged and older is not None else await self.extracted(page, asker)
-        life = lifetime(page, self._settings)
+        unchanged = older if page.is_unchanged else None
+        answer = unchanged.answer if unchanged is not None else await self.extracted(page, asker)
+        life = lifetime(page, self._settings, asked_at)
+        if unchanged is not None and not page.cache_control and page.expires is None:
+            life = unchanged.life  # who says nothing new leaves what was said (RFC 9111, section 4.3.4)
         fresh_until = asked_at + life.fresh if life is not None else asked_at
-        kept_until = fresh_until + life.stale if life is not None else asked_at
-        named = older if page.is_unchanged and older is not None else page
+        kept_until = fresh_until + self._settings.stale_seconds if life is not None else asked_at
+        named = unchanged or page
         return Entry(
             asked_at, fresh_until, kept_until, url, named.url, page.etag or named.etag,
-            page.last_modified or named.last_modified, answer,
+            page.last_modified or named.last_modified, answer, life=life,
         )  # fmt: skip
 
     async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:

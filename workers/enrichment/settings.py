@@ -29,8 +29,11 @@ class EnrichmentSettings(BaseSettings):
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
-    connections: int = Field(default=100, ge=1, le=10_000)
-    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters."""
+    connections: int = Field(default=512, ge=1, le=10_000)
+    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
+
+    Each is a file descriptor, of which a process may often have 1,024.
+    """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Of those to one site, in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
@@ -50,8 +53,8 @@ class EnrichmentSettings(BaseSettings):
     """Processes that read pages, and one more that ranks. None runs before the first job that has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """How long one page may take a process before it is killed."""
-    member_bytes: int = Field(default=1024 * 1024 * 1024, ge=256 * 1024 * 1024)
-    """Address space of one process; a page that needs more is left out."""
+    member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
+    """Address space of one process; a page that needs more is left out. A container's limit has to hold all of them."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """How long it is remembered what a search found."""
     profiles_folder: Path | None = None
@@ -62,6 +65,12 @@ class EnrichmentSettings(BaseSettings):
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """About how long one passage is, in code points."""
+    rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; none, words alone decide."""
+    rerank_passages: int = Field(default=32, ge=2, le=1000)
+    """How many passages of a job the model compares with the question, the likeliest by their words."""
+    rerank_seconds: float = Field(default=1.0, gt=0, le=60)
+    """How long a job waits for that. Passages not compared by then are ranked by words, and the result says so."""
 
     @property
     def named(self) -> str:

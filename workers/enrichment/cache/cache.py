@@ -66,10 +66,10 @@ class Cache:
             return _served(known)
         older = known if known is not None and known.answer is not None else None
         try:
-            async with asyncio.timeout(patience_seconds * _PATIENCE if older is not None else None):
+            async with asyncio.timeout(patience_seconds * _PATIENCE if older and older.may_be_served_late else None):
                 return _served(await self._flights.join(key, lambda: self._renewed(key, url, older, read)))
         except TimeoutError:
-            if older is None:
+            if older is None or not older.may_be_served_late:
                 raise
             return Reading(older.url, older.answer or {}, "its server was late")
 
@@ -89,7 +89,7 @@ class Cache:
         except Unreadable as unreadable:
             is_ours = unreadable.is_ours
             until = self._clock.time() + self._settings.negative_seconds
-            if older is not None and unreadable.is_outage:
+            if older is not None and older.may_be_served_late and unreadable.is_outage:
                 entry = replace(older, fresh_until=until, reason=str(unreadable))
             elif not unreadable.is_lasting:
                 raise

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from math import isfinite
 from typing import Any, Final
@@ -21,8 +23,12 @@ _FORMAT: Final = 1
 _PARTICULARS: Final = {field.name for field in fields(Particulars)}
 _UNPACKED_BYTES: Final = 64 * 1024 * 1024
 _MAX_AGE: Final = re.compile(r"(?:^|[\s,])(s-maxage|max-age)\s*=\s*\"?(\d{1,10})", re.IGNORECASE)
+_AGE: Final = re.compile(r"[0-9]{1,10}")
 _NOT_KEPT: Final = re.compile(r"(?:^|[\s,])(?:no-store|private)(?:$|[\s,=;])", re.IGNORECASE)
-_NOT_TRUSTED: Final = re.compile(r"(?:^|[\s,])no-cache(?:$|[\s,=;])", re.IGNORECASE)
+_NOT_FRESH: Final = re.compile(r"(?:^|[\s,])no-cache(?:$|[\s,=;])", re.IGNORECASE)
+_NOT_STALE: Final = re.compile(
+    r"(?:^|[\s,])(?:no-cache|must-revalidate|proxy-revalidate|s-maxage)(?:$|[\s,=;])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,14 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long a page is fresh, in seconds, and whether it may be used beyond that where it cannot be asked for."""
+
+    fresh: float
+    may_be_served_late: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A page as it was read, or why it could not be. Times are Unix seconds, since machines share entries."""
 
@@ -59,6 +73,13 @@ class Entry:
     """What the reader made of the page; None where there is a reason."""
     reason: str | None = None
     """Why the page could not be read, or why an older copy of it has to do."""
+    life: Lifetime | None = None
+    """What its server said of it; None where there is no page."""
+
+    @property
+    def may_be_served_late(self) -> bool:
+        """Whether it may be used although it is not fresh."""
+        return self.answer is not None and (self.life is None or self.life.may_be_served_late)
 
     @property
     def targets(self) -> Iterator[str]:
@@ -98,23 +119,36 @@ def _hashed(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetime:
-    """How long an entry is fresh, and how long it is kept beyond that. In seconds."""
+def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None:
+    """What the page's server (RFC 9111, sections 4.2 and 5.2.2) and the settings allow; None: it is not to be kept.
 
-    fresh: float
-    stale: float
-
-
-def lifetime(page: Page, settings: CacheSettings) -> Lifetime | None:
-    """What the page's `Cache-Control` (RFC 9111, section 5.2.2) and the settings allow; None: it is not to be kept."""
+    `now` is when the page was asked for, in Unix seconds.
+    """
     if _NOT_KEPT.search(page.cache_control):
         return None
-    if _NOT_TRUSTED.search(page.cache_control):
-        return Lifetime(0.0, settings.stale_seconds)
+    said = 0.0 if _NOT_FRESH.search(page.cache_control) else _said_seconds(page, now)
+    fresh = settings.fresh_seconds if said is None else min(said, settings.longest_fresh_seconds)
+    return Lifetime(fresh, not _NOT_STALE.search(page.cache_control))
+
+
+def _said_seconds(page: Page, now: float) -> float | None:
+    """For how much longer the page is fresh by what its server says; None where it says nothing."""
     ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
-    fresh = ages.get("s-maxage", ages.get("max-age", settings.fresh_seconds))
-    return Lifetime(min(fresh, settings.longest_fresh_seconds), settings.stale_seconds)
+    said = ages.get("s-maxage", ages.get("max-age"))
+    if said is None and page.expires is not None:
+        until, since = _http_date(page.expires), _http_date(page.date or "")
+        said = until - (now if since is None else since) if until is not None else 0.0  # `0` is a date that is over
+    age = float(page.age) if page.age is not None and _AGE.fullmatch(page.age) else 0.0
+    return None if said is None else max(0.0, said - age)
+
+
+def _http_date(value: str) -> float | None:
+    """Unix seconds; None for what is no date."""
+    try:
+        date = parsedate_to_datetime(value)
+        return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def encoded(entry: Entry) -> bytes:
@@ -141,10 +175,12 @@ def decoded(value: bytes) -> Entry:
         written = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))
         if not unpacker.eof or written.pop("format") != _FORMAT:
             raise ValueError("not an entry of this format")
-        entry = Entry(**written)
+        life = written.pop("life", None)
+        entry = Entry(**written, life=None if life is None else Lifetime(**life))
         if not (_is_answer(entry.answer) or (entry.answer is None and isinstance(entry.reason, str))):
             raise ValueError("an entry holds a page or a reason")
-        if not isinstance(entry.url, str) or not isfinite(entry.asked_at + entry.fresh_until + entry.kept_until):
+        times = entry.asked_at + entry.fresh_until + entry.kept_until + (entry.life.fresh if entry.life else 0.0)
+        if not isinstance(entry.url, str) or not isfinite(times):
             raise ValueError("times are numbers, and a page has a URL")
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("not an entry") from None
