@@ -10,8 +10,8 @@ from selectolax.lexbor import LexborHTMLParser
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 LOAD_NOTHING = {"align", "alt", "class", "colspan", "dir", "lang", "rowspan", "scope", "start", "title"}
-URLS = re.compile(r"(?:(?:https?|ftp)://|(?<!\w)www\.(?=\w))[^\s<]+", re.IGNORECASE)
-"""What GFM makes links of in plain text, and a little more."""
+URLS = re.compile(r"(?:(?:https?|ftp)://|(?<!\w)www\.(?=\w))[^ \t\n\v\f\r<]+", re.IGNORECASE)
+"""What GFM makes links of in plain text, and a little more. Other spaces than those of ASCII end none."""
 
 
 def rendered(text: str) -> list[tuple[str, str]]:

@@ -192,7 +192,7 @@ def test_candidates_are_the_likeliest_by_words_and_have_their_titles() -> None:
 
 
 @given(st.data())
-def test_whatever_a_model_says_every_document_that_bears_on_the_question_comes_before_any_comes_twice(
+def test_whatever_a_model_says_no_document_has_its_fourth_place_before_one_as_long_has_its_first(
     data: st.DataObject,
 ) -> None:
     texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
@@ -202,4 +202,5 @@ def test_whatever_a_model_says_every_document_that_bears_on_the_question_comes_b
     budget = data.draw(st.integers(0, 600))
     chosen = ranking.chosen(Budget(budget), order)
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
-    assert max(map(len, chosen)) < 2 or min(map(len, chosen)) >= 1
+    # A fourth passage stands three times set back: behind nine others, of which one is the other document's first.
+    assert max(map(len, chosen)) < 4 or min(map(len, chosen)) >= 1

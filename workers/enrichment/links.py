@@ -48,7 +48,7 @@ _OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
 _IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
 _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
-_DEFINED: Final = re.compile(r"\]:[\s>]{0,500}(<?)([^\s<>\[\]]{0,1000})")
+_DEFINED: Final = re.compile(r"\]:[\s>]*+(<?)([^\s<>\[\]]{0,1000})")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
 """What there is in every URL that leads away from the folder of the reader's page, escapes and entities resolved."""
 
@@ -133,7 +133,7 @@ class _Given:
                 end = start + length + text.startswith("/", start + length)
                 closers = _CLOSERS.match(text, end)
                 closed = closers.end() if closers is not None else end
-                if _ends(text, closed) or text[end] in _ENDS:
+                if _ends(text, closed) or text[end] in _ENDS or text[end].isspace():
                     return closed
         return None
 
@@ -186,8 +186,8 @@ def _plain(url: str) -> str:
 
 
 def _ends(text: str, position: int) -> bool:
-    """Whether whoever looks for URLs in text stops here."""
-    return position >= len(text) or text[position].isspace() or text[position] == "<"
+    """Whether whoever looks for URLs in text stops here. In GFM no other spaces than those of ASCII end one."""
+    return position >= len(text) or text[position] in " \t\n\v\f\r<"
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
