@@ -56,7 +56,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.engines.base import EngineError
     from workers.enrichment import ProfileRefused, RerankerRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
-    from workers.process import ProcessError
+    from workers.process import ProcessError, PropertyRefused
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
 
@@ -64,7 +64,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
-        with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, code=BAD_INPUT):
+        with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, PropertyRefused, code=BAD_INPUT):
             uvloop.run(role)
     finally:
         flush()

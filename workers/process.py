@@ -49,6 +49,10 @@ class AccessRefused(ProcessError):  # noqa: N818 - it names what happened
     """A broker answered, and refused who we are or what we asked."""
 
 
+class PropertyRefused(ProcessError):  # noqa: N818 - it names what happened
+    """A property of POSTBACK_KAFKA__EXTRA__… that the Kafka client does not know, or cannot use."""
+
+
 def replica_of(settings: FleetSettings) -> str:
     """The process's identity: stable where POSTBACK_REPLICA says so, else random."""
     return settings.replica or f"r{secrets.token_hex(4)}"
@@ -59,7 +63,7 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
 
     A topic that was made a moment ago may be unknown to the broker that is asked, so it is asked again for a while.
     """
-    client = AdminClient(asking_config(kafka))
+    client = _asking(kafka)
     found: dict[str, str] = {}
     for _ in range(_TOPIC_ASKED):
         found |= await _known_ids(client, kafka, [name for name in topics if name not in found])
@@ -83,9 +87,20 @@ async def _known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence
     return found
 
 
+def _asking(kafka: KafkaSettings) -> AdminClient:
+    """A client that asks. Raises PropertyRefused."""
+    try:
+        return AdminClient(asking_config(kafka))
+    except KafkaException as error:
+        reason = error.args[0].str()
+        for value in kafka.extra.values():  # any of which may be a secret
+            reason = reason.replace(f'"{value.get_secret_value()}"', "…")
+        raise PropertyRefused(f"the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: {reason}") from None
+
+
 async def topic_names(kafka: KafkaSettings) -> list[str]:
-    """The topics that there are, as far as we may know of them. Raises BrokerAway and AccessRefused."""
-    client = AdminClient(asking_config(kafka))
+    """The topics that there are, as far as we may know of them. Raises ProcessError."""
+    client = _asking(kafka)
     try:
         return list((await asyncio.to_thread(client.list_topics, timeout=TOPIC_SECONDS)).topics)
     except KafkaException as error:

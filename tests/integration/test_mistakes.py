@@ -11,6 +11,7 @@ from postback_command import environment_of, postback
 from console.roles import run
 from workers.engines.base import EngineUnavailable
 
+REFUSED = "the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: "
 ECHO = ("worker", "--engine", "echo")
 
 
@@ -23,6 +24,12 @@ ECHO = ("worker", "--engine", "echo")
         (ECHO, {"POSTBACK_WORKER__MODELS": "{"}, "POSTBACK_WORKER__MODELS: what should be JSON is none"),
         (ECHO, {"POSTBACK_ENRICHMENT__MEMBERS": "0"}, "POSTBACK_ENRICHMENT__MEMBERS: "),
         (("deliver",), {"POSTBACK_DELIVERY__JITTER": "2"}, "POSTBACK_DELIVERY__JITTER: "),
+        (ECHO, {"POSTBACK_KAFKA__EXTRA__FOO_BAR": "s3cret"}, REFUSED + 'No such configuration property: "foo.bar"'),
+        (
+            ECHO,
+            {"POSTBACK_KAFKA__EXTRA__SECURITY_PROTOCOL": "s3cret"},
+            REFUSED + 'Invalid value … for configuration property "security.protocol"',
+        ),
         (("deliver",), {"POSTBACK_LOG_LEVEL": "verbose"}, "POSTBACK_LOG_LEVEL is none of DEBUG, INFO"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -34,6 +41,7 @@ def test_what_is_asked_wrongly_ends_with_2_and_a_line_that_names_it(
     [line] = [line for line in done.stderr.splitlines() if "metrics and health on" not in line]
     assert (done.returncode, done.stdout) == (2, "")
     assert line.startswith(f"postback: {said}")
+    assert "s3cret" not in line
 
 
 def test_a_port_that_is_taken_ends_with_1_and_a_line_that_names_it() -> None:
