@@ -39,7 +39,8 @@ class AnsweringWorker:
         self.metrics = Metrics()
         self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
         self._handler = InferenceHandler(
-            engine or EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "vllm", "default"}, None, {}),
+            engine or EchoEngine(EchoSettings(), self.metrics), self._enricher,
+            Registry({"echo", "vllm", "default"}, None, {}),
             EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
         )  # fmt: skip
         self._offset = 0

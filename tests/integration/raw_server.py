@@ -17,7 +17,7 @@ LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
 HTML = "Content-Type: text/html; charset=utf-8"
 FACT = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla."
 SLOW = (
-    "<style>" + "".join(f".a{n} div div div {{display:none}}" for n in range(2000)) + "</style>"
+    "<style>" + "".join(f"[a{n}] div div div {{display:none}}" for n in range(2000)) + "</style>"
     + "<div>" * 900 + "<i>x</i>" * 20_000
 ).encode()  # fmt: skip
 """A small page whose style sheet takes minutes to apply."""
