@@ -149,7 +149,7 @@ async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Pos
 @asynccontextmanager
 async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> AsyncIterator[Post]:
     """What a delivery process does with each result, apart from Kafka."""
-    settings, metrics = DeliverySettings(endpoint_concurrency=options.in_flight), Metrics()
+    settings, metrics = DeliverySettings(destination_concurrency=options.in_flight), Metrics()
     handler = DeliveryHandler(Topics("b."), keyring, Poster(settings, LOOPBACK, CLOCK), CLOCK, metrics, settings)
     records = [_record(number, url) for number in range(options.callbacks)]
 

@@ -1,23 +1,34 @@
-"""Eight pages of a loopback site before a question, cold and from the cache: `python -m bench.pages`."""
+"""Eight pages of a loopback site before a question, cold and from the cache: `python -m bench.pages`.
+
+With `--rerank` the same beside it with an embedding model that orders passages too, and what the model takes for
+passages that it has not seen: the site's are the same in every round, and it keeps what it made of them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import statistics
 import time
+from collections.abc import Awaitable, Sequence
 from ipaddress import ip_network
 
 import psutil
 import uvloop
 
 from bench.table import table, title, verdict
+from devkit.model import ENGLISH, embedding_model
 from devkit.site import Site, paths
-from schemas.job import Sources
-from telemetry.clock import SystemClock
+from schemas.job import DEFAULT_TENANT, Sources
+from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.choose import Chooser
+from workers.enrichment.pool import Pool
+from workers.enrichment.rank import Budget
+from workers.enrichment.turns import Asker
 
 PAGES = 8
 COLD_TARGET_MS = 60
@@ -25,42 +36,101 @@ WARM_TARGET_MS = 5
 QUESTION = "Who is the captain of the ferry Astrelle?"
 
 
+Sample = tuple[float, float]
+"""Milliseconds on the clock, and of CPU."""
+
+
 def main() -> None:
     """Read eight pages nobody has read, then the same ones again, and print how long each took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rerank", action="store_true", help="beside it with an embedding model")
     options = parser.parse_args()
     title(f"{PAGES} pages before a question, {options.rounds} rounds")
-    uvloop.run(_measured(options.rounds))
+    uvloop.run(_measured(options.rounds, with_model=options.rerank))
 
 
-async def _measured(rounds: int) -> None:
-    clock = SystemClock()
+async def _measured(rounds: int, *, with_model: bool) -> None:
+    sides = {"": EnrichmentSettings()}
+    if with_model:
+        sides[", reranked"] = EnrichmentSettings(rerank_model=str(embedding_model()), rerank_seconds=60)
+    samples = await _pages(rounds, sides)
+    _show(samples)
+    verdict("cold p50", _p50(samples["cold"]), COLD_TARGET_MS, at_least=False, unit=" ms")
+    verdict("warm p50", _p50(samples["from memory"]), WARM_TARGET_MS, at_least=False, unit=" ms")
+    if with_model:
+        for what in ("cold", "from memory"):
+            print(f"{what}, reranked / by words: {_p50(samples[f'{what}, reranked']) / _p50(samples[what]):.2f} at p50")
+        await _choices(rounds, sides)
+
+
+async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str, list[Sample]]:
+    """The sides take turns; each has a cache of its own."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
-    enricher = Enricher(EnrichmentSettings(), guard, clock, Metrics())
-    await enricher.start()
+    enrichers = {name: Enricher(settings, guard, SystemClock(), Metrics()) for name, settings in sides.items()}
+    samples: dict[str, list[Sample]] = {f"{what}{name}": [] for name in sides for what in ("cold", "from memory")}
     try:
         async with Site() as site:
-            await enricher.enrich(Sources(urls=[site.url("/") + "?warm"]), QUESTION)
-            cold, warm = [], []
+            for enricher in enrichers.values():
+                await enricher.start()
+                urls = [site.url(f"{path}?warm") for path in paths()[:PAGES]]
+                await _read(enricher, urls)
             for number in range(rounds):
-                urls = [site.url(f"{path}?{number}") for path in paths()[:PAGES]]
-                cold.append(await _timed(enricher, urls))
-                warm.append(await _timed(enricher, urls))
+                for name, enricher in enrichers.items():
+                    urls = [site.url(f"{path}?{number}") for path in paths()[:PAGES]]
+                    for what in ("cold", "from memory"):
+                        samples[f"{what}{name}"].append(await _timed(_read(enricher, urls)))
     finally:
-        await enricher.close()
-    table(("", "p50 ms", "p95 ms", "CPU ms a page"), [("cold", *_row(cold)), ("from memory", *_row(warm))])
-    verdict("cold p50", statistics.median(wall for wall, _ in cold), COLD_TARGET_MS, at_least=False, unit=" ms")
-    verdict("warm p50", statistics.median(wall for wall, _ in warm), WARM_TARGET_MS, at_least=False, unit=" ms")
+        for enricher in enrichers.values():
+            await enricher.close()
+    return samples
 
 
-async def _timed(enricher: Enricher, urls: list[str]) -> tuple[float, float]:
-    """Milliseconds on the clock and of CPU, the readers' and the site's own included. All pages have to be read."""
-    before, started = _cpu_seconds(), time.perf_counter()
+async def _read(enricher: Enricher, urls: list[str]) -> None:
+    """All pages have to be read, and ranked as the settings say."""
     evidence = await enricher.enrich(Sources(urls=urls), QUESTION)
+    _refuse([note for note in evidence.notes if "others fit" not in note])
+
+
+async def _choices(rounds: int, sides: dict[str, EnrichmentSettings]) -> None:
+    """What choosing among passages takes that nobody has seen."""
+    samples: dict[str, list[Sample]] = {}
+    for name, settings in sides.items():
+        pool = Pool(settings)
+        chooser = Chooser(settings, pool, SystemClock(), Metrics())
+        await chooser.start()
+        try:
+            await _chosen(chooser, settings, -1)
+            samples[name] = [await _timed(_chosen(chooser, settings, number)) for number in range(rounds)]
+            largest = max(child.memory_info().rss for child in psutil.Process().children())
+        finally:
+            await chooser.close()
+            await pool.close()
+    most = sides[", reranked"].rerank_passages
+    print(f"\nChoosing among passages that nobody has seen; the model is asked about {most} of them,")
+    print(f"and its process has {largest / 2**20:,.0f} MiB of memory:")
+    _show({f"choosing{name}": taken for name, taken in samples.items()})
+
+
+async def _chosen(chooser: Chooser, settings: EnrichmentSettings, number: int) -> None:
+    words, seeded = ENGLISH.split(), random.Random(number)
+    texts = [(None, " ".join(seeded.choices(words, k=600))) for _ in range(PAGES)]
+    deadline = Deadline.after(SystemClock(), 60)
+    budget = Budget(settings.evidence_chars)
+    choice = await chooser.choose(QUESTION, texts, budget, settings.passage_chars, Asker(DEFAULT_TENANT), deadline)
+    _refuse(choice.notes)
+
+
+def _refuse(notes: Sequence[str]) -> None:
+    if any("left out" in note or "embedding model" in note for note in notes):
+        raise SystemExit(f"not everything was done: {notes}")
+
+
+async def _timed(work: Awaitable[None]) -> Sample:
+    """The readers', the model's and the site's own CPU count too."""
+    before, started = _cpu_seconds(), time.perf_counter()
+    await work
     took = time.perf_counter() - started
-    if any("left out" in note and "others fit" not in note for note in evidence.notes):
-        raise SystemExit(f"a page was not read: {evidence.notes}")
     return took * 1000, (_cpu_seconds() - before) * 1000
 
 
@@ -70,11 +140,19 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + sum(times.user + times.system for times in readers)
 
 
-def _row(samples: list[tuple[float, float]]) -> tuple[str, str, str]:
+def _show(samples: dict[str, list[Sample]]) -> None:
+    table(("", "p50 ms", "p95 ms", "CPU ms a page"), [(what, *_row(taken)) for what, taken in samples.items()])
+
+
+def _p50(samples: list[Sample]) -> float:
+    return statistics.median(wall for wall, _ in samples)
+
+
+def _row(samples: list[Sample]) -> tuple[str, str, str]:
     walls = sorted(wall for wall, _ in samples)
     late = walls[min(len(walls) - 1, int(len(walls) * 0.95))]
     cpu = sum(cpu for _, cpu in samples) / len(samples) / PAGES
-    return f"{statistics.median(walls):.1f}", f"{late:.1f}", f"{cpu:.2f}"
+    return f"{_p50(samples):.1f}", f"{late:.1f}", f"{cpu:.2f}"
 
 
 if __name__ == "__main__":

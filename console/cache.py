@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.errors import BAD_INPUT, fail, needing, say
-from console.settings import refused
+from console.settings import checked_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,14 +65,9 @@ def _is_read(read: Callable[[], URL]) -> bool:
 
 
 def _settings() -> CacheSettings:
-    from pydantic import ValidationError
-
     from workers.enrichment.cache.settings import CacheSettings
 
-    try:
-        settings = CacheSettings()
-    except ValidationError as error:
-        raise refused(error) from None
+    settings = checked_settings(CacheSettings)
     if settings.redis_url is None and settings.disk_path is None:
         raise fail(
             "no cache is shared: set POSTBACK_CACHE__REDIS_URL or POSTBACK_CACHE__DISK_PATH as the workers have it; "

@@ -13,19 +13,25 @@ from console.settings import checked_tenant, fleet_settings
 def cancel(
     job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs' ids.")],
     tenant: Annotated[str, typer.Option(help="Whose jobs.")] = "default",
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
+    ] = False,
 ) -> None:
     """Cancel jobs: those that wait are not begun, those that run are cut off, and each ends as `cancelled`.
 
-    A job that has its result keeps it. The result, called back where the job asks for it, says which came first.
+    A job that has its result keeps it. The result, called back where the job asks for it, says which came first. An id
+    stays cancelled for as long as a job may live, 30 days: to submit one anew under it, take that back with --undo.
     """
     quiet_clients()
     from producers.cancel import cancel as put
+    from producers.cancel import take_back
     from producers.errors import ProducerError
 
     tenant, job_ids = checked_tenant(tenant), [_checked_id(job_id) for job_id in job_ids]
     with telling(ProducerError):
-        put(fleet_settings().kafka, tenant, job_ids)
-    say(f"{len(job_ids)} jobs are to be cancelled, unless they have a result already")
+        (take_back if undo else put)(fleet_settings().kafka, tenant, job_ids)
+    undone = f"{len(job_ids)} cancellations are taken back; jobs of these ids are answered again"
+    say(undone if undo else f"{len(job_ids)} jobs are to be cancelled, unless they have a result already")
 
 
 def _checked_id(job_id: str) -> str:

@@ -14,6 +14,7 @@ from console.confirm import confirmed
 from console.errors import FAILED, fail, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that we
 _OBSTACLES = {
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
+    "empty": "without content, which nothing can be made of",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
 _SHOWN = 10
@@ -58,7 +60,10 @@ def list_letters(
 
 
 @app.command()
-def show(letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")]) -> None:
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
+    _as_json: Annotated[bool, typer.Option("--json", help="As it is without, too.")] = False,
+) -> None:
     """Show all that is kept of a letter, its content included, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
     with _opened() as found:
@@ -176,7 +181,8 @@ def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
         said = (one["id"], one["at"], one["kind"], one["reason"], one["tenant"], one["job_id"], one["origin"], *state)
-        typer.echo("  ".join("-" if value is None else str(value) for value in said))
+        # A header may hold anything, a terminal's commands among it.
+        typer.echo(harmless("  ".join("-" if value is None else str(value) for value in said)))
         count += 1
     return count
 

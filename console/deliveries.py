@@ -9,6 +9,7 @@ import typer
 
 from console.errors import FAILED, fail, quiet_clients, telling
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def deliveries(
 
 
 def timeline(steps: list[Step]) -> list[str]:
-    """One line a step; jobs of several tenants are told apart."""
+    """One line a step; jobs of several tenants are told apart. What headers say is made harmless."""
     several = len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:
         said = step.said()
         whose = f"{step.tenant}/{step.job_id}  " if several else ""
-        lines.append(f"{said['at']}  {whose}{_SENTENCES[step.what](said)}")
+        lines.append(harmless(f"{said['at']}  {whose}{_SENTENCES[step.what](said)}"))
     return lines
 
 

@@ -13,6 +13,7 @@ import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import checked_tenant, fleet_settings
+from console.terminal import harmless
 
 if TYPE_CHECKING:
     from schemas.endpoint import EndpointRecord, State
@@ -21,7 +22,9 @@ app = typer.Typer(no_args_is_help=True, help="Which endpoints are called no more
 
 Tenant = Annotated[str, typer.Option(help="Whose endpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Url = Annotated[str, typer.Argument(metavar="URL", help="The whole URL, as `postback endpoints list` shows it.")]
+Urls = Annotated[
+    list[str], typer.Argument(metavar="URL...", help="Whole URLs, as `postback endpoints list` shows them.")
+]
 
 
 @app.command("list")
@@ -49,47 +52,49 @@ def list_endpoints(
 
 
 @app.command()
-def enable(url: Url, tenant: Tenant = "default", as_json: AsJson = False) -> None:
-    """Have a disabled endpoint called again. What was kept meanwhile stays in `dead_letters` until it is redriven."""
+def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Have disabled endpoints called again. What was kept meanwhile stays in `dead_letters` until it is redriven."""
     quiet_clients()
-    from producers.endpoints import known_endpoints
+    from producers.endpoints import disabled_endpoints
     from producers.errors import ProducerError
     from schemas.endpoint import State
 
     tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
     with telling(ProducerError):
-        record = known_endpoints(kafka).get((tenant, url))
-    if record is None or record.state is not State.DISABLED:
-        raise fail("this endpoint is not disabled; `postback endpoints list` shows those that are")
-    _put(tenant, url, State.ENABLED, as_json=as_json)
+        disabled = disabled_endpoints(kafka)
+    others = [url for url in urls if (tenant, url) not in disabled]
+    if others:
+        raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
+    _put(tenant, urls, State.ENABLED, as_json=as_json)
     reasons = "--reason endpoint_disabled --reason endpoint_gone"
-    say(f"its events are put back by: postback dead-letters redrive {reasons} --tenant {tenant}")
+    say(f"kept events are put back by: postback dead-letters redrive {reasons} --tenant {tenant}")
 
 
 @app.command()
-def disable(url: Url, tenant: Tenant = "default", as_json: AsJson = False) -> None:
-    """Have an endpoint called no more: its events are kept in `dead_letters`, until it is enabled."""
+def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
+    """Have endpoints called no more: their events are kept in `dead_letters`, until they are enabled."""
     quiet_clients()
     from schemas.endpoint import State
 
-    _put(checked_tenant(tenant), _checked_url(url), State.DISABLED, as_json=as_json)
+    _put(checked_tenant(tenant), [_checked_url(url) for url in urls], State.DISABLED, as_json=as_json)
 
 
-def _put(tenant: str, url: str, state: State, *, as_json: bool) -> None:
-    from producers.endpoints import put_endpoint
+def _put(tenant: str, urls: list[str], state: State, *, as_json: bool) -> None:
+    from producers.endpoints import put_endpoints
     from producers.errors import ProducerError
     from schemas.endpoint import DisabledBecause, EndpointRecord, State
     from telemetry.clock import SystemClock
 
     reason = DisabledBecause.OPERATOR if state is State.DISABLED else None
     at = round(SystemClock().time() * 1000)
-    record = EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason)
+    records = [EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason) for url in urls]
     with telling(ProducerError):
-        put_endpoint(fleet_settings().kafka, record)
-    if as_json:
-        typer.echo(json.dumps(_summary(record)))
-    else:
-        _write_line(record)
+        put_endpoints(fleet_settings().kafka, records)
+    for record in records:
+        if as_json:
+            typer.echo(json.dumps(_summary(record)))
+        else:
+            _write_line(record)
 
 
 def _checked_url(url: str) -> str:
@@ -121,6 +126,5 @@ def _write_line(record: EndpointRecord) -> None:
     """One line an endpoint, its fields apart by two spaces."""
     said = _summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
-    line = "  ".join("-" if value is None else str(value) for value in fields)
     # Whoever may write results may have put anything into a URL, a terminal's commands among it.
-    typer.echo(line if line.isprintable() else ascii(line))
+    typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))

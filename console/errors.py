@@ -12,8 +12,12 @@ from contextlib import contextmanager
 
 import typer
 
+from console.terminal import harmless
+
 FAILED = 1
 BAD_INPUT = 2
+_OF_LOGS = "\n\t"
+"""Stands in a text that ends with the last lines of a log."""
 
 
 def fail(message: str, code: int = FAILED) -> typer.Exit:
@@ -23,8 +27,8 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal; standard output is for data."""
-    print(f"postback: {message}", file=sys.stderr)  # noqa: T201 - this is the command's voice
+    """A line for the person at the terminal; standard output is for data. What it quotes of strangers is harmless."""
+    print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - this is the command's voice
 
 
 @contextmanager

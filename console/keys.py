@@ -39,7 +39,7 @@ def init() -> None:
 @app.command()
 def show(
     tenant: Tenant = "default",
-    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, with --json too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
@@ -50,14 +50,15 @@ def show(
     if jwks:
         typer.echo(json.dumps(keyring.jwks(now), indent=2))
         return
-    secrets = [secret if reveal else "whsec_… (--reveal shows it)" for secret in keyring.secrets(tenant, now)]
-    public_keys = keyring.public_keys(now)
+    secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(now)
     if as_json:
-        typer.echo(json.dumps({"tenant": tenant, "secrets": secrets, "public_keys": public_keys}, ensure_ascii=False))
+        # No sentence in the place of a secret: a script would keep it as one.
+        said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
+        typer.echo(json.dumps(said))
         return
     typer.echo(f"tenant      {tenant}")
     for secret in secrets:
-        typer.echo(f"secret      {secret}")
+        typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}")
     for key in public_keys:
         typer.echo(f"public key  {key}")
 
@@ -66,9 +67,12 @@ def show(
 def rotate(
     tenant: Tenant = "default",
     fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the fleet's key pair, not a tenant's secret.")] = False,
-    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with the old key at once.")] = False,
+    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
 ) -> None:
-    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over."""
+    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over.
+
+    With --leaked the new key signs alone at once: keys that were rotated within the last 24 hours end with the old one.
+    """
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import OVERLAP_SECONDS, KeyringError
 
@@ -76,8 +80,8 @@ def rotate(
     with telling(KeyringError):
         until = keyring.rotate(None if fleet else tenant, now, 0.0 if leaked else OVERLAP_SECONDS)
     whose = "the fleet's key pair" if fleet else f"the secret of tenant {tenant}"
-    end = "signs no more" if leaked else f"signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
-    say(f"rotated {whose}; the old one {end}")
+    until_then = f"the old one signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
+    say(f"rotated {whose}; {'all earlier ones sign no more' if leaked else until_then}")
 
 
 def _load() -> Keyring:

@@ -6,7 +6,6 @@ Whatever comes in is a stranger's. Control characters, which a terminal would ob
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime
@@ -17,6 +16,7 @@ from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
+from console.terminal import harmless
 from schemas.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_CHARACTERS = 8_000
 """Of one event: the rest is a matter for `--out`."""
-
-_OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Categories that move the cursor, reorder or hide text, or cannot be written at all."""
 
 
 class View:
@@ -103,8 +100,4 @@ def _cut(text: str) -> Text:
 
 
 def _harmless(text: str) -> str:
-    return "".join(_escaped(one) if one != "\n" and unicodedata.category(one) in _OBEYED else one for one in text)
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
+    return harmless(text, kept="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,12 +14,19 @@ from console.settings import checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
+    from producers.put_back import PutBack
     from producers.replay import Counts, Replay, Selection
     from producers.scan import Place
     from schemas.settings import KafkaSettings
 
 _SHOWN = 10
 """Origins and ids that are spelled out."""
+_RUN_ANEW = {True: "another run goes on with the rest", False: "called back again if this is run anew"}
+_LEFT = {
+    "delivered": "were delivered",
+    "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
+    "waiting": "wait for an attempt, which is left to delivery",
+}
 
 
 def replay(
@@ -32,6 +40,9 @@ def replay(
     offsets: Annotated[
         list[str] | None, typer.Option("--offset", metavar="P:N", help="A place in model_results; may be repeated.")
     ] = None,
+    undelivered: Annotated[
+        bool, typer.Option("--undelivered", help="Only what was not delivered, and is not on its way by itself.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -55,15 +66,18 @@ def replay(
         since_ms=checked_time("--since", since),
         until_ms=checked_time("--until", until),
         places=frozenset(_place(text) for text in offsets or ()),
+        undelivered=undelivered,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with telling(ProducerError), Scanner(kafka, clock) as scanner:
-        chosen = Replay(kafka, scanner, selection, clock)
+    with telling(ProducerError), ExitStack() as stack:
+        # Its producer comes first: it ends what an earlier run left open, so that dead letters' marks are complete.
+        back = None if dry_run else stack.enter_context(_producer(kafka, marking=undelivered))
+        chosen = Replay(kafka, stack.enter_context(Scanner(kafka, clock)), selection, clock)
         counts = chosen.count()
-        _report(counts)
-        if counts.matching and not dry_run:
+        _report(counts, selection)
+        if back is not None and counts.matching:
             confirmed(f"Call these {counts.matching} back again?", yes=yes)
-            _run(chosen, kafka, rate, counts.matching)
+            _run(chosen, back, rate, counts.matching, undelivered=undelivered)
     _end(selection, counts)
 
 
@@ -76,12 +90,30 @@ def _place(text: str) -> Place:
     return place
 
 
-def _report(counts: Counts) -> None:
-    say(f"{counts.matching} results match and have a callback")
+def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
+    """With the identity of redrives where dead letters are marked, so that of the two the later one takes over.
+
+    Else with one of its own: two people may replay at once, for different tenants.
+    """
+    import secrets
+
+    from producers.dead_letters import REDRIVE
+    from producers.put_back import PutBack
+
+    return PutBack(kafka, REDRIVE if marking else f"replay.{secrets.token_hex(6)}")
+
+
+def _report(counts: Counts, selection: Selection) -> None:
+    what = "were not delivered" if selection.undelivered else "have a callback"
+    say(f"{counts.matching} results match and {what}")
     for origin, count in counts.origins.most_common(_SHOWN):
         say(f"  {count} to {origin}")
     if len(counts.origins) > _SHOWN:
         say(f"  and {len(counts.origins) - _SHOWN} origins more")
+    if counts.letters:
+        say(f"{counts.letters} dead letters are of these, and are put back with them")
+    for standing, count in sorted(counts.others.items()):
+        say(f"{count} match too and {_LEFT[standing]}")
     if counts.disabled:
         say(f"{counts.disabled} match too, whose endpoint is disabled: `postback endpoints enable` comes first")
     if counts.stored_only:
@@ -90,17 +122,12 @@ def _report(counts: Counts) -> None:
         )
 
 
-def _run(chosen: Replay, kafka: KafkaSettings, rate: float, expected: int) -> None:
-    import secrets
-
-    from producers.put_back import PutBack
-
-    # An identity of its own: two people may replay at once, for different tenants.
-    with PutBack(kafka, f"replay.{secrets.token_hex(6)}") as back, counting("put back", expected) as told:
+def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> None:
+    with counting("put back", expected) as told:
         try:
             done = chosen.run(back, rate, told)
         except KeyboardInterrupt:
-            say(f"stopped; {told.done} of {expected} are put back, and called back again if this is run anew")
+            say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
             raise typer.Exit(INTERRUPTED) from None
     say(f"{done} of {expected} put back; delivery takes them up from its smallest tier")
 

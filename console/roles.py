@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from console.errors import needing, say, telling
+from console.errors import BAD_INPUT, needing, say, telling
 from console.settings import fleet_settings
 
 if TYPE_CHECKING:
@@ -18,12 +20,21 @@ METRICS_PORT = typer.Option("--metrics-port", min=0, max=65535, help="0 is any f
 
 
 def starting(service: str) -> FleetSettings:
-    """Begin to log as this service, and read the fleet's settings."""
+    """Begin to log as this service, and read the fleet's settings.
+
+    Until the role listens for SIGTERM itself, it ends the process as it is: there is nothing to drain.
+    """
     from telemetry import logs
 
+    signal.signal(signal.SIGTERM, _nothing_to_drain)
     fleet = fleet_settings()
-    logs.configure(service)
+    with telling(logs.UnknownLevel, code=BAD_INPUT):
+        logs.configure(service)
     return fleet
+
+
+def _nothing_to_drain(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def announce(port: int) -> None:
@@ -39,16 +50,21 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     with needing("worker"):
         import uvloop
 
+    from schemas.settings import SettingsRefused
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
-    from workers.enrichment import ProfileRefused, TemplateRefused
+    from workers.engines.base import EngineError
+    from workers.enrichment import ProfileRefused, RerankerRefused, TemplateRefused
     from workers.enrichment.search.providers import SearchMisconfigured
-    from workers.process import ProcessError
+    from workers.process import ProcessError, PropertyRefused
+    from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
 
+    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused)
+    of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
-        with telling(ProcessError, KeyringError, IdentityShared, ProfileRefused, SearchMisconfigured, TemplateRefused):
+        with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, PropertyRefused, code=BAD_INPUT):
             uvloop.run(role)
     finally:
         flush()

@@ -1,44 +1,29 @@
-"""The fleet's settings, or the one line that says which variable is wrong."""
+"""Settings, or the one line that says which variable is wrong."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from console.errors import BAD_INPUT, fail
+from console.errors import BAD_INPUT, fail, telling
 
 if TYPE_CHECKING:
-    from schemas.settings import FleetSettings
+    from schemas.settings import FleetSettings, Settings
 
 
 def fleet_settings() -> FleetSettings:
     """Read `POSTBACK_…`. A value that is refused is never shown."""
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
-
     from schemas.settings import FleetSettings
 
-    try:
-        return FleetSettings()
-    except ValidationError as error:
-        raise refused(error) from None
-    except SettingsError as error:
-        # Its text names the field ("kafka"), which may have several variables, and not the value.
-        raise fail(f"a POSTBACK_… variable that should hold JSON does not: {error}", BAD_INPUT) from None
+    return checked_settings(FleetSettings)
 
 
-def refused(error: Exception) -> typer.Exit:
-    """The end of the command for a pydantic ValidationError of settings."""
-    from pydantic import ValidationError
+def checked_settings(kind: type[Settings]) -> Settings:
+    """Read the settings of a room. A value that is refused is never shown."""
+    from schemas.settings import SettingsRefused, read_settings
 
-    assert isinstance(error, ValidationError)  # noqa: S101 - pydantic is imported here only, so the signature cannot say it
-    problems = []
-    for details in error.errors(include_input=False, include_url=False, include_context=False):
-        variable = "POSTBACK_" + "__".join(str(part).upper() for part in details["loc"])
-        problems.append(f"{variable}: {details['msg']}")
-    return fail("; ".join(problems), BAD_INPUT)
+    with telling(SettingsRefused, code=BAD_INPUT):
+        return read_settings(kind)
 
 
 def keyring_path(settings: FleetSettings) -> Path:

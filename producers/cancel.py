@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from kafka import KafkaProducer
-
-from producers.connection import connect, kafka_errors_translated
+from producers.compacted import put_facts
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, SystemClock
 
-_SENT_SECONDS = 30.0
 _CLOCK = SystemClock()
 
 
@@ -23,14 +19,12 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
     """
     at = round(clock.time() * 1000)
     controls = [JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at) for job_id in job_ids]
-    producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
-    try:
-        with kafka_errors_translated(settings):
-            sent = [
-                producer.send(settings.topics.control, write_control(one), job_key_bytes(one.key), partition=0)
-                for one in controls
-            ]
-            for each in sent:
-                each.get(timeout=_SENT_SECONDS)
-    finally:
-        producer.close(timeout=0)
+    put_facts(settings, settings.topics.control, [(job_key_bytes(one.key), write_control(one)) for one in controls])
+
+
+def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
+    """Have jobs of these ids answered again, also ones that are submitted anew. Returns once Kafka has it.
+
+    A job that ended as `cancelled` meanwhile has its result, and keeps it. Raises ProducerError.
+    """
+    put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from kafka import errors as kafka_errors
 from kafka.admin import KafkaAdminClient
@@ -116,6 +118,22 @@ def _translated(name: str, value: str) -> dict[str, Any]:
     raise UnmappedProperty(name)
 
 
+class Connection(ABC):
+    """What is connected when it is made, and closed when a `with` block ends, whatever ended it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) -> Any:
     """Make a kafka-python client and wait for its first connection. Raises ProducerError.
 
@@ -164,6 +182,16 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
             yield admin
     finally:
         admin.close()
+
+
+def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
+    """What a group has committed, by topic and partition; those of which it has nothing are left out.
+
+    Raises ProducerError.
+    """
+    with admin_client(settings) as admin:
+        found = admin.list_group_offsets({group: None})[group]
+    return {(place.topic, place.partition): said.offset for place, said in found.items() if said.offset >= 0}
 
 
 def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:

@@ -17,7 +17,6 @@ from pydantic_core import to_json
 from producers.connection import partition_counts
 from producers.endpoints import disabled_endpoints
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
-from producers.replay import endpoint_of, ids_of, tenant_of
 from producers.scan import Place, Scanner, Stored
 from producers.times import show_time
 from schemas import topics
@@ -38,6 +37,7 @@ _WHY = frozenset(
     }
 )
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
+_SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
 """What a job went through before, and is to go through anew."""
 
@@ -61,7 +61,7 @@ class Letter:
     @property
     def ids(self) -> set[str]:
         """What it can be asked for by: its place, its job id and its webhook id."""
-        return {str(self.place), *ids_of(self.record)}
+        return {str(self.place), *self.record.ids}
 
     @property
     def reason(self) -> str:
@@ -69,11 +69,20 @@ class Letter:
         return self.record.header(topics.REASON) or "unknown"
 
     @property
+    def source(self) -> tuple[str, Place] | None:
+        """The topic and the place where the record stood that was given up."""
+        numbers = [_number(self.record.header(name)) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
+        topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
+        return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
+
+    @property
     def obstacle(self) -> str | None:
         """Why it cannot be put back; None where it can."""
         record = self.record
-        if record.header(topics.ABRIDGED) is not None or not record.value:
+        if record.header(topics.ABRIDGED) is not None:
             return "too_large"
+        if not record.value:
+            return "empty"
         if Returning("", record.key, record.value, record.headers).size > MAX_RECORD_BYTES:
             return "too_large"
         if self.kind == "callback" and self.disabled:
@@ -89,7 +98,7 @@ class Letter:
             "kind": self.kind,
             "reason": self.reason,
             "detail": record.header(topics.REASON_DETAIL),
-            "tenant": tenant_of(record),
+            "tenant": record.tenant,
             "job_id": record.header(topics.JOB_ID),
             "webhook_id": record.header(topics.WEBHOOK_ID),
             "attempts": _number(record.header(topics.ATTEMPTS)),
@@ -126,7 +135,7 @@ class LetterFilter:
         return (
             (self.redriven_too or letter.redriven_ms is None)
             and (not self.reasons or letter.reason in self.reasons)
-            and (self.tenant is None or tenant_of(record) == self.tenant)
+            and (self.tenant is None or record.tenant == self.tenant)
             and (not self.ids or not self.ids.isdisjoint(letter.ids))
             and (self.since_ms is None or record.at_ms >= self.since_ms)
             and (self.until_ms is None or record.at_ms < self.until_ms)
@@ -169,7 +178,7 @@ class DeadLetters:
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
         for record in self._scanner.read(self._ranges):
-            redriven_ms, disabled = self._marks.get(str(record.place)), endpoint_of(record) in self._disabled
+            redriven_ms, disabled = self._marks.get(str(record.place)), record.endpoint in self._disabled
             letter = Letter(record, kind_of(record, self._topics), redriven_ms, disabled)
             if wanted.takes(letter):
                 yield letter
@@ -197,13 +206,14 @@ class DeadLetters:
         """
         partitions = _Partitions(self._settings, self._clock)
         groups = (
-            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
+            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self.mark(letter)]
             for letter in self.letters(wanted)
             if letter.obstacle is None and letter.redriven_ms is None
         )
         return put_back(back, groups, per_second, on_done, self._clock)
 
-    def _mark(self, letter: Letter) -> Returning:
+    def mark(self, letter: Letter) -> Returning:
+        """What goes with a letter that is put back, so that it is not put back once more."""
         said = {"id": str(letter.place), "at": self._now_ms(), "reason": letter.reason}
         headers = [(name, value) for name, value in letter.record.headers if name in _WHOSE]
         return Returning(self._topics.redriven, str(letter.place).encode(), to_json(said), headers)
@@ -245,7 +255,8 @@ def returning(
     """The record of a letter as it goes back.
 
     A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
-    identity that it had; a deadline that has passed is left out, so that its `ttl_seconds` count from now.
+    identity that it had, or what it said in place of that; a deadline that has passed is left out, so that its
+    `ttl_seconds` count from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]
@@ -255,7 +266,8 @@ def returning(
     if deadline is not None and deadline <= now_ms:
         headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
     dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID} if as_new_event else set())
-    headers = [(name, value) for name, value in headers if name not in dropped]
+    dropped |= {_SAID[name] for name, _ in headers if name in _SAID}
+    headers = [(_SAID.get(name, name), value) for name, value in headers if name not in dropped]
     lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))
     partition = number if number is not None and number < partitions[lane] else None
     return Returning(lane, record.key, record.value, headers, partition)

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from producers.replay import ids_of, tenant_of
 from producers.scan import Range, Scanner, Stored
 from producers.times import show_time
 from schemas import topics
@@ -52,7 +51,7 @@ def deliveries(
     """
     steps: list[Step] = []
     for record in scanner.read(_everywhere(settings, scanner, since_ms)):
-        if wanted in ids_of(record) or _key(record) == wanted:
+        if wanted in record.ids or _key(record) == wanted:
             step = _step(record, settings)
             if step is not None and (tenant is None or step.tenant == tenant):
                 steps.append(step)
@@ -88,7 +87,7 @@ _ATTEMPT_FACTS = ("attempt", "status", "error", "duration_ms", "bytes", "origin"
 
 def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
     job_id = record.header(topics.JOB_ID) or _key(record)
-    return Step(record.at_ms, what, tenant_of(record), job_id, record.header(topics.WEBHOOK_ID), facts)
+    return Step(record.at_ms, what, record.tenant, job_id, record.header(topics.WEBHOOK_ID), facts)
 
 
 def _attempt(record: Stored) -> Step | None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from kafka import KafkaProducer
-
-from producers.connection import connect, kafka_errors_translated
+from producers.compacted import put_facts
 from producers.scan import Scanner, Stored
 from schemas.endpoint import (
     EndpointKey,
@@ -20,8 +17,6 @@ from schemas.endpoint import (
     write_endpoint,
 )
 from schemas.settings import KafkaSettings
-
-_SENT_SECONDS = 30.0
 
 
 def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
@@ -40,15 +35,9 @@ def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
     return frozenset(record.key for record in known if record.state is State.DISABLED)
 
 
-def put_endpoint(settings: KafkaSettings, record: EndpointRecord) -> None:
-    """Have every delivery process go by this from now on. Returns once Kafka has it. Raises ProducerError."""
-    producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
-    try:
-        with kafka_errors_translated(settings):
-            topic, key, value = settings.topics.endpoints, key_bytes(record.key), write_endpoint(record)
-            producer.send(topic, value=value, key=key, partition=0).get(timeout=_SENT_SECONDS)
-    finally:
-        producer.close(timeout=0)
+def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) -> None:
+    """Have every delivery process go by these from now on. Returns once Kafka has them. Raises ProducerError."""
+    put_facts(settings, settings.topics.endpoints, [(key_bytes(one.key), write_endpoint(one)) for one in records])
 
 
 def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
@@ -56,9 +45,10 @@ def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
     for record in records:
         try:
             endpoint = read_key(record.key)
-            last.pop(endpoint, None)
             if record.value is not None:
                 last[endpoint] = read_endpoint(record.value)
+            elif endpoint in last and last[endpoint].state is not State.DISABLED:  # a tombstone never enables
+                del last[endpoint]
         except InvalidEndpointRecord:
             continue  # delivery does not go by it either, and says so in its log
     return last

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
-from producers.connection import connect, kafka_errors_translated
+from producers.connection import Connection, connect, kafka_errors_translated
 from producers.errors import RequestRefused
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -54,7 +53,7 @@ class Returning:
         return len(self.value or b"") + len(self.key or b"") + headers
 
 
-class PutBack:
+class PutBack(Connection):
     """A transactional producer. Whoever is made later with the same `identity` ends what an earlier one left open.
 
     Its methods raise ProducerError.
@@ -79,7 +78,10 @@ class PutBack:
         try:
             self._producer.begin_transaction()
             for each in batch:
-                self._producer.send(each.topic, each.value, each.key, each.headers, each.partition)
+                headers = [
+                    (name, value or b"") for name, value in each.headers
+                ]  # the client sends none without a value
+                self._producer.send(each.topic, each.value, each.key, headers, each.partition)
             self._producer.commit_transaction()
         except kafka_errors.KafkaError as error:
             with contextlib.suppress(kafka_errors.KafkaError):
@@ -89,14 +91,6 @@ class PutBack:
     def close(self) -> None:
         """Disconnect; a transaction that is open is aborted."""
         self._producer.close(timeout=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def for_delivery(

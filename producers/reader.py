@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kafka import KafkaConsumer
 
-from producers.connection import connect
+from producers.connection import Connection, connect
 from schemas.settings import KafkaSettings
 
 
-class CommittedReader:
-    """Of a transaction that was aborted, or is still open, it sees nothing (read_committed). A context manager.
+class CommittedReader(Connection):
+    """Of a transaction that was aborted, or is still open, it sees nothing (read_committed).
 
     Raises ProducerError, as do its children's methods.
     """
@@ -31,11 +30,3 @@ class CommittedReader:
     def close(self) -> None:
         """Disconnect."""
         self._consumer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,11 +1,14 @@
 """Replay: put results that `model_results` keeps into delivery again, under the `webhook-id` that they have always had.
 
 A replayed result goes into the smallest tier, not into `model_results`, where a reader counts one result for each job.
-Its attempts start anew. Replayed twice, it is called back twice: a consumer knows the repeat by its `webhook-id`.
+Its attempts start anew. Replayed twice, it is called back twice: a consumer knows the repeat by its `webhook-id`. Only
+those that were not delivered can be asked for: then what is on its way is left to it, and the dead letters of what is
+put back are marked, as a redrive does it and under the same identity, so that neither repeats the other.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,12 +16,13 @@ from dataclasses import dataclass, field
 from producers.endpoints import disabled_endpoints
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.scan import Place, Range, Scanner, Stored
+from producers.undelivered import Standing, Undelivered
 from schemas import topics
-from schemas.endpoint import EndpointKey
-from schemas.job import DEFAULT_TENANT
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
-from telemetry.logs import origin_of
+from telemetry.logs import NO_ORIGIN, origin_of
+
+_ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,16 @@ class Selection:
     """Settled at this time or later, and before this one: Unix milliseconds."""
     places: frozenset[Place] = frozenset()
     """In `model_results`."""
+    undelivered: bool = False
+    """Only what was not delivered and is not on its way, which is not for `takes` to say."""
 
     def takes(self, record: Stored) -> bool:
         """Whether this result is meant."""
         return (
-            (self.tenant is None or tenant_of(record) == self.tenant)
+            (self.tenant is None or record.tenant == self.tenant)
             and (self.since_ms is None or record.at_ms >= self.since_ms)
             and (self.until_ms is None or record.at_ms < self.until_ms)
-            and (not self.ids or not self.ids.isdisjoint(ids_of(record)))
+            and (not self.ids or not self.ids.isdisjoint(record.ids))
             and (not self.places or record.place in self.places)
             and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
         )
@@ -58,6 +64,10 @@ class Counts:
     """Results that match and have no callback, or lost what a callback needs."""
     disabled: int = 0
     """Results that match and whose endpoint is disabled: they would be given up at once, and are not put back."""
+    others: Counter[Standing] = field(default_factory=Counter)
+    """Results that match and are not undelivered, where only such are wanted: by how it stands with them."""
+    letters: int = 0
+    """Dead letters of the results that can be called back, which are marked with it."""
     origins: Counter[str] = field(default_factory=Counter)
     """Where the callbacks go: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
@@ -65,17 +75,10 @@ class Counts:
     places: set[Place] = field(default_factory=set)
     """Those of the selection's places that were met."""
 
-    def add(self, record: Stored, selection: Selection, disabled: frozenset[EndpointKey]) -> None:
-        """Count a result that is meant."""
-        self.ids |= selection.ids & ids_of(record)
+    def meet(self, record: Stored, selection: Selection) -> None:
+        """Note that what was asked for by name is there."""
+        self.ids |= selection.ids & record.ids
         self.places |= selection.places & {record.place}
-        if not _callable(record):
-            self.stored_only += 1
-        elif endpoint_of(record) in disabled:
-            self.disabled += 1
-        else:
-            self.matching += 1
-            self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
 
 
 class Replay:
@@ -88,24 +91,50 @@ class Replay:
         self._clock = clock
         self._disabled = disabled_endpoints(settings)
         self._ranges = list(self._narrowed())
+        self._undelivered: Undelivered | None = None
+        if selection.undelivered:
+            self._undelivered = Undelivered(settings, scanner, clock, filter(_callable, self._matching()))
 
     def count(self) -> Counts:
         """What there is to replay. Changes nothing."""
         counts = Counts()
         for record in self._matching():
-            counts.add(record, self._selection, self._disabled)
+            counts.meet(record, self._selection)
+            self._count(record, counts)
         return counts
+
+    def _count(self, record: Stored, counts: Counts) -> None:
+        if not _callable(record):
+            counts.stored_only += 1
+        elif (standing := self._standing(record)) is not Standing.UNDELIVERED:
+            counts.others[standing] += 1
+        elif record.endpoint in self._disabled:
+            counts.disabled += 1
+        else:
+            counts.matching += 1
+            counts.letters += len(self._marks(record))
+            counts.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
 
     def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
         """Put them into delivery again; how many there were."""
         return put_back(back, self.returning(), per_second, on_done, self._clock)
 
     def returning(self) -> Iterator[list[Returning]]:
-        """What is put back, each record a group of its own."""
+        """What is put back, each result in a group with the marks of its dead letters."""
         for record in self._matching():
-            if _callable(record) and endpoint_of(record) not in self._disabled:
+            if not _callable(record) or record.endpoint in self._disabled:
+                continue
+            if self._standing(record) is Standing.UNDELIVERED:
                 now_ms = int(self._clock.time() * 1000)
-                yield [for_delivery(self._settings, record.key, record.value, record.headers, now_ms)]
+                returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
+                yield [returning, *self._marks(record)]
+
+    def _standing(self, record: Stored) -> Standing:
+        """Where all are wanted, each counts as undelivered."""
+        return self._undelivered.standing(record) if self._undelivered is not None else Standing.UNDELIVERED
+
+    def _marks(self, record: Stored) -> list[Returning]:
+        return self._undelivered.marks(record) if self._undelivered is not None else []
 
     def _matching(self) -> Iterator[Stored]:
         return filter(self._selection.takes, self._scanner.read(self._ranges))
@@ -123,26 +152,12 @@ class Replay:
                     yield each._replace(start=start, stop=stop)
 
 
-def tenant_of(record: Stored) -> str:
-    """Whose result or job it is."""
-    return record.header(topics.TENANT) or DEFAULT_TENANT
-
-
-def endpoint_of(record: Stored) -> EndpointKey:
-    """Whose callback it is, and where it goes."""
-    return tenant_of(record), record.header(topics.CALLBACK_URL) or ""
-
-
-def ids_of(record: Stored) -> set[str]:
-    """What the record can be asked for by: its job id and its webhook id."""
-    return {found for name in (topics.JOB_ID, topics.WEBHOOK_ID) if (found := record.header(name))}
-
-
 def is_at(url: str | None, endpoint: str) -> bool:
     """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
     if url is None:
         return False
-    return url == endpoint or (endpoint.lower() == origin_of(endpoint) and origin_of(url) == origin_of(endpoint))
+    is_origin = _ORIGIN.fullmatch(endpoint) is not None
+    return url == endpoint or (is_origin and origin_of(url) == origin_of(endpoint) != NO_ORIGIN)
 
 
 def _callable(record: Stored) -> bool:

@@ -6,20 +6,25 @@ Only settled records, and no group is joined, see `CommittedReader`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
-from producers.connection import kafka_errors_translated, partition_counts
+from producers.connection import connect, kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
 from producers.reader import CommittedReader
+from schemas import topics
+from schemas.endpoint import EndpointKey
+from schemas.job import DEFAULT_TENANT
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 500
 _STALL_SECONDS = 60.0
 """How long the broker may give nothing of what it has before the reading is given up."""
+_LOOK_AGAIN_SECONDS = 0.1
 _SKEW_MS = 15 * 60 * 1000
 """Records of a partition stand in the order of their writing; the clocks that stamp them may differ by this much."""
 _CLOCK = SystemClock()
@@ -64,6 +69,21 @@ class Stored:
                     return None
         return None
 
+    @property
+    def tenant(self) -> str:
+        """Whose job, result or callback it is."""
+        return self.header(topics.TENANT) or DEFAULT_TENANT
+
+    @property
+    def endpoint(self) -> EndpointKey:
+        """Whose callback it is, and where it goes."""
+        return self.tenant, self.header(topics.CALLBACK_URL) or ""
+
+    @property
+    def ids(self) -> set[str]:
+        """What it can be asked for by: its job id and its webhook id."""
+        return {found for name in (topics.JOB_ID, topics.WEBHOOK_ID) if (found := self.header(name))}
+
 
 class Range(NamedTuple):
     """The offsets of one partition from `start` up to, and without, `stop`."""
@@ -93,6 +113,37 @@ class Scanner(CommittedReader):
                 stops = self._at(partitions, until_ms + _SKEW_MS, stops)
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
+    def topics(self) -> list[str]:
+        """The topics that there are, as far as we may know of them."""
+        with kafka_errors_translated(self._settings):
+            return sorted(self._consumer.topics())
+
+    def wait_until_settled(self, topics: Sequence[str]) -> None:
+        """Return when everything can be seen that was committed to these topics before.
+
+        Behind the open transaction of a process that died it cannot, for some seconds. Raises RequestRefused.
+        """
+        counts = partition_counts(self._settings, list(topics), self._clock)
+        partitions = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
+        ends, deadline = self._uncommitted_ends(partitions), Deadline.after(self._clock, _STALL_SECONDS)
+        while True:
+            with kafka_errors_translated(self._settings):
+                seen = self._consumer.end_offsets(partitions)
+            if all(seen[partition] >= ends[partition] for partition in partitions):
+                return
+            if deadline.passed:
+                raise RequestRefused(f"a transaction in Kafka is open for more than {_STALL_SECONDS:.0f} s; try again")
+            self._clock.sleep(_LOOK_AGAIN_SECONDS)
+
+    def kept_from_ms(self, topic: str) -> int:
+        """The time from which on everything is kept that was written to a topic, Unix milliseconds; 0 is ever since."""
+        count = partition_counts(self._settings, [topic], self._clock)[topic]
+        partitions = [TopicPartition(topic, number) for number in range(count)]
+        with kafka_errors_translated(self._settings):
+            starts = self._consumer.beginning_offsets(partitions)
+            first = self._consumer.offsets_for_times(dict.fromkeys(partitions, 0))
+        return max((first[p].timestamp for p in partitions if starts[p] > 0 and first.get(p)), default=0)
+
     def read(self, ranges: Sequence[Range]) -> Iterator[Stored]:
         """The records of these ranges, which may be of several topics; each partition's in order."""
         left = {TopicPartition(each.topic, each.partition): each for each in ranges}
@@ -110,6 +161,14 @@ class Scanner(CommittedReader):
                 deadline = Deadline.after(self._clock, _STALL_SECONDS)
             elif deadline.passed:
                 raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
+
+    def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
+        """With what is in open transactions, which the reading itself never shows."""
+        isolation = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_uncommitted"}
+        with closing(connect(KafkaConsumer, self._settings, **isolation)) as consumer:
+            with kafka_errors_translated(self._settings):
+                ends: dict[Any, int] = consumer.end_offsets(partitions)
+            return ends
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
         """The first offset of this time or later in each partition, else what is given for it."""

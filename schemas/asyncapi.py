@@ -31,6 +31,8 @@ HEADERS: dict[str, dict[str, Any]] = {
         "pattern": "^msg_[0-9a-f]{32}$",
         "description": "The event's identifier: the same on every attempt, never from user text.",
     },
+    topics.SAID_TENANT: {**_TEXT, "description": "What the record said for `tenant`, where that was not believed."},
+    topics.SAID_JOB_ID: {**_TEXT, "description": "The same for `job-id`."},
     topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
@@ -56,6 +58,7 @@ _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.S
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),
     *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
+    *(topics.SAID_TENANT, topics.SAID_JOB_ID),
 )
 
 _INFO = {
@@ -181,9 +184,13 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
     }
 
 
+_BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.ms"})
+"""What is set of a topic and can be said: not who stamps records, nor when it is compacted."""
+
+
 def _configuration(config: dict[str, str]) -> dict[str, Any]:
-    """As the Kafka binding (0.5.0) knows them; it has no word for who stamps records."""
-    known = {name: value for name, value in config.items() if name != "message.timestamp.type"}
+    """As far as the Kafka binding (0.5.0) has words for it."""
+    known = {name: value for name, value in config.items() if name in _BOUND}
     return {name: value.split(",") if name == "cleanup.policy" else int(value) for name, value in known.items()}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ __all__ = [
     "write_result",
 ]
 
-Headers = list[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 """Kafka record headers: a name may stand there more than once, the last one counts."""
 
 _READABLE_BYTES = 4 * MAX_JOB_BYTES

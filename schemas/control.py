@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
+from schemas.compacted import CompactedCodec
 from schemas.job import Identifier, Tenant, WireModel
 
 JobKey = tuple[str, str]
@@ -41,27 +41,7 @@ class InvalidControl(Exception):  # noqa: N818 - it names what the record is
     """A record of `job_control` that cannot be read."""
 
 
-def job_key_bytes(key: JobKey) -> bytes:
-    """The key of a job's records."""
-    return to_json(list(key))
-
-
-def read_job_key(key: bytes | None) -> JobKey:
-    """The other way round. Raises InvalidControl."""
-    try:
-        return _KEY.validate_json(key or b"")
-    except ValidationError:
-        raise InvalidControl("the key is not [tenant, job id]") from None
-
-
-def read_control(value: bytes) -> JobControl:
-    """A record's value. Raises InvalidControl."""
-    try:
-        return JobControl.model_validate_json(value)
-    except ValidationError:
-        raise InvalidControl("the value says nothing of a job that is known here") from None
-
-
-def write_control(control: JobControl) -> bytes:
-    """A record's value."""
-    return control.model_dump_json().encode()
+# Reading raises InvalidControl.
+_CODEC = CompactedCodec(_KEY, JobControl, InvalidControl, key_is="[tenant, job id]", value_is="anything said of a job")
+job_key_bytes, read_job_key = _CODEC.key_bytes, _CODEC.read_key
+write_control, read_control = _CODEC.write, _CODEC.read

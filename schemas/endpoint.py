@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic import Field, TypeAdapter
 
+from schemas.compacted import CompactedCodec
 from schemas.job import WireModel
 
 EndpointKey = tuple[str, str]
@@ -38,7 +38,7 @@ class DisabledBecause(StrEnum):
 
 
 class EndpointRecord(WireModel):
-    """The value of a record. A tombstone (no value) says that there is nothing to remember."""
+    """The value of a record. A tombstone (no value) says that there is nothing to remember, unless it was disabled."""
 
     tenant: str
     url: str
@@ -60,27 +60,9 @@ class InvalidEndpointRecord(Exception):  # noqa: N818 - it names what the record
     """A record of `callback_endpoints` that cannot be read."""
 
 
-def key_bytes(key: EndpointKey) -> bytes:
-    """The key of an endpoint's records."""
-    return to_json(list(key))
-
-
-def read_key(key: bytes | None) -> EndpointKey:
-    """The other way round. Raises InvalidEndpointRecord."""
-    try:
-        return _KEY.validate_json(key or b"")
-    except ValidationError:
-        raise InvalidEndpointRecord("the key is not [tenant, url]") from None
-
-
-def read_endpoint(value: bytes) -> EndpointRecord:
-    """A record's value. Raises InvalidEndpointRecord."""
-    try:
-        return EndpointRecord.model_validate_json(value)
-    except ValidationError:
-        raise InvalidEndpointRecord("the value is not an endpoint's state") from None
-
-
-def write_endpoint(record: EndpointRecord) -> bytes:
-    """A record's value."""
-    return record.model_dump_json(exclude_none=True).encode()
+# Reading raises InvalidEndpointRecord.
+_CODEC = CompactedCodec(
+    _KEY, EndpointRecord, InvalidEndpointRecord, key_is="[tenant, url]", value_is="an endpoint's state"
+)
+key_bytes, read_key = _CODEC.key_bytes, _CODEC.read_key
+write_endpoint, read_endpoint = _CODEC.write, _CODEC.read

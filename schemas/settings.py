@@ -1,13 +1,19 @@
-"""Settings that every process shares: which fleet this is, how to reach its Kafka. From `POSTBACK_…` variables."""
+"""Settings from `POSTBACK_…` variables: how a room reads its own, and those that every process shares."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+_FIELD = re.compile(r'for field "(\w+)"')
+"""In the text of a SettingsError, which has the name nowhere else."""
 
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 """Seconds; less than the week for which a tier's topic keeps its records."""
@@ -57,3 +63,30 @@ class FleetSettings(BaseSettings):
     """This process's identity, the same over restarts; random where absent."""
     keyring: str | None = None
     """Path of the keyring file that `postback keys init` makes."""
+
+
+class SettingsRefused(Exception):  # noqa: N818 - it names what happened to the settings
+    """Variables that hold what they may not. The text names each, says what is wrong, and shows no value."""
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """A room's settings. Raises SettingsRefused."""
+    try:
+        return kind()
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        problems = [f"{_variable(kind, each['loc'])}: {each['msg']}" for each in found]
+        raise SettingsRefused("; ".join(problems)) from None
+    except SettingsError as error:
+        field = _FIELD.search(str(error))
+        nested = kind.model_config.get("env_nested_delimiter")
+        rest = f"{nested}…" if nested else ""
+        name = f"{field[1].upper()}{rest}" if field else "…"
+        raise SettingsRefused(f"{kind.model_config.get('env_prefix')}{name}: what should be JSON is none") from None
+
+
+def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:
+    """The variable that a field is read from. Only where parts of fields have variables, a part is named too."""
+    nested = kind.model_config.get("env_nested_delimiter")
+    names = [str(part).upper() for part in place] or ["…"]
+    return f"{kind.model_config.get('env_prefix')}{nested.join(names) if nested else names[0]}"

@@ -16,6 +16,9 @@ SCHEMA = "schema"
 JOB_ID = "job-id"
 """Stamped when a record leaves the topic where it got its identity, and carried from then on."""
 WEBHOOK_ID = "webhook-id"
+SAID_TENANT = "said-tenant"
+SAID_JOB_ID = "said-job-id"
+"""On a dead letter: what its record said where it was not believed. A redrive makes it what the record says again."""
 CALLBACK_URL = "callback-url"
 ATTEMPT = "attempt"
 """Callback attempts that were made before this record was written, decimal."""
@@ -39,8 +42,19 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 
 _DAY_MS = 24 * 3600 * 1000
+TOMBSTONES_KEPT_MS = _DAY_MS
+"""How long a compacted topic shows at least that something was taken back: who did not read on for so long has to begin
+anew."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+_LANE = re.compile(r"(?!(?:batch|shadow)$)[A-Za-z0-9_-]{1,64}")
+
+
+def is_engine_lane(name: str) -> bool:
+    """Whether an engine's lanes may have this name: `batch` and `shadow` would be other topics of the fleet."""
+    return _LANE.fullmatch(name) is not None
 
 
 def tier_name(delay_seconds: float) -> str:
@@ -143,7 +157,13 @@ class Topics:
         # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
-        compacted = {"cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
+        # What was superseded goes within a day or so; without these it could stay until there is a gigabyte of it.
+        followed = {
+            "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
+            "max.compaction.lag.ms": str(_DAY_MS),
+            "segment.bytes": str(16 * 1024 * 1024),
+        }
+        compacted = {**followed, "cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
         return [
             *(TopicSpec(name, partitions, week) for name in (*lanes, self.batch_requests, self.shadow)),
@@ -152,5 +172,5 @@ class Topics:
             TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),
             # As long as a job can live: of what was cancelled before, nothing can come any more.
-            TopicSpec(self.control, 1, {**month, "cleanup.policy": "compact,delete"}),
+            TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
         ]

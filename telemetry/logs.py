@@ -17,20 +17,26 @@ import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
+import idna
 import structlog
 from opentelemetry import trace
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["configure", "get_logger", "log_context", "origin_of", "redact"]
+__all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of", "redact"]
 
 ECS_VERSION = "8.11.0"
 REDACTED = "[redacted]"
+NO_ORIGIN = "(not a URL)"
+"""What `origin_of` says of anything else."""
+
+_PORTS = {"http": 80, "https": 443}
 
 _PRIVATE_WORDS = frozenset(
     {"secret", "secrets", "token", "tokens", "password", "passphrase", "authorization", "credential", "credentials"}
@@ -68,6 +74,13 @@ _FOREIGN_STEPS: list[Processor] = [
 ]
 
 
+class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
+    """POSTBACK_LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR and CRITICAL."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
 def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
     """A logger; cheap, and usable before `configure`, when lines go wherever the standard library's do."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
@@ -80,7 +93,11 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     """Send this process' log lines, those of libraries included, to `stream` (standard error where None).
 
     `service` becomes `service.name`. `level` is a name such as INFO; absent, `POSTBACK_LOG_LEVEL`, else INFO.
+    Raises UnknownLevel.
     """
+    wanted = (level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO")).upper()
+    if wanted not in logging.getLevelNamesMapping():
+        raise UnknownLevel
     stream = sys.stderr if stream is None else stream
     steps = _terminal_steps() if stream.isatty() else _json_steps(service)
     handler = logging.StreamHandler(stream)
@@ -92,7 +109,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO").upper())
+    root.setLevel(wanted)
     logging.captureWarnings(True)
     for chatty in ("aiohttp.access", "kafka", "asyncio", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -104,16 +121,31 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL: all that a log may say of a callback, whose path and query carry tokens."""
+    """Scheme, host and port of a URL: all that a log may say of a callback, whose path and query carry tokens.
+
+    However the URL spells it, one origin has one text (RFC 6454, section 6.2): in lower case and ASCII, without the
+    port that the scheme has anyway. Never raises.
+    """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, port = _ascii_host(parts.hostname or ""), parts.port
     except ValueError:
-        return "(not a URL)"
-    if not parts.scheme or not host:
-        return "(not a URL)"
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+        return NO_ORIGIN
+    if not host:
+        return f"{parts.scheme}:" if parts.scheme else NO_ORIGIN
+    return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, _PORTS.get(parts.scheme)) else "")
+
+
+def _ascii_host(host: str) -> str:
+    """Raises ValueError."""
+    if ":" in host:
+        return f"[{ip_address(host).compressed}]"
+    if host.isascii():
+        return host
+    try:
+        return idna.encode(host, uts46=True).decode()
+    except UnicodeError:
+        return host.encode("idna").decode()  # by IDNA of 2003, as yarl does: emoji, for one
 
 
 def redact(value: Any, name: str = "") -> Any:

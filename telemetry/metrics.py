@@ -17,11 +17,16 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         r = self.registry
-        self.jobs = Counter("postback_jobs_total", "Jobs that reached an outcome.", ["outcome"], registry=r)
+        self.jobs = Counter(
+            "postback_jobs_total",
+            "Results that were made; a job that is answered again after a crash counts again.",
+            ["outcome"],
+            registry=r,
+        )
         self.job_seconds = Histogram(
             "postback_job_seconds", "Seconds a job spent in one phase.", ["phase"], buckets=PHASE_BUCKETS, registry=r
         )
-        self.in_flight = Gauge("postback_in_flight", "Records handed to the handler and not yet settled.", registry=r)
+        self.in_flight = Gauge("postback_in_flight", "Records that the handler has now.", registry=r)
         self.backlog = Gauge(
             "postback_backlog_records", "Records not yet done in a partition.", ["topic", "partition"], registry=r
         )
@@ -61,5 +66,17 @@ class Metrics:
             "postback_searches_total",
             "Searches for sources by result: found, nothing, failed, late.",
             ["result"],
+            registry=r,
+        )
+        self.reranks = Counter(
+            "postback_reranks_total",
+            "Jobs whose passages an embedding model was asked about, by result: done, partly, late, failed.",
+            ["result"],
+            registry=r,
+        )
+        self.rerank_seconds = Histogram(
+            "postback_rerank_seconds",
+            "Seconds a job waited for the embedding model that was not away.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=r,
         )

@@ -12,16 +12,19 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 TRACEPARENT = "traceparent"
+FLUSH_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_FORMAT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?")
+"""`schemas.codec` says the same of a job's header; neither may import the other, and a test holds them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +68,6 @@ def parse_traceparent(value: str | None) -> TraceContext | None:
     return TraceContext(trace_id, span_id, bool(int(flags, 16) & 1))
 
 
-def context_of(headers: Sequence[tuple[str, bytes]] | None) -> TraceContext | None:
-    """The context in a record's headers; the last `traceparent` counts."""
-    for name, value in reversed(headers or ()):
-        if name == TRACEPARENT:
-            return parse_traceparent(value.decode("ascii", "replace"))
-    return None
-
-
-def with_context(headers: Sequence[tuple[str, bytes]], context: TraceContext | None) -> list[tuple[str, bytes]]:
-    """The headers with this context instead of the one they had; as they are where there is none to set."""
-    if context is None:
-        return list(headers)
-    kept = [(name, value) for name, value in headers if name != TRACEPARENT]
-    return [*kept, (TRACEPARENT, context.traceparent.encode())]
-
-
 @contextmanager
 def span(
     name: str, parent: TraceContext | None = None, attributes: Mapping[str, AttributeValue] | None = None
@@ -117,7 +104,8 @@ def current_trace() -> TraceContext | None:
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 
-    Only a process that exports pays for importing the SDK.
+    The result sends what is left, for FLUSH_SECONDS at the most: a collector that hangs must not outlast the time that
+    a process has to stop. Only a process that exports pays for importing the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return _nothing
@@ -128,10 +116,16 @@ def set_up(service: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         return _nothing
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    return provider.shutdown
+
+    def flush() -> None:
+        ending = Thread(target=provider.shutdown, name="flush-spans", daemon=True)
+        ending.start()
+        ending.join(FLUSH_SECONDS)
+
+    return flush
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -52,6 +53,7 @@ class Callbacks:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._receiver: Receiver | None = None
+        self._reserved: socket.socket | None = None
         self.port = 0
         self.received: list[Received] = []
         self.before_answer: Callable[[Received], None] = lambda received: None
@@ -75,17 +77,28 @@ class Callbacks:
         self._receiver = Receiver(self._keys, self._take, port=self.port, behaviour=behaviour or Behaviour())
         asyncio.run_coroutine_threadsafe(self._receiver.start(), self._loop).result(10)
         self.port = self._receiver.port
+        self._release()
 
     def down(self) -> None:
+        """Refuse connections, and keep the port: else somebody else on this machine may come to listen there."""
         if self._receiver is not None:
             asyncio.run_coroutine_threadsafe(self._receiver.stop(), self._loop).result(10)
             self._receiver = None
+            self._reserved = socket.socket()
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._reserved.bind(("127.0.0.1", self.port))
 
     def end(self) -> None:
         self.down()
+        self._release()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def _release(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
     def _keys(self) -> Keys:
         now = CLOCK.time()
@@ -240,7 +253,9 @@ class Product:
     def dead_letters(self) -> list[dict[str, str]]:
         """The headers of each."""
         letters = self.read(self.kafka.topics.dead_letters)
-        return [{name: value.decode("latin-1") for name, value in letter.headers() or ()} for letter in letters]
+        return [
+            {name: (value or b"").decode("latin-1") for name, value in letter.headers() or ()} for letter in letters
+        ]
 
     def outcomes(self) -> dict[str, str]:
         """By job; there is one result of each."""

@@ -22,7 +22,7 @@ class Cancellations:
         self._clock = clock
         self._since: dict[JobKey, int] = {}
         """Unix milliseconds, in the order in which they came."""
-        self._running: dict[JobKey, list[Callable[[], None]]] = {}
+        self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:
         return len(self._since)
@@ -48,7 +48,7 @@ class Cancellations:
             stop()
 
     @contextmanager
-    def told(self, job: JobKey, stop: Callable[[], None]) -> Iterator[None]:
+    def told(self, job: JobKey, stop: Callable[[], object]) -> Iterator[None]:
         """Meanwhile `stop` is called when the job is cancelled; a job may run more than once at a time."""
         running = self._running.setdefault(job, [])
         running.append(stop)

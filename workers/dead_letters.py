@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from schemas import topics as names
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Header, Headers, Output, Record, size_of
 
 MAX_LETTER_BYTES = 960_000
 """What a topic takes is 1 MiB, and a record may have come compressed and be larger: then the letter is abridged."""
@@ -14,15 +12,13 @@ _WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
 _LONGEST_NAME = 256
 
 
-def dead_letter(
-    topic: str, record: Record, reason: str, detail: str, attempts: int, carried: Iterable[tuple[str, bytes]]
-) -> Output:
+def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: int, carried: Headers) -> Output:
     """The record with the `carried` headers and why it was given up. `reason` is a stable code, `detail` for people.
 
     A record that would not fit is left out, with its key and all headers but those that say whose it is. It stands
     whole where the source headers say, for as long as that topic keeps it.
     """
-    why: Headers = [
+    why: list[Header] = [
         (names.REASON, reason.encode()),
         (names.REASON_DETAIL, detail.encode()),
         (names.ATTEMPTS, str(attempts).encode()),
@@ -35,8 +31,3 @@ def dead_letter(
         whose = [(name, value) for name, value in kept if name in _WHOSE and len(value or b"") <= _LONGEST_NAME]
         return Output(topic, None, None, [*whose, *why, (names.ABRIDGED, b"1")])
     return Output(topic, record.value, record.key, kept + why)
-
-
-def size_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
-    """Bytes of names and values; a header may have no value."""
-    return sum([len(name) + len(value or b"") for name, value in headers])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job, rejected_result, write_result
 from schemas.control import JobKey
-from schemas.job import DEFAULT_TENANT, Message
+from schemas.job import DEFAULT_TENANT, Message, ResponseFormat, Sources
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
@@ -24,7 +24,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
-from workers.dead_letters import dead_letter, size_of
+from workers.dead_letters import dead_letter
 from workers.egress import EgressPolicy, EgressRefused, check_url
 from workers.engines.base import (
     Completion,
@@ -34,6 +34,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
+from workers.engines.prompts import last_user_text
 from workers.enrichment import (
     Answer,
     Enricher,
@@ -46,16 +47,19 @@ from workers.enrichment import (
     ground,
     room_for_sources,
 )
-from workers.pace import AnswerRate
+from workers.json_answers import NotJson, require_json
+from workers.pace import AnswerRate, EnrichmentLead
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
-from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record
+from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Output, Record, size_of
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 AHEAD_SECONDS = 0.25
+LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
+LONG_ANSWER_CHARS = 10_000
 _CHECKED_URLS = 4096
 _NO_SPAN = nullcontext()
 
@@ -72,6 +76,8 @@ class Asked:
     enrich_ms: float
     profile: Profile | None = None
     """There where there is evidence."""
+    response_format: ResponseFormat | None = None
+    """The job's own, or else its profile's."""
 
 
 class InferenceHandler:
@@ -105,6 +111,8 @@ class InferenceHandler:
         self.cancellations = Cancellations(clock)
         """To be fed from `job_control`."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
+        self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
+        self._turns = asyncio.Semaphore(settings.enrich_ahead)
         self._preparing = 0
         self._enriching = 0
         self._traced = collecting()
@@ -112,13 +120,15 @@ class InferenceHandler:
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
     def room(self) -> int:
-        """Keep the engine's waiting queue filled, and enrichment a bounded number of jobs ahead of it.
+        """Keep the engine's waiting queue filled, and as many jobs in enrichment as come out when it has use for them.
 
-        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more.
+        A fast engine is given as much as it lately answered in `AHEAD_SECONDS`, where that is more. While nothing waits
+        in it, jobs in enrichment count for nothing: one that is ready shall not wait for those that wait for the web.
         """
-        recent = self._rate.in_a_period()
-        ahead = max(self._settings.waiting_target, recent) - self._engine.load().waiting - self._preparing
-        return max(0, min(ahead, max(self._settings.enrich_ahead, recent) - self._enriching))
+        waiting = self._engine.load().waiting
+        wanted = max(self._settings.waiting_target, self._rate.in_a_period()) - waiting - self._preparing
+        lead = self._lead.jobs() - self._enriching
+        return max(0, wanted + (lead if waiting else max(0, lead)))
 
     def due_ms(self, record: Record) -> int | None:
         """Every job is due at once."""
@@ -182,6 +192,8 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
         except NothingFound as nothing:
+            if self._unwanted(received):  # it waited for the web until its time was up
+                return self._settled(record, received, self._cut_off(received, None))
             return self._settled(record, received, self._failed(received, "no_sources", str(nothing)))
         finally:
             if preparing:
@@ -201,6 +213,8 @@ class InferenceHandler:
         """The job in a record. Raises InvalidJob, also for a callback that may not be called."""
         origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        if record.unreadable is not None:
+            raise _invalid(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
             raise _invalid(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
         if received.job.callback_url is not None:
@@ -225,25 +239,53 @@ class InferenceHandler:
         job = received.job
         messages = tuple(job.messages) if job.messages is not None else None
         if job.sources is None:
-            return Asked(job.prompt, messages, None, 0.0)
+            return Asked(job.prompt, messages, None, 0.0, response_format=job.response_format)
         profile = self._profile(received, job.sources.profile)
         started = self._clock.monotonic()
         self._enriching += 1
         try:
-            question = job.prompt if job.prompt is not None else messages[-1].text if messages else ""
-            deadline = Deadline.after(self._clock, self._remaining(received))
+            question = last_user_text(job)
             sources = profile.applied(job.sources, question)
             room = room_for_sources(job, profile.instructions)
             with self._span("enrich", received):
-                evidence = await self._enricher.enrich(
-                    sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
-                )
+                evidence = await self._evidence(received, sources, question, room)
+            evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
             grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
-        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile)
+        form = job.response_format or profile.answer_format(len(evidence.sources))
+        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile, form)
+
+    async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
+        """Cut off when the job is cancelled: it may wait in line for a search. Raises NothingFound, then too."""
+        enriching = asyncio.ensure_future(self._enriched_in_turn(received, sources, question, room))
+        with self.cancellations.told(_key(received), enriching.cancel):
+            try:
+                return await enriching
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # it is the worker that ends, not the job
+                raise NothingFound(()) from None
+
+    async def _enriched_in_turn(
+        self, received: ReceivedJob, sources: Sources, question: str, room: int | None
+    ) -> Evidence:
+        """So many jobs at once, so that what is held in memory of pages is bounded. Raises NothingFound."""
+        try:
+            async with asyncio.timeout(max(0.0, self._remaining(received))):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NothingFound(()) from None
+        try:
+            deadline = Deadline.after(self._clock, max(0.0, self._remaining(received)))
+            return await self._enricher.enrich(
+                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+            )
+        finally:
+            self._turns.release()
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
         """Raises InvalidJob where no profile has that name."""
@@ -265,13 +307,14 @@ class InferenceHandler:
             raise HandlerCrashed from died
         took = self._clock.monotonic() - started
         self._rate.answered()
+        self._lead.answered(asked.enrich_ms / 1000)
         self._phases["infer"].observe(took)
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(took * 1000, 3)
         )
         if completion is None or completion.finish_reason == "abort":
             return self._settled(record, received, self._cut_off(received, completion))
-        return self._settled(record, received, self._succeeded(received, asked, completion, timings))
+        return self._settled(record, received, await self._succeeded(received, asked, completion, timings))
 
     async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
         """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
@@ -312,16 +355,17 @@ class InferenceHandler:
 
     # -- results -------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
-        """The answer, unless its profile wants it to stand on its sources and it does not."""
+    async def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
+        """The answer, unless it is not the JSON that was asked for, or does not stand on its sources as it should."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
         try:
-            answer = _answer(completion.text, asked)
-        except Unsupported as unsupported:
-            error = ResultError(code="unsupported", message=str(unsupported))
+            answer = await _answer(completion, asked, received.job.max_tokens)
+        except (NotJson, Unsupported) as wrong:
+            code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
+            error = ResultError(code=code, message=str(wrong))
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         return self._result(
             received,
@@ -404,20 +448,21 @@ class InferenceHandler:
     def _dead_letter(
         self, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
     ) -> Output:
-        """The record with its identity, which it got where it stands and would lose elsewhere. What it says stays."""
+        """The record with the identity that its result has: it got it where it stands, and would lose it elsewhere."""
         self._metrics.dead_letters.labels(reason).inc()
-        carried = [(name, value) for name, value in record.headers or () if name != names.WEBHOOK_ID]
-        said = {name for name, _ in carried}
+        carried = [(name, value) for name, value in record.headers or () if name not in _IDENTITY | _SAID]
         identity = _identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
-        carried += [(name, value) for name, value in identity if name not in said]
-        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried)
+        said = _not_believed(record, whose.tenant, whose.job_id)
+        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried + identity + said)
 
 
 def _key(received: ReceivedJob) -> JobKey:
     return received.tenant, received.job_id
 
 
-_STAMPS = {names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT, names.DEADLINE}
+_IDENTITY = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT})
+_SAID = frozenset({names.SAID_TENANT, names.SAID_JOB_ID})
+_STAMPS = _IDENTITY | {names.DEADLINE}
 _NO_TENANT = DEFAULT_TENANT.encode()
 _BULK = ".batch"
 
@@ -430,8 +475,8 @@ def _moved(record: Record, received: ReceivedJob, lane: str, why: tuple[str, byt
     return Output(lane, record.value, record.key, carried + stamps, record.partition)
 
 
-def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> Headers:
-    headers = [
+def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> list[Header]:
+    headers: list[Header] = [
         (names.TENANT, tenant.encode()),
         (names.JOB_ID, job_id.encode()),
         (names.WEBHOOK_ID, webhook_id.encode()),
@@ -441,16 +486,26 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     return headers
 
 
-def _answer(text: str, asked: Asked) -> Answer:
-    """Raises Unsupported."""
+def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
+    """What the record says of tenant and job id where it does not count as that; bytes of any kind."""
+    stated = dict(record.headers or ())
+    pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
+    return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
+
+
+async def _answer(completion: Completion, asked: Asked, max_tokens: int) -> Answer:
+    """A long one is read on a thread: the stage's loop has others to serve. Raises NotJson and Unsupported."""
+    is_json = asked.response_format is not None and asked.response_format.type != "text"
+    if is_json:
+        require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
-        return Answer(text, (), ())
-    return answered(text, asked.evidence, asked.profile)
+        return Answer(completion.text, (), ())
+    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=is_json)
+    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
     job = received.job
-    profiled = asked.profile.response_format if asked.profile is not None else None
     return GenerationRequest(
         request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
         prompt=asked.prompt,
@@ -461,7 +516,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         context_window=job.context_window,
         seed=job.seed,
         priority=received.priority,
-        response_format=job.response_format or profiled,
+        response_format=asked.response_format,
         adapter=job.adapter,
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from schemas.settings import FleetSettings
+from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
+from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.compacted import CompactedTopic
+from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.jwks import JWKS_PATH, jwks_page
 from workers.delivery.keyring import Keyring
@@ -28,11 +29,14 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
 from workers.process import (
+    LoopBeat,
     ProcessError,
+    SideTask,
     alive,
     readiness_of,
     replica_of,
     run_stages,
+    stop_signal,
     topic_ids,
     topic_names,
     unless_stopped,
@@ -43,14 +47,15 @@ from workers.stage.build import group_stage
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.window import Limits
 
-INFERENCE_GROUP = "inference"
-DELIVERY_GROUP = "delivery"
-
 log = get_logger()
 
 
 class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
     """Delivery has nothing to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
+
+
+class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
+    """Metrics and health cannot be served where they are to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +76,46 @@ class Process:
         self.metrics = Metrics()
         self.replica = replica_of(fleet)
         self.stages: list[Stage] = []
+        self.beside: list[SideTask] = []
         self.pages: dict[str, Callable[[], Page]] = {}
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
         """Not ready before its stages run."""
-        return readiness_of(self.stages) if self.stages else Readiness((self._starting,))
+        return readiness_of(self.stages, self.beside) if self.stages else Readiness((self._starting,))
 
     def alive(self) -> bool:
         """A process that still loads its engine is alive."""
-        return alive(self.stages)
+        return alive(self.stages, self.beside)
+
+    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack) -> None:
+        """Have `apply` told what a compacted topic says: all of it before this returns. Raises ProcessError."""
+        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock)
+        stack.push_async_callback(followed.close)
+        await followed.start()
+        self.beside.append(followed)
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
         """Serve health and metrics meanwhile; `announce` is told the port."""
-        server = HealthServer(
-            self.metrics, self.readiness, listen.host, listen.metrics_port, alive=self.alive, pages=self.pages
-        )
+        server = self._health_server(listen)
         server.start()
         announce(server.port)
         try:
             yield
         finally:
             server.stop()
+
+    def _health_server(self, listen: Listen) -> HealthServer:
+        """Raises CannotListen."""
+        host, port = listen.host, listen.metrics_port
+        try:
+            return HealthServer(self.metrics, self.readiness, host, port, alive=self.alive, pages=self.pages)
+        except OSError as error:
+            raise CannotListen(
+                f"metrics and health cannot be served on port {port} of {host} ({error.strerror}); "
+                "choose another --metrics-port, 0 being any free one, or another --host"
+            ) from None
 
 
 async def run_worker(
@@ -105,43 +127,61 @@ async def run_worker(
     *,
     with_delivery: bool = False,
 ) -> None:
-    """Load the engine, join the group, answer jobs until SIGTERM. Raises ProcessError and what ended a stage.
+    """Load the engine, join the group, answer jobs until SIGTERM.
 
-    What the settings and the broker can be asked is asked before the engine loads, which may take minutes.
+    What the settings and the broker can be asked is asked before the engine loads, which may take minutes. Raises
+    ProcessError, SettingsRefused, what the engine raises when it starts, and what ended a stage.
     """
-    process = Process(fleet)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(process.observed(listen, announce))
-        engine = create(engine_kind, EngineSettings(), process.metrics, process.clock, model=model)
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, engine_kind, model, stack)]
         if with_delivery:
             stages.append(await _delivery_stage(process, stack))
-        if await unless_stopped(engine.start()):
-            await _serve(process, stages)
+        await engine.start()
+        return stages
+
+    await _run(fleet, listen, announce, prepare)
 
 
 async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
-    """Deliver callbacks until SIGTERM. Raises ProcessError and what ended the stage."""
+    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused and what ended the stage."""
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        return [await _delivery_stage(process, stack)]
+
+    await _run(fleet, listen, announce, prepare)
+
+
+Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]]
+"""Makes the stages of a process; what they need ends with the stack."""
+
+
+async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
+    """Prepare, serve, and end everything, in this order; a signal ends whichever it meets."""
     process = Process(fleet)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(process.observed(listen, announce))
-        await _serve(process, [await _delivery_stage(process, stack)])
-
-
-async def _serve(process: Process, stages: list[Stage]) -> None:
-    process.stages = stages
-    log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
-    await run_stages(stages)
+    with stop_signal() as stop:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(process.observed(listen, announce))
+            stages = await unless_stopped(prepare(process, stack), stop)
+            if stages is not None:
+                process.stages = stages
+                process.beside.append(LoopBeat(process.clock))
+                log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
+                await run_stages(stages, stop, process.beside)
     log.info("Stopped.", action="stopped", replica=process.replica)
 
 
 async def inference_stage(
     process: Process, engine: Engine, kind: EngineKind, model: str | None, stack: AsyncExitStack
 ) -> Stage:
-    """The stage that answers jobs with this engine. What it needs ends with `stack`. Raises ProcessError."""
-    settings, kafka = WorkerSettings(), process.fleet.kafka
-    egress = EgressSettings()
+    """The stage that answers jobs with this engine. What it needs ends with `stack`.
+
+    Raises ProcessError and SettingsRefused.
+    """
+    settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
+    egress = read_settings(EgressSettings)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
     others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
@@ -157,9 +197,8 @@ async def inference_stage(
         process.clock,
         process.metrics,
     )
-    control = CompactedTopic(kafka, kafka.topics.control, handler.cancellations.apply, process.clock)
-    stack.push_async_callback(control.close)
-    await control.start()  # before the first dispatch, so that nothing is begun that was cancelled
+    # Before the first dispatch, so that nothing is begun that was cancelled.
+    await process.follow(kafka.topics.control, handler.cancellations.apply, stack)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
@@ -173,10 +212,10 @@ def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
-    """Raises ProfileRefused, SearchMisconfigured and TemplateRefused."""
-    settings = EnrichmentSettings()
-    web = Web(settings.user_agent, process.clock)
-    found = providers(SearchSettings(), web)
+    """Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
+    settings = read_settings(EnrichmentSettings)
+    web = Web(settings.named, process.clock, settings.email)
+    found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
     enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
     await web.start()
@@ -187,7 +226,8 @@ async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> En
 
 
 async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
-    settings, kafka = DeliverySettings(), process.fleet.kafka
+    settings, kafka = read_settings(DeliverySettings), process.fleet.kafka
+    policy = read_settings(EgressSettings).callback_policy(development=process.development)
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
@@ -195,7 +235,6 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
     await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
-    policy = EgressSettings().callback_policy(development=process.development)
     handler = DeliveryHandler(
         kafka.topics,
         keyring,
@@ -206,8 +245,6 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         former_tiers=former_tiers,
     )
     stack.push_async_callback(handler.close)
-    endpoints = CompactedTopic(kafka, kafka.topics.endpoints, handler.states.apply, process.clock)
-    stack.push_async_callback(endpoints.close)
-    await endpoints.start()
+    await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)

@@ -18,7 +18,6 @@ import typer
 from console.demo.children import Children
 from console.demo.verdict import Asked, EngineName, Tally
 from console.settings import fleet_settings
-from console.topics import GROUPS
 from devkit.broker import Broker
 from devkit.model import GEMMA_NOTE, has_small_model, small_model
 from devkit.receiver import Keys, Received, Receiver
@@ -27,6 +26,7 @@ from producers.client import Client
 from producers.connection import admin_client
 from producers.results import ResultsReader
 from producers.topics import configure_groups, create_topics
+from schemas.groups import GROUPS
 from schemas.job import DEFAULT_TENANT, Job, Sources
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock

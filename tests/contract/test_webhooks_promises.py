@@ -18,10 +18,11 @@ from schemas.topics import TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
 from workers.delivery.jwks import MAX_AGE_SECONDS
 from workers.delivery.keyring import OVERLAP_SECONDS
-from workers.delivery.post import MAX_RETRY_AFTER_SECONDS, Poster
+from workers.delivery.post import Poster
 from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
 from workers.delivery.settings import DeliverySettings
 from workers.egress import DEFAULT_PORTS, EgressPolicy, EgressRefused, check_url
+from workers.retry_after import MAX_RETRY_AFTER_SECONDS
 
 CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}

@@ -19,7 +19,7 @@ from schemas.settings import KafkaSettings
 from telemetry import logs
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.process import run_stages
+from workers.process import run_stages, stop_signal
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 from workers.stage.stage import StageSettings
@@ -91,7 +91,8 @@ async def main() -> None:
         SystemClock(),
         Metrics(),
     )
-    await run_stages([stage])
+    with stop_signal() as stop:
+        await run_stages([stage], stop)
 
 
 if __name__ == "__main__":

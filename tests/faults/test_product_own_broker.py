@@ -77,3 +77,14 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
     assert set(unprefixed.outcomes().values()) == {"succeeded"}
     assert len(unprefixed.outcomes()) == 41
     assert worker.terminate() == delivery.terminate() == 0
+
+
+def test_what_kafkas_own_client_has_to_say_stands_among_the_lines_of_json(
+    unprefixed: Product, own_broker: Broker
+) -> None:
+    worker = unprefixed.worker("w1", "--engine", "echo", "--with-delivery")
+    eventually(lambda: worker.ready()[0], 60, "the worker does not become ready")
+    own_broker.kill()
+    eventually(lambda: '"log.logger":"librdkafka' in worker.said().replace(" ", ""), 60, worker.said)
+    lines = [line for line in worker.said().splitlines() if not line.startswith("postback: ")]
+    assert {json.loads(line)["service.name"] for line in lines} == {"worker"}

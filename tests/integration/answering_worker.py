@@ -1,9 +1,9 @@
-"""A worker's handler with the echo engine and a real enricher, job by job, without Kafka."""
+"""A worker's handler with a real engine, echo by default, and a real enricher, job by job, without Kafka."""
 
 from __future__ import annotations
 
 import json
-from typing import Self
+from typing import Any, Self
 
 from raw_server import CLOCK, LOOPBACK
 
@@ -12,6 +12,7 @@ from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
+from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
 from workers.enrichment import Enricher, EnrichmentSettings
@@ -27,13 +28,18 @@ PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
 
 
 class AnsweringWorker:
-    """An asynchronous context manager."""
+    """An asynchronous context manager. An engine that is given is somebody else's to start and to close."""
 
-    def __init__(self, cache: CacheSettings | None = None, enrichment: EnrichmentSettings = PATIENT) -> None:
+    def __init__(
+        self,
+        cache: CacheSettings | None = None,
+        engine: Engine | None = None,
+        enrichment: EnrichmentSettings = PATIENT,
+    ) -> None:
         self.metrics = Metrics()
         self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
         self._handler = InferenceHandler(
-            EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "default"}, None, {}),
+            engine or EchoEngine(EchoSettings(), self.metrics), self._enricher, Registry({"echo", "vllm", "default"}, None, {}),
             EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
         )  # fmt: skip
         self._offset = 0
@@ -45,14 +51,14 @@ class AnsweringWorker:
     async def __aexit__(self, *error: object) -> None:
         await self._enricher.close()
 
-    async def answer(self, question: str, *urls: str) -> Result:
-        """The one result of a job with these sources."""
+    async def answer(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Result:
+        """The one result of a job with these sources; `fields` are the job's others."""
         self._offset += 1
-        job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls)}}
+        job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls), "profile": profile}, **fields}
         stamp = int(CLOCK.time() * 1000)
         record = Record(TOPICS.requests(), 0, self._offset, json.dumps(job).encode(), b"key", [], stamp)
-        (output,) = await self._handler.handle(record)
-        return read_result(output.value)
+        outputs = await self._handler.handle(record)
+        return read_result(outputs[0].value)
 
     def cache_lookups(self, level: str, result: str) -> float:
         labels = {"level": level, "result": result}

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on a real socket: the echo engine behind OpenAI's protocol."""
+"""An OpenAI-compatible server on a real socket: the echo engine behind OpenAI's protocol, or one answer for all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 from aiohttp import web
 
 from schemas.job import Message
+from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest
+from workers.engines.base import Completion, Engine, GenerationRequest
 from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.settings import EchoSettings, OpenAISettings
 
 MODEL = "echo-1"
 
@@ -31,6 +33,22 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
         yield f"http://{host}:{port}/v1"
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
+    """An engine whose server gives this answer, and the requests that it got."""
+    asked: list[dict[str, Any]] = []
+
+    async def chat(request: web.Request) -> web.Response:
+        asked.append(await request.json())
+        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    async with serving(app) as url:
+        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), SystemClock()), asked
 
 
 def echo_app() -> web.Application:

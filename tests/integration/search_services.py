@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,9 +54,7 @@ class Service:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request)
-        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        headers = {"Content-Type": reply.media_type, **reply.headers}
-        return web.Response(body=reply.body, status=reply.status, headers=headers)
+        return _sent(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
 
     @property
     def queries(self) -> list[dict[str, str]]:
@@ -65,16 +66,26 @@ class Service:
 async def answering(*replies: Reply) -> AsyncIterator[Service]:
     """A service on a free port."""
     service = Service(list(replies))
+    async with _served(service.answer) as service.url:
+        yield service
+
+
+@asynccontextmanager
+async def _served(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
     app = web.Application()
-    app.router.add_get("/{path:.*}", service.answer)
+    app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    service.url = "http://{}:{}".format(*runner.addresses[0][:2])
     try:
-        yield service
+        yield "http://{}:{}".format(*runner.addresses[0][:2])
     finally:
         await runner.cleanup()
+
+
+def _sent(reply: Reply) -> web.Response:
+    headers = {"Content-Type": reply.media_type, **reply.headers}
+    return web.Response(body=reply.body, status=reply.status, headers=headers)
 
 
 @asynccontextmanager
@@ -122,6 +133,52 @@ def efetch(*articles: str) -> Reply:
 <!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2025//EN" "https://dtd.nlm.nih.gov/x.dtd">
 <PubmedArticleSet>{"".join(articles)}</PubmedArticleSet>"""
     return Reply(document.encode(), "text/xml; charset=UTF-8")
+
+
+class PacedPubmed:
+    """E-utilities that know many articles and enforce their pace, as NCBI does: 429 to whoever asks more often.
+
+    The article of question n is n; a question whose number is odd has none by all of its words.
+    """
+
+    def __init__(self, per_second: int, answer_seconds: float = 0.0) -> None:
+        self.url = ""
+        self.answered: list[str] = []
+        self.refused = 0
+        self._per_second = per_second
+        self._answer_seconds = answer_seconds
+        self._came: deque[float] = deque()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        now = CLOCK.monotonic()
+        while self._came and self._came[0] <= now - 1.0:
+            self._came.popleft()
+        self._came.append(now)
+        if len(self._came) > self._per_second:
+            self.refused += 1
+            return _sent(
+                in_json({"error": "API rate limit exceeded", "count": "4", "limit": "3"}, 429, Retry_After="2")
+            )
+        self.answered.append(request.path)
+        await asyncio.sleep(self._answer_seconds)
+        if request.path == "/esearch.fcgi":
+            return _sent(esearch(*self._ids(request.query["term"])))
+        text = "<AbstractText>Aspirin lowered the risk of stroke number {0} by {0} percent.</AbstractText>"
+        ids = request.query["id"].split(",")
+        return _sent(efetch(*(pubmed_article(one, f"Stroke {one}", text.format(one)) for one in ids)))
+
+    @staticmethod
+    def _ids(term: str) -> list[str]:
+        number = next(word for word in re.findall(r"\d+", term))
+        return [number] if int(number) % 2 == 0 or " OR " in term else []
+
+
+@asynccontextmanager
+async def pubmed_at_its_pace(per_second: int, answer_seconds: float = 0.0) -> AsyncIterator[PacedPubmed]:
+    """The E-utilities on a free port."""
+    service = PacedPubmed(per_second, answer_seconds)
+    async with _served(service.answer) as service.url:
+        yield service
 
 
 # -- arXiv: Atom --------------------------------------------------------------------

@@ -71,6 +71,24 @@ def test_pages_are_read_cold_and_from_the_cache(clean_processes: None) -> None:
     assert [row[0] for row in rows_of(done.stdout)] == ["cold", "from memory"]
 
 
+def test_pages_are_ranked_with_and_without_a_model(clean_processes: None) -> None:
+    command = [sys.executable, "-m", "bench.pages", "--rounds", "1", "--rerank"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    named = [line.strip("|").split("|")[0].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [name for name in named if name.endswith(", reranked")] == [
+        "cold, reranked",
+        "from memory, reranked",
+        "choosing, reranked",
+    ]
+
+
+def test_an_engine_is_measured_while_jobs_wait_for_slow_pages(broker: Broker, clean_processes: None) -> None:
+    sizes = ("--jobs", "40", "--sequential-jobs", "12", "--seconds", "0.05", "--page-seconds", "0.1", "0.2")
+    rows = rows_of(bench("overlap", broker.bootstrap_servers, *sizes))
+    assert [row[1] for row in rows] == ["40", "40", "12"]
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:

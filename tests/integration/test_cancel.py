@@ -12,18 +12,21 @@ pytestmark = pytest.mark.broker
 def test_a_job_is_cancelled_while_it_waits_and_while_it_runs_and_its_callback_says_so(product: Product) -> None:
     product.callbacks.up()
     env, url = environment_of(product.kafka), product.callbacks.url
-    jobs = {"waiting": "never", "running": "[[sleep 600]]", "done": "quick"}
+    jobs = {"waiting": "never", "running": "[[sleep 600]]", "done": "quick", "wanted": "after all"}
     product.submit({"job_id": name, "prompt": prompt, "callback_url": url} for name, prompt in jobs.items())
     assert postback("cancel", "waiting", "running", "--tenant", "somebody-else", env=env).returncode == 0
     cancelled = postback("cancel", "waiting", env=env)
     assert cancelled.stderr == "postback: 1 jobs are to be cancelled, unless they have a result already\n"
+    assert postback("cancel", "wanted", env=env).returncode == 0
+    taken_back = postback("cancel", "--undo", "wanted", env=env)
+    assert taken_back.stderr == "postback: 1 cancellations are taken back; jobs of these ids are answered again\n"
     worker = product.worker("w1", "--engine", "echo", "--with-delivery")
-    product.wait_for_results(2, 60)
+    product.wait_for_results(3, 60)
     eventually(lambda: worker.metrics()["postback_in_flight"] == 1, 30, "the job does not run")
     assert postback("cancel", "running", "done", env=env).returncode == 0
-    product.wait_for_callbacks(3, 60)
+    product.wait_for_callbacks(4, 60)
 
-    outcomes = {"waiting": "cancelled", "running": "cancelled", "done": "succeeded"}
+    outcomes = {"waiting": "cancelled", "running": "cancelled", "done": "succeeded", "wanted": "succeeded"}
     assert product.outcomes() == outcomes
     events = product.callbacks.events
     assert {job: {one.event["type"] for one in repeats} for job, repeats in events.items()} == {

@@ -11,7 +11,7 @@ from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from producers.endpoints import put_endpoint
+from producers.endpoints import put_endpoints
 from producers.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, State
@@ -57,6 +57,8 @@ def put_letters(fleet: KafkaSettings) -> None:
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int, dict[str, str]]]:
     """Key, value, partition and headers of what stands in a topic."""
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
     found = committed_records(fleet.client_config(), topic)
     return [
         (
@@ -130,7 +132,9 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     left = postback_here("dead-letters", "list", env=env)
     assert [line.split("  ")[0] for line in left.stdout.splitlines()] == ["0:2"]
     assert left.stderr == "postback: 1 dead letters\n"
-    shown = json.loads(postback_here("dead-letters", "show", "msg_1", env=env).stdout)
+    found = postback_here("dead-letters", "show", "msg_1", "--json", env=env)
+    assert found.stdout == postback_here("dead-letters", "show", "msg_1", env=env).stdout
+    shown = json.loads(found.stdout)
     assert [(one["id"], one["value"], one["redriven_at"] is None) for one in shown] == [
         ("0:0", {"job_id": "job_1"}, False)
     ]
@@ -158,7 +162,7 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
     put_letters(fleet)
     callbacks = LetterFilter(tenant="acme")
     for state, count in ((State.DISABLED, 0), (State.ENABLED, 1)):
-        put_endpoint(fleet, EndpointRecord(tenant="acme", url=HOOK, state=state, at=1))
+        put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=state, at=1)])
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, CLOCK)
             assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count

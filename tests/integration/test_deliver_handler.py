@@ -135,16 +135,22 @@ async def make(keyring: Keyring, clock: SetClock, metrics: Metrics) -> AsyncIter
         await handler.close()
 
 
-def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | None) -> Record:
-    headers = {
-        "tenant": b"acme",
-        "webhook-id": b"msg_1",
-        "job-id": b"job_1",
-        "callback-url": url.encode() if url is not None else None,
-        "traceparent": TRACEPARENT.encode(),
-        "x-own": b"kept",
-        **{name.replace("_", "-"): header for name, header in changed.items()},
+def carried_to(url: str) -> dict[str, str]:
+    """The headers of a result that is to be called back there, all of which go with it wherever it waits."""
+    return {
+        "tenant": "acme",
+        "webhook-id": "msg_1",
+        "job-id": "job_1",
+        "callback-url": url,
+        "traceparent": TRACEPARENT,
+        "x-own": "kept",
     }
+
+
+def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | None) -> Record:
+    headers: dict[str, bytes | None] = {name: value.encode() for name, value in carried_to(url or "").items()}
+    headers |= {"callback-url": None} if url is None else {}
+    headers |= {name.replace("_", "-"): header for name, header in changed.items()}
     present = [(name, header) for name, header in headers.items() if header is not None]
     return Record(TOPICS.results, 3, 17, value, b"job_1", present, NOW_MS)
 
@@ -230,12 +236,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
     not_before = int(headers_of(waiting)["not-before"])
     assert NOW_MS + 5_000 <= not_before <= NOW_MS + 5_500
     assert headers_of(waiting) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "attempt": "1",
         "not-before": str(not_before),
     }
@@ -282,12 +283,7 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     assert sum(TIER_DELAYS_SECONDS) * 1000 <= clock.ms - NOW_MS <= sum(TIER_DELAYS_SECONDS) * 1100 + 60_000
     assert 0 < hops < 100
     assert headers_of(left) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "reason": "callback_exhausted",
         "reason-detail": "the last attempt: server_error (status 503)",
         "attempts": "10",
@@ -387,10 +383,10 @@ async def test_what_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
     assert (said["reason"], said["reason-detail"], said["attempts"]) == ("worker_killed", "it died three times", "3")
 
 
-ONE_AT_A_TIME = DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=0)
+ONE_AT_A_TIME = DeliverySettings(destination_concurrency=1, destination_queue_records=0)
 
 
-async def test_a_callback_beyond_its_endpoints_share_is_deferred_at_once(
+async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:
     handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
@@ -407,7 +403,7 @@ async def test_a_callback_beyond_its_endpoints_share_is_deferred_at_once(
     assert topics_of(await first) == [TOPICS.attempts]
 
 
-async def test_a_full_endpoint_holds_up_neither_other_origins_nor_other_tenants(
+async def test_a_full_destination_holds_up_neither_other_origins_nor_other_tenants(
     make: Maker, consumer: Consumer
 ) -> None:
     handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
@@ -422,17 +418,19 @@ async def test_a_full_endpoint_holds_up_neither_other_origins_nor_other_tenants(
     await asyncio.gather(*hung)
 
 
-async def test_records_of_a_full_endpoint_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+async def test_records_of_a_full_destination_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
     records = [result_record(consumer.url, webhook_id=f"msg_{number}".encode()) for number in range(6)]
     outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
     assert [topics_of(outputs) for outputs in outcomes] == [[TOPICS.attempts]] * 6
     assert [headers["webhook-id"] for headers, _ in consumer.requests] == [f"msg_{number}" for number in range(6)]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
-async def test_a_record_that_waited_too_long_for_its_endpoint_is_deferred(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=0.05))
+async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(make: Maker, consumer: Consumer) -> None:
+    handler = make(
+        DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=0.05)
+    )
     consumer.gate = asyncio.Event()
     first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
     await consumer.arrived.wait()
@@ -441,11 +439,11 @@ async def test_a_record_that_waited_too_long_for_its_endpoint_is_deferred(make: 
     await first
     # The place that it gave up waiting for is not lost.
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
-async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
-    handler = make(DeliverySettings(endpoint_concurrency=1, endpoint_queue_records=5, endpoint_wait_seconds=4))
+async def test_places_at_a_destination_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
@@ -456,7 +454,7 @@ async def test_places_at_an_endpoint_survive_cancelled_records(make: Maker, cons
     consumer.gate.set()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
-    assert len(handler._endpoints) == 0
+    assert len(handler._destinations) == 0
 
 
 async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(
@@ -496,12 +494,7 @@ async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
     [letter] = await handler.handle(waiting)
     assert (letter.topic, letter.value, letter.key) == (TOPICS.dead_letters, RESULT, b"job_1")
     assert headers_of(letter) == {
-        "tenant": "acme",
-        "webhook-id": "msg_1",
-        "job-id": "job_1",
-        "callback-url": consumer.url,
-        "traceparent": TRACEPARENT,
-        "x-own": "kept",
+        **carried_to(consumer.url),
         "reason": "endpoint_disabled",
         "reason-detail": "callback_url: the endpoint is disabled",
         "attempts": "3",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 from product import Product, eventually
 
 from devkit.receiver import Behaviour
@@ -110,10 +110,25 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     assert "\x1b" not in lines.stdout  # a terminal does not do what a URL says
 
 
+def test_several_are_disabled_and_enabled_at_once_and_none_where_one_of_them_is_not_disabled(
+    fleet: KafkaSettings,
+) -> None:
+    urls, env = [HOOK, f"{HOOK}2"], environment_of(fleet)
+
+    def states() -> list[str]:
+        return [one["state"] for one in listed(fleet)]
+
+    assert postback_here("endpoints", "disable", *urls, env=env).stdout.count("disabled  operator") == 2
+    assert postback_here("endpoints", "enable", *urls, f"{HOOK}3", env=env).returncode == 1
+    assert states() == ["disabled", "disabled"]
+    assert postback_here("endpoints", "enable", *urls, env=env).returncode == 0
+    assert states() == ["enabled", "enabled"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("enable", HOOK), 1, "this endpoint is not disabled"),
+        (("enable", HOOK), 1, f"not disabled, as `postback endpoints list` shows: {HOOK}"),
         (("disable", "hooks.example"), 2, "URL: a whole http or https URL"),
         (("disable", "https://user:pass@hooks.example/"), 2, "URL: a whole http or https URL"),
         (("disable", HOOK, "--tenant", "a b"), 2, "--tenant"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 from collections import Counter
@@ -19,6 +20,7 @@ from aiohttp.test_utils import TestServer
 from confluent_kafka import Producer
 
 from devkit.committed import committed_records
+from producers.endpoints import known_endpoints
 from producers.topics import create_topics
 from schemas.codec import write_result
 from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, write_endpoint
@@ -114,11 +116,11 @@ class Fleet:
             await followed.close()
 
     def put(self, url: str, names: Iterable[str], tenant: str = "acme") -> None:
-        """A settled result for each of these."""
+        """A settled result for each of these; `{}` in the URL is its name."""
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
         value = write_result(Result(job_id="job", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
         for name in names:
-            headers = {"tenant": tenant, "webhook-id": name, "job-id": name, "callback-url": url}
+            headers = {"tenant": tenant, "webhook-id": name, "job-id": name, "callback-url": url.format(name)}
             producer.produce(self.kafka.topics.results, value, name, headers=list(headers.items()))
             producer.poll(0)
         assert producer.flush(60) == 0
@@ -187,7 +189,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
         await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
 
         # All that while the hung one has answered nothing: it has its places, and the rest is out of the way.
-        assert hung.most_running <= DeliverySettings().endpoint_concurrency
+        assert hung.most_running <= DeliverySettings().destination_concurrency
         assert fleet.counted("postback_deferred_total") >= 10_000
         hung.gate.set()
     assert sorted(site.got) == sorted(healthy)
@@ -207,7 +209,7 @@ async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         names = [f"dead-{number}" for number in range(300)]
-        async with fleet.delivery(endpoint_concurrency=8, breaker_failures=10, **QUICK):
+        async with fleet.delivery(destination_concurrency=8, breaker_failures=10, **QUICK):
             fleet.put(f"http://127.0.0.1:{port}/hook", names)
             fleet.put(f"{site.origin}/hook", ["ok"])
             # Three openings: two probes at least have failed.
@@ -260,8 +262,10 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
     fleet, site.status = fleet_with(), 503
     async with fleet.delivery(disable_after_seconds=0.5, **QUICK):
         async with asyncio.timeout(60):
-            while fleet.counted("postback_disabled_endpoints") == 0:
-                fleet.put(f"{site.origin}/down", ["down"])
+            for number in itertools.count():
+                if fleet.counted("postback_disabled_endpoints"):
+                    break
+                fleet.put(f"{site.origin}/down", [f"down-{number}"])
                 await asyncio.sleep(0.1)
         asked = len(site.got)
         fleet.put(f"{site.origin}/down", ["late"])
@@ -274,6 +278,49 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
     assert disabled.at - failing.at >= 500
     assert "late" not in site.got
     assert len(site.got) <= asked + 1  # the one that was on its way
+
+
+async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant_may_have(
+    fleet_with: Callable[..., Fleet], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.delivery.endpoint_states.MOST_DISABLED", 20)
+    fleet = fleet_with()
+    numbers = itertools.count()
+
+    def put(jobs: int) -> None:
+        fleet.put(f"{site.origin}/{{}}", [f"job-{number}" for number in itertools.islice(numbers, jobs)])
+
+    def counted(reason: str) -> float:
+        return fleet.counted("postback_dead_letters_total", reason=reason)
+
+    idle = EndpointRecord(tenant="acme", url=f"{site.origin}/idle", state=State.FAILING, at=1)
+    operator = EndpointRecord(
+        tenant="acme", url=f"{site.origin}/stop", state=State.DISABLED, at=1, reason=DisabledBecause.OPERATOR
+    )
+    fleet.put_state(idle)
+    fleet.put_state(operator)
+    # A breaker that is hardly ever open: here all that is sent is to be answered.
+    async with fleet.delivery(disable_after_seconds=0.5, breaker_open_seconds=0.01, breaker_longest_seconds=0.01):
+        site.status = 503  # each fails three times, for longer than it takes to be disabled
+        put(40)
+        await until(lambda: counted("callback_exhausted") == 40, lambda: "not all are given up")
+        site.status = 410
+        put(60)
+        await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
+        await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
+    # A process that starts anew has learnt nothing else, and goes on writing nothing.
+    async with fleet.delivery():
+        put(10)
+        await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")
+        fleet.put(operator.url, ["kept"])
+        await until(lambda: counted("endpoint_disabled") == 1, lambda: "an operator's word is lost")
+    assert fleet.counted("postback_endpoints_disabled_total", reason="gone") == 19
+    known = await asyncio.to_thread(known_endpoints, fleet.kafka)
+    assert Counter(record.reason for record in known.values()) == {
+        DisabledBecause.GONE: 19,
+        DisabledBecause.OPERATOR: 1,
+    }
+    assert idle.key not in known  # what is tried no more is taken out by whatever else is attempted
 
 
 async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transaction_open_in_it(

@@ -144,6 +144,11 @@ def nonsense(data: bytes) -> Script:
 
 HEAD = f"HTTP/1.1 200 OK\r\n{HTML}\r\n"
 CHUNKED = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n"
+SLOW = (
+    "<style>" + "".join(f"[a{n}] div div div {{display:none}}" for n in range(2000)) + "</style>"
+    + "<div>" * 900 + "<i>x</i>" * 20_000
+).encode()  # fmt: skip
+"""A small page whose style sheet takes minutes to apply."""
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 99\r\n\r\n" + page()
 
 TOO_LARGE = "it is larger than 2000000 bytes"

@@ -7,9 +7,9 @@ import re
 import zlib
 
 import pytest
-from pdf_files import line, pdf, stream
 from raw_server import enriching, saying, speaking
 
+from devkit.pdf_files import line, pdf, stream
 from devkit.site import Site
 from schemas.job import Sources
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
+from kafka import KafkaProducer
 from product import PARTITIONS, Product
 
 pytestmark = pytest.mark.broker
@@ -28,7 +29,7 @@ class Case:
     detail: str
     """What the reason begins with: the field, and the reason as far as it is the same everywhere."""
     told: bool = True
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
     compression: str = "none"
 
 
@@ -71,6 +72,7 @@ CASES = [
     Case("1 MiB of noise", NOISE, "value: is larger", told=False),
     # A compressed batch may be larger than its topic's limit once it is open.
     Case("3 MB under compression", job(prompt="x" * 3_000_000), "value: is larger", told=False, compression="lz4"),
+    Case("not JSON, and a header without a value", b"nope", "value: is not JSON", told=False, headers=(("x", None),)),
     Case("headers of 900 KB", job(), "headers: ", headers=(("x-noise", NOISE[:900_000]),)),
     Case("compressed headers", job(), "headers: ", headers=(("x-zero", bytes(3_000_000)),), compression="lz4"),
 ]
@@ -147,3 +149,32 @@ def test_each_is_refused_with_a_reason_that_names_its_field_and_nothing_stops(pr
     assert metrics["postback_jobs_total{rejected}"] == metrics["postback_dead_letters_total{rejected}"] == len(CASES)
     assert worker.terminate() == 0
     assert all(fragment not in worker.said() for fragment in ("hello", "token=secret", "handler-raised"))
+
+
+class ForeignName(str):
+    """A header's name as clients in C or Go can write it: bytes, which need not be UTF-8."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"
+
+
+def test_headers_that_the_client_cannot_read_are_refused_and_do_not_end_the_worker(product: Product) -> None:
+    product.callbacks.up()
+    value = job().replace(URL.encode(), product.callbacks.url.encode())
+    producer = KafkaProducer(bootstrap_servers=product.kafka.bootstrap_servers)
+    for topic in (product.kafka.topics.requests(), product.kafka.topics.results):
+        producer.send(topic, value, headers=[(ForeignName("x"), b"")], partition=0).get(20)
+    producer.close()
+    product.submit([{"job_id": "valid", "prompt": "hello", "callback_url": product.callbacks.url}])
+    worker = product.worker("w1", "--engine", "echo", "--with-delivery")
+    product.wait_for_callbacks(2, 60)
+    product.wait_until_nothing_is_left()
+
+    details = sorted((letter["reason"], letter["reason-detail"]) for letter in product.dead_letters())
+    assert details == [
+        ("rejected", "headers: have a name that is not UTF-8"),
+        ("unusable_result", "its headers have a name that is not UTF-8"),
+    ]
+    types = {one.event["data"]["id"] == "valid": one.event["type"] for one in product.callbacks.received}
+    assert types == {True: "inference.succeeded", False: "inference.rejected"}
+    assert worker.terminate() == 0

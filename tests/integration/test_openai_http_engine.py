@@ -296,10 +296,9 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
 async def test_a_server_that_never_comes_up_is_unavailable() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        settings = OpenAISettings(
-            base_url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1", model="m1", start_timeout_seconds=0.2
-        )
-        with pytest.raises(EngineUnavailable, match="not reached"):
+        origin = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
+        with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await OpenAIEngine(settings, SystemClock()).start()
 
 

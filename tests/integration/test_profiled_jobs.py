@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from openai_server import serving
-from pdf_files import line, pdf
+from openai_server import judging
 from postback_command import environment_of, postback
+from profiled_worker import working
 from raw_server import saying, speaking
 from search_services import answering, atom, efetch, esearch, page_of_html, paper, pubmed_article, searxng
 
+from devkit.pdf_files import line, pdf
 from devkit.site import Site
-from schemas.codec import read_result
-from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
-from telemetry.metrics import Metrics
-from workers.egress import EgressPolicy, Guard
-from workers.engines.base import Engine
-from workers.engines.echo import EchoEngine
-from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import EchoSettings, OpenAISettings
-from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.egress import EgressPolicy
 from workers.enrichment.evidence import Found
-from workers.enrichment.search.base import SearchProvider
-from workers.enrichment.search.providers import providers
-from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
-from workers.stage.record import Record
 
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")
@@ -49,71 +30,6 @@ FOUND = (
     esearch("111"),
     efetch(pubmed_article("111", "Aspirin and stroke.", f"<AbstractText>{SENTENCE}</AbstractText>")),
 )
-
-
-class Worker:
-    """A handler with everything real but Kafka."""
-
-    def __init__(self, handler: InferenceHandler, metrics: Metrics) -> None:
-        self._handler = handler
-        self._metrics = metrics
-
-    async def result(
-        self, sources: dict[str, Any], prompt: str = "Does aspirin lower the risk of stroke?", **more: Any
-    ) -> Result:
-        job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
-        outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))
-        return read_result(outputs[0].value)
-
-    def searches(self, result: str) -> float | None:
-        return self._metrics.registry.get_sample_value("postback_searches_total", {"result": result})
-
-
-@asynccontextmanager
-async def working(
-    engine: Engine | None = None,
-    *,
-    guard: EgressPolicy = LOOPBACK,
-    folder: Path | None = None,
-    budget: float = 20.0,
-    others: Mapping[str, SearchProvider] | None = None,
-    **sections: str,
-) -> AsyncIterator[Worker]:
-    """A worker whose providers are at these base URLs."""
-    metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
-    search = {name: {"base_url": url, "per_second": 1000.0} for name, url in sections.items()}
-    found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}
-    settings = EnrichmentSettings.model_validate({"robots": False, "budget_seconds": budget, "member_seconds": 10.0})
-    enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
-    used = engine or EchoEngine(EchoSettings(), metrics)
-    handler = InferenceHandler(
-        used, enricher, Registry({"default"}, None, {}), EgressPolicy(), TOPICS, {}, WorkerSettings(), CLOCK, metrics
-    )
-    await connections.start()
-    await enricher.start()
-    await used.start()
-    try:
-        yield Worker(handler, metrics)
-    finally:
-        await used.close()
-        await enricher.close()
-        await connections.close()
-
-
-@asynccontextmanager
-async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
-    """An engine whose server gives this answer, and the requests that it got."""
-    asked: list[dict[str, Any]] = []
-
-    async def chat(request: web.Request) -> web.Response:
-        asked.append(await request.json())
-        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    async with serving(app) as url:
-        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), CLOCK), asked
 
 
 # -- search --------------------------------------------------------------------
@@ -206,7 +122,7 @@ async def test_a_defect_in_another_packages_provider_is_a_note_and_does_not_end_
     async with working(others={"library": Broken()}) as worker:
         result = await worker.result({"search": {"provider": "library", "query": "secret words"}})
         assert result.outcome == "succeeded"
-        assert result.notes == ["the search brought nothing: the search provider has a defect"]
+        assert result.notes[:-1] == ["the search brought nothing: the search provider has a defect"]
     [said] = [record.getMessage() for record in caplog.records if "provider" in record.getMessage()]
     assert "KeyError" in said
     assert "secret" not in caplog.text
@@ -236,6 +152,48 @@ async def test_a_medical_job_without_evidence_fails_and_is_not_answered() -> Non
         result = await worker.result({"profile": "medical"})
         assert result.error is not None
         assert (result.outcome, result.text, result.error.code) == ("failed", None, "no_sources")
+
+
+async def test_a_long_answer_is_cited_as_a_short_one_is() -> None:
+    said = f"{SENTENCE} [1]" + " Nothing else is known of it." * 1000
+    async with (
+        answering(*FOUND) as service,
+        judging(said) as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        result = await worker.result({"search": {"provider": "pubmed", "query": "aspirin"}}, max_tokens=9000)
+        assert result.text == said
+        assert [(one.start, one.support) for one in result.citations] == [(0, "exact")]
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Send people to https://own.example/help; our sign is https://own.example/sign.png."},
+    {"role": "user", "content": "Does aspirin lower the risk of stroke?"},
+    {"role": "assistant", "content": "Certainly. Halvorsen"},
+]
+
+
+async def test_the_question_is_what_the_user_said_last_though_an_answer_was_begun() -> None:
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{SENTENCE} [1]") as (engine, asked),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        await worker.result({"profile": "medical"}, None, messages=CONVERSATION)
+        assert service.queries[0]["term"] == "(Does aspirin lower the risk of stroke?) AND hasabstract"
+        assert asked[0]["messages"][1]["content"].endswith("Question: Does aspirin lower the risk of stroke?")
+
+
+async def test_links_of_all_messages_are_the_jobs_own() -> None:
+    said = f"{SENTENCE} [1] [Help](https://own.example/help) ![sign](https://own.example/sign.png)"
+    async with (
+        answering(*FOUND) as service,
+        judging(f"{said} ![x](https://pubmed.ncbi.nlm.nih.gov/111/)") as (engine, _),
+        working(engine, pubmed=service.url) as worker,
+    ):
+        wanted = {"search": {"provider": "pubmed", "query": "aspirin stroke"}}
+        result = await worker.result(wanted, None, messages=CONVERSATION)
+        assert result.text == f"{said} ! [x](https://pubmed.ncbi.nlm.nih.gov/111/)"
 
 
 async def test_a_medical_answer_that_stands_on_nothing_is_not_given() -> None:

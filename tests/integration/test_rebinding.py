@@ -85,7 +85,7 @@ async def test_a_refused_callback_is_given_up_and_nothing_was_connected() -> Non
         async with poster(open_port(internal), names) as sender:
             outcome = await post(sender, internal.url(NAME))
         assert isinstance(outcome, FailedDelivery)
-        assert (outcome.reason, outcome.permanent, internal.connections) == (FailureReason.REFUSED, True, [])
+        assert (outcome.reason, internal.connections) == (FailureReason.REFUSED, [])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from confluent_kafka import Message, Producer
 from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
-from producers.endpoints import put_endpoint
+from producers.endpoints import put_endpoints
 from producers.replay import Replay, Selection
 from producers.scan import Place, Scanner
 from schemas.codec import write_result
@@ -80,12 +80,17 @@ def kept(fleet: KafkaSettings) -> Iterator[Kept]:
     time.sleep(0.005)
     for one in LATE:
         settle(fleet, one, producer)
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([fleet.topics.results])
     yield Kept(fleet, between_ms)
 
 
 def waiting(fleet: KafkaSettings) -> dict[str, Message]:
     """What stands in the smallest tier, by job."""
-    found = committed_records(fleet.client_config(), next(iter(fleet.topics.tiers.values())))
+    tier = next(iter(fleet.topics.tiers.values()))
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([tier])  # a commit is answered before every reader can see it
+    found = committed_records(fleet.client_config(), tier)
     return {dict(message.headers())["job-id"].decode(): message for message in found}
 
 
@@ -118,13 +123,13 @@ def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
 
 def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_is_enabled(kept: Kept) -> None:
     acme = Selection(tenant="acme")
-    put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1))
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
     assert found(kept, acme) == {"elsewhere"}
     assert found(kept, Selection(tenant="globex")) == {"theirs"}
     done = postback_here("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
     assert "2 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in done.stderr
 
-    put_endpoint(kept.fleet, EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2))
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2)])
     assert found(kept, acme) == {"early", "late", "elsewhere"}
 
 

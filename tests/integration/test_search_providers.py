@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import HandClock
 from search_services import (
     ATOM_ERROR,
     CLOCK,
@@ -30,6 +31,7 @@ from search_services import (
     wikipedia,
 )
 
+from workers.enrichment import EnrichmentSettings
 from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.pace import Pace
@@ -277,6 +279,18 @@ async def test_pubmed_is_told_who_asks_and_a_question_that_finds_nothing_is_aske
         assert wide["term"] == "(Does OR aspirin OR help) AND hasabstract"
 
 
+async def test_services_are_told_whom_to_write_to() -> None:
+    asks = EnrichmentSettings(contact="ops@example.com")
+    async with answering(esearch()) as service:
+        web = Web(asks.named, CLOCK, asks.email)
+        await web.start()
+        found = providers(SearchSettings.model_validate({"pubmed": {"base_url": service.url}}), web, [])
+        assert await found["pubmed"].search("aspirin[ti]", 1) == []
+        await web.close()
+        assert service.queries[0]["email"] == "ops@example.com"
+        assert service.asked[0].headers["User-Agent"] == "Postback/0.1 (ops@example.com)"
+
+
 async def test_pubmed_queries_in_its_own_language_are_not_widened() -> None:
     async with answering(esearch()) as service, configured("pubmed", service.url) as provider:
         assert await provider.search("aspirin[ti] AND 2020[dp]", 3) == []
@@ -424,6 +438,31 @@ async def test_brave_tells_when_a_window_ends_in_its_own_headers() -> None:
     assert "asks to wait 1419704 s" in await failure("brave", brave_error(429, "RATE_LIMITED", **month))
     second = {"X_RateLimit_Remaining": "0, 900", "X_RateLimit_Reset": "1, 1419704"}
     assert len(await found("brave", brave_error(429, "RATE_LIMITED", **second), brave(LINK))) == 1
+
+
+async def test_brave_without_a_limit_for_the_month_is_not_left_alone_for_a_month() -> None:
+    """Such a plan's second window has no end that matters: 0 of 0 are left, which is no limit."""
+    plan = {"X_RateLimit_Limit": "50, 0", "X_RateLimit_Policy": "50;w=1, 0;w=2592000"}
+    second = brave_error(429, "RATE_LIMITED", **plan, X_RateLimit_Remaining="0, 0", X_RateLimit_Reset="1, 1419704")
+    assert len(await found("brave", second, brave(LINK))) == 1
+    neither = brave_error(429, "RATE_LIMITED", **plan, X_RateLimit_Remaining="7, 0", X_RateLimit_Reset="1, 1419704")
+    assert len(await found("brave", neither, brave(LINK))) == 1
+
+
+@pytest.mark.parametrize("odd", ["", "x, 0", "0", "-1, 0", "1, 1419704"])
+async def test_brave_whose_numbers_make_no_sense_is_left_alone_for_a_moment(odd: str) -> None:
+    reply = brave_error(429, "RATE_LIMITED", X_RateLimit_Limit=odd, X_RateLimit_Remaining=odd, X_RateLimit_Reset="1, z")
+    assert len(await found("brave", reply, brave(LINK))) == 1
+
+
+async def test_a_service_is_asked_again_after_an_hour_whatever_it_wished() -> None:
+    clock = HandClock()
+    pace = Pace(clock, 0.001)
+    pace.rest(30 * 24 * 3600)
+    with pytest.raises(Unreadable, match="3600 s without requests"):
+        await pace.turn()
+    clock.sleep(3600)
+    await pace.turn()
 
 
 # -- which providers there are --------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from threading import Thread
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from postback_command import environment_of
 from product import Product
 
 pytestmark = pytest.mark.broker
@@ -82,3 +86,20 @@ def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(p
     product.submit([{"prompt": "hello"}])
     product.wait_for_results(1, 60)
     assert worker.terminate() == 0
+
+
+ONE_SPAN = """
+from telemetry.traces import set_up, span
+flush = set_up("worker")
+with span("infer"):
+    pass
+flush()
+"""
+
+
+def test_a_collector_that_never_answers_does_not_hold_up_the_end_of_a_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        env = environment_of(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}", OTEL_EXPORTER_OTLP_TIMEOUT="600")
+        done = subprocess.run([sys.executable, "-c", ONE_SPAN], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 
 from producers.client import Client
 from producers.errors import TopicMissing
@@ -22,7 +22,7 @@ from schemas.codec import Origin, read_job, write_result
 from schemas.job import Job
 from schemas.result import Outcome, Result, ResultError
 from schemas.settings import KafkaSettings
-from telemetry.traces import context_of
+from telemetry.traces import parse_traceparent
 
 pytestmark = pytest.mark.broker
 
@@ -102,7 +102,7 @@ def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSetti
     received = [read_job(r.value, r.headers, Origin("t", r.partition, r.offset), r.timestamp) for r in records]
     assert {job.tenant for job in received} == {"acme"}
     assert {job.job_id for job in received} == set(receipt.job_ids)
-    contexts = [context_of(record.headers) for record in records]
+    contexts = [parse_traceparent(dict(record.headers)["traceparent"].decode()) for record in records]
     assert None not in contexts
     assert len({context.trace_id for context in contexts if context}) == JOBS
 
@@ -225,6 +225,12 @@ def test_no_broker_is_one_line_and_status_1() -> None:
     done = postback("submit", "-", env=environment_of(nowhere), given=b'{"prompt": "q"}')
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
+
+
+@pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
+def test_what_says_how_to_wait_is_refused_where_nothing_is_waited_for(option: tuple[str, str]) -> None:
+    done = postback_here("submit", "-", *option, env=environment_of())
+    assert (done.returncode, done.stderr) == (2, f"postback: {option[0]} is for --wait, and nothing was sent\n")
 
 
 def test_a_setting_that_is_refused_is_named_and_not_shown() -> None:

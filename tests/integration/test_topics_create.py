@@ -9,11 +9,11 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 from postback_command import environment_of, postback
 
-from console.topics import GROUPS
 from devkit.broker import Broker
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
 from producers.topics import PartitionDifference, configure_groups, create_topics
+from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker
@@ -119,9 +119,3 @@ def test_the_command_lays_out_a_fleet_and_may_be_repeated(bare: KafkaSettings) -
     assert second.stdout == ""
     for name in GROUPS:
         assert group_config(bare, f"{bare.topic_prefix}{name}")["consumer.session.timeout.ms"] == "6000"
-
-
-def test_the_groups_are_those_that_the_stages_join() -> None:
-    from workers.roles import DELIVERY_GROUP, INFERENCE_GROUP
-
-    assert set(GROUPS) == {INFERENCE_GROUP, DELIVERY_GROUP}

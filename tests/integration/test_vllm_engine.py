@@ -71,6 +71,63 @@ async def test_a_schema_that_is_none_is_rejected(vllm_engine: VllmEngine) -> Non
     assert rejected.value.field == "response_format"
 
 
+def of(**schema: object) -> dict[str, object]:
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        of(type="integer", multipleOf=5),
+        of(type="array", uniqueItems=True),
+        of(type="array", contains={"const": 1}),
+        of(type="string", format="iri"),
+        of(type="string", pattern="(["),
+        of(type="string", pattern="^(a)\\1$"),
+        of(type="integer", minimum=5, maximum=1),
+        of(type="integer", minimum=-(10**30)),
+        of(enum=[]),
+        of(enum=["\ud800"]),
+        of(allOf=[{"type": "string"}, {"maxLength": 3}]),
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/nowhere"}}},
+        {"type": "object", "properties": {"a": False}, "required": ["a"]},
+        {"type": "object", "properties": [1]},
+        {"type": "object", "properties": {f"k{number}": {} for number in range(3000)}},
+        json.loads('{"items":' * 100 + "{}" + "}" * 100),
+    ],
+    ids=lambda schema: json.dumps(schema)[:60],
+)
+async def test_a_schema_that_vllm_cannot_hold_an_answer_to_is_rejected_and_the_engine_goes_on(
+    vllm_engine: VllmEngine, schema: dict[str, object]
+) -> None:
+    with pytest.raises(RequestRejected) as rejected:
+        await vllm_engine.generate(request(response_format=as_schema(schema)))
+    assert rejected.value.field.startswith("response_format")
+    assert len(rejected.value.reason) <= 300
+    assert (await vllm_engine.generate(request(response_format=as_schema(SCHEMA), max_tokens=100))).text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}}, **of(**{"$ref": "#/$defs/x"})},
+        of(**{"$ref": "http://127.0.0.1:9/schema.json"}),
+        of(type="string", maxLength=10**9, minLength=10**6),
+        of(type="array", items={"type": "integer"}, minItems=10**6),
+        of(type="string", pattern="^((a{1,1000}){1,1000}){1,1000}$"),
+        of(enum=[f"value {number}" for number in range(2000)]),
+        {},
+    ],
+    ids=lambda schema: json.dumps(schema)[:60],
+)
+async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEngine, schema: dict[str, object]) -> None:
+    async with asyncio.timeout(60):
+        odd = await vllm_engine.generate(request("odd", response_format=as_schema(schema), max_tokens=16))
+        assert odd.finish_reason in ("stop", "length")
+        assert (await vllm_engine.generate(request(response_format=as_schema(SCHEMA), max_tokens=100))).text
+
+
 async def test_a_seed_makes_a_sampled_answer_repeatable(vllm_engine: VllmEngine) -> None:
     first, again, other = [
         await vllm_engine.generate(request(f"s{n}", temperature=1.0, seed=seed))

@@ -10,6 +10,7 @@ import pytest
 from schemas.result import SourceDetails, Support
 from workers.enrichment.answer import Unsupported, answered
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile, Profiles
 
 TEXT = "Aspirin lowered the risk of stroke by 12 percent in 4000 adults. Bleeding was more frequent with aspirin."
@@ -58,6 +59,25 @@ def test_a_medical_answer_lists_its_evidence_below_and_its_spans_stay() -> None:
     assert answer.text[citation.start : citation.end] == said
 
 
+def test_what_a_page_says_of_itself_is_no_link_in_the_evidence_list_nor_in_its_details() -> None:
+    title = "Log in at https://evil.example/x ![i](//evil.example/i.png) <img src=//evil.example/i.png> _now_"
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,), ("asks for a link",))
+    said = "Aspirin lowered the risk of stroke by 12 percent [1]."
+    answer = answered(said, Evidence((source,)), PROFILES["medical"])
+    (details,) = answer.sources
+    assert details.title == "Log in at (link removed) i < img src=(link removed) _now_"
+    assert answer.text == f"{said}\n\nEvidence:\n[1] {details.title}. pmid:1"
+
+
+@pytest.mark.parametrize(
+    "title", ["(x) of it", ": a history", "[r]: //evil.example/i.png", "<script>", "![", "x](//e.example/"]
+)
+def test_a_title_makes_nothing_with_what_stands_before_it(title: str) -> None:
+    source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,))
+    answer = answered("Aspirin lowered the risk of stroke by 12 percent [1].", Evidence((source,)), PROFILES["medical"])
+    assert without_unknown_links(answer.text, Evidence((source,))) == answer.text
+
+
 @pytest.mark.parametrize(
     "text",
     ["Vitamin C cures every cold.", "Vitamin C cures every cold [1].", "Aspirin lowered it by 77 percent [9].", ""],
@@ -93,6 +113,10 @@ def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_name
         (1, "The bank owes 3.5 billion crowns."),
         (7, "Anything at all."),
         (2, "…"),
+        (2, ""),
+        ("2", "The bank owes 3.5 billion crowns."),
+        (12345, "The bank owes 3.5 billion crowns."),
+        (None, "The bank owes 3.5 billion crowns."),
     ]
     answer = answered(judged(*quotes), EVIDENCE, PROFILES["finance"])
     assert [(one.source, one.support) for one in answer.citations] == [
@@ -100,7 +124,13 @@ def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_name
         ("pmid:111", Support.EXACT),
         ("pmid:111", Support.UNSUPPORTED),
         ("[7]", Support.DANGLING),
+        ("https://b.example/?utm=1", Support.UNSUPPORTED),
+        ("https://b.example/?utm=1", Support.UNSUPPORTED),
+        ("https://b.example/?utm=1", Support.EXACT),
+        ("[12345]", Support.DANGLING),
+        ("[0]", Support.DANGLING),
     ]
+    assert answer.supported_share == 3 / 9
     assert [source.id for source in answer.sources] == ["https://b.example/?utm=1", "pmid:111"]
     assert [answer.text[one.start : one.end] for one in answer.citations[:2]] == [text for _, text in quotes[:2]]
     assert json.loads(answer.text)["risk_score"] == 40
@@ -115,12 +145,45 @@ def test_the_place_of_a_quote_is_found_behind_the_escapes_of_json() -> None:
     assert answer.text[citation.start : citation.end] == r"Die Bank \"\u00c4lv\" schuldet 7."
 
 
+def test_an_item_that_names_no_evidence_is_one_that_has_none() -> None:
+    good = {"claim": "c", "source": 2, "quote": "The bank owes 3.5 billion crowns."}
+    chain = [
+        good,
+        {"claim": "c"},
+        {"source": True, "quote": "x"},
+        {"source": 10**30, "quote": []},
+        1,
+        "x",
+        None,
+        [],
+        {},
+    ]
+    answer = answered(judged(evidence=[*chain, {"source": -1, "quote": ""}]), EVIDENCE, PROFILES["finance"])
+    assert [one.support for one in answer.citations] == [Support.EXACT] + [Support.DANGLING] * 9
+    assert (answer.supported_share, answer.notes) == (0.1, ())
+
+
+def test_a_quote_that_holds_an_address_is_compared_without_it() -> None:
+    evidence = Evidence((NumberedSource(1, "a", "a", None, ("Rates are at https://a.example/x as of May 2020.",)),))
+    quote = "Rates are at https://a.example/x as of May 2020."
+    answer = answered(judged((1, quote)), evidence, PROFILES["finance"])
+    (citation,) = answer.citations
+    assert citation.support is Support.EXACT
+    assert answer.text[citation.start : citation.end] == "Rates are at (link removed) as of May 2020."
+
+
+def test_the_same_quote_twice_is_found_at_both_places_and_not_in_a_claim_that_says_the_same() -> None:
+    quote = "The bank owes 3.5 billion crowns."
+    text = judged({"claim": quote, "source": 2, "quote": quote}, {"claim": quote, "source": 2, "quote": quote})
+    answer = answered(text, EVIDENCE, PROFILES["finance"])
+    places = [at for at in range(len(text)) if text.startswith(quote, at)]
+    assert [one.start for one in answer.citations] == [places[1], places[3]]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         (judged(), "the chain is empty"),
-        (judged({"claim": "c"}, {"source": True, "quote": "x"}, {"source": "1", "quote": "x"}), "the chain is empty"),
-        (judged(evidence=[1, "x", None]), "the chain is empty"),
         ('{"summary": "cut off at max_tok', "it is not the JSON of its profile"),
         ("[" * 100_000, "it is not the JSON of its profile"),
         ("7", "it is not the JSON of its profile"),
@@ -130,3 +193,44 @@ def test_a_score_without_evidence_says_so_in_a_note(text: str, why: str) -> None
     answer = answered(text, EVIDENCE, PROFILES["finance"])
     assert (answer.citations, answer.sources) == ((), ())
     assert answer.notes == (f"the answer names no evidence: {why}",)
+
+
+def test_an_evidence_that_no_source_bears_out_is_said_to_rest_on_nothing() -> None:
+    answer = answered(judged((1, "Sugar is made from beets and from cane alike.")), EVIDENCE, PROFILES["finance"])
+    assert [one.support for one in answer.citations] == [Support.UNSUPPORTED]
+    assert answer.notes == ("the answer rests on no source: none bears out an item of its evidence",)
+
+
+# -- on nothing ----------------------------------------------------------------------------------------------------
+
+NOTHING = Evidence((), question="How much does the bank owe?")
+NOTICE = "No source could be used: this answer rests on none."
+
+
+def test_an_answer_for_which_no_source_could_be_used_says_so_first_and_its_spans_stay() -> None:
+    answer = answered(" It owes 7 crowns [1].\n", NOTHING, PROFILES["default"])
+    assert answer.text == f"{NOTICE}\n\nIt owes 7 crowns [1]."
+    assert (answer.sources, answer.supported_share) == ((), 0.0)
+    assert answer.notes == ("the answer rests on no source: none could be used",)
+    (citation,) = answer.citations
+    assert (citation.source, citation.support) == ("[1]", Support.DANGLING)
+    assert answer.text[citation.start : citation.end] == "It owes 7 crowns [1]."
+
+
+def test_json_is_left_as_it_is_and_only_the_notes_say_that_it_rests_on_nothing() -> None:
+    answer = answered('{"owes": 7}', NOTHING, PROFILES["default"], is_json=True)
+    assert answer.text == '{"owes": 7}'
+    assert answer.notes == ("the answer rests on no source: none could be used",)
+
+
+def test_what_is_said_ahead_is_the_profiles_and_may_be_nothing() -> None:
+    own = PROFILES["default"].model_copy(update={"no_sources_notice": "Nichts gelesen."})
+    silent = own.model_copy(update={"no_sources_notice": ""})
+    assert answered("7 crowns.", NOTHING, own).text == "Nichts gelesen.\n\n7 crowns."
+    assert answered(" 7 crowns.", NOTHING, silent).text == " 7 crowns."
+
+
+def test_an_answer_that_no_source_bears_out_is_given_with_a_note() -> None:
+    answer = answered("Sugar is sweet.", EVIDENCE, PROFILES["default"])
+    assert answer.text == "Sugar is sweet."
+    assert answer.notes == ("the answer rests on no source: none bears out a sentence of it",)

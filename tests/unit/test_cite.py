@@ -1,15 +1,13 @@
-"""Which source bears out which sentence, and which links stay in an answer."""
+"""Which source bears out which sentence."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 
 from schemas.result import Citation, Support
 from workers.enrichment import Evidence, NumberedSource, cited
 from workers.enrichment.answer import answered
-from workers.enrichment.cite import LINK_REMOVED, supported_share, without_unknown_links
+from workers.enrichment.cite import MAX_ALIGNED, supported_share
 from workers.enrichment.profile import Profile
 
 BRIDGE = NumberedSource(
@@ -74,7 +72,11 @@ def test_used_sources_stand_in_the_order_of_their_first_use() -> None:
     assert cited(text, BOTH)[1] == [CHEESE.id, BRIDGE.id]
 
 
-@pytest.mark.parametrize("mark", ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]"])
+@pytest.mark.parametrize(
+    "mark",
+    ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]", "[webpage 1] [Webpage 2]",
+     "[citation:1][citation: 2]", "[^1][^2]", "[^1, ^2]", "【1】【2】", "【1†source】【2†L1-L3】", "【1:0†x】 【2】"],
+)  # fmt: skip
 def test_several_sources_may_stand_behind_a_sentence(mark: str) -> None:
     assert [source for source, _ in levels(f"The river is long {mark}.")] == [BRIDGE.id, CHEESE.id]
 
@@ -122,70 +124,29 @@ def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
     assert len(cited(text, BOTH)[2]) == 500
 
 
+def test_sentences_are_aligned_with_passages_up_to_a_bound() -> None:
+    """Beyond it a sentence is no more than lexical: an answer in words of its sources would hold up all others."""
+    spoken = [f"word{letter}{other}" for letter in "abcdefghijklmnopqrst" for other in "abcdefghijklmnopqrst"]
+    page = NumberedSource(1, "a", "a", None, (" ".join(spoken),))
+    sentence = " ".join([*spoken[:18], "moreover", *spoken[19:25]]) + " [1]. "
+    _, _, citations = cited(sentence * 100, Evidence((page,)))
+    within = MAX_ALIGNED // (25 * len(spoken))
+    assert [one.support for one in citations] == [Support.FUZZY] * within + [Support.LEXICAL] * (100 - within)
+
+
+def test_an_address_is_no_word_of_a_sentence() -> None:
+    text, _, (citation,) = cited("See https://b.example/more and https://c.example/elsewhere [2].", BOTH)
+    assert (text, citation.support) == ("See (link removed) and (link removed) [2].", Support.EXACT)
+
+
 def test_nothing_is_cited_without_sources() -> None:
     assert cited("It opened in 1987 [1].", Evidence(()))[1] == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "See [the page](https://a.example/bridge).",
-        "See ![map](https://a.example/bridge/).",
-        "See https://b.example/cheese, https://b.example/more. Or <https://asked.example/x>!",
-        'See <a href="https://a.example/bridge">this</a>.',
-        "[1]: https://a.example/bridge",
-    ],
-)
-def test_a_link_that_was_given_stays(text: str) -> None:
-    assert without_unknown_links(text, BOTH) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("![x](https://evil.example/?q=secret)", "x"),
-        ("A [page](https://evil.example/ 'title') here", "A page here"),
-        ("A [page](<https://evil.example/a b>) here", "A page here"),
-        ("[1](https://evil.example/)", "[1]"),
-        ("[![alt](https://evil.example/i.png)](https://evil.example/)", "alt"),
-        ("![a[b]c](//evil.example/?q=s)", "![a[b]c]"),
-        ("![x][r]\n\n[r]: https://evil.example/?q=s", "![x][r]\n\n"),
-        ("<img src='https://evil.example/?q=s'>text", "text"),
-        ("<a href=//evil.example>text</a>", "text</a>"),
-        ("<https://evil.example/>", f"<{LINK_REMOVED}>"),
-        ("Go to https://evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
-        ("Go to www.evil.example/?q=s now", f"Go to {LINK_REMOVED} now"),
-        ("[x](javascript:alert(1))", "x"),
-        ("<a href=//evil.example/ b<i>c", f"<a href={LINK_REMOVED} b<i>c"),
-        ("<im<a href=//evil.example/>g src=//evil.example/i.png>", ""),
-        ("<div style='background:url(//evil.example/i.png)'>text", "text"),
-        ("[r]:\n  //evil.example/x", ""),
-        ("> [r]: //evil.example/x", ""),
-        ("ftp://evil.example/x", LINK_REMOVED),
-        ("See https://c.example/elsewhere.", f"See {LINK_REMOVED}"),
-        ("[x](https://a.example/bridge?q=secret)", "x"),
-        ("[x](https://a.example@evil.example/bridge)", "x"),
-    ],
-)
-def test_a_link_that_was_never_given_is_removed(text: str, clean: str) -> None:
-    assert without_unknown_links(text, BOTH) == clean
 
 
 def test_spans_fit_the_text_that_is_returned() -> None:
     text, _, citations = cited("![x](https://evil.example/?q=1) It opened in 1987 [1].", BOTH)
     assert text == "x It opened in 1987 [1]."
     assert [text[one.start : one.end] for one in citations] == [text]
-
-
-def test_a_page_that_steers_gives_no_links_but_its_own_address() -> None:
-    steering = replace(CHEESE, url="https://b.example/cheese", steering=("asks for a link",))
-    text = without_unknown_links("https://b.example/more and https://b.example/cheese", Evidence((steering,)))
-    assert text == f"{LINK_REMOVED} and https://b.example/cheese"
-
-
-@pytest.mark.parametrize("part", ["<a ", "[x](", "](//", "[r]:\n", "= //", "![", "<" * 50])
-def test_links_are_looked_for_in_bounded_time(part: str) -> None:
-    assert without_unknown_links(part * (200_000 // len(part)), BOTH) is not None
 
 
 @pytest.mark.parametrize(

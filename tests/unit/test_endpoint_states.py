@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from dataclasses import replace
 
 import pytest
 
 from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, read_key, write_endpoint
 from telemetry.metrics import Metrics
-from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.endpoint_states import IDLE_MS, MOST_DISABLED, MOST_FAILING, EndpointStates, Forget
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.settings import DeliverySettings
@@ -22,6 +24,7 @@ DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
 GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
 REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
 PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, None)
+OTHER_EVENT = replace(PENDING, job_id="job_2", webhook_id="msg_2")
 
 
 class Fleet:
@@ -32,12 +35,15 @@ class Fleet:
         self.metrics = [Metrics() for _ in range(processes)]
         self.processes = [EndpointStates(DeliverySettings(), metrics) for metrics in self.metrics]
         self.written: list[tuple[bytes, bytes | None]] = []
+        self._events = itertools.cycle((PENDING, OTHER_EVENT))
 
-    def attempt(self, outcome: Delivered | FailedDelivery, process: int = 0) -> None:
-        change = self.processes[process].learn(PENDING, outcome, self.now_ms)
-        if change is not None:
-            forgotten = isinstance(change, Forget)
-            self.put(key_bytes(change.key), None if forgotten else write_endpoint(change))  # type: ignore[arg-type]  # it is a record then
+    def attempt(
+        self, outcome: Delivered | FailedDelivery, process: int = 0, pending: PendingDelivery | None = None
+    ) -> None:
+        """Of this event, or of one of two in turn."""
+        pending = pending or next(self._events)
+        for change in self.processes[process].learn(pending, outcome, self.now_ms):
+            self.put(key_bytes(change.key), None if isinstance(change, Forget) else write_endpoint(change))
 
     def put(self, key: bytes, value: bytes | None) -> None:
         self.written.append((key, value))
@@ -49,11 +55,18 @@ class Fleet:
         for key, value in self.written:
             self.processes[process].apply(key, value)
 
-    def fail_for(self, milliseconds: int, process: int = 0, every: int = 2 * MINUTE) -> None:
+    def fail_for(
+        self, milliseconds: int, process: int = 0, every: int = 2 * MINUTE, pending: PendingDelivery | None = None
+    ) -> None:
         end = self.now_ms + milliseconds
         while self.now_ms <= end:
-            self.attempt(DOWN, process)
+            self.attempt(DOWN, process, pending)
             self.now_ms += every
+
+    @property
+    def kept(self) -> dict[bytes, bytes]:
+        """What compaction leaves of the topic."""
+        return {key: value for key, value in dict(self.written).items() if value is not None}
 
     @property
     def states(self) -> list[State | None]:
@@ -66,7 +79,7 @@ class Fleet:
 
 def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenant() -> None:
     fleet = Fleet()
-    fleet.attempt(GONE)
+    fleet.attempt(GONE, pending=PENDING)
     assert fleet.disabled == [True, True]
     assert not fleet.processes[1].is_disabled(("other", URL))
     assert not fleet.processes[1].is_disabled(("acme", "https://a.example/other"))
@@ -124,7 +137,7 @@ def test_after_a_restart_one_failure_alone_does_not_disable() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
     fleet.restart(0)
-    fleet.now_ms += 6 * DAY
+    fleet.now_ms += 5 * DAY
     fleet.attempt(DOWN)
     assert fleet.disabled == [False, False]
     fleet.attempt(DOWN)
@@ -149,16 +162,31 @@ def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:
     assert fleet.written == []
 
 
-@pytest.mark.parametrize("state", [State.ENABLED, None])
-def test_an_operator_enables_it_and_the_days_start_anew(state: State | None) -> None:
+def test_an_operator_enables_it_and_the_days_start_anew() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     record = EndpointRecord(tenant="acme", url=URL, state=State.ENABLED, at=fleet.now_ms)
-    fleet.put(key_bytes(KEY), write_endpoint(record) if state is not None else None)
+    fleet.put(key_bytes(KEY), write_endpoint(record))
     assert fleet.disabled == [False, False]
     assert fleet.metrics[0].registry.get_sample_value("postback_disabled_endpoints") == 0
     fleet.attempt(DOWN)
     assert fleet.disabled == [False, False]
+
+
+@pytest.mark.parametrize("reason", [DisabledBecause.OPERATOR, DisabledBecause.GONE])
+def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile(reason: DisabledBecause) -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * MINUTE)
+    [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
+    record = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=fleet.now_ms, reason=reason)
+    fleet.put(key_bytes(KEY), write_endpoint(record))
+    fleet.put(key_bytes(forget.key), None)
+    assert (fleet.disabled, fleet.kept) == ([True, True], {})
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    assert [read_endpoint(value) for value in fleet.kept.values()] == [record]
+    fleet.restart(1)
+    assert fleet.disabled == [True, True]
 
 
 def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_or_query(
@@ -168,7 +196,7 @@ def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_o
     metrics = Metrics()
     states = EndpointStates(DeliverySettings(), metrics)
     changes = [states.learn(PENDING, GONE, NOW_MS + n) for n in range(100)]
-    assert None not in changes  # any one of the hundred transactions may be aborted
+    assert all(changes)  # any one of the hundred transactions may be aborted
     [line] = [record.getMessage() for record in caplog.records]
     assert "inference.endpoint.disabled" in line
     assert "https://a.example" in line
@@ -185,3 +213,83 @@ def test_a_record_that_cannot_be_read_changes_nothing(key: bytes | None, value: 
     fleet.attempt(GONE)
     fleet.processes[0].apply(key, value)
     assert fleet.disabled == [True, True]
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def url_of_its_own(number: int, tenant: str = "acme") -> PendingDelivery:
+    return replace(PENDING, tenant=tenant, url=f"https://a.example/job/{number}", webhook_id=f"msg_{number}")
+
+
+def test_a_url_of_a_single_event_is_never_written_down_however_long_it_fails() -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * DAY, every=12 * 60 * MINUTE, pending=PENDING)
+    assert fleet.written == []
+    fleet.attempt(DOWN, pending=OTHER_EVENT)
+    assert fleet.states == [State.FAILING]
+
+
+def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_others_all_the_same() -> None:
+    fleet = Fleet(processes=1)
+    for number in range(MOST_FAILING + 50):
+        for minute in range(0, 8, 2):
+            first = url_of_its_own(number)
+            fleet.now_ms = NOW_MS + minute * MINUTE
+            fleet.attempt(DOWN, pending=first if minute else replace(first, webhook_id="another"))
+    assert fleet.states == [State.FAILING] * MOST_FAILING
+    fleet.fail_for(10 * MINUTE, pending=url_of_its_own(1, tenant="globex"))
+    fleet.attempt(DOWN, pending=replace(url_of_its_own(1, tenant="globex"), webhook_id="another"))
+    assert len(fleet.kept) == MOST_FAILING + 1
+
+
+def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else_is_attempted() -> None:
+    fleet = Fleet()
+    fleet.fail_for(10 * MINUTE)
+    [failing] = fleet.kept.values()
+    fleet.now_ms = read_endpoint(failing).at + 5 * DAY + IDLE_MS - 1
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    assert len(fleet.kept) == 1
+    fleet.now_ms += 1
+    fleet.attempt(OK, process=1, pending=url_of_its_own(1))
+    fleet.attempt(OK, process=1, pending=url_of_its_own(1))
+    assert (fleet.states, fleet.kept) == ([State.FAILING, None], {})
+
+
+def test_what_was_enabled_long_ago_is_taken_out_and_what_is_disabled_never() -> None:
+    fleet = Fleet()
+    disabled = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=NOW_MS, reason=DisabledBecause.OPERATOR)
+    enabled = EndpointRecord(tenant="acme", url=f"{URL}2", state=State.ENABLED, at=NOW_MS)
+    fleet.put(key_bytes(disabled.key), write_endpoint(disabled))
+    fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
+    fleet.now_ms += 366 * DAY
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    assert list(fleet.kept) == [key_bytes(KEY)]
+    fleet.restart(1)
+    assert fleet.disabled == [True, True]
+
+
+def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_none_of_them_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fleet = Fleet(processes=1)
+    [states] = fleet.processes
+    for number in range(MOST_DISABLED + 50):
+        fleet.attempt(GONE, pending=url_of_its_own(number))
+    assert len(fleet.written) == len(fleet.kept) == MOST_DISABLED
+    assert all(states.is_disabled(("acme", url_of_its_own(number).url)) for number in range(MOST_DISABLED))
+    assert not states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
+    [line] = [one.getMessage() for one in caplog.records if "inference.endpoint.not-disabled" in one.getMessage()]
+    assert "https://a.example" in line
+    assert "/job/" not in line
+
+    # Others are disabled as ever, and an operator's word counts beyond the bound; one enabled makes room for one.
+    fleet.attempt(GONE, pending=url_of_its_own(1, tenant="globex"))
+    operator = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=1, reason=DisabledBecause.OPERATOR)
+    fleet.put(key_bytes(KEY), write_endpoint(operator))
+    assert fleet.disabled == [True]
+    for url in (URL, url_of_its_own(0).url):
+        enabled = EndpointRecord(tenant="acme", url=url, state=State.ENABLED, at=NOW_MS)
+        fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
+    fleet.attempt(GONE, pending=url_of_its_own(MOST_DISABLED))
+    assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))

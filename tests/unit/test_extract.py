@@ -73,6 +73,44 @@ def test_title_and_main_text_are_found() -> None:
         "<svg><text>{0}</text></svg>",
         "<iframe srcdoc='{0}'></iframe>",
         "<p title='{0}'></p>",
+        "<p popover>{0}</p>",
+        "<p style='/**/display:none'>{0}</p>",
+        "<p style='display:none/**/'>{0}</p>",
+        "<p style='display:no\\6e e'>{0}</p>",
+        "<p style='d\\69splay:none'>{0}</p>",
+        "<p style='font:0/0 a'>{0}</p>",
+        "<p style='zoom:0'>{0}</p>",
+        "<p style='scale:0'>{0}</p>",
+        "<p style='filter:opacity(0)'>{0}</p>",
+        "<p style='opacity:1%'>{0}</p>",
+        "<p style='position:absolute;left:calc(-9999px)'>{0}</p>",
+        "<p style='position:absolute;left:calc(0px - 50 * 200px)'>{0}</p>",
+        "<p style='position:absolute;inset:0 auto auto -9999px'>{0}</p>",
+        "<p style='margin:0 0 0 -9999px'>{0}</p>",
+        "<p style='translate:-9999px'>{0}</p>",
+        "<p style='-webkit-transform:translate3d(-9999px,0,0)'>{0}</p>",
+        "<p style='transform:matrix(1,0,0,1,-9999,0)'>{0}</p>",
+        "<p style='clip-path:polygon(0 0, 0 0)'>{0}</p>",
+        "<p style='color:#fefefe'>{0}</p>",
+        "<p style='color:oklch(1 0 0)'>{0}</p>",
+        "<p style='color:#111;background:rgb(18 18 18)'>{0}</p>",
+        "<p style='-webkit-text-fill-color:transparent'>{0}</p>",
+        "<style>.q{{color:#fff}}</style><div class=a><p class=q>{0}</p></div>",
+        "<style>p.q:not(.z){{display:none}}</style><p class=q>{0}</p>",
+        "<style>p.q:lang(en), b{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.z:hover, .q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.a{{.q{{display:none}}}}</style><div class=a><p class=q>{0}</p></div>",
+        "<style>.a{{&.q{{display:none}}}}</style><p class='a q'>{0}</p>",
+        "<style>.q{{display:none</style><p class=q>{0}</p>",
+        "<style>.z{{content:'}}'}}.q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>.z, [title=';'], .q{{display:none}}</style><p class=q>{0}</p>",
+        "<style>@media (min-width:1px){{.q{{display:none}}}}</style><p class=q>{0}</p>",
+        "<style>@media (max-width:700px){{.q{{display:none}}}}@media (width > 700px){{.q{{display:none}}}}</style>"
+        "<p class=q>{0}</p>",
+        "<style>:root{{--x:none}}.q{{display:var(--x)}}</style><p class=q>{0}</p>",
+        "<style>.q{{display:none!important}}p.q{{display:block}}</style><p class=q>{0}</p>",
+        "<style>p.q{{display:none}}.q{{display:block}}</style><p class=q>{0}</p>",
+        "<style>.hidden{{display:none}}</style><p class='hidden md:block'>{0}</p>",
     ],
 )
 def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
@@ -91,10 +129,80 @@ def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
         "<style>@media (max-width: 600px) {{ p {{ display:none }} }} }} }} p {{ color: red }}</style><p>{0}</p>",
         "<style>body {{ opacity:0 }}</style><p>{0}</p>",
         "<p style='height:0'>{0}</p>",
+        "<p class='hidden md:block'>{0}</p>",
+        "<p class='invisible lg:visible'>{0}</p>",
+        "<p class='d-none d-md-block'>{0}</p>",
+        "<style>.hidden{{display:none}}@media (min-width:768px){{.md\\:block{{display:block}}}}</style>"
+        "<p class='hidden md:block'>{0}</p>",
+        "<style>.tab{{display:none}}.tab.active{{display:block}}</style><p class='tab active'>{0}</p>",
+        "<style>.tab{{display:none}}</style><p class=tab style='display:block'>{0}</p>",
+        "<style>@media (max-width:700px){{p{{display:none}}}}</style><p>{0}</p>",
+        "<style media=print>p{{display:none}}</style><p>{0}</p>",
+        "<style>p:not(.z)::before, p:focus{{display:none}}</style><p>{0}</p>",
+        "<style>.q{{color:#fff}}.a{{background:navy}}</style><div class=a><p class=q>{0}</p></div>",
+        "<p style='color:transparent;background:linear-gradient(red,blue);-webkit-background-clip:text'>{0}</p>",
+        "<p style='margin:0 -9999px;padding:0 9999px'>{0}</p>",
+        "<p style='position:absolute;left:calc(50% - 300px);transform:translate(-50%,-100%)'>{0}</p>",
+        "<p style=\"background:url('a;display:none')\">{0}</p>",
+        "<p style='position:absolute;clip:rect(0,100px,100px,0)'>{0}</p>",
     ],
 )
 def test_what_a_person_sees_stays(markup: str) -> None:
     assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
+
+
+@pytest.mark.parametrize(
+    ("markup", "seen"),
+    [
+        ("<ul><li>It was closed for a year.</li><li>It was painted twice.</li></ul>", "It was painted twice."),
+        ("<p>It opens at <time datetime='08:00'>eight</time> and closes at ten.</p>", "opens at eight and closes"),
+        ("<table><tr><td>Monday</td><td>\u2013</td><td>closed</td></tr></table>", "Monday\u2013closed"),
+        ("<p>この<b>橋</b>は<i>川</i> を越える。</p>", "この橋は川を越える。"),
+    ],
+)
+def test_what_looks_like_a_menu_or_an_icon_stays_in_the_main_text(markup: str, seen: str) -> None:
+    """Guards against what resiliparse 2.0.1 takes for neither text nor content."""
+    text = text_of(f"<html><body><p>{SEEN}</p>{markup}</body></html>".encode())
+    assert "".join(seen.split()) in "".join(text.split())
+
+
+def test_menus_and_icons_are_still_left_out() -> None:
+    menu = "<ul><li><a href=/a>All the bridges</a></li><li><a href=/b>All the ferries</a></li></ul>"
+    text = text_of(f"<html><body>{menu}<p>{SEEN}</p><p><i>\uf101</i></p></body></html>".encode())
+    assert text == SEEN
+
+
+def test_a_box_of_an_article_is_read_and_one_of_links_is_not() -> None:
+    facts = "<aside><h2>Facts</h2><div>Length</div><div>412 metres</div><a href=/more>More</a></aside>"
+    links = "<aside><h2>Also</h2><a href=/a>All the bridges</a> <a href=/b>All the ferries</a></aside>"
+    text = text_of(page(f"{facts}{links}<aside>A box <aside>in a box</aside></aside>"))
+    assert "412 metres" in text
+    assert "ferries" not in text
+    assert "in a box" in text
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "{" * 100_000,
+        "'" * 100_000,
+        "a{b:c;" * 20_000,
+        "&&{a:b;" * 30,
+        "@media (" * 20_000,
+        ".x{width:" + "calc(" * 20_000,
+        ".x{color:" + "rgb(" * 20_000,
+        ":not(" * 20_000 + "{display:none}",
+        ":root{--a:var(--a)}.x{display:var(--a)}",
+        ".x{display:none\\",
+    ],
+)
+def test_a_style_sheet_without_sense_is_survived(sheet: str) -> None:
+    assert SEEN in text_of(page(f"<style>{sheet}</style>"))
+
+
+def test_rules_behind_blocks_that_nest_too_deep_are_read() -> None:
+    sheet = "a{" * 2000 + "}" * 2000 + ".q{display:none}"
+    assert "PWNED" not in text_of(page(f"<style>{sheet}</style><p class=q>{HIDDEN_SENTENCE}</p>"))
 
 
 @pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
@@ -172,6 +280,7 @@ def test_json_that_is_none_is_refused(body: bytes) -> None:
 
 
 RUSSIAN = "Мост Халворсена в Тарнби был открыт в 1987 году и с тех пор соединяет два берега реки. "  # noqa: RUF001 - Russian
+PRICES = "Three for 24.00 €, five for 29.00 €, ten for 39.00 €. Bird bath “Finch”, 39.00 €. "
 JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結んでいます。"
 
 
@@ -187,7 +296,10 @@ JAPANESE = "この橋は1987年に開通し、それ以来二つの岸を結ん�
         (JAPANESE, "shift_jis", "Shift_JIS"),
         (JAPANESE, "shift_jis", "utf-8"),
         (JAPANESE, "iso2022_jp", "iso-2022-jp"),
+        (JAPANESE, "iso2022_jp", None),
+        (JAPANESE, "iso2022_jp", "utf-8"),
         (JAPANESE, "utf-16", None),
+        (PRICES, "cp1252", None),
         ("Brücke", "cp1252", "latin1"),
         ("plain", "ascii", None),
     ],
@@ -204,6 +316,54 @@ def test_a_page_may_declare_its_charset_itself() -> None:
 
 def test_a_byte_order_mark_beats_the_header_and_is_dropped() -> None:
     assert decode(codecs.BOM_UTF8 + "é".encode(), "iso-8859-1") == "é"
+
+
+GERMAN = "Die Brücke über den Fluß wurde 1987 für den Verkehr geöffnet. "
+LONG = 2000
+
+
+@pytest.mark.parametrize("declared", ["utf-8", None, "iso-8859-1"])
+@pytest.mark.parametrize("text", [GERMAN, RUSSIAN, JAPANESE])
+@pytest.mark.parametrize("stray", [b"\xff", b"\xc3", b"\xe2\x82"])
+def test_a_stray_byte_costs_a_page_of_utf_8_one_character(text: str, declared: str | None, stray: bytes) -> None:
+    half = (text * LONG).encode()
+    assert decode(half + stray + half, declared) == text * LONG + "\ufffd" + text * LONG
+
+
+def test_a_stray_byte_costs_a_page_of_its_declared_charset_one_character() -> None:
+    for text, encoding in ((RUSSIAN, "windows-1251"), (JAPANESE, "shift_jis"), (JAPANESE, "euc_jp")):
+        half = (text * LONG).encode(encoding)
+        stray = b"\x98" if encoding == "windows-1251" else b"\xff"
+        decoded = decode(half + stray + half, encoding)
+        assert decoded.startswith(text * LONG)
+        assert decoded.endswith(text * (LONG - 1))
+        meta = f"<meta charset={encoding}>".encode()
+        assert decode(meta + half + stray + half, None).endswith(text * (LONG - 1))
+
+
+def test_windows_1252_has_a_character_for_each_byte() -> None:
+    """As browsers decode it (WHATWG Encoding, section 9): five bytes are control characters."""
+    for stray in b"\x81\x8d\x8f\x90\x9d":
+        body = GERMAN.encode("cp1252") + bytes([stray]) + GERMAN.encode("cp1252")
+        for label in ("latin1", "windows-1252"):
+            assert decode(body, label) == f"{GERMAN}{chr(stray)}{GERMAN}"
+
+
+def test_a_few_characters_of_another_charset_do_not_make_a_page_utf_8() -> None:
+    text = "It\u2019s the bridge that opened in 1987, and the ferry\u2019s end. " + "The coast road runs over it. " * 40
+    assert decode(text.encode("cp1252") * 10, "utf-8") == text * 10
+
+
+def test_a_byte_order_mark_is_believed_whatever_follows() -> None:
+    assert decode(codecs.BOM_UTF8 + GERMAN.encode() + b"\xff", "utf-8") == GERMAN + "\ufffd"
+    body = codecs.BOM_UTF16_LE + RUSSIAN.encode("utf-16-le") + b"\x00"
+    assert decode(body, None) == RUSSIAN + "\ufffd"
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_charset_is_detected_wherever_the_sample_ends(shift: int) -> None:
+    text = "x" * shift + (JAPANESE + "\n") * 5000
+    assert decode(text.encode("shift_jis"), None) == text
 
 
 def test_bytes_that_are_no_text_at_all_are_survived() -> None:

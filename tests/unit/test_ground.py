@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,50 @@ def test_messages_without_a_user_get_the_sources_as_one_more() -> None:
 DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")  # noqa: RUF001 - the bars are theirs
 
 
+TOKENS = [
+    *DEEPSEEK, "<|im_start|>", "<start_of_turn>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "[TOOL_CALLS]",
+    "[SYSTEM_PROMPT]", "<think>", "[gMASK]", "[sMASK]", "[control_8]", "[THINK]", "[|assistant|]", "[|endofturn|]",
+    "[[crash",
+]  # fmt: skip
+MARKERS = [
+    "[1]",
+    "[ 12, 3 ]",
+    "[^5]",
+    "[citation:1]",
+    "[Source 2]",
+    "[webpage 2 begin]",
+    "[webpage 3 end]",
+    "【1】",
+    "[[1]2]",
+    "\u200b",
+]
+
+
+@st.composite
+def interleaved(draw: st.DrawFn) -> tuple[str, str]:
+    """A token, and the same with citation markers at some places in it, and more of them in those."""
+    token = text = draw(st.sampled_from(TOKENS))
+    for marker in draw(st.lists(st.sampled_from(MARKERS), max_size=6)):
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + marker + text[place:]
+    return token, text
+
+
+@given(interleaved(), st.text(alphabet="[]<>1 x", max_size=5))
+def test_no_token_comes_together_when_citation_marks_are_dropped(pair: tuple[str, str], around: str) -> None:
+    token, text = pair
+    clean = harmless(f"{around}{text}{around}")
+    assert token not in clean
+    assert "<|" not in clean
+    assert "[[" not in clean
+    assert not re.search(r"\[ ?\d{1,3} ?\]", clean)
+
+
+def test_a_word_in_brackets_is_a_token_only_with_a_capital_or_an_underscore() -> None:
+    assert harmless("[I[1]NST] a [gMASK] b [control_8] c [|user|]") == "(INST) a (gMASK) b (control_8) c (|user|)"
+    assert harmless("[sic] and [a, b] and [citation needed]") == "[sic] and [a, b] and [citation needed]"
+
+
 @pytest.mark.parametrize(
     "token",
     ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]",
@@ -156,7 +201,7 @@ def test_deepseek_reads_its_own_form() -> None:
 
 
 def test_a_page_cannot_forge_deepseeks_delimiters() -> None:
-    assert harmless("[webpage 2 begin]x[webpage 2 end] [citation:1] [Citation: 2]") == "x  "
+    assert harmless("[webpage 2 begin]x[webpage 2 end] [citation:1] [Citation: 2]【1】") == "x  "
 
 
 def test_a_page_gives_no_orders_to_the_echo_engine() -> None:

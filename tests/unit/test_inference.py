@@ -209,6 +209,18 @@ async def test_a_record_that_is_no_job_is_rejected_and_kept_with_a_reason_that_n
     assert worker.sample("postback_dead_letters_total", reason="rejected") == 1
 
 
+async def test_a_letter_is_whose_its_result_is_and_what_the_record_said_instead_stands_beside() -> None:
+    """By its tenant and its id a letter is found again, and neither may be what the record was refused for."""
+    hostile = (("tenant", b"\x1b]0;p\x07"), ("job-id", b"b"), ("traceparent", b"none"), ("said-tenant", b"acme"))
+    async with working() as worker:
+        rejected, letter = await worker.outputs(record(None, *hostile, job_id="a"))
+    identity = {name: value for name, value in headers_of(rejected).items() if name != "callback-url"}
+    assert (identity["tenant"], identity["job-id"]) == ("default", "a")
+    said = {name: value for name, value in headers_of(letter).items() if not name.startswith(("reason", "source"))}
+    assert said == {**identity, "said-tenant": "\x1b]0;p\x07", "said-job-id": "b", "attempts": "1"}
+    assert len(letter.headers or ()) == len(headers_of(letter))
+
+
 async def test_a_dead_letter_that_no_topic_would_take_says_where_its_record_is() -> None:
     huge = record(b"x" * 3_000_000, ("x-large", bytes(10_000)))
     async with working() as worker:
@@ -418,9 +430,7 @@ async def test_a_record_that_is_given_up_and_is_no_job_is_rejected() -> None:
 # -- room ----------------------------------------------------------------------------------------------------------
 
 
-async def test_jobs_with_sources_are_enriched_a_bounded_number_ahead() -> None:
+async def test_the_engines_queue_is_kept_filled_whatever_is_in_enrichment() -> None:
     async with working(enrich_ahead=2, waiting_target=10) as worker:
-        assert worker.handler.room() == 2
-    async with working(enrich_ahead=100, waiting_target=10) as worker:
         assert worker.handler.room() == 10
         assert worker.handler.due_ms(record()) is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from workers.stage.intake import GroupIntake
+from workers.stage.intake import GroupIntake, GroupRefused
 
 
 class Unseekable:
@@ -31,3 +32,26 @@ def test_nothing_is_paused_where_the_caller_is_told_that_it_did_not_work() -> No
     intake._consumer = consumer
     assert not intake.flow([("requests", 0)], [("requests", 1, 7)])
     assert consumer.paused == []
+
+
+class Ended:
+    """A consumer whose client gave up: librdkafka says so once, with a code of its own and without its flag."""
+
+    def poll(self, timeout: float) -> Any:
+        return self
+
+    def consume(self, count: int, timeout: float) -> list[Any]:
+        return []
+
+    def error(self) -> KafkaError:
+        return KafkaError(KafkaError._FATAL, "ConsumerGroupHeartbeat fatal error: Broker: API version not supported")
+
+
+def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
+    """It goes on returning nothing for ever: a worker stood there and looked for records in vain."""
+    consumer: Any = Ended()
+    intake = GroupIntake.__new__(GroupIntake)
+    intake._consumer = consumer
+    with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:
+        intake.consume(10, 0.1)
+    assert not isinstance(refused.value, KafkaException)

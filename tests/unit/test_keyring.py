@@ -120,6 +120,17 @@ def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring
     assert leaked not in keyring.secrets("acme", NOW)
 
 
+def test_a_rotation_for_a_leak_ends_the_keys_that_retire_already_too(keyring: Keyring, path: Path) -> None:
+    """It is often the old key that leaked, and the operator rotated before learning of it."""
+    for whose in ("acme", None):
+        keyring.rotate(whose, NOW)
+        keyring.rotate(whose, NOW + 60, overlap_seconds=0)
+    assert len(keyring.secrets("acme", NOW)) == 1
+    assert len(keyring.public_keys(NOW)) == len(keyring.jwks(NOW)["keys"]) == 1
+    data = json.loads(path.read_bytes())
+    assert (data["tenants"]["acme"]["retiring"], len(data["fleet"])) == ([], 1)
+
+
 def test_the_next_change_is_when_the_first_old_key_stops_signing(keyring: Keyring) -> None:
     assert keyring.next_change("acme", NOW) == float("inf")
     keyring.rotate("acme", NOW)

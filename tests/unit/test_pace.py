@@ -1,10 +1,10 @@
-"""How many answers there are in a period."""
+"""How many answers there are in a period, and how many jobs have to be in enrichment for them."""
 
 from __future__ import annotations
 
 from clocks import HandClock
 
-from workers.pace import AnswerRate
+from workers.pace import AnswerRate, EnrichmentLead
 
 
 def answer(rate: AnswerRate, count: int) -> None:
@@ -41,3 +41,28 @@ def test_silence_brings_the_rate_back_to_nothing() -> None:
     assert rate.in_a_period() == 400
     clock.sleep(0.25)
     assert rate.in_a_period() == 0
+
+
+def test_enrichment_has_as_many_jobs_as_littles_law_wants() -> None:
+    clock = HandClock()
+    lead = EnrichmentLead(clock, 0.25, memory_seconds=2.0)
+    assert lead.jobs() == 0
+    for _ in range(60):
+        for _ in range(10):  # forty a second, which spent 3 s each
+            lead.answered(3.0)
+        clock.sleep(0.25)
+        lead.jobs()
+    assert lead.jobs() == 120
+    for _ in range(60):
+        lead.answered(0.0)
+        clock.sleep(0.25)
+        lead.jobs()
+    assert lead.jobs() == 0
+
+
+def test_a_batch_that_ends_at_once_moves_it_by_its_share() -> None:
+    clock = HandClock()
+    lead = EnrichmentLead(clock, 0.25, memory_seconds=5.0)
+    lead.answered(100.0)
+    clock.sleep(0.25)
+    assert 15 < lead.jobs() < 25

@@ -78,6 +78,8 @@ def test_the_doi_is_found_in_the_head(head: str, doi: str | None) -> None:
         ("see https://doi.org/10.1000/xyz(1)2.", "10.1000/xyz(1)2"),
         ("(doi:10.1000/xyz)", "10.1000/xyz"),
         ("10.1000/xyz; next", "10.1000/xyz"),
+        ("10.1000/https://evil.example/x", None),
+        ("10.1000///evil.example/x", None),
         ("version 10.5/3", None),
         (7, None),
     ],

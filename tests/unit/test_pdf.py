@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pdf_files import line, pdf, stream
 
+from devkit.pdf_files import line, pdf, stream
 from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.extract import Extracted, extract
 from workers.enrichment.pdf import MAX_PAGES

@@ -1,13 +1,29 @@
-"""The order in which the stages of one process end."""
+"""How a process ends: its stages in order, what runs beside them, and before there is anything to end."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
-from workers.process import run_stages
+from schemas.settings import KafkaSettings
+from tests.clocks import HandClock
+from workers.process import (
+    AccessRefused,
+    BrokerAway,
+    LoopBeat,
+    ProcessError,
+    alive,
+    readiness_of,
+    run_stages,
+    stop_signal,
+    unanswered,
+    unless_stopped,
+)
 
 
 class Broken:
@@ -18,6 +34,26 @@ class Broken:
 
     def stop(self) -> None:
         pass
+
+
+class Beside:
+    """Something beside the stages that can be ended."""
+
+    def __init__(self) -> None:
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        self._ended.set_exception(ValueError("what the stages go by is old"))
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended.done()
+
+    def reasons(self) -> list[str]:
+        return ["it has ended"] if self._ended.done() else []
+
+    async def ended(self) -> None:
+        await asyncio.shield(self._ended)
 
 
 class Draining:
@@ -37,12 +73,84 @@ class Draining:
         self._stopping.set()
 
 
-async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture(autouse=True)
+def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
+
+
+async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:
     broken: Any = Broken()
     other: Any = Draining()
     with pytest.raises(ValueError, match="broken"):
-        await run_stages([broken, other])
+        await run_stages([broken, other], asyncio.Event())
     assert other.drained
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError._TIMED_OUT, BrokerAway, r"Kafka at host:1 does not answer \(_TIMED_OUT\)"),
+    ],
+)
+def test_a_broker_that_refuses_is_told_from_one_that_is_away(code: int, kind: type[ProcessError], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        raise unanswered(KafkaSettings(bootstrap_servers="host:1"), KafkaError(code), " to the topic jobs")
+
+
+async def test_when_what_runs_beside_the_stages_ends_they_are_drained_and_its_error_is_raised() -> None:
+    stage: Any = Draining()
+    beside, sound = Beside(), Beside()
+    asyncio.get_running_loop().call_later(0.01, beside.end)
+    with pytest.raises(ValueError, match="old"):
+        await run_stages([stage], asyncio.Event(), [sound, beside])
+    assert stage.drained
+    assert readiness_of([], [sound, beside]).reasons == ("it has ended",)
+    assert not alive([], [sound, beside])
+    assert alive([], [sound])
+
+
+async def test_a_signal_drains_the_stages_and_is_no_error() -> None:
+    stage: Any = Draining()
+    with stop_signal() as stop:
+        asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), signal.SIGTERM)
+        await run_stages([stage], stop, [Beside()])
+    assert stage.drained
+
+
+async def test_a_signal_cuts_off_what_comes_before_serving() -> None:
+    ended = False
+
+    async def preparing() -> str:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+        return "never"
+
+    async def prepared() -> str:
+        return "ready"
+
+    with stop_signal() as stop:
+        assert await unless_stopped(prepared(), stop) == "ready"
+        asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), signal.SIGTERM)
+        assert await unless_stopped(preparing(), stop) is None
+    assert ended
+
+
+async def test_an_event_loop_that_does_not_come_round_is_seen_and_one_that_does_again_is_alive() -> None:
+    clock = HandClock()
+    beat = LoopBeat(clock)
+    beating = asyncio.create_task(beat.ended())
+    await asyncio.sleep(0)
+    clock.now += 59.0
+    assert alive([], [beat])
+    clock.now += 2.0  # as a handler does that blocks the loop
+    assert not alive([], [beat])
+    beating.cancel()
+    again = asyncio.create_task(beat.ended())
+    await asyncio.sleep(0)
+    assert alive([], [beat])
+    again.cancel()

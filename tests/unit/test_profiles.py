@@ -124,3 +124,23 @@ def test_files_that_are_no_text_or_too_large_and_a_folder_that_is_none_are_refus
     (tmp_path / "my profile.toml").write_text("required = true")
     with pytest.raises(ProfileRefused, match=r"my profile\.toml: name: String should match pattern"):
         Profiles.load(tmp_path)
+
+
+def test_evidence_of_a_structured_answer_can_only_name_a_source_that_is_there() -> None:
+    finance = Profiles.load()["finance"]
+    allowed = []
+    for sources in (3, 0):
+        form = finance.answer_format(sources)
+        assert form is not None
+        assert form.json_schema is not None
+        number = form.json_schema.schema_["properties"]["evidence"]["items"]["properties"]["source"]
+        allowed.append((number["minimum"], number["maximum"]))
+    assert allowed == [(1, 3), (1, 1)]
+    assert finance == Profiles.load()["finance"]
+
+
+@pytest.mark.parametrize("items", ['{"$ref": "#/$defs/item"}', '{"properties": {"source": {"type": "string"}}}', "[]"])
+def test_a_schema_that_numbers_its_sources_in_another_way_stays_as_it_is(tmp_path: Path, items: str) -> None:
+    schema = f'{{"type": "object", "properties": {{"chain": {{"items": {items}}}}}}}'
+    profile = load(tmp_path, own='response_schema = "s.json"\nevidence_chain = "chain"', s_json=schema)["own"]
+    assert profile.answer_format(3) == profile.response_format

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from schemas.topics import TIER_DELAYS_SECONDS
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome, parse_retry_after
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.retries import (
     Done,
     GiveUp,
@@ -19,6 +19,7 @@ from workers.delivery.retries import (
     hop,
     is_early,
 )
+from workers.retry_after import parse_retry_after
 
 NOW = 1_700_000_000_000
 DAY = 86_400
@@ -73,7 +74,7 @@ def test_the_decision_follows_from_attempt_and_outcome(row: Row) -> None:
     assert decide(row.attempt, row.outcome, NOW, random.Random(1), STEADY) == row.decision
 
 
-@pytest.mark.parametrize("reason", [reason for reason in FailureReason if not reason.permanent])
+@pytest.mark.parametrize("reason", sorted(set(FailureReason) - {FailureReason.REFUSED, FailureReason.GONE}))
 def test_every_failure_that_may_pass_is_tried_again(reason: FailureReason) -> None:
     assert decide(1, failed(reason), NOW, random.Random(1), STEADY) == Retry(5, NOW + 5_000)
 

@@ -56,13 +56,26 @@ async def test_a_record_whose_handler_raises_is_given_up() -> None:
     assert "a secret" not in failure.message
 
 
+async def test_a_header_without_a_value_may_go_on_with_an_output() -> None:
+    moved = Output("dead_letters", b"a job", headers=[("trace", None)])
+    (completion,), defects = await run(Handler([moved], [LETTER]))
+    assert (completion.outputs, defects) == ([moved], [])
+
+
 LARGE = b"x" * (MAX_OUTPUT_BYTES + 1)
+WIDE = [("\U0001f4e8" * (MAX_OUTPUT_BYTES // 4 + 1), b"")]
+"""As many characters as would fit, and four times as many bytes."""
 
 
 @pytest.mark.parametrize(
     "output",
-    [Output("results", LARGE), Output("results", None, LARGE), Output("results", b"", headers=[("note", LARGE)])],
-    ids=["value", "key", "headers"],
+    [
+        Output("results", LARGE),
+        Output("results", None, LARGE),
+        Output("results", b"", headers=[("note", LARGE)]),
+        Output("r", b"", headers=WIDE),
+    ],
+    ids=["value", "key", "headers", "names of wide characters"],
 )
 async def test_an_output_that_no_broker_would_take_is_not_produced(output: Output) -> None:
     (completion,), defects = await run(Handler([output], [LETTER]))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from confluent_kafka import KafkaError, KafkaException
+
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
 from workers.stage.intake import PartitionId
 from workers.stage.ledger import Progress
-from workers.stage.partition import Partition
+from workers.stage.partition import Partition, Phase
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import State
-from workers.stage.stage import MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.stage import IDLE_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
 
 
 class Handler:
@@ -26,14 +28,18 @@ class Handler:
         raise AssertionError(failure)
 
 
-class RoomForTen:
-    """A pace whose handler has begun nothing, so that it has room for as many as ever."""
+class Desk:
+    """A pace whose handler has begun nothing, so that it has room for as many as ever; of which nothing is early."""
+
+    def __init__(self, room: int = 10) -> None:
+        self._room = room
+        self.due_at_ms: int | None = None
 
     def room(self) -> int:
-        return 10
+        return self._room
 
     def due_ms(self, record: Record) -> int | None:
-        return None
+        return self.due_at_ms
 
 
 class Intake:
@@ -41,10 +47,18 @@ class Intake:
 
     def __init__(self) -> None:
         self.paused: list[PartitionId] = []
+        self.resumed: list[tuple[str, int, int | None]] = []
+        self.away = False
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
         self.paused += pause
+        self.resumed += resume
         return True
+
+    def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> dict[PartitionId, None]:
+        if self.away:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return dict.fromkeys(partitions)
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         return None
@@ -56,6 +70,9 @@ class Settler:
     state = State.READY
     resting = True
     failures = 0
+
+    def listen(self) -> None:
+        """Has heard nothing."""
 
 
 class BusyLoop:
@@ -69,13 +86,13 @@ class BusyLoop:
 
 
 def stage_with(
-    intake: Intake, clock: HandClock, parked: int = 0, settler: Any = None
+    intake: Intake, clock: HandClock, parked: int = 0, settler: Any = None, pace: Desk | None = None
 ) -> tuple[Stage, BusyLoop, Partition]:
     """A stage that has one open partition, which is fetched from."""
     loop: Any = BusyLoop()
     source: Any = intake
     sink: Any = settler or Settler()
-    stage = Stage(StageSettings("requests"), Handler(), source, sink, clock, Metrics(), RoomForTen())
+    stage = Stage(StageSettings("requests"), Handler(), source, sink, clock, Metrics(), pace or Desk())
     stage._loop = loop
     stage.assigned([("requests", 0)])
     (partition,) = stage._partitions.values()
@@ -122,3 +139,51 @@ def test_a_batch_that_does_not_come_through_is_tried_smaller_until_it_does() -> 
     for settler.failures in (0, 1, 2, 10, 0):
         sizes.append(len(stage._compose().offsets[partition]))
     assert sizes == [5000, 2500, 1250, 4, 5000]
+
+
+def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> None:
+    stage, loop, partition = stage_with(Intake(), HandClock(), parked=3_000, pace=Desk(1 << 30))
+    window = stage._window.limits.records
+    for start in (0, window, 2 * window):  # each time the handler is quick, and nothing is settled
+        stage._dispatch()
+        for offset in range(start, start + stage._window.running):
+            stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), [], 0.0))
+        stage._collect()
+    assert sum(len(batch) for batch, _ in loop.calls) == 2 * window
+    stage._pending = stage._pending[:window]
+    stage._dispatch()
+    assert stage._window.running == 3_000 - 2 * window
+
+
+def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opened() -> None:
+    intake = Intake()
+    stage, _, _ = stage_with(intake, HandClock())
+    stage.assigned([("requests", 1)])
+    new = stage._partitions["requests", 1]
+    new.paused, intake.away = False, True
+    stage._take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
+    for _ in range(2):
+        stage._regulate()
+    assert (new.phase, intake.paused, intake.resumed) == (Phase.ASSIGNED, [new.id], [(*new.id, 0)])
+    intake.away = False
+    stage._take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
+    assert (new.phase, new.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
+
+
+def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
+    pace = Desk()
+    pace.due_at_ms = 1 << 60
+    stage, loop, _ = stage_with(Intake(), HandClock(), parked=5, pace=pace)
+    stage._dispatch()
+    assert (loop.calls, stage._window.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
+
+
+def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:
+    clock = HandClock()
+    stage, _, partition = stage_with(Intake(), clock, parked=5)
+    stage._dispatch()
+    stage.stop()
+    assert stage._stopping is not None
+    clock.now += 29.0  # a drain for a rebalance went on for so long
+    stage._give_away([partition], stage._stopping)
+    assert clock.now <= 100.0 + 36.0  # the second that was left, and the farewell's five

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.settings import KafkaSettings
-from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_delay, tier_name
+from schemas.topics import TIER_DELAYS_SECONDS, TOMBSTONES_KEPT_MS, Topics, tier_delay, tier_name
 from workers.cancellations import KEPT_MS
 
 
@@ -85,6 +85,8 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
     assert config[topics.control]["cleanup.policy"] == "compact,delete"
     assert config[topics.control]["retention.ms"] == str(KEPT_MS)
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
+    for followed in (topics.endpoints, topics.control):
+        assert config[followed]["delete.retention.ms"] == str(TOMBSTONES_KEPT_MS)
 
 
 def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_processs_clock_says() -> None:

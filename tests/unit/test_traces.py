@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from telemetry.traces import TraceContext, context_of, parse_traceparent, set_up, span, start_trace, with_context
+from schemas.codec import Origin, read_job
+from telemetry.traces import TraceContext, parse_traceparent, set_up, span, start_trace
 
 EXAMPLE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -13,6 +14,32 @@ def test_a_traceparent_survives_the_round_trip() -> None:
     context = parse_traceparent(EXAMPLE)
     assert context == TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
     assert context.traceparent == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        EXAMPLE,
+        EXAMPLE[:-2] + "fe",
+        "cc" + EXAMPLE[2:],
+        "cc" + EXAMPLE[2:] + "-",
+        "cc" + EXAMPLE[2:] + "-what-the-future-brings",
+        "cc" + EXAMPLE[2:] + "-" + "x" * 257,
+        "cc" + EXAMPLE[2:] + "-\x1b[2J",
+        "cc" + EXAMPLE[2:] + "-\xe9",
+        "cc" + EXAMPLE[2:] + "more",
+        "00" + EXAMPLE[2:] + "-",
+        EXAMPLE.upper(),
+        EXAMPLE + "\n",
+        "ff" + EXAMPLE[2:],
+        "00-" + "0" * 32 + EXAMPLE[35:],
+        EXAMPLE[:36] + "0" * 16 + "-01",
+    ],
+)
+def test_the_header_of_a_job_is_valid_where_a_context_can_be_read_from_it(value: str) -> None:
+    headers = [("traceparent", value.encode("latin-1"))]
+    carried = read_job(b'{"prompt": "q"}', headers, Origin("t", 0, 0), 0).traceparent
+    assert (carried == value) is (parse_traceparent(value) is not None)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +78,6 @@ def test_a_child_stays_in_its_trace_and_is_a_span_of_its_own() -> None:
     assert child.trace_id == parent.trace_id
     assert child.span_id != parent.span_id
     assert parse_traceparent(child.traceparent) == child
-
-
-def test_headers_carry_one_context_the_last() -> None:
-    first, last = start_trace(), start_trace()
-    headers = [
-        ("tenant", b"t"),
-        ("traceparent", first.traceparent.encode()),
-        ("traceparent", last.traceparent.encode()),
-    ]
-    assert context_of(headers) == last
-    replaced = with_context(headers, first)
-    assert replaced == [("tenant", b"t"), ("traceparent", first.traceparent.encode())]
-    assert with_context(headers, None) == headers
-
-
-def test_headers_without_a_context_have_none() -> None:
-    assert context_of(None) is None
-    assert context_of([("traceparent", b"\xff\xfe")]) is None
 
 
 def test_a_span_that_nobody_collects_passes_its_parent_on() -> None:

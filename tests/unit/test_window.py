@@ -94,6 +94,25 @@ def test_where_several_wait_the_first_places_overflow_and_the_later_one_fetches_
         assert window.tight is later
 
 
+def test_as_many_parties_as_there_are_places_fill_the_window_and_are_taken_on_again_when_half_of_them_are_served() -> (
+    None
+):
+    window = Window(Limits(records=LEAST_PARKED), later_share=0.1)
+    for offset in range(LEAST_PARKED + 1):  # nobody has more than one record, so there is nothing to take out
+        window.park(HOLDER, Record("requests", 0, offset, b""), f"party-{offset}")
+    assert window.surplus([HOLDER]) == []
+    window.look(0.0)
+    assert window.tight
+    window.look(TIGHT_SECONDS)
+    assert full(window)
+    window.draw(LEAST_PARKED // 2, lambda _, records, most: most)
+    window.look(1.0)
+    assert full(window)
+    window.draw(1, lambda _, records, most: most)
+    window.look(1.1)
+    assert not full(window)
+
+
 def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
     window = Window(Limits(bytes=1000))
     seen = []
@@ -188,6 +207,14 @@ def test_a_partition_that_is_to_be_sought_is_paused_first_and_sought_when_it_res
     assert changes(window, back) == ([back], [])
     back.paused = True
     assert changes(window, back) == ([], [back])
+
+
+def test_a_new_partition_that_could_not_be_opened_is_sought_too() -> None:
+    window, new = Window(Limits()), partition(phase=Phase.ASSIGNED)
+    new.rewind_to = 0
+    assert changes(window, new) == ([new], [])
+    new.paused = True
+    assert changes(window, new) == ([], [new])
 
 
 def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:

@@ -5,7 +5,7 @@ It reads `model_results` and the tiers. One record ends in one of these ways:
     no callback-url           done without a trace: the result is only stored
     its endpoint is disabled  dead_letters; no attempt
     early                     hops to another tier; no attempt
-    its endpoint is busy      deferred to the smallest tier; no attempt
+    its destination is busy   deferred to the smallest tier; no attempt
     its origin does not       deferred to the tier that fits the time for which the origin is left alone; no attempt
       answer
     POST, 2xx                 an attempt record
@@ -29,8 +29,8 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery import outputs
 from workers.delivery.breaker import State
+from workers.delivery.destinations import Destination, DestinationBusy, Destinations, Place
 from workers.delivery.endpoint_states import EndpointStates, Forget
-from workers.delivery.endpoints import Endpoint, EndpointBusy, Endpoints, Place
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
@@ -67,7 +67,7 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        self._endpoints = Endpoints(settings, clock, self._say_breaker)
+        self._destinations = Destinations(settings, clock, self._say_breaker)
         self.states = EndpointStates(settings, metrics)
         """To be fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -89,11 +89,11 @@ class DeliveryHandler(TierPace):
         if tier is not None:
             return (outputs.hopping(record, self._tiers[tier]),)
         try:
-            async with self._endpoints.share(pending.endpoint) as place:
-                # Only now, since most records of a hung endpoint come here many times and go no further.
+            async with self._destinations.share(pending.destination) as place:
+                # Only now, since most records of a hung destination come here many times and go no further.
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
-        except EndpointBusy as busy:
+        except DestinationBusy as busy:
             return (self._deferred(record, pending, busy.wait_seconds),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
@@ -137,12 +137,12 @@ class DeliveryHandler(TierPace):
 
     def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
         """What the fleet is to know of the endpoint from now on, if that is anything new."""
-        change = self.states.learn(pending, outcome, self._now_ms())
-        if change is None:
-            return []
-        if isinstance(change, Forget):
-            return [outputs.endpoint_forgotten(change.key, self._topics)]
-        return [outputs.endpoint_state(change, self._topics)]
+        return [
+            outputs.endpoint_forgotten(change.key, self._topics)
+            if isinstance(change, Forget)
+            else outputs.endpoint_state(change, self._topics)
+            for change in self.states.learn(pending, outcome, self._now_ms())
+        ]
 
     def _after_failure(self, record: Record, pending: PendingDelivery, outcome: FailedDelivery) -> list[Output]:
         attempts, now_ms = pending.attempts + 1, self._now_ms()
@@ -211,9 +211,9 @@ class DeliveryHandler(TierPace):
             **_fields(pending),
         )
 
-    def _say_breaker(self, endpoint: Endpoint, state: State, seconds: float) -> None:
+    def _say_breaker(self, destination: Destination, state: State, seconds: float) -> None:
         self._metrics.breaker_changes.labels(str(state)).inc()
-        tenant, origin = endpoint
+        tenant, origin = destination
         log.info(
             "The breaker of an origin changed.",
             action="breaker-changed",

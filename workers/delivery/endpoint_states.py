@@ -2,20 +2,29 @@
 
 The fleet shares this through the compacted topic `callback_endpoints`:
 
-    (nothing known) ── its attempts fail for minutes ───► failing   since when stands in the record
-    failing ─────────── an attempt succeeds, anywhere ──► (nothing known): a tombstone
-    failing ─────────── it has failed for days ─────────► disabled
-    any ─────────────── it answers 410 ─────────────────► disabled
-    any ─────────────── `postback endpoints …` ─────────► disabled, or enabled
+    (nothing known) ── attempts of several events fail for minutes ─► failing   since when stands in the record
+    failing ─────────── an attempt succeeds, anywhere ──────────────► (nothing known): a tombstone
+    failing ─────────── it has failed for days ─────────────────────► disabled
+    any ─────────────── it answers 410 ─────────────────────────────► disabled
+    any ─────────────── `postback endpoints …` ─────────────────────► disabled, or enabled
+    failing, enabled ── nothing came of it for days ────────────────► (nothing known): a tombstone
 
 "Failing" is shared so that days can be counted over restarts, and so that a success that another process sees takes it
 back. What this process decides it writes down with the attempt, in one transaction; it is known here, as everywhere,
-when it is read back.
+when it is read back. Between the two somebody else may have disabled the endpoint, an operator perhaps: a tombstone
+therefore never enables one, and whoever meets such a tombstone writes once more that the endpoint is disabled.
+
+What is known is bounded for each tenant, whatever URLs its jobs name. A URL of a single event, as where each job has
+its own, is never written down for failing: its schedule ends by itself, and no other event would be spared. Beyond
+MOST_FAILING no further one is on the way to being disabled. Who is disabled stays so until an operator's word, so
+beyond MOST_DISABLED nobody is added: such a URL is asked for each event, which is given up as ever when it is answered
+with 410.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.endpoint import (
@@ -32,6 +41,14 @@ from telemetry.metrics import Metrics
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
+
+MOST_DISABLED = 10_000
+"""Endpoints of one tenant. Where there are as many, only an operator's word disables one more."""
+MOST_FAILING = 1_000
+"""Endpoints of one tenant that are written down as failing."""
+IDLE_MS = 2 * 86_400_000
+"""Longer than the longest wait between two attempts. A failing endpoint that could have been disabled for so long, and
+was not, is tried no more."""
 
 _FAILURES = 3
 """Fewer failures in a row are no sign: with little traffic, one would count for the days since the last success."""
@@ -50,6 +67,10 @@ class _Streak:
     """Failures in a row that this process has seen."""
 
     since_ms: int
+    webhook_id: str
+    """The event that failed first."""
+    several: bool = False
+    """Whether another has failed too."""
     count: int = 0
 
 
@@ -69,11 +90,19 @@ class EndpointStates:
     def __init__(self, settings: DeliverySettings, metrics: Metrics) -> None:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
         self._metrics = metrics
-        self._disabled: set[EndpointKey] = set()
-        self._failing: dict[EndpointKey, int] = {}
-        """Since when, Unix milliseconds."""
+        self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
+        """Since when, and why."""
+        self._again: list[EndpointKey] = []
+        """What is disabled and was taken out of the topic."""
+        self._disabled_of: Counter[str] = Counter()
+        """How many each tenant has."""
+        self._failing_of: Counter[str] = Counter()
+        self._passing: OrderedDict[EndpointKey, tuple[State, int]] = OrderedDict()
+        """What is failing or enabled, and since when, Unix milliseconds: in the order in which it was written."""
         self._streaks: OrderedDict[EndpointKey, _Streak] = OrderedDict()
-        self._said: dict[EndpointKey, int] = {}
+        self._said: OrderedDict[EndpointKey, int] = OrderedDict()
+        """What was decided and is not read back yet, and when."""
+        self._said_of: Counter[str] = Counter()
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
@@ -83,29 +112,37 @@ class EndpointStates:
         except InvalidEndpointRecord as error:
             log.warning("An endpoint's record is unreadable.", action="endpoint-record-unreadable", detail=str(error))
             return
-        self._said.pop(endpoint, None)
-        self._failing.pop(endpoint, None)
-        self._disabled.discard(endpoint)
-        if record is not None and record.state is State.DISABLED:
-            self._disabled.add(endpoint)
-        elif record is not None and record.state is State.FAILING:
-            self._failing[endpoint] = record.at
-        else:
+        self._unsay(endpoint)
+        if record is None and endpoint in self._disabled:
+            self._again.append(endpoint)
+            return
+        self._forget(endpoint)
+        if record is None or record.state is State.ENABLED:
             self._streaks.pop(endpoint, None)
+        if record is not None:
+            self._remember(endpoint, record)
         self._metrics.disabled_endpoints.set(len(self._disabled))
 
     def is_disabled(self, endpoint: EndpointKey) -> bool:
         """Whether nothing is to be sent there."""
         return endpoint in self._disabled
 
-    def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
-        """What an attempt changes in the topic, if anything."""
+    def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
+        """What an attempt changes in the topic, if anything; and what is to be taken out of it by now."""
+        changes: list[Change] = self._written_again() if self._again else []
+        if self._passing:
+            changes += self._overdue(now_ms)
+        if (change := self._learn(pending, outcome, now_ms)) is not None:
+            changes.append(change)
+        return changes
+
+    def _learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         endpoint = pending.tenant, pending.url
         if endpoint in self._disabled:
             return None  # the attempt was on its way already, and what it shows must not undo that
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint, None)
-            return Forget(endpoint) if endpoint in self._failing else None
+            return Forget(endpoint) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
             return None  # our own rule; the endpoint was not asked
         if outcome.reason is FailureReason.GONE:
@@ -113,14 +150,16 @@ class EndpointStates:
         return self._learn_failure(pending, endpoint, now_ms)
 
     def _learn_failure(self, pending: PendingDelivery, endpoint: EndpointKey, now_ms: int) -> Change | None:
-        streak = self._count(endpoint, now_ms)
+        streak = self._count(pending, endpoint, now_ms)
         if streak.count < _FAILURES:
             return None
-        since_ms = self._failing.get(endpoint)
+        since_ms = self._failing_since(endpoint)
         if since_ms is not None:
             failed_long = now_ms - since_ms >= self._disable_after_ms
             return self._disable(pending, DisabledBecause.FAILING, now_ms) if failed_long else None
-        if now_ms - streak.since_ms < min(_FAILING_MS, self._disable_after_ms):
+        if not streak.several or now_ms - streak.since_ms < min(_FAILING_MS, self._disable_after_ms):
+            return None
+        if self._failing_of[pending.tenant] >= MOST_FAILING:
             return None
         # Since now, not since the first failure: this process does not know of the successes that others have seen.
         streak.since_ms = now_ms
@@ -128,28 +167,22 @@ class EndpointStates:
             tenant=pending.tenant, url=pending.url, state=State.FAILING, at=now_ms, webhook_id=pending.webhook_id
         )
 
-    def _count(self, endpoint: EndpointKey, now_ms: int) -> _Streak:
-        streak = self._streaks.setdefault(endpoint, _Streak(now_ms))
+    def _count(self, pending: PendingDelivery, endpoint: EndpointKey, now_ms: int) -> _Streak:
+        streak = self._streaks.setdefault(endpoint, _Streak(now_ms, pending.webhook_id))
         self._streaks.move_to_end(endpoint)
         if len(self._streaks) > _STREAKS:
             self._streaks.popitem(last=False)
         streak.count += 1
+        streak.several |= pending.webhook_id != streak.webhook_id
         return streak
 
-    def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> EndpointRecord:
-        endpoint = pending.tenant, pending.url
-        if now_ms - self._said.get(endpoint, -_SAID_MS) >= _SAID_MS:
-            self._said[endpoint] = now_ms
-            self._metrics.endpoints_disabled.labels(str(reason)).inc()
-            log.warning(
-                "An endpoint is disabled; its events are kept as dead letters.",
-                action="inference.endpoint.disabled",
-                reason=str(reason),
-                tenant=pending.tenant,
-                origin=pending.origin,
-                job_id=pending.job_id,
-                webhook_id=pending.webhook_id,
-            )
+    def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> EndpointRecord | None:
+        if self._is_full(pending):
+            if self._is_new(("", pending.tenant), now_ms):
+                self._say_full(pending)
+            return None
+        if self._is_new((pending.tenant, pending.url), now_ms):
+            self._say_disabled(pending, reason)
         return EndpointRecord(
             tenant=pending.tenant,
             url=pending.url,
@@ -158,3 +191,93 @@ class EndpointStates:
             reason=reason,
             webhook_id=pending.webhook_id,
         )
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def _failing_since(self, endpoint: EndpointKey) -> int | None:
+        state, since_ms = self._passing.get(endpoint, (None, 0))
+        return since_ms if state is State.FAILING else None
+
+    def _remember(self, endpoint: EndpointKey, record: EndpointRecord) -> None:
+        if record.state is State.DISABLED:
+            self._disabled[endpoint] = record.at, record.reason
+            self._disabled_of[endpoint[0]] += 1
+            return
+        self._passing[endpoint] = record.state, record.at
+        if record.state is State.FAILING:
+            self._failing_of[endpoint[0]] += 1
+
+    def _forget(self, endpoint: EndpointKey) -> None:
+        state, _ = self._passing.pop(endpoint, (None, 0))
+        if state is State.FAILING:
+            _one_less(self._failing_of, endpoint[0])
+        if self._disabled.pop(endpoint, None) is not None:
+            _one_less(self._disabled_of, endpoint[0])
+
+    def _overdue(self, now_ms: int) -> Sequence[Forget]:
+        """The oldest of what passes, where its time is over: one at a time keeps pace, since each came by an attempt.
+
+        It is forgotten here at once. Where that is not settled, another process does it, or this one after a restart.
+        """
+        endpoint, (_, since_ms) = next(iter(self._passing.items()))
+        if now_ms - since_ms < self._disable_after_ms + IDLE_MS:
+            return ()
+        self._forget(endpoint)
+        return (Forget(endpoint),)
+
+    def _written_again(self) -> list[Change]:
+        again = [(endpoint, self._disabled[endpoint]) for endpoint in self._again if endpoint in self._disabled]
+        self._again.clear()
+        return [
+            EndpointRecord(tenant=tenant, url=url, state=State.DISABLED, at=at, reason=reason)
+            for (tenant, url), (at, reason) in again
+        ]
+
+    # -- what is said of it --------------------------------------------------------------------------------------------
+
+    def _is_full(self, pending: PendingDelivery) -> bool:
+        """Whether its tenant has as many that are disabled as can be, those on their way into the topic included."""
+        decided = self._disabled_of[pending.tenant] + self._said_of[pending.tenant]
+        return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
+
+    def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
+        """Whether this was not said within the last minute."""
+        while self._said and now_ms - next(iter(self._said.values())) >= _SAID_MS:
+            self._unsay(next(iter(self._said)))
+        if what in self._said:
+            return False
+        self._said[what] = now_ms
+        self._said_of[what[0]] += 1
+        return True
+
+    def _unsay(self, what: EndpointKey) -> None:
+        if self._said.pop(what, None) is not None:
+            _one_less(self._said_of, what[0])
+
+    def _say_disabled(self, pending: PendingDelivery, reason: DisabledBecause) -> None:
+        self._metrics.endpoints_disabled.labels(str(reason)).inc()
+        log.warning(
+            "An endpoint is disabled; its events are kept as dead letters.",
+            action="inference.endpoint.disabled",
+            reason=str(reason),
+            tenant=pending.tenant,
+            origin=pending.origin,
+            job_id=pending.job_id,
+            webhook_id=pending.webhook_id,
+        )
+
+    def _say_full(self, pending: PendingDelivery) -> None:
+        log.warning(
+            "An endpoint is not disabled: its tenant has as many that are as can be.",
+            action="inference.endpoint.not-disabled",
+            most=MOST_DISABLED,
+            tenant=pending.tenant,
+            origin=pending.origin,
+        )
+
+
+def _one_less(counted: Counter[str], tenant: str) -> None:
+    """A tenant of which nothing is left is not remembered either."""
+    counted[tenant] -= 1
+    if not counted[tenant]:
+        del counted[tenant]

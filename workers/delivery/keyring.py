@@ -99,11 +99,10 @@ class TenantVersions(_FileModel):
         return [self.version, *(old.version for old in self.retiring if old.until > now)]
 
     def rotated(self, now: float, until: float) -> TenantVersions:
-        """The next version, with those that still sign kept until their time."""
-        kept = tuple(old for old in self.retiring if old.until > now)
-        return TenantVersions(
-            version=self.version + 1, retiring=(RetiringVersion(version=self.version, until=until), *kept)
-        )
+        """The next version. Those that sign still do so until their time, and none longer than the one before."""
+        before = (RetiringVersion(version=self.version, until=until), *self.retiring)
+        ending = (old.model_copy(update={"until": min(old.until, until)}) for old in before)
+        return TenantVersions(version=self.version + 1, retiring=tuple(old for old in ending if old.until > now))
 
 
 class FleetKey(_FileModel):
@@ -120,6 +119,10 @@ class FleetKey(_FileModel):
     @field_serializer("seed")
     def _write_seed(self, seed: SecretStr) -> str:
         return seed.get_secret_value()
+
+    def retiring(self, until: float) -> FleetKey:
+        """The key as it signs until then, or until it was to end already."""
+        return self.model_copy(update={"until": until if self.until is None else min(self.until, until)})
 
     @property
     def private_bytes(self) -> bytes:
@@ -182,10 +185,9 @@ class KeyringData(_FileModel):
         return self.model_copy(update={"tenants": {**self.tenants, tenant: self.versions(tenant).rotated(now, until)}})
 
     def with_fleet_rotated(self, now: float, until: float) -> KeyringData:
-        """The data with a new key pair of the fleet, and those that no longer sign forgotten."""
-        kept = (
-            key if key.until is not None else key.model_copy(update={"until": until}) for key in self.fleet_keys(now)
-        )
+        """The data with a new key pair of the fleet; of the others as with a tenant's versions."""
+        ending = (key.retiring(until) for key in self.fleet)
+        kept = (key for key in ending if key.until is not None and key.until > now)
         return self.model_copy(update={"fleet": (FleetKey(seed=_random(_SEED_BYTES)), *kept)})
 
     def next_change(self, tenant: str, now: float) -> float:
@@ -289,8 +291,9 @@ class Keyring:
     def rotate(self, tenant: str | None, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
         """Put a new key beside the old one: a tenant's secret, or with None the fleet's key pair.
 
-        Returns when the old one stops signing, Unix seconds. `overlap_seconds` of 0 is for a key that leaked.
-        Raises KeyringError. Concurrent rotations queue up: none is lost.
+        Returns when the old one stops signing, Unix seconds; no key that retires already signs longer. So an
+        `overlap_seconds` of 0, for a key that leaked, leaves nothing but the new one in force. Raises KeyringError.
+        Concurrent rotations queue up: none is lost.
         """
         until = now + overlap_seconds
         with _writing(self.path):

@@ -18,7 +18,7 @@ from telemetry.logs import origin_of
 from telemetry.traces import parse_traceparent
 from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Header, Output, Record, size_of
 
 _ATTEMPT = frozenset({names.ATTEMPT, names.NOT_BEFORE})
 _DEFERRED = frozenset({names.DEFERRED})
@@ -47,18 +47,20 @@ class PendingDelivery:
     not_before_ms: int | None
 
     @property
-    def endpoint(self) -> tuple[str, str]:
+    def destination(self) -> tuple[str, str]:
         """Who shares concurrency with this."""
         return self.tenant, self.origin
 
 
 def read_pending(record: Record) -> PendingDelivery | None:
     """The callback that a record asks for; None where it asks for none. Raises UnusableRecord."""
+    if record.unreadable is not None:
+        raise UnusableRecord(f"its headers {record.unreadable}")
     headers = dict(record.headers or ())
     url = headers.get(names.CALLBACK_URL)
     if url is None:
         return None
-    if len(record.value) + len(record.key or b"") + letters.size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
+    if len(record.value) + len(record.key or b"") + size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
         raise UnusableRecord("it is larger than a result may be, and no tier would take it")
     text = _text(url, names.CALLBACK_URL)
     trace = parse_traceparent((headers.get(names.TRACEPARENT) or b"").decode("latin-1"))
@@ -92,7 +94,7 @@ def _token(value: bytes | None, name: str) -> str:
     return text
 
 
-def _number(headers: dict[str, bytes], name: str) -> int | None:
+def _number(headers: dict[str, bytes | None], name: str) -> int | None:
     value = headers.get(name)
     if value is None:
         return None
@@ -156,7 +158,7 @@ def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
     return Output(topics.endpoints, None, key_bytes(key), partition=0)
 
 
-def _without(record: Record, removed: frozenset[str]) -> Headers:
+def _without(record: Record, removed: frozenset[str]) -> list[Header]:
     return [(name, value) for name, value in record.headers or () if name not in removed]
 
 

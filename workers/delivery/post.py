@@ -11,8 +11,6 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache, partial
 
@@ -21,14 +19,13 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
 
 from telemetry.clock import Clock
+from telemetry.logs import origin_of
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.exchange import Answer, Exchanges
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url, origin_of
-
-MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""A longer `Retry-After` is taken as this."""
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
+from workers.retry_after import parse_retry_after
 
 _CHECKED_URLS = 4096
 
@@ -60,11 +57,6 @@ class FailureReason(StrEnum):
     BAD_RESPONSE = "bad_response"
     """Not HTTP, headers too large, or a body that ended early."""
 
-    @property
-    def permanent(self) -> bool:
-        """Whether trying again is pointless."""
-        return self in (FailureReason.REFUSED, FailureReason.GONE)
-
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -86,11 +78,6 @@ class FailedDelivery:
     """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
     """What exactly the guard refused, as a phrase without any part of the URL."""
-
-    @property
-    def permanent(self) -> bool:
-        """Whether trying again is pointless."""
-        return self.reason.permanent
 
 
 PostOutcome = Delivered | FailedDelivery
@@ -215,20 +202,3 @@ def _reason_of(status: int) -> FailureReason:
     if 300 <= status < 400:
         return FailureReason.REDIRECTED
     return FailureReason.CLIENT_ERROR if 400 <= status < 500 else FailureReason.SERVER_ERROR
-
-
-def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for what is neither seconds nor a date.
-
-    RFC 9110, section 10.2.3: `Retry-After = HTTP-date / delay-seconds`. `now` is Unix seconds.
-    """
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        # Ten digits are over three hundred years, and int() takes long over thousands of them.
-        return min(float(value[:10]), MAX_RETRY_AFTER_SECONDS) if len(value) <= 10 else MAX_RETRY_AFTER_SECONDS
-    try:
-        date = parsedate_to_datetime(value)
-        at = (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, at - now), MAX_RETRY_AFTER_SECONDS)

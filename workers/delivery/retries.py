@@ -16,7 +16,8 @@ import random
 from dataclasses import dataclass, field
 
 from schemas.topics import TIER_DELAYS_SECONDS
-from workers.delivery.post import MAX_RETRY_AFTER_SECONDS, Delivered, FailureReason, PostOutcome
+from workers.delivery.post import Delivered, FailureReason, PostOutcome
+from workers.retry_after import MAX_RETRY_AFTER_SECONDS
 
 EXHAUSTED = "callback_exhausted"
 REFUSED = "callback_refused"

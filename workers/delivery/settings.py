@@ -27,15 +27,15 @@ class DeliverySettings(BaseSettings):
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
     passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again."""
-    endpoint_concurrency: int = Field(default=64, ge=1, le=10_000)
+    destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
-    endpoint_queue_records: int = Field(default=2048, ge=0, le=10_000)
+    destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
     """Records per tenant and origin that may wait here for one of those; what is beyond is deferred at once. So many
     that an origin which answers is kept busy until what was deferred comes back from the smallest tier."""
-    endpoint_wait_seconds: float = Field(default=4.0, gt=0, le=4)
+    destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
     """How long they wait before they are deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once; what one endpoint may have of them shrinks with what is left of them."""
+    """Records that are handled at once; what one destination may have of them shrinks with what is left of them."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)

@@ -27,7 +27,7 @@ from workers.egress.policy import (
     is_named,
 )
 from workers.egress.settings import EgressSettings
-from workers.egress.urls import check_url, origin_of
+from workers.egress.urls import check_url
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -47,5 +47,4 @@ __all__ = [
     "is_listed",
     "is_named",
     "is_public_address",
-    "origin_of",
 ]

@@ -14,8 +14,8 @@ from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from workers.egress.addresses import is_public_address
-from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
-from workers.egress.urls import check_scheme_and_port, check_url, is_localhost, origin_of
+from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_listed, is_named
+from workers.egress.urls import check_scheme_and_port, check_url, is_localhost, refusal
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ClientRequest
@@ -52,9 +52,9 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
     try:
         _check_target(peer, policy, named=named)
     except _AddressRefused as refused:
-        raise EgressRefused(refused.reason, origin_of(url)) from None
+        raise refusal(refused.reason, url) from None
     if not (named or is_listed(peer[0], policy)):
-        check_scheme_and_port(url, policy, origin_of(url))
+        check_scheme_and_port(url, policy)
 
 
 class _GuardedResolver(AbstractResolver):
@@ -112,12 +112,12 @@ class GuardedConnector(aiohttp.TCPConnector):
         url = req.url
         self._check_url(url)
         if req.proxy:
-            raise EgressRefused(Refusal.PROXY, origin_of(url))
+            raise refusal(Refusal.PROXY, url)
         _named.set(is_named(url.raw_host or "", self._policy))
         try:
             connection = await super().connect(req, traces, timeout)
         except _AddressRefused as refused:
-            raise EgressRefused(refused.reason, origin_of(url)) from None
+            raise refusal(refused.reason, url) from None
         try:
             self._check_peer(connection, url)
         except BaseException:

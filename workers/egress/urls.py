@@ -7,6 +7,7 @@ from typing import Final
 
 from yarl import URL
 
+from telemetry.logs import NO_ORIGIN, origin_of
 from workers.egress.addresses import Address, parse
 from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
 
@@ -22,30 +23,34 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     Raises EgressRefused.
     """
     parsed = _readable(url)
-    origin = origin_of(parsed)
     if parsed.scheme not in ("http", "https"):
-        raise EgressRefused(Refusal.SCHEME, origin)
+        raise refusal(Refusal.SCHEME, parsed)
     if parsed.raw_user is not None or parsed.raw_password is not None:
-        raise EgressRefused(Refusal.USERINFO, origin)
+        raise refusal(Refusal.USERINFO, parsed)
     host = parsed.raw_host or ""
-    address = _literal(host, origin)
+    address = _literal(parsed, host)
     if address is not None and not is_allowed(address, policy):
-        raise EgressRefused(Refusal.ADDRESS, origin)
+        raise refusal(Refusal.ADDRESS, parsed)
     named = is_named(host, policy)
     if address is None and is_localhost(host) and not (named or _allows_loopback(policy)):
-        raise EgressRefused(Refusal.ADDRESS, origin)
+        raise refusal(Refusal.ADDRESS, parsed)
     # A name may yet lead into an allowed network, where the next two rules do not hold.
     if not (is_listed(address, policy) if address is not None else named or policy.allow):
-        check_scheme_and_port(parsed, policy, origin)
+        check_scheme_and_port(parsed, policy)
     return parsed
 
 
-def check_scheme_and_port(url: URL, policy: EgressPolicy, origin: str) -> None:
+def check_scheme_and_port(url: URL, policy: EgressPolicy) -> None:
     """What holds for every URL that does not lead into an allowed network. Raises EgressRefused."""
     if url.scheme != "https" and not policy.development:
-        raise EgressRefused(Refusal.SCHEME, origin)
+        raise refusal(Refusal.SCHEME, url)
     if url.port not in policy.ports:
-        raise EgressRefused(Refusal.PORT, origin)
+        raise refusal(Refusal.PORT, url)
+
+
+def refusal(reason: Refusal, url: URL) -> EgressRefused:
+    """The error to raise; it names the URL's origin."""
+    return EgressRefused(reason, origin_of(str(url)))
 
 
 def _readable(url: str | URL) -> URL:
@@ -53,30 +58,19 @@ def _readable(url: str | URL) -> URL:
         parsed = URL(url)
         parsed.port  # noqa: B018 - yarl finds some faults only when a part is asked for
     except (ValueError, TypeError):
-        raise EgressRefused(Refusal.URL, "a URL") from None
+        raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
     return parsed
 
 
-def origin_of(url: str | URL) -> str:
-    """Scheme, host and port of a URL: all of it that may stand in a log, an error text or a note. Never raises."""
-    try:
-        parsed = URL(url)
-        if parsed.raw_host and parsed.scheme:
-            return str(parsed.origin())
-        return f"{parsed.scheme}:" if parsed.scheme else "a URL"
-    except (ValueError, TypeError):
-        return "a URL"
-
-
-def _literal(host: str, origin: str) -> Address | None:
+def _literal(url: URL, host: str) -> Address | None:
     """The address that the host spells; None for a name. Raises EgressRefused for what only looks like one of both."""
     if ":" in host or _ENDS_IN_A_NUMBER.search(host):
         address = parse(host)
         if address is None:
-            raise EgressRefused(Refusal.HOST, origin)
+            raise refusal(Refusal.HOST, url)
         return address
     if not _HOST.fullmatch(host):
-        raise EgressRefused(Refusal.URL, "a URL")
+        raise EgressRefused(Refusal.URL, NO_ORIGIN)
     return None
 
 

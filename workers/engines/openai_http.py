@@ -12,17 +12,17 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
-from telemetry.logs import get_logger
+from telemetry.logs import get_logger, origin_of
 from workers.engines.base import Completion, EngineLoad, EngineUnavailable, GenerationRequest, RequestRejected
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.settings import OpenAISettings
+from workers.retry_after import parse_retry_after
 
 MAX_REASON_CHARACTERS = 300
 FIRST_WAIT_SECONDS = 0.5
@@ -109,7 +109,10 @@ class OpenAIEngine:
                 await self._reached()
         except TimeoutError:
             await self.close()
-            raise EngineUnavailable("the server was not reached in time") from None
+            raise EngineUnavailable(
+                f"no server answered at {origin_of(self._base)} within {self._settings.start_timeout_seconds:g} s; "
+                "POSTBACK_ENGINE__OPENAI__BASE_URL says where it is"
+            ) from None
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
@@ -205,7 +208,9 @@ class OpenAIEngine:
         self, request: GenerationRequest, status: int, headers: Mapping[str, str], body: bytes
     ) -> Completion | _Retry:
         if status in _RETRIED or status >= 500:
-            return _Retry(f"the server answered {status}", self._retry_after(headers.get("Retry-After")))
+            return _Retry(
+                f"the server answered {status}", parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
+            )
         if status in _REFUSED:
             raise _rejected(request, status, body)
         if status != 200:
@@ -217,17 +222,6 @@ class OpenAIEngine:
         if not answer.choices:
             raise EngineUnavailable("the server's answer has no choices")
         return _completion(answer)
-
-    def _retry_after(self, value: str | None) -> float | None:
-        """Seconds, or a date; None where the header is absent or neither."""
-        if value is None:
-            return None
-        if value.strip().isdecimal():
-            return float(value)
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - self._clock.time())
-        except ValueError:
-            return None
 
     # -- the wire ------------------------------------------------------------------------------------------------
 

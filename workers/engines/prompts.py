@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas.job import Message
+from schemas.job import Job, Message
 from workers.engines.base import GenerationRequest, RequestRejected
 
 _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
@@ -18,11 +18,11 @@ def plain_text(messages: Sequence[Message]) -> str:
     return "\n\n".join([*turns, "Assistant:"])
 
 
-def last_user_text(request: GenerationRequest) -> str:
+def last_user_text(asked: GenerationRequest | Job) -> str:
     """The question: the prompt, or the last message of the user (of anybody, where no user spoke)."""
-    if request.prompt is not None:
-        return request.prompt
-    messages = request.messages or ()
+    if asked.prompt is not None:
+        return asked.prompt
+    messages = asked.messages or ()
     by_user = [message.text for message in messages if message.role == "user"]
     return by_user[-1] if by_user else messages[-1].text
 

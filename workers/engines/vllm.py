@@ -35,6 +35,7 @@ from workers.engines.base import (
 )
 from workers.engines.guardian import Guardian
 from workers.engines.prompts import plain_text, prompt_room
+from workers.engines.schema_limits import check_schema
 from workers.engines.settings import VllmSettings
 
 MAX_REASON_CHARACTERS = 300
@@ -314,7 +315,9 @@ def _structure(request: GenerationRequest) -> Any:
 
     if request.response_format.json_schema is None:
         return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=request.response_format.json_schema.schema_)
+    schema = request.response_format.json_schema.schema_
+    check_schema(schema)
+    return StructuredOutputsParams(json=schema)
 
 
 def _completion(output: Any, prompt_tokens: int) -> Completion:

@@ -13,9 +13,13 @@ A job's sources go down this list; each step has a type, so that a signature say
       child    one process as the worker sees it; frames: as it sees itself
       member   what runs inside one of them
       charset, hidden, extract, pdf, particulars   bytes to what a person would see  Page → Document
+        css, media, unseen, sheets   what of a page's own styles hides; lengths and color are their values
       steering   the ways in which it tries to steer who reads it           Document → label
       rank     the passages that matter for the question                    Document → Passage
+    choose     asks a member to rank, and by setting a model too
+      embedder   the process with that model, and the line before it; embedding: what runs inside it
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
+    links      no link in the answer that was not given                     str, Evidence → str
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
     profile    how a kind of question is answered, as data: before all of this what is searched, behind it
     answer     what the answer must stand on, and what the result says      str, Evidence, Profile → Answer
@@ -32,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.enrichment.answer import Answer, Unsupported, answered
     from workers.enrichment.cite import cited
+    from workers.enrichment.embedder import RerankerRefused
     from workers.enrichment.enrich import Enricher
     from workers.enrichment.evidence import Evidence, LeftOut, NothingFound, NumberedSource
     from workers.enrichment.grounding import GroundedPrompt, ground
@@ -52,6 +57,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileRefused": "profile",
     "Profiles": "profile",
+    "RerankerRefused": "embedder",
     "TemplateRefused": "template",
     "UnknownProfile": "profile",
     "Unsupported": "answer",
@@ -73,6 +79,7 @@ __all__ = [
     "Profile",
     "ProfileRefused",
     "Profiles",
+    "RerankerRefused",
     "TemplateRefused",
     "UnknownProfile",
     "Unsupported",

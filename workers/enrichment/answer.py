@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from schemas.result import Citation, SourceDetails, Support
-from workers.enrichment.cite import BEARING, cited, supported_share, words
+from workers.enrichment.cite import BEARING, SourceTexts, cited, supported_share, used, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.links import without_unknown_links
 from workers.enrichment.profile import Profile
 
 MAX_CHAIN: Final = 100
 """Items of an evidence chain that are checked; an answer's length is up to its job."""
+
+
+_NO_NUMBER: Final = 1_000_000
+_DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
 
 class Unsupported(Exception):  # noqa: N818 - it names what happened
@@ -37,44 +43,65 @@ class Answer:
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
-def answered(text: str, evidence: Evidence, profile: Profile) -> Answer:
-    """The answer with its citations, as its profile wants it. Raises Unsupported."""
-    text, used, citations = cited(text, evidence)
-    notes: tuple[str, ...] = ()
-    if profile.evidence_chain is not None:
+def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
+    """The answer with its citations, as its profile wants it. `is_json`: nothing may be put before it.
+
+    Where it rests on no source, a note says so; and where none could be used, a free text itself. Raises Unsupported.
+    """
+    if not evidence.sources and profile.no_sources_notice and not is_json:
+        text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
+    chain: list[Any] | None = None
+    if profile.evidence_chain is None:
+        text, _, citations = cited(text, evidence)
+        share = supported_share(text, citations)
+    else:
+        text = without_unknown_links(text, evidence)
         chain = _chain(text, profile.evidence_chain)
-        citations = [citation for item in chain or () if (citation := _checked(item, text, evidence)) is not None]
-        used = list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
-        if not citations:
-            why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
-            notes = (f"the answer names no evidence: {why}",)
+        citations = _chain_citations(chain or (), text, SourceTexts(evidence))
+        share = _chain_share(citations)
+    names = used(citations)
+    notes = () if names else (_rests_on_nothing(evidence, profile, chain, citations),)
     if profile.minimum_support is not None:
         enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
             raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
-    share = _chain_share(citations) if profile.evidence_chain is not None else supported_share(text, citations)
     by_id = {source.id: source for source in evidence.sources}
-    sources = [by_id[name] for name in used if name in by_id]
-    if profile.evidence_list and sources:
-        text += _listed(sources)
-    return Answer(text, tuple(map(_details, sources)), tuple(citations), notes, share)
+    bearing = [by_id[name] for name in names]
+    details = tuple(_details(source, evidence) for source in bearing)
+    if profile.evidence_list and bearing:
+        text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
+    return Answer(text, details, tuple(citations), notes, share)
 
 
-def _details(source: NumberedSource) -> SourceDetails:
+def _rests_on_nothing(
+    evidence: Evidence, profile: Profile, chain: list[Any] | None, citations: Sequence[Citation]
+) -> str:
+    if not evidence.sources:
+        return "the answer rests on no source: none could be used"
+    if profile.evidence_chain is None:
+        return "the answer rests on no source: none bears out a sentence of it"
+    if citations:
+        return "the answer rests on no source: none bears out an item of its evidence"
+    why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
+    return f"the answer names no evidence: {why}"
+
+
+def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
+    """As the page says it, but without the links that it would like to have there."""
+    title = " ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
         url=source.particulars.canonical_url or source.url,
-        title=" ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS] or None,
+        title=without_unknown_links(title, evidence) or None,
         published=source.particulars.published,
         doi=source.particulars.doi,
     )
 
 
-def _listed(sources: Iterable[NumberedSource]) -> str:
+def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
     """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
     lines = []
-    for source in sources:
-        details = _details(source)
+    for source, details in sources:
         known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
         lines.append(f"[{source.number}] {'. '.join(part for part in known if part)}")
     return "\n\nEvidence:\n" + "\n".join(lines)
@@ -83,14 +110,14 @@ def _listed(sources: Iterable[NumberedSource]) -> str:
 # -- the evidence chain of a structured answer -----------------------------------------------------------------------
 
 
-def _chain(text: str, field: str) -> list[dict[str, Any]] | None:
+def _chain(text: str, field: str) -> list[Any] | None:
     """The items of the chain; None where the answer is not the JSON that it should be."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     items = value.get(field) if isinstance(value, dict) else None
-    return [item for item in items[:MAX_CHAIN] if isinstance(item, dict)] if isinstance(items, list) else None
+    return items[:MAX_CHAIN] if isinstance(items, list) else None
 
 
 def _chain_share(citations: Sequence[Citation]) -> float:
@@ -98,24 +125,39 @@ def _chain_share(citations: Sequence[Citation]) -> float:
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
-def _checked(item: dict[str, Any], text: str, evidence: Evidence) -> Citation | None:
-    """How far the item's quote stands in the source that it names; None for an item that names none."""
-    number, quote = item.get("source"), item.get("quote")
-    if type(number) is not int or not isinstance(quote, str):
-        return None
-    said = " ".join(words(quote))  # one sentence, whatever full stops are in it
-    _, _, found = cited(f"{said} [{number}]", evidence)
-    start, end = _place(text, quote)
-    return found[0].model_copy(update={"start": start, "end": end}) if said and found else None
+def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
+    """How far each item's quote stands in the source that it names. One that names none is dangling."""
+    citations: list[Citation] = []
+    behind = 0
+    for item in chain:
+        fields = item if isinstance(item, dict) else {}
+        quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
+        number = _number(fields.get("source"))
+        place = _place(text, quote, behind)
+        behind = place[1] if place is not None else behind
+        start, end = place or (0, len(text))
+        name, support = sources.name(number), sources.support(words(quote), number)
+        citations.append(Citation(start=start, end=end, source=name, support=support))
+    return citations
 
 
-def _place(text: str, quote: str) -> tuple[int, int]:
-    """Where the quote stands in the JSON, in code points; all of it where that is written with other escapes."""
-    for escaped in _spellings(quote):
-        at = text.find(escaped)
-        if at >= 0:
-            return at, at + len(escaped)
-    return 0, len(text)
+def _number(source: object) -> int:
+    """The number of a source, also written as a string; 0, which none has, for anything else."""
+    if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
+        return int(digits.group(1))
+    return source if type(source) is int and 0 < source < _NO_NUMBER else 0
+
+
+def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
+    """Where the quote stands in the JSON, in code points; None where that is written with other escapes.
+
+    `behind` is where the quote before it ends: two items may quote the same words, which their claims may hold too.
+    """
+    for escaped in _spellings(quote) if quote else ():
+        found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)
+        if found is not None:
+            return found.span(1)
+    return None
 
 
 def _spellings(quote: str) -> Sequence[str]:

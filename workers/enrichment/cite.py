@@ -1,4 +1,4 @@
-"""Which sentence of an answer rests on which source, and how well; and no link that the model was not given.
+"""Which sentence of an answer rests on which source, and how well.
 
 Support, from the strongest:
 
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import Final
-from urllib.parse import urlsplit
 
 from schemas.result import Citation, Support
 from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.enrichment.links import LINK_REMOVED, URL, without_unknown_links
 
 FUZZY_SHARE: Final = 0.8
 LEXICAL_SHARE: Final = 0.6
@@ -31,14 +32,22 @@ BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
 MAX_SENTENCES: Final = 500
 """Sentences that are compared; an answer's length is up to its job."""
 _MAX_FUZZY_WORDS: Final = 120
+MAX_ALIGNED: Final = 500_000
+"""Words of sentences times words of the passages with which they are aligned, for one answer: a tenth of a second. What
+is beyond is no more than `lexical`."""
 
-_MARKER: Final = re.compile(r"\[(?:sources?\s*|citation:\s*)?(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]", re.IGNORECASE)
+_MARKER: Final = re.compile(
+    r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
+    re.IGNORECASE,
+)
+"""`[1]`, `[1, 2]`, and what models write unasked: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-_END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|\[|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
+_END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
 _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
 _QUOTE_WORDS: Final = 4
+_AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
 _NEGATION_WORDS: Final = "no not never none nor neither without cannot 不 没 沒 未 無 无"
@@ -66,12 +75,77 @@ class _Sentence:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A source as words, per passage."""
+class _Passage:
+    """A passage as words, and as the line that they make."""
 
-    source: NumberedSource
-    passages: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...]
+    line: str
     vocabulary: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> _Passage:
+        found = words(text)
+        return cls(found, _line(found), frozenset(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A source as words."""
+
+    id: str
+    passages: tuple[_Passage, ...]
+    vocabulary: frozenset[str]
+    is_negated: bool
+
+    @classmethod
+    def of(cls, source: NumberedSource) -> _Read:
+        passages = tuple(_Passage.of(text) for text in (source.title or "", *source.passages))
+        vocabulary = frozenset(word for passage in passages for word in passage.vocabulary)
+        return cls(source.id, passages, vocabulary, _negated(vocabulary))
+
+
+class SourceTexts:
+    """The sources of one answer, read once, and how much may still be compared with them."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._sources = {source.number: _Read.of(source) for source in evidence.sources}
+        self._left = MAX_ALIGNED
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """The numbers that the sources have."""
+        return self._sources.keys()
+
+    def name(self, number: int) -> str:
+        """What a citation calls the source of that number, also where there is none."""
+        read = self._sources.get(number)
+        return f"[{number}]" if read is None else read.id
+
+    def support(self, said: Sequence[str], number: int) -> Support:
+        """How far the source of that number bears these words out."""
+        read = self._sources.get(number)
+        if read is None:
+            return Support.DANGLING
+        if not said or not _numbers(said) <= read.vocabulary:
+            return Support.UNSUPPORTED
+        line = _line(said)
+        if any(line in passage.line for passage in read.passages):
+            return Support.EXACT
+        content = {word for word in said if word not in _COMMON}
+        share = len(content & read.vocabulary) / len(content) if content else 0.0
+        if share < LEXICAL_SHARE or (_negated(said) and not read.is_negated):
+            return Support.UNSUPPORTED
+        if share >= FUZZY_SHARE - 0.1 and any(self._is_close(said, passage) for passage in read.passages):
+            return Support.FUZZY
+        return Support.LEXICAL
+
+    def _is_close(self, said: Sequence[str], passage: _Passage) -> bool:
+        if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
+            return False
+        if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
+            return False  # no alignment has more
+        self._left -= len(said) * len(passage.words)
+        return self._left >= 0 and _is_close(said, passage.words)
 
 
 def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
@@ -82,13 +156,18 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
     that supports it best. Spans count code points of the text that is returned.
     """
     text = without_unknown_links(text, evidence)
-    sources = {source.number: _read(source) for source in evidence.sources}
-    sentences = list(_sentences(text))[:MAX_SENTENCES]
+    sources = SourceTexts(evidence)
+    sentences = _first_sentences(text)
     found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
     if not any(citation.support in BEARING for citation in found):
         found += [one for sentence in sentences if not sentence.numbers for one in _attributed(sentence, sources)]
         found.sort(key=lambda citation: citation.start)
-    return text, list(dict.fromkeys(citation.source for citation in found if citation.support in BEARING)), found
+    return text, used(found), found
+
+
+def used(citations: Sequence[Citation]) -> list[str]:
+    """The sources that bear something out, in the order of their first use."""
+    return list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
 
 
 def supported_share(text: str, citations: Sequence[Citation]) -> float:
@@ -97,26 +176,41 @@ def supported_share(text: str, citations: Sequence[Citation]) -> float:
     A sentence counts that says something: with a number, or with a word that is not one of the common ones. An answer
     without any is wholly supported.
     """
-    sentences = list(_sentences(text))[:MAX_SENTENCES]
+    sentences = _first_sentences(text)
     saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
     borne = [(one.start, one.end) for one in citations if one.support in BEARING]
     covered = [one for one in saying if any(start < one.end and one.start < end for start, end in borne)]
     return len(covered) / len(saying) if saying else 1.0
 
 
-def _claimed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
+def _claimed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
     for number in dict.fromkeys(sentence.numbers):
-        read = sources.get(number)
-        name = read.source.id if read is not None else f"[{number}]"
-        level = _level(sentence, read) if read is not None else Support.DANGLING
-        yield Citation(start=sentence.start, end=sentence.end, source=name, support=level)
+        yield _citation(sentence, number, sources)
 
 
-def _attributed(sentence: _Sentence, sources: dict[int, _Read]) -> Iterator[Citation]:
-    levels = [(_level(sentence, read), read) for read in sources.values()]
-    level, read = min(levels, key=lambda pair: _STRENGTH.index(pair[0]), default=(Support.UNSUPPORTED, None))
-    if read is not None and level is not Support.UNSUPPORTED:
-        yield Citation(start=sentence.start, end=sentence.end, source=read.source.id, support=level)
+def _attributed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
+    citations = [_citation(sentence, number, sources) for number in sources.numbers]
+    best = min(citations, key=lambda citation: _STRENGTH.index(citation.support), default=None)
+    if best is not None and best.support is not Support.UNSUPPORTED:
+        yield best
+
+
+def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citation:
+    level = _level(sentence, number, sources)
+    return Citation(start=sentence.start, end=sentence.end, source=sources.name(number), support=level)
+
+
+def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
+    """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
+    level = sources.support(sentence.words, number)
+    if not sentence.quotes or level not in BEARING:
+        return level
+    weakest = max((sources.support(quote, number) for quote in sentence.quotes), key=_STRENGTH.index)
+    return min(level, weakest, key=_STRENGTH.index) if weakest in _AS_QUOTED else Support.UNSUPPORTED
+
+
+def _first_sentences(text: str) -> list[_Sentence]:
+    return list(islice(_sentences(text), MAX_SENTENCES))
 
 
 def _sentences(text: str) -> Iterator[_Sentence]:
@@ -143,49 +237,19 @@ def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words and numbers, comparable: compatibility forms and case folded; characters where a script has no spaces."""
-    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+    """Words and numbers, comparable: compatibility forms and case folded; characters where a script has no spaces.
+
+    Addresses are none: most of them are gone from an answer, and still stand in its sources.
+    """
+    said = URL.sub(" ", text.replace(LINK_REMOVED, " "))
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", said).casefold()))
 
 
-def _read(source: NumberedSource) -> _Read:
-    passages = tuple(words(passage) for passage in (source.title or "", *source.passages))
-    return _Read(source, passages, frozenset(word for passage in passages for word in passage))
-
-
-def _level(sentence: _Sentence, read: _Read) -> Support:
-    """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
-    level = support(sentence.words, read)
-    quoted = [_quote_level(quote, read) for quote in sentence.quotes]
-    if not quoted or level is Support.UNSUPPORTED:
-        return level
-    weakest = max(quoted, key=_STRENGTH.index)
-    return weakest if weakest is Support.UNSUPPORTED else min(level, weakest, key=_STRENGTH.index)
-
-
-def _quote_level(quote: Sequence[str], read: _Read) -> Support:
-    level = support(quote, read)
-    return Support.UNSUPPORTED if level is Support.LEXICAL else level
-
-
-def support(sentence: Sequence[str], read: _Read) -> Support:
-    """How far the source bears the sentence out."""
-    if not sentence or not _numbers(sentence) <= read.vocabulary:
-        return Support.UNSUPPORTED
-    line = f" {' '.join(sentence)} "
-    if any(line in f" {' '.join(passage)} " for passage in read.passages):
-        return Support.EXACT
-    content = {word for word in sentence if word not in _COMMON}
-    share = len(content & read.vocabulary) / len(content) if content else 0.0
-    if share < LEXICAL_SHARE or (_negated(sentence) and not _negated(tuple(read.vocabulary))):
-        return Support.UNSUPPORTED
-    if share >= FUZZY_SHARE - 0.1 and any(_is_close(sentence, passage) for passage in read.passages):
-        return Support.FUZZY
-    return Support.LEXICAL
+def _line(some: Sequence[str]) -> str:
+    return f" {' '.join(some)} "
 
 
 def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
-    if not 3 <= len(sentence) <= _MAX_FUZZY_WORDS:
-        return False
     blocks = SequenceMatcher(None, sentence, passage, autojunk=False).get_matching_blocks()[:-1]
     if sum(block.size for block in blocks) < FUZZY_SHARE * len(sentence):
         return False
@@ -198,96 +262,5 @@ def _numbers(some: Sequence[str]) -> set[str]:
     return {word for word in some if word[0].isdigit()}
 
 
-def _negated(some: Sequence[str]) -> bool:
+def _negated(some: Iterable[str]) -> bool:
     return any(word in _NEGATIONS or word.endswith(("n't", "n’t")) for word in some)  # noqa: RUF001 - typographic
-
-
-# -- links ------------------------------------------------------------------------------------------------------------
-
-_TARGET: Final = re.compile(
-    r"""\b(?:href|src|srcset|action|formaction|data|poster|style|background|cite|ping)\s*=\s*["']?([^"'\s>]+)""",
-    re.IGNORECASE,
-)
-LINK_REMOVED: Final = "(link removed)"
-_ROUNDS: Final = 8
-"""Links stand inside each other, and what is around a removed one may become a link; after these, nothing opens one."""
-_NESTED: Final = 2
-"""An image may stand in a link."""
-_OPENING: Final = re.compile(r"[<\[\]]")
-
-_INLINE: Final = re.compile(
-    r"!?\[([^\[\]]{0,500})\]\(\s*<?([^\s<>()]{1,2048}(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]{0,200}\)"
-)
-_RESIDUE: Final = re.compile(
-    r"\]\(\s*<?((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^\s)]{0,4096})(?:[ \t]+[\"'][^)\n]{0,200})?\)?"
-)
-"""The target of a link whose text holds brackets itself. All behind it may be missing: nothing is tried twice."""
-_DEFINED: Final = re.compile(
-    r"^[ \t>*+-]*\[[^\[\]\n]{1,1000}\]:[ \t]*\n?[ \t]*<?(\S{1,2048}?)>?(?:[ \t][^\n]{0,200})?$", re.MULTILINE
-)
-_HTML: Final = re.compile(r"<[a-z][a-z0-9:-]{0,40}[\s/][^<>]*>", re.IGNORECASE)
-_ASSIGNED: Final = re.compile(r"""=\s{0,8}["']?(//[^\s<>"']{1,2048})""")
-"""The target in a tag that does not end where it should: browsers go on to the next `>`, wherever that is."""
-_BARE: Final = re.compile(r"(?:[a-z][a-z0-9+.-]{1,30}://|www\.)[^\s<>\"'`\])}，。]+", re.IGNORECASE)  # noqa: RUF001 - full-width marks
-
-
-def without_unknown_links(text: str, evidence: Evidence) -> str:
-    """The text in which only URLs remain that are the job's, or that a source gives to its own site.
-
-    A page could otherwise make the model write an image whose URL carries the prompt to the page's author.
-    """
-    given = _given(evidence)
-    for _ in range(_ROUNDS):
-        before, text = text, _with_links_removed(text, given)
-        if text == before:
-            return text
-    return _OPENING.sub("", text)
-
-
-def _with_links_removed(text: str, given: frozenset[str]) -> str:
-    for _ in range(_NESTED):
-        text = _INLINE.sub(
-            lambda link: link.group() if _is_given(link.group(2), given) else _label(link.group(1)), text
-        )
-    text = _RESIDUE.sub(lambda link: link.group() if _is_given(link.group(1), given) else "]", text)
-    text = _DEFINED.sub(lambda link: link.group() if _is_given(link.group(1), given) else "", text)
-    text = _HTML.sub(lambda tag: tag.group() if _all_given(tag.group(), given) else "", text)
-    text = _ASSIGNED.sub(lambda link: link.group() if _is_given(link.group(1), given) else f"={LINK_REMOVED}", text)
-    return _BARE.sub(lambda link: link.group() if _is_given(link.group(), given) else LINK_REMOVED, text)
-
-
-def _label(text: str) -> str:
-    """What stays of a link: its text; a number stays a citation."""
-    return f"[{text}]" if text.strip().isdigit() else text
-
-
-def _given(evidence: Evidence) -> frozenset[str]:
-    """The URLs that an answer may hold: the job's own, and those that a page gives to its own site.
-
-    Not those to other sites, and none of a page that tries to steer: else a page would choose where readers are sent.
-    """
-    urls = [*_BARE.findall(evidence.question), *(url for one in evidence.sources for url in (one.id, one.url))]
-    for source in evidence.sources:
-        if not source.steering:
-            site = _host(source.url)
-            urls += [url for text in source.passages for url in _BARE.findall(text) if site and _host(url) == site]
-    return frozenset(_plain(url) for url in urls)
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url if "://" in url else f"https://{url}").hostname
-    except ValueError:
-        return None
-
-
-def _plain(url: str) -> str:
-    return url.rstrip(".,;:!?*_").rstrip("/")
-
-
-def _is_given(url: str, given: frozenset[str]) -> bool:
-    return _plain(url) in given or url.startswith("#")
-
-
-def _all_given(tag: str, given: frozenset[str]) -> bool:
-    return all(_is_given(url, given) for url in _TARGET.findall(tag))

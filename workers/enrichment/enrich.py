@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.job import DEFAULT_TENANT, Search, Sources
+from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
-from telemetry.logs import get_logger
+from telemetry.logs import origin_of
 from telemetry.metrics import Metrics
-from workers.egress import Guard, origin_of
+from workers.egress import Guard
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.choose import Chooser
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -37,12 +38,11 @@ from workers.enrichment.rank import Budget
 from workers.enrichment.read import Reader
 from workers.enrichment.robots import Robots
 from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.template import load_template
 from workers.enrichment.tokens import estimated_tokens
 from workers.enrichment.turns import Asker
-
-log = get_logger()
 
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
@@ -77,15 +77,17 @@ class Enricher:
         load_template(settings.template)  # refused now rather than job by job
         self._settings = settings
         self._clock = clock
-        self._providers = dict(providers or {})
+        reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
+        self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
         self._profiles = profiles or Profiles.load()
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
-        self._searches = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
+        self._searched = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self._pool = Pool(settings)
+        self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
-        cache = cache or CacheSettings()
+        cache = cache or read_settings(CacheSettings)
         self._cache = open_cache(cache, clock, metrics)
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
 
@@ -94,13 +96,18 @@ class Enricher:
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Get ready. No process starts and nothing is connected before the first job with sources."""
+        """Get ready. Nothing is connected, and no process that reads pages starts, before the first job with sources.
+
+        An embedding model is loaded now. Raises RerankerRefused where that fails.
+        """
+        await self._chooser.start()
         await self._fetcher.start()
 
     async def close(self) -> None:
         """End what still runs: connections and processes."""
         await self._robots.close()
         await self._fetcher.close()
+        await self._chooser.close()
         await self._pool.close()
         await self._cache.close()
 
@@ -115,75 +122,71 @@ class Enricher:
     ) -> Evidence:
         """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
-        `room_tokens` is what the prompt may have beside the question; None is no limit.
+        What its search waits in line for the provider's pace is bounded by the deadline alone. `room_tokens` is what
+        the prompt may have beside the question; None is no limit.
 
         Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
         """
-        budget = self._settings.budget_seconds if deadline is None else deadline.remaining
-        whole = Deadline.after(self._clock, min(self._settings.budget_seconds, budget))
-        reading = Deadline.after(self._clock, whole.remaining * (1 - self._settings.ranking_share))
+        whole = self._within(self._settings.budget_seconds, deadline)
+        ranking_seconds = whole.remaining * self._settings.ranking_share
+        reading = Deadline.after(self._clock, whole.remaining - ranking_seconds)
         asker = Asker(tenant)
-        read, notes = await self._find_and_read(sources, asker, reading)
+        read, notes = await self._find_and_read(sources, asker, reading, deadline)
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            numbered, unranked = await self._choose(question, read.documents, asker, whole, room_tokens)
+            # Where the search has waited in line, the budget's end is behind us; ranking has its part all the same.
+            ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
+            numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
             notes += unranked
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
-    async def _find_and_read(self, sources: Sources, asker: Asker, deadline: Deadline) -> tuple[_Read, list[str]]:
+    def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
+        """So many seconds from now, but no more than the job has."""
+        return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
+
+    async def _find_and_read(
+        self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
+    ) -> tuple[_Read, list[str]]:
         """The job's own sources, and behind them what its search finds; a note where that brought nothing.
 
         The job's own are read meanwhile: a search that hangs must not take their time.
         """
         urls = list(dict.fromkeys(sources.urls))
-        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, deadline)
+        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)
         if sources.search is None:
             return await own, []
-        read, (more, notes) = await asyncio.gather(own, self._search_and_read(sources.search, urls, asker, deadline))
+        searched = self._search_and_read(sources.search, urls, asker, reading.remaining, deadline)
+        read, (more, notes) = await asyncio.gather(own, searched)
         return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[str], asker: Asker, deadline: Deadline
+        self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_Read, list[str]]:
-        found, notes = await self._find(wanted, deadline)
+        """What the search finds, read in what it leaves of these seconds."""
+        findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
-        for one in found:
+        for one in findings.found:
             if one.url not in known:
                 new.setdefault(one.url, one)
         more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
-        return await self._read(more, asker, deadline), notes
+        return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
 
-    async def _find(self, wanted: Search, deadline: Deadline) -> tuple[list[Found], list[str]]:
+    async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
         """What the search finds, and a note where it brought nothing."""
         try:
-            async with asyncio.timeout(deadline.remaining):
-                found = await self._search(wanted)
-            result, notes = ("found", []) if found else ("nothing", ["the search found nothing"])
+            async with asyncio.timeout(deadline.remaining if deadline is not None else None):
+                findings = await self._searches.find(wanted)
+            result, notes = ("found", []) if findings.found else ("nothing", ["the search found nothing"])
         except Unreadable as reason:
-            result, found, notes = "failed", [], [f"the search brought nothing: {reason}"]
+            result, findings, notes = "failed", Findings(()), [f"the search brought nothing: {reason}"]
         except TimeoutError:
-            result, found, notes = "late", [], [f"the search brought nothing: {LATE}"]
-        self._searches[result].inc()
-        return found, notes
-
-    async def _search(self, wanted: Search) -> list[Found]:
-        """What the job's provider finds. Raises Unreadable, also where no provider has that name."""
-        provider = self._providers.get(wanted.provider)
-        if provider is None:
-            raise Unreadable("no search provider of that name is configured")
-        try:
-            return (await provider.search(wanted.query, wanted.limit))[: wanted.limit]
-        except Unreadable as reason:
-            log.warning("A search failed.", action="search-failed", provider=wanted.provider, reason=str(reason))
-            raise
-        except Exception as error:  # another package's code: its defect must not end the worker, and its text may quote
-            kind = type(error).__qualname__
-            log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
-            raise Unreadable("the search provider has a defect") from None
+            result, findings, notes = "late", Findings(()), [f"the search brought nothing: {LATE}"]
+        self._searched[result].inc()
+        return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _Read:
         """Everything that can be read in time, side by side."""
@@ -238,7 +241,7 @@ class Enricher:
         deadline: Deadline,
         room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
-        """The passages that matter, numbered by source, and notes on the sources that got none."""
+        """The passages that matter, numbered by source, and notes on how, and on the sources that got none."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
@@ -249,11 +252,13 @@ class Enricher:
         notes = []
         if texts != [document.text for document in documents]:
             notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
+        passage_chars = self._passage_chars(tokens)
+        chosen: Sequence[Sequence[str]]
         try:
-            async with asyncio.timeout(deadline.remaining):
-                chosen = await self._ranked(question, titled, budget, asker)
+            choice = await self._chooser.choose(question, titled, budget, passage_chars, asker, deadline)
+            chosen, notes = choice.passages, [*notes, *choice.notes]
         except (Unreadable, TimeoutError):
-            chosen = beginnings(texts, budget, self._passage_chars(tokens))
+            chosen = beginnings(texts, budget, passage_chars)
             notes = ["choosing passages took too long: the beginning of each source was used"]
         kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
         numbered = tuple(
@@ -270,22 +275,6 @@ class Enricher:
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
         return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
-
-    async def _ranked(
-        self, question: str, documents: Sequence[tuple[str | None, str]], budget: Budget, asker: Asker
-    ) -> list[list[str]]:
-        """The passages of each document (title, text) that a member of the pool chooses. Raises Unreadable."""
-        request = json.dumps({"question": question, "documents": documents}, ensure_ascii=False)
-        task = {
-            "kind": "rank",
-            "evidence_chars": budget.chars,
-            "evidence_tokens": budget.tokens,
-            "source_tokens": budget.source_tokens,
-            "passage_chars": self._passage_chars(budget.tokens),
-        }
-        answer = await self._pool.ask(task, request.encode("utf-8", "replace"), asker)
-        passages: list[list[str]] = answer["passages"]
-        return passages
 
     def _wording_tokens(self) -> tuple[int, int]:
         """What the template says before and behind all sources, and around each of them."""

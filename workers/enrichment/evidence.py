@@ -133,7 +133,7 @@ class NumberedSource:
     passages: tuple[str, ...]
     """What of it was put before the question, in the order of the page."""
     steering: tuple[str, ...] = ()
-    """The ways in which its page tries to steer the model; the prompt says so, and its links are not given ones."""
+    """The ways in which its page tries to steer the model; the prompt says so."""
     particulars: Particulars = Particulars()
 
 
@@ -144,6 +144,8 @@ class Evidence:
     sources: tuple[NumberedSource, ...]
     notes: tuple[str, ...] = ()
     question: str = ""
-    """What was asked: a link that the answer repeats from it was given to the model."""
+    """What was asked: a link that the answer repeats from it is the job's own."""
     template: str = "plain"
     """The wording of the prompt, see `template`."""
+    conversation: str = ""
+    """The text of all the job's messages, where it has more than its question: links in it are its own as well."""

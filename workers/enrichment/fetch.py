@@ -12,12 +12,12 @@ import aiohttp
 from yarl import URL
 
 from telemetry.clock import Clock
-from workers.delivery.post import parse_retry_after
 from workers.egress import EgressRefused, Guard
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
+from workers.retry_after import parse_retry_after
 
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
@@ -92,7 +92,7 @@ class Fetcher:
         self._session = self._guard.session(
             limit=self._settings.connections,
             limit_per_host=self._settings.connections_per_host,
-            headers={"User-Agent": self._settings.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
+            headers={"User-Agent": self._settings.named, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
             max_line_size=_FIELD_BYTES,
             max_field_size=_FIELD_BYTES,
             max_headers=_FIELDS,

@@ -24,10 +24,14 @@ _MARK_LENGTH: Final = 8
 
 _TAG_LIKE: Final = re.compile(r"<(?=[^\s<>]{1,64}>)|(?<=<)<|<(?=\||｜)")  # noqa: RUF001 - DeepSeek's bar
 _TAG_END: Final = re.compile(r"(?<=[|｜/\w\]])>")  # noqa: RUF001 - as above
-_BRACKETED: Final = re.compile(r"\[(/?[A-Z][A-Z_]{2,31})\]")
+_BRACKETED: Final = re.compile(r"\[(/?(?=[a-z0-9]*[A-Z_])[A-Za-z][A-Za-z_0-9]{2,31}|\|[^\[\]|]{1,64}\|)\]")
+"""Mistral's `[INST]` and `[control_8]`, GLM's `[gMASK]`, EXAONE's `[|user|]`."""
 _MARKERS: Final = re.compile(
-    r"\[ ?(?:(?:citation|source|webpage) ?:? ?)?\^?\d{1,3}(?: ?, ?\^?\d{1,3})*(?: (?:begin|end))? ?\]", re.IGNORECASE
+    r"[\[【] ?(?:(?:citation|source|webpage) ?:? ?)?\^?\d{1,3}(?: ?, ?\^?\d{1,3})*(?: (?:begin|end))? ?[\]】]",
+    re.IGNORECASE,
 )
+_DOUBLED: Final = re.compile(r"\[(?=\[)")
+"""With `[[` begin orders to the echo engine."""
 _SPACES: Final = re.compile(r"\s+")
 
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
@@ -93,8 +97,10 @@ def _quoted(source: NumberedSource, template: Template, mark: str) -> str:
 def harmless(text: str) -> str:
     """One line of a page's text without invisible characters, template tokens and citation marks of its own."""
     seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
+    while (rest := _MARKERS.sub("", seen)) != seen:  # what stood around a marker may be one itself, or a token
+        seen = rest
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
-    return _MARKERS.sub("", _BRACKETED.sub(r"(\1)", seen)).replace("[[", "[ [")  # with [[ begin orders to echo
+    return _DOUBLED.sub("[ ", _BRACKETED.sub(r"(\1)", seen))
 
 
 def _visible(character: str) -> str:

@@ -7,153 +7,122 @@ sheets in other files are not fetched.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Final
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
+from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-_NEVER_SEEN = (
+from workers.enrichment.color import ground_of, is_pale
+from workers.enrichment.css import declarations
+from workers.enrichment.sheets import Sheet
+from workers.enrichment.unseen import hidden_by, may_hide
+
+_NEVER_SEEN: Final = (
     "script, style, noscript, template, iframe, object, embed, svg, canvas, head > *, "
-    "[hidden], [aria-hidden='true'], input[type='hidden'], dialog:not([open])"
+    "[hidden], [aria-hidden='true'], input[type='hidden'], dialog:not([open]), [popover]"
 )
-_CLASS_NAMES = (
+_CLASS_NAMES: Final = (
     "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "
     "screen-reader-only screenreader-only element-invisible offscreen off-screen u-hidden"
 )
-_CLASSES = frozenset(_CLASS_NAMES.split())
-_ROOTS = frozenset(("html", "body", "main"))
+_CLASSES: Final = frozenset(_CLASS_NAMES.split())
+_SHOWN_ON_SOME_SCREENS: Final = re.compile(
+    r"(?:(?:xs|sm|md|lg|\d?xl|portrait|landscape|(?:min|max)-[^:\s]+):)+!?"
+    r"(?:block|flex|grid|table[a-z-]*|contents|flow-root|list-item|inline(?:-[a-z]+)?|visible|not-sr-only)"
+    r"|d-(?:sm|md|lg|xl|xxl)-(?!none)[a-z-]+|(?:show-for|visible)-[a-z-]+"
+)
+"""Beside a class that hides, as Tailwind, Bootstrap and Foundation have them: on a larger screen it is there."""
+_ROOTS: Final = frozenset(("html", "body", "main"))
 """Pages hide these until a script has run; a person sees them."""
-_MAX_RULES = 2000
-_STYLE_CHARS = 200_000
-_BRACE = re.compile(r"([^{}]*)([{}])")
-_EVERYWHERE = re.compile(r"@media\s+(?:only\s+)?(?:screen|all)\s*$|@layer\b|@supports\s*\(", re.IGNORECASE)
-"""Blocks whose rules hold for whoever looks at the page; others hold on paper, on small screens or in animations."""
-_COMMENT = re.compile(r"/\*.*?(?:\*/|$)", re.DOTALL)
-_LENGTH = re.compile(r"(-?\d*\.?\d+)\s*(px|em|rem|pt|%|vw|vh|)", re.IGNORECASE)
-_WHITE = frozenset(("white", "#fff", "#ffff", "#ffffff", "#ffffffff", "rgb(255,255,255)", "rgba(255,255,255,1)"))
-_CLEAR = re.compile(r"transparent|#[0-9a-f]{3}0|#[0-9a-f]{6}00|(?:rgb|hsl)a?\([^)]*[,/]0(?:\.0+)?%?\)")
-_FAR = 500.0
-"""CSS pixels beyond which a negative offset is outside of every page."""
+_NO_GROUND: Final = frozenset(("none", "transparent", "inherit", "initial", "unset", "0", "0 0", "no-repeat"))
+_MAY_BE_WHITE: Final = re.compile(
+    r"color\s*:\s*(?:#[ef]|\w*(?:white|snow|ivory|azure|mint|shell|lace|smoke)|[a-z]+\()|\\|/\*", re.IGNORECASE
+)
+_MARK: Final = "data-postback-unseen"
 
 
 def remove_hidden(tree: LexborHTMLParser) -> None:
     """Remove, in place, all elements that are not seen.
 
-    Every list goes from its end, so that what lies inside a removed element was gone before it.
+    They are marked first, while every rule still finds the elements around its own, and then removed from the page's
+    end, so that what lies inside a removed element was gone before it.
     """
-    rules = list(_hiding_rules(tree))
-    bare = not tree.css("link[rel~='stylesheet']")
-    for node in reversed(tree.css(_NEVER_SEEN)):
-        _remove(node)
-    for selector in rules:
-        for node in reversed(_matches(tree, selector)):
-            _remove(node)
-    for node in reversed(tree.css("[class]")):
-        if not _CLASSES.isdisjoint((node.attributes.get("class") or "").lower().split()):
-            _remove(node)
-    for node in reversed(tree.css("[style], font[color]")):
-        declarations = _declarations(node.attributes.get("style") or "")
-        if hides(declarations) or (bare and _is_white_on_white(node, declarations)):
-            _remove(node)
+    sheet = Sheet(tree)
+    for node in sheet.hidden():
+        node.attrs[_MARK] = ""
+    for node in tree.css("[style]"):
+        if _hides(node.attributes.get("style") or ""):
+            node.attrs[_MARK] = ""
+    for node in tree.css("[class]"):
+        seen = _seen_name(node.attributes.get("class") or "")
+        if seen is None:
+            node.attrs[_MARK] = ""
+        elif seen:
+            node.attrs["class"] = seen
+    # Only where no sheet is in another file is it sure what the ground of a text is.
+    if tree.css_first("link[rel~='stylesheet']") is None:
+        for node in _white_on_white(tree, sheet):
+            node.attrs[_MARK] = ""
+    for node in reversed(tree.css(f"{_NEVER_SEEN}, [{_MARK}]")):
+        if node.tag not in _ROOTS and node.parent is not None:
+            node.decompose()
 
 
-def _remove(node: LexborNode) -> None:
-    if node.tag not in _ROOTS and node.parent is not None:
-        node.decompose()
+@lru_cache(maxsize=4096)
+def _hides(style: str) -> bool:
+    return may_hide(style) and bool(hidden_by(declarations(style).values))
 
 
-def _matches(tree: LexborHTMLParser, selector: str) -> list[LexborNode]:
-    try:
-        return tree.css(selector)
-    except (SelectolaxError, ValueError):
-        return []  # a selector that the parser does not know
+@lru_cache(maxsize=4096)
+def _seen_name(classes: str) -> str | None:
+    """None: hidden. Else the class to have in its place, if any: whoever extracts the main text goes by names too."""
+    names = classes.lower().split()
+    if _CLASSES.isdisjoint(names):
+        return ""
+    return next((name for name in names if _SHOWN_ON_SOME_SCREENS.fullmatch(name)), None)
 
 
-def _hiding_rules(tree: LexborHTMLParser) -> Iterator[str]:
-    """Selectors of the page's own style sheets whose elements are hidden. States such as `:hover` do not count."""
-    sheet = "\n".join(node.text() for node in tree.css("style"))[:_STYLE_CHARS]
-    for selector, style in islice(_rules(_COMMENT.sub("", sheet)), _MAX_RULES):
-        if ":" not in selector and hides(_declarations(style)):
-            yield selector
+def _white_on_white(tree: LexborHTMLParser, sheet: Sheet) -> list[LexborNode]:
+    """Elements in white, or as good as that, on a page that has no other ground for them."""
+    white = [node for node in tree.css("[style], font[color]") if is_pale(_color(node))]
+    for selector, values in sheet.declaring("color", "text-fill-color"):
+        if is_pale(values.get("color", "")) or is_pale(values.get("text-fill-color", "")):
+            white += sheet.matches(selector)
+    if not white:
+        return []
+    grounds = [node for node in tree.css("[style], [bgcolor], [background]") if _has_ground(node)]
+    for selector, values in sheet.declaring("background", "background-color", "background-image"):
+        if _is_dark(values):
+            grounds += sheet.matches(selector)
+    below = {node.mem_id for node in grounds}
+    return [node for node in white if not any(one.mem_id in below for one in _with_ancestors(node))]
 
 
-def _rules(sheet: str) -> Iterator[tuple[str, str]]:
-    """Selector and declarations of every rule that holds for whoever looks at the page."""
-    around: list[str] = []
-    for part in _BRACE.finditer(sheet):
-        text, brace = part.groups()
-        if brace == "{":
-            around.append(text.rpartition(";")[2].strip())
-        elif around:
-            selector = around.pop()
-            if selector and not selector.startswith("@") and all(_EVERYWHERE.match(block) for block in around):
-                yield selector, text
+def _color(node: LexborNode) -> str:
+    style = node.attributes.get("style") or ""
+    own = declarations(style).values.get("color") if _MAY_BE_WHITE.search(style) is not None else None
+    return own or (node.attributes.get("color") or "").strip().lower()
 
 
-def _declarations(style: str) -> dict[str, str]:
-    """Property to value, lower case, without `!important`."""
-    pairs = (part.split(":", 1) for part in style[:5000].lower().split(";") if ":" in part)
-    return {name.strip(): value.replace("!important", "").strip() for name, value in pairs}
-
-
-def hides(declarations: dict[str, str]) -> bool:
-    """Whether an element with these declarations is not seen."""
-    get = declarations.get
-    color = get("color", "").replace(" ", "")
-    background = get("background-color", get("background", "")).replace(" ", "")
+def _has_ground(node: LexborNode) -> bool:
+    attributes = node.attributes
+    named = attributes.get("bgcolor")
     return (
-        get("display") == "none"
-        or get("visibility") in ("hidden", "collapse")
-        or get("content-visibility") == "hidden"
-        or _is_tiny(get("opacity"), 0.05)
-        or _is_tiny(get("font-size"), 2.0)
-        or (bool(color) and (color == background or _CLEAR.fullmatch(color) is not None))
-        or _is_outside(declarations)
-        or _is_collapsed(declarations)
+        "background" in attributes
+        or (named is not None and not is_pale(named.strip().lower()))
+        or _is_dark(declarations(attributes.get("style") or "").values)
     )
 
 
-def _number(value: str | None) -> float | None:
-    match = _LENGTH.match(value.strip()) if value else None
-    if match is None:
-        return None
-    scale = {"em": 16.0, "rem": 16.0, "vw": 10.0, "vh": 10.0, "%": 10.0}.get(match.group(2).lower(), 1.0)
-    return float(match.group(1)) * scale
+def _is_dark(values: Mapping[str, str]) -> bool:
+    """Whether there is a ground on which white is read: a colour, or a picture."""
+    declared = [values[name] for name in ("background", "background-color", "background-image") if name in values]
+    return any(value not in _NO_GROUND and not is_pale(ground_of(value) or "") for value in declared)
 
 
-def _is_tiny(value: str | None, limit: float) -> bool:
-    number = _number(value)
-    return number is not None and abs(number) < limit
-
-
-def _is_outside(declarations: dict[str, str]) -> bool:
-    positioned = declarations.get("position") in ("absolute", "fixed", "relative")
-    offsets = ["text-indent", "margin-left", "margin-top", *(["left", "top", "right", "bottom"] if positioned else [])]
-    if any((_number(declarations.get(name)) or 0.0) < -_FAR for name in offsets):
-        return True
-    if re.search(r"translate[xy3d]*\([^)]*-\d{4,}|scale[xy]?\(0(?:\.0+)?[,)]", declarations.get("transform", "")):
-        return True
-    clip = (declarations.get("clip", "") + declarations.get("clip-path", "")).replace(" ", "")
-    return bool(re.search(r"rect\((?:0|1)(?:px)?[, ]?(?:0|1)(?:px)?|inset\((?:50|100)%|circle\(0", clip))
-
-
-def _is_collapsed(declarations: dict[str, str]) -> bool:
-    cut = declarations.get("overflow", declarations.get("overflow-y", "")) in ("hidden", "clip")
-    sizes = [_number(declarations.get(name)) for name in ("height", "width", "max-height", "max-width")]
-    return cut and any(size is not None and 0 <= size <= 1 for size in sizes)
-
-
-def _is_white_on_white(node: LexborNode, declarations: dict[str, str]) -> bool:
-    """White text on a page that sets no other ground for it; only sure where no style sheet is outside of the page."""
-    color = (declarations.get("color") or node.attributes.get("color") or "").replace(" ", "").lower()
-    if color not in _WHITE or "background" in "".join(declarations):
-        return False
-    above = node.parent
+def _with_ancestors(node: LexborNode) -> Iterator[LexborNode]:
+    above: LexborNode | None = node
     while above is not None:
-        style = (above.attributes.get("style") or "").lower() if above.attributes else ""
-        if "background" in style or (
-            above.attributes and ("bgcolor" in above.attributes or "class" in above.attributes)
-        ):
-            return False
+        yield above
         above = above.parent
-    return True

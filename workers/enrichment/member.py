@@ -12,7 +12,7 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
 from workers.enrichment.frames import receive, send
-from workers.enrichment.rank import Budget, rank
+from workers.enrichment.rank import Budget, Ranking
 from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.steering import steering_of_page
 
@@ -76,12 +76,19 @@ def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dic
 
 
 def _rank(
-    body: bytes, evidence_chars: int, evidence_tokens: int | None, source_tokens: int, passage_chars: int
+    body: bytes,
+    evidence_chars: int,
+    evidence_tokens: int | None,
+    source_tokens: int,
+    passage_chars: int,
+    candidates: int = 0,
+    by_meaning: Sequence[int] = (),
 ) -> dict[str, Any]:
     request = json.loads(body)
     texts = [(title or "", text) for title, text in request["documents"]]
+    ranking = Ranking(request["question"], texts, passage_chars)
     budget = Budget(evidence_chars, evidence_tokens, source_tokens)
-    return {"passages": rank(request["question"], texts, budget, passage_chars)}
+    return {"passages": ranking.chosen(budget, by_meaning), "candidates": ranking.candidates(candidates)}
 
 
 def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:

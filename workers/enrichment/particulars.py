@@ -74,9 +74,12 @@ def iso_date(text: object) -> str | None:
 
 
 def doi_in(text: object) -> str | None:
-    """The first DOI in a text, without `https://doi.org/` and without the sentence's punctuation behind it."""
+    """The first DOI in a text, without `https://doi.org/` and without the sentence's punctuation behind it.
+
+    None where it holds an address: it would be a link in an evidence list.
+    """
     found = _DOI.search(text) if isinstance(text, str) else None
-    if found is None:
+    if found is None or "//" in found.group(1):
         return None
     doi = found.group(1).rstrip(".,;:")
     return (doi[:-1] if doi.endswith(")") and "(" not in doi else doi)[:MAX_DOI_CHARS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Collection, Mapping
@@ -50,6 +51,9 @@ class Profile(_Section):
     evidence_list: bool = False
     response_format: ResponseFormat | None = None
     evidence_chain: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    no_sources_notice: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = (
+        "No source could be used: this answer rests on none."
+    )
     search: ProfileSearch | None = None
 
     def applied(self, sources: Sources, question: str) -> Sources:
@@ -58,6 +62,21 @@ class Profile(_Section):
         if search is None and self.search is not None and query:
             search = Search(provider=self.search.provider, query=query, limit=self.search.limit)
         return sources.model_copy(update={"search": search, "required": sources.required or self.required})
+
+    def answer_format(self, sources: int) -> ResponseFormat | None:
+        """The form of an answer from so many numbered sources: its evidence chain can name no other."""
+        if self.response_format is None or self.response_format.json_schema is None or self.evidence_chain is None:
+            return self.response_format
+        schema = copy.deepcopy(self.response_format.json_schema.schema_)
+        try:
+            number = schema["properties"][self.evidence_chain]["items"]["properties"]["source"]
+            is_integer = number["type"] == "integer"
+        except (KeyError, TypeError):
+            return self.response_format  # the schema says it in another way
+        if is_integer:
+            number.update(minimum=1, maximum=max(1, sources))
+        narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})
+        return self.response_format.model_copy(update={"json_schema": narrowed})
 
     def instructed(self, grounded: GroundedPrompt) -> GroundedPrompt:
         """The prompt with the profile's instructions ahead of the sources."""

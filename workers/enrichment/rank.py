@@ -3,6 +3,10 @@
 The weight is BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, equation
 3.15) with the idf of Lucene, which is never negative. Words are stemmed; Chinese, Japanese and Korean text, which has
 no spaces, is taken in pairs of characters.
+
+Where a model has ordered the likeliest passages by meaning too, both orders are joined by reciprocal rank fusion
+(Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
+2009). That order comes in as an argument: no model runs here.
 """
 
 from __future__ import annotations
@@ -22,7 +26,14 @@ K1 = 1.2
 """How soon more of the same term stops to count."""
 B = 0.75
 """How far a long passage is marked down."""
+RRF_K = 60
+"""How little the first few places of an order differ, as in the paper."""
+WORDS_WEIGHT = 1.5
+"""What a place by words counts, where one by meaning counts 1. With equal weights, questions that use a page's words
+lose as much as those that paraphrase it win: a small model takes passages about one subject for one another."""
 
+_SET_BACK = 3
+"""Places by which each further passage of a document stands behind where its weight puts it."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
@@ -31,6 +42,8 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*|\n+")  # noqa: RUF001 - full-width marks
+_ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
+"""Words by which a question is one: rare in what answers it, so that BM25 would make much of them. "WHO" is none."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -38,8 +51,13 @@ _STEMMER = Stemmer.Stemmer("english")
 class _Passage:
     document: int
     place: int
+    title: str
     text: str
-    terms: Counter[str]
+
+    @property
+    def terms(self) -> Counter[str]:
+        """Those of its title count as its own."""
+        return Counter(terms(f"{self.title} {self.text}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +77,87 @@ class Budget:
         return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
 
 
-def rank(question: str, documents: Sequence[tuple[str, str]], budget: Budget, passage_chars: int) -> list[list[str]]:
-    """For each document (title, text) its chosen passages in the order of the text.
+def rank(
+    question: str,
+    documents: Sequence[tuple[str, str]],
+    budget: Budget,
+    passage_chars: int,
+    by_meaning: Sequence[int] = (),
+) -> list[list[str]]:
+    """For each document (title, text) its chosen passages in the order of the text, see `Ranking.chosen`."""
+    return Ranking(question, documents, passage_chars).chosen(budget, by_meaning)
 
-    Every document gets its best passage before any gets a second. A passage that says what a chosen one says already,
-    in nearly the same words, is dropped.
+
+class Ranking:
+    """The passages of all documents (title, text), each with its weight for the question."""
+
+    def __init__(self, question: str, documents: Sequence[tuple[str, str]], passage_chars: int) -> None:
+        self._documents = len(documents)
+        self._passages = [
+            _Passage(number, place, title, text)
+            for number, (title, text) in enumerate(documents)
+            for place, text in enumerate(split(text, passage_chars))
+        ]
+        self._weights = weights(question, [passage.terms for passage in self._passages])
+
+    def candidates(self, most: int) -> list[tuple[int, str, str]]:
+        """The likeliest passages by their words, at most so many: number, title and text of each.
+
+        Those that share no word with the question are among them where there is room.
+        """
+        likeliest = self._in_order(())[:most]
+        return [(index, self._passages[index].title, self._passages[index].text) for index in likeliest]
+
+    def chosen(self, budget: Budget, by_meaning: Sequence[int] = ()) -> list[list[str]]:
+        """For each document its chosen passages in the order of the text.
+
+        `by_meaning` are the numbers of the candidates, the nearest to the question first; empty, words alone decide.
+
+        A document's further passages give way to those of others that bear on the question about as well, and what
+        bears on nothing comes last. A passage that says what a chosen one says already, in nearly the same words, is
+        dropped.
+        """
+        chosen: list[list[_Passage]] = [[] for _ in range(self._documents)]
+        said: list[frozenset[tuple[str, ...]]] = []
+        for passage in (self._passages[index] for index in self._in_order(by_meaning)):
+            left = budget.without(passage.text, is_first=not chosen[passage.document])
+            if left is not None and not _is_said(shingles := _shingles(passage.text), said):
+                budget = left
+                said.append(shingles)
+                chosen[passage.document].append(passage)
+        return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
+
+    def _in_order(self, by_meaning: Sequence[int]) -> list[int]:
+        """What bears on the question first, a document's further passages set back; then what does not.
+
+        A passage bears on it that has a word of it, or that is in the nearer half of those that a model has compared.
+        """
+        scores = fused(self._weights, by_meaning)
+        near = frozenset(by_meaning[: len(by_meaning) // 2])
+        turns: Counter[int] = Counter()
+        keys: dict[int, tuple[bool, int]] = {}
+        by_score = sorted(range(len(scores)), key=lambda index: (-scores[index], self._passages[index].place))
+        for place, index in enumerate(by_score):
+            document = self._passages[index].document
+            keys[index] = (self._weights[index] <= 0 and index not in near, place + _SET_BACK * turns[document])
+            turns[document] += 1
+        return sorted(by_score, key=lambda index: keys[index])
+
+
+def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
+    """The score of each passage by its places in two orders: its weight's, and among those that a model compared.
+
+    Equal weights share a place; what the model did not see stands behind all that it saw.
     """
-    passages = [
-        _Passage(number, place, text, Counter(terms(f"{title} {text}")))
-        for number, (title, text) in enumerate(documents)
-        for place, text in enumerate(split(text, passage_chars))
+    places: dict[float, int] = {}
+    for place, weight in enumerate(sorted(by_words, reverse=True), start=1):
+        places.setdefault(weight, place)
+    seen = {index: place for place, index in enumerate(by_meaning, start=1)}
+    unseen = len(seen) + 1
+    return [
+        WORDS_WEIGHT / (RRF_K + places[weight]) + 1 / (RRF_K + seen.get(index, unseen))
+        for index, weight in enumerate(by_words)
     ]
-    chosen: list[list[_Passage]] = [[] for _ in documents]
-    said: list[frozenset[tuple[str, ...]]] = []
-    for passage in _in_order(passages, weights(question, [passage.terms for passage in passages])):
-        left = budget.without(passage.text, is_first=not chosen[passage.document])
-        if left is not None and not _is_said(shingles := _shingles(passage.text), said):
-            budget = left
-            said.append(shingles)
-            chosen[passage.document].append(passage)
-    return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
-
-
-def _in_order(passages: Sequence[_Passage], scores: Sequence[float]) -> list[_Passage]:
-    """What bears on the question first, each document's best passage before the others; then what does not."""
-    by_score = sorted(range(len(passages)), key=lambda index: (-scores[index], passages[index].place))
-    turns: Counter[int] = Counter()
-    keys: dict[int, tuple[bool, bool]] = {}
-    for index in by_score:
-        document = passages[index].document
-        keys[index] = (scores[index] <= 0, turns[document] > 0)
-        turns[document] += 1
-    return [passages[index] for index in sorted(by_score, key=lambda index: keys[index])]
 
 
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:
@@ -108,7 +175,7 @@ def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
-    for term in set(terms(question)):
+    for term in set(terms(_ASKING.sub(" ", question))):
         holding = [index for index, passage in enumerate(passages) if term in passage]
         idf = math.log(1 + (len(passages) - len(holding) + 0.5) / (len(holding) + 0.5))
         for index in holding:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PLAIN: Final = r"[!-'*-;=?-~]"
+"""Printable ASCII that ends neither a header nor a comment in it: no space, no brackets."""
+_EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
 class EnrichmentSettings(BaseSettings):
@@ -17,7 +21,7 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """All that one job's sources may take; what is late is left out and said so."""
+    """All that one job's sources may take; what is late is left out and said so. Time in line for a search is extra."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
     """The part of the budget that is kept for ranking what was read in the rest of it."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
@@ -25,13 +29,18 @@ class EnrichmentSettings(BaseSettings):
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
-    connections: int = Field(default=100, ge=1, le=10_000)
-    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters."""
+    connections: int = Field(default=512, ge=1, le=10_000)
+    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
+
+    Each is a file descriptor, of which a process may often have 1,024.
+    """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Of those to one site, in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
+    """An e-mail address or a URL by which sites and search services find who asks; Wikimedia and NCBI want one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
     """By which name a robots.txt has rules for us: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
     robots: bool = True
@@ -46,6 +55,8 @@ class EnrichmentSettings(BaseSettings):
     """How long one page may take a process before it is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
     """Address space of one process; a page that needs more is left out. A container's limit has to hold all of them."""
+    search_fresh_seconds: float = Field(default=600.0, ge=0)
+    """How long it is remembered what a search found."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
@@ -54,6 +65,22 @@ class EnrichmentSettings(BaseSettings):
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """About how long one passage is, in code points."""
+    rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; none, words alone decide."""
+    rerank_passages: int = Field(default=32, ge=2, le=1000)
+    """How many passages of a job the model compares with the question, the likeliest by their words."""
+    rerank_seconds: float = Field(default=1.0, gt=0, le=60)
+    """How long a job waits for that. Passages not compared by then are ranked by words, and the result says so."""
+
+    @property
+    def named(self) -> str:
+        """What sites and search services are told of who asks, as a `User-Agent` (RFC 9110, section 10.1.5)."""
+        return f"{self.user_agent} ({self.contact})" if self.contact is not None else self.user_agent
+
+    @property
+    def email(self) -> str | None:
+        """The contact, where it is an e-mail address."""
+        return None if self.contact is None or "://" in self.contact else self.contact
 
     @model_validator(mode="after")
     def _is_one_name(self) -> Self:

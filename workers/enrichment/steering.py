@@ -1,7 +1,7 @@
 """Which ways a page tries to steer the model that reads it. Runs in a member of the pool; pure.
 
 This labels a page, for the result's reader and for the model. It is not what the safety rests on: whatever a page says,
-its text stays inside a quotation (see `grounding`) and its links stay out of the answer (see `cite`). An article about
+its text stays inside a quotation (see `grounding`) and its links stay out of the answer (see `links`). An article about
 such attacks is labelled too.
 """
 

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.kafka import client_config
 from workers.stage.foresight import Foresight, Scout
 from workers.stage.intake import GroupIntake
 from workers.stage.record import Handler
@@ -41,10 +42,10 @@ def group_stage(
 
     group = f"{kafka.topic_prefix}{settings.name}"
     intake = GroupIntake(
-        kafka.client_config(), group, topics, on_error=on_error, prefetch_records=2 * settings.limits.records
+        client_config(kafka), group, topics, on_error=on_error, prefetch_records=2 * settings.limits.records
     )
-    settler = Settler(kafka.client_config(), f"{group}.{replica}", intake.group_metadata, clock, metrics)
-    foresight = None if sharing is None else Foresight(Scout(kafka.client_config(), group, sharing), clock)
+    settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics)
+    foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
     stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight)
     errors.append(stage)
     return stage

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.stage.intake import PartitionId
+from workers.stage.intake import PartitionId, headers_of
 from workers.stage.parking import Lot
 from workers.stage.partition import Partition, Phase
 from workers.stage.sharing import Party, Sharing
@@ -77,7 +77,7 @@ class Scout:
             if error is None:
                 place = message.topic(), message.partition()
                 self._read[place] = message.offset() + 1
-                if self._sharing.party(message.headers()) != self._familiar:
+                if self._sharing.party(headers_of(message)[0]) != self._familiar:
                     met[place] = message.offset()
             elif error.code() != KafkaError._PARTITION_EOF:
                 log.warning("Nothing can be read ahead.", action="foresight-failed", reason=error.name())

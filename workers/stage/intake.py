@@ -12,13 +12,22 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from telemetry.logs import get_logger
 from workers.stage.coordinator import STATISTICS_MS, Coordinator
 from workers.stage.ledger import Progress, UndecodableLedger
-from workers.stage.record import Record
+from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]
 Committed = dict[PartitionId, Progress | None]
 """What is committed for each partition: None where nothing ever was."""
 
 log = get_logger()
+
+
+class GroupRefused(Exception):  # noqa: N818 - it names what happened
+    """Kafka does not have this client in the group, and the client gave up."""
+
+    def __init__(self, error: KafkaError) -> None:
+        old = "not supported" in error.str()
+        fix = "Kafka 4.0 or newer is needed, with consumer groups (KIP-848) switched on" if old else "see Kafka's log"
+        super().__init__(f"Kafka refuses membership in the group: {error.str()}; {fix}")
 
 
 class Listener(Protocol):
@@ -55,7 +64,10 @@ class Intake(Protocol):
         ...
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one."""
+        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one.
+
+        Raises GroupRefused.
+        """
         ...
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
@@ -150,8 +162,10 @@ class GroupIntake:
                 records.append(_record(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends.append((message.topic(), message.partition(), message.offset()))
-            elif error.fatal():
-                raise KafkaException(error)
+            elif error.fatal() or error.code() == KafkaError._FATAL:
+                raise GroupRefused(error)
+            else:
+                self._on_error(error)  # of one partition, and told nowhere else: that it may not be read, for one
         return records, ends
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
@@ -224,15 +238,28 @@ def _epoch(group_metadata: Any) -> int:
 
 def _record(message: Any) -> Record:
     # Any: the stubs make every part optional, which holds for events only
+    headers, unreadable = headers_of(message)
     return Record(
         message.topic(),
         message.partition(),
         message.offset(),
         message.value() or b"",
         message.key(),
-        message.headers(),
+        headers,
         message.timestamp()[1],
+        unreadable,
     )
+
+
+def headers_of(message: Any) -> tuple[Headers | None, str | None]:
+    """A message's headers, and why there are none where the client cannot give them.
+
+    To a broker a header's name is bytes. The client reads it as UTF-8, and raises a SystemError where it is none.
+    """
+    try:
+        return message.headers(), None
+    except (SystemError, UnicodeDecodeError):
+        return None, "have a name that is not UTF-8"
 
 
 def _decoded(answer: TopicPartition) -> Progress | None:

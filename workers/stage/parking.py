@@ -180,6 +180,11 @@ class Lot:
         return len(self._lines) > 1
 
     @property
+    def can_give_way(self) -> bool:
+        """Whether a party has more than one record here: of others nothing is taken out, see `surplus`."""
+        return self.parked > len(self._lines)
+
+    @property
     def sole(self) -> Party:
         """The only party that waits; None also where there is none, or several."""
         return next(iter(self._lines)) if len(self._lines) == 1 else None
@@ -218,7 +223,8 @@ class Lot:
     def surplus(self) -> list[Parked]:
         """While the lot is crowded, take out the newest record of whoever has most here, and more than one.
 
-        So a party that has less than its share loses nothing, whatever others send.
+        So a party that has less than its share loses nothing, whatever others send. Where there are as many parties as
+        places, each with one record, nothing is taken out: then the lot is full in earnest, see `can_give_way`.
         """
         found: list[Parked] = []
         while self.crowded:

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Headers = list[tuple[str, bytes]]
-"""Kafka record headers: a name may stand there more than once, the last one counts."""
+Header = tuple[str, bytes | None]
+"""A Kafka record header. It may have no value."""
+
+Headers = Sequence[Header]
+"""A record's headers: a name may stand there more than once, the last one counts."""
+
+
+def size_of(headers: Headers) -> int:
+    """Bytes of names and values, as they count for a broker."""
+    return sum([len(name.encode()) + len(value or b"") for name, value in headers])
 
 
 @dataclass(slots=True)
@@ -22,6 +30,8 @@ class Record:
     headers: Headers | None = None
     timestamp_ms: int = 0
     """When the record was appended or created, Unix milliseconds."""
+    unreadable: str | None = None
+    """What the client could not make anything of, `headers` being None then: the reason, as a phrase."""
 
     def header(self, name: str) -> str | None:
         """The last header of this name as text; None where it is absent or is not UTF-8."""

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from telemetry.logs import get_logger
 from workers.stage.partition import Partition
-from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Record
+from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Record, size_of
 from workers.stage.sharing import Sharing
 
 MAX_OUTPUT_BYTES = 1_000_000
@@ -168,7 +168,5 @@ class Runner:
 
 def _is_too_large(output: Output) -> bool:
     """Whether a broker would refuse the record: value, key and headers count."""
-    size = len(output.value or b"") + len(output.key or b"")
-    if output.headers:
-        size += sum(len(name) + len(value) for name, value in output.headers)
+    size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
     return size > MAX_OUTPUT_BYTES

@@ -142,6 +142,10 @@ class Settler:
         """Whether the last failure is too recent for another step: brokers that refuse at once are not hammered."""
         return self._clock.monotonic() < self._rest_until
 
+    def listen(self) -> None:
+        """Let the client say what it has to say: its log lines come with a poll. To be called again and again."""
+        self._producer.poll(0)
+
     def settle(self, batch: Batch) -> bool:
         """Commit a batch; True once it is. Call only when READY. Raises IdentityShared.
 

@@ -113,7 +113,8 @@ class Stage:
         self._generation = 0
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
-        self._stopping = threading.Event()
+        self._stopping: Deadline | None = None
+        """Once it is to end: until when dispatched records are awaited."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watch = Watch(intake, settler, clock, metrics)
 
@@ -131,7 +132,7 @@ class Stage:
 
     def stop(self) -> None:
         """Drain and end; `run` returns when that is done. May be called from any thread and more than once."""
-        self._stopping.set()
+        self._stopping = self._stopping or Deadline.after(self._clock, self._settings.drain_seconds)
 
     def _end_with(self, defect: Exception) -> None:
         self._defect = defect
@@ -142,9 +143,10 @@ class Stage:
         error: BaseException | None = None
         try:
             self._intake.join(self)
-            while not self._stopping.is_set():
+            while self._stopping is None:
                 self._round()
-            self.revoked(list(self._partitions))
+            # Since the stop, not since now: a drain for a rebalance may have been under way.
+            self._give_away(list(self._partitions.values()), self._stopping)
             self._settler.close()
             self._intake.leave()
             if self._foresight is not None:
@@ -170,6 +172,7 @@ class Stage:
     def _turn(self) -> None:
         """The part of a round that goes on while a revoked partition is drained, to keep the others fed."""
         self.watch.beat()
+        self._settler.listen()
         self._collect()
         self._dispatch()
         self._transact()
@@ -178,7 +181,8 @@ class Stage:
         """Seconds to wait for a record: not at all where there is something to settle."""
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
-        return max(0.001, self._company.seconds) if self._window.running or self._window.parked else IDLE_SECONDS
+        busy = self._window.running or self._window.parked > len(self._waiting)  # a front that is not due only waits
+        return max(0.001, self._company.seconds) if busy else IDLE_SECONDS
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -266,8 +270,7 @@ class Stage:
         if not self._isolation.exclusive:
             # What has not begun is nothing that the handler knows of, and room for it has been given out already.
             room = self._pace.room() - (self._dispatched - self._runner.begun)
-            free = min(self._window.limits.records - self._window.running, room)
-            batch += self._parked(free - len(batch))
+            batch += self._parked(min(self._free(), room) - len(batch))
         if not batch:
             return
         for partition, _ in batch:
@@ -276,6 +279,15 @@ class Stage:
         self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
+
+    def _free(self) -> int:
+        """How many further records the handler may have at once.
+
+        Fewer where a window of complete ones waits to be settled already: while nothing can be settled the work in
+        flight is kept, and nothing is begun whose outcome could only be held in memory and be lost with it.
+        """
+        records = self._window.limits.records
+        return records - self._window.running - max(0, len(self._pending) - records)
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
         """Up to `room` parked records, as their parties and partitions take turns."""
@@ -490,7 +502,9 @@ class Stage:
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
         """Drain what is dispatched, hand the rest over untried, and say that we left cleanly."""
         going = [self._partitions[key] for key in partitions if key in self._partitions]
-        deadline = Deadline.after(self._clock, self._settings.drain_seconds)
+        self._give_away(going, Deadline.after(self._clock, self._settings.drain_seconds))
+
+    def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:
             self._close(partition)
         while not deadline.passed and not all(p.ledger.idle for p in going):

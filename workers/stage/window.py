@@ -70,7 +70,8 @@ class Window:
 
         The first places overflow instead where several parties wait; the later one never does.
         """
-        return (self.first.tight and not self.first.contended) or self.later.tight
+        overflows = self.first.contended and self.first.can_give_way
+        return (self.first.tight and not overflows) or self.later.tight
 
     @property
     def heavy(self) -> bool:
@@ -121,10 +122,10 @@ class Window:
 
     def wants_pause(self, partition: Partition, *, waiting: bool) -> bool:
         """Whether a partition is not to be fetched from now. `waiting`: its first parked record is not due yet."""
-        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
-            return partition.phase is not Phase.ASSIGNED
         if partition.rewind_to is not None and not partition.paused:
             return True  # seeking is done on the way from paused to resumed
+        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
+            return partition.phase is not Phase.ASSIGNED
         return partition.ledger.span >= (SPAN_LOW if partition.paused else SPAN_HIGH)
 
     def changes(
@@ -147,7 +148,7 @@ class Window:
         lot = self._lot_of(partition)
         if lot is self.later:
             return lot.full
-        return lot.full and not (lot.contended or partition.foreseen)
+        return lot.full and not (lot.can_give_way and (lot.contended or partition.foreseen))
 
     def _lot_of(self, partition: Partition) -> Lot:
         return self.later if partition.later else self.first

@@ -10,5 +10,6 @@ One file per service, each a `SearchProvider`:
 
 A link is read as any other source, behind the egress guard; an abstract is a source as it stands. The services
 themselves are the operator's choice, so requests to them pass the guard by: they go through a `Service`, which keeps to
-its pace and tells by name what went wrong. `providers` finds all that is configured, those of other packages too.
+its pace and tells by name what went wrong. Jobs ask `searches`, which asks each question once. `providers` finds all
+that is configured, those of other packages too.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from itertools import zip_longest
 
 from pydantic import BaseModel, SecretStr
 
@@ -16,6 +17,8 @@ MAX_QUERY_WORDS = 50
 """Longer ones are answered with 422."""
 _KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
+
+_WINDOWS = ("Limit", "Remaining", "Reset")
 
 
 class _Result(BaseModel):
@@ -70,17 +73,22 @@ def _explained(refused: Refused) -> Unreadable:
 
 
 def _overloaded(answer: Answer) -> float | None:
-    """There is no Retry-After: `X-RateLimit-Remaining` and `-Reset` have one number for each window (second, month)."""
+    """There is no Retry-After: `X-RateLimit-…` have one number for each window (second, month), of which some are over.
+
+    A window whose limit is 0 has none.
+    """
     wait = asked_to_wait(answer)
     if wait is None or "Retry-After" in answer.headers:
         return wait
-    remaining = _numbers(answer.headers.get("X-RateLimit-Remaining", ""))
-    resets = _numbers(answer.headers.get("X-RateLimit-Reset", ""))
-    return max((reset for left, reset in zip(remaining, resets, strict=False) if left <= 0), default=wait)
+    limits, remaining, resets = (_numbers(answer.headers.get(f"X-RateLimit-{name}", "")) for name in _WINDOWS)
+    over = [
+        reset for limit, left, reset in zip_longest(limits, remaining, resets) if limit != 0 and left == 0 and reset
+    ]
+    return max(over, default=wait)
 
 
-def _numbers(header: str) -> list[float]:
-    return [float(part) for part in header.replace(" ", "").split(",") if part.isdecimal()]
+def _numbers(header: str) -> list[float | None]:
+    return [float(part) if part.isdecimal() else None for part in header.replace(" ", "").split(",")]
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -16,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
+from workers.retry_after import parse_retry_after
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 REQUEST_SECONDS: Final = 30.0
@@ -63,19 +62,16 @@ def asked_to_wait(answer: Answer) -> float | None:
 
 def retry_after(answer: Answer) -> float:
     """The header in seconds, from a number or a date; a guess where there is none."""
-    value = answer.headers.get("Retry-After", "").strip()
-    try:
-        seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - answer.received
-    except (ValueError, OverflowError):
-        return DEFAULT_WAIT_SECONDS
-    return max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_WAIT_SECONDS
+    seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
+    return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
 
 
 class Web:
-    """The connections of all providers. One per worker."""
+    """The connections of all providers. One per worker. `email` is whom services may write to."""
 
-    def __init__(self, user_agent: str, clock: Clock) -> None:
+    def __init__(self, user_agent: str, clock: Clock, email: str | None = None) -> None:
         self.clock = clock
+        self.email = email
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
 
@@ -127,28 +123,35 @@ class Service:
         path: str = "",
         headers: Mapping[str, str] | None = None,
         overloaded: Callable[[Answer], float | None] = asked_to_wait,
+        has_turn: bool = False,
     ) -> Answer:
         """The answer with status 200, after a second try where the service asked for a short wait.
 
-        `overloaded` tells from an answer for how many seconds the service wants to be left alone, if at all. `params`
-        and `headers` may hold keys: neither ever stands in an error. Raises Refused, another Unreadable.
+        It waits for its turn, unless the caller has waited for it (`has_turn`). `overloaded` tells from an answer for
+        how many seconds the service wants to be left alone, if at all. `params` and `headers` may hold keys: neither
+        ever stands in an error. Raises Refused, another Unreadable.
         """
-        answer = await self._once(path, params, headers or {})
+        if not has_turn:
+            await self._pace.turn()
+        url = self._base_url + path
+        answer = await self._web.get(url, params, headers or {})
         wait = overloaded(answer)
         if wait is not None:
             self._pace.rest(wait)
             if wait > PATIENCE_SECONDS:
                 raise Unreadable(f"the search service is overloaded and asks to wait {wait:.0f} s")
-            answer = await self._once(path, params, headers or {})
+            await self._pace.turn()
+            answer = await self._web.get(url, params, headers or {})
             if overloaded(answer) is not None:
                 raise Unreadable("the search service is overloaded")
         if answer.status != HTTPStatus.OK:
             raise Refused(answer)
         return answer
 
-    async def _once(self, path: str, params: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
+    async def turn(self, *, behind: int = 0) -> None:
+        """Wait for a turn, behind so many searches that have not begun. Raises Unreadable while the service rests."""
+        await self._pace.let_pass(behind)
         await self._pace.turn()
-        return await self._web.get(self._base_url + path, params, headers)
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -42,7 +42,7 @@ class PubmedSettings(_Section):
     base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
     api_key: SecretStr | None = None
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """Whom NCBI writes to before it blocks an address."""
+    """Whom NCBI writes to before it blocks an address; absent, the contact of enrichment."""
     per_second: PerSecond | None = None
     """Absent, what NCBI allows: 3, or 10 with a key."""
 

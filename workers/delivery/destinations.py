@@ -1,16 +1,16 @@
 """Who may call which origin now, so that a slow or dead one does not hold the process's window against all others.
 
-An endpoint here is a (tenant, origin). Four things decide whether an attempt may start:
+A destination is a (tenant, origin). Four things decide whether an attempt may start:
 
     its breaker       an origin that does not answer is left alone, but for one probe at a time (breaker.py)
     its places        so many attempts run at once; a 429, 502 or 504 halves the number, each answer adds one again
     its queue         so many records wait briefly for a place
-    what is left      of the window: one endpoint may have no more of it than is free. Hung origins together can
+    what is left      of the window: one destination may have no more of it than is free. Hung origins together can
                       therefore not fill it: n of them, each with more records than it may have, leave a share of
                       1/(n+1) to the others (dynamic thresholds, Choudhury and Hahne 1998)
 
-What may not start now is `EndpointBusy`: it is deferred at once to a tier. Local to each process; a lock is not needed,
-since all of it runs on one event loop.
+What may not start now is `DestinationBusy`: it is deferred at once to a tier. Local to each process; a lock is not
+needed, since all of it runs on one event loop.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, ver
 from workers.delivery.post import FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
 
-Endpoint = tuple[str, str]
+Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle endpoints whose failures are remembered; beyond that the one that was called longest ago is forgotten."""
+"""Idle destinations whose failures are remembered; beyond that the one that was called longest ago is forgotten."""
 
 
-class EndpointBusy(Exception):  # noqa: N818 - it names what happened
-    """The endpoint has its share of this process, or is left alone for the time being."""
+class DestinationBusy(Exception):  # noqa: N818 - it names what happened
+    """The destination has its share of this process, or is left alone for the time being."""
 
     def __init__(self, wait_seconds: float = 0.0) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class EndpointBusy(Exception):  # noqa: N818 - it names what happened
 
 @dataclass(slots=True)
 class _Load:
-    """What an endpoint has of this process, and what is known of its origin."""
+    """What a destination has of this process, and what is known of its origin."""
 
     breaker: Breaker
     allowed: int
@@ -64,107 +64,107 @@ class Place:
 
     # Not a generator with @asynccontextmanager, which costs a twentieth of a callback.
 
-    def __init__(self, endpoints: Endpoints, endpoint: Endpoint) -> None:
-        self._endpoints = endpoints
-        self._endpoint = endpoint
-        self._load = endpoints._load_of(endpoint)
+    def __init__(self, destinations: Destinations, destination: Destination) -> None:
+        self._destinations = destinations
+        self._destination = destination
+        self._load = destinations._load_of(destination)
         self.probe = False
         self.outcome: PostOutcome | None = None
 
     async def __aenter__(self) -> Self:
-        self.probe = await self._endpoints._enter(self._endpoint, self._load)
+        self.probe = await self._destinations._enter(self._destination, self._load)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._endpoints._learn(self._endpoint, self._load, self)
-        self._endpoints._leave(self._endpoint, self._load)
+        self._destinations._learn(self._destination, self._load, self)
+        self._destinations._leave(self._destination, self._load)
 
 
-class Endpoints:
-    """Gives out places. `on_change` hears of each endpoint whose breaker changes, with its new state and for how long.
+class Destinations:
+    """Gives out places. `on_change` hears of a destination whose breaker changes, with its new state and for how long.
 
-    Remembers an endpoint only while something runs for it or has failed lately.
+    Remembers a destination only while something runs for it or has failed lately.
     """
 
     def __init__(
         self,
         settings: DeliverySettings,
         clock: Clock,
-        on_change: Callable[[Endpoint, State, float], None] = lambda endpoint, state, seconds: None,
+        on_change: Callable[[Destination, State, float], None] = lambda destination, state, seconds: None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
-        self._loads: OrderedDict[Endpoint, _Load] = OrderedDict()
+        self._loads: OrderedDict[Destination, _Load] = OrderedDict()
         self._held = 0
 
     def __len__(self) -> int:
-        """Of how many endpoints something is known."""
+        """Of how many destinations something is known."""
         return len(self._loads)
 
     @property
     def held(self) -> int:
-        """How much of the window all endpoints have together."""
+        """How much of the window all destinations have together."""
         return self._held
 
-    def share(self, endpoint: Endpoint) -> Place:
-        """One of the endpoint's places; entering it raises EndpointBusy when none is, or gets, free.
+    def share(self, destination: Destination) -> Place:
+        """One of the destination's places; entering it raises DestinationBusy when none is, or gets, free.
 
         The holder says what its attempt has shown by setting the place's outcome.
         """
-        return Place(self, endpoint)
+        return Place(self, destination)
 
-    def _load_of(self, endpoint: Endpoint) -> _Load:
-        load = self._loads.get(endpoint)
+    def _load_of(self, destination: Destination) -> _Load:
+        load = self._loads.get(destination)
         if load is None:
-            load = self._loads[endpoint] = _Load(Breaker(self._settings), self._settings.endpoint_concurrency)
-        self._loads.move_to_end(endpoint)
+            load = self._loads[destination] = _Load(Breaker(self._settings), self._settings.destination_concurrency)
+        self._loads.move_to_end(destination)
         return load
 
-    async def _enter(self, endpoint: Endpoint, load: _Load) -> bool:
+    async def _enter(self, destination: Destination, load: _Load) -> bool:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
         if load.breaker.state(now) is not State.CLOSED:
             if not load.breaker.take_probe(now):
-                raise EndpointBusy(load.breaker.patience(now))
+                raise DestinationBusy(load.breaker.patience(now))
             self._take(load)
             return True
         if load.held > 0 and load.held >= self._settings.window_records - self._held:
-            raise EndpointBusy
+            raise DestinationBusy
         if load.running < load.allowed:
             self._take(load)
         else:
-            await self._queue_up(endpoint, load)
+            await self._queue_up(destination, load)
         return False
 
     def _take(self, load: _Load) -> None:
         load.running += 1
         self._held += 1
 
-    async def _queue_up(self, endpoint: Endpoint, load: _Load) -> None:
+    async def _queue_up(self, destination: Destination, load: _Load) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
-        if len(load.waiting) >= self._settings.endpoint_queue_records:
-            raise EndpointBusy
+        if len(load.waiting) >= self._settings.destination_queue_records:
+            raise DestinationBusy
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
         self._held += 1
         try:
-            async with asyncio.timeout(self._settings.endpoint_wait_seconds):
+            async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
         except BaseException as error:
             if place.done() and not place.cancelled() and place.exception() is None:
                 # It became ours in the same moment as we were told to go: the next one has it.
-                self._leave(endpoint, load)
+                self._leave(destination, load)
             else:
                 self._held -= 1
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
-                self._forget(endpoint, load)
+                self._forget(destination, load)
             if isinstance(error, TimeoutError):
-                raise EndpointBusy from None
+                raise DestinationBusy from None
             raise
 
-    def _leave(self, endpoint: Endpoint, load: _Load) -> None:
+    def _leave(self, destination: Destination, load: _Load) -> None:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
         load.running -= 1
         self._held -= 1
@@ -173,12 +173,12 @@ class Endpoints:
             if not place.done():
                 place.set_result(None)
                 load.running += 1
-        self._forget(endpoint, load)
+        self._forget(destination, load)
 
-    def _forget(self, endpoint: Endpoint, load: _Load) -> None:
-        """Drop what need not be remembered: an endpoint without failures, or too many of those that have some."""
-        if load.held == 0 and load.breaker.pristine and load.allowed == self._settings.endpoint_concurrency:
-            self._loads.pop(endpoint, None)
+    def _forget(self, destination: Destination, load: _Load) -> None:
+        """Drop what need not be remembered: a destination without failures, or too many of those that have some."""
+        if load.held == 0 and load.breaker.pristine and load.allowed == self._settings.destination_concurrency:
+            self._loads.pop(destination, None)
         if len(self._loads) > _REMEMBERED:
             oldest = next(iter(self._loads))
             if self._loads[oldest].held == 0:
@@ -186,7 +186,7 @@ class Endpoints:
 
     # -- what attempts show ----------------------------------------------------------------------------------------
 
-    def _learn(self, endpoint: Endpoint, load: _Load, place: Place) -> None:
+    def _learn(self, destination: Destination, load: _Load, place: Place) -> None:
         if place.outcome is None:
             if place.probe:
                 load.breaker.give_back_probe()
@@ -199,12 +199,12 @@ class Endpoints:
         if after is State.OPEN and before is not State.OPEN:
             self._turn_away(load, load.breaker.seconds_left(now))
         if after is not before:
-            self._on_change(endpoint, after, load.breaker.seconds_left(now))
+            self._on_change(destination, after, load.breaker.seconds_left(now))
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: Verdict) -> None:
         """Fewer attempts at once where the origin says that there are too many; one more for each answer."""
         if verdict is Verdict.ANSWERS:
-            load.allowed = min(load.allowed + 1, self._settings.endpoint_concurrency)
+            load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
 
@@ -213,5 +213,5 @@ class Endpoints:
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
-                place.set_exception(EndpointBusy(seconds))
+                place.set_exception(DestinationBusy(seconds))
         load.waiting.clear()

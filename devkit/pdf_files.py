@@ -1,4 +1,4 @@
-"""PDFs as tests need them: written by hand, so that a test says what is on each page."""
+"""PDFs as tests and benches need them: written by hand, so that who makes one says what is on each page."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""The pages of the set and what is asked of them, as `questions.toml` says."""
+
+from __future__ import annotations
+
+import random
+import tomllib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench.evaluation.typeset import typeset
+
+FOLDER: Final = Path(__file__).parent
+SIDE_BY_SIDE: Final = 8
+"""Pages that are put before a question, its own among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a page, and the page's own words that answer it."""
+
+    text: str
+    kind: str
+    passage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of the set."""
+
+    file: str
+    make: str
+    language: str
+    """As in BCP 47."""
+    subject: str
+    """What other pages are about, too."""
+    questions: tuple[Question, ...]
+    content_type: str
+    encoding: str
+    """In which its text is served, whatever the header or the page itself says."""
+
+    @property
+    def path(self) -> str:
+        """Where the site serves it."""
+        return f"/{self.file}"
+
+    @property
+    def written(self) -> str:
+        """Its markup or text, as it was written."""
+        return (FOLDER / "pages" / self.file).read_text("utf-8")
+
+    def body(self) -> bytes:
+        """What its server sends."""
+        return typeset(self.written) if self.content_type == "application/pdf" else self.written.encode(self.encoding)
+
+
+def load_pages() -> list[Page]:
+    """All pages, in the order of the file."""
+    with (FOLDER / "questions.toml").open("rb") as file:
+        return [_page(table) for table in tomllib.load(file)["page"]]
+
+
+def _page(table: dict[str, Any]) -> Page:
+    asked = tuple(Question(**question) for question in table["question"])
+    content_type = table.get("content_type", "text/html; charset=utf-8")
+    file, make, language, subject = (str(table[name]) for name in ("file", "make", "language", "subject"))
+    return Page(file, make, language, subject, asked, content_type, table.get("encoding", "utf-8"))
+
+
+def beside(page: Page, pages: Sequence[Page], seed: str) -> list[Page]:
+    """The page among seven others in an order that the seed decides.
+
+    They are about the same subject as far as there are such, then in the same language, then any.
+    """
+    chance = random.Random(f"{seed} {page.file}")
+    others = [other for other in pages if other is not page]
+    chance.shuffle(others)
+    others.sort(key=lambda other: (other.subject != page.subject, other.language != page.language))
+    company = [page, *others[: SIDE_BY_SIDE - 1]]
+    chance.shuffle(company)
+    return company
+
+
+def holds(text: str, passage: str) -> bool:
+    """Whether these words stand in the text, whatever white space is between and however characters are composed."""
+    return _squeezed(passage) in _squeezed(text)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())

@@ -1,0 +1,169 @@
+"""Whether the right passage comes before the question, on the evaluation set: `python -m bench.passages`.
+
+Each question is put to the real enricher with eight pages of a loopback site: its own and seven others, those about the
+same subject first. It is a hit where what was chosen of the right page holds the words that answer the question.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Final
+
+import uvloop
+
+from bench.evaluation.pages import SIDE_BY_SIDE, Page, Question, beside, holds, load_pages
+from bench.evaluation.site import serving
+from bench.table import table, title
+from schemas.job import Sources
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.extract import extract
+
+SEED: Final = "passages"
+EVIDENCE_CHARS: Final = 4000
+"""What all passages may have, as it is by default."""
+ONE_PASSAGE_CHARS: Final = 750
+"""The room of the best passage of all eight pages and of hardly any other."""
+
+
+def _settings(evidence_chars: int) -> EnrichmentSettings:
+    """As they are by default, but without hurry: what is found must not hang on how busy the machine is."""
+    return EnrichmentSettings(evidence_chars=evidence_chars, budget_seconds=60.0, member_seconds=30.0)
+
+
+BASELINE: Final = f"beginnings, {EVIDENCE_CHARS}"
+BM25: Final = f"BM25, {EVIDENCE_CHARS}"
+WAYS: Final[Mapping[str, EnrichmentSettings]] = {
+    BM25: _settings(EVIDENCE_CHARS),
+    f"BM25, {ONE_PASSAGE_CHARS}": _settings(ONE_PASSAGE_CHARS),
+}
+"""The ways of choosing that are compared: a name, with the code points that it may choose, and the settings for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one question."""
+
+    page: Page
+    question: Question
+    extracted: bool
+    """Whether the page's text, as it was read, holds the right passage at all."""
+    hits: Mapping[str, bool]
+    """By way of choosing: whether what was chosen holds it."""
+
+
+def main() -> None:
+    """Ask everything in every way and print who found what."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    pages = load_pages()
+    title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")
+    report(uvloop.run(measured(pages)))
+
+
+async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings] = WAYS) -> list[Outcome]:
+    """What became of each question of the pages, in every way."""
+    texts = {page.file: _text(page) for page in pages}
+    hits: dict[Question, dict[str, bool]] = defaultdict(dict)
+    async with serving(pages) as origin:
+        for name, settings in ways.items():
+            for question, found in await _asked(pages, origin, settings):
+                hits[question][name] = holds(found, question.passage)
+    for page in pages:
+        for question in page.questions:
+            beginning = texts[page.file][: EVIDENCE_CHARS // SIDE_BY_SIDE]
+            hits[question][BASELINE] = holds(beginning, question.passage)
+    return [
+        Outcome(page, question, holds(texts[page.file], question.passage), hits[question])
+        for page in pages
+        for question in page.questions
+    ]
+
+
+async def _asked(pages: Sequence[Page], origin: str, settings: EnrichmentSettings) -> list[tuple[Question, str]]:
+    """For each question the passages of its page that an enricher with these settings chooses."""
+    guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
+    enricher = Enricher(settings, guard, SystemClock(), Metrics())
+    await enricher.start()
+
+    async def ask(page: Page, question: Question) -> tuple[Question, str]:
+        urls = [origin + one.path for one in beside(page, pages, f"{SEED} {question.text}")]
+        evidence = await enricher.enrich(Sources(urls=urls), question.text)
+        chosen = [source.passages for source in evidence.sources if source.id == origin + page.path]
+        return question, "\n\n".join(passage for passages in chosen for passage in passages)
+
+    try:
+        return [await ask(page, question) for page in pages for question in page.questions]
+    finally:
+        await enricher.close()
+
+
+def _text(page: Page) -> str:
+    """What is read of the page; nothing where it cannot be."""
+    media_type, _, parameter = page.content_type.partition("; charset=")
+    try:
+        return extract(page.body(), media_type, parameter or None).text
+    except Unreadable:
+        return ""
+
+
+_GROUPS: Final[Mapping[str, Callable[[Outcome], str]]] = {
+    "kind of question": lambda outcome: outcome.question.kind,
+    "language": lambda outcome: outcome.page.language,
+    "make": lambda outcome: outcome.page.make,
+}
+
+
+def share(flags: Sequence[bool]) -> float:
+    """How many of them are true, from 0 to 1."""
+    return sum(flags) / len(flags)
+
+
+def report(outcomes: Sequence[Outcome]) -> None:
+    """Print the rates, for all questions and by what they and their pages are, and then what was missed."""
+    _print_ways(outcomes)
+    for what, of in _GROUPS.items():
+        _print_groups(what, of, outcomes)
+    _print_misses(outcomes)
+
+
+def _print_ways(outcomes: Sequence[Outcome]) -> None:
+    extracted = share([outcome.extracted for outcome in outcomes])
+    print(f"\n{len(outcomes)} questions; the text of the page held the right passage for {extracted:.1%}")
+    names = [BASELINE, *(name for name in outcomes[0].hits if name != BASELINE)]
+    rows = [(name, f"{share([outcome.hits[name] for outcome in outcomes]):.1%}") for name in names]
+    table(("way of choosing, code points", "hit rate"), rows)
+
+
+def _print_groups(what: str, of: Callable[[Outcome], str], outcomes: Sequence[Outcome]) -> None:
+    groups: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        groups[of(outcome)].append(outcome)
+    rows = [
+        (
+            name,
+            len(group),
+            sum(outcome.extracted for outcome in group),
+            *(sum(outcome.hits[way] for outcome in group) for way in outcomes[0].hits),
+        )
+        for name, group in sorted(groups.items())
+    ]
+    table((what, "questions", "extracted", *outcomes[0].hits), rows)
+
+
+def _print_misses(outcomes: Sequence[Outcome]) -> None:
+    missed = [outcome for outcome in outcomes if not outcome.hits[BM25]]
+    print(f"Missed by {BM25}:")
+    for outcome in missed:
+        why = "" if outcome.extracted else " (not in the extracted text)"
+        print(f"  {outcome.page.file}: {outcome.question.text}{why}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Text of strangers on a person's terminal, which would obey what is in it."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+_OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories that move the cursor, reorder or hide text, or cannot be written at all."""
+
+
+def harmless(text: str, kept: str = "") -> str:
+    """The text with such characters as JSON escapes, all but those `kept`."""
+    return "".join(_escaped(one) if one not in kept and unicodedata.category(one) in _OBEYED else one for one in text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"

@@ -1,0 +1,28 @@
+"""Put an operator's word into one of the compacted topics that the fleet's processes follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kafka import KafkaProducer
+
+from producers.connection import connect, kafka_errors_translated
+from schemas.settings import KafkaSettings
+
+_SENT_SECONDS = 30.0
+
+
+def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes | None]]) -> None:
+    """Have every process go by these keys and values from now on; where a value is None, what was said is taken back.
+
+    Returns once Kafka has them. Raises ProducerError.
+    """
+    producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
+    try:
+        with kafka_errors_translated(settings):
+            sent = [producer.send(topic, value=value, key=key, partition=0) for key, value in facts]
+            for each in sent:
+                each.get(timeout=_SENT_SECONDS)
+    finally:
+        producer.close(timeout=0)

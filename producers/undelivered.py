@@ -1,0 +1,149 @@
+"""Which of some results are not delivered, and not on their way either: what a replay after an outage is for.
+
+There is no store besides Kafka, so it is read off the fleet's topics, in this order:
+
+    the progress of delivery     what stands at its base or behind it is on its way, in `model_results` and in the tiers
+    what is settled after that   everything below a base has its consequence in a topic, in the same transaction, so it
+                                 is waited for until all of that can be seen
+    `dead_letters`, `dead_letters.redriven`   what was given up is on its way no more; a letter that is not put back yet
+                                 is marked when its result is put back, so that no redrive does it again
+    the tiers                    what waits there
+    `callback_attempts`          which were answered with 2xx
+
+An event may come to be on its way between this and the replay only by another replay or redrive; a redrive is fenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from producers.connection import committed_offsets
+from producers.dead_letters import DeadLetters, LetterFilter
+from producers.put_back import Returning
+from producers.scan import Place, Range, Scanner, Stored
+from schemas import topics
+from schemas.groups import DELIVERY_GROUP
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+
+_SKEW_MS = 60_000
+"""By how much the clocks of two brokers, which stamp results and attempts, may differ."""
+
+Event = tuple[str, str]
+"""Tenant and `webhook-id`."""
+
+
+class Standing(StrEnum):
+    """What became of a result's callback."""
+
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    """It is to be attempted yet, or is being attempted, without anybody's help."""
+    UNKNOWN = "unknown"
+    """It is older than the attempts that are kept."""
+    UNDELIVERED = "undelivered"
+    """None of these: given up, as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Of a dead letter that is not put back yet."""
+
+    digest: bytes
+    record: Returning
+
+
+class Undelivered:
+    """How it stands with the results that are given, as of when this is made. Raises ProducerError.
+
+    Memory is theirs: some hundred bytes for each result.
+    """
+
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, results: Iterable[Stored]) -> None:
+        self._names = settings.topics
+        self._scanner = scanner
+        self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
+        self._delivered_ms: dict[Event, int] = {}
+        """When it was answered with 2xx last; 0 where it never was."""
+        since_ms: int | None = None
+        for result in results:
+            self._delivered_ms[_event(result)] = 0
+            since_ms = min(result.at_ms, since_ms or result.at_ms)
+        self._waiting: set[Event] = set()
+        self._marks: dict[Event, list[_Mark]] = defaultdict(list)
+        self._kept_from_ms = 0
+        if since_ms is not None:
+            self._read(settings, clock, since_ms)
+
+    def standing(self, result: Stored) -> Standing:
+        """Of one of the results that this was made with."""
+        event = _event(result)
+        # A job that was redriven has a second result of the same event, which the first one's attempt says nothing of.
+        if self._delivered_ms[event] >= result.at_ms - _SKEW_MS:
+            return Standing.DELIVERED
+        if event in self._waiting or self._is_ahead(result):
+            return Standing.WAITING
+        return Standing.UNKNOWN if result.at_ms < self._kept_from_ms else Standing.UNDELIVERED
+
+    def marks(self, result: Stored) -> list[Returning]:
+        """What is to be put back with it, so that its dead letters are not put back once more."""
+        return [mark.record for mark in self._marks.get(_event(result), ()) if mark.digest == _digest(result)]
+
+    def _is_ahead(self, record: Stored) -> bool:
+        """Whether delivery has not settled it yet, as far as its base says."""
+        return record.place.offset >= self._bases.get((record.topic, record.place.partition), 0)
+
+    def _read(self, settings: KafkaSettings, clock: Clock, since_ms: int) -> None:
+        names, scanner = self._names, self._scanner
+        tiers = [*names.tiers.values(), *names.former_tiers(scanner.topics())]
+        scanner.wait_until_settled([names.dead_letters, names.redriven, names.attempts, *tiers])
+        given_up = set(self._read_letters(DeadLetters(settings, scanner, clock)))
+        for record in scanner.read(list(self._ahead(tiers))):
+            if (record.topic, record.place) not in given_up and _event(record) in self._delivered_ms:
+                self._waiting.add(_event(record))
+        for record in scanner.read(scanner.ranges(names.attempts, since_ms - _SKEW_MS)):
+            self._read_attempt(record)
+        self._kept_from_ms = scanner.kept_from_ms(names.attempts)
+
+    def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
+        """Notes the marks of those of our results; gives where each of the events that were given up stood."""
+        for letter in letters.letters(LetterFilter(redriven_too=True)):
+            event = _event(letter.record)
+            if letter.kind != "callback" or event not in self._delivered_ms:
+                continue
+            if letter.redriven_ms is None:
+                self._marks[event].append(_Mark(_digest(letter.record), letters.mark(letter)))
+            if letter.source is not None:
+                yield letter.source
+
+    def _ahead(self, tiers: Iterable[str]) -> Iterator[Range]:
+        """What stands in the tiers at delivery's base or behind it."""
+        for tier in tiers:
+            for each in self._scanner.ranges(tier):
+                start = max(each.start, self._bases.get((tier, each.partition), 0))
+                if start < each.stop:
+                    yield each._replace(start=start)
+
+    def _read_attempt(self, record: Stored) -> None:
+        event = _event(record)
+        if event not in self._delivered_ms:
+            return
+        try:
+            error = json.loads(record.value or b"")["error"]
+        except (ValueError, KeyError, TypeError):
+            return  # nothing of ours
+        if error is None:
+            self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
+
+
+def _event(record: Stored) -> Event:
+    return record.tenant, record.header(topics.WEBHOOK_ID) or ""
+
+
+def _digest(record: Stored) -> bytes:
+    return hashlib.blake2b(record.value or b"", digest_size=16).digest()

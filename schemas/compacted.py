@@ -1,0 +1,56 @@
+"""Keys and values of the topics in which the last record of each key counts: `job_control`, `callback_endpoints`."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from schemas.job import WireModel
+
+Fact = TypeVar("Fact", bound=WireModel)
+
+
+class CompactedCodec(Generic[Fact]):
+    """A key is a tenant and what is its own, as a JSON array; a value is what is known of that.
+
+    `invalid` is raised for what is neither; `key_is` and `value_is` say in its text what was expected.
+    """
+
+    def __init__(
+        self,
+        key: TypeAdapter[tuple[str, str]],
+        fact: type[Fact],
+        invalid: type[Exception],
+        *,
+        key_is: str,
+        value_is: str,
+    ) -> None:
+        self._key = key
+        self._fact = fact
+        self._invalid = invalid
+        self._key_is = key_is
+        self._value_is = value_is
+
+    def key_bytes(self, key: tuple[str, str]) -> bytes:
+        """The key of the records about this."""
+        return to_json(list(key))
+
+    def read_key(self, key: bytes | None) -> tuple[str, str]:
+        """The other way round. Raises what this was made with."""
+        try:
+            return self._key.validate_json(key or b"")
+        except ValidationError:
+            raise self._invalid(f"the key is not {self._key_is}") from None
+
+    def write(self, fact: Fact) -> bytes:
+        """A record's value."""
+        return fact.model_dump_json(exclude_none=True).encode()
+
+    def read(self, value: bytes) -> Fact:
+        """The other way round. Raises what this was made with."""
+        try:
+            return self._fact.model_validate_json(value)
+        except ValidationError:
+            raise self._invalid(f"the value is not {self._value_is}") from None

@@ -1,0 +1,94 @@
+"""A worker's handler with search services and profiles, and everything real but Kafka."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from schemas.codec import read_result
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.job import DEFAULT_TENANT
+from schemas.result import Result
+from schemas.topics import Topics
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.engines.base import Engine
+from workers.engines.echo import EchoEngine
+from workers.engines.settings import EchoSettings
+from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.providers import providers
+from workers.enrichment.search.service import Web
+from workers.enrichment.search.settings import SearchSettings
+from workers.inference import InferenceHandler
+from workers.registry import Registry
+from workers.settings import WorkerSettings
+from workers.stage.record import Record
+
+CLOCK = SystemClock()
+TOPICS = Topics("fleet.")
+LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
+
+
+class Worker:
+    """A handler with everything real but Kafka."""
+
+    def __init__(self, handler: InferenceHandler, metrics: Metrics) -> None:
+        self._handler = handler
+        self._metrics = metrics
+
+    async def result(
+        self, sources: dict[str, Any], prompt: str | None = "Does aspirin lower the risk of stroke?", **more: Any
+    ) -> Result:
+        job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
+        outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))
+        return read_result(outputs[0].value)
+
+    def cancel(self, *jobs: str) -> None:
+        """As a record of `job_control` would."""
+        for job in jobs:
+            said = JobControl(
+                tenant=DEFAULT_TENANT, job_id=job, state=ControlState.CANCELLED, at=int(CLOCK.time() * 1000)
+            )
+            self._handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
+
+    def searches(self, result: str) -> float | None:
+        return self._metrics.registry.get_sample_value("postback_searches_total", {"result": result})
+
+
+@asynccontextmanager
+async def working(
+    engine: Engine | None = None,
+    *,
+    guard: EgressPolicy = LOOPBACK,
+    folder: Path | None = None,
+    budget: float = 20.0,
+    per_second: float = 1000.0,
+    fresh: float = 600.0,
+    others: Mapping[str, SearchProvider] | None = None,
+    **sections: str,
+) -> AsyncIterator[Worker]:
+    """A worker whose providers are at these base URLs."""
+    metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
+    search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}
+    found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}
+    settings = EnrichmentSettings(robots=False, budget_seconds=budget, member_seconds=10.0, search_fresh_seconds=fresh)
+    enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
+    used = engine or EchoEngine(EchoSettings(), metrics)
+    handler = InferenceHandler(
+        used, enricher, Registry({"default"}, None, {}), EgressPolicy(), TOPICS, {}, WorkerSettings(), CLOCK, metrics
+    )
+    await connections.start()
+    await enricher.start()
+    await used.start()
+    try:
+        yield Worker(handler, metrics)
+    finally:
+        await used.close()
+        await enricher.close()
+        await connections.close()

@@ -1,0 +1,146 @@
+"""A topic that is followed, on real brokers: away for a while, away for too long, and given up by a defect."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from product import Product, eventually
+
+from devkit.broker import Broker
+from schemas.settings import FleetSettings, KafkaSettings
+from telemetry.clock import SystemClock
+from workers.compacted import SILENT_SECONDS, STALE_SECONDS, CompactedTopic, FollowingEnded
+from workers.delivery.endpoint_states import EndpointStates
+from workers.delivery.keyring import Keyring
+from workers.roles import Listen, run_delivery
+
+pytestmark = pytest.mark.broker
+
+POISON = b"poison"
+
+
+class SkippingClock(SystemClock):
+    """The machine's clock, of which a test skips parts."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.skipped
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    with Broker.start() as broker:
+        yield broker
+
+
+def put(kafka: KafkaSettings, topic: str, key: bytes) -> None:
+    producer = Producer(kafka.client_config())
+    producer.produce(topic, b"{}", key, 0)
+    assert producer.flush(30) == 0
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(what)
+
+
+async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_day_nothing_is_sure_any_more(
+    own_broker: Broker, make_fleet: Callable[[str], KafkaSettings]
+) -> None:
+    fleet, clock = make_fleet(own_broker.bootstrap_servers), SkippingClock()
+    known: list[bytes | None] = []
+    followed = CompactedTopic(fleet, fleet.topics.control, lambda key, value: known.append(key), clock)
+    put(fleet, fleet.topics.control, b"before")
+    await followed.start()
+    assert (known, followed.reasons(), followed.alive) == ([b"before"], [], True)
+
+    await asyncio.to_thread(own_broker.pause)
+    clock.skipped += SILENT_SECONDS + 1
+    [reason] = followed.reasons()
+    assert reason.startswith(f"the topic {fleet.topics.control} has not been heard of for ")
+    await until(lambda: followed.alive, "the thread does not come round")  # away is not dead
+    assert followed.reasons()
+    await asyncio.to_thread(own_broker.resume)
+    await until(lambda: not followed.reasons(), "it is not heard of again")
+    put(fleet, fleet.topics.control, b"after")
+    await until(lambda: known == [b"before", b"after"], "it is not followed any more")
+
+    await asyncio.to_thread(own_broker.pause)
+    clock.skipped += STALE_SECONDS + 1
+    with pytest.raises(FollowingEnded, match="away for more than 12 hours"):
+        await asyncio.wait_for(followed.ended(), 60)
+    assert followed.reasons() == [f"the topic {fleet.topics.control} is not followed any more"]
+    assert not followed.alive
+    await followed.close()
+    await asyncio.to_thread(own_broker.resume)
+
+
+async def test_what_cannot_be_taken_in_at_the_start_is_told_at_once(fleet: KafkaSettings) -> None:
+    def fail(key: bytes | None, value: bytes | None) -> None:
+        raise ValueError("private detail")
+
+    put(fleet, fleet.topics.control, POISON)
+    followed = CompactedTopic(fleet, fleet.topics.control, fail, SystemClock())
+    with pytest.raises(FollowingEnded, match=r"cannot be followed any more \(ValueError\)"):
+        await followed.start()
+    await followed.close()
+
+
+async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
+    fleet: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(states: EndpointStates, key: bytes | None, value: bytes | None) -> None:
+        if key == POISON:
+            raise ValueError("a defect")
+
+    monkeypatch.setattr(EndpointStates, "apply", poisoned)
+    monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
+    Keyring.create(tmp_path / "keyring.json", SystemClock())
+    settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
+    ports: list[int] = []
+    running = asyncio.ensure_future(run_delivery(settings, Listen(), ports.append))
+
+    def ready() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=10)
+        connection.request("GET", "/readyz")
+        said: bool = json.loads(connection.getresponse().read())["ready"]
+        connection.close()
+        return said
+
+    async with asyncio.timeout(60):
+        while not (ports and await asyncio.to_thread(ready)):
+            await asyncio.wait({running}, timeout=0.05)
+            assert not running.done(), running.exception()
+    put(fleet, fleet.topics.endpoints, POISON)
+    with pytest.raises(FollowingEnded, match=f"the topic {fleet.topics.endpoints} cannot be followed any more"):
+        await asyncio.wait_for(running, 60)
+
+
+@pytest.mark.parametrize("role", ["worker", "deliver"])
+def test_a_process_that_is_stopped_while_it_reads_what_the_fleet_knows_exits_0(product: Product, role: str) -> None:
+    kafka = product.kafka
+    topic = kafka.topics.control if role == "worker" else kafka.topics.endpoints
+    held = Producer({**kafka.client_config(), "transactional.id": f"{kafka.topic_prefix}held"})
+    held.init_transactions(20)
+    held.begin_transaction()
+    held.produce(topic, b"{}", b"never", 0)
+    assert held.flush(20) == 0
+
+    process = product.worker("w1") if role == "worker" else product.deliver("d1")
+    eventually(lambda: "topic-reading" in process.said(), 60, process.said)
+    assert process.ready() == (False, ["the process is starting"])
+    assert process.terminate() == 0
+    assert "before there is anything to drain" in process.said()
+    held.abort_transaction(20)

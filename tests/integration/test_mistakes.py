@@ -1,0 +1,66 @@
+"""What an operator gets for a mistake: one line that names it and the fix, and never a traceback."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import typer
+from postback_command import environment_of, postback
+
+from console.roles import run
+from workers.engines.base import EngineUnavailable
+
+REFUSED = "the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: "
+ECHO = ("worker", "--engine", "echo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (("worker", "--engine", "vllm"), {}, "--engine vllm needs a model: name it with --model, or set POSTBACK_"),
+        (("worker", "--engine", "openai"), {}, "--engine openai needs a model"),
+        (ECHO, {"POSTBACK_EGRESS__PORTS": "https"}, "POSTBACK_EGRESS__PORTS: "),
+        (ECHO, {"POSTBACK_WORKER__MODELS": "{"}, "POSTBACK_WORKER__MODELS: what should be JSON is none"),
+        (ECHO, {"POSTBACK_ENRICHMENT__MEMBERS": "0"}, "POSTBACK_ENRICHMENT__MEMBERS: "),
+        (("deliver",), {"POSTBACK_DELIVERY__JITTER": "2"}, "POSTBACK_DELIVERY__JITTER: "),
+        (ECHO, {"POSTBACK_KAFKA__EXTRA__FOO_BAR": "s3cret"}, REFUSED + 'No such configuration property: "foo.bar"'),
+        (
+            ECHO,
+            {"POSTBACK_KAFKA__EXTRA__SECURITY_PROTOCOL": "s3cret"},
+            REFUSED + 'Invalid value … for configuration property "security.protocol"',
+        ),
+        (("deliver",), {"POSTBACK_LOG_LEVEL": "verbose"}, "POSTBACK_LOG_LEVEL is none of DEBUG, INFO"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_asked_wrongly_ends_with_2_and_a_line_that_names_it(
+    arguments: tuple[str, ...], variables: dict[str, str], said: str
+) -> None:
+    done = postback(*arguments, env=environment_of(**variables))
+    [line] = [line for line in done.stderr.splitlines() if "metrics and health on" not in line]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"postback: {said}")
+    assert "s3cret" not in line
+
+
+def test_a_port_that_is_taken_ends_with_1_and_a_line_that_names_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = postback("deliver", "--metrics-port", str(port), env=environment_of())
+    assert (done.returncode, done.stdout) == (1, "")
+    said = f"postback: metrics and health cannot be served on port {port} of 127.0.0.1 (Address already in use); choose"
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    async def away() -> None:
+        raise EngineUnavailable("no server answered")
+
+    with pytest.raises(typer.Exit) as ended:
+        run("worker", away())
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == "postback: no server answered\n"

@@ -1,0 +1,40 @@
+"""On the evaluation set, how often the right passage is read, and how often it is chosen. Nothing in it is timed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bench.evaluation.pages import load_pages
+from bench.passages import BASELINE, BM25, Outcome, measured, report, share
+
+EXTRACTED_FLOOR = 1.0
+HIT_FLOOR = 0.85
+"""A little below what docs/EVIDENCE.md says, so that a question or two may be added that is hard."""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return asyncio.run(measured(load_pages()))
+
+
+def test_every_right_passage_is_in_the_text_of_its_page(outcomes: list[Outcome]) -> None:
+    lost = [(outcome.page.file, outcome.question.passage) for outcome in outcomes if not outcome.extracted]
+    assert share([outcome.extracted for outcome in outcomes]) >= EXTRACTED_FLOOR, lost
+
+
+def test_the_right_passage_is_chosen_far_more_often_than_the_beginnings_hold_it(outcomes: list[Outcome]) -> None:
+    missed = [(outcome.page.file, outcome.question.text) for outcome in outcomes if not outcome.hits[BM25]]
+    assert share([outcome.hits[BM25] for outcome in outcomes]) >= HIT_FLOOR, missed
+    assert share([outcome.hits[BASELINE] for outcome in outcomes]) < HIT_FLOOR / 2
+
+
+def test_the_report_names_every_way_every_make_and_each_miss(
+    outcomes: list[Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(outcomes)
+    printed = capsys.readouterr().out
+    named = {line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")}
+    assert named >= {*outcomes[0].hits, *(outcome.page.make for outcome in outcomes)}
+    assert all(outcome.question.text in printed for outcome in outcomes if not outcome.hits[BM25])

@@ -1,0 +1,68 @@
+"""A Kafka that answers and refuses: a worker that is started there ends with a line that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from postback_command import environment_of, postback
+
+from devkit.broker import Broker
+from devkit.kafka import cluster
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[Broker]:
+    """A broker with ACLs and, as one before 4.0, without the groups of KIP-848."""
+    with pytest.MonkeyPatch.context() as patch:
+        properties = {
+            "group.coordinator.rebalance.protocols": "classic",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
+        }
+        patch.setattr(cluster, "SERVER_PROPERTIES", {**cluster.SERVER_PROPERTIES, **properties})
+        with Broker.start() as broker:
+            yield broker
+
+
+@pytest.fixture
+def there(refusing: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSettings:
+    return make_fleet(refusing.bootstrap_servers)
+
+
+def test_a_kafka_without_the_new_groups_ends_a_worker_with_the_version_that_is_needed(there: KafkaSettings) -> None:
+    done = postback("worker", "--engine", "echo", env=environment_of(there))
+    assert done.returncode == 1
+    assert "postback: Kafka refuses membership in the group: " in done.stderr
+    assert "Kafka 4.0 or newer is needed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_away(there: KafkaSettings) -> None:
+    denied = AclBinding(
+        ResourceType.TOPIC,
+        there.topics.results,
+        ResourcePatternType.LITERAL,
+        "User:ANONYMOUS",
+        "*",
+        AclOperation.ALL,
+        AclPermissionType.DENY,
+    )
+    admin = AdminClient(there.client_config())
+    for made in admin.create_acls([denied]).values():
+        made.result(20)
+    done = postback("worker", "--engine", "echo", env=environment_of(there))
+    assert (done.returncode, done.stdout) == (1, "")
+    refused = f"postback: Kafka refuses access to the topic {there.topics.results} (TOPIC_AUTHORIZATION_FAILED): check"
+    assert done.stderr.splitlines()[-1].startswith(refused)

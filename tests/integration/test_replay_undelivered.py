@@ -1,0 +1,234 @@
+"""`postback replay --undelivered`: after an outage all that was missed comes, and nothing else comes twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from postback_command import environment_of, postback_here
+from product import PARTITIONS, Callbacks, Product, eventually
+
+from devkit.receiver import Behaviour
+from producers.replay import Replay, Selection
+from producers.scan import Scanner
+from producers.topics import create_topics
+from producers.undelivered import Standing
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+
+pytestmark = pytest.mark.broker
+
+HOOK = "https://hooks.example/in"
+LONG_TIER_SECONDS = 600.0
+UNDELIVERED = Selection(tenant="default", undelivered=True)
+
+
+def put(kafka: KafkaSettings, topic: str, event: str, url: str = HOOK, value: bytes | None = None, **more: str) -> int:
+    """A result, or what became of one, in partition 0; its offset."""
+    headers = {"webhook-id": f"msg_{event}", "job-id": event, "callback-url": url}
+    headers |= {name.replace("_", "-"): said for name, said in more.items()}
+    producer, offsets = Producer(kafka.client_config()), list[int]()
+    producer.produce(
+        topic,
+        result(event) if value is None else value,
+        event,
+        0,
+        headers=list(headers.items()),
+        on_delivery=lambda error, message: offsets.append(message.offset() or 0),
+    )
+    assert producer.flush(20) == 0
+    return offsets[0]
+
+
+def result(event: str, text: str = "Paris") -> bytes:
+    return write_result(Result(job_id=event, outcome=Outcome.SUCCEEDED, text=text, created_at=1_700_000_000))
+
+
+def attempt(kafka: KafkaSettings, event: str, error: str | None) -> None:
+    put(kafka, kafka.topics.attempts, event, value=json.dumps({"error": error}).encode())
+
+
+def letter(kafka: KafkaSettings, event: str, source: str, offset: int, value: bytes | None = None) -> None:
+    where = {"source_topic": source, "source_partition": "0", "source_offset": str(offset)}
+    put(kafka, kafka.topics.dead_letters, event, value=value, reason="callback_exhausted", **where)
+
+
+def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
+    """The progress of delivery: its base in partition 0 of each of these topics."""
+    places = [TopicPartition(topic, 0, base) for topic, base in bases.items()]
+    asked = ConsumerGroupTopicPartitions(f"{kafka.topic_prefix}delivery", places)
+    admin = AdminClient(kafka.client_config())
+
+    def is_committed() -> bool:
+        """A broker that is new has no coordinator for some moments, which it says of each partition."""
+        [done] = admin.alter_consumer_group_offsets([asked]).values()
+        return all(place.error is None for place in done.result(20).topic_partitions)
+
+    eventually(is_committed, 30, "the progress is not committed")
+
+
+def standings(kafka: KafkaSettings) -> tuple[list[str], dict[Standing, int], int]:
+    """What would be put back, how it stands with the rest, and how many letters are marked."""
+    with Scanner(kafka) as scanner:
+        replay = Replay(kafka, scanner, UNDELIVERED, SystemClock())
+        groups = list(replay.returning())
+        counts = replay.count()
+    assert counts.matching == len(groups)
+    assert counts.letters == sum(len(marks) for _, *marks in groups)
+    return [(group[0].key or b"").decode() for group in groups], dict(counts.others), counts.letters
+
+
+# -- the product ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    kafka = fleet.model_copy(update={"tier_delays_seconds": (0.3, LONG_TIER_SECONDS), "partitions": PARTITIONS})
+    create_topics(kafka)
+    started = Product(kafka, tmp_path)
+    yield started
+    started.end()
+    topic = kafka.topics.tier(LONG_TIER_SECONDS)
+    admin = AdminClient(kafka.client_config())
+    admin.delete_topics([topic])[topic].result(20)
+
+
+@pytest.fixture
+def away(product: Product) -> Iterator[Callbacks]:
+    callbacks = Callbacks(product.keyring)
+    callbacks.up()
+    callbacks.down()  # the port is known now, and nothing listens there
+    yield callbacks
+    callbacks.end()
+
+
+def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
+    product: Product, away: Callbacks
+) -> None:
+    kafka, callbacks, env = product.kafka, product.callbacks, environment_of(product.kafka)
+
+    def replay(*arguments: str) -> list[str]:
+        done = postback_here("replay", "--tenant", "default", "--undelivered", *arguments, env=env)
+        assert done.returncode == 0, done.stderr
+        return [line.removeprefix("postback: ") for line in done.stderr.splitlines()]
+
+    callbacks.up()
+    delivery = product.deliver("d1")
+    delivered, missed, waiting = (
+        [f"{what}-{number}" for number in range(3)] for what in ("delivered", "missed", "waiting")
+    )
+    for name in delivered:
+        put(kafka, kafka.topics.results, name, callbacks.url)
+    for name in waiting:
+        put(kafka, kafka.topics.results, name, away.url)
+    product.wait_for_callbacks(3, 60)
+    callbacks.down()
+    callbacks.up(Behaviour(status=410))
+    for name in missed:
+        put(kafka, kafka.topics.results, name, callbacks.url)
+
+    def in_the_long_tier() -> int:
+        return len(product.read(kafka.topics.tier(LONG_TIER_SECONDS)))
+
+    eventually(lambda: len(product.dead_letters()) == 3 and in_the_long_tier() == 3, 60, "not all have come so far")
+    assert delivery.terminate() == 0
+    put(kafka, kafka.topics.results, "untouched", callbacks.url)  # nobody has seen it yet
+    callbacks.down()
+    callbacks.up()
+    assert "3 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in replay("--dry-run")
+    assert postback_here("endpoints", "enable", callbacks.url, env=env).returncode == 0
+
+    called_before = len(callbacks.received)
+    expected = [
+        "3 results match and were not delivered",
+        f"  3 to {callbacks.url.removesuffix('/hook?token=secret')}",
+        "3 dead letters are of these, and are put back with them",
+        "3 match too and were delivered",
+        "4 match too and wait for an attempt, which is left to delivery",
+    ]
+    assert replay("--dry-run") == expected
+    assert len(product.read(kafka.topics.redriven)) == 0
+    assert replay()[-1] == "3 of 3 put back; delivery takes them up from its smallest tier"
+    assert replay() == ["0 results match and were not delivered", *expected[3:4], expected[4].replace("4", "7")]
+
+    def called_since() -> list[str]:
+        return sorted(one.event["data"]["id"] for one in callbacks.received[called_before:])
+
+    product.deliver("d1")
+    eventually(lambda: len(called_since()) >= 4, 60, lambda: f"{called_since()} were called")
+    redriven = postback_here("dead-letters", "redrive", "--json", env=env)
+    assert json.loads(redriven.stdout)["redriven"] == 0
+    assert len(product.dead_letters()) == 3
+    eventually(lambda: replay("--dry-run")[1] == "7 match too and were delivered", 30, lambda: str(replay("--dry-run")))
+    assert called_since() == [*missed, "untouched"]
+    assert away.received == []
+
+
+# -- what Kafka can say --------------------------------------------------------------------------------------------
+
+
+def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: KafkaSettings) -> None:
+    names = fleet.topics
+    tier = names.tier(0.3)
+    for event in ("delivered", "failed-then-delivered", "given-up", "hopped", "lost", "ahead-but-delivered", "ahead"):
+        put(fleet, names.results, event)
+    for event in ("failed-then-delivered", "given-up", "hopped"):
+        attempt(fleet, event, "timeout")
+    for event in ("delivered", "failed-then-delivered", "ahead-but-delivered", "somebody-elses"):
+        attempt(fleet, event, None)
+    put(fleet, names.attempts, "lost", value=b"{not json")
+    at = {event: put(fleet, tier, event) for event in ("failed-then-delivered", "given-up", "hopped")}
+    # Handled out of order: the base stands before it, and its dead letter says that it waits no more.
+    letter(fleet, "given-up", tier, at["given-up"])
+    letter(fleet, "lost", names.results, 4, value=result("lost", "another result of the same event"))
+    commit(fleet, {names.results: 5, tier: 1})
+
+    assert standings(fleet) == (["given-up", "lost"], {Standing.DELIVERED: 3, Standing.WAITING: 2}, 1)
+
+
+def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
+    put(fleet, fleet.topics.results, "first")
+    assert standings(fleet) == ([], {Standing.WAITING: 1}, 0)
+
+
+def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_said(fleet: KafkaSettings) -> None:
+    attempts = fleet.topics.attempts
+    put(fleet, fleet.topics.results, "old")
+    attempt(fleet, "old", None)
+    time.sleep(0.01)
+    attempt(fleet, "else", None)
+    put(fleet, fleet.topics.results, "new")
+    commit(fleet, {fleet.topics.results: 2})
+    admin = AdminClient(fleet.client_config())
+    assert standings(fleet) == (["new"], {Standing.DELIVERED: 1}, 0)
+    for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
+        done.result(20)
+    assert standings(fleet) == (["new"], {Standing.UNKNOWN: 1}, 0)
+
+
+def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_too(fleet: KafkaSettings) -> None:
+    put(fleet, fleet.topics.results, "delivered")
+    held = Producer({**fleet.client_config(), "transactional.id": f"{fleet.topic_prefix}held"})
+    held.init_transactions(20)
+    held.begin_transaction()
+    held.produce(fleet.topics.attempts, b"{}", b"never", 0)
+    assert held.flush(20) == 0
+    attempt(fleet, "delivered", None)
+    commit(fleet, {fleet.topics.results: 1})
+
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.append(standings(fleet)))
+    asking.start()
+    asking.join(3)
+    assert found == []  # what is behind the open transaction cannot be seen yet, and is waited for
+    held.abort_transaction(20)
+    asking.join(60)
+    assert found == [([], {Standing.DELIVERED: 1}, 0)]

@@ -1,0 +1,98 @@
+"""Many jobs that search at once: they wait in line for the service's pace, and only a slow service costs them time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from profiled_worker import working
+from search_services import Reply, answering, efetch, esearch, pubmed_article, pubmed_at_its_pace
+
+from devkit.site import Site
+
+MANY = 100
+FOREVER = 30.0
+RARELY = 0.01
+"""Requests in a second: whoever comes second has no turn in a test's time."""
+PATIENCE_SECONDS = 60
+"""For what ends by a budget of a second, on whatever machine."""
+
+
+def about(number: int) -> str:
+    return f"Does aspirin lower the risk of stroke number {number}?"
+
+
+async def test_a_hundred_medical_questions_at_once_all_get_their_sources() -> None:
+    """At this pace the last of them waits for twice the budget that each has."""
+    async with pubmed_at_its_pace(24) as service, working(pubmed=service.url, per_second=20, budget=4.0) as worker:
+        results = await asyncio.gather(*(worker.result({"profile": "medical"}, about(one)) for one in range(MANY)))
+        assert [result.sources for result in results] == [[f"pmid:{number}"] for number in range(MANY)]
+        assert {result.outcome for result in results} == {"succeeded"}
+        assert service.answered.count("/esearch.fcgi") == MANY + MANY // 2
+        assert service.answered.count("/efetch.fcgi") < MANY // 3
+
+
+async def test_a_service_that_is_slow_costs_each_job_its_budget_and_no_more() -> None:
+    async with pubmed_at_its_pace(100, FOREVER) as service, working(pubmed=service.url, budget=1.0) as worker:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            results = await asyncio.gather(*(worker.result({"profile": "medical"}, about(one)) for one in range(10)))
+        assert {result.outcome for result in results} == {"failed"}
+        assert all("it was late" in result.error.message for result in results if result.error)
+        assert worker.searches("late") == 10
+
+
+async def test_who_waits_in_line_until_the_jobs_time_is_up_has_expired() -> None:
+    async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
+        first = asyncio.create_task(worker.result({"profile": "medical"}, about(2)))
+        second = await worker.result({"profile": "medical"}, about(4), ttl_seconds=0.5)
+        assert second.outcome == "expired"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_job_that_is_cancelled_in_line_ends_at_once_and_leaves_its_place() -> None:
+    async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
+        jobs = [
+            asyncio.create_task(worker.result({"profile": "medical"}, about(one), job_id=str(one))) for one in (2, 4)
+        ]
+        while not service.answered:
+            await asyncio.sleep(0.01)
+        worker.cancel("2", "4")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            results = await asyncio.gather(*jobs)
+        assert {result.outcome for result in results} == {"cancelled"}
+        assert service.answered == ["/esearch.fcgi"]
+
+
+async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> None:
+    """Longer than its budget: choosing passages has its part of it all the same."""
+    search = {"provider": "pubmed", "query": "stroke number 2"}
+    async with (
+        Site() as site,
+        pubmed_at_its_pace(100) as service,
+        working(pubmed=service.url, per_second=0.5, budget=2.0) as worker,
+    ):
+        ahead = asyncio.create_task(worker.result({"profile": "medical"}, about(4)))
+        result = await worker.result(
+            {"urls": [site.url("/mine")], "search": search}, "When did the mine of Corrow close?"
+        )
+        await ahead
+        assert site.url("/mine") in [details.id for details in result.source_details]
+        assert not any("late" in note or "too long" in note for note in result.notes)
+
+
+async def test_the_same_question_of_many_jobs_is_one_search_and_is_remembered() -> None:
+    async with pubmed_at_its_pace(100) as service, working(pubmed=service.url) as worker:
+        results = await asyncio.gather(*(worker.result({"profile": "medical"}, about(2)) for _ in range(20)))
+        results.append(await worker.result({"profile": "medical"}, about(2)))
+        assert [result.sources for result in results] == [["pmid:2"]] * 21
+        assert service.answered == ["/esearch.fcgi", "/efetch.fcgi"]
+
+
+async def test_what_a_search_found_is_forgotten_in_time_and_what_failed_is_not_remembered() -> None:
+    article = efetch(pubmed_article("1", "T", "<AbstractText>Aspirin lowers the risk of stroke.</AbstractText>"))
+    fault = Reply(b"{}", status=500)
+    replies = [fault, esearch("1"), article, esearch("1"), article]
+    async with answering(*replies) as service, working(pubmed=service.url, fresh=0.0) as worker:
+        results = [await worker.result({"profile": "medical"}) for _ in range(3)]
+        assert [result.outcome for result in results] == ["failed", "succeeded", "succeeded"]
+        assert len(service.asked) == 5

@@ -1,0 +1,41 @@
+"""A dead letter as it is put back, without Kafka."""
+
+from __future__ import annotations
+
+import pytest
+from clocks import SetClock
+
+from producers.dead_letters import Letter, _Partitions, returning
+from producers.scan import Place, Stored
+from schemas.settings import KafkaSettings
+
+KAFKA = KafkaSettings()
+CLOCK = SetClock(1_700_000_000.0)
+
+
+def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
+    """A job that was given up; headers are named with `_` for `-`."""
+    named = {"source-topic": "model_requests", **{name.replace("_", "-"): text for name, text in headers.items()}}
+    said = [(name, text.encode()) for name, text in named.items()]
+    return Letter(Stored("dead_letters", Place(0, 7), 1_700_000_000_000, None, value, said), "job", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "obstacle"),
+    [
+        (letter(), None),
+        (letter(b""), "empty"),
+        (letter(None), "empty"),
+        (letter(None, abridged="1"), "too_large"),
+        (letter(b"x" * 1_000_000), "too_large"),
+    ],
+)
+def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:
+    assert given.obstacle == obstacle
+
+
+def test_a_job_that_is_put_back_says_what_it_said_and_is_judged_by_that_again() -> None:
+    """A refused tenant that became `default` on the way back would be answered in the name of another."""
+    given = letter(tenant="default", said_tenant="a b", job_id="a", said_job_id="b", webhook_id="msg_1", reason="why")
+    back = returning(given, KAFKA, 0, _Partitions(KAFKA, CLOCK), as_new_event=False)
+    assert sorted(back.headers) == [("job-id", b"b"), ("tenant", b"a b"), ("webhook-id", b"msg_1")]

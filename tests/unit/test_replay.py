@@ -1,0 +1,31 @@
+"""Which callbacks a replay of an endpoint means."""
+
+from __future__ import annotations
+
+import pytest
+
+from producers.replay import is_at
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "meant"),
+    [
+        ("https://h/in?t=1", "https://h/in?t=1", True),
+        ("https://h/in?t=1", "https://h/in", False),
+        ("https://h/in", "https://h", True),
+        ("https://h:443/in", "https://h", True),
+        ("https://h/in", "HTTPS://H:443", True),
+        ("https://bücher.example/in", "https://xn--bcher-kva.example", True),
+        ("https://h:8443/in", "https://h", False),
+        ("http://h/in", "https://h", False),
+        ("https://h/in", "https://h?", False),
+        ("https://h/in", "https://h/", False),
+        ("https://h/in", "h", False),
+        ("http://[", "x://[", False),
+        (None, "https://h", False),
+    ],
+)
+def test_an_endpoint_is_a_url_and_where_it_is_no_more_than_an_origin_all_that_is_there_in_whatever_spelling(
+    url: str | None, endpoint: str, meant: bool
+) -> None:
+    assert is_at(url, endpoint) is meant

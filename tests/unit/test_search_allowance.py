@@ -1,0 +1,83 @@
+"""What a search may take, and how its requests take turns with those of others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager
+
+import pytest
+
+from telemetry.clock import SystemClock
+from workers.enrichment.search.allowance import Allowance, current_allowance
+from workers.enrichment.search.pace import Pace
+
+CLOCK = SystemClock()
+LONG = 30.0
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_search_ends_when_its_seconds_are_used_up() -> None:
+    with pytest.raises(TimeoutError):
+        async with Allowance(0.01):
+            await forever()
+
+
+async def test_the_seconds_stand_still_in_line_and_run_on_behind_it() -> None:
+    with pytest.raises(TimeoutError):
+        async with Allowance(0.05) as allowance:
+            with current_allowance().in_line():
+                await asyncio.sleep(0.3)
+            assert 0 < allowance.left_seconds <= 0.05
+            await forever()
+
+
+async def test_the_seconds_stand_still_as_long_as_one_of_several_requests_is_in_line() -> None:
+    async def request(seconds: float) -> None:
+        with current_allowance().in_line():
+            await asyncio.sleep(seconds)
+
+    async with Allowance(0.05) as allowance:
+        await asyncio.gather(*(request(seconds) for seconds in (0.0, 0.1, 0.2)))
+    assert allowance.left_seconds > 0
+
+
+async def test_a_request_that_stays_in_line_beyond_its_search_does_no_harm() -> None:
+    async with Allowance(LONG) as allowance:
+        line: AbstractContextManager[None] = allowance.in_line()
+        line.__enter__()
+    line.__exit__(None, None, None)
+    assert 0 < allowance.left_seconds <= LONG
+
+
+async def test_who_has_no_allowance_has_all_the_time() -> None:
+    with current_allowance().in_line():
+        await asyncio.sleep(0)
+
+
+async def test_a_search_that_has_begun_is_finished_before_others_begin() -> None:
+    pace, begun, most = Pace(CLOCK, 0.001), 0, 0
+
+    async def search() -> None:
+        nonlocal begun, most
+        async with Allowance(LONG):
+            await pace.turn()
+            begun += 1
+            most = max(most, begun)
+            await pace.turn()
+            await pace.turn()
+            begun -= 1
+
+    await asyncio.gather(*(search() for _ in range(50)))
+    assert most <= 3
+
+
+async def test_who_is_cancelled_at_the_head_of_the_line_leaves_it_to_the_next() -> None:
+    pace = Pace(CLOCK, 0.01)
+    await pace.turn()
+    head, second = asyncio.create_task(pace.turn()), asyncio.create_task(pace.turn())
+    await asyncio.sleep(0)
+    head.cancel()
+    await second

@@ -1,0 +1,21 @@
+"""Which lanes a worker may be given."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from workers.settings import WorkerSettings
+
+
+@pytest.mark.parametrize("lane", ["batch", "shadow", "a.b", ""])
+def test_a_lane_that_is_another_topic_is_refused_where_it_is_read_and_where_jobs_are_sent(lane: str) -> None:
+    """`model_requests.batch` is the shared bulk lane: a worker of a lane `batch` would take the whole fleet's jobs."""
+    with pytest.raises(ValidationError, match="lane"):
+        WorkerSettings(lane=lane)
+    with pytest.raises(ValidationError, match="models"):
+        WorkerSettings(models={"m": lane})
+
+
+def test_other_names_are_lanes_and_none_is_the_shared_one() -> None:
+    assert WorkerSettings(lane="gpu-1", models={"m": "batches", "n": None}).lane == "gpu-1"

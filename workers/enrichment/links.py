@@ -1,0 +1,211 @@
+"""No link in an answer but the job's own and its sources' addresses, and no image but the job's own. Pure.
+
+A page could otherwise make the model write an image whose URL carries the prompt to the page's author, or that says by
+which of several it is what the prompt is about. What will render an answer is not known here: Markdown with HTML or
+without, HTML alone, or a program that looks for URLs in plain text. So bad links are not recognised. What one of these
+could take for the beginning of a link, an image or a tag stays where it is known to be good; else it gets a space in
+its middle. That ends it for all of them (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
+
+    ](  ]:      the target of a Markdown link: good before a given URL, and before what stays beside the reader's page
+    ![          a Markdown image: good with a URL of the job's own
+    <x  <!  <?  HTML: good where no attribute has a value (`List<int>`, `<b>`), unless it is `script` or `style`, whose
+                content is loaded; and where it has only given URLs and a few attributes that load nothing
+
+Whatever else has a scheme, or begins as links in plain text do (`www.`, `//`), is "(link removed)" where it was not
+given. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its strings are read as their reader does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from workers.enrichment.evidence import Evidence
+
+LINK_REMOVED: Final = "(link removed)"
+
+_MARKS: Final = "，。、；：！？（）「」『』【】《》“”‘’„«»…—"  # noqa: RUF001 - they end an address in text
+URL: Final = re.compile(
+    rf"""(?: [a-z][a-z0-9+.-]{{1,30}}: (?: // | (?:\\?/|\\){{2}} (?=\w) )
+           | www\. (?=\w)
+           | (?<![\w:/\\]) [/\\]{{2,}} (?=[\w-]+ (?:\.[\w-]+)+ (?: :\d+)? [/\\?\#]) )
+         (?: [^\s<>"'`\\()\[\]{{}}|{_MARKS}] | \([^\s()<>"\\]{{0,200}}\) )*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
+_ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
+"""Behind a given URL these begin something else, but a program that looks for URLs in text may read on."""
+
+_DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
+_TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
+_INLINE: Final = re.compile(rf"!?\[([^\[\]]{{0,500}})\]\(\s*<?{_DESTINATION}>?(?:\s[^()\n]{{0,200}})?\)")
+_NESTED: Final = 2
+"""An image may stand in a link."""
+_OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
+_IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
+_TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
+_TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
+_DEFINED: Final = re.compile(r"\]:[\s>]*+(<?)([^\s<>\[\]]{0,1000})")
+_LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
+"""What there is in every URL that leads away from the folder of the reader's page, escapes and entities resolved."""
+
+_AUTOLINK: Final = re.compile(r"<([A-Za-z][A-Za-z0-9+.-]{1,31}:(?!:)[^\s<>]*+)>")
+_TAG_WITHOUT_VALUES: Final = re.compile(r"<([A-Za-z][^\s/<>=]{0,200}+)([^>=]{0,300}+)>")
+_TAG: Final = re.compile(r"""<([A-Za-z][A-Za-z0-9]*+)((?:\s++[A-Za-z-]{1,30}+="[^"<>]{0,2048}+")*+)\s*+/?>""")
+_ATTRIBUTE: Final = re.compile(r"""([A-Za-z-]+)="([^"]*)\"""")
+_LOADED: Final = frozenset({"script", "style"})
+_LOAD_NOTHING: Final = frozenset(
+    {"align", "alt", "class", "colspan", "dir", "lang", "rowspan", "scope", "start", "title"}
+)
+
+_LITERAL: Final = re.compile(r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+(")?')
+_ESCAPED_LITERAL: Final = re.compile(r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)++(")?')
+
+
+def without_unknown_links(text: str, evidence: Evidence) -> str:
+    """The text in which no renderer finds a link or an image that was not given."""
+    return _Given.of(evidence).cleaned(text)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The URLs that may stay, without a slash or punctuation at their ends."""
+
+    links: frozenset[str]
+    images: frozenset[str]
+    """The job's own. The address of a source is none: it would be called as soon as the answer is shown."""
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> _Given:
+        own = [found.group() for text in (evidence.question, evidence.conversation) for found in URL.finditer(text)]
+        sources = [url for one in evidence.sources for url in (one.id, one.url) if URL.match(url)]
+        return cls(frozenset(map(_plain, [*own, *sources])), frozenset(map(_plain, own)))
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return sorted({len(url) for url in self.links}, reverse=True)
+
+    def cleaned(self, text: str) -> str:
+        if _is_json(text):
+            return _LITERAL.sub(self._in_literal, text)
+        text = self._unwrapped(_ESCAPED_LITERAL.sub(self._in_literal, text))
+        return _OPENING.sub(self._opening, self._without_urls(text))
+
+    def _in_literal(self, literal: re.Match[str]) -> str:
+        """The same for what a string of JSON says. One that is cut off stays so, and what is no JSON as it is."""
+        written, is_whole = literal.group(), literal.group(1) is not None
+        try:
+            said = json.loads(written if is_whole else f'{written}"', strict=False)
+        except ValueError:
+            return written
+        clean = self.cleaned(said)
+        return written if clean == said else _as_literal(clean)[: None if is_whole else -1]
+
+    def _unwrapped(self, text: str) -> str:
+        """Ordinary Markdown links to what was not given as their text, which reads better than a gap."""
+        for _ in range(_NESTED):
+            text = _INLINE.sub(self._link_or_label, text)
+        return text
+
+    def _link_or_label(self, link: re.Match[str]) -> str:
+        text, url = link.group(1, 2)
+        if self._may_lead(url):
+            return link.group().replace(f"<{url}>", url)  # in brackets it could be a tag
+        return f"[{text}]" if text.strip().isdigit() else text  # a number stays a citation
+
+    def _without_urls(self, text: str) -> str:
+        kept, position = [], 0
+        while (found := URL.search(text, position)) is not None:
+            start, end = found.start(), self._end_of_given(text, found.start())
+            kept += [text[position:start], LINK_REMOVED if end is None else text[start:end]]
+            position = found.end() if end is None else end
+            if end is not None and not _ends(text, end) and not _is_label(text, start, end):
+                kept.append(" ")
+        return "".join([*kept, text[position:]])
+
+    def _end_of_given(self, text: str, start: int) -> int | None:
+        """Where the given URL that begins here ends, with the closing marks behind it; None where none begins here."""
+        for length in self._lengths:
+            if text[start : start + length] in self.links:
+                end = start + length + text.startswith("/", start + length)
+                closers = _CLOSERS.match(text, end)
+                closed = closers.end() if closers is not None else end
+                if _ends(text, closed) or text[end] in _ENDS or text[end].isspace():
+                    return closed
+        return None
+
+    def _opening(self, found: re.Match[str]) -> str:
+        text, start, opening = found.string, found.start(), found.group()
+        good = {"![": self._is_own_image, "](": self._is_link, "]:": self._is_definition, "<": self._is_tag}[opening]
+        return opening if good(text, start) else f"{opening[0]} {opening[1:]}"
+
+    def _is_own_image(self, text: str, start: int) -> bool:
+        image = _IMAGE.match(text, start)
+        return image is not None and _plain(image.group(1)) in self.images
+
+    def _is_link(self, text: str, start: int) -> bool:
+        nearby, target = _TARGET_NEARBY.match(text, start), _TARGET.match(text, start)
+        if nearby is not None and not _LEAVES.search(nearby.group(1)):
+            return True
+        return target is not None and self._may_lead(target.group(2), in_brackets=bool(target.group(1)))
+
+    def _is_definition(self, text: str, start: int) -> bool:
+        defined = _DEFINED.match(text, start)
+        return defined is not None and self._may_lead(defined.group(2), in_brackets=bool(defined.group(1)))
+
+    def _is_tag(self, text: str, start: int) -> bool:
+        if (link := _AUTOLINK.match(text, start)) is not None:
+            return self._may_lead(link.group(1), in_brackets=True)
+        if (plain := _TAG_WITHOUT_VALUES.match(text, start)) is not None:
+            return plain.group(1).lower() not in _LOADED and "](" not in plain.group(2)  # no Markdown in a tag
+        if (tag := _TAG.match(text, start)) is None:
+            return False
+        return all(self._is_harmless(tag.group(1), *one) for one in _ATTRIBUTE.findall(tag.group(2)))
+
+    def _is_harmless(self, element: str, attribute: str, value: str) -> bool:
+        where = (element.lower(), attribute.lower())
+        if where == ("img", "src"):
+            return _plain(value) in self.images
+        return self._is_given(value) if where == ("a", "href") else where[1] in _LOAD_NOTHING
+
+    def _may_lead(self, url: str, *, in_brackets: bool = False) -> bool:
+        """Whether it was given or stays nearby. HTML takes `<` and a URL with a `=` for a tag; spaces may follow it."""
+        if in_brackets:
+            return self._is_given(url) and "=" not in url
+        return self._is_given(url) or not _LEAVES.search(url)
+
+    def _is_given(self, url: str) -> bool:
+        return _plain(url) in self.links
+
+
+def _plain(url: str) -> str:
+    return url.rstrip(".,;:!?*_").rstrip("/")
+
+
+def _ends(text: str, position: int) -> bool:
+    """Whether whoever looks for URLs in text stops here. In GFM no other spaces than those of ASCII end one."""
+    return position >= len(text) or text[position] in " \t\n\v\f\r<"
+
+
+def _is_label(text: str, start: int, end: int) -> bool:
+    """Whether the URL from start to end is the text of a Markdown link, in which nobody looks for URLs."""
+    before = text[max(0, start - 2) : start]
+    return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_literal(text: str) -> str:
+    """As a string of JSON. Half a surrogate pair stays an escape: no UTF-8 can hold it."""
+    return json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))

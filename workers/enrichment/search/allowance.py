@@ -1,0 +1,74 @@
+"""How long one search may take. What it waits in line for its turn is not the web's slowness, and does not count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Self
+
+_current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
+"""Of the search that asks: a provider, one of another package too, need not hand it down to its requests."""
+
+
+class Allowance:
+    """So many seconds for what runs inside this asynchronous context manager, which raises TimeoutError beyond them.
+
+    The seconds stand still while it is `in_line`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.left_seconds = seconds
+        """What is left; kept up to date when the search waits or ends, not in between."""
+        self.had_a_turn = False
+        """Whether the search has begun, so that its other requests go before those of searches that have not."""
+        self._limit = asyncio.timeout(None)
+        self._in_line = 0
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        await self._limit.__aenter__()
+        self._is_open = True
+        self._run()
+        self._token = _current.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.reset(self._token)
+        if not self._in_line:
+            self._stand_still()
+        self._is_open = False
+        await self._limit.__aexit__(kind, error, trace)
+
+    @contextmanager
+    def in_line(self) -> Iterator[None]:
+        """What happens inside is waiting for a turn. Several requests of a search may wait at once."""
+        if not self._in_line:
+            self._stand_still()
+        self._in_line += 1
+        try:
+            yield
+        finally:
+            self._in_line -= 1
+            if not self._in_line:
+                self._run()
+
+    def _run(self) -> None:
+        if self._is_open and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + self.left_seconds)
+
+    def _stand_still(self) -> None:
+        ends = self._limit.when()
+        if ends is not None:
+            self.left_seconds = max(0.0, ends - asyncio.get_running_loop().time())
+        if self._is_open and not self._limit.expired():
+            self._limit.reschedule(None)
+
+
+def current_allowance() -> Allowance:
+    """That of the search that asks; one without bounds for a caller that has none."""
+    return _current.get() or Allowance(0.0)
