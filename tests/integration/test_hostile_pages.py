@@ -260,9 +260,11 @@ async def test_a_job_of_hostile_pages_alone_ends_with_a_reason_for_each_and_anot
                 worker.answer(QUESTION, site.url(f"/bridge?{number}")),
             )
     assert (hostile.outcome, hostile.sources) == (Outcome.SUCCEEDED, [])
-    assert len(hostile.notes) == len(cases)
+    *reasons, last = hostile.notes
+    assert last == "the answer rests on no source: none could be used"
+    assert len(reasons) == len(cases)
     for position, (case, origin) in enumerate(zip(cases, origins, strict=True), start=1):
-        (note,) = [note for note in hostile.notes if note.startswith(f"source {position} ({origin})")]
+        (note,) = [note for note in reasons if note.startswith(f"source {position} ({origin})")]
         assert re.search(f"{case.why}|it was late", note), note
         assert not any(part in note for part in ("secret", "token", "passwd", "pass@"))
     assert sum("it was late" in note for note in hostile.notes) <= len(cases) // 2

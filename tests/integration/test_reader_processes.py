@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,14 @@ from workers.enrichment.turns import Asker
 TASK = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
 
 
-def processes() -> list[psutil.Process]:
-    return psutil.Process().children()
+Started = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def started() -> Started:
+    """Which children a test has started; the broker of other tests, for one, is none of them."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
 
 
 async def asked(pool: Pool) -> str:
@@ -34,31 +41,31 @@ def python_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_jobs_that_do_not_wait_for_a_reader_start_no_more_than_one_each_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)
     pool = Pool(EnrichmentSettings(members=2))
     for _ in range(6):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asked(pool), 0.1)
-    assert len(processes()) == 1
+    assert len(started()) == 1
     await pool.close()
-    assert processes() == []
+    assert started() == []
 
 
-async def test_a_reader_that_starts_for_a_job_that_is_gone_serves_the_next() -> None:
+async def test_a_reader_that_starts_for_a_job_that_is_gone_serves_the_next(started: Started) -> None:
     pool = Pool(EnrichmentSettings(members=2, member_seconds=10))
     first = asyncio.create_task(asked(pool))
     await asyncio.sleep(0.05)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert await asked(pool) == "A bridge."
-    assert len(processes()) == 1
+    assert len(started()) == 1
     await pool.close()
 
 
 async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)
     pool = Pool(EnrichmentSettings())
@@ -66,11 +73,11 @@ async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
     await asyncio.sleep(0.1)
     async with asyncio.timeout(20):
         await pool.close()
-    assert processes() == []
+    assert started() == []
 
 
 async def test_a_reader_that_cannot_start_is_our_own_fault_and_the_next_job_tries_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     pool = Pool(EnrichmentSettings(member_seconds=10))
     with monkeypatch.context() as patched:
