@@ -135,7 +135,7 @@ class Job(WireModel):
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
-    """Where the signed result is POSTed; absent: the tenant's default, else the result is only stored."""
+    """Where the signed result is POSTed; absent: the result is only stored."""
     sources: Sources | None = None
     """What to read before answering; absent: nothing."""
     priority: int = Field(default=0, ge=0, le=9)
