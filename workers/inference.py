@@ -246,7 +246,7 @@ class InferenceHandler:
         try:
             question = last_user_text(job)
             sources = profile.applied(job.sources, question)
-            room = room_for_sources(job, profile.instructions)
+            room = room_for_sources(job, profile.instructions, self._engine.context_tokens)
             with self._span("enrich", received):
                 evidence = await self._evidence(received, sources, question, room)
             evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))

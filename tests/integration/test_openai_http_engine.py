@@ -21,7 +21,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from answering_worker import AnsweringWorker
 from openai_server import serving
+from raw_server import FACT, HTML, page, saying, speaking
 from test_engine_contract import busy, request
 
 from devkit.model import tiny_model
@@ -31,6 +33,7 @@ from workers.engines import openai_http
 from workers.engines.base import EngineUnavailable, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
+from workers.enrichment.tokens import estimated_tokens
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-very-private"
@@ -45,7 +48,7 @@ class Server:
         self.headers: list[Any] = []
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(await request.json())
+        self.bodies.append(await request.json() if request.can_read_body else {})
         self.headers.append(request.headers.copy())
         respond = self.responses[min(len(self.bodies), len(self.responses)) - 1]
         return await respond(request)
@@ -69,13 +72,21 @@ def problem(message: str, param: str | None = None) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def engine_at(server: Server, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    """An engine that is not started; without `models` its server has no list of them."""
     app = web.Application()
+    if models is not None:
+        app.router.add_get("/v1/models", models.respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
     async with serving(app) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
-        engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+
+
+@asynccontextmanager
+async def engine_at(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    async with engine_for(server, models, **settings) as engine:
         await engine.start()
         try:
             yield engine
@@ -300,6 +311,73 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
         settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
         with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await OpenAIEngine(settings, SystemClock()).start()
+
+
+# -- the model's window --------------------------------------------------------------------------------------------
+
+
+def lists(*models: dict[str, Any]) -> Respond:
+    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
+
+
+@pytest.mark.parametrize(
+    ("models", "setting", "window"),
+    [
+        (lists({"id": "m2", "max_model_len": 100}, {"id": "m1", "max_model_len": 600}), None, 600),
+        (lists({"id": "m0", "max_model_len": 600}, {"id": "m1", "max_model_len": None, "parent": "m0"}), None, 600),
+        (lists({"id": "m1", "max_model_len": 600}), 500, 500),
+        (lists({"id": "m1", "max_model_len": 600}), 8000, 600),
+        (lists({"id": "m1"}), 500, 500),
+        (lists({"id": "m1"}), None, None),
+        (lists({"id": "m2", "max_model_len": 600}), None, None),
+        (answers(200, {"data": "none"}), 500, 500),
+        (answers(404, problem("no such path")), 500, 500),
+    ],
+)
+async def test_the_window_is_what_the_server_says_of_its_model_or_the_setting(
+    models: Respond, setting: int | None, window: int | None
+) -> None:
+    async with engine_at(Server(says("yes")), Server(models), context_tokens=setting) as engine:
+        assert engine.context_tokens == window
+
+
+async def test_a_list_of_models_that_is_too_long_to_read_says_nothing() -> None:
+    models = lists({"id": "m1", "max_model_len": 600, "more": "x" * 10_000})
+    async with engine_at(Server(says("yes")), Server(models), max_response_bytes=4096) as engine:
+        assert engine.context_tokens is None
+
+
+async def test_a_server_that_is_coming_up_is_waited_for_and_then_asked() -> None:
+    models = Server(answers(503, problem("loading")), answers(502, {}), lists({"id": "m1", "max_model_len": 600}))
+    async with engine_at(Server(says("yes")), models) as engine:
+        assert engine.context_tokens == 600
+
+
+async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, Server(lists({"id": "m1", "max_model_len": 600}))) as engine:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request(max_tokens=600))
+    assert (rejected.value.field, server.bodies) == ("max_tokens", [])
+
+
+async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_is_not() -> None:
+    """A vLLM server answers 400 to a prompt beyond its window, and the job was rejected for its sources."""
+    long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
+    server, question = Server(says("In 1987 [1].")), "Which bridge opened in 1987?"
+    models = Server(lists({"id": "m1", "max_model_len": 600}))
+    async with (
+        speaking(saying(page(long), HTML)) as origin,
+        engine_for(server, models) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        result = await worker.answer(question, f"{origin}/a", f"{origin}/b", max_tokens=100)
+    [message] = server.bodies[0]["messages"]
+    assert message["content"].startswith("Answer the question from the sources")
+    assert message["content"].endswith(f"Question: {question}\nAnswer:")
+    assert FACT in message["content"]
+    assert estimated_tokens(message["content"]) <= 500
+    assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
 
 
 # -- a real server -------------------------------------------------------------------------------------------------

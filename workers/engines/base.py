@@ -85,6 +85,14 @@ class Engine(Protocol):
         """What results call this engine, for example `vllm`."""
         ...
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens that the model takes of prompt and answer together; None where there is no limit, or none is known.
+
+        Known from `start` on.
+        """
+        ...
+
     async def start(self) -> None:
         """Load and be ready to generate; returns when it is. Called once, before the worker joins its group."""
         ...

@@ -34,6 +34,7 @@ class EchoEngine:
     """Implements `Engine`."""
 
     name = "echo"
+    context_tokens = None
 
     def __init__(self, settings: EchoSettings, metrics: Metrics) -> None:
         self._latency = settings.latency_seconds

@@ -33,6 +33,8 @@ log = get_logger()
 
 _RETRIED = {408, 409, 429}
 _REFUSED = {400, 404, 413, 422}
+_COMING_UP = {502, 503, 504}
+"""What a server says that still loads its model, and a gateway in front of it."""
 
 
 class _TokenLogprob(BaseModel):
@@ -72,6 +74,26 @@ class _Answer(BaseModel):
     usage: _Usage | None = None
 
 
+class _Model(BaseModel):
+    id: str
+    parent: str | None = None
+    """Of a LoRA adapter, the model that it is for, which is the one that has a window."""
+    max_model_len: int | None = None
+    """vLLM's servers say it: tokens of prompt and answer together. It is not in OpenAI's protocol."""
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+    def window_of(self, name: str) -> int | None:
+        """What is said of this model, or of the one that it is an adapter for."""
+        by_name = {model.id: model for model in self.data}
+        model = by_name.get(name)
+        if model is not None and model.max_model_len is None and model.parent is not None:
+            model = by_name.get(model.parent)
+        return model.max_model_len if model is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Retry:
     """The attempt failed in a way that may pass. `after` are seconds that the server asked for."""
@@ -88,6 +110,7 @@ class OpenAIEngine:
     def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
+        self._model = settings.model
         self._settings = settings
         self._clock = clock
         self._base = settings.base_url.rstrip("/")
@@ -95,9 +118,18 @@ class OpenAIEngine:
         self._asking: dict[str, asyncio.Task[Completion]] = {}
         self._aborted: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
+        self._context_tokens = settings.context_tokens
+
+    @property
+    def context_tokens(self) -> int | None:
+        """What the settings say, or the server of its model, whichever is less."""
+        return self._context_tokens
 
     async def start(self) -> None:
-        """Wait until the server answers anything at all. Raises EngineUnavailable where it never does."""
+        """Wait until the server answers, and ask it for its model's window.
+
+        Any answer will do but that it is still coming up. Raises EngineUnavailable where there is none.
+        """
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
             trust_env=False,
@@ -118,7 +150,7 @@ class OpenAIEngine:
         """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
-        prompt_room(request, None)  # the server cuts by its own window; a window without room is refused alike
+        prompt_room(request, self._context_tokens)  # refuses what has no room at all; nothing is cut here
         asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
         try:
             return await asking
@@ -155,12 +187,24 @@ class OpenAIEngine:
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                async with self._http.get(f"{self._base}/models", allow_redirects=False):
-                    return
-            except aiohttp.ClientError as error:
-                log.info("The engine's server is not there yet.", action="engine-wait", error=type(error).__name__)
+                async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
+                    if response.status not in _COMING_UP:
+                        return await self._learn(response)
+                    error = str(response.status)
+            except aiohttp.ClientError as failed:
+                error = type(failed).__name__
+            log.info("The engine's server is not there yet.", action="engine-wait", error=error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    async def _learn(self, models: aiohttp.ClientResponse) -> None:
+        """The model's window, where the server says it: not every server has this list, or this in it."""
+        try:
+            said = _Models.model_validate_json(await self._read(models)).window_of(self._model)
+        except (ValidationError, RequestRejected):
+            return
+        known = [tokens for tokens in (said, self._settings.context_tokens) if tokens is not None]
+        self._context_tokens = min(known, default=None)
 
     async def _asked(self, request: GenerationRequest) -> Completion:
         try:
@@ -238,7 +282,7 @@ class OpenAIEngine:
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         chat = self._settings.api == "chat"
         body: dict[str, Any] = {
-            "model": self._settings.model,
+            "model": self._model,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
         }

@@ -62,12 +62,18 @@ class VllmEngine:
         self._metrics = metrics
         self._guardian = Guardian()
         self._llm: Any = None
+        self._context_tokens = settings.max_model_len
         self._loading: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._closed = False
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
         # One thread: a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The `max_model_len` that vLLM settled on when it last loaded the model."""
+        return self._context_tokens
 
     async def start(self) -> None:
         """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises, and is closed then."""
@@ -146,6 +152,7 @@ class VllmEngine:
             self._metrics.engine_restarts.inc()
             await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._build)
+        self._context_tokens = self._llm.model_config.max_model_len
         await _warm(self._llm)
         log.info("The engine is ready.", action="engine-ready", model=self._model)
 

@@ -1,0 +1,40 @@
+"""What a prompt may have of sources: the job's window, the model's, and what else has to fit into them."""
+
+from __future__ import annotations
+
+from schemas.job import Job, Message
+from workers.enrichment import room_for_sources
+
+QUESTION = "Which bridge opened in 1987?"
+
+
+def job(**fields: object) -> Job:
+    return Job.model_validate({"prompt": QUESTION, "max_tokens": 100, **fields})
+
+
+def test_without_a_window_there_is_no_limit() -> None:
+    assert room_for_sources(job()) is None
+
+
+def test_the_smaller_window_counts_whoever_it_is_of() -> None:
+    narrow = room_for_sources(job(context_window=1000))
+    assert narrow is not None
+    assert 0 < narrow < 900
+    assert room_for_sources(job(), context_tokens=1000) == narrow
+    assert room_for_sources(job(context_window=1000), context_tokens=4000) == narrow
+    assert room_for_sources(job(context_window=4000), context_tokens=1000) == narrow
+
+
+def test_the_answer_the_instructions_and_each_message_take_their_part() -> None:
+    plain = room_for_sources(job(), context_tokens=1000)
+    assert plain is not None
+    assert room_for_sources(job(max_tokens=150), context_tokens=1000) == plain - 50
+    assert room_for_sources(job(), "Be brief.", context_tokens=1000) == plain - 3
+    turns = [Message(role="user", content=QUESTION), Message(role="assistant", content="Which?")]
+    spoken = room_for_sources(job(prompt=None, messages=turns), context_tokens=1000)
+    assert spoken is not None
+    assert spoken < plain - 3
+
+
+def test_a_question_that_fills_the_window_leaves_no_room() -> None:
+    assert room_for_sources(job(prompt="word " * 1000), context_tokens=1000) == 0
