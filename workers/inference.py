@@ -26,10 +26,12 @@ from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
 from workers.dead_letters import dead_letter
 from workers.egress import EgressPolicy, EgressRefused, check_url
+from workers.engine_watch import EngineWatch
 from workers.engines.base import (
     Completion,
     Engine,
     EngineDied,
+    EngineLost,
     EngineUnavailable,
     GenerationRequest,
     RequestRejected,
@@ -110,6 +112,8 @@ class InferenceHandler:
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
         self.cancellations = Cancellations(clock)
         """To be fed from `job_control`."""
+        self.engine_watch = EngineWatch(clock)
+        """To run beside the stage."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
         self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
         self._turns = asyncio.Semaphore(settings.enrich_ahead)
@@ -320,16 +324,21 @@ class InferenceHandler:
         """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
         request = _request(received, asked)
         wait = FIRST_RETRY_SECONDS
-        with self.cancellations.told(_key(received), partial(self._abort, request.request_id)):
+        abort = partial(self._abort, request.request_id)
+        with self.cancellations.told(_key(received), abort), self.engine_watch.asking():
             while not self._unwanted(received):
                 remaining = self._remaining(received)
-                cut_off = asyncio.get_running_loop().call_later(remaining, self._abort, request.request_id)
+                cut_off = asyncio.get_running_loop().call_later(remaining, abort)
                 try:
-                    return await self._engine.generate(request)
-                except EngineUnavailable:
-                    log.warning(
-                        "The engine is away; the job waits.", action="engine-unavailable", job_id=received.job_id
-                    )
+                    completion = await self._engine.generate(request)
+                    if completion.finish_reason != "abort":  # which a request does too that waits for the engine
+                        self.engine_watch.answered()
+                    return completion
+                except EngineDied as died:
+                    self.engine_watch.failed(died)
+                    raise
+                except (EngineUnavailable, EngineLost) as away:
+                    self.engine_watch.failed(away)
                     await asyncio.sleep(min(wait, remaining))
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:

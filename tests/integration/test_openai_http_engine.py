@@ -29,8 +29,9 @@ from test_engine_contract import busy, request
 from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
+from workers import engine_watch, inference
 from workers.engines import openai_http
-from workers.engines.base import EngineUnavailable, RequestRejected
+from workers.engines.base import EngineRefused, EngineUnavailable, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
 from workers.enrichment.tokens import estimated_tokens
@@ -311,6 +312,47 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
         settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
         with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await OpenAIEngine(settings, SystemClock()).start()
+
+
+# -- the key -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("key", "mend"),
+    [(KEY, "POSTBACK_ENGINE__OPENAI__API_KEY is not a key that"), (None, "set POSTBACK_ENGINE__OPENAI__API_KEY")],
+)
+async def test_a_server_that_does_not_let_us_in_ends_the_start_with_the_setting_to_mend(
+    status: int, key: str | None, mend: str
+) -> None:
+    models = Server(answers(status, problem(f"{KEY} is unknown")))
+    async with engine_for(Server(says("yes")), models, api_key=key) as engine:
+        with pytest.raises(EngineRefused, match=rf"127\.0\.0\.1:\d+ refuses .* \({status}\): {mend}") as refused:
+            await engine.start()
+    assert KEY not in str(refused.value)
+
+
+async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_the_jobs_are_answered_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    server = Server(answers(401, problem(f"{KEY} is unknown")))
+    async with engine_for(server) as engine, AnsweringWorker(engine=engine) as worker:
+        watch = worker.engine_watch
+        answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
+        async with asyncio.timeout(30):
+            while not watch.reasons():
+                await asyncio.sleep(0.01)
+        [reason] = watch.reasons()
+        assert reason.endswith(" s: the server refuses POSTBACK_ENGINE__OPENAI__API_KEY (401)")
+        server.responses = [says("That one.")]
+        assert (await answering).text == "That one."
+        assert watch.reasons() == []
+    assert len(server.bodies) > 2
+    assert "POSTBACK_ENGINE__OPENAI__API_KEY (401)" in caplog.text
+    assert KEY not in caplog.text
 
 
 # -- the model's window --------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ Errors, all EngineError:
     EngineError
     ├── RequestRejected     the request can never work here; names the field
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
-    └── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
+    ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
+    ├── EngineRefused       when it starts: its server does not let us in; names the setting
+    └── EngineLost          it does not come back in this process, which is to end
 """
 
 from __future__ import annotations
@@ -75,6 +77,14 @@ class EngineUnavailable(EngineError):  # noqa: N818
 
 class EngineDied(EngineError):  # noqa: N818
     """The engine's process ended with this request in flight."""
+
+
+class EngineRefused(EngineError):  # noqa: N818
+    """The engine's server does not take who we are; the text names the setting to mend."""
+
+
+class EngineLost(EngineError):  # noqa: N818
+    """The engine could not be brought back, and nothing here will try again."""
 
 
 class Engine(Protocol):

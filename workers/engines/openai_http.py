@@ -19,7 +19,14 @@ from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
-from workers.engines.base import Completion, EngineLoad, EngineUnavailable, GenerationRequest, RequestRejected
+from workers.engines.base import (
+    Completion,
+    EngineLoad,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+)
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.settings import OpenAISettings
 from workers.retry_after import parse_retry_after
@@ -33,6 +40,7 @@ log = get_logger()
 
 _RETRIED = {408, 409, 429}
 _REFUSED = {400, 404, 413, 422}
+_NOT_LET_IN = {401, 403}
 _COMING_UP = {502, 503, 504}
 """What a server says that still loads its model, and a gateway in front of it."""
 
@@ -128,7 +136,8 @@ class OpenAIEngine:
     async def start(self) -> None:
         """Wait until the server answers, and ask it for its model's window.
 
-        Any answer will do but that it is still coming up. Raises EngineUnavailable where there is none.
+        Any answer will do but that it is still coming up. Raises EngineUnavailable where there is none, and
+        EngineRefused where the key is wrong.
         """
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
@@ -139,6 +148,9 @@ class OpenAIEngine:
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
                 await self._reached()
+        except EngineRefused:
+            await self.close()
+            raise
         except TimeoutError:
             await self.close()
             raise EngineUnavailable(
@@ -188,6 +200,8 @@ class OpenAIEngine:
         while True:
             try:
                 async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
+                    if response.status in _NOT_LET_IN:
+                        raise self._refused(response.status)
                     if response.status not in _COMING_UP:
                         return await self._learn(response)
                     error = str(response.status)
@@ -196,6 +210,12 @@ class OpenAIEngine:
             log.info("The engine's server is not there yet.", action="engine-wait", error=error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    def _refused(self, status: int) -> EngineRefused:
+        """What the server says to our key, or to our having none."""
+        variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
+        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
+        return EngineRefused(f"the server at {origin_of(self._base)} refuses to list its models ({status}): {mend}")
 
     async def _learn(self, models: aiohttp.ClientResponse) -> None:
         """The model's window, where the server says it: not every server has this list, or this in it."""
@@ -257,6 +277,8 @@ class OpenAIEngine:
             )
         if status in _REFUSED:
             raise _rejected(request, status, body)
+        if status in _NOT_LET_IN:
+            raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
         if status != 200:
             raise EngineUnavailable(f"the server answered {status}")
         try:
