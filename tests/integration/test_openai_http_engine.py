@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import itertools
 import json
 import math
 import os
@@ -31,7 +32,7 @@ from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from workers import engine_watch, inference
 from workers.engines import openai_http
-from workers.engines.base import EngineRefused, EngineUnavailable, RequestRejected
+from workers.engines.base import EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
 from workers.enrichment.tokens import estimated_tokens
@@ -422,6 +423,55 @@ async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_i
     assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
 
 
+TOO_LONG = (
+    "This model's maximum context length is 600 tokens. However, your prompt contains at least 601 input tokens, which "
+    "exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+)
+
+
+def takes(characters: int) -> Respond:
+    """A vLLM server with a small window, and a tokenizer that makes more of the text than was thought."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        [message] = (await request.json())["messages"]
+        is_long = len(message["content"]) > characters
+        return await (answers(400, problem(TOO_LONG, "input_tokens")) if is_long else says("In 1987 [1]."))(request)
+
+    return respond
+
+
+@pytest.mark.parametrize("characters", [1500, 900])
+async def test_a_prompt_that_the_server_finds_too_long_is_asked_with_less_evidence(characters: int) -> None:
+    long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
+    server, question = Server(takes(characters)), "Which bridge opened in 1987?"
+    async with (
+        speaking(saying(page(long), HTML)) as origin,
+        engine_for(server) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        result = await worker.answer(question, f"{origin}/a", f"{origin}/b")
+    asked = [body["messages"][0]["content"] for body in server.bodies]
+    assert len(asked) > 1
+    assert sorted(asked, key=len, reverse=True) == asked
+    assert all(one.startswith("Answer the question from the sources") and FACT in one for one in asked)
+    assert all(one.endswith(f"Question: {question}\nAnswer:") for one in asked)
+    assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
+    assert inference.CUT_NOTE in result.notes
+
+
+async def test_a_question_that_is_too_long_by_itself_is_rejected_in_the_server_s_words() -> None:
+    async with (
+        speaking(saying(page(), HTML)) as origin,
+        engine_for(Server(takes(10))) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        rejected = await worker.answer("Which bridge?", f"{origin}/a")
+        failed = await worker.answer("Which bridge?", sources={"urls": [f"{origin}/a"], "required": True})
+    assert rejected.error is not None
+    assert (rejected.outcome, rejected.error.message) == ("rejected", f"prompt: {TOO_LONG}")
+    assert (failed.outcome, failed.error and failed.error.code) == ("failed", "no_sources")
+
+
 # -- a real server -------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +532,10 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             with pytest.raises(RequestRejected) as rejected:
                 await chat.generate(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
+            assert (chat.context_tokens, plain.context_tokens, stranger.context_tokens) == (512, 512, None)
+            for engine, words in itertools.product((chat, plain), (700, 20_000)):
+                with pytest.raises(PromptTooLong):
+                    await engine.generate(request(prompt="word " * words, is_whole=True))
             with pytest.raises(RequestRejected) as rejected:
                 await stranger.generate(request())
             assert rejected.value.field == "model_id"

@@ -4,6 +4,7 @@ Errors, all EngineError:
 
     EngineError
     ├── RequestRejected     the request can never work here; names the field
+    ├── PromptTooLong       it has no room in the window, and may not be cut; less evidence may fit
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
     ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
     ├── EngineRefused       when it starts: its server does not let us in; names the setting
@@ -36,6 +37,8 @@ class GenerationRequest:
     adapter: str | None = None
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
+    is_whole: bool = False
+    """Its prompt may not be cut at its start, where it says how sources are to be read: PromptTooLong instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,14 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+class PromptTooLong(EngineError):  # noqa: N818
+    """The prompt does not fit into the window beside the answer. `fits` is the part of it that would, about."""
+
+    def __init__(self, fits: float) -> None:
+        super().__init__("the prompt does not fit into the window")
+        self.fits = fits
 
 
 class EngineUnavailable(EngineError):  # noqa: N818

@@ -25,6 +25,7 @@ from workers.engines.base import (
     EngineRefused,
     EngineUnavailable,
     GenerationRequest,
+    PromptTooLong,
     RequestRejected,
 )
 from workers.engines.prompts import plain_text, prompt_room
@@ -276,7 +277,7 @@ class OpenAIEngine:
                 f"the server answered {status}", parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
             )
         if status in _REFUSED:
-            raise _rejected(request, status, body)
+            raise _refusal(request, status, body)
         if status in _NOT_LET_IN:
             raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
         if status != 200:
@@ -344,20 +345,29 @@ class _Problem(BaseModel):
     message: str = ""
     param: str | None = None
 
+    @property
+    def is_of_length(self) -> bool:
+        """Whether the prompt is too long: vLLM and OpenAI say it with these words, llama.cpp with the others."""
+        return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
+
 
 class _Refusal(BaseModel):
     error: _Problem
 
 
 _FIELDS = {"max_tokens", "temperature", "seed", "response_format", "messages", "prompt"}
+_LESS = 0.6
+"""What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
 
-def _rejected(request: GenerationRequest, status: int, body: bytes) -> RequestRejected:
+def _refusal(request: GenerationRequest, status: int, body: bytes) -> RequestRejected | PromptTooLong:
     """The server's refusal in its own words, by the field that it names."""
     try:
         problem = _Refusal.model_validate_json(body).error
     except ValidationError:
         problem = _Problem()
+    if request.is_whole and status in (400, 413) and problem.is_of_length:
+        return PromptTooLong(_LESS)
     field = "messages" if request.messages is not None else "prompt"
     if status == 404:
         field = "model_id"

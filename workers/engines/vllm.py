@@ -33,6 +33,7 @@ from workers.engines.base import (
     EngineLost,
     EngineUnavailable,
     GenerationRequest,
+    PromptTooLong,
     RequestRejected,
 )
 from workers.engines.guardian import Guardian
@@ -288,12 +289,17 @@ class VllmEngine:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
-        """The prompt as tokens, cut at its start where it is too long: the question stands at the end."""
+        """The prompt as tokens, cut at its start where it is too long: the question stands at the end.
+
+        Raises PromptTooLong where it may not be cut.
+        """
         room = prompt_room(request, llm.model_config.max_model_len)
         encode: Callable[[Any, GenerationRequest], list[int]] = _chat_tokens if request.messages else _plain_tokens
         loop = asyncio.get_running_loop()
         tokenizer = llm.get_tokenizer()
         tokens = await loop.run_in_executor(self._tokenizing, encode, tokenizer, request)
+        if request.is_whole and room is not None and len(tokens) > room:
+            raise PromptTooLong(room / len(tokens))
         return _cut(tokens, room, tokenizer.bos_token_id)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from schemas.job import Job
 
-_ASCII_PER_TOKEN: Final = 3.0
-"""English has about four letters to a token; figures and names have fewer."""
+_LETTERS_PER_TOKEN: Final = 3.0
+"""English has about four; names have fewer."""
+_SINGLE: Final = re.compile(r"[^A-Za-z\s]")
+"""Figures and marks, which many models read one by one, and all that is not ASCII, as Chinese."""
 _FRAME_TOKENS: Final = 64
 """What a chat template says by itself, such as a system message of the model's makers and the date."""
 _TURN_TOKENS: Final = 8
@@ -16,9 +19,9 @@ _TURN_TOKENS: Final = 8
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens of the text, on the safe side: one for each character beyond ASCII, as in Chinese."""
-    plain = len(text.encode("ascii", "ignore"))
-    return math.ceil(plain / _ASCII_PER_TOKEN) + len(text) - plain
+    """Tokens of the text, mostly on the safe side: one for each figure, mark and character beyond ASCII."""
+    single = len(_SINGLE.findall(text))
+    return math.ceil((len(text) - single) / _LETTERS_PER_TOKEN) + single
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
