@@ -43,6 +43,7 @@ class KnownEngine:
     """Implements `Engine`: `places` answers at once, each of which takes `seconds`. Knows when it had nothing to do."""
 
     name = "known"
+    context_tokens = None
 
     def __init__(self, places: int, seconds: float) -> None:
         self.places = places

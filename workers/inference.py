@@ -26,12 +26,15 @@ from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
 from workers.dead_letters import dead_letter
 from workers.egress import EgressPolicy, EgressRefused, check_url
+from workers.engine_watch import EngineWatch
 from workers.engines.base import (
     Completion,
     Engine,
     EngineDied,
+    EngineLost,
     EngineUnavailable,
     GenerationRequest,
+    PromptTooLong,
     RequestRejected,
 )
 from workers.engines.prompts import last_user_text
@@ -60,6 +63,7 @@ LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 LONG_ANSWER_CHARS = 10_000
+CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 _CHECKED_URLS = 4096
 _NO_SPAN = nullcontext()
 
@@ -78,6 +82,11 @@ class Asked:
     """There where there is evidence."""
     response_format: ResponseFormat | None = None
     """The job's own, or else its profile's."""
+
+    @property
+    def chars(self) -> int:
+        """Of the prompt, or of all messages."""
+        return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())
 
 
 class InferenceHandler:
@@ -110,6 +119,8 @@ class InferenceHandler:
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
         self.cancellations = Cancellations(clock)
         """To be fed from `job_control`."""
+        self.engine_watch = EngineWatch(clock)
+        """To run beside the stage."""
         self._rate = AnswerRate(clock, AHEAD_SECONDS)
         self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
         self._turns = asyncio.Semaphore(settings.enrich_ahead)
@@ -246,17 +257,27 @@ class InferenceHandler:
         try:
             question = last_user_text(job)
             sources = profile.applied(job.sources, question)
-            room = room_for_sources(job, profile.instructions)
+            room = room_for_sources(job, profile.instructions, self._engine.context_tokens)
             with self._span("enrich", received):
                 evidence = await self._evidence(received, sources, question, room)
             evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
-            grounded = profile.instructed(ground(job.prompt if messages is None else messages, evidence))
         finally:
             self._enriching -= 1
         took = self._clock.monotonic() - started
         self._phases["enrich"].observe(took)
-        form = job.response_format or profile.answer_format(len(evidence.sources))
-        return Asked(grounded.prompt, grounded.messages, evidence, took * 1000, profile, form)
+        return _asked(received, evidence, profile, took * 1000)
+
+    def _with_less(self, received: ReceivedJob, asked: Asked, too_long: PromptTooLong) -> Asked:
+        """The same with less evidence, never with less of what is said of it. Raises NothingFound as `_enrich` does."""
+        if asked.evidence is None or asked.profile is None or received.job.sources is None:
+            raise too_long
+        beyond = asked.chars * (1 - too_long.fits)
+        evidence = asked.evidence.shortened(asked.evidence.chars - beyond)
+        evidence = replace(evidence, notes=tuple(dict.fromkeys((*evidence.notes, CUT_NOTE))))
+        wanted = asked.profile.applied(received.job.sources, evidence.question)
+        if wanted.required and not evidence.sources:
+            raise NothingFound(evidence.notes)
+        return _asked(received, evidence, asked.profile, asked.enrich_ms)
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
         """Cut off when the job is cancelled: it may wait in line for a search. Raises NothingFound, then too."""
@@ -300,7 +321,7 @@ class InferenceHandler:
         started = self._clock.monotonic()
         try:
             with self._span("infer", received):
-                completion = await self._completion(received, asked)
+                asked, completion = await self._asked_and_completed(received, asked)
         except RequestRejected as rejected:
             raise _invalid(received, rejected.field, rejected.reason) from None
         except EngineDied as died:
@@ -316,20 +337,33 @@ class InferenceHandler:
             return self._settled(record, received, self._cut_off(received, completion))
         return self._settled(record, received, await self._succeeded(received, asked, completion, timings))
 
+    async def _asked_and_completed(self, received: ReceivedJob, asked: Asked) -> tuple[Asked, Completion | None]:
+        """The engine's answer, and to what: with less evidence where the prompt was too long. Raises NothingFound."""
+        while True:
+            try:
+                return asked, await self._completion(received, asked)
+            except PromptTooLong as too_long:
+                asked = self._with_less(received, asked, too_long)
+
     async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
         """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
         request = _request(received, asked)
         wait = FIRST_RETRY_SECONDS
-        with self.cancellations.told(_key(received), partial(self._abort, request.request_id)):
+        abort = partial(self._abort, request.request_id)
+        with self.cancellations.told(_key(received), abort), self.engine_watch.asking():
             while not self._unwanted(received):
                 remaining = self._remaining(received)
-                cut_off = asyncio.get_running_loop().call_later(remaining, self._abort, request.request_id)
+                cut_off = asyncio.get_running_loop().call_later(remaining, abort)
                 try:
-                    return await self._engine.generate(request)
-                except EngineUnavailable:
-                    log.warning(
-                        "The engine is away; the job waits.", action="engine-unavailable", job_id=received.job_id
-                    )
+                    completion = await self._engine.generate(request)
+                    if completion.finish_reason != "abort":  # which a request does too that waits for the engine
+                        self.engine_watch.answered()
+                    return completion
+                except EngineDied as died:
+                    self.engine_watch.failed(died)
+                    raise
+                except (EngineUnavailable, EngineLost) as away:
+                    self.engine_watch.failed(away)
                     await asyncio.sleep(min(wait, remaining))
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:
@@ -504,6 +538,15 @@ async def _answer(completion: Completion, asked: Asked, max_tokens: int) -> Answ
     return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
+def _asked(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_ms: float) -> Asked:
+    """The job's prompt or messages with this evidence before the question."""
+    job = received.job
+    asked = job.prompt if job.messages is None else tuple(job.messages)
+    grounded = profile.instructed(ground(asked, evidence))
+    form = job.response_format or profile.answer_format(len(evidence.sources))
+    return Asked(grounded.prompt, grounded.messages, evidence, enrich_ms, profile, form)
+
+
 def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
     job = received.job
     return GenerationRequest(
@@ -518,6 +561,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         priority=received.priority,
         response_format=asked.response_format,
         adapter=job.adapter,
+        is_whole=asked.evidence is not None and bool(asked.evidence.sources),
     )
 
 

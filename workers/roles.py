@@ -197,6 +197,7 @@ async def inference_stage(
         process.clock,
         process.metrics,
     )
+    process.beside.append(handler.engine_watch)
     # Before the first dispatch, so that nothing is begun that was cancelled.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack)
     stage = StageSettings(

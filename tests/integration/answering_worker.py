@@ -43,6 +43,7 @@ class AnsweringWorker:
             Registry({"echo", "vllm", "default"}, None, {}),
             EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
         )  # fmt: skip
+        self.engine_watch = self._handler.engine_watch
         self._offset = 0
 
     async def __aenter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import itertools
 import json
 import math
 import os
@@ -21,16 +22,20 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from answering_worker import AnsweringWorker
 from openai_server import serving
+from raw_server import FACT, HTML, page, saying, speaking
 from test_engine_contract import busy, request
 
 from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
+from workers import engine_watch, inference
 from workers.engines import openai_http
-from workers.engines.base import EngineUnavailable, RequestRejected
+from workers.engines.base import EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
+from workers.enrichment.tokens import estimated_tokens
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-very-private"
@@ -45,7 +50,7 @@ class Server:
         self.headers: list[Any] = []
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(await request.json())
+        self.bodies.append(await request.json() if request.can_read_body else {})
         self.headers.append(request.headers.copy())
         respond = self.responses[min(len(self.bodies), len(self.responses)) - 1]
         return await respond(request)
@@ -69,13 +74,21 @@ def problem(message: str, param: str | None = None) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def engine_at(server: Server, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    """An engine that is not started; without `models` its server has no list of them."""
     app = web.Application()
+    if models is not None:
+        app.router.add_get("/v1/models", models.respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
     async with serving(app) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
-        engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+
+
+@asynccontextmanager
+async def engine_at(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    async with engine_for(server, models, **settings) as engine:
         await engine.start()
         try:
             yield engine
@@ -302,6 +315,163 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
             await OpenAIEngine(settings, SystemClock()).start()
 
 
+# -- the key -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("key", "mend"),
+    [(KEY, "POSTBACK_ENGINE__OPENAI__API_KEY is not a key that"), (None, "set POSTBACK_ENGINE__OPENAI__API_KEY")],
+)
+async def test_a_server_that_does_not_let_us_in_ends_the_start_with_the_setting_to_mend(
+    status: int, key: str | None, mend: str
+) -> None:
+    models = Server(answers(status, problem(f"{KEY} is unknown")))
+    async with engine_for(Server(says("yes")), models, api_key=key) as engine:
+        with pytest.raises(EngineRefused, match=rf"127\.0\.0\.1:\d+ refuses .* \({status}\): {mend}") as refused:
+            await engine.start()
+    assert KEY not in str(refused.value)
+
+
+async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_the_jobs_are_answered_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    server = Server(answers(401, problem(f"{KEY} is unknown")))
+    async with engine_for(server) as engine, AnsweringWorker(engine=engine) as worker:
+        watch = worker.engine_watch
+        answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
+        async with asyncio.timeout(30):
+            while not watch.reasons():
+                await asyncio.sleep(0.01)
+        [reason] = watch.reasons()
+        assert reason.endswith(" s: the server refuses POSTBACK_ENGINE__OPENAI__API_KEY (401)")
+        server.responses = [says("That one.")]
+        assert (await answering).text == "That one."
+        assert watch.reasons() == []
+    assert len(server.bodies) > 2
+    assert "POSTBACK_ENGINE__OPENAI__API_KEY (401)" in caplog.text
+    assert KEY not in caplog.text
+
+
+# -- the model's window --------------------------------------------------------------------------------------------
+
+
+def lists(*models: dict[str, Any]) -> Respond:
+    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
+
+
+@pytest.mark.parametrize(
+    ("models", "setting", "window"),
+    [
+        (lists({"id": "m2", "max_model_len": 100}, {"id": "m1", "max_model_len": 600}), None, 600),
+        (lists({"id": "m0", "max_model_len": 600}, {"id": "m1", "max_model_len": None, "parent": "m0"}), None, 600),
+        (lists({"id": "m1", "max_model_len": 600}), 500, 500),
+        (lists({"id": "m1", "max_model_len": 600}), 8000, 600),
+        (lists({"id": "m1"}), 500, 500),
+        (lists({"id": "m1"}), None, None),
+        (lists({"id": "m2", "max_model_len": 600}), None, None),
+        (answers(200, {"data": "none"}), 500, 500),
+        (answers(404, problem("no such path")), 500, 500),
+    ],
+)
+async def test_the_window_is_what_the_server_says_of_its_model_or_the_setting(
+    models: Respond, setting: int | None, window: int | None
+) -> None:
+    async with engine_at(Server(says("yes")), Server(models), context_tokens=setting) as engine:
+        assert engine.context_tokens == window
+
+
+async def test_a_list_of_models_that_is_too_long_to_read_says_nothing() -> None:
+    models = lists({"id": "m1", "max_model_len": 600, "more": "x" * 10_000})
+    async with engine_at(Server(says("yes")), Server(models), max_response_bytes=4096) as engine:
+        assert engine.context_tokens is None
+
+
+async def test_a_server_that_is_coming_up_is_waited_for_and_then_asked() -> None:
+    models = Server(answers(503, problem("loading")), answers(502, {}), lists({"id": "m1", "max_model_len": 600}))
+    async with engine_at(Server(says("yes")), models) as engine:
+        assert engine.context_tokens == 600
+
+
+async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, Server(lists({"id": "m1", "max_model_len": 600}))) as engine:
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request(max_tokens=600))
+    assert (rejected.value.field, server.bodies) == ("max_tokens", [])
+
+
+async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_is_not() -> None:
+    """A vLLM server answers 400 to a prompt beyond its window, and the job was rejected for its sources."""
+    long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
+    server, question = Server(says("In 1987 [1].")), "Which bridge opened in 1987?"
+    models = Server(lists({"id": "m1", "max_model_len": 600}))
+    async with (
+        speaking(saying(page(long), HTML)) as origin,
+        engine_for(server, models) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        result = await worker.answer(question, f"{origin}/a", f"{origin}/b", max_tokens=100)
+    [message] = server.bodies[0]["messages"]
+    assert message["content"].startswith("Answer the question from the sources")
+    assert message["content"].endswith(f"Question: {question}\nAnswer:")
+    assert FACT in message["content"]
+    assert estimated_tokens(message["content"]) <= 500
+    assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
+
+
+TOO_LONG = (
+    "This model's maximum context length is 600 tokens. However, your prompt contains at least 601 input tokens, which "
+    "exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+)
+
+
+def takes(characters: int) -> Respond:
+    """A vLLM server with a small window, and a tokenizer that makes more of the text than was thought."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        [message] = (await request.json())["messages"]
+        is_long = len(message["content"]) > characters
+        return await (answers(400, problem(TOO_LONG, "input_tokens")) if is_long else says("In 1987 [1]."))(request)
+
+    return respond
+
+
+@pytest.mark.parametrize("characters", [1500, 900])
+async def test_a_prompt_that_the_server_finds_too_long_is_asked_with_less_evidence(characters: int) -> None:
+    long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
+    server, question = Server(takes(characters)), "Which bridge opened in 1987?"
+    async with (
+        speaking(saying(page(long), HTML)) as origin,
+        engine_for(server) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        result = await worker.answer(question, f"{origin}/a", f"{origin}/b")
+    asked = [body["messages"][0]["content"] for body in server.bodies]
+    assert len(asked) > 1
+    assert sorted(asked, key=len, reverse=True) == asked
+    assert all(one.startswith("Answer the question from the sources") and FACT in one for one in asked)
+    assert all(one.endswith(f"Question: {question}\nAnswer:") for one in asked)
+    assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
+    assert inference.CUT_NOTE in result.notes
+
+
+async def test_a_question_that_is_too_long_by_itself_is_rejected_in_the_server_s_words() -> None:
+    async with (
+        speaking(saying(page(), HTML)) as origin,
+        engine_for(Server(takes(10))) as engine,
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        rejected = await worker.answer("Which bridge?", f"{origin}/a")
+        failed = await worker.answer("Which bridge?", sources={"urls": [f"{origin}/a"], "required": True})
+    assert rejected.error is not None
+    assert (rejected.outcome, rejected.error.message) == ("rejected", f"prompt: {TOO_LONG}")
+    assert (failed.outcome, failed.error and failed.error.code) == ("failed", "no_sources")
+
+
 # -- a real server -------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +532,10 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             with pytest.raises(RequestRejected) as rejected:
                 await chat.generate(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
+            assert (chat.context_tokens, plain.context_tokens, stranger.context_tokens) == (512, 512, None)
+            for engine, words in itertools.product((chat, plain), (700, 20_000)):
+                with pytest.raises(PromptTooLong):
+                    await engine.generate(request(prompt="word " * words, is_whole=True))
             with pytest.raises(RequestRejected) as rejected:
                 await stranger.generate(request())
             assert rejected.value.field == "model_id"

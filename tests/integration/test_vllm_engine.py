@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,8 @@ from test_engine_contract import QUESTION, busy, request
 from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.metrics import Metrics
-from workers.engines.base import RequestRejected
+from workers.engines import loading
+from workers.engines.base import EngineDied, EngineLost, PromptTooLong, RequestRejected
 from workers.engines.guardian import marked
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
@@ -50,6 +55,17 @@ async def test_a_long_prompt_keeps_its_end(vllm_engine: VllmEngine) -> None:
     assert (short.prompt_tokens, long.prompt_tokens) == (16, 16)
     assert short.text == long.text
     assert (await vllm_engine.generate(request(prompt="word " * 3000))).prompt_tokens == 512 - 8
+
+
+async def test_a_long_prompt_that_may_not_be_cut_is_told_with_what_would_fit(
+    vllm_engine: VllmEngine,
+) -> None:
+    assert vllm_engine.context_tokens == 512
+    fits = await vllm_engine.generate(request(is_whole=True))
+    assert fits == await vllm_engine.generate(request())
+    with pytest.raises(PromptTooLong) as long:
+        await vllm_engine.generate(request(prompt="word " * 2000, is_whole=True))
+    assert 0.0 < long.value.fits < 0.5
 
 
 async def test_max_tokens_beyond_the_model_are_rejected(vllm_engine: VllmEngine) -> None:
@@ -194,3 +210,35 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
         await starting
     assert engine._guardian.pid is None
     assert marked(engine._guardian.mark) == []
+
+
+@pytest.mark.timeout(400)
+async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waiting job's next try began another load, without a pause and without an end."""
+    monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
+    model, metrics = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics()
+    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics)
+    await engine.start()
+    try:
+        assert engine.context_tokens == 256
+        (model / "config.json").unlink()
+        for pid in marked(engine._guardian.mark):
+            os.kill(pid, signal.SIGKILL)
+        died = 0
+        with pytest.raises(
+            EngineLost, match=r"loading it failed 5 times in a row: 1 validation error for ModelConfig"
+        ) as lost:
+            while True:
+                with contextlib.suppress(EngineDied):
+                    await engine.generate(request())
+                died += 1
+        assert died
+        with pytest.raises(EngineLost) as again:
+            await engine.generate(request())
+        assert str(again.value) == str(lost.value)
+        assert metrics.registry.get_sample_value("postback_engine_restarts_total") == 1
+        assert marked(engine._guardian.mark) == []
+    finally:
+        await engine.close()

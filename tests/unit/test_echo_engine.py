@@ -10,7 +10,7 @@ from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.engines import EngineSettings, create
-from workers.engines.base import Completion, EngineLoad, GenerationRequest, RequestRejected
+from workers.engines.base import Completion, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
 from workers.engines.echo import EchoEngine
 from workers.engines.prompts import plain_text
 from workers.engines.settings import EchoSettings, VllmSettings
@@ -53,6 +53,14 @@ async def test_where_no_user_spoke_the_last_message_is_echoed(engine: EchoEngine
 async def test_a_prompt_that_is_too_long_keeps_its_end(engine: EchoEngine) -> None:
     completion = await engine.generate(request("a b c d e f", max_tokens=20, context_window=23))
     assert (completion.text, completion.prompt_tokens) == ("d e f", 3)
+
+
+async def test_a_prompt_that_is_too_long_and_may_not_be_cut_is_not_answered(engine: EchoEngine) -> None:
+    with pytest.raises(PromptTooLong) as long:
+        await engine.generate(request("a b c d e f", max_tokens=20, context_window=23, is_whole=True))
+    assert long.value.fits == 0.5
+    whole = await engine.generate(request("a b c", max_tokens=20, context_window=23, is_whole=True))
+    assert whole.text == "a b c"
 
 
 async def test_a_json_object_is_json(engine: EchoEngine) -> None:

@@ -12,6 +12,8 @@ from confluent_kafka import KafkaError
 
 from schemas.settings import KafkaSettings
 from tests.clocks import HandClock
+from workers.engine_watch import EngineWatch
+from workers.engines.base import EngineLost, EngineUnavailable
 from workers.process import (
     AccessRefused,
     BrokerAway,
@@ -109,6 +111,21 @@ async def test_when_what_runs_beside_the_stages_ends_they_are_drained_and_its_er
     assert readiness_of([], [sound, beside]).reasons == ("it has ended",)
     assert not alive([], [sound, beside])
     assert alive([], [sound])
+
+
+async def test_an_engine_that_is_lost_ends_the_process_once_the_stage_is_drained() -> None:
+    stage: Any = Draining()
+    watch = EngineWatch(HandClock())
+    running = asyncio.create_task(run_stages([stage], asyncio.Event(), [watch]))
+    with watch.asking():
+        watch.failed(EngineUnavailable("the server answered 503"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not running.done()
+        watch.failed(EngineLost("loading it failed 5 times in a row"))
+        with pytest.raises(EngineLost, match="5 times in a row"):
+            await running
+    assert stage.drained
 
 
 async def test_a_signal_drains_the_stages_and_is_no_error() -> None:

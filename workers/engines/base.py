@@ -4,8 +4,11 @@ Errors, all EngineError:
 
     EngineError
     ├── RequestRejected     the request can never work here; names the field
+    ├── PromptTooLong       it has no room in the window, and may not be cut; less evidence may fit
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
-    └── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
+    ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
+    ├── EngineRefused       when it starts: its server does not let us in; names the setting
+    └── EngineLost          it does not come back in this process, which is to end
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class GenerationRequest:
     adapter: str | None = None
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
+    is_whole: bool = False
+    """Its prompt may not be cut at its start, where it says how sources are to be read: PromptTooLong instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,14 @@ class RequestRejected(EngineError):  # noqa: N818
         self.reason = reason
 
 
+class PromptTooLong(EngineError):  # noqa: N818
+    """The prompt does not fit into the window beside the answer. `fits` is the part of it that would, about."""
+
+    def __init__(self, fits: float) -> None:
+        super().__init__("the prompt does not fit into the window")
+        self.fits = fits
+
+
 class EngineUnavailable(EngineError):  # noqa: N818
     """The engine cannot answer now."""
 
@@ -77,12 +90,28 @@ class EngineDied(EngineError):  # noqa: N818
     """The engine's process ended with this request in flight."""
 
 
+class EngineRefused(EngineError):  # noqa: N818
+    """The engine's server does not take who we are; the text names the setting to mend."""
+
+
+class EngineLost(EngineError):  # noqa: N818
+    """The engine could not be brought back, and nothing here will try again."""
+
+
 class Engine(Protocol):
     """Generates answers. One per worker; it serves many requests at once."""
 
     @property
     def name(self) -> str:
         """What results call this engine, for example `vllm`."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens that the model takes of prompt and answer together; None where there is no limit, or none is known.
+
+        Known from `start` on.
+        """
         ...
 
     async def start(self) -> None:

@@ -19,7 +19,7 @@ import signal
 from typing import Literal
 
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, RequestRejected
+from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
 from workers.engines.prompts import last_user_text, prompt_room
 from workers.engines.settings import EchoSettings
 
@@ -34,6 +34,7 @@ class EchoEngine:
     """Implements `Engine`."""
 
     name = "echo"
+    context_tokens = None
 
     def __init__(self, settings: EchoSettings, metrics: Metrics) -> None:
         self._latency = settings.latency_seconds
@@ -44,7 +45,7 @@ class EchoEngine:
         """There is nothing to load."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer at once, or after the latency. Raises RequestRejected, and EngineDied at `[[crash-engine]]`."""
+        """Answer at once, or after the latency. Raises EngineError; EngineDied at `[[crash-engine]]`."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
         text = last_user_text(request)
@@ -53,7 +54,9 @@ class EchoEngine:
             seconds = self._obey(text, seconds)
         words = text.split()
         room = prompt_room(request, None)
-        if room is not None:
+        if room is not None and len(words) > room:
+            if request.is_whole:
+                raise PromptTooLong(room / len(words))
             words = words[-room:]
         if seconds > 0 and await self._sleep(request.request_id, seconds) == "aborted":
             return Completion("", "abort", len(words), 0)

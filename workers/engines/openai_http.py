@@ -19,7 +19,15 @@ from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
-from workers.engines.base import Completion, EngineLoad, EngineUnavailable, GenerationRequest, RequestRejected
+from workers.engines.base import (
+    Completion,
+    EngineLoad,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+)
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.settings import OpenAISettings
 from workers.retry_after import parse_retry_after
@@ -33,6 +41,9 @@ log = get_logger()
 
 _RETRIED = {408, 409, 429}
 _REFUSED = {400, 404, 413, 422}
+_NOT_LET_IN = {401, 403}
+_COMING_UP = {502, 503, 504}
+"""What a server says that still loads its model, and a gateway in front of it."""
 
 
 class _TokenLogprob(BaseModel):
@@ -72,6 +83,26 @@ class _Answer(BaseModel):
     usage: _Usage | None = None
 
 
+class _Model(BaseModel):
+    id: str
+    parent: str | None = None
+    """Of a LoRA adapter, the model that it is for, which is the one that has a window."""
+    max_model_len: int | None = None
+    """vLLM's servers say it: tokens of prompt and answer together. It is not in OpenAI's protocol."""
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+    def window_of(self, name: str) -> int | None:
+        """What is said of this model, or of the one that it is an adapter for."""
+        by_name = {model.id: model for model in self.data}
+        model = by_name.get(name)
+        if model is not None and model.max_model_len is None and model.parent is not None:
+            model = by_name.get(model.parent)
+        return model.max_model_len if model is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Retry:
     """The attempt failed in a way that may pass. `after` are seconds that the server asked for."""
@@ -88,6 +119,7 @@ class OpenAIEngine:
     def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
+        self._model = settings.model
         self._settings = settings
         self._clock = clock
         self._base = settings.base_url.rstrip("/")
@@ -95,9 +127,19 @@ class OpenAIEngine:
         self._asking: dict[str, asyncio.Task[Completion]] = {}
         self._aborted: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
+        self._context_tokens = settings.context_tokens
+
+    @property
+    def context_tokens(self) -> int | None:
+        """What the settings say, or the server of its model, whichever is less."""
+        return self._context_tokens
 
     async def start(self) -> None:
-        """Wait until the server answers anything at all. Raises EngineUnavailable where it never does."""
+        """Wait until the server answers, and ask it for its model's window.
+
+        Any answer will do but that it is still coming up. Raises EngineUnavailable where there is none, and
+        EngineRefused where the key is wrong.
+        """
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
             trust_env=False,
@@ -107,6 +149,9 @@ class OpenAIEngine:
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
                 await self._reached()
+        except EngineRefused:
+            await self.close()
+            raise
         except TimeoutError:
             await self.close()
             raise EngineUnavailable(
@@ -118,7 +163,7 @@ class OpenAIEngine:
         """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
-        prompt_room(request, None)  # the server cuts by its own window; a window without room is refused alike
+        prompt_room(request, self._context_tokens)  # refuses what has no room at all; nothing is cut here
         asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
         try:
             return await asking
@@ -155,12 +200,32 @@ class OpenAIEngine:
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                async with self._http.get(f"{self._base}/models", allow_redirects=False):
-                    return
-            except aiohttp.ClientError as error:
-                log.info("The engine's server is not there yet.", action="engine-wait", error=type(error).__name__)
+                async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
+                    if response.status in _NOT_LET_IN:
+                        raise self._refused(response.status)
+                    if response.status not in _COMING_UP:
+                        return await self._learn(response)
+                    error = str(response.status)
+            except aiohttp.ClientError as failed:
+                error = type(failed).__name__
+            log.info("The engine's server is not there yet.", action="engine-wait", error=error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    def _refused(self, status: int) -> EngineRefused:
+        """What the server says to our key, or to our having none."""
+        variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
+        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
+        return EngineRefused(f"the server at {origin_of(self._base)} refuses to list its models ({status}): {mend}")
+
+    async def _learn(self, models: aiohttp.ClientResponse) -> None:
+        """The model's window, where the server says it: not every server has this list, or this in it."""
+        try:
+            said = _Models.model_validate_json(await self._read(models)).window_of(self._model)
+        except (ValidationError, RequestRejected):
+            return
+        known = [tokens for tokens in (said, self._settings.context_tokens) if tokens is not None]
+        self._context_tokens = min(known, default=None)
 
     async def _asked(self, request: GenerationRequest) -> Completion:
         try:
@@ -212,7 +277,9 @@ class OpenAIEngine:
                 f"the server answered {status}", parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
             )
         if status in _REFUSED:
-            raise _rejected(request, status, body)
+            raise _refusal(request, status, body)
+        if status in _NOT_LET_IN:
+            raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
         if status != 200:
             raise EngineUnavailable(f"the server answered {status}")
         try:
@@ -238,7 +305,7 @@ class OpenAIEngine:
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         chat = self._settings.api == "chat"
         body: dict[str, Any] = {
-            "model": self._settings.model,
+            "model": self._model,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
         }
@@ -278,20 +345,29 @@ class _Problem(BaseModel):
     message: str = ""
     param: str | None = None
 
+    @property
+    def is_of_length(self) -> bool:
+        """Whether the prompt is too long: vLLM and OpenAI say it with these words, llama.cpp with the others."""
+        return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
+
 
 class _Refusal(BaseModel):
     error: _Problem
 
 
 _FIELDS = {"max_tokens", "temperature", "seed", "response_format", "messages", "prompt"}
+_LESS = 0.6
+"""What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
 
-def _rejected(request: GenerationRequest, status: int, body: bytes) -> RequestRejected:
+def _refusal(request: GenerationRequest, status: int, body: bytes) -> RequestRejected | PromptTooLong:
     """The server's refusal in its own words, by the field that it names."""
     try:
         problem = _Refusal.model_validate_json(body).error
     except ValidationError:
         problem = _Problem()
+    if request.is_whole and status in (400, 413) and problem.is_of_length:
+        return PromptTooLong(_LESS)
     field = "messages" if request.messages is not None else "prompt"
     if status == 404:
         field = "model_id"

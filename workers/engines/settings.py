@@ -51,6 +51,8 @@ class OpenAISettings(_Section):
     model: str | None = None
     api: Literal["chat", "completions"] = "chat"
     """Which of the two a request becomes. With `chat`, a plain prompt is one message of a user."""
+    context_tokens: int | None = Field(default=None, ge=16)
+    """Tokens of prompt and answer together. A vLLM server says it itself; the smaller one counts."""
     max_concurrency: int = Field(default=64, ge=1, le=8192)
     """Requests at the server at once; more wait here."""
     attempts: int = Field(default=4, ge=1, le=20)

@@ -2,7 +2,8 @@
 
 vLLM is imported when the engine starts, which takes half a minute and much memory; a program that starts this engine
 needs a main guard, since vLLM spawns. When the engine's processes die, every request in flight raises EngineDied, the
-engine is loaded again once, and requests that come meanwhile wait for it.
+engine is loaded again, and requests that come meanwhile wait for it. Where loading fails it is tried a few times more;
+then all requests raise EngineLost.
 
 What vLLM 0.32 does, and why something here looks as it does: `abort()` raises nothing, the generation ends with
 `finish_reason` abort; lower priorities run first, and only under the priority policy; `max_tokens` defaults to 16.
@@ -29,16 +30,18 @@ from workers.engines.base import (
     Completion,
     EngineDied,
     EngineLoad,
+    EngineLost,
     EngineUnavailable,
     GenerationRequest,
+    PromptTooLong,
     RequestRejected,
 )
 from workers.engines.guardian import Guardian
+from workers.engines.loading import load_again, short
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.schema_limits import check_schema
 from workers.engines.settings import VllmSettings
 
-MAX_REASON_CHARACTERS = 300
 SHUTDOWN_SECONDS = 2.0
 """How long vLLM's processes may take to end by themselves; their memory is freed by a SIGKILL too."""
 
@@ -62,12 +65,20 @@ class VllmEngine:
         self._metrics = metrics
         self._guardian = Guardian()
         self._llm: Any = None
+        self._context_tokens = settings.max_model_len
         self._loading: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
-        self._closed = False
+        self._closing = asyncio.Event()
+        self._is_started = False
+        self._lost: str | None = None
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
         # One thread: a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The `max_model_len` that vLLM settled on when it last loaded the model."""
+        return self._context_tokens
 
     async def start(self) -> None:
         """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises, and is closed then."""
@@ -109,7 +120,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         """End the engine's processes, also those of an engine that is still loading. May be called twice."""
-        self._closed = True
+        self._closing.set()
         while (loading := self._loading) is not None:
             await asyncio.to_thread(self._guardian.end_engine)
             await asyncio.wait({loading}, timeout=1.0)
@@ -123,36 +134,53 @@ class VllmEngine:
         """The engine that is alive, or None where the request is aborted before there is one."""
         if self._llm is not None and not self._llm.errored:
             return self._llm
-        if self._closed:
+        if self._closing.is_set():
             raise EngineUnavailable("the engine is closed")
+        if self._lost is not None:
+            raise EngineLost(self._lost)
         loading = self._begin_loading()
         await asyncio.wait({loading, aborted}, return_when=asyncio.FIRST_COMPLETED)
         if aborted.done():
             return None
-        if loading.cancelled() or loading.exception() is not None:
+        error = None if loading.cancelled() else loading.exception()
+        if isinstance(error, EngineLost):
+            raise EngineLost(str(error))
+        if error is not None or loading.cancelled():
             raise EngineUnavailable("the engine could not be loaded")
         return self._llm
 
     def _begin_loading(self) -> asyncio.Task[None]:
         """Load the engine once for all who ask."""
         if self._loading is None:
-            self._loading = asyncio.create_task(self._load(), name="vllm-load")
+            load = self._load_again() if self._is_started else self._load()
+            self._loading = asyncio.create_task(load, name="vllm-load")
             self._loading.add_done_callback(self._load_ended)
         return self._loading
 
     async def _load(self) -> None:
-        if self._llm is not None:
-            log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
-            self._metrics.engine_restarts.inc()
-            await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._build)
+        self._context_tokens = self._llm.model_config.max_model_len
         await _warm(self._llm)
+        self._is_started = True
         log.info("The engine is ready.", action="engine-ready", model=self._model)
+
+    async def _load_again(self) -> None:
+        log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
+        self._metrics.engine_restarts.inc()
+        await load_again(self._load_afresh, self._closing)
+
+    async def _load_afresh(self) -> None:
+        """What is left of the one that died, or of one that was half loaded, would keep the memory that this needs."""
+        await asyncio.to_thread(self._discard)
+        await self._load()
 
     def _load_ended(self, loading: asyncio.Task[None]) -> None:
         self._loading = None
-        if not loading.cancelled() and loading.exception() is not None and not self._closed:
-            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=loading.exception())
+        error = None if loading.cancelled() else loading.exception()
+        if isinstance(error, EngineLost):
+            self._lost = str(error)
+        elif error is not None and not self._closing.is_set():
+            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
 
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later.
@@ -167,7 +195,7 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            if self._closed:
+            if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
 
@@ -222,7 +250,7 @@ class VllmEngine:
             async for output in outputs:  # noqa: B007 - there is one, the final one
                 pass
         except EngineDeadError as error:
-            if not self._closed:
+            if not self._closing.is_set():
                 self._begin_loading()  # now, rather than when the next request comes
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
@@ -261,12 +289,17 @@ class VllmEngine:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
-        """The prompt as tokens, cut at its start where it is too long: the question stands at the end."""
+        """The prompt as tokens, cut at its start where it is too long: the question stands at the end.
+
+        Raises PromptTooLong where it may not be cut.
+        """
         room = prompt_room(request, llm.model_config.max_model_len)
         encode: Callable[[Any, GenerationRequest], list[int]] = _chat_tokens if request.messages else _plain_tokens
         loop = asyncio.get_running_loop()
         tokenizer = llm.get_tokenizer()
         tokens = await loop.run_in_executor(self._tokenizing, encode, tokenizer, request)
+        if request.is_whole and room is not None and len(tokens) > room:
+            raise PromptTooLong(room / len(tokens))
         return _cut(tokens, room, tokenizer.bos_token_id)
 
 
@@ -295,7 +328,7 @@ def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of the model's, and refuses orders of roles in its own words
-        raise RequestRejected("messages", f"the model's chat template refuses them: {_short(str(error))}") from error
+        raise RequestRejected("messages", f"the model's chat template refuses them: {short(str(error))}") from error
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
 
@@ -336,11 +369,7 @@ def _rejected(request: GenerationRequest, error: Exception) -> RequestRejected:
         field = (
             "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
         )
-    return RequestRejected(field, _short(str(error.args[0]) if error.args else type(error).__name__))
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(field, short(str(error.args[0]) if error.args else type(error).__name__))
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -245,7 +245,7 @@ class Enricher:
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
-            return (), ["no source was used: context_window leaves no room for any"]
+            return (), ["no source was used: context_window or the model leaves no room for any"]
         budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
         texts = within([document.text for document in documents], MAX_RANKED_CHARS)
         titled = [(document.title, text) for document, text in zip(documents, texts, strict=True)]

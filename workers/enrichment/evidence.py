@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class NothingFound(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
@@ -149,3 +149,27 @@ class Evidence:
     """The wording of the prompt, see `template`."""
     conversation: str = ""
     """The text of all the job's messages, where it has more than its question: links in it are its own as well."""
+
+    @property
+    def chars(self) -> int:
+        """Characters of all passages."""
+        return sum(map(_chars, self.sources))
+
+    def shortened(self, chars: float) -> Evidence:
+        """With this many characters at most, and one passage less at least: whole passages, of who has the most first.
+
+        A source that has none left is left out, and the others are numbered anew.
+        """
+        sources = list(self.sources)
+        while sources:
+            most = max(range(len(sources)), key=lambda at: (len(sources[at].passages) > 1, _chars(sources[at])))
+            fewer = replace(sources[most], passages=sources[most].passages[:-1])
+            sources[most : most + 1] = [fewer] if fewer.passages else []
+            if sum(map(_chars, sources)) <= chars:
+                break
+        numbered = tuple(replace(source, number=number) for number, source in enumerate(sources, start=1))
+        return replace(self, sources=numbered)
+
+
+def _chars(source: NumberedSource) -> int:
+    return sum(map(len, source.passages))

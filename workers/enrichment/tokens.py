@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from schemas.job import Job
 
-_ASCII_PER_TOKEN: Final = 3.0
-"""English has about four letters to a token; figures and names have fewer."""
+_LETTERS_PER_TOKEN: Final = 3.0
+"""English has about four; names have fewer."""
+_SINGLE: Final = re.compile(r"[^A-Za-z\s]")
+"""Figures and marks, which many models read one by one, and all that is not ASCII, as Chinese."""
+_FRAME_TOKENS: Final = 64
+"""What a chat template says by itself, such as a system message of the model's makers and the date."""
+_TURN_TOKENS: Final = 8
+"""What it puts around each message."""
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens of the text, on the safe side: one for each character beyond ASCII, as in Chinese."""
-    plain = len(text.encode("ascii", "ignore"))
-    return math.ceil(plain / _ASCII_PER_TOKEN) + len(text) - plain
+    """Tokens of the text, mostly on the safe side: one for each figure, mark and character beyond ASCII."""
+    single = len(_SINGLE.findall(text))
+    return math.ceil((len(text) - single) / _LETTERS_PER_TOKEN) + single
 
 
-def room_for_sources(job: Job, instructions: str = "") -> int | None:
-    """Tokens of the job's `context_window` beside its question, its profile's instructions and its answer.
+def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
+    """Tokens beside the job's question, its profile's instructions and its answer, with what a chat template adds.
 
-    None is no limit.
+    Of its `context_window` or of the model's own window, whichever is less; None is no limit.
     """
-    if job.context_window is None:
+    windows = [window for window in (job.context_window, context_tokens) if window is not None]
+    if not windows:
         return None
-    said = job.prompt if job.prompt is not None else "\n".join(message.text for message in job.messages or ())
-    return max(0, job.context_window - job.max_tokens - estimated_tokens(said) - estimated_tokens(instructions))
+    messages = job.messages or ()
+    said = job.prompt if job.prompt is not None else "\n".join(message.text for message in messages)
+    taken = job.max_tokens + estimated_tokens(said) + estimated_tokens(instructions)
+    return max(0, min(windows) - taken - _FRAME_TOKENS - _TURN_TOKENS * len(messages))

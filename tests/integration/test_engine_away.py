@@ -1,0 +1,97 @@
+"""A real worker whose engine's server does not do its work: what it says of it, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from product import Product, eventually
+
+pytestmark = pytest.mark.broker
+
+KEY = "sk-very-private"
+
+
+class Server(ThreadingHTTPServer):
+    """Speaks OpenAI's protocol, and lets nobody in while a status says so."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.listing = self.generating = 200
+
+    @property
+    def settings(self) -> dict[str, str]:
+        url = f"http://127.0.0.1:{self.server_port}/v1"
+        return {"POSTBACK_ENGINE__OPENAI__BASE_URL": url, "POSTBACK_ENGINE__OPENAI__API_KEY": KEY}
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self._say(self.server.listing, {"object": "list", "data": [{"id": "m1", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}
+        self._say(self.server.generating, {"choices": [choice]})
+
+    def _say(self, status: int, answer: Any) -> None:
+        body = json.dumps(answer if status == 200 else {"error": {"message": f"{KEY} is unknown"}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said: Any) -> None:
+        """Nothing goes to the test's output."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_taken_and_they_are_answered(
+    product: Product, server: Server
+) -> None:
+    product.callbacks.up()
+    server.generating = 401
+    worker = product.worker("w1", "--engine", "openai", "--model", "m1", "--with-delivery", **server.settings)
+    product.submit([{"job_id": "waits", "prompt": "Which city?", "callback_url": product.callbacks.url}])
+    eventually(lambda: "engine has not answered" in " ".join(worker.ready()[1]), 60, "the worker stays ready")
+    ready, [reason] = worker.ready()
+    assert not ready
+    assert reason.endswith(" s: the server refuses POSTBACK_ENGINE__OPENAI__API_KEY (401)")
+    assert worker.alive()
+
+    server.generating = 200
+    product.wait_for_callbacks(1, 90)
+    assert worker.ready() == (True, [])
+    assert worker.terminate() == 0
+    assert KEY not in worker.said()
+
+
+def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_names_the_setting(
+    product: Product, server: Server
+) -> None:
+    server.listing = 401
+    worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
+    assert worker.process.wait(60) == 1
+    said = "(401): POSTBACK_ENGINE__OPENAI__API_KEY is not a key that it takes\n"
+    assert f"postback: the server at http://127.0.0.1:{server.server_port} refuses to list its models {said}" in (
+        worker.said()
+    )
+    assert KEY not in worker.said()

@@ -1,0 +1,55 @@
+"""How an engine that died is loaded again: after pauses that grow, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from telemetry.logs import get_logger
+from workers.engines.base import EngineLost, EngineUnavailable
+
+LOADS = 5
+"""In a row that may fail: what is wrong with the machine then is for somebody else to mend."""
+FIRST_PAUSE_SECONDS = 5.0
+"""After the first failure; twice as long after each one that follows."""
+MAX_REASON_CHARACTERS = 300
+
+log = get_logger()
+
+
+async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event) -> None:
+    """Call `load` until it does not raise.
+
+    Raises EngineLost after `LOADS` failures, and EngineUnavailable as soon as `closing` is set.
+    """
+    pause, failure = FIRST_PAUSE_SECONDS, ""
+    for number in range(1, LOADS + 1):
+        try:
+            return await load()
+        except Exception as error:
+            failure = short(str(error)) or type(error).__name__
+            if not closing.is_set():
+                log.error(
+                    "The engine could not be loaded.",
+                    action="engine-load-failed",
+                    failures=number,
+                    allowed=LOADS,
+                    exc_info=error,
+                )
+        if closing.is_set() or (number < LOADS and await _is_set_within(closing, pause)):
+            raise EngineUnavailable("the engine is closed")
+        pause *= 2
+    raise EngineLost(f"the engine died, and loading it failed {LOADS} times in a row: {failure}")
+
+
+def short(text: str) -> str:
+    """One line, cut where it is long."""
+    return " ".join(text.split())[:MAX_REASON_CHARACTERS]
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
