@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
+
+from pydantic_core import to_json
 
 from schemas.codec import read_result, write_result
 from schemas.job import WireModel
@@ -51,8 +52,10 @@ def event_body(result: Result | bytes, webhook_id: str) -> bytes:
             stored = write_result(result)
     else:
         stored = write_result(result)
-    head = (
-        f'{{"id":{json.dumps(webhook_id)},"object":"event","created_at":{result.created_at},'
-        f'"type":"{event_type(result.outcome)}","data":{{"id":{json.dumps(result.job_id)},'
+    head = b'{"id":%b,"object":"event","created_at":%d,"type":"%b","data":{"id":%b,' % (
+        to_json(webhook_id),
+        result.created_at,
+        event_type(result.outcome).encode(),
+        to_json(result.job_id),
     )
-    return b"".join((head.encode(), stored[1:], b"}"))
+    return b"".join((head, stored[1:], b"}"))

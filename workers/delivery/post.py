@@ -7,7 +7,6 @@ counts as delivered; and proxies and netrc of the environment are not read.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from aiohttp.http import HttpProcessingError
 from telemetry.clock import Clock
 from telemetry.logs import origin_of
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
+from workers.delivery.deadlines import Deadlines
 from workers.delivery.exchange import Answer, Exchanges
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
@@ -102,6 +102,7 @@ class Poster:
         # What the text of a URL shows does not change; where it leads is checked on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
+        self._deadlines = Deadlines(settings.deadline_seconds)
         self._traced = collecting()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
@@ -123,14 +124,17 @@ class Poster:
         """One deadline around everything that the other side can draw out."""
         started = self._clock.monotonic()
         answer = Answer()
+        deadline = self._deadlines.begin()
         try:
-            async with asyncio.timeout(self._settings.deadline_seconds):
+            async with deadline:
                 failure = await self._exchange(url, body, headers, tenant, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         except EgressRefused as refused:
             duration = self._clock.monotonic() - started
             return FailedDelivery(FailureReason.REFUSED, duration, detail=str(refused.reason))
+        finally:
+            self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
         if failure is None and answer.status is not None:
             return _judge(answer.status, answer.retry_after, duration, self._clock.time())
@@ -138,6 +142,7 @@ class Poster:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._deadlines.close()
         if self._exchanges is not None:
             await self._exchanges.close()
             self._exchanges = None
