@@ -340,7 +340,7 @@ async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_t
     monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
     server = Server(answers(401, problem(f"{KEY} is unknown")))
-    async with engine_for(server) as engine, AnsweringWorker(engine=engine) as worker:
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
         watch = worker.engine_watch
         answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
         async with asyncio.timeout(30):
@@ -411,7 +411,7 @@ async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_i
     models = Server(lists({"id": "m1", "max_model_len": 600}))
     async with (
         speaking(saying(page(long), HTML)) as origin,
-        engine_for(server, models) as engine,
+        engine_at(server, models) as engine,
         AnsweringWorker(engine=engine) as worker,
     ):
         result = await worker.answer(question, f"{origin}/a", f"{origin}/b", max_tokens=100)
@@ -446,7 +446,7 @@ async def test_a_prompt_that_the_server_finds_too_long_is_asked_with_less_eviden
     server, question = Server(takes(characters)), "Which bridge opened in 1987?"
     async with (
         speaking(saying(page(long), HTML)) as origin,
-        engine_for(server) as engine,
+        engine_at(server) as engine,
         AnsweringWorker(engine=engine) as worker,
     ):
         result = await worker.answer(question, f"{origin}/a", f"{origin}/b")
@@ -462,7 +462,7 @@ async def test_a_prompt_that_the_server_finds_too_long_is_asked_with_less_eviden
 async def test_a_question_that_is_too_long_by_itself_is_rejected_in_the_server_s_words() -> None:
     async with (
         speaking(saying(page(), HTML)) as origin,
-        engine_for(Server(takes(10))) as engine,
+        engine_at(Server(takes(10))) as engine,
         AnsweringWorker(engine=engine) as worker,
     ):
         rejected = await worker.answer("Which bridge?", f"{origin}/a")
