@@ -16,12 +16,13 @@ class Deadlines:
         self._seconds = seconds
         self._running: dict[asyncio.Timeout, float] = {}
         """Until when, by the loop's clock; the first that began stands first."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> asyncio.Timeout:
         """A timeout that counts from now; to be entered at once, and given to `end` whatever becomes of it."""
-        loop = asyncio.get_running_loop()
-        timeout = asyncio.timeout(None)
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        timeout = asyncio.Timeout(None)
         self._running[timeout] = at = loop.time() + self._seconds
         if self._alarm is None:
             self._alarm = loop.call_at(at, self._ring, loop)
