@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 
 import pytest
 from clocks import SetClock
@@ -32,15 +32,15 @@ class Desk:
         )
 
     async def attempt(self, outcome: PostOutcome | None, destination: Destination = HERE) -> None:
-        async with self.destinations.share(destination) as place:
+        with await self.destinations.place(destination) as place:
             place.outcome = outcome
 
-    async def places(self, stack: AsyncExitStack, destination: Destination = HERE) -> int:
+    async def places(self, stack: ExitStack, destination: Destination = HERE) -> int:
         """Take all that there are, for as long as the stack is open."""
         taken = 0
         while True:
             try:
-                await stack.enter_async_context(self.destinations.share(destination))
+                stack.enter_context(await self.destinations.place(destination))
             except DestinationBusy:
                 return taken
             taken += 1
@@ -48,7 +48,7 @@ class Desk:
 
 async def test_an_origin_has_no_more_of_the_window_than_is_free() -> None:
     desk = Desk(window_records=100, destination_concurrency=64)
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         taken = [await desk.places(stack, ("acme", f"https://{number}.example")) for number in range(12)]
         assert taken == [50, 25, 13, 6, 3, 2, 1, 1, 1, 1, 1, 1]  # one at least, or a full window would starve it
         assert desk.destinations.held == sum(taken)
@@ -57,12 +57,12 @@ async def test_an_origin_has_no_more_of_the_window_than_is_free() -> None:
 
 async def test_equal_hung_origins_leave_an_equal_share_to_those_that_come_later() -> None:
     desk = Desk(window_records=100, destination_concurrency=64)
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         held = dict.fromkeys(range(9), 0)
         for _ in range(64):  # all nine ask in turn
             for number in held:
                 try:
-                    await stack.enter_async_context(desk.destinations.share(("acme", f"https://{number}.example")))
+                    stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example")))
                     held[number] += 1
                 except DestinationBusy:
                     pass
@@ -88,14 +88,14 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
     desk = Desk(breaker_failures=1, breaker_open_seconds=5, destination_concurrency=4)
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
-    async with desk.destinations.share(HERE) as probe:
+    with await desk.destinations.place(HERE) as probe:
         with pytest.raises(DestinationBusy) as busy:
             await desk.attempt(OK)
         assert busy.value.wait_seconds == 0
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [State.OPEN, State.CLOSED]
     for allowed in (2, 3, 4, 4):
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             assert await desk.places(stack) == allowed
         await desk.attempt(OK)
     assert len(desk.destinations) == 0
@@ -122,7 +122,7 @@ async def test_each_429_halves_the_attempts_at_once_and_each_answer_adds_one() -
     desk = Desk(destination_concurrency=16)
     for outcome, allowed in ((SLOW_DOWN, 8), (SLOW_DOWN, 4), (OK, 5), (SLOW_DOWN, 2), (SLOW_DOWN, 1), (SLOW_DOWN, 1)):
         await desk.attempt(outcome)
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             assert await desk.places(stack) == allowed
 
 
@@ -138,7 +138,7 @@ async def test_a_retry_after_holds_the_whole_origin_up_to_a_day() -> None:
 
 async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens() -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=7, destination_concurrency=1, destination_queue_records=5)
-    async with desk.destinations.share(HERE) as place:
+    with await desk.destinations.place(HERE) as place:
         waiting = [asyncio.ensure_future(desk.attempt(OK)) for _ in range(3)]
         await asyncio.sleep(0)
         assert desk.destinations.held == 4
@@ -150,7 +150,7 @@ async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens()
 
 async def test_a_waiter_that_is_cancelled_as_the_breaker_opens_leaves_nothing_behind() -> None:
     desk = Desk(breaker_failures=1, destination_concurrency=1, destination_queue_records=5)
-    async with desk.destinations.share(HERE) as place:
+    with await desk.destinations.place(HERE) as place:
         waiting = asyncio.ensure_future(desk.attempt(OK))
         await asyncio.sleep(0)
         place.outcome = DOWN

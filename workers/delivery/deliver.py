@@ -89,7 +89,7 @@ class DeliveryHandler(TierPace):
         if tier is not None:
             return (outputs.hopping(record, self._tiers[tier]),)
         try:
-            async with self._destinations.share(pending.destination) as place:
+            with await self._destinations.place(pending.destination) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
@@ -123,29 +123,31 @@ class DeliveryHandler(TierPace):
 
     async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes, place: Place) -> Sequence[Output]:
         """POST once, and write down what came of it."""
-        at_ms = self._now_ms()
-        outcome = place.outcome = await self._poster.post(
-            pending.url, body, self._headers(pending, body), pending.tenant
-        )
+        now = self._clock.time()
+        headers = self._headers(pending, body, now)
+        outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant)
         self._count(outcome)
-        written = [outputs.attempt(pending, self._topics, outcome, at_ms, len(body))]
+        written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
+        now_ms = self._now_ms()
         if isinstance(outcome, Delivered):
             self._say_delivered(pending, outcome)
         else:
-            written += self._after_failure(record, pending, outcome)
-        return written + self._after_change(pending, outcome)
+            written += self._after_failure(record, pending, outcome, now_ms)
+        return written + self._after_change(pending, outcome, now_ms)
 
-    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
+    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> list[Output]:
         """What the fleet is to know of the endpoint from now on, if that is anything new."""
         return [
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
             else outputs.endpoint_state(change, self._topics)
-            for change in self.states.learn(pending, outcome, self._now_ms())
+            for change in self.states.learn(pending, outcome, now_ms)
         ]
 
-    def _after_failure(self, record: Record, pending: PendingDelivery, outcome: FailedDelivery) -> list[Output]:
-        attempts, now_ms = pending.attempts + 1, self._now_ms()
+    def _after_failure(
+        self, record: Record, pending: PendingDelivery, outcome: FailedDelivery, now_ms: int
+    ) -> list[Output]:
+        attempts = pending.attempts + 1
         match decide(attempts, outcome, now_ms, self._rng, self._schedule):
             case Retry(tier_delay, not_before_ms):
                 self._say_retried(pending, outcome, (not_before_ms - now_ms) / 1000)
@@ -156,9 +158,8 @@ class DeliveryHandler(TierPace):
             case Done():
                 return []
 
-    def _headers(self, pending: PendingDelivery, body: bytes) -> dict[str, str]:
+    def _headers(self, pending: PendingDelivery, body: bytes, now: float) -> dict[str, str]:
         """The request's own headers, signed now: the timestamp is the attempt's, the id is the callback's."""
-        now = self._clock.time()
         headers = self._keyring.signer(pending.tenant, now).headers(pending.webhook_id, int(now), body)
         if pending.traceparent is not None:
             headers[TRACEPARENT] = pending.traceparent

@@ -137,7 +137,7 @@ class Poster:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
         if failure is None and answer.status is not None:
-            return _judge(answer.status, answer.retry_after, duration, self._clock.time())
+            return self._judge(answer.status, answer.retry_after, duration)
         return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
 
     async def close(self) -> None:
@@ -169,6 +169,15 @@ class Poster:
             return FailureReason.CONNECTION_CLOSED
         return None
 
+    def _judge(self, status: int, retry_after: str | None, duration: float) -> PostOutcome:
+        """What a complete answer means."""
+        if 200 <= status < 300:
+            return Delivered(status, duration)
+        wait = None
+        if retry_after is not None and status >= 400:
+            wait = parse_retry_after(retry_after, self._clock.time())
+        return FailedDelivery(_reason_of(status), duration, status, wait)
+
     def _open(self) -> Exchanges:
         connector = GuardedConnector(
             self._policy,
@@ -189,14 +198,6 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
     if isinstance(outcome, FailedDelivery):
         said["error.type"] = str(outcome.reason)
     return said
-
-
-def _judge(status: int, retry_after: str | None, duration: float, now: float) -> PostOutcome:
-    """What a complete answer means."""
-    if 200 <= status < 300:
-        return Delivered(status, duration)
-    wait = parse_retry_after(retry_after, now) if retry_after is not None and status >= 400 else None
-    return FailedDelivery(_reason_of(status), duration, status, wait)
 
 
 def _reason_of(status: int) -> FailureReason:
