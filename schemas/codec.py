@@ -173,9 +173,10 @@ def write_result(result: Result) -> bytes:
 def read_result(value: bytes | None) -> Result:
     """The result in a record of `model_results`. Raises InvalidResult."""
     try:
-        return Result.model_validate_json(value or b"")
+        result: Result = Result.__pydantic_validator__.validate_json(value or b"")
     except ValidationError as error:
         raise InvalidResult("; ".join(str(problem) for problem in problems_of(error))) from None
+    return result
 
 
 def rejected_result(invalid: InvalidJob, created_at: int) -> Result:

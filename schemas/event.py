@@ -37,7 +37,7 @@ class Event(WireModel):
 
 def event_type(outcome: Outcome) -> str:
     """What the event for this outcome is called."""
-    return f"inference.{outcome.value}"
+    return f"inference.{outcome}"
 
 
 def event_body(result: Result | bytes, webhook_id: str) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import replace
 
 import pytest
 
@@ -24,7 +23,7 @@ DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
 GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
 REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
 PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, None)
-OTHER_EVENT = replace(PENDING, job_id="job_2", webhook_id="msg_2")
+OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
 
 class Fleet:
@@ -219,7 +218,7 @@ def test_a_record_that_cannot_be_read_changes_nothing(key: bytes | None, value: 
 
 
 def url_of_its_own(number: int, tenant: str = "acme") -> PendingDelivery:
-    return replace(PENDING, tenant=tenant, url=f"https://a.example/job/{number}", webhook_id=f"msg_{number}")
+    return PENDING._replace(tenant=tenant, url=f"https://a.example/job/{number}", webhook_id=f"msg_{number}")
 
 
 def test_a_url_of_a_single_event_is_never_written_down_however_long_it_fails() -> None:
@@ -236,10 +235,10 @@ def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_
         for minute in range(0, 8, 2):
             first = url_of_its_own(number)
             fleet.now_ms = NOW_MS + minute * MINUTE
-            fleet.attempt(DOWN, pending=first if minute else replace(first, webhook_id="another"))
+            fleet.attempt(DOWN, pending=first if minute else first._replace(webhook_id="another"))
     assert fleet.states == [State.FAILING] * MOST_FAILING
     fleet.fail_for(10 * MINUTE, pending=url_of_its_own(1, tenant="globex"))
-    fleet.attempt(DOWN, pending=replace(url_of_its_own(1, tenant="globex"), webhook_id="another"))
+    fleet.attempt(DOWN, pending=url_of_its_own(1, tenant="globex")._replace(webhook_id="another"))
     assert len(fleet.kept) == MOST_FAILING + 1
 
 

@@ -5,8 +5,8 @@ A record that waits carries the result and every header along; only what is said
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from pydantic_core import to_json
 
@@ -15,7 +15,7 @@ from schemas.endpoint import EndpointKey, EndpointRecord, key_bytes, write_endpo
 from schemas.job import DEFAULT_TENANT
 from schemas.topics import Topics
 from telemetry.logs import origin_of
-from telemetry.traces import parse_traceparent
+from telemetry.traces import is_traceparent
 from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Header, Output, Record, size_of
@@ -30,8 +30,7 @@ class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
     """A record that is no result with a callback, although it says that it has one. Its text names the header."""
 
 
-@dataclass(frozen=True, slots=True)
-class PendingDelivery:
+class PendingDelivery(NamedTuple):
     """A callback that is to be made: what the headers of its record say."""
 
     url: str
@@ -63,14 +62,14 @@ def read_pending(record: Record) -> PendingDelivery | None:
     if len(record.value) + len(record.key or b"") + size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
         raise UnusableRecord("it is larger than a result may be, and no tier would take it")
     text = _text(url, names.CALLBACK_URL)
-    trace = parse_traceparent((headers.get(names.TRACEPARENT) or b"").decode("latin-1"))
+    trace = (headers.get(names.TRACEPARENT) or b"").decode("latin-1")
     return PendingDelivery(
         url=text,
         origin=_origin(text),
         tenant=_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT),
         job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
         webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
-        traceparent=trace.traceparent if trace is not None else None,
+        traceparent=trace if is_traceparent(trace) else None,
         attempts=_number(headers, names.ATTEMPT) or 0,
         deferred=_number(headers, names.DEFERRED) or 0,
         not_before_ms=_number(headers, names.NOT_BEFORE),
@@ -145,7 +144,7 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
         "bytes": sent_bytes,
     }
     headers = [(names.TENANT, pending.tenant.encode()), (names.WEBHOOK_ID, pending.webhook_id.encode())]
-    return Output(topics.attempts, _json(said), pending.job_id.encode(), headers)
+    return Output(topics.attempts, to_json(said), pending.job_id.encode(), headers)
 
 
 def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
@@ -160,7 +159,3 @@ def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
 
 def _without(record: Record, removed: frozenset[str]) -> list[Header]:
     return [(name, value) for name, value in record.headers or () if name not in removed]
-
-
-def _json(value: object) -> bytes:
-    return to_json(value)
