@@ -15,7 +15,7 @@ from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.compacted import Apply, CompactedTopic
-from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.deliver import COMPANY_SECONDS, DeliveryHandler
 from workers.delivery.jwks import JWKS_PATH, jwks_page
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -247,5 +247,5 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     )
     stack.push_async_callback(handler.close)
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
-    stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)
+    stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds, COMPANY_SECONDS)
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)

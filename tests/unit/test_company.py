@@ -37,3 +37,10 @@ def test_one_slow_job_among_many_quick_ones_makes_them_wait_for_next_to_nothing(
     company = told(0.001)
     company.came(60.0, now=10.0)
     assert company.seconds < MOST_SECONDS / 10
+
+
+def test_where_nobody_waits_for_what_is_settled_even_the_quickest_wait_for_others() -> None:
+    company = Company(least_seconds=0.05)
+    company.came(0.0, now=10.0)
+    assert company.expects(10.04)
+    assert not company.expects(10.06)

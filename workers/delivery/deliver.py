@@ -39,6 +39,9 @@ from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
+COMPANY_SECONDS = 0.05
+"""How long an attempt may wait to be settled with others: nobody waits for it, since the callback was sent before."""
+
 UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
 

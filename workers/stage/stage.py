@@ -71,6 +71,9 @@ class StageSettings:
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 30.0
     """How long dispatched records of a partition that is taken away, or of a process that stops, are awaited."""
+    company_seconds: float = 0.0
+    """How long at the least a complete record may wait to be settled with others: more than nothing where nobody waits
+    for what is settled."""
 
 
 class Stage:
@@ -106,7 +109,7 @@ class Stage:
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
         self._pending: list[Completion] = []
-        self._company = Company()
+        self._company = Company(settings.company_seconds)
         self._casualties: list[tuple[Partition, Record]] = []
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
@@ -182,7 +185,7 @@ class Stage:
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
         busy = self._window.running or self._window.parked > len(self._waiting)  # a front that is not due only waits
-        return max(0.001, self._company.seconds) if busy else IDLE_SECONDS
+        return min(IDLE_SECONDS, max(0.001, self._company.seconds)) if busy else IDLE_SECONDS
 
     # -- taking --------------------------------------------------------------------------------------------------
 
