@@ -22,7 +22,7 @@ MAX_RECORD_BYTES = 1_000_000
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
-_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED})
+_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED, topics.WAITED})
 _CLOCK = SystemClock()
 
 

@@ -239,6 +239,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
         **carried_to(consumer.url),
         "attempt": "1",
         "not-before": str(not_before),
+        "waited": str(not_before - NOW_MS),
     }
     assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
     assert metrics.registry.get_sample_value("postback_callbacks_total", {"result": "server_error"}) == 1
@@ -460,13 +461,13 @@ async def test_places_at_a_destination_survive_cancelled_records(make: Maker, co
 async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(
     make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
 ) -> None:
-    consumer.statuses, consumer.headers, handler = [429, 200], {"Retry-After": "7200"}, make()
+    consumer.statuses, consumer.headers, handler = [429, 200], {"Retry-After": "1800"}, make()
     await handler.handle(result_record(consumer.url))
     [held] = await handler.handle(result_record(f"{consumer.origin}/other", attempt=b"4"))
-    assert (held.topic, headers_of(held)["attempt"], headers_of(held)["deferred"]) == (TOPICS.tier(7200), "4", "1")
-    clock.ms += 7_000_000
+    assert (held.topic, headers_of(held)["attempt"], headers_of(held)["deferred"]) == (TOPICS.tier(1800), "4", "1")
+    clock.ms += 1_700_000
     [again] = await handler.handle(delivered_from(held, 0, NOW_MS))
-    assert again.topic == TOPICS.tier(300)
+    assert (again.topic, headers_of(again)["waited"]) == (TOPICS.tier(300), "2100000")
     assert len(consumer.requests) == 1
     clock.ms += 300_000
     assert topics_of(await handler.handle(delivered_from(again, 1, NOW_MS))) == [TOPICS.attempts]
@@ -474,13 +475,13 @@ async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_o
         assert metrics.registry.get_sample_value("postback_breaker_changes_total", {"state": state}) == 1
 
 
-async def test_a_retry_after_of_a_year_holds_an_origin_for_a_day(
+async def test_a_retry_after_of_a_year_holds_its_event_for_a_day_and_others_of_the_origin_for_an_hour(
     make: Maker, consumer: Consumer, clock: SetClock
 ) -> None:
     consumer.statuses, consumer.headers, handler = [503, 200], {"Retry-After": "31536000"}, make()
-    await handler.handle(result_record(consumer.url))
-    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(86_400)]
-    clock.ms += 86_400_000
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts, TOPICS.tier(86_400)]
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(7200)]
+    clock.ms += 3_600_000
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
 
 

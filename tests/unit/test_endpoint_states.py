@@ -22,7 +22,7 @@ OK = Delivered(200, 0.1)
 DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
 GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
 REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
-PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, None)
+PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, 0, None)
 OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
 

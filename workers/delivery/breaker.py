@@ -20,6 +20,8 @@ _RECENT = 64
 """How many attempts the share of failures is counted over."""
 _ALL_BITS = (1 << _RECENT) - 1
 
+_LONGEST_ASKED_SECONDS = 3600.0
+
 _ANSWERS = frozenset({FailureReason.CLIENT_ERROR, FailureReason.REDIRECTED, FailureReason.GONE})
 _TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
 
@@ -49,10 +51,13 @@ def verdict_of(outcome: PostOutcome) -> Verdict:
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
-    """Seconds for which the origin wants to be left alone as a whole: the Retry-After of a 429 or a 5xx; else 0."""
+    """Seconds for which all of the origin is left alone: the Retry-After of a 429 or a 5xx, an hour at most; else 0.
+
+    The event that it came for waits for all of it. But one URL of many may have meant itself alone.
+    """
     if isinstance(outcome, Delivered) or outcome.reason not in _TELLS_WHEN:
         return 0.0
-    return outcome.retry_after_seconds or 0.0
+    return min(outcome.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS)
 
 
 class Breaker:

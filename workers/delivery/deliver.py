@@ -34,7 +34,18 @@ from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
-from workers.delivery.retries import Done, GiveUp, Retry, Schedule, decide, deferral_tier, hop, is_early
+from workers.delivery.retries import (
+    EXHAUSTED,
+    Done,
+    GiveUp,
+    Retry,
+    Schedule,
+    decide,
+    deferral_seconds,
+    deferral_tier,
+    hop,
+    is_early,
+)
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
@@ -70,6 +81,8 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
+        # By then an endpoint of several events is disabled. One that each event has for itself never is.
+        self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
         self.states = EndpointStates(settings, metrics)
         """To be fed from `callback_endpoints`."""
@@ -97,7 +110,7 @@ class DeliveryHandler(TierPace):
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
         except DestinationBusy as busy:
-            return (self._deferred(record, pending, busy.wait_seconds),)
+            return (self._turned_away(record, pending, busy.wait_seconds),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""
@@ -114,10 +127,26 @@ class DeliveryHandler(TierPace):
             return None
         return hop(not_before_ms, now_ms, self._schedule.tiers)
 
-    def _deferred(self, record: Record, pending: PendingDelivery, wait_seconds: float) -> Output:
-        self._metrics.deferred.inc()
+    def _turned_away(self, record: Record, pending: PendingDelivery, left_alone_seconds: float) -> Output:
+        """Deferred: briefly where its destination is busy, longer where its origin is dead, but not for ever."""
+        wait_seconds = 0.0
+        if left_alone_seconds > 0:
+            if pending.waited_ms > self._longest_waited_ms:
+                return self._unanswered(record, pending)
+            wait_seconds = deferral_seconds(left_alone_seconds, pending.waited_ms)
         tier = deferral_tier(wait_seconds, self._schedule.tiers)
-        return outputs.deferred(record, self._tiers[tier], pending)
+        self._metrics.deferred.inc()
+        return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier))
+
+    def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
+        """The dead letter of an event whose origin others found dead whenever it came round, for too long."""
+        log.warning(
+            "A callback was given up untried.", action="callback-given-up", reason=EXHAUSTED, **_fields(pending)
+        )
+        days = pending.waited_ms / 86_400_000
+        return self._dead_letter(
+            record, EXHAUSTED, f"its origin has not answered for {days:.1f} days", pending.attempts
+        )
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event whose endpoint is disabled."""
@@ -153,8 +182,9 @@ class DeliveryHandler(TierPace):
         attempts = pending.attempts + 1
         match decide(attempts, outcome, now_ms, self._rng, self._schedule):
             case Retry(tier_delay, not_before_ms):
-                self._say_retried(pending, outcome, (not_before_ms - now_ms) / 1000)
-                return [outputs.waiting(record, self._tiers[tier_delay], attempts, not_before_ms)]
+                wait_ms = not_before_ms - now_ms
+                self._say_retried(pending, outcome, wait_ms / 1000)
+                return [outputs.waiting(record, self._tiers[tier_delay], pending, not_before_ms, wait_ms)]
             case GiveUp(reason):
                 self._say_given_up(pending, outcome, reason)
                 return [self._dead_letter(record, reason, _detail(outcome), attempts)]

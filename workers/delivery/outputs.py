@@ -20,8 +20,8 @@ from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Header, Output, Record, size_of
 
-_ATTEMPT = frozenset({names.ATTEMPT, names.NOT_BEFORE})
-_DEFERRED = frozenset({names.DEFERRED})
+_RETRIED = frozenset({names.ATTEMPT, names.NOT_BEFORE, names.WAITED})
+_DEFERRED = frozenset({names.DEFERRED, names.WAITED})
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -43,6 +43,8 @@ class PendingDelivery(NamedTuple):
     attempts: int
     """POSTs that were made already."""
     deferred: int
+    waited_ms: int
+    """What it was told to wait so far. No clock is read for it, so that none can make it wrong."""
     not_before_ms: int | None
 
     @property
@@ -72,6 +74,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
         traceparent=trace if is_traceparent(trace) else None,
         attempts=_number(headers, names.ATTEMPT) or 0,
         deferred=_number(headers, names.DEFERRED) or 0,
+        waited_ms=_number(headers, names.WAITED) or 0,
         not_before_ms=_number(headers, names.NOT_BEFORE),
     )
 
@@ -102,12 +105,13 @@ def _number(headers: dict[str, bytes | None], name: str) -> int | None:
     return int(value)
 
 
-def waiting(record: Record, tier_topic: str, attempts: int, not_before_ms: int) -> Output:
-    """The record as it waits for its next attempt."""
+def waiting(record: Record, tier_topic: str, pending: PendingDelivery, not_before_ms: int, wait_ms: int) -> Output:
+    """The record as it waits for the attempt after the one that was made."""
     headers = [
-        *_without(record, _ATTEMPT),
-        (names.ATTEMPT, str(attempts).encode()),
+        *_without(record, _RETRIED),
+        (names.ATTEMPT, str(pending.attempts + 1).encode()),
         (names.NOT_BEFORE, str(not_before_ms).encode()),
+        (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
@@ -117,15 +121,19 @@ def hopping(record: Record, tier_topic: str) -> Output:
     return Output(tier_topic, record.value, record.key, record.headers)
 
 
-def deferred(record: Record, tier_topic: str, pending: PendingDelivery) -> Output:
+def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int) -> Output:
     """The record as it gets out of the way of others; no attempt was made."""
-    headers = [*_without(record, _DEFERRED), (names.DEFERRED, str(pending.deferred + 1).encode())]
+    headers = [
+        *_without(record, _DEFERRED),
+        (names.DEFERRED, str(pending.deferred + 1).encode()),
+        (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
+    ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
     """The record as it is kept for people: redriving it starts its attempts anew, with the same `webhook-id`."""
-    carried = _without(record, _ATTEMPT | _DEFERRED)
+    carried = _without(record, _RETRIED | _DEFERRED)
     return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 
 

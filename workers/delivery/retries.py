@@ -24,6 +24,8 @@ REFUSED = "callback_refused"
 GONE = "endpoint_gone"
 
 _SLACK = 0.02
+_ASKS_AFTER = 0.25
+"""Of the time that a record has waited: how long it waits on for an origin that is left alone."""
 _SMALLEST_TIER_SLACK = 0.1
 """Of the smallest tier: no record goes another round through it for less."""
 
@@ -45,6 +47,11 @@ class Schedule:
     def smallest_tier(self) -> float:
         """Where deferred records wait, seconds."""
         return self.tiers[0]
+
+    @property
+    def length_seconds(self) -> float:
+        """How long all of its waits take together, at the most."""
+        return sum(self.delays_seconds) * (1 + self.jitter)
 
     @property
     def longest_wait_ms(self) -> int:
@@ -107,8 +114,17 @@ def is_early(not_before_ms: int, now_ms: int, attempt: int, schedule: Schedule) 
     return schedule.slack_ms(attempt) < not_before_ms - now_ms <= schedule.longest_wait_ms
 
 
+def deferral_seconds(left_alone_seconds: float, waited_ms: int) -> float:
+    """How long a record waits whose origin is left alone for so long: the longer, the longer it has waited already.
+
+    Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
+    long outage a thousand times; this way it is some thirty times, and late by a quarter of the outage.
+    """
+    return max(left_alone_seconds, _ASKS_AFTER * waited_ms / 1000)
+
+
 def deferral_tier(wait_seconds: float, tiers: tuple[float, ...]) -> float:
-    """Where a record waits whose origin is left alone for so long: rather once and late by as long again than often.
+    """Where a record is deferred that is to wait for so long: rather once and late by as long again than often.
 
     The tier that is long enough, if that is no more than twice as long; else the largest that fits, or the smallest.
     """

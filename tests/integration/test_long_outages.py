@@ -1,0 +1,183 @@
+"""Outages of days on a clock that is set: how often events come round at a dead origin, and that they end."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from itertools import count
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from clocks import SetClock
+
+from schemas import topics as names
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.topics import Topics
+from telemetry.metrics import Metrics
+from workers.delivery.deliver import DeliveryHandler
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
+from workers.stage.record import Output, Record
+
+TOPICS = Topics("t.")
+START = 1_700_000_000.0
+DAY = 86_400.0
+TIERS = {name: delay for delay, name in TOPICS.tiers.items()}
+
+
+@dataclass
+class World:
+    """A delivery process in virtual time. What waits in a tier is a heap; a POST takes no time."""
+
+    handler: DeliveryHandler
+    clock: SetClock
+    waiting: list[tuple[float, int, Record]] = field(default_factory=list)
+    written: Counter[str] = field(default_factory=Counter)
+    """Records in tiers, by the event that they are of."""
+    letters: dict[str, tuple[float, Record]] = field(default_factory=dict)
+    """When each was given up, in seconds from the start."""
+    delivered: dict[str, float] = field(default_factory=dict)
+    """When each was taken, in seconds from the start."""
+    posts: int = 0
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def add(self, url: str, at: float = 0.0) -> str:
+        """An event that comes so many seconds after the start."""
+        number = next(self.numbers)
+        event = f"msg_{number:032x}"
+        value = write_result(Result(job_id=f"job_{number}", outcome=Outcome.SUCCEEDED, text="x", created_at=int(START)))
+        headers = [
+            (names.JOB_ID, b"job"),
+            (names.WEBHOOK_ID, event.encode()),
+            (names.CALLBACK_URL, url.encode()),
+        ]
+        self._push(at, Record(TOPICS.results, 0, number, value, None, headers, int(1000 * (START + at))))
+        return event
+
+    async def run(self, until: float = 1000 * DAY) -> None:
+        """Go on while anything waits."""
+        while self.waiting and self.waiting[0][0] <= until:
+            at, _, record = heapq.heappop(self.waiting)
+            self.clock.now = max(self.clock.now, START + at)
+            event = record.header(names.WEBHOOK_ID) or ""
+            for output in await self.handler.handle(record):
+                self._take(output, event)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return self.clock.now - START
+
+    def _take(self, output: Output, event: str) -> None:
+        record = Record(output.topic, 0, 0, output.value or b"", output.key, output.headers, int(1000 * self.clock.now))
+        if output.topic in TIERS:
+            self.written[event] += 1
+            self._push(self.seconds + TIERS[output.topic], record)
+        elif output.topic == TOPICS.dead_letters:
+            self.letters[event] = self.seconds, record
+        elif output.topic == TOPICS.endpoints:
+            self.handler.states.apply(output.key, output.value)
+        elif output.topic == TOPICS.attempts:
+            self.posts += 1
+            if json.loads(output.value or b"")["error"] is None:
+                self.delivered[event] = self.seconds
+
+    def _push(self, at: float, record: Record) -> None:
+        heapq.heappush(self.waiting, (at, next(self.numbers), record))
+
+
+@pytest.fixture
+def dead_origin(port: socket.socket) -> str:
+    """The origin of a port on which nobody answers."""
+    return f"http://127.0.0.1:{port.getsockname()[1]}"
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    """Bound, so that nobody else gets it, and refusing until somebody listens on it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock, settings = SetClock(START), DeliverySettings()
+    poster = Poster(settings, EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True), clock)
+    keyring = Keyring.create(tmp_path / "keyring.json", clock)
+    handler = DeliveryHandler(TOPICS, keyring, poster, clock, Metrics(), settings, rng=random.Random(1))
+    yield World(handler, clock)
+    await handler.close()
+
+
+@asynccontextmanager
+async def listening(port: socket.socket) -> AsyncIterator[None]:
+    """A real server that answers 200."""
+
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response()
+
+    application = web.Application()
+    application.router.add_post("/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.SockSite(runner, port).start()
+    yield
+    await runner.cleanup()
+
+
+async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is_ever_disabled(
+    world: World, dead_origin: str
+) -> None:
+    events = [world.add(f"{dead_origin}/job/{number}", at=number) for number in range(300)]
+    await world.run()
+    assert set(world.letters) == set(events)
+    # The schedule's three days, five until an endpoint would be disabled; and three more for one tried just then.
+    assert max(at for at, _ in world.letters.values()) < 13 * DAY
+    reasons = {record.header(names.REASON) for _, record in world.letters.values()}
+    assert reasons == {"callback_exhausted"}
+    assert any("has not answered" in (record.header(names.REASON_DETAIL) or "") for _, record in world.letters.values())
+
+
+async def test_an_outage_of_days_writes_each_event_some_forty_times_and_not_once_for_each_probe(
+    world: World, dead_origin: str
+) -> None:
+    events = [world.add(f"{dead_origin}/hook", at=60.0 * number) for number in range(1000)]
+    await world.run(until=5 * DAY)
+    assert sum(world.written.values()) < 50 * len(events)
+    assert world.posts > 5 * DAY / 600  # it is tried again and again all the time
+
+
+async def test_what_waited_comes_at_the_latest_a_third_of_the_outage_after_its_end(
+    world: World, dead_origin: str, port: socket.socket
+) -> None:
+    events = [world.add(f"{dead_origin}/hook", at=60.0 * number) for number in range(1000)]
+    await world.run(until=2 * DAY)
+    async with listening(port):
+        await world.run()
+    assert set(world.delivered) == set(events)
+    assert max(world.delivered.values()) < 2 * DAY * 4 / 3
+    assert not world.letters
+
+
+async def test_a_letter_says_nothing_of_the_waiting_so_that_a_redrive_starts_anew(
+    world: World, dead_origin: str
+) -> None:
+    for number in range(40):
+        world.add(f"{dead_origin}/job/{number}")
+    await world.run()
+    assert len(world.letters) == 40
+    for _, letter in world.letters.values():
+        assert not {names.WAITED, names.DEFERRED, names.ATTEMPT} & {name for name, _ in letter.headers or ()}
