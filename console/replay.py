@@ -25,7 +25,7 @@ _RUN_ANEW = {True: "another run goes on with the rest", False: "called back agai
 _LEFT = {
     "delivered": "were delivered",
     "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
-    "waiting": "wait for an attempt, which is left to delivery",
+    "waiting": "wait for an attempt, which is left to delivery: --waiting calls them back at once",
 }
 
 
@@ -43,6 +43,10 @@ def replay(
     undelivered: Annotated[
         bool, typer.Option("--undelivered", help="Only what was not delivered, and is not on its way by itself.")
     ] = False,
+    waiting: Annotated[
+        bool,
+        typer.Option("--waiting", help="With --undelivered: also what waits, at once; it comes again when it is due."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -59,6 +63,8 @@ def replay(
 
     if tenant is None and endpoint is None:
         raise fail("say whose results: --tenant or --endpoint", BAD_INPUT)
+    if waiting and not undelivered:
+        raise fail("--waiting: goes with --undelivered; without it, all results that match are called back", BAD_INPUT)
     selection = Selection(
         tenant=checked_tenant(tenant) if tenant is not None else None,
         endpoint=endpoint,
@@ -67,6 +73,7 @@ def replay(
         until_ms=checked_time("--until", until),
         places=frozenset(_place(text) for text in offsets or ()),
         undelivered=undelivered,
+        waiting=waiting,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
     with telling(ProducerError), ExitStack() as stack:

@@ -41,6 +41,8 @@ class Selection:
     """In `model_results`."""
     undelivered: bool = False
     """Only what was not delivered and is not on its way, which is not for `takes` to say."""
+    waiting: bool = False
+    """Of the undelivered also what is on its way. It is called back once more when its own time has come."""
 
     def takes(self, record: Stored) -> bool:
         """Whether this result is meant."""
@@ -92,6 +94,7 @@ class Replay:
         self._disabled = disabled_endpoints(settings)
         self._ranges = list(self._narrowed())
         self._undelivered: Undelivered | None = None
+        self._wanted = {Standing.UNDELIVERED, *((Standing.WAITING,) if selection.waiting else ())}
         if selection.undelivered:
             self._undelivered = Undelivered(settings, scanner, clock, filter(_callable, self._matching()))
 
@@ -106,7 +109,7 @@ class Replay:
     def _count(self, record: Stored, counts: Counts) -> None:
         if not _callable(record):
             counts.stored_only += 1
-        elif (standing := self._standing(record)) is not Standing.UNDELIVERED:
+        elif (standing := self._standing(record)) not in self._wanted:
             counts.others[standing] += 1
         elif record.endpoint in self._disabled:
             counts.disabled += 1
@@ -124,7 +127,7 @@ class Replay:
         for record in self._matching():
             if not _callable(record) or record.endpoint in self._disabled:
                 continue
-            if self._standing(record) is Standing.UNDELIVERED:
+            if self._standing(record) in self._wanted:
                 now_ms = int(self._clock.time() * 1000)
                 returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
                 yield [returning, *self._marks(record)]

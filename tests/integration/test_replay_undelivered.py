@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,10 @@ def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
     eventually(is_committed, 30, "the progress is not committed")
 
 
-def standings(kafka: KafkaSettings) -> tuple[list[str], dict[Standing, int], int]:
+def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[Standing, int], int]:
     """What would be put back, how it stands with the rest, and how many letters are marked."""
     with Scanner(kafka) as scanner:
-        replay = Replay(kafka, scanner, UNDELIVERED, SystemClock())
+        replay = Replay(kafka, scanner, selection, SystemClock())
         groups = list(replay.returning())
         counts = replay.count()
     assert counts.matching == len(groups)
@@ -152,7 +153,7 @@ def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
         f"  3 to {callbacks.url.removesuffix('/hook?token=secret')}",
         "3 dead letters are of these, and are put back with them",
         "3 match too and were delivered",
-        "4 match too and wait for an attempt, which is left to delivery",
+        "4 match too and wait for an attempt, which is left to delivery: --waiting calls them back at once",
     ]
     assert replay("--dry-run") == expected
     assert len(product.read(kafka.topics.redriven)) == 0
@@ -192,6 +193,8 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
     commit(fleet, {names.results: 5, tier: 1})
 
     assert standings(fleet) == (["given-up", "lost"], {Standing.DELIVERED: 3, Standing.WAITING: 2}, 1)
+    at_once = replace(UNDELIVERED, waiting=True)
+    assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {Standing.DELIVERED: 3}, 1)
 
 
 def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
