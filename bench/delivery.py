@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=30, help="of each side")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=40.0, help="twice the deadline of a callback that hangs")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs, with and without sick endpoints")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
