@@ -25,7 +25,9 @@ class KafkaSettings(BaseModel):
     bootstrap_servers: str = "127.0.0.1:9092"
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     partitions: int = Field(default=12, ge=1, le=10_000)
-    replication_factor: int = Field(default=1, ge=1, le=10)
+    replication_factor: int | None = Field(default=None, ge=1, le=10)
+    """Copies of each topic that `postback topics create` makes; absent, three, or one on each broker where there are
+    fewer. Of three copies two have to be written before a record counts as written (`min.insync.replicas`)."""
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """The waits between a callback's attempts, as JSON; each has a topic, which `postback topics create` makes. What
     waits in the topics of an earlier schedule is delivered all the same."""

@@ -152,7 +152,9 @@ class Topics:
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
-        week = {"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)}
+        # Deleted by age alone, whatever the brokers' own defaults are.
+        kept = {"cleanup.policy": "delete", "retention.bytes": "-1", "max.message.bytes": str(1024 * 1024)}
+        week = {**kept, "retention.ms": str(7 * _DAY_MS)}
         # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it
         # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}

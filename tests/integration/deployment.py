@@ -43,7 +43,17 @@ SECURED = {
     },
     "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
     "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
-    "topics": {"engines": ["big", "small"]},
+    "topics": {
+        "engines": ["big", "small"],
+        "fixConfig": True,
+        "extraEnv": [
+            {
+                "name": "POSTBACK_KAFKA__EXTRA__SSL_KEY_PASSWORD",
+                "valueFrom": {"secretKeyRef": {"name": "kafka-tls", "key": "password"}},
+            }
+        ],
+        "extraEnvFrom": [{"secretRef": {"name": "more"}}],
+    },
     "networkPolicy": {"enabled": True},
     "imagePullSecrets": [{"name": "registry"}],
     "serviceAccount": {"annotations": {"team": "inference"}},

@@ -249,6 +249,7 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
         "topics",
         "create",
         "--engine",
+        "--fix-config",
         "big",
         "--engine",
         "small",
