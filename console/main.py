@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from console import (
+    backlog,
     broker,
     cache,
     cancel,
@@ -38,6 +39,7 @@ app.command()(submit.submit)
 app.command()(cancel.cancel)
 app.command()(replay.replay)
 app.command()(deliveries.deliveries)
+app.command()(backlog.backlog)
 app.command()(receive.receive)
 app.command()(worker.worker)
 app.command()(deliver.deliver)

@@ -97,6 +97,15 @@ class Topics:
 
     @property
     def results(self) -> str:
+    def lanes(self, existing: Iterable[str]) -> list[str]:
+        """The lanes among these topics, of the whole fleet and of its engines, default before bulk."""
+        start, found = self.requests(), []
+        for name in sorted(existing):
+            engine = name.removeprefix(start).removesuffix(".batch")
+            if name.startswith(start) and (not engine or (engine[0] == "." and is_engine_lane(engine[1:]))):
+                found.append(name)
+        return found
+
         """One record per job, then read by delivery and by whoever wants results without webhooks."""
         return f"{self.prefix}model_results"
 

@@ -32,6 +32,21 @@ def test_what_is_left_of_an_earlier_schedule_is_known_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
+def test_the_lanes_among_other_topics_are_known_by_their_names() -> None:
+    topics = Topics("a.")
+    lanes = [topics.requests(engine, bulk=bulk) for engine in (None, "big") for bulk in (False, True)]
+    others = [
+        topics.shadow,
+        topics.results,
+        topics.batch_requests,
+        "model_requests",
+        "a.model_requests_old",
+        "a.model_requests.",
+    ]
+
+    assert topics.lanes([*others, *reversed(lanes)]) == sorted(lanes)
+
+
     ("delays", "problem"),
     [
         ((), "at least 1 item"),
