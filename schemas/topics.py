@@ -42,6 +42,8 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 
 _DAY_MS = 24 * 3600 * 1000
+LANES_KEPT_MS = 7 * _DAY_MS
+"""How long a lane keeps a job, read or not."""
 TOMBSTONES_KEPT_MS = _DAY_MS
 """How long a compacted topic shows at least that something was taken back: who did not read on for so long has to begin
 anew."""
@@ -95,8 +97,6 @@ class Topics:
         parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else [])]
         return self.prefix + ".".join(parts)
 
-    @property
-    def results(self) -> str:
     def lanes(self, existing: Iterable[str]) -> list[str]:
         """The lanes among these topics, of the whole fleet and of its engines, default before bulk."""
         start, found = self.requests(), []
@@ -106,6 +106,8 @@ class Topics:
                 found.append(name)
         return found
 
+    @property
+    def results(self) -> str:
         """One record per job, then read by delivery and by whoever wants results without webhooks."""
         return f"{self.prefix}model_results"
 
@@ -121,7 +123,7 @@ class Topics:
 
     @property
     def control(self) -> str:
-        """Compacted by tenant and job, and kept as long as a job can live: cancellations."""
+        """Compacted by tenant and job, and kept as long as a job may be redriven: cancellations."""
         return f"{self.prefix}job_control"
 
     @property
@@ -175,13 +177,14 @@ class Topics:
             "segment.bytes": str(16 * 1024 * 1024),
         }
         compacted = {**followed, "cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
+        lane = {**kept, "retention.ms": str(LANES_KEPT_MS)}
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
         return [
-            *(TopicSpec(name, partitions, week) for name in (*lanes, self.batch_requests, self.shadow)),
+            *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
             *(TopicSpec(name, partitions, stamped) for name in (self.results, *self.tiers.values(), self.attempts)),
             TopicSpec(self.dead_letters, partitions, month),
             TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),
-            # As long as a job can live: of what was cancelled before, nothing can come any more.
+            # As long as a dead letter: of what was cancelled before, nothing can come back any more.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
         ]
