@@ -40,6 +40,7 @@ SECURED = {
         "sasl": {"mechanism": "SCRAM-SHA-512", "existingSecret": "kafka-user", "passwordKey": "pass"},
         "tls": {"enabled": True, "existingSecret": "kafka-tls", "clientCertificate": True},
         "extra": {"queued.min.messages": 10000000, "socket.keepalive.enable": True},
+        "tierDelaysSeconds": [0.5, 60, 432000],
     },
     "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
     "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
