@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from console import (
@@ -21,6 +23,8 @@ from console import (
     worker,
 )
 from console.demo import command as demo
+from console.errors import say
+from console.variables import complaints
 
 app = typer.Typer(
     name="postback",
@@ -44,6 +48,13 @@ app.command()(receive.receive)
 app.command()(worker.worker)
 app.command()(deliver.deliver)
 app.command()(demo.demo)
+
+
+@app.callback()
+def begin() -> None:
+    """Before every command: tell of settings that nobody reads, since they were meant to change something."""
+    for complaint in complaints(os.environ):
+        say(complaint)
 
 
 def run() -> None:
