@@ -20,7 +20,8 @@ def cancel(
     """Cancel jobs: those that wait are not begun, those that run are cut off, and each ends as `cancelled`.
 
     A job that has its result keeps it. The result, called back where the job asks for it, says which came first. An id
-    stays cancelled for as long as a job may live, 30 days: to submit one anew under it, take that back with --undo.
+    stays cancelled for 30 days, as long as a job may be redriven: to submit one anew under it, take that back with
+    --undo.
     """
     quiet_clients()
     from producers.cancel import cancel as put

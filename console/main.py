@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from console import (
+    backlog,
     broker,
     cache,
     cancel,
@@ -20,6 +23,8 @@ from console import (
     worker,
 )
 from console.demo import command as demo
+from console.errors import say
+from console.variables import complaints
 
 app = typer.Typer(
     name="postback",
@@ -38,10 +43,18 @@ app.command()(submit.submit)
 app.command()(cancel.cancel)
 app.command()(replay.replay)
 app.command()(deliveries.deliveries)
+app.command()(backlog.backlog)
 app.command()(receive.receive)
 app.command()(worker.worker)
 app.command()(deliver.deliver)
 app.command()(demo.demo)
+
+
+@app.callback()
+def begin() -> None:
+    """Before every command: tell of settings that nobody reads, since they were meant to change something."""
+    for complaint in complaints(os.environ):
+        say(complaint)
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.settings import fleet_settings
 from schemas.groups import GROUPS
 
@@ -34,8 +34,14 @@ def create(
     raise_partitions: Annotated[
         bool, typer.Option("--raise-partitions", help="Give topics that have fewer partitions as many as asked.")
     ] = False,
+    fix_config: Annotated[
+        bool, typer.Option("--fix-config", help="Configure topics that are there as new ones are, where they differ.")
+    ] = False,
 ) -> None:
-    """Create the topics that are missing and set up the consumer groups. May be repeated."""
+    """Create the topics that are missing and set up the consumer groups. May be repeated.
+
+    Exit status: 0 done, 1 also where a topic that was there is configured so that records may be lost.
+    """
     quiet_clients()
     from producers.errors import ProducerError
     from producers.topics import configure_groups, create_topics
@@ -46,8 +52,11 @@ def create(
     changes = {"partitions": partitions, "replication_factor": replication_factor}
     kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
     with telling(ProducerError):
-        _report_topics(create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions))
+        report = create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions, fix_config=fix_config)
+        _report_topics(report)
         _report_groups(configure_groups(kafka, _groups(kafka)))
+    if not report.is_sound:
+        raise typer.Exit(FAILED)
 
 
 def _groups(kafka: KafkaSettings) -> list[str]:
@@ -59,10 +68,22 @@ def _report_topics(report: TopicsReport) -> None:
         typer.echo(f"created {name}")
     for raised in report.raised:
         typer.echo(f"raised {raised.topic} from {raised.found} to {raised.wanted} partitions")
+    for fixed in report.fixed:
+        typer.echo(f"set {fixed.name} of {fixed.topic} from {fixed.found} to {fixed.wanted}")
     for difference in report.differences:
         fix = "--raise-partitions raises it" if difference.wanted > difference.found else "partitions cannot be lowered"
         say(f"{difference.topic} has {difference.found} partitions, not {difference.wanted}; {fix}")
-    say(f"{len(report.created)} topics created, {len(report.existing)} were there")
+    for thin in report.thin:
+        say(
+            f"{thin.topic} has {thin.found} of {thin.wanted} copies: add them with kafka-reassign-partitions.sh, or "
+            f"set POSTBACK_KAFKA__REPLICATION_FACTOR={thin.found} where that is meant"
+        )
+    for wrong in report.misconfigured:
+        say(f"{wrong.topic} has {wrong.name}={wrong.found}, not {wrong.wanted}; --fix-config sets it")
+    for name in report.unseen:
+        say(f"the configuration of {name} was not compared: the broker does not show it (DescribeConfigs)")
+    copies = "one copy" if report.replicas == 1 else f"{report.replicas} copies"
+    say(f"{len(report.created)} topics created with {copies} of each record, {len(report.existing)} were there")
 
 
 def _report_groups(report: GroupsReport) -> None:

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,9 +29,15 @@ BOOTSTRAP_SECONDS = 5.0
 """How long a first connection may take before the broker counts as unreachable."""
 
 _TOPIC_KNOWN_SECONDS = 2.0
+_COORDINATOR_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
 _UNKNOWN_TOPIC = kafka_errors.UnknownTopicOrPartitionError.errno
 _TOPIC_FORBIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
+_COORDINATOR_MOVES = (
+    kafka_errors.CoordinatorNotAvailableError,
+    kafka_errors.CoordinatorLoadInProgressError,
+    kafka_errors.NotCoordinatorError,
+)
 _CLOCK = SystemClock()
 
 _SAME_MEANING = {
@@ -190,8 +197,37 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
     Raises ProducerError.
     """
     with admin_client(settings) as admin:
-        found = admin.list_group_offsets({group: None})[group]
-    return {(place.topic, place.partition): said.offset for place, said in found.items() if said.offset >= 0}
+        return {(topic, number): said.offset for (topic, number), said in group_offsets(admin, group).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group has committed of a partition."""
+
+    offset: int
+    metadata: str
+
+
+def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[str, int], Committed]:
+    """What a group has committed, by topic and partition; those of which it has nothing are left out.
+
+    A cluster makes its topic for offsets when the first group is asked for, so it is asked again for a while.
+    """
+    deadline = Deadline.after(clock, _COORDINATOR_SECONDS)
+    while True:
+        try:
+            found = admin.list_group_offsets({group: None})[group]
+            break
+        except _COORDINATOR_MOVES:
+            if deadline.passed:
+                raise
+            clock.sleep(_ASK_AGAIN_SECONDS)
+    # librdkafka sends the NUL at the end of a C string with the metadata.
+    return {
+        (place.topic, place.partition): Committed(said.offset, (said.metadata or "").rstrip("\0"))
+        for place, said in found.items()
+        if said.offset >= 0
+    }
 
 
 def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:

@@ -60,7 +60,8 @@ def deliveries(
 
 def _everywhere(settings: KafkaSettings, scanner: Scanner, since_ms: int | None) -> list[Range]:
     names = settings.topics
-    kept = (names.results, names.attempts, *names.tiers.values(), names.dead_letters, names.redriven)
+    tiers = [*names.tiers.values(), *names.former_tiers(scanner.topics())]
+    kept = (names.results, names.attempts, *tiers, names.dead_letters, names.redriven)
     return [each for topic in kept for each in scanner.ranges(topic, since_ms)]
 
 

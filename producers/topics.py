@@ -11,6 +11,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from producers.connection import admin_client
 from producers.errors import RequestRefused
+from producers.topic_configs import ConfigDifference, config_differences, fix_configs
 from schemas.settings import KafkaSettings
 from schemas.topics import TopicSpec
 from telemetry.clock import Clock, Deadline, SystemClock
@@ -19,6 +20,9 @@ SESSION_TIMEOUT_MS = 6000
 """How long a killed worker keeps its partitions from the others: as low as the broker allows, not below this."""
 
 HEARTBEAT_INTERVAL_MS = 1000
+REPLICAS = 3
+"""Copies of each topic where nobody says otherwise and there are as many brokers: one may be lost, disk and all."""
+
 _HEARTBEATS_PER_SESSION = 3
 _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
@@ -34,16 +38,48 @@ class PartitionDifference:
     found: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaDifference:
+    """A topic that is there with fewer copies than it should have."""
+
+    topic: str
+    wanted: int
+    found: int
+
+
 @dataclass(slots=True)
 class TopicsReport:
     """What `create_topics` found and did."""
 
+    replicas: int
+    """Copies of each topic that it made or would have made."""
     created: list[str] = field(default_factory=list)
     existing: list[str] = field(default_factory=list)
     raised: list[PartitionDifference] = field(default_factory=list)
     """Topics that were given more partitions."""
     differences: list[PartitionDifference] = field(default_factory=list)
     """What differs still."""
+    thin: list[ReplicaDifference] = field(default_factory=list)
+    """Topics with fewer copies; only a reassignment of their partitions gives them more."""
+    fixed: list[ConfigDifference] = field(default_factory=list)
+    """Properties of topics that were set."""
+    misconfigured: list[ConfigDifference] = field(default_factory=list)
+    """Properties that do not do and were not set."""
+    unseen: list[str] = field(default_factory=list)
+    """Topics whose configuration the broker does not show us."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no topic that was there is laid out so that records may be lost, as far as can be seen."""
+        return not self.thin and not self.misconfigured
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a topic that is there is laid out: partitions, and the copies of that one which has fewest."""
+
+    partitions: int
+    replicas: int
 
 
 @dataclass(slots=True)
@@ -57,25 +93,51 @@ class GroupsReport:
 
 
 def create_topics(
-    settings: KafkaSettings, *, engines: Sequence[str] = (), raise_partitions: bool = False, clock: Clock = _CLOCK
+    settings: KafkaSettings,
+    *,
+    engines: Sequence[str] = (),
+    raise_partitions: bool = False,
+    fix_config: bool = False,
+    clock: Clock = _CLOCK,
 ) -> TopicsReport:
-    """Create the topics that are missing; leave the others, or give them more partitions where that is asked.
+    """Create the topics that are missing; say of the others in what they differ, and change that where it is asked.
 
     Partitions are raised only on request, since a key's records then continue in another partition. They cannot be
     lowered. `engines` have lanes of their own. Raises ProducerError.
     """
     specs = settings.topics.specs(settings.partitions, tuple(engines))
     with admin_client(settings) as admin:
-        found = _partitions_found(admin, [spec.name for spec in specs])
-        report = TopicsReport(existing=[spec.name for spec in specs if spec.name in found])
-        _create(admin, [spec for spec in specs if spec.name not in found], settings, report)
-        for spec in specs:
-            if found.get(spec.name, spec.partitions) != spec.partitions:
-                difference = PartitionDifference(spec.name, spec.partitions, found[spec.name])
-                raisable = raise_partitions and difference.wanted > difference.found
-                (report.raised if raisable else report.differences).append(difference)
+        found = _found(admin, [spec.name for spec in specs])
+        report = TopicsReport(_replicas(admin, settings), existing=[spec.name for spec in specs if spec.name in found])
+        _create(admin, [spec for spec in specs if spec.name not in found], report)
+        were_there = [spec for spec in specs if spec.name in found]
+        for spec in were_there:
+            _compare(spec, found[spec.name], report, raise_partitions)
+        differing, report.unseen = config_differences(
+            admin, {spec.name: spec.config | durability(found[spec.name].replicas) for spec in were_there}
+        )
+        if fix_config:
+            fix_configs(admin, differing)
+        (report.fixed if fix_config else report.misconfigured).extend(differing)
         _raise(admin, {difference.topic: difference.wanted for difference in report.raised}, clock)
     return report
+
+
+def _replicas(admin: Any, settings: KafkaSettings) -> int:
+    """What the settings say, else as many as there are brokers, up to three.
+
+    Not the brokers' own default (KIP-464): that is one, where nobody has set it.
+    """
+    return settings.replication_factor or min(REPLICAS, len(admin.describe_cluster()["brokers"]))
+
+
+def _compare(spec: TopicSpec, found: _Layout, report: TopicsReport, raise_partitions: bool) -> None:
+    if found.partitions != spec.partitions:
+        difference = PartitionDifference(spec.name, spec.partitions, found.partitions)
+        raisable = raise_partitions and difference.wanted > difference.found
+        (report.raised if raisable else report.differences).append(difference)
+    if found.replicas < report.replicas:
+        report.thin.append(ReplicaDifference(spec.name, report.replicas, found.replicas))
 
 
 def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsReport:
@@ -94,19 +156,24 @@ def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsRe
     return GroupsReport(None if problems else int(config["consumer.session.timeout.ms"]), problems)
 
 
-def _partitions_found(admin: Any, names: list[str]) -> dict[str, int]:
-    found = {topic["name"]: topic for topic in admin.describe_topics(names)}
-    return {name: len(topic["partitions"]) for name, topic in found.items() if topic["error_code"] == 0}
+def _found(admin: Any, names: list[str]) -> dict[str, _Layout]:
+    return {
+        topic["name"]: _Layout(
+            len(topic["partitions"]), min(len(each["replica_nodes"]) for each in topic["partitions"])
+        )
+        for topic in admin.describe_topics(names)
+        if topic["error_code"] == 0
+    }
 
 
-def _create(admin: Any, specs: list[TopicSpec], settings: KafkaSettings, report: TopicsReport) -> None:
+def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
     if not specs:
         return
     request = {
         spec.name: {
             "num_partitions": spec.partitions,
-            "replication_factor": settings.replication_factor,
-            "configs": spec.config | _durability(settings.replication_factor),
+            "replication_factor": report.replicas,
+            "configs": spec.config | durability(report.replicas),
         }
         for spec in specs
     }
@@ -128,13 +195,17 @@ def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:
         return
     admin.create_partitions(wanted)
     deadline = Deadline.after(clock, _KNOWN_SECONDS)
-    while _partitions_found(admin, list(wanted)) != wanted and not deadline.passed:
+    while _partitions_found(admin, wanted) != wanted and not deadline.passed:
         clock.sleep(_ASK_AGAIN_SECONDS)
 
 
-def _durability(replication_factor: int) -> dict[str, str]:
-    """With three replicas a write that only one of them has is not acknowledged."""
-    return {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
+def _partitions_found(admin: Any, names: Iterable[str]) -> dict[str, int]:
+    return {name: layout.partitions for name, layout in _found(admin, list(names)).items()}
+
+
+def durability(replicas: int) -> dict[str, str]:
+    """With three copies a write that only one of them has is not acknowledged."""
+    return {"min.insync.replicas": "2"} if replicas >= REPLICAS else {}
 
 
 def _why(topic: dict[str, Any]) -> str:

@@ -185,7 +185,7 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
     }
 
 
-_BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.ms"})
+_BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.bytes", "retention.ms"})
 """What is set of a topic and can be said: not who stamps records, nor when it is compacted."""
 
 

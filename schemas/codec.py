@@ -154,7 +154,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
     except _Refused as refused:
         raise _invalid(refused.problems + problems, refused.document, said, origin) from None
     if said:
-        problems += _conflicts(job, said)
+        problems += _conflicts(job, said) + _too_far(said, timestamp_ms)
     if problems:
         raise _invalid(problems, job.model_dump(include={"job_id", "custom_id", "callback_url"}), said, origin)
     return _received(job, said, origin, timestamp_ms)
@@ -258,6 +258,13 @@ def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
         for name, stated in body.items()
         if stated is not None and said.get(name, stated) != stated
     )
+
+
+def _too_far(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
+    """A deadline by which the lane may have deleted the job: it would end without a word."""
+    if int(said.get(topics.DEADLINE, 0)) <= timestamp_ms + topics.LANES_KEPT_MS:
+        return ()
+    return (Problem(f"headers.{topics.DEADLINE}", "is further off than the seven days for which a lane keeps a job"),)
 
 
 def _received(job: Job, said: dict[str, str], origin: Origin, timestamp_ms: int) -> ReceivedJob:

@@ -12,6 +12,10 @@ MAX_JOB_BYTES = 512 * 1024
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_TTL_SECONDS = 24 * 3600.0
+LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
+"""A day less than lanes keep their records (`schemas.topics.LANES_KEPT_MS`): a job whose time has run out is still
+there to be told as `expired`. Not longer, with lanes that keep more: a broker forgets the progress of a group without
+members after seven days, unless it is told otherwise, and jobs that are kept longer would be answered again."""
 DEFAULT_TENANT = "default"
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
@@ -140,8 +144,9 @@ class Job(WireModel):
     """What to read before answering; absent: nothing."""
     priority: int = Field(default=0, ge=0, le=9)
     """Higher first."""
-    ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=30 * 24 * 3600)
-    """Seconds after the record's timestamp until nobody wants the answer: the job then ends as `expired`."""
+    ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
+    """Seconds after the record's timestamp until nobody wants the answer: the job then ends as `expired`. Six days at
+    most, since lanes keep their records for seven."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
     ] = Field(default_factory=dict, max_length=32)

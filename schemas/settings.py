@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
@@ -22,15 +22,22 @@ TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 class KafkaSettings(BaseModel):
     """How to reach Kafka, and how its topics are laid out."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     bootstrap_servers: str = "127.0.0.1:9092"
+    """`host:port` of brokers, several with commas."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Goes before the name of each topic, group and transactional id, so that fleets can share brokers."""
     partitions: int = Field(default=12, ge=1, le=10_000)
-    replication_factor: int = Field(default=1, ge=1, le=10)
+    """Of each topic that `postback topics create` makes: the most workers that can work at once."""
+    replication_factor: int | None = Field(default=None, ge=1, le=10)
+    """Copies of each topic that `postback topics create` makes; absent, three, or one on each broker where there are
+    fewer. Of three copies two have to be written before a record counts as written (`min.insync.replicas`)."""
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """The waits between a callback's attempts, as JSON; each has a topic, which `postback topics create` makes. What
     waits in the topics of an earlier schedule is delivered all the same."""
     extra: dict[str, SecretStr] = Field(default_factory=dict)
-    """librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
+    """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
 
     @field_validator("tier_delays_seconds")
     @classmethod
@@ -51,18 +58,24 @@ class KafkaSettings(BaseModel):
 
 
 class FleetSettings(BaseSettings):
-    """What all processes of a fleet agree on. Rooms add their own sections in their own settings classes."""
+    """What all processes of a fleet agree on."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     env: Literal["development", "production"] = "production"
+    """With `development`, callbacks and pages may be reached over plain http at any public address."""
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
     """This process's identity, the same over restarts; random where absent."""
     keyring: str | None = None
-    """Path of the keyring file that `postback keys init` makes."""
+    """Path of the keyring file that `postback keys init` makes; for delivery, `receive` and `keys`."""
 
 
 class SettingsRefused(Exception):  # noqa: N818 - it names what happened to the settings

@@ -44,6 +44,8 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 
 _DAY_MS = 24 * 3600 * 1000
+LANES_KEPT_MS = 7 * _DAY_MS
+"""How long a lane keeps a job, read or not."""
 TOMBSTONES_KEPT_MS = _DAY_MS
 """How long a compacted topic shows at least that something was taken back: who did not read on for so long has to begin
 anew."""
@@ -97,6 +99,15 @@ class Topics:
         parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else [])]
         return self.prefix + ".".join(parts)
 
+    def lanes(self, existing: Iterable[str]) -> list[str]:
+        """The lanes among these topics, of the whole fleet and of its engines, default before bulk."""
+        start, found = self.requests(), []
+        for name in sorted(existing):
+            engine = name.removeprefix(start).removesuffix(".batch")
+            if name.startswith(start) and (not engine or (engine[0] == "." and is_engine_lane(engine[1:]))):
+                found.append(name)
+        return found
+
     @property
     def results(self) -> str:
         """One record per job, then read by delivery and by whoever wants results without webhooks."""
@@ -114,7 +125,7 @@ class Topics:
 
     @property
     def control(self) -> str:
-        """Compacted by tenant and job, and kept as long as a job can live: cancellations."""
+        """Compacted by tenant and job, and kept as long as a job may be redriven: cancellations."""
         return f"{self.prefix}job_control"
 
     @property
@@ -154,7 +165,9 @@ class Topics:
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
-        week = {"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)}
+        # Deleted by age alone, whatever the brokers' own defaults are.
+        kept = {"cleanup.policy": "delete", "retention.bytes": "-1", "max.message.bytes": str(1024 * 1024)}
+        week = {**kept, "retention.ms": str(7 * _DAY_MS)}
         # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it
         # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
@@ -166,13 +179,14 @@ class Topics:
             "segment.bytes": str(16 * 1024 * 1024),
         }
         compacted = {**followed, "cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
+        lane = {**kept, "retention.ms": str(LANES_KEPT_MS)}
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
         return [
-            *(TopicSpec(name, partitions, week) for name in (*lanes, self.batch_requests, self.shadow)),
+            *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
             *(TopicSpec(name, partitions, stamped) for name in (self.results, *self.tiers.values(), self.attempts)),
             TopicSpec(self.dead_letters, partitions, month),
             TopicSpec(self.redriven, 1, month),
             TopicSpec(self.endpoints, 1, compacted),
-            # As long as a job can live: of what was cancelled before, nothing can come any more.
+            # As long as a dead letter: of what was cancelled before, nothing can come back any more.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
         ]

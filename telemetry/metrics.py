@@ -19,40 +19,82 @@ class Metrics:
         r = self.registry
         self.jobs = Counter(
             "postback_jobs_total",
-            "Results that were made; a job that is answered again after a crash counts again.",
+            "Results that were made, by outcome: succeeded, failed, expired, cancelled, rejected; a job that is "
+            "answered again after a crash counts again.",
             ["outcome"],
             registry=r,
         )
         self.job_seconds = Histogram(
-            "postback_job_seconds", "Seconds a job spent in one phase.", ["phase"], buckets=PHASE_BUCKETS, registry=r
+            "postback_job_seconds",
+            "Seconds a job spent in one phase: queued, enrich, infer, deliver; settle counts once a transaction.",
+            ["phase"],
+            buckets=PHASE_BUCKETS,
+            registry=r,
         )
         self.in_flight = Gauge("postback_in_flight", "Records that the handler has now.", registry=r)
         self.backlog = Gauge(
-            "postback_backlog_records", "Records not yet done in a partition.", ["topic", "partition"], registry=r
+            "postback_backlog_records",
+            "Records not yet done in a partition, told by the process that has it; where none runs, by "
+            "`postback backlog`.",
+            ["topic", "partition"],
+            registry=r,
         )
-        self.settles = Counter("postback_settles_total", "Settle transactions by result.", ["result"], registry=r)
+        self.settles = Counter(
+            "postback_settles_total",
+            "Settle transactions by result: committed, failed, aborted.",
+            ["result"],
+            registry=r,
+        )
         self.settled_records = Counter("postback_settled_records_total", "Records settled.", registry=r)
-        self.repairs = Counter("postback_repairs_total", "Repair steps by kind.", ["kind"], registry=r)
-        self.deferred = Counter("postback_deferred_total", "Records settled into a later place.", registry=r)
+        self.repairs = Counter(
+            "postback_repairs_total",
+            "Repair steps after a failed settle, by kind: committing, aborting, rebuilding, sweeping, rereading.",
+            ["kind"],
+            registry=r,
+        )
+        self.deferred = Counter("postback_deferred_total", "Records settled into a later place untried.", registry=r)
         self.retention_loss = Counter(
-            "postback_retention_loss_total", "Records that retention removed before they were taken.", registry=r
+            "postback_retention_loss_total",
+            "Records that retention removed before they were taken: lost work.",
+            registry=r,
         )
         self.quarantined = Counter(
             "postback_quarantined_total", "Records given up after killing their worker while alone.", registry=r
         )
-        self.dead_letters = Counter("postback_dead_letters_total", "Records dead-lettered.", ["reason"], registry=r)
+        self.dead_letters = Counter(
+            "postback_dead_letters_total",
+            "Records given up into `dead_letters`, by the reason that `postback dead-letters list` shows.",
+            ["reason"],
+            registry=r,
+        )
         self.endpoints_disabled = Counter(
-            "postback_endpoints_disabled_total", "Endpoints that this process disabled.", ["reason"], registry=r
+            "postback_endpoints_disabled_total",
+            "Endpoints that this process disabled, by reason: gone (answered 410), failing (each attempt, for days).",
+            ["reason"],
+            registry=r,
         )
         self.disabled_endpoints = Gauge(
             "postback_disabled_endpoints", "Endpoints that the fleet has disabled now.", registry=r
         )
         self.breaker_changes = Counter(
-            "postback_breaker_changes_total", "Breakers of origins by the state they came to.", ["state"], registry=r
+            "postback_breaker_changes_total",
+            "Breakers of origins by the state they came to: open, closed.",
+            ["state"],
+            registry=r,
         )
-        self.callbacks = Counter("postback_callbacks_total", "Callback attempts by result.", ["result"], registry=r)
+        self.callbacks = Counter(
+            "postback_callbacks_total",
+            "Callback attempts by result: delivered, or why not: refused (by the egress guard), gone, throttled, "
+            "redirected, client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, "
+            "connection_closed, bad_response.",
+            ["result"],
+            registry=r,
+        )
         self.tokens = Counter(
-            "postback_tokens_total", "Tokens by kind: prompt, completion, wasted.", ["kind"], registry=r
+            "postback_tokens_total",
+            "Tokens by kind: prompt, completion, wasted (generated for a job that was cancelled or expired meanwhile).",
+            ["kind"],
+            registry=r,
         )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.cache_lookups = Counter(
@@ -61,7 +103,9 @@ class Metrics:
             ["level", "result"],
             registry=r,
         )
-        self.fetches = Counter("postback_fetches_total", "Source fetches by result.", ["result"], registry=r)
+        self.fetches = Counter(
+            "postback_fetches_total", "Source fetches by result: read, left_out, late.", ["result"], registry=r
+        )
         self.searches = Counter(
             "postback_searches_total",
             "Searches for sources by result: found, nothing, failed, late.",

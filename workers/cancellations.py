@@ -10,7 +10,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 
 KEPT_MS = 30 * 24 * 3600 * 1000
-"""As long as a job may live at most: of what was cancelled before, nothing can come any more."""
+"""As long as a dead letter, from where a job may be redriven: of what was cancelled before, nothing can come back."""
 
 log = get_logger()
 

@@ -23,12 +23,17 @@ class WorkerSettings(BaseSettings):
     """How much a worker takes on at once, and which models are whose."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_WORKER__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_WORKER__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     window_records: int = Field(default=1024, ge=1, le=8192)
     """Jobs that are enriched or generated at once; as many again of each lane are parked behind them."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    """Bytes of those jobs; what is parked of each lane has half as many at most."""
     waiting_target: int = Field(default=256, ge=1, le=8192)
     """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
 

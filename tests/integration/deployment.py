@@ -40,10 +40,21 @@ SECURED = {
         "sasl": {"mechanism": "SCRAM-SHA-512", "existingSecret": "kafka-user", "passwordKey": "pass"},
         "tls": {"enabled": True, "existingSecret": "kafka-tls", "clientCertificate": True},
         "extra": {"queued.min.messages": 10000000, "socket.keepalive.enable": True},
+        "tierDelaysSeconds": [0.5, 60, 432000],
     },
     "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
     "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
-    "topics": {"engines": ["big", "small"]},
+    "topics": {
+        "engines": ["big", "small"],
+        "fixConfig": True,
+        "extraEnv": [
+            {
+                "name": "POSTBACK_KAFKA__EXTRA__SSL_KEY_PASSWORD",
+                "valueFrom": {"secretKeyRef": {"name": "kafka-tls", "key": "password"}},
+            }
+        ],
+        "extraEnvFrom": [{"secretRef": {"name": "more"}}],
+    },
     "networkPolicy": {"enabled": True},
     "imagePullSecrets": [{"name": "registry"}],
     "serviceAccount": {"annotations": {"team": "inference"}},

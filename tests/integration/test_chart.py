@@ -213,6 +213,7 @@ def test_the_topics_job_which_has_another_kafka_client_understands_the_same_envi
         "ssl_cafile": "/etc/postback/kafka/ca.crt",
         "ssl_certfile": "/etc/postback/kafka/tls.crt",
         "ssl_keyfile": "/etc/postback/kafka/tls.key",
+        "ssl_password": "from-a-secret",
     }
 
 
@@ -248,6 +249,7 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == [
         "topics",
         "create",
+        "--fix-config",
         "--engine",
         "big",
         "--engine",
@@ -256,6 +258,34 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
     # A hook comes before the chart's own objects: it may not lean on any of them.
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
     assert not [m for m in render(AT_REST) if m["kind"] == "Job"]
+
+
+def test_every_process_is_told_the_waits_between_attempts_and_the_job_that_makes_their_topics_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifests = render(SECURED)
+    for pod in pods(manifests):
+        told = environment(pod["containers"][0])["POSTBACK_KAFKA__TIER_DELAYS_SECONDS"]
+        monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", told)
+        assert FleetSettings().kafka.tier_delays_seconds == (0.5, 60, 432_000)
+    assert len([*pods(manifests)]) == 3
+    job = next(m for m in manifests if m["kind"] == "Job")["spec"]["template"]["spec"]["containers"][0]
+    assert job["envFrom"] == [{"secretRef": {"name": "more"}}]
+    for pod in pods(render(DEFAULTS)):
+        assert "POSTBACK_KAFKA__TIER_DELAYS_SECONDS" not in environment(pod["containers"][0])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"model": "org/model"},
+        {"extraArgs": ["--model", "org/model"]},
+        {"extraEnv": [{"name": "POSTBACK_ENGINE__OPENAI__MODEL", "value": "org/model"}]},
+        {"extraEnvFrom": [{"configMapRef": {"name": "engine"}}]},
+    ],
+)
+def test_an_engine_gets_the_model_that_it_needs_in_any_of_the_ways(told: Manifest) -> None:
+    assert render({"worker": {"engine": "openai", **told}})
 
 
 def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
@@ -271,6 +301,9 @@ def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
         ({"worker": {"replica": 3}}, "replica"),
         ({"worker": {"engine": "gpt"}}, "engine"),
         ({"worker": {"extraArgs": ["--with-delivery"]}}, "extraArgs"),
+        ({"worker": {"engine": "vllm"}}, "worker.model: the engine vllm needs one"),
+        ({"worker": {"engine": "openai"}}, "POSTBACK_ENGINE__OPENAI__MODEL in worker.extraEnv"),
+        ({"kafka": {"tierDelaysSeconds": [0]}}, "tierDelaysSeconds"),
         ({"kafka": {"bootstrapServers": ""}}, "bootstrapServers"),
         ({"keyring": {"existingSecret": ""}}, "existingSecret"),
         ({"kafka": {"sasl": {"mechanism": "PLAIN"}}}, "kafka.sasl.existingSecret"),

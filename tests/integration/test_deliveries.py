@@ -73,6 +73,16 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     assert postback_here("deliveries", "job_2", env=env).stdout.count("attempt 1 delivered") == 1
 
 
+def test_a_callback_that_waits_in_a_tier_of_an_earlier_schedule_is_told_too(product: Product) -> None:
+    former = product.kafka.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,), "partitions": PARTITIONS})
+    create_topics(former)
+    tier = former.topics.tier(FORMER_TIER_SECONDS)
+    put_result(product, tier, "job_3", "msg_3")
+
+    done = postback_here("deliveries", "msg_3", "--json", env=environment_of(product.kafka))
+    assert [(step["what"], step["topic"]) for step in json.loads(done.stdout)] == [("waiting", tier)]
+
+
 def test_of_a_job_that_is_not_known_that_is_said(product: Product) -> None:
     done = postback("deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(product.kafka))
 

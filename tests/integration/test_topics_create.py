@@ -10,9 +10,10 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from postback_command import environment_of, postback
 
 from devkit.broker import Broker
+from devkit.kafka import cluster
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
-from producers.topics import PartitionDifference, configure_groups, create_topics
+from producers.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
 from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
 
@@ -37,6 +38,14 @@ def names_of(settings: KafkaSettings) -> list[str]:
     return [spec.name for spec in settings.topics.specs(settings.partitions)]
 
 
+def config_of(settings: KafkaSettings, topic: str) -> dict[str, str]:
+    """A topic's configuration as it works, defaults included."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+    with admin_client(settings) as admin:
+        entries = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+    return {name: entry["value"] for name, entry in entries.items()}
+
+
 def group_config(settings: KafkaSettings, group: str) -> dict[str, str]:
     """What the broker says that the group has of its own; asked until its metadata has arrived there."""
     resource = ConfigResource(ConfigResourceType.GROUP, group)
@@ -55,10 +64,7 @@ def test_missing_topics_are_created_with_their_layout_and_a_second_run_changes_n
     assert second.differences == []
     counts = partition_counts(bare, [bare.topics.requests(), bare.topics.results, bare.topics.control])
     assert list(counts.values()) == [2, 2, 1]
-    with admin_client(bare) as admin:
-        topics = (bare.topics.endpoints, bare.topics.control)
-        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
-    policies = [answer["topic"][topic]["cleanup.policy"]["value"] for topic in topics]
+    policies = [config_of(bare, topic)["cleanup.policy"] for topic in (bare.topics.endpoints, bare.topics.control)]
     assert policies == ["compact", "compact,delete"]  # a disabled endpoint stays one; no job outlives its cancellation
 
 
@@ -76,6 +82,89 @@ def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: Ka
     narrower = create_topics(bare, raise_partitions=True)
     assert PartitionDifference(bare.topics.results, 2, 3) in narrower.differences
     assert narrower.raised == []
+
+
+def test_on_three_brokers_each_topic_has_three_copies_and_a_write_is_two_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the brokers' own default is one copy, as that of Kafka is."""
+    ours, said_by_us = cluster._properties, ("default.replication.factor", "min.insync.replicas")
+    monkeypatch.setattr(
+        cluster,
+        "_properties",
+        lambda node, quorum: {name: it for name, it in ours(node, quorum).items() if name not in said_by_us},
+    )
+    with Broker.start(brokers=3) as three:
+        settings = KafkaSettings(bootstrap_servers=three.bootstrap_servers, partitions=2)
+        done = postback("topics", "create", env=environment_of(settings))
+        names = names_of(settings)
+        assert f"{len(names)} topics created with 3 copies of each record" in done.stderr
+        with admin_client(settings) as admin:
+            partitions = [each for topic in admin.describe_topics(names) for each in topic["partitions"]]
+        assert {len(each["replica_nodes"]) for each in partitions} == {3}
+        assert {config_of(settings, name)["min.insync.replicas"] for name in names} == {"2"}
+
+
+def test_on_one_broker_there_is_one_copy_and_topics_with_too_few_are_named(bare: KafkaSettings) -> None:
+    assert create_topics(bare).replicas == 1
+    wanting = create_topics(bare.model_copy(update={"replication_factor": 3}))
+    assert wanting.thin == [ReplicaDifference(name, 3, 1) for name in names_of(bare)]
+    said = postback("topics", "create", "--replication-factor", "3", env=environment_of(bare))
+    assert f"{bare.topics.results} has 1 of 3 copies: add them with kafka-reassign-partitions.sh" in said.stderr
+
+
+def make_as_others_do(settings: KafkaSettings) -> None:
+    """The fleet's topics as a tool makes them that was told their names and partitions, and some settings."""
+    names = settings.topics
+    told = {
+        names.control: {"cleanup.policy": "delete", "retention.ms": "86400000"},
+        names.requests(): {"cleanup.policy": "compact"},
+        names.results: {"max.message.bytes": "262144", "message.timestamp.type": "LogAppendTime"},
+        names.attempts: {"message.timestamp.type": "LogAppendTime", "retention.bytes": "1000000"},
+        names.dead_letters: {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
+    }
+    request = {
+        spec.name: {
+            "num_partitions": spec.partitions,
+            "replication_factor": 1,
+            "configs": told.get(spec.name, spec.config if spec.name not in names.tiers.values() else {}),
+        }
+        for spec in settings.topics.specs(settings.partitions)
+    }
+    with admin_client(settings) as admin:
+        admin.create_topics(request)
+        admin.wait_for_topics(list(request))
+
+
+def test_topics_that_others_made_are_compared_by_property_and_set_right_when_asked(bare: KafkaSettings) -> None:
+    make_as_others_do(bare)
+    names = bare.topics
+    tier = next(iter(names.tiers.values()))
+    env = environment_of(bare)
+    told = postback("topics", "create", env=env)
+    assert told.returncode == 1
+    complaints = {line for line in told.stderr.splitlines() if "--fix-config" in line}
+    assert complaints == {
+        f"postback: {topic} has {name}={found}, not {wanted}; --fix-config sets it"
+        for topic, name, found, wanted in [
+            (names.control, "cleanup.policy", "delete", "compact,delete"),
+            (names.control, "retention.ms", "86400000", "2592000000"),
+            (names.control, "message.timestamp.type", "CreateTime", "LogAppendTime"),
+            (names.control, "segment.bytes", "1073741824", "16777216"),
+            (names.control, "max.compaction.lag.ms", "9223372036854775807", "86400000"),
+            (names.requests(), "cleanup.policy", "compact", "delete"),
+            (names.results, "max.message.bytes", "262144", "1048576"),
+            (names.attempts, "retention.bytes", "1000000", "-1"),
+            (tier, "message.timestamp.type", "CreateTime", "LogAppendTime"),
+        ]
+    }
+    fixed = postback("topics", "create", "--fix-config", env=env)
+    assert (fixed.returncode, len(fixed.stdout.splitlines())) == (0, len(complaints))
+    assert f"set cleanup.policy of {names.control} from delete to compact,delete" in fixed.stdout.splitlines()
+    assert create_topics(bare).misconfigured == []
+    assert config_of(bare, names.results)["max.message.bytes"] == "1048576"
+    # What keeps more than ours is left alone: less would delete what somebody wanted to keep.
+    assert config_of(bare, names.dead_letters)["retention.ms"] == "-1"
 
 
 def test_engines_get_lanes_of_their_own(bare: KafkaSettings) -> None:

@@ -22,6 +22,7 @@ from schemas.codec import (
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS
 from schemas.result import Outcome, Result, Usage
+from schemas.topics import LANES_KEPT_MS
 
 ORIGIN = Origin("u2tSXKJNTn6GAzrYv6bXfQ", 3, 41)
 CALLBACK = "https://consumer.example/hook?token=t0ken"
@@ -159,6 +160,7 @@ def test_a_key_that_stands_twice_counts_the_last_time() -> None:
         ({"prompt": "a", "seed": 10**400}, "seed", "less than or equal"),
         (b'{"prompt":"a","temperature":NaN}', "temperature", "finite number"),
         (b'{"prompt":"a","ttl_seconds":Infinity}', "ttl_seconds", "finite number"),
+        ({"prompt": "a", "ttl_seconds": 7 * 24 * 3600}, "ttl_seconds", "less than or equal to 518400"),
         ({"prompt": "a", "priority": 10}, "priority", "less than or equal"),
         ({"prompt": "a", "job_id": "a b"}, "job_id", "printable ASCII"),
         ({"prompt": "a", "sources": {"urls": ["file:///etc/passwd"]}}, "sources.urls.0", "http or https URL"),
@@ -263,6 +265,13 @@ def test_a_header_that_repeats_the_body_is_no_conflict() -> None:
     received = read({**BARE, "job_id": "mine", "priority": 3}, ("job-id", b"mine"), ("priority", b"3"))
 
     assert (received.job_id, received.priority) == ("mine", 3)
+
+
+def test_a_deadline_by_which_the_lane_has_deleted_the_job_is_refused() -> None:
+    latest = TIMESTAMP_MS + LANES_KEPT_MS
+
+    assert read(BARE, ("deadline", str(latest).encode())).deadline_ms == latest
+    assert fields(refusal(BARE, ("deadline", str(latest + 1).encode()))) == ["headers.deadline"]
 
 
 def test_a_carried_deadline_is_no_conflict_with_the_ttl_that_it_came_from() -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from schemas.job import LONGEST_TTL_SECONDS
 from schemas.settings import KafkaSettings
-from schemas.topics import TIER_DELAYS_SECONDS, TOMBSTONES_KEPT_MS, Topics, tier_delay, tier_name
+from schemas.topics import LANES_KEPT_MS, TIER_DELAYS_SECONDS, TOMBSTONES_KEPT_MS, Topics, tier_delay, tier_name
 from workers.cancellations import KEPT_MS
 
 
@@ -29,6 +30,21 @@ def test_what_is_left_of_an_earlier_schedule_is_known_by_its_name() -> None:
         "a.callback_retries.45s": 45,
         "a.callback_retries.1500ms": 1.5,
     }
+
+
+def test_the_lanes_among_other_topics_are_known_by_their_names() -> None:
+    topics = Topics("a.")
+    lanes = [topics.requests(engine, bulk=bulk) for engine in (None, "big") for bulk in (False, True)]
+    others = [
+        topics.shadow,
+        topics.results,
+        topics.batch_requests,
+        "model_requests",
+        "a.model_requests_old",
+        "a.model_requests.",
+    ]
+
+    assert topics.lanes([*others, *reversed(lanes)]) == sorted(lanes)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +90,15 @@ def test_results_have_as_many_partitions_as_requests() -> None:
     partitions = {spec.name: spec.partitions for spec in topics.specs(7)}
 
     assert partitions[topics.results] == partitions[topics.requests()] == 7
+
+
+def test_a_job_that_nobody_has_read_is_still_in_its_lane_a_day_after_its_time_is_up() -> None:
+    topics = Topics()
+    kept_ms = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3, ("vllm",))}
+    lanes = [topics.requests(engine, bulk=bulk) for engine in (None, "vllm") for bulk in (False, True)]
+
+    assert {kept_ms[lane] for lane in lanes} == {LANES_KEPT_MS}
+    assert LANES_KEPT_MS - LONGEST_TTL_SECONDS * 1000 >= 24 * 3600 * 1000
 
 
 def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_longest() -> None:

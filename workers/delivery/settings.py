@@ -10,7 +10,11 @@ class DeliverySettings(BaseSettings):
     """How callbacks are sent. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_DELIVERY__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_DELIVERY__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
@@ -33,15 +37,15 @@ class DeliverySettings(BaseSettings):
     """Records per tenant and origin that may wait here for one of those; what is beyond is deferred at once. So many
     that an origin which answers is kept busy until what was deferred comes back from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
-    """How long they wait before they are deferred too."""
+    """How long records wait there before they are deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once; what one destination may have of them shrinks with what is left of them."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """The share of failures among the last 64 attempts that does the same."""
+    """The share of failures among the last 64 attempts after which it is left alone, too."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
-    """For how long the first time; twice as long after each probe that fails."""
+    """How long an origin is left alone the first time; twice as long after each probe that fails."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """The longest of these times, and so how late it is noticed that an origin is back."""
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)

@@ -49,7 +49,11 @@ class EgressSettings(BaseSettings):
     """Callbacks and fetches have lists of their own, so that an internal callback opens no internal network to jobs."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_EGRESS__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_EGRESS__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     allow_callbacks: Networks = ()

@@ -9,7 +9,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 class EchoSettings(_Section):
@@ -23,7 +29,7 @@ class VllmSettings(_Section):
     """vLLM in this process."""
 
     model: str | None = None
-    """A directory, or a name on the Hugging Face hub."""
+    """A directory, or a name on the Hugging Face hub, where `--model` does not say it."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto` is the model's own, or float32 on a CPU that has no bfloat16 instructions."""
     max_model_len: int | None = Field(default=None, ge=16)
@@ -31,6 +37,7 @@ class VllmSettings(_Section):
     max_num_seqs: int = Field(default=256, ge=1, le=8192)
     """Requests that are generated at once."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """The part of a GPU's memory that vLLM takes for itself."""
     enforce_eager: bool | None = None
     """No compilation and no CUDA graphs; absent, only on a CPU."""
     log_probabilities: bool = True
@@ -47,8 +54,11 @@ class OpenAISettings(_Section):
     """Any server that speaks OpenAI's protocol."""
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
+    """Where the server is, with its `/v1`."""
     api_key: SecretStr | None = None
+    """What the server wants as its bearer token."""
     model: str | None = None
+    """What the server is asked for, where `--model` does not say it."""
     api: Literal["chat", "completions"] = "chat"
     """Which of the two a request becomes. With `chat`, a plain prompt is one message of a user."""
     context_tokens: int | None = Field(default=None, ge=16)
@@ -56,11 +66,13 @@ class OpenAISettings(_Section):
     max_concurrency: int = Field(default=64, ge=1, le=8192)
     """Requests at the server at once; more wait here."""
     attempts: int = Field(default=4, ge=1, le=20)
+    """Tries of one request before it counts as not answered."""
     request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
     """For one request with all its attempts."""
     start_timeout_seconds: float = Field(default=600.0, ge=0, le=86_400)
     """How long the server may take to come up before the worker gives up."""
     max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """The largest answer that is read."""
     log_probabilities: bool = True
     """Whether the server is asked for log-probabilities. Off for a server that refuses requests with `logprobs`."""
     send_priority: bool = False
@@ -76,6 +88,7 @@ class EngineSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
     echo: EchoSettings = Field(default_factory=EchoSettings)

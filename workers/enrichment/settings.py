@@ -17,7 +17,11 @@ class EnrichmentSettings(BaseSettings):
     """What one job's sources may cost, in time, bytes and processes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_ENRICHMENT__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_ENRICHMENT__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
@@ -29,16 +33,18 @@ class EnrichmentSettings(BaseSettings):
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """The largest PDF: its pictures and fonts count too, which are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
+    """How many are followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
-    """At once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
+    """Connections to sites at once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
 
     Each is a file descriptor, of which a process may often have 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
-    """Of those to one site, in the same way."""
+    """Connections to one site, shared in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    """The product's part of the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
     """An e-mail address or a URL by which sites and search services find who asks; Wikimedia and NCBI want one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")

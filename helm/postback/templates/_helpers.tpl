@@ -71,6 +71,10 @@ capabilities:
   value: {{ .Values.kafka.partitions | quote }}
 - name: POSTBACK_KAFKA__REPLICATION_FACTOR
   value: {{ .Values.kafka.replicationFactor | quote }}
+{{- with .Values.kafka.tierDelaysSeconds }}
+- name: POSTBACK_KAFKA__TIER_DELAYS_SECONDS
+  value: {{ toJson . | quote }}
+{{- end }}
 - name: POSTBACK_KAFKA__EXTRA__SECURITY_PROTOCOL
   value: {{ include "postback.securityProtocol" . | quote }}
 {{- with .Values.kafka.sasl }}
@@ -106,6 +110,18 @@ capabilities:
 - name: POSTBACK_KAFKA__EXTRA__{{ $property | upper | replace "." "_" }}
   {{- /* A large number reads 1e+06 unless it is made an integer again. */}}
   value: {{ ternary ($value | int64 | toString) ($value | toString) (kindIs "float64" $value) | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Ends the rendering where a worker could not start: vllm and openai have no model of their own. */}}
+{{- define "postback.checkModel" -}}
+{{- $variable := printf "POSTBACK_ENGINE__%s__MODEL" (upper .engine) }}
+{{- $told := or .model .extraEnvFrom (has "--model" .extraArgs) }}
+{{- range .extraEnv }}
+{{- $told = or $told (eq .name $variable) }}
+{{- end }}
+{{- if not (or $told (eq .engine "echo")) }}
+{{- fail (printf "worker.model: the engine %s needs one; name it there, or as %s in worker.extraEnv" .engine $variable) }}
 {{- end }}
 {{- end }}
 

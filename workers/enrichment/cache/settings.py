@@ -12,7 +12,11 @@ class CacheSettings(BaseSettings):
     """Which levels there are, how large they are, and how long what they hold is good for."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_CACHE__", extra="ignore", hide_input_in_errors=True, frozen=True
+        env_prefix="POSTBACK_CACHE__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)

@@ -17,7 +17,7 @@ PerSecond = Annotated[float, Field(gt=0, le=1000)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class SearxngSettings(_Section):
@@ -26,6 +26,7 @@ class SearxngSettings(_Section):
     base_url: BaseUrl | None = None
     """Where the instance is, without `/search`; absent, there is no such provider."""
     per_second: PerSecond = 10.0
+    """Requests a second, of this worker alone."""
 
 
 class WikipediaSettings(_Section):
@@ -34,34 +35,40 @@ class WikipediaSettings(_Section):
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
     """The wiki's `api.php`; the language is part of it."""
     per_second: PerSecond = 5.0
+    """Requests a second, of this worker alone."""
 
 
 class PubmedSettings(_Section):
     """NCBI's E-utilities."""
 
     base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+    """Where the E-utilities are."""
     api_key: SecretStr | None = None
+    """A key of NCBI's."""
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
     """Whom NCBI writes to before it blocks an address; absent, the contact of enrichment."""
     per_second: PerSecond | None = None
-    """Absent, what NCBI allows: 3, or 10 with a key."""
+    """Requests a second, of this worker alone; absent, what NCBI allows: 3, or 10 with a key."""
 
 
 class ArxivSettings(_Section):
     """arXiv's API."""
 
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
+    """Where the API is."""
     per_second: PerSecond = 1 / 3
-    """arXiv's terms of use: one request in three seconds."""
+    """Requests a second, of this worker alone; by arXiv's terms of use one in three seconds."""
 
 
 class BraveSettings(_Section):
     """Brave's web search."""
 
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
+    """Where the search is."""
     api_key: SecretStr | None = None
-    """Absent, there is no such provider."""
+    """The key of Brave's; absent, there is no such provider."""
     per_second: PerSecond = 1.0
+    """Requests a second, of this worker alone."""
 
 
 def _names(value: object) -> object:
@@ -77,6 +84,7 @@ class SearchSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
     providers: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None

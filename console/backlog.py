@@ -1,0 +1,78 @@
+"""`postback backlog`: what waits in Kafka, also while no worker and no delivery runs."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from console.errors import quiet_clients, telling
+from console.settings import fleet_settings
+from schemas.groups import INFERENCE_GROUP
+
+if TYPE_CHECKING:
+    from producers.backlog import Standing
+
+_NAMES = 2
+"""So many columns are names; the others are numbers."""
+_COLUMNS = ("topic", "group", "committed", "end", "backlog")
+
+
+def backlog(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; with each partition.")] = False,
+) -> None:
+    """Show what waits: jobs in the lanes, results and callbacks for delivery. Only reads; no process has to run.
+
+    Offsets of a topic are the sums of its partitions'. A partition that somebody reads may show a few records too many:
+    the markers of transactions, until they are passed.
+    """
+    quiet_clients()
+    from producers.backlog import standings
+    from producers.errors import ProducerError
+
+    with telling(ProducerError):
+        topics = [_summary(list(each)) for _, each in groupby(standings(fleet_settings().kafka), _topic)]
+    jobs = sum(each["backlog"] for each in topics if each["group"] == INFERENCE_GROUP)
+    total = sum(each["backlog"] for each in topics)
+    if as_json:
+        said = {"jobs": jobs, "callbacks": total - jobs, "total": total, "topics": topics}
+        typer.echo(json.dumps(said, indent=1))
+        return
+    for line in _table(topics):
+        typer.echo(line)
+    typer.echo(f"{total} in all: {jobs} jobs, {total - jobs} results and callbacks")
+
+
+def _table(topics: list[dict[str, Any]]) -> list[str]:
+    rows = [_COLUMNS, *(tuple(str(each[column]) for column in _COLUMNS) for each in topics)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([*map(str.ljust, row[:_NAMES], widths[:_NAMES]), *map(str.rjust, row[_NAMES:], widths[_NAMES:])])
+        for row in rows
+    ]
+
+
+def _topic(standing: Standing) -> str:
+    return standing.topic
+
+
+def _summary(partitions: list[Standing]) -> dict[str, Any]:
+    said = [
+        {"partition": each.partition, "committed": each.base, "end": each.end, "backlog": _waiting(each)}
+        for each in partitions
+    ]
+    sums = {column: sum(each[column] for each in said) for column in ("committed", "end", "backlog")}
+    return {"topic": partitions[0].topic, "group": partitions[0].group, **sums, "partitions": said}
+
+
+def _waiting(standing: Standing) -> int:
+    """Records that are not done: those above the base that the ledger calls done do not wait."""
+    from workers.stage.ledger import Progress, UndecodableLedger
+
+    try:
+        done = Progress.decode(standing.base, standing.metadata).done.bit_count()
+    except UndecodableLedger:
+        done = 0  # as the stage takes it, too
+    return max(0, standing.end - standing.base - done)

@@ -1,0 +1,131 @@
+"""Every environment variable that Postback reads, as the settings classes say it; `console.publish` writes it down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from schemas.settings import FleetSettings
+from workers.delivery.settings import DeliverySettings
+from workers.egress.settings import EgressSettings
+from workers.engines.settings import EngineSettings
+from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import EnrichmentSettings
+from workers.settings import WorkerSettings
+
+ROOMS: dict[type[BaseSettings], str] = {
+    FleetSettings: "every process and command",
+    WorkerSettings: "workers",
+    EngineSettings: "workers",
+    EnrichmentSettings: "workers",
+    SearchSettings: "workers",
+    CacheSettings: "workers and `postback cache`",
+    EgressSettings: "workers and delivery",
+    DeliverySettings: "delivery, also in a worker `--with-delivery`",
+}
+"""Who reads which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the environment."""
+
+    name: str
+    """Ends in `__*` where any name may follow."""
+    meaning: str
+    default: str = ""
+    allowed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The variables of one settings class, or of a part of it."""
+
+    prefix: str
+    """What the names of its variables begin with."""
+    about: str
+    variables: tuple[Variable, ...]
+    is_part: bool
+    """Whether it is a part of another class, which may be given as a whole, too: as JSON, under its prefix's name."""
+
+
+LOG_LEVEL = Variable(
+    "POSTBACK_LOG_LEVEL", "How much is logged.", "INFO", "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`"
+)
+"""The one variable that no settings class reads: logs begin before settings are read."""
+
+
+def sections() -> list[Section]:
+    """All of them, the fleet's own first."""
+    found: list[Section] = []
+    for room, readers in ROOMS.items():
+        nested = room.model_config.get("env_nested_delimiter") is not None
+        found += _sections(room, str(room.model_config.get("env_prefix")), f"Read by {readers}.", nested=nested)
+    own, *others = found
+    return [replace(own, variables=(*own.variables, LOG_LEVEL)), *others]
+
+
+def names() -> list[str]:
+    """What may be set, in the order of the alphabet."""
+    variables = {variable.name for section in sections() for variable in section.variables}
+    return sorted(variables | {section.prefix.removesuffix("__") for section in sections() if section.is_part})
+
+
+def _sections(model: type[BaseModel], prefix: str, readers: str, *, nested: bool) -> Iterator[Section]:
+    variables: list[Variable] = []
+    parts: list[Section] = []
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            parts += _sections(field.annotation, f"{variable}__", readers, nested=nested)
+            continue
+        default = _shown(field.get_default(call_default_factory=True))
+        variables.append(Variable(variable, _one_line(field.description), default, _allowed(field)))
+        if nested and get_origin(field.annotation) is dict:
+            variables.append(Variable(f"{variable}__*", f"One entry of `{variable}`, by its name."))
+    about = f"{_one_line(model.__doc__)} {readers}"
+    if variables:
+        yield Section(prefix, about, tuple(variables), is_part=not issubclass(model, BaseSettings))
+    yield from parts
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _shown(default: Any) -> str:
+    """As it would be written into the environment; nothing where it is absent or empty."""
+    match default:
+        case None | () | "":
+            return ""
+        case bool():
+            return str(default).lower()
+        case int():
+            return str(default)
+        case float():
+            return f"{default:g}" if default < 1_000_000 else f"{default:.0f}"
+        case frozenset():
+            return ",".join(map(str, sorted(default)))
+        case tuple():
+            return json.dumps(default, separators=(",", ":"))
+        case dict():
+            return json.dumps(default) if default else ""
+    return str(default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Choices, or the bounds of a number."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    bounds = {
+        name: getattr(each, name) for each in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)
+    }
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    return " ".join(f"{words[name]} {_shown(bounds[name]) or 0}" for name in words if name in bounds)

@@ -1,0 +1,66 @@
+"""Which variables of the environment are ours and mean nothing: misspelt ones, and names of earlier versions.
+
+A misspelt setting would be ignored without a word, and its process run with the default: at another Kafka, say. The
+names that there are stand in a file, so that no command has to load every room for it (the base install has not even
+what those need).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+PREFIX = "POSTBACK_"
+_PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
+_RENAMED = {"POSTBACK_DELIVERY__ENDPOINT_": "POSTBACK_DELIVERY__DESTINATION_"}
+"""Beginnings of names as they were, and as they are."""
+_LIKE_ENOUGH = 0.75
+_OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
+"""What Kubernetes tells every pod of a Service whose name begins with `postback-`."""
+
+
+def known_variables() -> list[str]:
+    """The names of all settings; one that ends in `*` is a beginning."""
+    return _PUBLISHED.read_text(encoding="utf-8").split()
+
+
+def complaints(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable that nobody reads, with the name that may be meant. No value is shown."""
+    ours = sorted(name for name in environment if name.upper().startswith(PREFIX))
+    known = known_variables() if ours else []
+    names = {name for name in known if not name.endswith("*")}
+    beginnings = (*(name.removesuffix("*") for name in known if name.endswith("*")), *_of_other_packages(ours))
+    return [
+        f"{name} is ignored: {_meant(name.upper(), names)}"
+        for name in ours
+        if name.upper() not in names
+        and not name.upper().startswith(beginnings)
+        and not _is_of_a_service(name, environment)
+    ]
+
+
+def _meant(name: str, names: set[str]) -> str:
+    for old, new in _RENAMED.items():
+        renamed = new + name.removeprefix(old)
+        if name.startswith(old) and renamed in names:
+            return f"it is called {renamed} now"
+    from difflib import get_close_matches
+
+    tails = {each.removeprefix(PREFIX): each for each in names}
+    near = get_close_matches(name.removeprefix(PREFIX), tails, 1, _LIKE_ENOUGH)
+    return f"no setting has that name; {tails[near[0]]} may be meant" if near else "no setting has that name"
+
+
+def _of_other_packages(ours: list[str]) -> list[str]:
+    """What belongs to search providers of other packages, which read their own."""
+    if not any(name.startswith("POSTBACK_SEARCH__") for name in ours):
+        return []
+    from importlib.metadata import entry_points
+
+    return [f"POSTBACK_SEARCH__{point.name.upper()}__" for point in entry_points(group="postback.search")]
+
+
+def _is_of_a_service(name: str, environment: Mapping[str, str]) -> bool:
+    found = _OF_A_SERVICE.fullmatch(name)
+    return found is not None and f"{found['service']}_SERVICE_HOST" in environment

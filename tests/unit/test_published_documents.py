@@ -1,0 +1,47 @@
+"""The documents that are generated are what the code says now."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from console.catalogue import sections
+from console.publish import ROOT, documents
+from schemas.result import Outcome
+from telemetry.metrics import Metrics
+from workers.delivery.post import FailureReason
+from workers.stage.settle import State
+
+READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_what_is_generated_is_what_stands_in_the_repository(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == documents()[path], "run: python -m console.publish"
+
+
+def test_each_setting_says_what_it_is() -> None:
+    variables = [variable for section in sections() for variable in section.variables]
+
+    assert len({variable.name for variable in variables}) == len(variables) > 100
+    assert [variable.name for variable in variables if not variable.meaning] == []
+
+
+def test_no_code_reads_a_variable_that_is_not_listed() -> None:
+    listed = {variable.name for section in sections() for variable in section.variables}
+    packages = ("console", "devkit", "producers", "schemas", "telemetry", "workers")
+    sources = [path.read_text() for package in packages for path in (ROOT / package).rglob("*.py")]
+    read = {name for source in sources for name in READ_ALONE.findall(source)}
+
+    assert "POSTBACK_LOG_LEVEL" in read
+    assert read <= listed
+
+
+def test_what_a_metrics_labels_may_say_stands_beside_it() -> None:
+    said = {family.name: family.documentation for family in Metrics().registry.collect()}
+
+    assert all(outcome in said["postback_jobs"] for outcome in Outcome)
+    assert all(reason in said["postback_callbacks"] for reason in FailureReason)
+    assert all(state.value in said["postback_repairs"] for state in State if state is not State.READY)
