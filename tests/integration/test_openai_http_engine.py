@@ -69,16 +69,19 @@ def says(text: str, **choice: Any) -> Respond:
     return answers(200, {"choices": [message], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
 
 
+def lists(*models: dict[str, Any]) -> Respond:
+    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
+
+
 def problem(message: str, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
 
 
 @asynccontextmanager
 async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
-    """An engine that is not started; without `models` its server has no list of them."""
+    """An engine that is not started. Its server lists m1, unless `models` says otherwise."""
     app = web.Application()
-    if models is not None:
-        app.router.add_get("/v1/models", models.respond)
+    app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
     async with serving(app) as url:
@@ -178,13 +181,6 @@ async def test_a_long_refusal_is_cut() -> None:
             await engine.generate(request())
     assert rejected.value.field == "prompt"
     assert len(rejected.value.reason) <= openai_http.MAX_REASON_CHARACTERS
-
-
-async def test_a_model_that_the_server_does_not_have_is_named_as_such() -> None:
-    async with engine_at(Server(answers(404, {"detail": "Not Found"}))) as engine:
-        with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request())
-    assert (rejected.value.field, rejected.value.reason) == ("model_id", "the server answered 404")
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -356,11 +352,74 @@ async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_t
     assert KEY not in caplog.text
 
 
+# -- the address and the model -------------------------------------------------------------------------------------
+
+NO_MODEL = answers(404, {"error": {"message": "The model `m1` does not exist.", "param": "model", "code": 404}})
+NO_PATH = answers(404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize(
+    "lacking", [NO_MODEL, NO_PATH, answers(400, problem("Invalid model name", "model"))], ids=["model", "path", "400"]
+)
+async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operator_can_mend(
+    lacking: Respond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job that was asked meanwhile ended as `rejected`: one wrong setting cost a whole backlog."""
+    monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    server = Server(lacking)
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
+        answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
+        async with asyncio.timeout(30):
+            while not worker.engine_watch.reasons():
+                await asyncio.sleep(0.01)
+        [reason] = worker.engine_watch.reasons()
+        assert "POSTBACK_ENGINE__OPENAI__BASE_URL" in reason
+        assert "POSTBACK_ENGINE__OPENAI__MODEL" in reason
+        server.responses = [says("That one.")]
+        assert (await answering).text == "That one."
+
+
+async def test_a_model_that_the_server_has_not_ends_the_start_with_the_names_of_those_that_it_has() -> None:
+    models = Server(lists({"id": "m2"}, {"id": "polite", "parent": "m2"}))
+    async with engine_for(Server(NO_MODEL), models) as engine:
+        with pytest.raises(EngineRefused, match=r"lists no m1 but m2, polite, and .*OPENAI__MODEL"):
+            await engine.start()
+
+
+async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
+    server = Server(says("yes"))
+    async with engine_for(server) as engine:
+        url = engine._settings.base_url.removesuffix("/v1")
+        lost = OpenAIEngine(OpenAISettings(base_url=url, model="m1"), SystemClock())
+        with pytest.raises(EngineRefused, match=r"has no list of models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
+            await lost.start()
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("models", [NO_PATH, lists({"id": "m1:latest"}), lists({"id": "/models/m.gguf"})])
+async def test_a_server_that_answers_to_a_name_which_it_does_not_list_is_good_enough(models: Respond) -> None:
+    server = Server(answers(503, problem("loading")), says("yes"))
+    async with engine_at(server, Server(models)) as engine:
+        assert (await engine.generate(request())).text == "yes"
+    assert [body["model"] for body in server.bodies] == ["m1"] * 3
+
+
+async def test_a_model_s_adapter_is_a_model_of_the_server_too() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, Server(lists({"id": "m0"}, {"id": "m1", "parent": "m0"}))):
+        assert server.bodies == []
+
+
+async def test_a_key_that_is_asked_for_only_by_the_first_request_ends_the_start() -> None:
+    async with engine_for(Server(answers(401, problem(f"{KEY} is unknown"))), Server(NO_PATH)) as engine:
+        with pytest.raises(EngineRefused, match=r"POSTBACK_ENGINE__OPENAI__API_KEY \(401\)") as refused:
+            await engine.start()
+    assert KEY not in str(refused.value)
+
+
 # -- the model's window --------------------------------------------------------------------------------------------
-
-
-def lists(*models: dict[str, Any]) -> Respond:
-    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
 
 
 @pytest.mark.parametrize(
@@ -521,7 +580,7 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
         plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock())
         stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock())
         try:
-            for engine in (chat, plain, stranger):
+            for engine in (chat, plain):
                 await engine.start()
             for engine in (chat, plain):
                 completion = await engine.generate(request())
@@ -532,13 +591,12 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             with pytest.raises(RequestRejected) as rejected:
                 await chat.generate(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
-            assert (chat.context_tokens, plain.context_tokens, stranger.context_tokens) == (512, 512, None)
+            assert (chat.context_tokens, plain.context_tokens) == (512, 512)
             for engine, words in itertools.product((chat, plain), (700, 20_000)):
                 with pytest.raises(PromptTooLong):
                     await engine.generate(request(prompt="word " * words, is_whole=True))
-            with pytest.raises(RequestRejected) as rejected:
-                await stranger.generate(request())
-            assert rejected.value.field == "model_id"
+            with pytest.raises(EngineRefused, match=r"lists no another but tiny, .* 404 to chat/completions"):
+                await stranger.start()
             generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
             await busy(plain, 1)
             await plain.abort("long")
