@@ -22,17 +22,19 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from answering_worker import AnsweringWorker
+from answering_worker import TOPICS, AnsweringWorker
 from openai_server import serving
 from raw_server import FACT, HTML, page, saying, speaking
 from test_engine_contract import busy, request
 
 from devkit.model import tiny_model
+from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
+from schemas.result import ResultError
 from telemetry.clock import SystemClock
 from workers import engine_watch, inference
 from workers.engines import openai_http
-from workers.engines.base import EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
+from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
 from workers.enrichment.tokens import estimated_tokens
@@ -237,7 +239,7 @@ async def test_a_redirect_is_never_followed() -> None:
 @pytest.mark.parametrize("body", [["not", "an", "answer"], {"choices": []}, {"choices": [{"message": 5}]}])
 async def test_an_answer_in_another_form_is_no_answer(body: Any) -> None:
     async with engine_at(Server(answers(200, body))) as engine:
-        with pytest.raises(EngineUnavailable, match="answer"):
+        with pytest.raises(EngineFailed, match="answer"):
             await engine.generate(request())
 
 
@@ -259,7 +261,7 @@ async def test_one_deadline_bounds_all_attempts() -> None:
         return web.Response()
 
     async with engine_at(Server(dawdle), request_timeout_seconds=0.2) as engine:
-        with pytest.raises(EngineUnavailable, match="in time"):
+        with pytest.raises(EngineFailed, match=r"within 0\.2 s"):
             await engine.generate(request())
 
 
@@ -309,6 +311,112 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
         settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
         with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await OpenAIEngine(settings, SystemClock()).start()
+
+
+# -- one job that the server always fails at --------------------------------------------------------------------
+
+POISON = "Which bridge is poisonous?"
+
+
+def failing_at_one(how: Respond) -> Respond:
+    """Answers at once, but for the poisonous question."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        [message] = (await request.json())["messages"]
+        return await (how if message["content"] == POISON else says("That one."))(request)
+
+    return respond
+
+
+async def never(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+async def gateway(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(0.2)
+    return await answers(504, problem("the upstream takes too long"))(request)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "why", "wasted"),
+    [
+        (answers(500, problem("CUDA error")), "the server answered 500", 0),
+        (gateway, "the server answered 504: it took longer than a gateway waits", 0),
+        (never, "the server did not answer within 0.3 s", 0),
+        (answers(200, {"choices": [], "usage": {"completion_tokens": 3}}), "the server's answer is not OpenAI's", 3),
+    ],
+    ids=["500", "504", "too slow", "unreadable"],
+)
+@pytest.mark.usefixtures("short_pauses")
+async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_are_answered(
+    how: Respond, why: str, wasted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was asked again for a day, held its partition's base, and nobody was told."""
+    server = Server(failing_at_one(how))
+    async with (
+        engine_at(server, request_timeout_seconds=0.3) as engine,
+        AnsweringWorker(engine=engine) as worker,
+        asyncio.timeout(60),
+    ):
+        poisonous = asyncio.create_task(worker.settled(POISON, sources=None))
+        while not poisonous.done():
+            assert (await worker.answer("Which bridge?", sources=None)).outcome == "succeeded"
+            await asyncio.sleep(0.01)
+    failed, letter = poisonous.result()
+    result = read_result(failed.value)
+    message = f"the engine failed at it 5 times while it answered others: {why}"
+    assert (result.outcome, result.error) == ("failed", ResultError(code="engine_error", message=message))
+    headers = dict(letter.headers or ())
+    assert (letter.topic, headers["reason"], headers["attempts"]) == (TOPICS.dead_letters, b"engine_error", b"5")
+    asked = [body for body in server.bodies if body["messages"][0]["content"] == POISON]
+    assert worker.tokens("wasted") == wasted * len(asked)
+    assert "job-given-up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("how", "outage"), [(answers(500, problem("CUDA error")), 500), (answers(429, problem("slow down")), None)]
+)
+@pytest.mark.usefixtures("short_pauses")
+async def test_no_job_is_given_up_while_nobody_is_answered_or_the_server_only_asks_for_patience(
+    how: Respond, outage: int | None
+) -> None:
+    server = Server(answers(outage, problem("CUDA error")) if outage else failing_at_one(how))
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker, asyncio.timeout(60):
+        waiting = asyncio.create_task(worker.answer(POISON, sources=None))
+        others = [asyncio.create_task(worker.answer("Which bridge?", sources=None)) for _ in range(3)]
+        while len(server.bodies) < 60:
+            if outage is None:
+                await worker.answer("Which bridge?", sources=None)
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        server.responses = [says("That one.")]
+        assert {(await one).outcome for one in (waiting, *others)} == {"succeeded"}
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_no_job_is_given_up_by_a_server_that_is_only_behind() -> None:
+    """One place, first come first served, and a queue longer than what a request may take."""
+    place = asyncio.Lock()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        async with place:
+            await asyncio.sleep(0.05)
+        return await says("That one.")(request)
+
+    async with (
+        engine_at(Server(slowly), request_timeout_seconds=0.3) as engine,
+        AnsweringWorker(engine=engine) as worker,
+        asyncio.timeout(120),
+    ):
+        answers_ = await asyncio.gather(*(worker.answer("Which bridge?", sources=None) for _ in range(60)))
+    assert {answer.outcome for answer in answers_} == {"succeeded"}
 
 
 # -- the key -------------------------------------------------------------------------------------------------------

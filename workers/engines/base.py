@@ -6,6 +6,7 @@ Errors, all EngineError:
     ├── RequestRejected     the request can never work here; names the field
     ├── PromptTooLong       it has no room in the window, and may not be cut; less evidence may fit
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
+    │   └── EngineFailed    it failed at this request, which may be to blame; worth some tries
     ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
     ├── EngineRefused       when it starts: its server does not let us in; names the setting
     └── EngineLost          it does not come back in this process, which is to end
@@ -84,6 +85,18 @@ class PromptTooLong(EngineError):  # noqa: N818
 
 class EngineUnavailable(EngineError):  # noqa: N818
     """The engine cannot answer now."""
+
+
+class EngineFailed(EngineUnavailable):
+    """The engine took the request and failed at it.
+
+    `took_too_long` where it gave no answer in its time, and `wasted_tokens` are those that are known to be generated.
+    """
+
+    def __init__(self, reason: str, *, took_too_long: bool = False, wasted_tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.took_too_long = took_too_long
+        self.wasted_tokens = wasted_tokens
 
 
 class EngineDied(EngineError):  # noqa: N818

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.engines.base import (
     Completion,
+    EngineFailed,
     EngineLoad,
     EngineRefused,
     EngineUnavailable,
@@ -39,11 +40,12 @@ CONNECT_SECONDS = 10.0
 
 log = get_logger()
 
-_RETRIED = {408, 409, 429}
 _REFUSED = {400, 413, 422}
 _NOT_LET_IN = {401, 403}
 _COMING_UP = {502, 503, 504}
 """What a server says that still loads its model, and a gateway in front of it."""
+_OVERLOADED = {408, 409, 429, 502, 503}
+"""What it says of itself rather than of the request."""
 _NAMES_SHOWN = 8
 _FIRST = GenerationRequest("first-request", "Hello.", None, max_tokens=16, temperature=0.0)
 
@@ -80,9 +82,17 @@ class _Usage(BaseModel):
     completion_tokens: int = 0
 
 
-class _Answer(BaseModel):
-    choices: list[_Choice]
+class _Bill(BaseModel):
     usage: _Usage | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """What was generated, as far as the server says it."""
+        return self.usage.completion_tokens if self.usage is not None else 0
+
+
+class _Answer(_Bill):
+    choices: list[_Choice] = Field(min_length=1)
 
 
 class _Model(BaseModel):
@@ -116,6 +126,8 @@ class _Retry:
 
     reason: str
     after: float | None = None
+    is_the_server_s: bool = True
+    """Whether it is about the server as a whole, and not perhaps about this request."""
 
 
 class OpenAIEngine:
@@ -251,6 +263,8 @@ class OpenAIEngine:
         try:
             outcome = await self._attempt(_FIRST)
         except (EngineUnavailable, RequestRejected) as error:
+            if isinstance(error, EngineFailed) and error.took_too_long:
+                raise
             said = "has no list of models" if models is None else f"lists no {self._model} but {_shown(models)}"
             raise EngineRefused(
                 f"the server at {origin_of(self._base)} {said}, and a first request failed: {error}"
@@ -268,7 +282,8 @@ class OpenAIEngine:
             async with self._slots, asyncio.timeout(self._settings.request_timeout_seconds):
                 return await self._tried(request)
         except TimeoutError:
-            raise EngineUnavailable("the server did not answer in time") from None
+            seconds = self._settings.request_timeout_seconds
+            raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
 
     async def _tried(self, request: GenerationRequest) -> Completion:
         wait = FIRST_WAIT_SECONDS
@@ -283,7 +298,7 @@ class OpenAIEngine:
             failure = outcome
             if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
                 break
-        raise EngineUnavailable(failure.reason)
+        raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
 
     async def _attempt(self, request: GenerationRequest) -> Completion | _Retry:
         try:
@@ -307,10 +322,11 @@ class OpenAIEngine:
     def _outcome(
         self, request: GenerationRequest, status: int, headers: Mapping[str, str], body: bytes
     ) -> Completion | _Retry:
-        if status in _RETRIED or status >= 500:
-            return _Retry(
-                f"the server answered {status}", parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
-            )
+        if status == 504:
+            raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
+        if status in _OVERLOADED or status >= 500:
+            after = parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
+            return _Retry(f"the server answered {status}", after, status in _OVERLOADED)
         problem = _problem_in(body) if status in _REFUSED else _Problem()
         if status == 404 or problem.param == "model":  # every job says the same of both, which is ours and not its own
             raise EngineUnavailable(
@@ -324,12 +340,9 @@ class OpenAIEngine:
         if status != 200:
             raise EngineUnavailable(f"the server answered {status}")
         try:
-            answer = _Answer.model_validate_json(body)
+            return _completion(_Answer.model_validate_json(body))
         except ValidationError:
-            raise EngineUnavailable("the server's answer is not OpenAI's") from None
-        if not answer.choices:
-            raise EngineUnavailable("the server's answer has no choices")
-        return _completion(answer)
+            raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
     # -- the wire ------------------------------------------------------------------------------------------------
 
@@ -375,6 +388,14 @@ def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
     if request.messages is None:
         return [{"role": "user", "content": request.prompt or ""}]
     return [{"role": message.role, "content": message.text} for message in request.messages]
+
+
+def _billed(body: bytes) -> int:
+    """Tokens of an answer that cannot be read otherwise."""
+    try:
+        return _Bill.model_validate_json(body).completion_tokens
+    except ValidationError:
+        return 0
 
 
 def _completion(answer: _Answer) -> Completion:

@@ -29,6 +29,7 @@ from telemetry.metrics import Metrics
 from workers.engines.base import (
     Completion,
     EngineDied,
+    EngineFailed,
     EngineLoad,
     EngineLost,
     EngineUnavailable,
@@ -255,10 +256,14 @@ class VllmEngine:
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
             raise _rejected(request, error) from error
-        except (VLLMServerError, GracefulHTTPError) as error:
-            raise EngineUnavailable(f"the engine failed: {type(error).__name__}") from error
+        except GracefulHTTPError as error:
+            raise EngineUnavailable(f"the engine takes no more now: {type(error).__name__}") from error
+        except VLLMServerError as error:
+            raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
+        if output.outputs[0].finish_reason == "error":
+            raise EngineFailed("the engine failed at this request", wasted_tokens=len(output.outputs[0].token_ids))
         return _completion(output, len(tokens))
 
     def _sampling(self, request: GenerationRequest) -> Any:
