@@ -84,6 +84,14 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
     assert KEY not in worker.said()
 
 
+def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
+    """The registry knew the command line's word alone, and each such job was rejected."""
+    product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
+    product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
+    product.wait_for_results(2, 60)
+    assert product.outcomes() == {"m1": "succeeded", "m2": "rejected"}
+
+
 def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_names_the_setting(
     product: Product, server: Server
 ) -> None:

@@ -120,6 +120,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What a job may call the engine's model; empty where it has none."""
+        ...
+
+    @property
     def context_tokens(self) -> int | None:
         """Tokens that the model takes of prompt and answer together; None where there is no limit, or none is known.
 

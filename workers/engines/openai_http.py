@@ -139,6 +139,7 @@ class OpenAIEngine:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
         self._model = settings.model
+        self.models = (settings.model,)
         self._settings = settings
         self._clock = clock
         self._base = settings.base_url.rstrip("/")

@@ -62,6 +62,7 @@ class VllmEngine:
         if settings.model is None:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
+        self.models = (settings.model,)
         self._settings = settings
         self._metrics = metrics
         self._guardian = Guardian()
