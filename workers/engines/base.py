@@ -8,7 +8,7 @@ Errors, all EngineError:
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
     │   └── EngineFailed    it failed at this request, which may be to blame; worth some tries
     ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
-    ├── EngineRefused       when it starts: its server does not let us in; names the setting
+    ├── EngineRefused       when it starts: it cannot be had as the settings say; names the one to mend
     └── EngineLost          it does not come back in this process, which is to end
 """
 
@@ -104,7 +104,7 @@ class EngineDied(EngineError):  # noqa: N818
 
 
 class EngineRefused(EngineError):  # noqa: N818
-    """The engine's server does not take who we are; the text names the setting to mend."""
+    """The engine cannot be had as the settings say; the text names the one to mend."""
 
 
 class EngineLost(EngineError):  # noqa: N818
