@@ -137,7 +137,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
     await asyncio.to_thread(prefill, kafka, jobs)
     process = Process(FleetSettings(env="development", kafka=kafka, replica="w0"))
     async with AsyncExitStack() as stack:
-        stage = await inference_stage(process, engine, "vllm", work.model, stack)
+        stage = await inference_stage(process, engine, "vllm", stack)
         running = asyncio.create_task(stage.run())
         took = await _timed(process.metrics, running, work.jobs)
         stage.stop()

@@ -43,6 +43,7 @@ class KnownEngine:
     """Implements `Engine`: `places` answers at once, each of which takes `seconds`. Knows when it had nothing to do."""
 
     name = "known"
+    models = ()
     context_tokens = None
 
     def __init__(self, places: int, seconds: float) -> None:
@@ -186,7 +187,7 @@ async def _run(used: Kafka, side: Side, engine: KnownEngine) -> Measured:
     process = Process(FleetSettings(env="development", kafka=kafka, replica="w0"))
     try:
         async with AsyncExitStack() as stack:
-            stage = await inference_stage(process, engine, "echo", None, stack)
+            stage = await inference_stage(process, engine, "echo", stack)
             running = asyncio.create_task(stage.run())
             while value_of(process.metrics, SETTLED) < side.jobs:
                 if running.done():

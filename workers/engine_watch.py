@@ -31,6 +31,8 @@ class EngineWatch:
         self._said_at = -math.inf
         self._ended = asyncio.Event()
         self._lost: EngineLost | None = None
+        self._begun = 0
+        self._newest_answered = 0
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -41,8 +43,23 @@ class EngineWatch:
         finally:
             self._asking -= 1
 
-    def answered(self) -> None:
-        """It generated an answer."""
+    @property
+    def begun(self) -> int:
+        """Requests that were put to the engine so far, and so the number of the one that began last."""
+        return self._begun
+
+    def begin(self) -> int:
+        """A request is put to the engine; its number."""
+        self._begun += 1
+        return self._begun
+
+    def answers_after(self, number: int) -> bool:
+        """Whether a request was answered that began after this one: then the engine is there, and not merely behind."""
+        return self._newest_answered > number
+
+    def answered(self, number: int) -> None:
+        """It generated an answer to this request."""
+        self._newest_answered = max(self._newest_answered, number)
         if self._away_since is None:
             return
         away, self._away_since = self._clock.monotonic() - self._away_since, None

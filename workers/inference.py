@@ -31,6 +31,7 @@ from workers.engines.base import (
     Completion,
     Engine,
     EngineDied,
+    EngineFailed,
     EngineLost,
     EngineUnavailable,
     GenerationRequest,
@@ -58,6 +59,8 @@ from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Outpu
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
+FAILURES = 5
+"""Of the engine at one job, while it answers others, until the job is given up; the pauses between them are 7.5 s."""
 AHEAD_SECONDS = 0.25
 LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
@@ -87,6 +90,31 @@ class Asked:
     def chars(self) -> int:
         """Of the prompt, or of all messages."""
         return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())
+
+
+class EngineKeepsFailing(Exception):  # noqa: N818 - it says what the engine does
+    """The engine failed at a job `FAILURES` times while it answered others."""
+
+
+class _Tries:
+    """How often the engine failed at one job that others were no worse off for.
+
+    While nobody is answered, nothing is counted: that is an outage, which is waited for. One that took too long is
+    counted only where a request was answered that began later, since an engine that is behind answers the others first.
+    """
+
+    def __init__(self, watch: EngineWatch) -> None:
+        self._watch = watch
+        self._seen = watch.begun
+        self._failures = 0
+
+    def failed(self, number: int, failure: EngineFailed) -> None:
+        """The job's request of this number failed. Raises EngineKeepsFailing."""
+        if self._watch.answers_after(number if failure.took_too_long else self._seen):
+            self._failures += 1
+        self._seen = self._watch.begun
+        if self._failures >= FAILURES:
+            raise EngineKeepsFailing(f"the engine failed at it {FAILURES} times while it answered others: {failure}")
 
 
 class InferenceHandler:
@@ -216,6 +244,9 @@ class InferenceHandler:
             received = self._read(record)
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
+        return self._given_up(record, received, failure)
+
+    def _given_up(self, record: Record, received: ReceivedJob, failure: Failure) -> Sequence[Output]:
         result = self._failed(received, failure.code, failure.message)
         letter = self._dead_letter(record, received, failure.code, failure.message, failure.attempts)
         return [*self._settled(record, received, result), letter]
@@ -326,6 +357,15 @@ class InferenceHandler:
             raise _invalid(received, rejected.field, rejected.reason) from None
         except EngineDied as died:
             raise HandlerCrashed from died
+        except EngineKeepsFailing as failing:
+            why = str(failing)
+            log.warning(
+                "The engine keeps failing at a job; it is given up.",
+                action="job-given-up",
+                job_id=received.job_id,
+                why=why,
+            )
+            return self._given_up(record, received, Failure("engine_error", why, FAILURES))
         took = self._clock.monotonic() - started
         self._rate.answered()
         self._lead.answered(asked.enrich_ms / 1000)
@@ -346,24 +386,32 @@ class InferenceHandler:
                 asked = self._with_less(received, asked, too_long)
 
     async def _completion(self, received: ReceivedJob, asked: Asked) -> Completion | None:
-        """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then."""
+        """The engine's answer, cut off when nobody wants it any more; None where the engine was away until then.
+
+        Raises EngineKeepsFailing.
+        """
         request = _request(received, asked)
         wait = FIRST_RETRY_SECONDS
+        tries = _Tries(self.engine_watch)
         abort = partial(self._abort, request.request_id)
         with self.cancellations.told(_key(received), abort), self.engine_watch.asking():
             while not self._unwanted(received):
                 remaining = self._remaining(received)
                 cut_off = asyncio.get_running_loop().call_later(remaining, abort)
+                number = self.engine_watch.begin()
                 try:
                     completion = await self._engine.generate(request)
                     if completion.finish_reason != "abort":  # which a request does too that waits for the engine
-                        self.engine_watch.answered()
+                        self.engine_watch.answered(number)
                     return completion
                 except EngineDied as died:
                     self.engine_watch.failed(died)
                     raise
                 except (EngineUnavailable, EngineLost) as away:
                     self.engine_watch.failed(away)
+                    if isinstance(away, EngineFailed):
+                        self._tokens["wasted"].inc(away.wasted_tokens)
+                        tries.failed(number, away)
                     await asyncio.sleep(min(wait, remaining))
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:

@@ -136,7 +136,7 @@ async def run_worker(
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
-        stages = [await inference_stage(process, engine, engine_kind, model, stack)]
+        stages = [await inference_stage(process, engine, engine_kind, stack)]
         if with_delivery:
             stages.append(await _delivery_stage(process, stack))
         await engine.start()
@@ -173,9 +173,7 @@ async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], N
     log.info("Stopped.", action="stopped", replica=process.replica)
 
 
-async def inference_stage(
-    process: Process, engine: Engine, kind: EngineKind, model: str | None, stack: AsyncExitStack
-) -> Stage:
+async def inference_stage(process: Process, engine: Engine, kind: EngineKind, stack: AsyncExitStack) -> Stage:
     """The stage that answers jobs with this engine. What it needs ends with `stack`.
 
     Raises ProcessError and SettingsRefused.
@@ -189,7 +187,7 @@ async def inference_stage(
     handler = InferenceHandler(
         engine,
         enricher,
-        Registry({kind, "default", *([model] if model else [])}, settings.lane, settings.models),
+        Registry({kind, "default", *engine.models}, settings.lane, settings.models),
         egress.callback_policy(development=process.development),
         kafka.topics,
         ids,

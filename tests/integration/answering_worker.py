@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Self
 
 from raw_server import CLOCK, LOOPBACK
@@ -20,7 +21,7 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.inference import InferenceHandler
 from workers.registry import Registry
 from workers.settings import WorkerSettings
-from workers.stage.record import Record
+from workers.stage.record import Output, Record
 
 TOPICS = Topics("fleet.")
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
@@ -55,12 +56,18 @@ class AnsweringWorker:
 
     async def answer(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Result:
         """The one result of a job with these sources; `fields` are the job's others."""
+        return read_result((await self.settled(question, *urls, profile=profile, **fields))[0].value)
+
+    async def settled(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Sequence[Output]:
+        """The result of such a job, and its dead letter where it has one."""
         self._offset += 1
         job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls), "profile": profile}, **fields}
         stamp = int(CLOCK.time() * 1000)
         record = Record(TOPICS.requests(), 0, self._offset, json.dumps(job).encode(), b"key", [], stamp)
-        outputs = await self._handler.handle(record)
-        return read_result(outputs[0].value)
+        return await self._handler.handle(record)
+
+    def tokens(self, kind: str) -> float:
+        return self.metrics.registry.get_sample_value("postback_tokens_total", {"kind": kind}) or 0.0
 
     def cache_lookups(self, level: str, result: str) -> float:
         labels = {"level": level, "result": result}

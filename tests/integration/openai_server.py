@@ -45,7 +45,11 @@ async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any
         choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
         return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
 
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "judge", "object": "model"}]})
+
     app = web.Application()
+    app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", chat)
     async with serving(app) as url:
         yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), SystemClock()), asked

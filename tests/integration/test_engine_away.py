@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from product import Product, eventually
+from product import Product, Role, eventually
+
+from workers.engines.load_failures import IMAGE
 
 pytestmark = pytest.mark.broker
 
@@ -84,6 +88,14 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
     assert KEY not in worker.said()
 
 
+def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
+    """The registry knew the command line's word alone, and each such job was rejected."""
+    product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
+    product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
+    product.wait_for_results(2, 60)
+    assert product.outcomes() == {"m1": "succeeded", "m2": "rejected"}
+
+
 def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_names_the_setting(
     product: Product, server: Server
 ) -> None:
@@ -95,3 +107,76 @@ def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_na
         worker.said()
     )
     assert KEY not in worker.said()
+
+
+# -- vLLM that does not load ---------------------------------------------------------------------------------------
+
+
+class _Gate(BaseHTTPRequestHandler):
+    """The Hugging Face hub, as far as it says that one may not have a model."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to the model is restricted.")
+        self.end_headers()
+
+    def log_message(self, *said: Any) -> None:
+        """Nothing goes to the test's output."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """Its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def ends_with(worker: Role, said: str) -> None:
+    """With status 1, and with this as the last line, which is the only one that speaks of it."""
+    assert worker.process.wait(120) == 1
+    assert worker.said().splitlines()[-1] == f"postback: {said}"
+    assert "Traceback" not in worker.said()
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(200)
+def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
+    product: Product, hub: str, tmp_path: Path
+) -> None:
+    worker = product.worker("w1", "--engine", "vllm", "--model", "acme/large", HF_ENDPOINT=hub, HF_HOME=str(tmp_path))
+    ends_with(
+        worker,
+        "the model acme/large is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did",
+    )
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(200)
+def test_a_worker_whose_model_is_not_there_ends_with_one_line_that_says_what_a_model_is(
+    product: Product, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    ends_with(
+        product.worker("w1", "--engine", "vllm", "--model", str(nowhere)),
+        f"there is no model {nowhere}: --model is a folder with a config.json, or a name on the Hugging Face hub, "
+        "where a private one needs HF_TOKEN",
+    )
+
+
+def test_a_worker_without_vllm_ends_with_one_line_that_says_how_to_get_it(product: Product, tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("raise ModuleNotFoundError(\"No module named 'vllm'\", name='vllm')\n")
+    ends_with(
+        product.worker("w1", "--engine", "vllm", "--model", "m", PYTHONPATH=str(tmp_path)),
+        f"there is no vLLM here: build the image with --build-arg BASE={IMAGE}, or pip install 'postback[worker,vllm]'",
+    )
+
+
+@pytest.mark.parametrize("file", ["docs/DEPLOY.md", "compose.yaml", "Dockerfile"])
+def test_the_image_that_has_vllm_has_one_name(file: str) -> None:
+    named = re.findall(r"vllm/vllm-openai:v[\w.]+", (Path(__file__).parents[2] / file).read_text())
+    assert set(named) == {IMAGE}

@@ -22,17 +22,19 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from answering_worker import AnsweringWorker
+from answering_worker import TOPICS, AnsweringWorker
 from openai_server import serving
 from raw_server import FACT, HTML, page, saying, speaking
 from test_engine_contract import busy, request
 
 from devkit.model import tiny_model
+from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
+from schemas.result import ResultError
 from telemetry.clock import SystemClock
 from workers import engine_watch, inference
 from workers.engines import openai_http
-from workers.engines.base import EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
+from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings
 from workers.enrichment.tokens import estimated_tokens
@@ -69,16 +71,19 @@ def says(text: str, **choice: Any) -> Respond:
     return answers(200, {"choices": [message], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
 
 
+def lists(*models: dict[str, Any]) -> Respond:
+    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
+
+
 def problem(message: str, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
 
 
 @asynccontextmanager
 async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
-    """An engine that is not started; without `models` its server has no list of them."""
+    """An engine that is not started. Its server lists m1, unless `models` says otherwise."""
     app = web.Application()
-    if models is not None:
-        app.router.add_get("/v1/models", models.respond)
+    app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
     async with serving(app) as url:
@@ -180,13 +185,6 @@ async def test_a_long_refusal_is_cut() -> None:
     assert len(rejected.value.reason) <= openai_http.MAX_REASON_CHARACTERS
 
 
-async def test_a_model_that_the_server_does_not_have_is_named_as_such() -> None:
-    async with engine_at(Server(answers(404, {"detail": "Not Found"}))) as engine:
-        with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request())
-    assert (rejected.value.field, rejected.value.reason) == ("model_id", "the server answered 404")
-
-
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 async def test_what_may_pass_is_tried_again(status: int) -> None:
     server = Server(answers(status, problem("later")), says("yes"))
@@ -241,7 +239,7 @@ async def test_a_redirect_is_never_followed() -> None:
 @pytest.mark.parametrize("body", [["not", "an", "answer"], {"choices": []}, {"choices": [{"message": 5}]}])
 async def test_an_answer_in_another_form_is_no_answer(body: Any) -> None:
     async with engine_at(Server(answers(200, body))) as engine:
-        with pytest.raises(EngineUnavailable, match="answer"):
+        with pytest.raises(EngineFailed, match="answer"):
             await engine.generate(request())
 
 
@@ -263,7 +261,7 @@ async def test_one_deadline_bounds_all_attempts() -> None:
         return web.Response()
 
     async with engine_at(Server(dawdle), request_timeout_seconds=0.2) as engine:
-        with pytest.raises(EngineUnavailable, match="in time"):
+        with pytest.raises(EngineFailed, match=r"within 0\.2 s"):
             await engine.generate(request())
 
 
@@ -315,6 +313,112 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
             await OpenAIEngine(settings, SystemClock()).start()
 
 
+# -- one job that the server always fails at --------------------------------------------------------------------
+
+POISON = "Which bridge is poisonous?"
+
+
+def failing_at_one(how: Respond) -> Respond:
+    """Answers at once, but for the poisonous question."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        [message] = (await request.json())["messages"]
+        return await (how if message["content"] == POISON else says("That one."))(request)
+
+    return respond
+
+
+async def never(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+async def gateway(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(0.2)
+    return await answers(504, problem("the upstream takes too long"))(request)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "why", "wasted"),
+    [
+        (answers(500, problem("CUDA error")), "the server answered 500", 0),
+        (gateway, "the server answered 504: it took longer than a gateway waits", 0),
+        (never, "the server did not answer within 0.3 s", 0),
+        (answers(200, {"choices": [], "usage": {"completion_tokens": 3}}), "the server's answer is not OpenAI's", 3),
+    ],
+    ids=["500", "504", "too slow", "unreadable"],
+)
+@pytest.mark.usefixtures("short_pauses")
+async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_are_answered(
+    how: Respond, why: str, wasted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was asked again for a day, held its partition's base, and nobody was told."""
+    server = Server(failing_at_one(how))
+    async with (
+        engine_at(server, request_timeout_seconds=0.3) as engine,
+        AnsweringWorker(engine=engine) as worker,
+        asyncio.timeout(60),
+    ):
+        poisonous = asyncio.create_task(worker.settled(POISON, sources=None))
+        while not poisonous.done():
+            assert (await worker.answer("Which bridge?", sources=None)).outcome == "succeeded"
+            await asyncio.sleep(0.01)
+    failed, letter = poisonous.result()
+    result = read_result(failed.value)
+    message = f"the engine failed at it 5 times while it answered others: {why}"
+    assert (result.outcome, result.error) == ("failed", ResultError(code="engine_error", message=message))
+    headers = dict(letter.headers or ())
+    assert (letter.topic, headers["reason"], headers["attempts"]) == (TOPICS.dead_letters, b"engine_error", b"5")
+    asked = [body for body in server.bodies if body["messages"][0]["content"] == POISON]
+    assert worker.tokens("wasted") == wasted * len(asked)
+    assert "job-given-up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("how", "outage"), [(answers(500, problem("CUDA error")), 500), (answers(429, problem("slow down")), None)]
+)
+@pytest.mark.usefixtures("short_pauses")
+async def test_no_job_is_given_up_while_nobody_is_answered_or_the_server_only_asks_for_patience(
+    how: Respond, outage: int | None
+) -> None:
+    server = Server(answers(outage, problem("CUDA error")) if outage else failing_at_one(how))
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker, asyncio.timeout(60):
+        waiting = asyncio.create_task(worker.answer(POISON, sources=None))
+        others = [asyncio.create_task(worker.answer("Which bridge?", sources=None)) for _ in range(3)]
+        while len(server.bodies) < 60:
+            if outage is None:
+                await worker.answer("Which bridge?", sources=None)
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        server.responses = [says("That one.")]
+        assert {(await one).outcome for one in (waiting, *others)} == {"succeeded"}
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_no_job_is_given_up_by_a_server_that_is_only_behind() -> None:
+    """One place, first come first served, and a queue longer than what a request may take."""
+    place = asyncio.Lock()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        async with place:
+            await asyncio.sleep(0.05)
+        return await says("That one.")(request)
+
+    async with (
+        engine_at(Server(slowly), request_timeout_seconds=0.3) as engine,
+        AnsweringWorker(engine=engine) as worker,
+        asyncio.timeout(120),
+    ):
+        answers_ = await asyncio.gather(*(worker.answer("Which bridge?", sources=None) for _ in range(60)))
+    assert {answer.outcome for answer in answers_} == {"succeeded"}
+
+
 # -- the key -------------------------------------------------------------------------------------------------------
 
 
@@ -356,11 +460,74 @@ async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_t
     assert KEY not in caplog.text
 
 
+# -- the address and the model -------------------------------------------------------------------------------------
+
+NO_MODEL = answers(404, {"error": {"message": "The model `m1` does not exist.", "param": "model", "code": 404}})
+NO_PATH = answers(404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize(
+    "lacking", [NO_MODEL, NO_PATH, answers(400, problem("Invalid model name", "model"))], ids=["model", "path", "400"]
+)
+async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operator_can_mend(
+    lacking: Respond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job that was asked meanwhile ended as `rejected`: one wrong setting cost a whole backlog."""
+    monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    server = Server(lacking)
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
+        answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
+        async with asyncio.timeout(30):
+            while not worker.engine_watch.reasons():
+                await asyncio.sleep(0.01)
+        [reason] = worker.engine_watch.reasons()
+        assert "POSTBACK_ENGINE__OPENAI__BASE_URL" in reason
+        assert "POSTBACK_ENGINE__OPENAI__MODEL" in reason
+        server.responses = [says("That one.")]
+        assert (await answering).text == "That one."
+
+
+async def test_a_model_that_the_server_has_not_ends_the_start_with_the_names_of_those_that_it_has() -> None:
+    models = Server(lists({"id": "m2"}, {"id": "polite", "parent": "m2"}))
+    async with engine_for(Server(NO_MODEL), models) as engine:
+        with pytest.raises(EngineRefused, match=r"lists no m1 but m2, polite, and .*OPENAI__MODEL"):
+            await engine.start()
+
+
+async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
+    server = Server(says("yes"))
+    async with engine_for(server) as engine:
+        url = engine._settings.base_url.removesuffix("/v1")
+        lost = OpenAIEngine(OpenAISettings(base_url=url, model="m1"), SystemClock())
+        with pytest.raises(EngineRefused, match=r"has no list of models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
+            await lost.start()
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("models", [NO_PATH, lists({"id": "m1:latest"}), lists({"id": "/models/m.gguf"})])
+async def test_a_server_that_answers_to_a_name_which_it_does_not_list_is_good_enough(models: Respond) -> None:
+    server = Server(answers(503, problem("loading")), says("yes"))
+    async with engine_at(server, Server(models)) as engine:
+        assert (await engine.generate(request())).text == "yes"
+    assert [body["model"] for body in server.bodies] == ["m1"] * 3
+
+
+async def test_a_model_s_adapter_is_a_model_of_the_server_too() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, Server(lists({"id": "m0"}, {"id": "m1", "parent": "m0"}))):
+        assert server.bodies == []
+
+
+async def test_a_key_that_is_asked_for_only_by_the_first_request_ends_the_start() -> None:
+    async with engine_for(Server(answers(401, problem(f"{KEY} is unknown"))), Server(NO_PATH)) as engine:
+        with pytest.raises(EngineRefused, match=r"POSTBACK_ENGINE__OPENAI__API_KEY \(401\)") as refused:
+            await engine.start()
+    assert KEY not in str(refused.value)
+
+
 # -- the model's window --------------------------------------------------------------------------------------------
-
-
-def lists(*models: dict[str, Any]) -> Respond:
-    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
 
 
 @pytest.mark.parametrize(
@@ -521,7 +688,7 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
         plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock())
         stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock())
         try:
-            for engine in (chat, plain, stranger):
+            for engine in (chat, plain):
                 await engine.start()
             for engine in (chat, plain):
                 completion = await engine.generate(request())
@@ -532,13 +699,12 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             with pytest.raises(RequestRejected) as rejected:
                 await chat.generate(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
-            assert (chat.context_tokens, plain.context_tokens, stranger.context_tokens) == (512, 512, None)
+            assert (chat.context_tokens, plain.context_tokens) == (512, 512)
             for engine, words in itertools.product((chat, plain), (700, 20_000)):
                 with pytest.raises(PromptTooLong):
                     await engine.generate(request(prompt="word " * words, is_whole=True))
-            with pytest.raises(RequestRejected) as rejected:
-                await stranger.generate(request())
-            assert rejected.value.field == "model_id"
+            with pytest.raises(EngineRefused, match=r"lists no another but tiny, .* 404 to chat/completions"):
+                await stranger.start()
             generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
             await busy(plain, 1)
             await plain.abort("long")

@@ -17,7 +17,7 @@ from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.metrics import Metrics
 from workers.engines import loading
-from workers.engines.base import EngineDied, EngineLost, PromptTooLong, RequestRejected
+from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.guardian import marked
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
@@ -193,7 +193,7 @@ async def test_an_adapter_changes_the_answer(vllm_engine: VllmEngine) -> None:
 
 async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
     engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics())
-    with pytest.raises(Exception, match="config"):
+    with pytest.raises(EngineRefused, match=r"there is no model .* a folder with a config\.json"):
         await engine.start()
     assert engine._guardian.pid is None
     assert marked(engine._guardian.mark) == []

@@ -31,7 +31,7 @@ def test_an_engine_that_is_away_for_more_than_ten_seconds_is_a_reason_until_it_a
             "the engine has not answered for 12 s: the server was not reached: ClientConnectorError",
         )
         assert alive([], [watch])
-        watch.answered()
+        watch.answered(watch.begin())
         assert reasons(watch) == ()
         watch.failed(AWAY)
         assert reasons(watch) == ()
@@ -44,7 +44,7 @@ def test_an_engine_that_fails_now_and_then_and_answers_in_between_is_no_reason()
         for _ in range(10):
             watch.failed(AWAY)
             clock.now += 6.0
-            watch.answered()
+            watch.answered(watch.begin())
             clock.now += 6.0
             assert reasons(watch) == ()
 
@@ -72,8 +72,8 @@ def test_many_retries_are_one_line_in_ten_seconds_and_the_end_of_it_is_one_more(
         for _ in range(250):
             watch.failed(AWAY)
             clock.now += 0.1
-        watch.answered()
-        watch.answered()
+        watch.answered(watch.begin())
+        watch.answered(watch.begin())
     lines = [cast("dict[str, Any]", record.msg) for record in caplog.records]
     assert [(line["level"], line["action"]) for line in lines] == [
         ("warning", "engine-unavailable"),

@@ -31,7 +31,7 @@ def create(
         case "echo":
             from workers.engines.echo import EchoEngine
 
-            return EchoEngine(settings.echo, metrics)
+            return EchoEngine(settings.echo, metrics, model)
         case "vllm":
             from workers.engines.vllm import VllmEngine
 

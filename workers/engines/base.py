@@ -6,8 +6,9 @@ Errors, all EngineError:
     ├── RequestRejected     the request can never work here; names the field
     ├── PromptTooLong       it has no room in the window, and may not be cut; less evidence may fit
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
+    │   └── EngineFailed    it failed at this request, which may be to blame; worth some tries
     ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
-    ├── EngineRefused       when it starts: its server does not let us in; names the setting
+    ├── EngineRefused       when it starts: it cannot be had as the settings say; names the one to mend
     └── EngineLost          it does not come back in this process, which is to end
 """
 
@@ -86,12 +87,24 @@ class EngineUnavailable(EngineError):  # noqa: N818
     """The engine cannot answer now."""
 
 
+class EngineFailed(EngineUnavailable):
+    """The engine took the request and failed at it.
+
+    `took_too_long` where it gave no answer in its time, and `wasted_tokens` are those that are known to be generated.
+    """
+
+    def __init__(self, reason: str, *, took_too_long: bool = False, wasted_tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.took_too_long = took_too_long
+        self.wasted_tokens = wasted_tokens
+
+
 class EngineDied(EngineError):  # noqa: N818
     """The engine's process ended with this request in flight."""
 
 
 class EngineRefused(EngineError):  # noqa: N818
-    """The engine's server does not take who we are; the text names the setting to mend."""
+    """The engine cannot be had as the settings say; the text names the one to mend."""
 
 
 class EngineLost(EngineError):  # noqa: N818
@@ -104,6 +117,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """What results call this engine, for example `vllm`."""
+        ...
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What a job may call the engine's model; empty where it has none."""
         ...
 
     @property

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.engines.base import (
     Completion,
+    EngineFailed,
     EngineLoad,
     EngineRefused,
     EngineUnavailable,
@@ -39,11 +40,14 @@ CONNECT_SECONDS = 10.0
 
 log = get_logger()
 
-_RETRIED = {408, 409, 429}
-_REFUSED = {400, 404, 413, 422}
+_REFUSED = {400, 413, 422}
 _NOT_LET_IN = {401, 403}
 _COMING_UP = {502, 503, 504}
 """What a server says that still loads its model, and a gateway in front of it."""
+_OVERLOADED = {408, 409, 429, 502, 503}
+"""What it says of itself rather than of the request."""
+_NAMES_SHOWN = 8
+_FIRST = GenerationRequest("first-request", "Hello.", None, max_tokens=16, temperature=0.0)
 
 
 class _TokenLogprob(BaseModel):
@@ -78,9 +82,17 @@ class _Usage(BaseModel):
     completion_tokens: int = 0
 
 
-class _Answer(BaseModel):
-    choices: list[_Choice]
+class _Bill(BaseModel):
     usage: _Usage | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """What was generated, as far as the server says it."""
+        return self.usage.completion_tokens if self.usage is not None else 0
+
+
+class _Answer(_Bill):
+    choices: list[_Choice] = Field(min_length=1)
 
 
 class _Model(BaseModel):
@@ -93,6 +105,11 @@ class _Model(BaseModel):
 
 class _Models(BaseModel):
     data: list[_Model]
+
+    @property
+    def names(self) -> list[str]:
+        """The models and their LoRA adapters, which vLLM's servers list beside them."""
+        return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:
         """What is said of this model, or of the one that it is an adapter for."""
@@ -109,6 +126,8 @@ class _Retry:
 
     reason: str
     after: float | None = None
+    is_the_server_s: bool = True
+    """Whether it is about the server as a whole, and not perhaps about this request."""
 
 
 class OpenAIEngine:
@@ -120,6 +139,7 @@ class OpenAIEngine:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
         self._model = settings.model
+        self.models = (settings.model,)
         self._settings = settings
         self._clock = clock
         self._base = settings.base_url.rstrip("/")
@@ -135,10 +155,10 @@ class OpenAIEngine:
         return self._context_tokens
 
     async def start(self) -> None:
-        """Wait until the server answers, and ask it for its model's window.
+        """Wait until the server answers, and find out whether it has our model, and with which window.
 
-        Any answer will do but that it is still coming up. Raises EngineUnavailable where there is none, and
-        EngineRefused where the key is wrong.
+        Raises EngineUnavailable where there is no server, and EngineRefused where the key is wrong, or nothing is
+        generated under the model's name.
         """
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
@@ -200,17 +220,27 @@ class OpenAIEngine:
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
-                    if response.status in _NOT_LET_IN:
-                        raise self._refused(response.status)
-                    if response.status not in _COMING_UP:
-                        return await self._learn(response)
-                    error = str(response.status)
+                return await self._met()
+            except EngineUnavailable as away:
+                error = str(away)
             except aiohttp.ClientError as failed:
                 error = type(failed).__name__
             log.info("The engine's server is not there yet.", action="engine-wait", error=error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    async def _met(self) -> None:
+        """Raises EngineRefused, and EngineUnavailable or a ClientError where the server is still coming up."""
+        async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
+            if response.status in _NOT_LET_IN:
+                raise self._refused(response.status)
+            if response.status in _COMING_UP:
+                raise EngineUnavailable(f"the server answered {response.status}")
+            models = await self._listed(response)
+        if models is None or self._model not in models.names:
+            await self._tried_out(models)
+        known = [models.window_of(self._model) if models is not None else None, self._settings.context_tokens]
+        self._context_tokens = min((tokens for tokens in known if tokens is not None), default=None)
 
     def _refused(self, status: int) -> EngineRefused:
         """What the server says to our key, or to our having none."""
@@ -218,21 +248,43 @@ class OpenAIEngine:
         mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
         return EngineRefused(f"the server at {origin_of(self._base)} refuses to list its models ({status}): {mend}")
 
-    async def _learn(self, models: aiohttp.ClientResponse) -> None:
-        """The model's window, where the server says it: not every server has this list, or this in it."""
+    async def _listed(self, response: aiohttp.ClientResponse) -> _Models | None:
+        """The server's models; None where it has no such list, or one that cannot be read."""
         try:
-            said = _Models.model_validate_json(await self._read(models)).window_of(self._model)
+            return _Models.model_validate_json(await self._read(response)) if response.status == 200 else None
         except (ValidationError, RequestRejected):
-            return
-        known = [tokens for tokens in (said, self._settings.context_tokens) if tokens is not None]
-        self._context_tokens = min(known, default=None)
+            return None
+
+    async def _tried_out(self, models: _Models | None) -> None:
+        """Have some tokens generated where no list says that our model is there.
+
+        That alone says whether jobs can be answered: a server of llama.cpp takes any name, one of Ollama shorter names
+        than it lists, and some have no list. Raises EngineRefused, and EngineUnavailable where it is still coming up.
+        """
+        try:
+            outcome = await self._attempt(_FIRST)
+        except (EngineUnavailable, RequestRejected) as error:
+            if isinstance(error, EngineFailed) and error.took_too_long:
+                raise
+            said = "has no list of models" if models is None else f"lists no {self._model} but {_shown(models)}"
+            raise EngineRefused(
+                f"the server at {origin_of(self._base)} {said}, and a first request failed: {error}"
+            ) from None
+        if isinstance(outcome, _Retry):
+            raise EngineUnavailable(outcome.reason)
+        log.warning(
+            "The engine's server does not list the model, and answers to its name.",
+            action="engine-model-unlisted",
+            model=self._model,
+        )
 
     async def _asked(self, request: GenerationRequest) -> Completion:
         try:
             async with self._slots, asyncio.timeout(self._settings.request_timeout_seconds):
                 return await self._tried(request)
         except TimeoutError:
-            raise EngineUnavailable("the server did not answer in time") from None
+            seconds = self._settings.request_timeout_seconds
+            raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
 
     async def _tried(self, request: GenerationRequest) -> Completion:
         wait = FIRST_WAIT_SECONDS
@@ -247,13 +299,12 @@ class OpenAIEngine:
             failure = outcome
             if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
                 break
-        raise EngineUnavailable(failure.reason)
+        raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
 
     async def _attempt(self, request: GenerationRequest) -> Completion | _Retry:
-        path = "chat/completions" if self._settings.api == "chat" else "completions"
         try:
             async with self._http.post(
-                f"{self._base}/{path}", json=self._body(request), allow_redirects=False
+                f"{self._base}/{self._path}", json=self._body(request), allow_redirects=False
             ) as response:
                 body = await self._read(response)
                 return self._outcome(request, response.status, response.headers, body)
@@ -272,25 +323,33 @@ class OpenAIEngine:
     def _outcome(
         self, request: GenerationRequest, status: int, headers: Mapping[str, str], body: bytes
     ) -> Completion | _Retry:
-        if status in _RETRIED or status >= 500:
-            return _Retry(
-                f"the server answered {status}", parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
+        if status == 504:
+            raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
+        if status in _OVERLOADED or status >= 500:
+            after = parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
+            return _Retry(f"the server answered {status}", after, status in _OVERLOADED)
+        problem = _problem_in(body) if status in _REFUSED else _Problem()
+        if status == 404 or problem.param == "model":  # every job says the same of both, which is ours and not its own
+            raise EngineUnavailable(
+                f"the server answered {status} to {self._path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
+                "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL to name a model that it has"
             )
         if status in _REFUSED:
-            raise _refusal(request, status, body)
+            raise _refusal(request, status, problem)
         if status in _NOT_LET_IN:
             raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
         if status != 200:
             raise EngineUnavailable(f"the server answered {status}")
         try:
-            answer = _Answer.model_validate_json(body)
+            return _completion(_Answer.model_validate_json(body))
         except ValidationError:
-            raise EngineUnavailable("the server's answer is not OpenAI's") from None
-        if not answer.choices:
-            raise EngineUnavailable("the server's answer has no choices")
-        return _completion(answer)
+            raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
     # -- the wire ------------------------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> str:
+        return "chat/completions" if self._settings.api == "chat" else "completions"
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -332,6 +391,14 @@ def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
     return [{"role": message.role, "content": message.text} for message in request.messages]
 
 
+def _billed(body: bytes) -> int:
+    """Tokens of an answer that cannot be read otherwise."""
+    try:
+        return _Bill.model_validate_json(body).completion_tokens
+    except ValidationError:
+        return 0
+
+
 def _completion(answer: _Answer) -> Completion:
     choice, usage = answer.choices[0], answer.usage or _Usage()
     text = choice.message.content if choice.message is not None else choice.text
@@ -360,21 +427,29 @@ _LESS = 0.6
 """What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
 
-def _refusal(request: GenerationRequest, status: int, body: bytes) -> RequestRejected | PromptTooLong:
-    """The server's refusal in its own words, by the field that it names."""
+def _problem_in(body: bytes) -> _Problem:
+    """What a server says of the request that it refuses; nothing where it says it in a form of its own."""
     try:
-        problem = _Refusal.model_validate_json(body).error
+        return _Refusal.model_validate_json(body).error
     except ValidationError:
-        problem = _Problem()
+        return _Problem()
+
+
+def _refusal(request: GenerationRequest, status: int, problem: _Problem) -> RequestRejected | PromptTooLong:
+    """The server's refusal in its own words, by the field that it names."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
     field = "messages" if request.messages is not None else "prompt"
-    if status == 404:
-        field = "model_id"
     if problem.param in _FIELDS:
         field = problem.param
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(field, reason or f"the server answered {status}")
+
+
+def _shown(models: _Models) -> str:
+    """Some of their names, for a person who looks for the right one."""
+    names, more = models.names[:_NAMES_SHOWN], len(models.names) - _NAMES_SHOWN
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
 
 
 def _is_cancelled() -> bool:

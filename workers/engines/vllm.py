@@ -29,14 +29,18 @@ from telemetry.metrics import Metrics
 from workers.engines.base import (
     Completion,
     EngineDied,
+    EngineError,
+    EngineFailed,
     EngineLoad,
     EngineLost,
+    EngineRefused,
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
 )
 from workers.engines.guardian import Guardian
+from workers.engines.load_failures import known_reason, reason
 from workers.engines.loading import load_again, short
 from workers.engines.prompts import plain_text, prompt_room
 from workers.engines.schema_limits import check_schema
@@ -61,6 +65,7 @@ class VllmEngine:
         if settings.model is None:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
+        self.models = (settings.model,)
         self._settings = settings
         self._metrics = metrics
         self._guardian = Guardian()
@@ -81,10 +86,16 @@ class VllmEngine:
         return self._context_tokens
 
     async def start(self) -> None:
-        """Import vLLM and load the model, from some seconds to minutes. Raises what vLLM raises, and is closed then."""
+        """Import vLLM and load the model, from some seconds to minutes. Raises EngineError, and is closed then."""
         self._guardian.start()
         try:
             await asyncio.shield(self._begin_loading())  # a thread cannot be cancelled; `close` makes it fail instead
+        except EngineError:
+            await self.close()
+            raise
+        except Exception as error:
+            await self.close()
+            raise self._refused(error) from error
         except BaseException:
             await self.close()
             raise
@@ -174,13 +185,18 @@ class VllmEngine:
         await asyncio.to_thread(self._discard)
         await self._load()
 
+    def _refused(self, error: Exception) -> EngineRefused:
+        """Why it does not start; with its stack in the log where nothing better is known."""
+        known = known_reason(self._model, error)
+        if known is None:
+            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
+        return EngineRefused(known or f"vLLM could not load the model {self._model}: {reason(error)}")
+
     def _load_ended(self, loading: asyncio.Task[None]) -> None:
         self._loading = None
         error = None if loading.cancelled() else loading.exception()
         if isinstance(error, EngineLost):
             self._lost = str(error)
-        elif error is not None and not self._closing.is_set():
-            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
 
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later.
@@ -255,10 +271,14 @@ class VllmEngine:
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
             raise _rejected(request, error) from error
-        except (VLLMServerError, GracefulHTTPError) as error:
-            raise EngineUnavailable(f"the engine failed: {type(error).__name__}") from error
+        except GracefulHTTPError as error:
+            raise EngineUnavailable(f"the engine takes no more now: {type(error).__name__}") from error
+        except VLLMServerError as error:
+            raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
+        if output.outputs[0].finish_reason == "error":
+            raise EngineFailed("the engine failed at this request", wasted_tokens=len(output.outputs[0].token_ids))
         return _completion(output, len(tokens))
 
     def _sampling(self, request: GenerationRequest) -> Any:

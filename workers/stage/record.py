@@ -58,10 +58,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why the stage itself gives a record up: its handler raised, or it killed its worker."""
+    """Why a record is given up: its handler raised, it killed its worker, or the handler says so itself."""
 
     code: str
-    """`internal_error` or `worker_killed`."""
+    """The stage's own are `internal_error` and `worker_killed`."""
     message: str
     attempts: int
 

@@ -1,0 +1,65 @@
+"""Why vLLM did not load, in a line for whoever started the worker, with what mends it.
+
+vLLM, transformers and the Hugging Face hub's client each have errors of their own for one mistake, and wrap those of
+the others; so they are known by their classes' names, anywhere in the chain of causes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from workers.engines.loading import short
+
+IMAGE = "vllm/vllm-openai:v0.32.0"
+"""The base of our image that has vLLM, as docs/DEPLOY.md and compose.yaml name it."""
+
+_UNKNOWN_TO_THE_HUB = {"RepositoryNotFoundError", "HFValidationError"}
+_NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
+
+
+def known_reason(model: str, error: BaseException) -> str | None:
+    """What is wrong and how to mend it; None for what only its stack may explain."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
+        return (
+            f"there is no vLLM here: build the image with --build-arg BASE={IMAGE}, "
+            "or pip install 'postback[worker,vllm]'"
+        )
+    names, text = {type(one).__name__ for one in _causes(error)}, reason(error)
+    if "GatedRepoError" in names:
+        return f"the model {model} is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did"
+    if names & _UNKNOWN_TO_THE_HUB or "Invalid repository ID" in text:
+        return (
+            f"there is no model {model}: --model is a folder with a config.json, or a name on the Hugging Face hub, "
+            "where a private one needs HF_TOKEN"
+        )
+    if names & _NOT_FETCHED:
+        return f"the model {model} is not on this machine, and the Hugging Face hub is not reached: {text}"
+    if "AsyncEngineArgs" in text:
+        return f"POSTBACK_ENGINE__VLLM__EXTRA has an argument that vLLM does not take: {text}"
+    if isinstance(error, ValidationError):
+        return f"vLLM refuses POSTBACK_ENGINE__VLLM__… for the model {model}: {text}"
+    if "Engine core initialization failed" in text:
+        return (
+            f"vLLM's process could not load the model {model}; what it said stands above. Where it was memory, set "
+            "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN, …__GPU_MEMORY_UTILIZATION or, on a CPU, VLLM_CPU_KVCACHE_SPACE"
+        )
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Its text as a line; of a refused value what is wrong with it, and not the value."""
+    if isinstance(error, ValidationError):
+        return short("; ".join(one["msg"] for one in error.errors(include_url=False, include_input=False)))
+    return short(str(error)) or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """It and what it was raised from, or over."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
