@@ -24,7 +24,7 @@ BATCH_LINE = {
 def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
     read = read_jobs([b'{"prompt": "Why?"}\n', json.dumps(BATCH_LINE).encode()])
     assert read.problems == []
-    assert read.lines == [1, 2]
+    assert (read.lines, read.urls) == ([1, 2], [None, "/v1/chat/completions"])
     assert read.jobs == [
         Job(prompt="Why?"),
         Job(
