@@ -61,7 +61,7 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFil
 
 def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
     """Names that stand on an earlier line too: whoever reads the results could not tell the two apart."""
-    for kind, name in (("job_id", job.job_id),):
+    for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
         if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
             yield Problem(kind, f"stands on line {first} too")
 
