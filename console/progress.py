@@ -42,4 +42,5 @@ def bars() -> Progress:
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    # Else what is printed meanwhile would be taken from standard output, which is for data, and shown with the bars.
+    return Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False)

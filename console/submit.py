@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
 
 import typer
 
+from console.answers import SHOWN, Answers, name_of, say_more
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
@@ -18,34 +19,12 @@ from console.settings import checked_tenant, fleet_settings
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from producers.client import Lane, Receipt
+    from producers.client import Lane
     from producers.jsonl import JobFile
+    from producers.receipts import Receipt
     from producers.results import ResultsReader
-    from schemas.result import Result
     from schemas.settings import KafkaSettings
     from telemetry.clock import Deadline
-
-_SHOWN = 20
-"""Problems that are spelled out; more help nobody."""
-
-
-@dataclass(slots=True)
-class Answers:
-    """What came back of the jobs that are waited for."""
-
-    pending: set[str]
-    outcomes: dict[str, int] = field(default_factory=dict)
-    unsuccessful: list[Result] = field(default_factory=list)
-
-    def add(self, result: Result) -> bool:
-        """Whether somebody waited for it."""
-        if result.job_id not in self.pending:
-            return False
-        self.pending.remove(result.job_id)
-        self.outcomes[result.outcome.value] = self.outcomes.get(result.outcome.value, 0) + 1
-        if result.outcome.value != "succeeded":
-            self.unsuccessful.append(result)
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +32,22 @@ class Request:
     """What the command line asked for, checked."""
 
     kafka: KafkaSettings
-    jobs: JobFile
+    receipt: Receipt
     tenant: str
     lane: Lane
+    kept_in: Path | None
+    """Where the receipt is written."""
+
+    def keep(self) -> None:
+        """Write the receipt as it is now."""
+        from producers.receipts import write_receipt
+
+        if self.kept_in is None:
+            return
+        try:
+            write_receipt(self.kept_in, self.receipt.entries)
+        except OSError as error:
+            raise fail(f"--receipt {self.kept_in}: {error.strerror}", BAD_INPUT) from None
 
 
 def submit(
@@ -74,11 +66,16 @@ def submit(
         float | None, typer.Option(min=0, help="With --wait: seconds to wait; else until all are there.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="With --wait: write the results here, one a line.")] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="Write here which line became which job; where it exists, send what it says is missing."),
+    ] = None,
 ) -> None:
     """Submit jobs: a line is a job, or a line of an OpenAI Batch.
 
-    All lines are checked before the first is sent. Exit status: 0 all accepted (with --wait: all succeeded), 1 some
-    not, 2 bad input and nothing sent.
+    All lines are checked before the first is sent. The ids of the accepted jobs go to standard output where that is no
+    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded), 1 some not, 2 bad input and nothing
+    sent.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -86,16 +83,33 @@ def submit(
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
-    request = Request(
-        fleet_settings().kafka, _checked_jobs(file, callback_url), checked_tenant(tenant), "bulk" if bulk else "default"
-    )
+    tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
+    begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
+    request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
+    request.keep()
     with telling(ProducerError), _written(results) as out:
         if wait:
             _submit_and_wait(request, timeout, out)
         else:
             with bars() as progress:
-                receipt = _send(request, progress)
-            _end(request, receipt)
+                _send(request, progress)
+            _end(request)
+
+
+def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
+    """The jobs with their names, those of an earlier run's receipt where there is one."""
+    from producers.receipts import ReceiptRefused, read_receipt, receipt_of
+    from telemetry.clock import SystemClock
+
+    try:
+        receipt = receipt_of(read, tenant, SystemClock(), read_receipt(path) if path is not None else ())
+    except ReceiptRefused as refused:
+        raise fail(f"--receipt {path}: {refused}; nothing was sent", BAD_INPUT) from None
+    except OSError as error:
+        raise fail(f"--receipt {path}: {error.strerror}", BAD_INPUT) from None
+    if kept := len(receipt.jobs) - len(receipt.left):
+        say(f"{kept} of {len(receipt.jobs)} jobs are accepted already, as {path} says")
+    return receipt
 
 
 def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
@@ -105,11 +119,11 @@ def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
     with _lines(file) as lines:
         read = read_jobs(lines, url)
     name = "standard input" if file == "-" else file
-    for found in read.problems[:_SHOWN]:
+    for found in read.problems[:SHOWN]:
         say(f"{name}:{found.line}: {found.problem}")
     if read.problems:
-        more = f", {len(read.problems) - _SHOWN} more than shown" if len(read.problems) > _SHOWN else ""
-        raise fail(f"{len(read.problems)} problems{more}; nothing was sent", BAD_INPUT)
+        say_more(len(read.problems))
+        raise fail(f"{len(read.problems)} problems; nothing was sent", BAD_INPUT)
     if not read.jobs:
         raise fail(f"{name} holds no job; nothing was sent", BAD_INPUT)
     return read
@@ -155,72 +169,76 @@ def _written(path: Path | None) -> Iterator[TextIO | None]:
         yield opened
 
 
-def _send(request: Request, progress: Progress) -> Receipt:
-    from producers.client import Client
+def _send(request: Request, progress: Progress) -> None:
+    """Send what is not known to be accepted, and tell the ids of what is."""
+    from producers.client import Client, SubmitError
 
-    bar = progress.add_task("accepted", total=len(request.jobs.jobs))
-    with Client(request.kafka) as client:
-        return client.submit(
-            request.jobs.jobs,
-            tenant=request.tenant,
-            lane=request.lane,
-            on_done=lambda done: progress.update(bar, completed=done),
-        )
+    receipt, left = request.receipt, request.receipt.left
+    bar = progress.add_task("accepted", total=len(left))
+
+    def note(index: int, error: SubmitError | None) -> None:
+        receipt.answer(left[index], error)
+        progress.advance(bar)
+
+    try:
+        with Client(request.kafka) as client:
+            jobs = (receipt.jobs[index] for index in left)
+            client.submit(jobs, tenant=request.tenant, lane=request.lane, on_answer=note)
+    except KeyboardInterrupt:
+        progress.stop()
+        say(f"stopped; {len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs are known to be accepted")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        request.keep()
+    if (ids := [entry.job_id for entry in receipt.entries if entry.accepted]) and not sys.stdout.isatty():
+        typer.echo("\n".join(ids))
 
 
 def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> None:
     from producers.results import ResultsReader
+    from schemas.codec import write_result
     from telemetry.clock import Deadline, SystemClock
 
     with ExitStack() as stack:
         # Made before the first job is sent, so that no result can come before it looks.
-        reader = stack.enter_context(ResultsReader(request.kafka))
+        reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
         progress = stack.enter_context(bars())
-        receipt = _send(request, progress)
-        answers = Answers(set(receipt.job_ids))
+        _send(request, progress)
+        accepted = {entry.job_id: entry for entry in request.receipt.entries if entry.accepted}
+        answers = Answers(accepted, out, lambda result, _: write_result(result).decode())
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:
-            _collect(request.tenant, reader, answers, progress, deadline, out)
+            _collect(request.tenant, reader, answers, progress, deadline)
         except KeyboardInterrupt:
             progress.stop()
-            say(f"stopped waiting for {len(answers.pending)} jobs, which go on")
+            say(f"stopped waiting for {answers.open} jobs, which go on")
             raise typer.Exit(INTERRUPTED) from None
-    _end(request, receipt, answers)
+    _end(request, answers)
 
 
 def _collect(
-    tenant: str,
-    reader: ResultsReader,
-    answers: Answers,
-    progress: Progress,
-    deadline: Deadline | None,
-    out: TextIO | None,
+    tenant: str, reader: ResultsReader, answers: Answers, progress: Progress, deadline: Deadline | None
 ) -> None:
     """Until every job has its result, or the time is up."""
-    from schemas.codec import write_result
-
-    bar = progress.add_task("answered", total=len(answers.pending))
-    while answers.pending and not (deadline and deadline.passed):
+    bar = progress.add_task("answered", total=answers.open)
+    while answers.open and not (deadline and deadline.passed):
         for owner, result in reader.poll():
             if owner == tenant and answers.add(result):
                 progress.advance(bar)
-                if out is not None:
-                    out.write(write_result(result).decode() + "\n")
 
 
-def _end(request: Request, receipt: Receipt, answers: Answers | None = None) -> None:
+def _end(request: Request, answers: Answers | None = None) -> None:
     """Say what came of it, and end with 1 unless all is well."""
-    for error in receipt.errors[:_SHOWN]:
-        say(f"line {request.jobs.lines[error.index]} was not accepted: {error.reason}")
-    said = f"{receipt.accepted} of {len(request.jobs.jobs)} jobs accepted"
-    well = not receipt.errors
+    receipt = request.receipt
+    for index in receipt.left[:SHOWN]:
+        entry = receipt.entries[index]
+        known = "was not accepted" if entry.accepted is False else "is not known to be accepted"
+        say(f"{name_of(entry)}: {entry.job_id} {known}: {entry.reason}")
+    say_more(len(receipt.left))
+    said = [f"{len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs accepted"]
     if answers is not None:
-        for result in answers.unsuccessful[:_SHOWN]:
-            why = f": {result.error.message}" if result.error else ""
-            say(f"{result.job_id} {result.outcome.value}{why}")
-        counts = [f"{count} {outcome}" for outcome, count in sorted(answers.outcomes.items(), reverse=True)]
-        said = ", ".join([said, *counts, *([f"{len(answers.pending)} without a result"] if answers.pending else [])])
-        well = well and not answers.pending and not answers.unsuccessful
-    say(said)
-    if not well:
+        answers.tell()
+        said += answers.summary
+    say(", ".join(said))
+    if receipt.left or not (answers is None or answers.well):
         raise typer.Exit(FAILED)

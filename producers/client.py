@@ -44,12 +44,14 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class SubmitError:
-    """A job that is not known to be accepted: after a timeout Kafka may have it all the same."""
+    """A job that is not known to be accepted."""
 
     index: int
     """Which of the submitted jobs, from 0."""
     job_id: str
     reason: str
+    sent: bool
+    """Whether it went out, so that Kafka may have it all the same: the answer that it has may be what was lost."""
 
 
 @dataclass(slots=True)
@@ -74,7 +76,11 @@ class _Sent:
     future: Any
 
 
-def _ignore(done: int) -> None:
+OnAnswer = Callable[[int, SubmitError | None], None]
+"""Is told of each job, by its index, that Kafka has it, or why that is not known."""
+
+
+def _ignore(index: int, error: SubmitError | None) -> None:
     return None
 
 
@@ -107,17 +113,17 @@ class Client:
         *,
         tenant: str = DEFAULT_TENANT,
         lane: Lane = "default",
-        on_done: Callable[[int], None] = _ignore,
+        on_answer: OnAnswer = _ignore,
     ) -> Receipt:
         """Send jobs and wait until each is acknowledged or given up; a job that fails stops none of the others.
 
-        A job without a `job_id` gets one. `lane` bulk is for what may wait behind everything else. `on_done` is told
-        how many jobs have been acknowledged or given up so far. Raises TopicMissing, AccessRefused, BrokerUnreachable
-        before anything is sent.
+        A job without a `job_id` gets one. `lane` bulk is for what may wait behind everything else. `on_answer` is told
+        of each job as it is acknowledged or given up. Raises TopicMissing, AccessRefused, BrokerUnreachable before
+        anything is sent.
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
         places = self._places_of(topic, tenant)
-        submission = _Submission(Receipt(), on_done)
+        submission = _Submission(Receipt(), on_answer)
         for index, job in enumerate(jobs):
             named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
             submission.add(index, named, lambda value, key: self._send(topic, next(places), tenant, value, key))
@@ -156,9 +162,9 @@ class Client:
 class _Submission:
     """One call of `submit`: what is on its way, within a bound, and what came of the rest."""
 
-    def __init__(self, receipt: Receipt, on_done: Callable[[int], None]) -> None:
+    def __init__(self, receipt: Receipt, on_answer: OnAnswer) -> None:
         self.receipt = receipt
-        self._on_done = on_done
+        self._on_answer = on_answer
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
 
@@ -166,12 +172,12 @@ class _Submission:
         job_id = job.job_id or ""
         value = write_job(job)
         if len(value) > MAX_JOB_BYTES:
-            self._refuse(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes")
+            self._give_up(SubmitError(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes", sent=False))
             return
         try:
             future = send(value, job_id.encode())
         except kafka_errors.KafkaError as error:
-            self._refuse(index, job_id, _reason(error))
+            self._give_up(SubmitError(index, job_id, _reason(error), sent=False))
             return
         self._sent.append(_Sent(index, job_id, len(value), future))
         self._bytes += len(value)
@@ -193,17 +199,14 @@ class _Submission:
         try:
             sent.future.get(timeout=2 * DELIVERY_SECONDS)
         except kafka_errors.KafkaError as error:
-            self._refuse(sent.index, sent.job_id, _reason(error))
+            self._give_up(SubmitError(sent.index, sent.job_id, _reason(error), sent=True))
         else:
             self.receipt.job_ids.append(sent.job_id)
-            self._tell()
+            self._on_answer(sent.index, None)
 
-    def _refuse(self, index: int, job_id: str, reason: str) -> None:
-        self.receipt.errors.append(SubmitError(index, job_id, reason))
-        self._tell()
-
-    def _tell(self) -> None:
-        self._on_done(len(self.receipt.job_ids) + len(self.receipt.errors))
+    def _give_up(self, error: SubmitError) -> None:
+        self.receipt.errors.append(error)
+        self._on_answer(error.index, error)
 
 
 def _reason(error: kafka_errors.KafkaError) -> str:

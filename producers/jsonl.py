@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from pydantic_core import from_json
 
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import Job
+from schemas.openai import is_batch_line
 from schemas.problems import Problem
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,6 +31,8 @@ class JobFile:
     jobs: list[Job] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     """The line on which each job stands."""
+    urls: list[str | None] = field(default_factory=list)
+    """What each line of an OpenAI Batch asks, as in `/v1/chat/completions`; None for a bare job."""
     problems: list[LineProblem] = field(default_factory=list)
 
 
@@ -37,7 +42,7 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFil
     `callback_url` is for the jobs that name none.
     """
     read = JobFile()
-    first_line_of: dict[str, int] = {}
+    first_lines: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, start=1):
         content = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip()
         if not content:
@@ -47,11 +52,23 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFil
         except InvalidJob as invalid:
             read.problems += [LineProblem(number, problem) for problem in invalid.problems]
             continue
-        if job.job_id and (first := first_line_of.setdefault(job.job_id, number)) != number:
-            read.problems.append(LineProblem(number, Problem("job_id", f"stands on line {first} too")))
+        read.problems += [LineProblem(number, problem) for problem in _repeated(job, number, first_lines)]
         read.jobs.append(_with_callback(job, callback_url))
         read.lines.append(number)
+        read.urls.append(_batch_url(content) if job.custom_id is not None else None)
     return read
+
+
+def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
+    """Names that stand on an earlier line too: whoever reads the results could not tell the two apart."""
+    for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
+        if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
+            yield Problem(kind, f"stands on line {first} too")
+
+
+def _batch_url(content: bytes) -> str | None:
+    document = from_json(content)
+    return str(document["url"]) if is_batch_line(document) else None
 
 
 def _with_callback(job: Job, callback_url: str | None) -> Job:

@@ -9,6 +9,9 @@ from kafka import KafkaConsumer
 from producers.connection import Connection, connect
 from schemas.settings import KafkaSettings
 
+SKEW_MS = 15 * 60 * 1000
+"""Records of a partition stand in the order of their writing; the clocks that stamp them may differ by this much."""
+
 
 class CommittedReader(Connection):
     """Of a transaction that was aborted, or is still open, it sees nothing (read_committed).
@@ -26,6 +29,16 @@ class CommittedReader(Connection):
             isolation_level="read_committed",
             auto_offset_reset="earliest",
         )
+
+    def _offsets(self, partitions: list[Any], since_ms: int | None) -> dict[Any, int]:
+        """The first offset of each partition that can be of this time or later; its end where no time is given."""
+        ends: dict[Any, int] = self._consumer.end_offsets(partitions)
+        return ends if since_ms is None else self._at(partitions, max(0, since_ms - SKEW_MS), ends)
+
+    def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
+        """The first offset of this time or later in each partition, else what is given for it."""
+        found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
+        return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}
 
     def close(self) -> None:
         """Disconnect."""

@@ -18,16 +18,19 @@ _POLL_MS = 200
 
 
 class ResultsReader(CommittedReader):
-    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs."""
+    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs.
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    With `since_ms`, Unix milliseconds, it sees those too that were settled from about then on.
+    """
+
+    def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
         topic = settings.topics.results
         partitions = [TopicPartition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
         super().__init__(settings)
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
-            for partition, end in self._consumer.end_offsets(partitions).items():
-                self._consumer.seek(partition, end)
+            for partition, offset in self._offsets(partitions, since_ms).items():
+                self._consumer.seek(partition, offset)
 
     def poll(self) -> Iterator[tuple[str, Result]]:
         """The results that came since, each with its tenant; waits up to 0.2 s where there are none."""

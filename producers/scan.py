@@ -14,7 +14,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from producers.connection import connect, kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
-from producers.reader import CommittedReader
+from producers.reader import SKEW_MS, CommittedReader
 from schemas import topics
 from schemas.endpoint import EndpointKey
 from schemas.job import DEFAULT_TENANT
@@ -25,8 +25,6 @@ _POLL_MS = 500
 _STALL_SECONDS = 60.0
 """How long the broker may give nothing of what it has before the reading is given up."""
 _LOOK_AGAIN_SECONDS = 0.1
-_SKEW_MS = 15 * 60 * 1000
-"""Records of a partition stand in the order of their writing; the clocks that stamp them may differ by this much."""
 _CLOCK = SystemClock()
 
 
@@ -108,9 +106,9 @@ class Scanner(CommittedReader):
         with kafka_errors_translated(self._settings):
             starts, stops = self._consumer.beginning_offsets(partitions), self._consumer.end_offsets(partitions)
             if since_ms is not None:
-                starts = self._at(partitions, max(0, since_ms - _SKEW_MS), stops)
+                starts = self._at(partitions, max(0, since_ms - SKEW_MS), stops)
             if until_ms is not None:
-                stops = self._at(partitions, until_ms + _SKEW_MS, stops)
+                stops = self._at(partitions, until_ms + SKEW_MS, stops)
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
     def topics(self) -> list[str]:
@@ -169,11 +167,6 @@ class Scanner(CommittedReader):
             with kafka_errors_translated(self._settings):
                 ends: dict[Any, int] = consumer.end_offsets(partitions)
             return ends
-
-    def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
-        """The first offset of this time or later in each partition, else what is given for it."""
-        found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
-        return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}
 
     def _poll(self, left: dict[Any, Range]) -> tuple[list[Stored], bool]:
         """What came, and whether anything moved. A partition that is read to its end is no longer asked for."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +14,9 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
-from postback_command import environment_of, postback, postback_here
+from postback_command import POSTBACK, environment_of, postback, postback_here
 
-from producers.client import Client
+from producers.client import Client, SubmitError
 from producers.errors import TopicMissing
 from producers.results import ResultsReader
 from producers.sharding import shard_of
@@ -90,11 +93,12 @@ def answering(fleet: KafkaSettings, outcome_of: dict[str, Outcome]) -> Iterator[
 
 
 def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSettings) -> None:
-    told: list[int] = []
+    told: list[tuple[int, SubmitError | None]] = []
     with Client(fleet) as client:
-        receipt = client.submit((Job(prompt=f"q{n}") for n in range(JOBS)), tenant="acme", on_done=told.append)
+        jobs = (Job(prompt=f"q{n}") for n in range(JOBS))
+        receipt = client.submit(jobs, tenant="acme", on_answer=lambda index, error: told.append((index, error)))
     assert (receipt.accepted, receipt.errors) == (JOBS, [])
-    assert told == list(range(1, JOBS + 1))
+    assert told == [(index, None) for index in range(JOBS)]
     records = records_of(fleet, fleet.topics.requests())
     assert {record.key.decode() for record in records} == set(receipt.job_ids)
     assert len(set(receipt.job_ids)) == JOBS == len(records)
@@ -120,7 +124,7 @@ def test_a_job_that_is_too_large_is_refused_and_stops_none_of_the_others(fleet: 
     with Client(fleet) as client:
         receipt = client.submit([Job(prompt="a"), Job(prompt="x" * 600_000, job_id="large"), Job(prompt="b")])
     assert receipt.accepted == 2
-    assert [(error.index, error.job_id) for error in receipt.errors] == [(1, "large")]
+    assert [(error.index, error.job_id, error.sent) for error in receipt.errors] == [(1, "large", False)]
     assert "larger than 524288 bytes" in receipt.errors[0].reason
 
 
@@ -152,8 +156,9 @@ def test_results_that_were_there_before_and_aborted_ones_are_not_seen(fleet: Kaf
 def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaSettings) -> None:
     given = b"".join(b'{"prompt": "q%d"}\n' % number for number in range(5000))
     done = postback("submit", "-", "--callback-url", "https://example.com/hook", env=environment_of(fleet), given=given)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "postback: 5000 of 5000 jobs accepted\n")
+    assert (done.returncode, done.stderr) == (0, "postback: 5000 of 5000 jobs accepted\n")
     records = records_of(fleet, fleet.topics.requests())
+    assert sorted(done.stdout.splitlines()) == sorted(record.key.decode() for record in records)
     assert len(records) == 5000
     assert {json.loads(record.value)["callback_url"] for record in records} == {"https://example.com/hook"}
 
@@ -182,12 +187,12 @@ def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_
 
 
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
-    given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky"}\n'
+    given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky", "custom_id": "q-2"}\n'
     with answering(fleet, {"bad": Outcome.FAILED}):
         done = postback("submit", "-", "--wait", "--tenant", "acme", env=environment_of(fleet), given=given)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "postback: unlucky failed: as the test wants it",
+        "postback: line 2 (q-2): unlucky failed: as the test wants it",
         "postback: 2 of 2 jobs accepted, 1 succeeded, 1 failed",
     ]
 
@@ -195,6 +200,133 @@ def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
 def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
     done = postback("submit", "-", "--wait", "--timeout", "0", env=environment_of(fleet), given=b'{"prompt": "q"}')
     assert (done.returncode, done.stderr) == (1, "postback: 1 of 1 jobs accepted, 1 without a result\n")
+
+
+def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_where_output_goes(
+    fleet: KafkaSettings,
+) -> None:
+    shown_by, terminal = pty.openpty()
+    arguments, env = (POSTBACK, "submit", "-"), environment_of(fleet)
+    try:
+        for job_id, output in (("seen", terminal), ("piped", subprocess.PIPE)):
+            given = f'{{"job_id": "{job_id}", "prompt": "q"}}'.encode()
+            done = subprocess.run(arguments, env=env, input=given, stdout=output, stderr=terminal, timeout=60)
+            shown = os.read(shown_by, 65536)
+            assert (done.returncode, job_id.encode() in shown) == (0, False)
+            assert b"1 of 1 jobs accepted" in shown
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
+    assert done.stdout == b"piped\n"
+
+
+def test_more_failures_than_are_shown_are_counted(fleet: KafkaSettings) -> None:
+    given = b"".join(b'{"prompt": "bad", "job_id": "j%d"}\n' % number for number in range(25))
+    with answering(fleet, {"bad": Outcome.FAILED}):
+        done = postback("submit", "-", "--wait", env=environment_of(fleet), given=given)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert len([line for line in said if line.endswith(" failed: as the test wants it")]) == 20
+    assert said[20:] == ["postback: and 5 more", "postback: 25 of 25 jobs accepted, 25 failed"]
+
+
+def test_a_receipt_says_which_line_became_which_job(fleet: KafkaSettings, tmp_path: Path) -> None:
+    batch = {"custom_id": "b", "method": "POST", "url": "/v1/responses", "body": {"input": "q"}}
+    lines = ['{"prompt": "a"}', "", json.dumps(batch), '{"prompt": "c", "job_id": "mine"}']
+    receipt = tmp_path / "receipt.jsonl"
+    arguments = ("submit", "-", "--tenant", "acme", "--receipt", receipt)
+    done = postback(*arguments, env=environment_of(fleet), given="\n".join(lines).encode())
+    assert (done.returncode, done.stderr) == (0, "postback: 3 of 3 jobs accepted\n")
+    entries = [json.loads(line) for line in receipt.read_text().splitlines()]
+    assert [(entry["line"], entry.get("custom_id"), entry.get("url")) for entry in entries] == [
+        (1, None, None),
+        (3, "b", "/v1/responses"),
+        (4, None, None),
+    ]
+    assert {(entry["tenant"], entry["accepted"]) for entry in entries} == {("acme", True)}
+    assert [entry["job_id"] for entry in entries] == done.stdout.splitlines()
+    assert entries[2]["job_id"] == "mine"
+    assert {record.key.decode() for record in records_of(fleet, fleet.topics.requests())} == set(
+        done.stdout.splitlines()
+    )
+    assert list(tmp_path.iterdir()) == [receipt]
+
+
+def test_a_run_with_the_same_receipt_sends_what_is_not_accepted_under_the_same_ids_and_waits_for_all(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    given = b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n'
+    receipt, results = tmp_path / "receipt.jsonl", tmp_path / "results.jsonl"
+    nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    assert postback("submit", "-", "--receipt", receipt, env=environment_of(nowhere), given=given).returncode == 1
+    entries = [json.loads(line) for line in receipt.read_text().splitlines()]
+    assert [entry["accepted"] for entry in entries] == [None, None, None]
+    ids = [entry["job_id"] for entry in entries]
+    with Client(fleet) as client:
+        client.submit([Job(prompt="a", job_id=ids[0])])
+    receipt.write_text("".join(json.dumps({**entry, "accepted": entry["line"] == 1}) + "\n" for entry in entries))
+
+    with answering(fleet, {}):
+        wait_for_results(fleet, 1)
+        arguments = ("submit", "-", "--receipt", receipt, "--wait", "--results", results)
+        done = postback(*arguments, env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stdout.split()) == (0, ids)
+    assert done.stderr.splitlines() == [
+        f"postback: 1 of 3 jobs are accepted already, as {receipt} says",
+        "postback: 3 of 3 jobs accepted, 3 succeeded",
+    ]
+    assert sorted(record.key.decode() for record in records_of(fleet, fleet.topics.requests())) == sorted(ids)
+    assert {json.loads(line)["job_id"] for line in results.read_text().splitlines()} == set(ids)
+
+    again = postback("submit", "-", "--receipt", receipt, env=environment_of(fleet), given=given)
+    assert again.stderr.splitlines()[-1] == "postback: 3 of 3 jobs accepted"
+    assert len(records_of(fleet, fleet.topics.requests())) == 3
+
+
+def wait_for_results(fleet: KafkaSettings, count: int) -> None:
+    """Until a reader of committed records sees so many."""
+    seen = 0
+    with ResultsReader(fleet, 0) as reader:
+        while seen < count:
+            seen += len(list(reader.poll()))
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "said"),
+    [
+        (b'{"prompt": "b"}\n', (), "line 1 is another job, or another tenant's, than the receipt says"),
+        (b'{"prompt": "a"}\n', ("--tenant", "acme"), "line 1 is another job, or another tenant's"),
+        (b'\n{"prompt": "a"}\n', (), "the receipt has a line 1, which holds no job"),
+    ],
+    ids=["another job", "another tenant", "fewer lines"],
+)
+def test_the_receipt_of_something_else_is_refused(
+    given: bytes, options: tuple[str, ...], said: str, fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    receipt = tmp_path / "receipt.jsonl"
+    env = environment_of(fleet)
+    assert postback("submit", "-", "--receipt", receipt, env=env, given=b'{"prompt": "a"}\n').returncode == 0
+    before = receipt.read_text()
+    done = postback("submit", "-", "--receipt", receipt, *options, env=env, given=given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"postback: --receipt {receipt}: {said}")
+    assert done.stderr.endswith("give this submission a receipt of its own; nothing was sent\n")
+    assert (receipt.read_text(), len(records_of(fleet, fleet.topics.requests()))) == (before, 1)
+
+
+def test_a_file_that_is_no_receipt_is_left_as_it_is_and_nothing_is_sent(fleet: KafkaSettings, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text('{"prompt": "private"}\n')
+    done = postback("submit", jobs, "--receipt", jobs, env=environment_of(fleet))
+    said = "line 1 is none of a receipt: give this submission a receipt of its own; nothing was sent"
+    assert (done.returncode, done.stderr) == (2, f"postback: --receipt {jobs}: {said}\n")
+    assert jobs.read_text() == '{"prompt": "private"}\n'
+    done = postback("submit", jobs, "--receipt", tmp_path / "absent" / "receipt", env=environment_of(fleet))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"postback: --receipt {tmp_path}/absent/receipt: No such file or directory\n",
+    )
+    assert records_of(fleet, fleet.topics.requests()) == []
 
 
 @pytest.mark.parametrize(

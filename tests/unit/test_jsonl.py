@@ -24,7 +24,7 @@ BATCH_LINE = {
 def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
     read = read_jobs([b'{"prompt": "Why?"}\n', json.dumps(BATCH_LINE).encode()])
     assert read.problems == []
-    assert read.lines == [1, 2]
+    assert (read.lines, read.urls) == ([1, 2], [None, "/v1/chat/completions"])
     assert read.jobs == [
         Job(prompt="Why?"),
         Job(
@@ -81,3 +81,8 @@ def test_the_same_job_id_twice_is_a_problem() -> None:
         [b'{"job_id": "a", "prompt": "x"}', b'{"job_id": "b", "prompt": "x"}', b'{"job_id": "a", "prompt": "y"}']
     )
     assert read.problems == [LineProblem(3, Problem("job_id", "stands on line 1 too"))]
+
+
+def test_the_same_custom_id_twice_is_a_problem_also_in_lines_of_two_kinds() -> None:
+    lines = [json.dumps(BATCH_LINE).encode(), b'{"prompt": "x"}', b'{"custom_id": "request-1", "prompt": "x"}']
+    assert read_jobs(lines).problems == [LineProblem(3, Problem("custom_id", "stands on line 1 too"))]

@@ -1,0 +1,136 @@
+"""The receipt of a submission: which line became which job, and whether Kafka has it. JSON Lines, one a job.
+
+It is written before the first job is sent, so that whatever ends the command, the jobs of the next run have the same
+ids, and once more when Kafka has answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from producers.client import SubmitError
+from producers.identity import new_job_id
+from producers.jsonl import JobFile
+from schemas.codec import write_job
+from schemas.job import CustomId, Identifier, Job, Tenant, WireModel
+from telemetry.clock import Clock
+
+_DIGEST_BYTES = 8
+
+
+class ReceiptRefused(Exception):  # noqa: N818 - it names what happened to the receipt
+    """A file that is no receipt, or not the one of this submission. The text names the line and shows no content."""
+
+
+class Entry(WireModel):
+    """One line of a receipt."""
+
+    line: int
+    """Of the file of jobs, from 1."""
+    custom_id: CustomId | None = None
+    job_id: Identifier
+    tenant: Tenant
+    accepted: bool | None = None
+    """Whether Kafka has the job; None where that is not known, as of a job whose acknowledgement did not come."""
+    reason: str | None = None
+    """Why it is not known to be accepted."""
+    url: str | None = None
+    """What a line of an OpenAI Batch asks, as in `/v1/chat/completions`."""
+    digest: str
+    """Of the job as it was submitted, so that another file is not taken for the same."""
+    at: int
+    """When the line was first written, Unix milliseconds."""
+
+    def written(self) -> str:
+        """As it stands in the file. What is not known of acceptance is said, what else is absent is left out."""
+        silent = {name for name in ("custom_id", "reason", "url") if getattr(self, name) is None}
+        return f"{self.model_dump_json(exclude=silent)}\n"
+
+    def answered(self, error: SubmitError | None) -> Entry:
+        """The same, with what is known now."""
+        if error is None:
+            return self.model_copy(update={"accepted": True, "reason": None})
+        return self.model_copy(update={"accepted": None if error.sent else False, "reason": error.reason})
+
+
+@dataclass(slots=True)
+class Receipt:
+    """The entries of one submission with the jobs that they are of, in the order of the file."""
+
+    entries: list[Entry]
+    jobs: list[Job]
+
+    @property
+    def left(self) -> list[int]:
+        """Which of them are not known to be accepted, by index."""
+        return [index for index, entry in enumerate(self.entries) if not entry.accepted]
+
+    @property
+    def since_ms(self) -> int | None:
+        """When the first job was sent that is accepted already, Unix milliseconds; None where none is."""
+        return min((entry.at for entry in self.entries if entry.accepted), default=None)
+
+    def answer(self, index: int, error: SubmitError | None) -> None:
+        """Note what came of sending one of them."""
+        self.entries[index] = self.entries[index].answered(error)
+
+
+def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] = ()) -> Receipt:
+    """Name the jobs of a file; where `kept` has a line already, as it was named there.
+
+    Raises ReceiptRefused where `kept` is of another file, or of another tenant.
+    """
+    at = round(clock.time() * 1000)
+    earlier = {entry.line: entry for entry in kept}
+    receipt = Receipt([], [])
+    for job, line, url in zip(read.jobs, read.lines, read.urls, strict=True):
+        digest = hashlib.blake2b(write_job(job), digest_size=_DIGEST_BYTES).hexdigest()
+        entry = earlier.pop(line, None)
+        if entry is not None and (entry.digest, entry.tenant) != (digest, tenant):
+            raise ReceiptRefused(f"line {line} is another job, or another tenant's, than the receipt says: {_OTHER}")
+        if entry is None:
+            named = job.job_id or new_job_id(clock)
+            entry = Entry(
+                line=line, custom_id=job.custom_id, job_id=named, tenant=tenant, url=url, digest=digest, at=at
+            )
+        receipt.entries.append(entry)
+        receipt.jobs.append(job if job.job_id else job.model_copy(update={"job_id": entry.job_id}))
+    if earlier:
+        raise ReceiptRefused(f"the receipt has a line {min(earlier)}, which holds no job: {_OTHER}")
+    return receipt
+
+
+_OTHER = "give this submission a receipt of its own"
+
+
+def read_receipt(path: Path) -> list[Entry]:
+    """What an earlier run has left there; nothing where there is no such file. Raises ReceiptRefused and OSError."""
+    if not path.exists():
+        return []
+    entries = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(Entry.model_validate_json(line))
+            except ValidationError:
+                raise ReceiptRefused(f"line {number} is none of a receipt: {_OTHER}") from None
+    return entries
+
+
+def write_receipt(path: Path, entries: Sequence[Entry]) -> None:
+    """Put it there as a whole or not at all: written beside, it takes the place of an earlier one. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as out:
+            out.writelines(entry.written() for entry in entries)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
