@@ -126,6 +126,8 @@ HOSTILE = [
     "![x][r]\n\n> [r]:\n> //evil.example/x",
     "![x][r]\n\n- > [r]: &#47;/evil.example/x",
     "![r]\n\n[r]: <//evil.example/a b>",
+    f"![r]\n\n[r]: {PAGE}>",
+    f"[r]\n\n[r]: {PAGE}>SECRET",
     "![r]\n\n[r]:" + 700 * " " + "https:evil.example/x",
     "![r]\n\n[r]:\n" + 700 * " \t" + "https:evil.example/x",
     "![x](" + 700 * " " + "https:evil.example/x)",

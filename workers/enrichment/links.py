@@ -48,7 +48,7 @@ _OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
 _IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
 _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
-_DEFINED: Final = re.compile(r"\]:[\s>]*+(<?)([^\s<>\[\]]{0,1000})")
+_DEFINED: Final = re.compile(r"\]:[\s>]*+(<)?([^\s<>\[\]]{0,1000}+)(?(1)|(?![<>\[\]]))")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
 """What there is in every URL that leads away from the folder of the reader's page, escapes and entities resolved."""
 
