@@ -9,6 +9,7 @@ from kafka import TopicPartition
 from kafka.admin import OffsetSpec
 
 from producers.connection import Committed, admin_client, group_offsets
+from producers.errors import TopicMissing
 from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 
@@ -37,6 +38,8 @@ def standings(settings: KafkaSettings) -> list[Standing]:
     names = settings.topics
     with admin_client(settings) as admin:
         existing = admin.list_topics()
+        if names.requests() not in existing:  # of a fleet that is not there, nothing waiting would be the wrong answer
+            raise TopicMissing(names.requests())
         tiers = [*names.tiers.values(), *names.former_tiers(existing)]
         read = {
             **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),

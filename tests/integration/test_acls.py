@@ -1,0 +1,173 @@
+"""A Kafka that allows each role exactly what docs/DEPLOY.md says that it needs: with it, all of them do their work."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from postback_command import environment_of, postback
+from product import Product, eventually
+
+from devkit.broker import Broker
+from devkit.kafka import cluster
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
+ROW = re.compile(
+    r"^\| (?P<who>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| `(?P<name>[^|]+)` \| (?P<may>[^|]+) \|$"
+)
+USERS = {
+    "who sends jobs": "producer",
+    "who waits for results in Kafka (`submit --wait`)": "producer",
+    "worker": "worker",
+    "delivery": "delivery",
+    "`topics create`": "topics",
+    "operator": "operator",
+}
+TYPES = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional id": ResourceType.TRANSACTIONAL_ID,
+    "cluster": ResourceType.BROKER,
+}
+OPERATIONS = {
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+    "Create": AclOperation.CREATE,
+    "Describe": AclOperation.DESCRIBE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+    "Alter": AclOperation.ALTER,
+    "AlterConfigs": AclOperation.ALTER_CONFIGS,
+}
+ADMIN = "admin"
+
+
+def credentials(user: str) -> dict[str, str]:
+    return {
+        "POSTBACK_KAFKA__EXTRA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "POSTBACK_KAFKA__EXTRA__SASL_MECHANISM": "PLAIN",
+        "POSTBACK_KAFKA__EXTRA__SASL_USERNAME": user,
+        "POSTBACK_KAFKA__EXTRA__SASL_PASSWORD": f"{user}-secret",
+    }
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[KafkaSettings]:
+    """A broker with a listener on which everybody has a name, and may do what ACLs say; the admin may do anything."""
+    [port] = cluster.free_ports(1)
+    users = " ".join(f'user_{user}="{user}-secret"' for user in {ADMIN, *USERS.values()})
+    jaas = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+    ours = cluster._properties
+
+    def properties(node: cluster.Node, quorum: tuple[cluster.Node, ...]) -> dict[str, str]:
+        plain = ours(node, quorum)
+        return {
+            **plain,
+            "listeners": f"{plain['listeners']},FLEET://127.0.0.1:{port}",
+            "advertised.listeners": f"{plain['advertised.listeners']},FLEET://127.0.0.1:{port}",
+            "listener.security.protocol.map": f"{plain['listener.security.protocol.map']},FLEET:SASL_PLAINTEXT",
+            "listener.name.fleet.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.fleet.plain.sasl.jaas.config": jaas,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": f"User:ANONYMOUS;User:{ADMIN}",
+        }
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_properties", properties)
+        with Broker.start():
+            names = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
+            yield KafkaSettings.model_validate(
+                {
+                    "bootstrap_servers": f"127.0.0.1:{port}",
+                    "topic_prefix": f"acl{uuid.uuid4().hex[:8]}.",
+                    "partitions": 4,
+                    "tier_delays_seconds": (0.3, 0.6),
+                    "extra": {**names, "sasl.username": ADMIN, "sasl.password": f"{ADMIN}-secret"},
+                }
+            )
+
+
+def documented(prefix: str) -> list[AclBinding]:
+    """The table, as Kafka takes it."""
+    rows = [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
+    assert {row["who"] for row in rows} == USERS.keys()
+    return [_binding(prefix, row, may) for row in rows for may in row["may"].split(", ")]
+
+
+def _binding(prefix: str, row: re.Match[str], may: str) -> AclBinding:
+    on, name = TYPES[row["on"]], row["name"]
+    kind = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
+    full = name if on is ResourceType.BROKER else prefix + name.removesuffix("*")
+    return AclBinding(on, full, kind, f"User:{USERS[row['who']]}", "*", OPERATIONS[may], AclPermissionType.ALLOW)
+
+
+@pytest.fixture
+def product(guarded: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    admin = AdminClient(guarded.client_config())
+    for made in admin.create_acls(documented(guarded.topic_prefix)).values():
+        made.result(20)
+    started = Product(guarded, tmp_path)
+    yield started
+    started.end()
+
+
+def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -> None:
+    fleet = product.kafka
+
+    def run(user: str, *arguments: str, given: bytes = b"") -> str:
+        done = postback(*arguments, env=environment_of(fleet, **credentials(user)), given=given)
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout + done.stderr
+
+    for _ in range(2):  # made, and compared
+        told = run("topics", "topics", "create", "--fix-config", "--engine", "big")
+        assert "session timeout" not in told
+        assert "not compared" not in told
+    assert "a killed worker's partitions go to the others after 6 s" in told
+
+    product.callbacks.up()
+    worker = product.worker("w1", **credentials("worker"))
+    delivery = product.deliver("d1", **credentials("delivery"))
+    jobs = b"".join(json.dumps({"job_id": f"job_{number}", "prompt": "Why?"}).encode() + b"\n" for number in range(6))
+    answered = run("producer", "submit", "-", "--callback-url", product.callbacks.url, "--wait", given=jobs)
+    assert "6 of 6" in answered
+    product.wait_for_callbacks(6, 60)
+    product.put([b"{}"])  # no job: a dead letter
+    eventually(lambda: len(product.dead_letters()) == 1, 30, "what is no job is not given up")
+
+    assert "delivered" in run("operator", "deliveries", "job_0")
+    assert "in all" in run("operator", "backlog")
+    assert run("operator", "cancel", "job_of_tomorrow")
+    assert run("operator", "endpoints", "disable", "https://hooks.example/")
+    assert run("operator", "endpoints", "list")
+    assert "rejected" in run("operator", "dead-letters", "list")
+    assert run("operator", "replay", "--tenant", "default", "--yes")
+    assert run("operator", "replay", "--tenant", "default", "--undelivered", "--yes")
+    assert run("operator", "dead-letters", "redrive", "--yes")
+    eventually(lambda: len(product.callbacks.received) >= 12, 60, "what was replayed is not called back")
+    for role in (worker, delivery):
+        assert role.ready() == (True, [])
+        assert "AUTHORIZATION" not in role.said()
+        assert role.terminate() == 0
+
+
+def test_a_producer_may_not_read_what_others_ask(product: Product) -> None:
+    """That the ACLs are at work at all."""
+    env = environment_of(product.kafka, **credentials("producer"))
+    done = postback("dead-letters", "list", env=env)
+    assert done.returncode == 1
+    assert "Kafka refuses access" in done.stderr
