@@ -79,6 +79,7 @@ def submit(
     """
     quiet_clients()
     from producers.errors import ProducerError
+    from producers.receipts import look_up
 
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
@@ -88,6 +89,8 @@ def submit(
     request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
     request.keep()
     with telling(ProducerError), _written(results) as out:
+        if found := look_up(kafka, begun):
+            say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
         if wait:
             _submit_and_wait(request, timeout, out)
         else:

@@ -18,14 +18,14 @@ from typing import Any, Literal, Self
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
-from producers.connection import connect, partition_counts
+from producers.connection import abandon, connect, partition_counts
 from producers.identity import new_job_id
 from producers.sharding import shard_of
 from schemas import topics
 from schemas.codec import write_job
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
 from schemas.settings import KafkaSettings
-from telemetry.clock import Clock, SystemClock
+from telemetry.clock import Clock, Deadline, SystemClock
 from telemetry.traces import current_trace, start_trace
 
 Lane = Literal["default", "bulk"]
@@ -35,6 +35,16 @@ DELIVERY_SECONDS = 60.0
 
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 """Jobs sent and not yet acknowledged: enough to fill batches, and a bound on memory for any number of jobs."""
+
+_REFUSALS = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.InvalidRecordError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.PolicyViolationError,
+    kafka_errors.RecordListTooLargeError,
+)
+"""A broker's answers after which it certainly does not have the job. After any other it may."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024
@@ -50,8 +60,8 @@ class SubmitError:
     """Which of the submitted jobs, from 0."""
     job_id: str
     reason: str
-    sent: bool
-    """Whether it went out, so that Kafka may have it all the same: the answer that it has may be what was lost."""
+    perhaps: bool
+    """Whether Kafka may have it all the same: it went out, and the answer that it arrived may be what was lost."""
 
 
 @dataclass(slots=True)
@@ -74,6 +84,7 @@ class _Sent:
     job_id: str
     size: int
     future: Any
+    deadline: Deadline
 
 
 OnAnswer = Callable[[int, SubmitError | None], None]
@@ -95,6 +106,7 @@ class Client:
         self._clock = clock
         self._places: dict[tuple[str, str], Iterator[int]] = {}
         self._partitions: dict[str, int] = {}
+        self._silent = False
         self._producer = connect(
             KafkaProducer,
             settings,
@@ -123,17 +135,20 @@ class Client:
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
         places = self._places_of(topic, tenant)
-        submission = _Submission(Receipt(), on_answer)
+        submission = _Submission(Receipt(), on_answer, self._clock)
         for index, job in enumerate(jobs):
             named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
             submission.add(index, named, lambda value, key: self._send(topic, next(places), tenant, value, key))
-        self._producer.flush()
         submission.settle_down_to(0)
+        self._silent = submission.silent
         return submission.receipt
 
     def close(self) -> None:
-        """Send what is still buffered and disconnect."""
-        self._producer.close()
+        """Disconnect. Nothing is buffered still: every job was waited for, or given up."""
+        if self._silent:
+            abandon(self._producer)
+        else:
+            self._producer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +157,8 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error nobody waits for what is still buffered.
-        self._producer.close(timeout=0 if error else None)
+        self._silent = self._silent or error is not None
+        self.close()
 
     def _send(self, topic: str, partition: int, tenant: str, value: bytes, key: bytes) -> Any:
         trace = current_trace()
@@ -162,9 +178,12 @@ class Client:
 class _Submission:
     """One call of `submit`: what is on its way, within a bound, and what came of the rest."""
 
-    def __init__(self, receipt: Receipt, on_answer: OnAnswer) -> None:
+    def __init__(self, receipt: Receipt, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt
+        self.silent = False
+        """Whether the client's own time ran out without a word from it: nothing more is sent then."""
         self._on_answer = on_answer
+        self._clock = clock
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
 
@@ -172,14 +191,19 @@ class _Submission:
         job_id = job.job_id or ""
         value = write_job(job)
         if len(value) > MAX_JOB_BYTES:
-            self._give_up(SubmitError(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes", sent=False))
+            self._give_up(SubmitError(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes", perhaps=False))
+            return
+        if self.silent:
+            self._give_up(SubmitError(index, job_id, "Kafka answers no more, so it was not sent", perhaps=False))
             return
         try:
             future = send(value, job_id.encode())
         except kafka_errors.KafkaError as error:
-            self._give_up(SubmitError(index, job_id, _reason(error), sent=False))
+            self._give_up(SubmitError(index, job_id, _reason(error), perhaps=False))
             return
-        self._sent.append(_Sent(index, job_id, len(value), future))
+        # The client keeps its own time, but waits without end for a broker that froze.
+        deadline = Deadline.after(self._clock, 2 * DELIVERY_SECONDS)
+        self._sent.append(_Sent(index, job_id, len(value), future, deadline))
         self._bytes += len(value)
         self._settle_done()
         self.settle_down_to(_IN_FLIGHT_BYTES)
@@ -197,9 +221,11 @@ class _Submission:
         sent = self._sent.popleft()
         self._bytes -= sent.size
         try:
-            sent.future.get(timeout=2 * DELIVERY_SECONDS)
+            sent.future.get(timeout=max(0.0, sent.deadline.remaining))
         except kafka_errors.KafkaError as error:
-            self._give_up(SubmitError(sent.index, sent.job_id, _reason(error), sent=True))
+            self.silent = self.silent or not sent.future.is_done
+            perhaps = not isinstance(error, _REFUSALS)
+            self._give_up(SubmitError(sent.index, sent.job_id, _reason(error), perhaps=perhaps))
         else:
             self.receipt.job_ids.append(sent.job_id)
             self._on_answer(sent.index, None)

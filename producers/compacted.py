@@ -7,7 +7,7 @@ from typing import Any
 
 from kafka import KafkaProducer
 
-from producers.connection import connect, kafka_errors_translated
+from producers.connection import abandon, connect, kafka_errors_translated, partition_counts
 from schemas.settings import KafkaSettings
 
 _SENT_SECONDS = 30.0
@@ -18,6 +18,7 @@ def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, 
 
     Returns once Kafka has them. Raises ProducerError.
     """
+    partition_counts(settings, [topic])  # of a topic that is not there, sending would only say after a minute
     producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
     try:
         with kafka_errors_translated(settings):
@@ -25,4 +26,4 @@ def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, 
             for each in sent:
                 each.get(timeout=_SENT_SECONDS)
     finally:
-        producer.close(timeout=0)
+        abandon(producer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from telemetry.clock import Clock, Deadline, SystemClock
 BOOTSTRAP_SECONDS = 5.0
 """How long a first connection may take before the broker counts as unreachable."""
 
+_CLOSE_SECONDS = 2.0
 _TOPIC_KNOWN_SECONDS = 2.0
 _COORDINATOR_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
@@ -189,6 +190,18 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
             yield admin
     finally:
         admin.close()
+
+
+def abandon(producer: Any) -> None:
+    """Close a kafka-python producer of which nobody wants any more what it has not sent.
+
+    Its own `close` first waits for that, and where it waits in vain it raises and leaves the producer open.
+    """
+    sender = producer._sender
+    sender.force_close()
+    sender.join(_CLOSE_SECONDS)
+    with suppress(kafka_errors.KafkaTimeoutError):
+        producer.close(timeout=_CLOSE_SECONDS)
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:

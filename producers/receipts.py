@@ -1,7 +1,8 @@
 """The receipt of a submission: which line became which job, and whether Kafka has it. JSON Lines, one a job.
 
 It is written before the first job is sent, so that whatever ends the command, the jobs of the next run have the same
-ids, and once more when Kafka has answered.
+ids, and once more when Kafka has answered. A job whose acknowledgement was lost is looked up before it is sent again:
+nothing else would keep it from being answered twice.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,8 +18,10 @@ from pydantic import ValidationError
 from producers.client import SubmitError
 from producers.identity import new_job_id
 from producers.jsonl import JobFile
+from producers.scan import Scanner
 from schemas.codec import write_job
 from schemas.job import CustomId, Identifier, Job, Tenant, WireModel
+from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 
 _DIGEST_BYTES = 8
@@ -56,7 +59,7 @@ class Entry(WireModel):
         """The same, with what is known now."""
         if error is None:
             return self.model_copy(update={"accepted": True, "reason": None})
-        return self.model_copy(update={"accepted": None if error.sent else False, "reason": error.reason})
+        return self.model_copy(update={"accepted": None if error.perhaps else False, "reason": error.reason})
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class Receipt:
 
     entries: list[Entry]
     jobs: list[Job]
+    doubtful: list[int] = field(default_factory=list)
+    """Those, by index, of which an earlier run does not know whether Kafka has them."""
 
     @property
     def left(self) -> list[int]:
@@ -94,6 +99,8 @@ def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] =
         entry = earlier.pop(line, None)
         if entry is not None and (entry.digest, entry.tenant) != (digest, tenant):
             raise ReceiptRefused(f"line {line} is another job, or another tenant's, than the receipt says: {_OTHER}")
+        if entry is not None and entry.accepted is None:
+            receipt.doubtful.append(len(receipt.entries))
         if entry is None:
             named = job.job_id or new_job_id(clock)
             entry = Entry(
@@ -107,6 +114,27 @@ def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] =
 
 
 _OTHER = "give this submission a receipt of its own"
+
+
+def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
+    """Find in the fleet's lanes what an earlier run does not know to be accepted, and note it; how many there are.
+
+    Jobs are kept there for a week. Raises ProducerError.
+    """
+    doubtful = {receipt.entries[index].job_id: index for index in receipt.doubtful}
+    if not doubtful:
+        return 0
+    since_ms = min(receipt.entries[index].at for index in receipt.doubtful)
+    found = set()
+    with Scanner(settings) as scanner:
+        for lane in (settings.topics.requests(), settings.topics.requests(bulk=True)):
+            for record in scanner.read(scanner.ranges(lane, since_ms)):
+                index = doubtful.get((record.key or b"").decode("utf-8", "replace"))
+                if index is not None and record.tenant == receipt.entries[index].tenant:
+                    found.add(index)
+    for index in found:
+        receipt.answer(index, None)
+    return len(found)
 
 
 def read_receipt(path: Path) -> list[Entry]:

@@ -22,7 +22,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     topics.DEADLINE: {**_DIGITS, "description": "Unix milliseconds after which nobody wants the answer; else the TTL."},
     topics.PRIORITY: {"type": "string", "pattern": "^[0-9]$", "description": "0 to 9, higher first."},
-    topics.IDEMPOTENCY_KEY: {**_TEXT, "description": "The client's name for this submission."},
+    topics.IDEMPOTENCY_KEY: {
+        **_TEXT,
+        "description": "The client's name for this submission, 1 to 256 characters of printable ASCII without spaces. "
+        "Its form is checked, and nothing goes by it: two records with one key are two jobs.",
+    },
     topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; one that cannot be parsed restarts the trace."},
     topics.SCHEMA: {**_TEXT, "description": "Version of the job's schema: 1."},
     topics.JOB_ID: {**_TEXT, "description": "The job's identifier, stamped once and carried from then on."},

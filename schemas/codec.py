@@ -76,6 +76,7 @@ class ReceivedJob:
     received_ms: int
     """The record's timestamp, Unix milliseconds."""
     idempotency_key: str | None = None
+    """The producer's name for its submission. Nothing goes by it: two records with one key are two jobs."""
 
 
 class CodecError(Exception):

@@ -9,6 +9,7 @@ import typer
 from postback_command import environment_of, postback
 
 from console.roles import run
+from schemas.settings import KafkaSettings
 from workers.engines.base import EngineUnavailable
 
 REFUSED = "the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: "
@@ -64,3 +65,22 @@ def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: p
         run("worker", away())
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "postback: no server answered\n"
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("arguments", "topic"),
+    [
+        (("cancel", "a-job"), "job_control"),
+        (("cancel", "--undo", "a-job"), "job_control"),
+        (("endpoints", "disable", "https://hook.example/"), "callback_endpoints"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_word_to_the_fleet_under_a_wrong_prefix_names_the_topic_that_is_missing(
+    arguments: tuple[str, ...], topic: str, fleet: KafkaSettings
+) -> None:
+    elsewhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    done = postback(*arguments, env=environment_of(elsewhere))
+    said = f"postback: the topic nowhere.{topic} does not exist: run `postback topics create`\n"
+    assert (done.returncode, done.stderr) == (1, said)

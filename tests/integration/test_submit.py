@@ -6,16 +6,19 @@ import json
 import os
 import pty
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
 from postback_command import POSTBACK, environment_of, postback, postback_here
 
+from devkit.broker import Broker
 from producers.client import Client, SubmitError
 from producers.errors import TopicMissing
 from producers.results import ResultsReader
@@ -30,6 +33,7 @@ from telemetry.traces import parse_traceparent
 pytestmark = pytest.mark.broker
 
 JOBS = 300
+UNKNOWN = "is not known to be accepted: Kafka did not acknowledge it in time"
 
 
 def records_of(fleet: KafkaSettings, topic: str) -> list[ConsumerRecord]:
@@ -124,7 +128,7 @@ def test_a_job_that_is_too_large_is_refused_and_stops_none_of_the_others(fleet: 
     with Client(fleet) as client:
         receipt = client.submit([Job(prompt="a"), Job(prompt="x" * 600_000, job_id="large"), Job(prompt="b")])
     assert receipt.accepted == 2
-    assert [(error.index, error.job_id, error.sent) for error in receipt.errors] == [(1, "large", False)]
+    assert [(error.index, error.job_id, error.perhaps) for error in receipt.errors] == [(1, "large", False)]
     assert "larger than 524288 bytes" in receipt.errors[0].reason
 
 
@@ -281,6 +285,97 @@ def test_a_run_with_the_same_receipt_sends_what_is_not_accepted_under_the_same_i
     again = postback("submit", "-", "--receipt", receipt, env=environment_of(fleet), given=given)
     assert again.stderr.splitlines()[-1] == "postback: 3 of 3 jobs accepted"
     assert len(records_of(fleet, fleet.topics.requests())) == 3
+
+
+def test_what_was_not_known_to_be_accepted_is_looked_up_before_it_is_sent_again(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    jobs.write_text("".join(f'{{"prompt": "q{number}"}}\n' for number in range(4)))
+    arguments = ("submit", str(jobs), "--receipt", str(receipt), "--tenant", "acme")
+    nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    assert postback_here(*arguments, env=environment_of(nowhere)).returncode == 1
+    ids = [json.loads(line)["job_id"] for line in receipt.read_text().splitlines()]
+    with Client(fleet) as client:  # two of them arrived, each in another lane, and one of somebody else's
+        client.submit([Job(prompt="q1", job_id=ids[1])], tenant="acme")
+        client.submit([Job(prompt="q3", job_id=ids[3])], tenant="acme", lane="bulk")
+        client.submit([Job(prompt="q0", job_id=ids[0])], tenant="globex")
+
+    done = postback_here(*arguments, env=environment_of(fleet))
+    assert (done.returncode, done.stdout.split()) == (0, ids)
+    assert done.stderr.splitlines() == [
+        "postback: 2 jobs of an earlier run that were not known to be accepted are in Kafka",
+        "postback: 4 of 4 jobs accepted",
+    ]
+    records = [record for bulk in (False, True) for record in records_of(fleet, fleet.topics.requests(bulk=bulk))]
+    assert sorted(r.key.decode() for r in records if ("tenant", b"acme") in r.headers) == sorted(ids)
+
+
+FREEZING = """
+import os, signal, sys
+from console.main import run
+from producers import client
+
+client.DELIVERY_SECONDS = 3.5
+write_job, written = client.write_job, []
+
+def freezing(job):
+    written.append(job)
+    if len(written) == 4:  # the producer knows the topic by now, and some records are on their way
+        os.kill(int(sys.argv.pop()), signal.SIGSTOP)
+    return write_job(job)
+
+client.write_job = freezing
+run()
+"""
+
+
+def test_jobs_that_a_frozen_broker_does_not_acknowledge_are_in_kafka_once_after_the_next_run(
+    make_fleet: Callable[[str], KafkaSettings], tmp_path: Path
+) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    jobs.write_text("".join(f'{{"prompt": "q{number}"}}\n' for number in range(8)))
+    arguments = ("submit", str(jobs), "--receipt", str(receipt))
+    with Broker.start() as broker:
+        fleet = make_fleet(broker.bootstrap_servers)
+        frozen = subprocess.run(
+            [sys.executable, "-c", FREEZING.replace("sys.argv.pop()", repr(broker.pids[0])), *arguments],
+            env=environment_of(fleet, POSTBACK_KAFKA__EXTRA__SOCKET_TIMEOUT_MS="3000"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        broker.resume()
+        entries = [json.loads(line) for line in receipt.read_text().splitlines()]
+        unknown = [entry for entry in entries if entry["accepted"] is None]
+        assert unknown
+        assert frozen.stderr.splitlines() == [
+            *(f"postback: line {entry['line']}: {entry['job_id']} {UNKNOWN}" for entry in unknown),
+            f"postback: {8 - len(unknown)} of 8 jobs accepted",
+        ]
+
+        done = postback(*arguments, env=environment_of(fleet))
+        assert (done.returncode, done.stdout.split()) == (0, [entry["job_id"] for entry in entries])
+        keys = [record.key.decode() for record in records_of(fleet, fleet.topics.requests())]
+        assert sorted(keys) == sorted(entry["job_id"] for entry in entries)
+
+
+def test_what_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSettings) -> None:
+    set_on(fleet, fleet.topics.requests(), "max.message.bytes", "1000")
+    given = json.dumps({"job_id": "large", "prompt": "".join(map(str, range(10_000)))}).encode()
+    done = postback("submit", "-", env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("postback: line 1: large was not accepted: ")
+
+
+def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
+    """Change a topic's setting, and return when its broker goes by it."""
+    admin = KafkaAdminClient(bootstrap_servers=fleet.bootstrap_servers)
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})
+    admin.alter_configs([resource])
+    while admin.describe_configs([resource], config_filter="all")["topic"][topic][name]["value"] != value:
+        pass
+    admin.close()
 
 
 def wait_for_results(fleet: KafkaSettings, count: int) -> None:
