@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -163,6 +164,43 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
         assert role.ready() == (True, [])
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0
+
+
+def test_a_topic_whose_configuration_is_not_shown_is_told_as_not_compared(product: Product) -> None:
+    env = environment_of(product.kafka, **credentials("topics"))
+    assert postback("topics", "create", env=env).returncode == 0
+    hidden = AclBinding(
+        ResourceType.TOPIC,
+        product.kafka.topics.results,
+        ResourcePatternType.LITERAL,
+        "User:topics",
+        "*",
+        AclOperation.DESCRIBE_CONFIGS,
+        AclPermissionType.DENY,
+    )
+    admin = AdminClient(product.kafka.client_config())
+    admin.create_acls([hidden])[hidden].result(20)
+    try:
+        done = postback("topics", "create", env=env)
+    finally:
+        admin.delete_acls([_filter_of(hidden)])[_filter_of(hidden)].result(20)
+    assert done.returncode == 0
+    told = (
+        f"postback: the configuration of {product.kafka.topics.results} was not compared: the broker does not show it"
+    )
+    assert [line for line in done.stderr.splitlines() if line.startswith(told)]
+
+
+def _filter_of(binding: AclBinding) -> AclBindingFilter:
+    return AclBindingFilter(
+        binding.restype,
+        binding.name,
+        binding.resource_pattern_type,
+        binding.principal,
+        binding.host,
+        binding.operation,
+        binding.permission_type,
+    )
 
 
 def test_a_producer_may_not_read_what_others_ask(product: Product) -> None:
