@@ -485,7 +485,7 @@ class InferenceHandler:
             {
                 "job_id": received.job_id,
                 "custom_id": job.custom_id,
-                "model_id": job.model_id,
+                "model_id": job.model_id or next(iter(self._engine.models), None),
                 "outcome": outcome,
                 "engine": self._engine.name,
                 "metadata": job.metadata,

@@ -123,7 +123,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What a job may call the engine's model; empty where it has none."""
+        """What a job may call the engine's model, first what results call it; empty where it has none."""
         ...
 
     @property
