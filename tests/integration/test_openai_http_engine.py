@@ -36,7 +36,7 @@ from workers import engine_watch, inference
 from workers.engines import openai_http
 from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings
+from workers.engines.settings import OpenAISettings, VllmSettings
 from workers.enrichment.tokens import estimated_tokens
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -302,6 +302,24 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
         assert len(server.bodies) == 2
         free.set()
         assert len(await asyncio.gather(*generating)) == 5
+
+
+async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unless_a_setting_says_otherwise() -> None:
+    """It got 64, so that three quarters of its places stayed empty."""
+    free, places = asyncio.Event(), VllmSettings().max_num_seqs
+
+    async def when_free(request: web.Request) -> web.StreamResponse:
+        await free.wait()
+        return await says("yes")(request)
+
+    server = Server(when_free)
+    async with engine_at(server) as engine, asyncio.timeout(60):
+        generating = [asyncio.create_task(engine.generate(request(f"r{n}"))) for n in range(places + 20)]
+        while len(server.bodies) < places:
+            await asyncio.sleep(0.01)
+        assert (engine.load().running, engine.load().waiting) == (places, 20)
+        free.set()
+        assert len(await asyncio.gather(*generating)) == places + 20
 
 
 async def test_a_server_that_never_comes_up_is_unavailable() -> None:
