@@ -84,6 +84,7 @@ class Result(WireModel):
     job_id: str
     custom_id: str | None = None
     model_id: str | None = None
+    """The job's own word; where it named no model, that of the engine that took it, or null where that has none."""
     outcome: Outcome
     text: str | None = None
     """The answer."""

@@ -2,7 +2,8 @@
 
 They have to answer while the event loop is stuck, since that is when somebody asks; so nothing here touches the loop.
 `/healthz` says whether the process should go on living (an orchestrator restarts it otherwise), `/readyz` whether it
-does its work now: a worker whose broker is away is alive, and not ready.
+does its work now: a worker whose broker is away is alive, and not ready. One that has not started yet is neither, so
+that a startup probe at `/healthz` counts how long that takes, and a start that hangs ends.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Heartbeat:
         return self._clock.monotonic() - self._last <= self._limit_seconds
 
 
-def _alive() -> bool:
+def _yes() -> bool:
     return True
 
 
@@ -94,10 +95,11 @@ class HealthServer:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        alive: Callable[[], bool] = _alive,
+        started: Callable[[], bool] = _yes,
+        alive: Callable[[], bool] = _yes,
         pages: Pages = _NO_PAGES,
     ) -> None:
-        self._server = _Server((host, port), metrics, readiness, alive, pages)
+        self._server = _Server((host, port), metrics, readiness, started, alive, pages)
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
 
     @property
@@ -136,12 +138,14 @@ class _Server(ThreadingHTTPServer):
         address: tuple[str, int],
         metrics: Metrics,
         readiness: Callable[[], Readiness],
+        started: Callable[[], bool],
         alive: Callable[[], bool],
         pages: Pages,
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.metrics = metrics
         self.readiness = readiness
+        self.started = started
         self.alive = alive
         self.pages = pages
         super().__init__(address, _Handler)
@@ -185,11 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, content_type, encode(self.server.metrics.registry))
 
     def _health(self) -> None:
-        alive = self.server.alive()
-        reasons = [] if alive else ["The main loop has not come by for too long."]
-        self._send_json(
-            HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE, {"alive": alive, "reasons": reasons}
-        )
+        reasons = []
+        if not self.server.started():
+            reasons = ["The process has not started yet."]
+        elif not self.server.alive():
+            reasons = ["The main loop has not come by for too long."]
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+        self._send_json(status, {"alive": not reasons, "reasons": reasons})
 
     def _readiness(self) -> None:
         readiness = self.server.readiness()

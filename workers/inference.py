@@ -485,7 +485,7 @@ class InferenceHandler:
             {
                 "job_id": received.job_id,
                 "custom_id": job.custom_id,
-                "model_id": job.model_id,
+                "model_id": job.model_id or next(iter(self._engine.models), None),
                 "outcome": outcome,
                 "engine": self._engine.name,
                 "metadata": job.metadata,
@@ -603,6 +603,7 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         messages=asked.messages,
         max_tokens=job.max_tokens,
         temperature=job.temperature,
+        temperature_is_default="temperature" not in job.model_fields_set,
         model_id=job.model_id,
         context_window=job.context_window,
         seed=job.seed,

@@ -82,10 +82,14 @@ class Process:
 
     def readiness(self) -> Readiness:
         """Not ready before its stages run."""
-        return readiness_of(self.stages, self.beside) if self.stages else Readiness((self._starting,))
+        return readiness_of(self.stages, self.beside) if self.started() else Readiness((self._starting,))
+
+    def started(self) -> bool:
+        """Whether everything is made and loaded that comes before its stages."""
+        return bool(self.stages)
 
     def alive(self) -> bool:
-        """A process that still loads its engine is alive."""
+        """Whether it comes round, once it has started."""
         return alive(self.stages, self.beside)
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack) -> None:
@@ -110,7 +114,15 @@ class Process:
         """Raises CannotListen."""
         host, port = listen.host, listen.metrics_port
         try:
-            return HealthServer(self.metrics, self.readiness, host, port, alive=self.alive, pages=self.pages)
+            return HealthServer(
+                self.metrics,
+                self.readiness,
+                host,
+                port,
+                started=self.started,
+                alive=self.alive,
+                pages=self.pages,
+            )
         except OSError as error:
             raise CannotListen(
                 f"metrics and health cannot be served on port {port} of {host} ({error.strerror}); "

@@ -88,6 +88,16 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
     assert KEY not in worker.said()
 
 
+def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, server: Server) -> None:
+    """So that a startup probe ends one whose engine never comes; before, `/healthz` was well from the first second."""
+    server.listing = 503
+    worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
+    eventually(lambda: "engine-wait" in worker.said(), 60, "the engine is not waited for")
+    assert not worker.alive()
+    server.listing = 200
+    eventually(worker.alive, 60, "the worker does not start")
+
+
 def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
     """The registry knew the command line's word alone, and each such job was rejected."""
     product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)

@@ -55,6 +55,15 @@ def test_a_process_whose_loop_is_stuck_is_not_alive_until_it_comes_by_again() ->
         assert ask_json(server, "/healthz")[0] == 200
 
 
+def test_a_process_that_has_not_started_is_not_alive_so_that_a_startup_probe_counts() -> None:
+    started = False
+    with HealthServer(Metrics(), lambda: READY, started=lambda: started) as server:
+        reason = "The process has not started yet."
+        assert ask_json(server, "/healthz") == (503, {"alive": False, "reasons": [reason]})
+        started = True
+        assert ask_json(server, "/healthz") == (200, {"alive": True, "reasons": []})
+
+
 def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
     metrics = Metrics()
     metrics.jobs.labels("succeeded").inc(3)

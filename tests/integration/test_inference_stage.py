@@ -162,11 +162,11 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
 # -- before it serves ----------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_waits_for_its_engine_is_alive_and_not_ready_and_stops_when_asked(product: Product) -> None:
+def test_a_worker_that_waits_for_its_engine_has_not_started_and_stops_when_asked(product: Product) -> None:
     nowhere = {"POSTBACK_ENGINE__OPENAI__BASE_URL": "http://127.0.0.1:9/v1"}
     worker = product.worker("w1", "--engine", "openai", "--model", "far-away", **nowhere)
     assert worker.ready() == (False, ["the process is starting"])
-    assert worker.alive()
+    assert not worker.alive()
     eventually(lambda: "engine-wait" in worker.said(), 30, "the engine is not waited for")
     assert worker.terminate() == 0
 

@@ -119,6 +119,20 @@ async def test_a_job_becomes_one_result_with_everything_that_delivery_needs() ->
     assert worker.sample("postback_tokens_total", kind="completion") == 6
 
 
+@pytest.mark.parametrize(
+    ("named", "model", "told"), [(None, "big", "big"), ("alias", "big", "alias"), (None, None, None)]
+)
+async def test_a_result_says_which_model_it_is_from_by_the_job_s_name_for_it_or_else_the_engine_s(
+    named: str | None, model: str | None, told: str | None
+) -> None:
+    async with working({"alias": None}) as worker:
+        worker.engine.models = (model,) if model else ()
+        answered = await worker.result(record(model_id=named))
+        expired = await worker.result(record(None, ("deadline", b"1000")))
+    assert answered.model_id == told
+    assert expired.model_id == model
+
+
 async def test_a_job_without_a_callback_is_only_stored() -> None:
     async with working() as worker:
         [output] = await worker.outputs(record({"prompt": "x", "job_id": "mine"}))

@@ -29,6 +29,8 @@ class GenerationRequest:
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float
+    temperature_is_default: bool = False
+    """Nobody asked for it, so that an engine whose model takes none may leave it out."""
     model_id: str | None = None
     context_window: int | None = None
     seed: int | None = None
@@ -121,7 +123,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What a job may call the engine's model; empty where it has none."""
+        """What a job may call the engine's model, first what results call it; empty where it has none."""
         ...
 
     @property

@@ -37,7 +37,7 @@ class EchoEngine:
     context_tokens = None
 
     def __init__(self, settings: EchoSettings, metrics: Metrics, model: str | None = None) -> None:
-        self.models = (model,) if model else ()
+        self.models: tuple[str, ...] = (model,) if model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
         self._sleeping: dict[str, asyncio.Future[_Woken]] = {}

@@ -2,7 +2,8 @@
 
 The server is the operator's choice, so requests to it pass the egress guard by. A request is tried a bounded number of
 times under one deadline: 408, 409, 429 and 5xx answers and lost connections are worth another try, and what the server
-says in `Retry-After` is honoured (RFC 9110 section 10.2.3). Nothing else is repeated.
+says in `Retry-After` is honoured (RFC 9110 section 10.2.3). Nothing else is repeated, but for what
+`dialect` learns.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
@@ -29,7 +30,8 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
-from workers.engines.prompts import plain_text, prompt_room
+from workers.engines.dialect import Dialect, Problem, problem_in
+from workers.engines.prompts import prompt_room
 from workers.engines.settings import OpenAISettings
 from workers.retry_after import parse_retry_after
 
@@ -47,7 +49,7 @@ _COMING_UP = {502, 503, 504}
 _OVERLOADED = {408, 409, 429, 502, 503}
 """What it says of itself rather than of the request."""
 _NAMES_SHOWN = 8
-_FIRST = GenerationRequest("first-request", "Hello.", None, max_tokens=16, temperature=0.0)
+_FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
 
 
 class _TokenLogprob(BaseModel):
@@ -141,6 +143,7 @@ class OpenAIEngine:
         self._model = settings.model
         self.models = (settings.model,)
         self._settings = settings
+        self._dialect = Dialect(settings.model, settings)
         self._clock = clock
         self._base = settings.base_url.rstrip("/")
         self._slots = asyncio.Semaphore(settings.max_concurrency)
@@ -302,12 +305,14 @@ class OpenAIEngine:
         raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
 
     async def _attempt(self, request: GenerationRequest) -> Completion | _Retry:
+        """One POST, or one more for each parameter of ours that the server turns out not to take."""
         try:
-            async with self._http.post(
-                f"{self._base}/{self._path}", json=self._body(request), allow_redirects=False
-            ) as response:
-                body = await self._read(response)
-                return self._outcome(request, response.status, response.headers, body)
+            while True:
+                sent = self._dialect.body(request)
+                async with self._http.post(f"{self._base}/{self._path}", json=sent, allow_redirects=False) as response:
+                    body = await self._read(response)
+                if response.status != 400 or not self._dialect.learns(request, sent, problem_in(body)):
+                    return self._outcome(request, response.status, response.headers, body)
         except aiohttp.ClientError as error:
             return _Retry(f"the server was not reached: {type(error).__name__}")
 
@@ -328,7 +333,7 @@ class OpenAIEngine:
         if status in _OVERLOADED or status >= 500:
             after = parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
             return _Retry(f"the server answered {status}", after, status in _OVERLOADED)
-        problem = _problem_in(body) if status in _REFUSED else _Problem()
+        problem = problem_in(body) if status in _REFUSED else Problem()
         if status == 404 or problem.param == "model":  # every job says the same of both, which is ours and not its own
             raise EngineUnavailable(
                 f"the server answered {status} to {self._path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
@@ -361,35 +366,6 @@ class OpenAIEngine:
         key = self._settings.api_key
         return {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
 
-    def _body(self, request: GenerationRequest) -> dict[str, Any]:
-        chat = self._settings.api == "chat"
-        body: dict[str, Any] = {
-            "model": self._model,
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-        }
-        if chat:
-            body["messages"] = _messages(request)
-        else:
-            body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
-        if request.seed is not None:
-            body["seed"] = request.seed
-        if request.stop:
-            body["stop"] = list(request.stop)
-        if request.response_format is not None and request.response_format.type != "text":
-            body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
-        if self._settings.log_probabilities:
-            body["logprobs"] = True if chat else 0
-        if self._settings.send_priority:
-            body["priority"] = -request.priority  # vLLM runs lower ones first
-        return body
-
-
-def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
-    if request.messages is None:
-        return [{"role": "user", "content": request.prompt or ""}]
-    return [{"role": message.role, "content": message.text} for message in request.messages]
-
 
 def _billed(body: bytes) -> int:
     """Tokens of an answer that cannot be read otherwise."""
@@ -408,40 +384,17 @@ def _completion(answer: _Answer) -> Completion:
     return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)
 
 
-class _Problem(BaseModel):
-    message: str = ""
-    param: str | None = None
-
-    @property
-    def is_of_length(self) -> bool:
-        """Whether the prompt is too long: vLLM and OpenAI say it with these words, llama.cpp with the others."""
-        return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
-
-
-class _Refusal(BaseModel):
-    error: _Problem
-
-
-_FIELDS = {"max_tokens", "temperature", "seed", "response_format", "messages", "prompt"}
+_FIELDS = {name: name for name in ("max_tokens", "temperature", "seed", "response_format", "messages", "prompt")}
+_FIELDS["max_completion_tokens"] = "max_tokens"
 _LESS = 0.6
 """What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
 
-def _problem_in(body: bytes) -> _Problem:
-    """What a server says of the request that it refuses; nothing where it says it in a form of its own."""
-    try:
-        return _Refusal.model_validate_json(body).error
-    except ValidationError:
-        return _Problem()
-
-
-def _refusal(request: GenerationRequest, status: int, problem: _Problem) -> RequestRejected | PromptTooLong:
+def _refusal(request: GenerationRequest, status: int, problem: Problem) -> RequestRejected | PromptTooLong:
     """The server's refusal in its own words, by the field that it names."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
-    field = "messages" if request.messages is not None else "prompt"
-    if problem.param in _FIELDS:
-        field = problem.param
+    field = _FIELDS.get(problem.param or "", "messages" if request.messages is not None else "prompt")
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(field, reason or f"the server answered {status}")
 

@@ -63,8 +63,11 @@ class OpenAISettings(_Section):
     """Which of the two a request becomes. With `chat`, a plain prompt is one message of a user."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server says it itself; the smaller one counts."""
-    max_concurrency: int = Field(default=64, ge=1, le=8192)
-    """Requests at the server at once; more wait here."""
+    max_concurrency: int = Field(default=256, ge=1, le=8192)
+    """Requests at the server at once; more wait here. What a vLLM server generates at once unless it is told otherwise.
+
+    Fewer leave its GPU idle. More than it has places for wait there, within `request_timeout_seconds`.
+    """
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries of one request before it counts as not answered."""
     request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)

@@ -65,7 +65,9 @@ class VllmEngine:
         if settings.model is None:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
-        self.models = (settings.model,)
+        folder = Path(settings.model)
+        # A consumer of results has no use for where the operator keeps a model.
+        self.models = (folder.resolve().name, settings.model) if folder.is_dir() else (settings.model,)
         self._settings = settings
         self._metrics = metrics
         self._guardian = Guardian()

@@ -239,7 +239,7 @@ spec:
           ports:
             - name: metrics
               containerPort: 9100
-          # Loading a model takes minutes; liveness counts from when this has passed.
+          # /healthz is 503 until the model is loaded, which takes minutes; liveness counts from then on.
           startupProbe:
             httpGet: {path: /healthz, port: metrics}
             periodSeconds: 5

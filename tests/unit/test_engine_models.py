@@ -1,0 +1,29 @@
+"""What an engine's model is called by jobs and in results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.engines import EngineKind, EngineSettings, create
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_a_model_is_called_as_the_setting_does_and_the_command_line_beats_it(kind: EngineKind) -> None:
+    settings = EngineSettings.model_validate({"vllm": {"model": "acme/small"}, "openai": {"model": "acme/small"}})
+    assert create(kind, settings, Metrics(), SystemClock()).models == ("acme/small",)
+    assert create(kind, settings, Metrics(), SystemClock(), model="big").models == ("big",)
+
+
+def test_echo_has_a_model_only_where_it_is_told_one() -> None:
+    assert create("echo", EngineSettings(), Metrics(), SystemClock()).models == ()
+    assert create("echo", EngineSettings(), Metrics(), SystemClock(), model="big").models == ("big",)
+
+
+def test_a_model_s_folder_is_called_by_its_name_and_may_be_called_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    path = f"{tmp_path}/small/"
+    assert create("vllm", EngineSettings(), Metrics(), SystemClock(), model=path).models == ("small", path)

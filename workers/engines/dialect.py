@@ -1,0 +1,106 @@
+"""What a server that speaks OpenAI's protocol is sent, in the dialect that it takes.
+
+Some parameters are sent whether a job asks for them or not, and not every model takes them: OpenAI's reasoning models
+want `max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. That is no job's fault, so it
+is learned from the first refusal that names such a parameter, once for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from telemetry.logs import get_logger
+from workers.engines.base import GenerationRequest
+from workers.engines.prompts import plain_text
+from workers.engines.settings import OpenAISettings
+
+log = get_logger()
+
+_NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
+"""What only our settings have us send, by the names that servers refuse it under."""
+
+
+class Problem(BaseModel):
+    """The error object of OpenAI's protocol."""
+
+    message: str = ""
+    param: str | None = None
+    code: str | int | None = None
+
+    @property
+    def is_of_length(self) -> bool:
+        """Whether the prompt is too long: vLLM and OpenAI say it with these words, llama.cpp with the others."""
+        return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
+
+
+class _Refusal(BaseModel):
+    error: Problem
+
+
+def problem_in(body: bytes) -> Problem:
+    """What a server says of the request that it refuses; nothing where it says it in a form of its own."""
+    try:
+        return _Refusal.model_validate_json(body).error
+    except ValidationError:
+        return Problem()
+
+
+class Dialect:
+    """One server's. `model` is what it calls the model."""
+
+    def __init__(self, model: str, settings: OpenAISettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._refused: set[str] = set()
+        """Parameters of ours that the server does not take."""
+
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
+        """The request as JSON for `/chat/completions` or `/completions`."""
+        chat = self._settings.api == "chat"
+        longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
+        body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}
+        if chat:
+            body["messages"] = _messages(request)
+        else:
+            body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
+        if not (request.temperature_is_default and "temperature" in self._refused):
+            body["temperature"] = request.temperature
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.response_format is not None and request.response_format.type != "text":
+            body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
+        if self._settings.log_probabilities and "logprobs" not in self._refused:
+            body["logprobs"] = True if chat else 0
+        if self._settings.send_priority and "priority" not in self._refused:
+            body["priority"] = -request.priority  # vLLM runs lower ones first
+        return body
+
+    def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: Problem) -> bool:
+        """Whether what was refused is ours and no job's, so that the request may go again without it."""
+        name = "logprobs" if problem.param == "top_logprobs" else problem.param
+        if name is None or name not in sent:
+            return False
+        is_ours = (
+            name in _NEVER_A_JOB_S
+            or (name == "temperature" and request.temperature_is_default)
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # another code is of the job's number
+        )
+        if is_ours and name not in self._refused:
+            log.warning(
+                "The server does not take a parameter; it is not sent any more.",
+                action="engine-parameter-refused",
+                parameter=name,
+            )
+            self._refused.add(name)
+        return is_ours
+
+
+def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
+    if request.messages is None:
+        return [{"role": "user", "content": request.prompt or ""}]
+    return [{"role": message.role, "content": message.text} for message in request.messages]
