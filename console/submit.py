@@ -13,6 +13,7 @@ import typer
 
 from console.answers import SHOWN, Answers, name_of, say_more
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
 
@@ -88,7 +89,7 @@ def submit(
     begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
     request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
     request.keep()
-    with telling(ProducerError), _written(results) as out:
+    with telling(ProducerError), written("--results", results) as out:
         if found := look_up(kafka, begun):
             say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
         if wait:
@@ -159,19 +160,6 @@ def _lines(file: str) -> Iterator[BinaryIO]:
             raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
 
 
-@contextmanager
-def _written(path: Path | None) -> Iterator[TextIO | None]:
-    if path is None:
-        yield None
-        return
-    try:
-        opened = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise fail(f"--results {path}: {error.strerror}", BAD_INPUT) from None
-    with opened:
-        yield opened
-
-
 def _send(request: Request, progress: Progress) -> None:
     """Send what is not known to be accepted, and tell the ids of what is."""
     from producers.client import Client, SubmitError
@@ -208,6 +196,8 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         progress = stack.enter_context(bars())
         _send(request, progress)
         accepted = {entry.job_id: entry for entry in request.receipt.entries if entry.accepted}
+        if accepted:
+            begin_anew(out)
         answers = Answers(accepted, out, lambda result, _: write_result(result).decode())
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:

@@ -190,6 +190,19 @@ def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_
     assert sorted(result["job_id"] for result in answered) == sorted(f"j{number}" for number in range(50))
 
 
+def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSettings, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text("of an earlier run, and longer than what comes" * 100)
+    nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    arguments = ("submit", "-", "--wait", "--results", results)
+    assert postback(*arguments, env=environment_of(nowhere), given=b'{"prompt": "q"}').returncode == 1
+    assert results.read_text() == "of an earlier run, and longer than what comes" * 100
+    with answering(fleet, {}):
+        assert postback(*arguments, env=environment_of(fleet), given=b'{"prompt": "q"}').returncode == 0
+    [line] = results.read_text().splitlines()
+    assert json.loads(line)["outcome"] == "succeeded"
+
+
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
     given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky", "custom_id": "q-2"}\n'
     with answering(fleet, {"bad": Outcome.FAILED}):
