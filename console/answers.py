@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,22 +20,23 @@ SHOWN = 20
 
 @dataclass(slots=True)
 class Answers:
-    """What came back of the jobs of a receipt."""
+    """What came back of jobs."""
 
-    entries: Mapping[str, Entry]
-    """By job id."""
+    entries: Mapping[str, Entry | None] | None
+    """What is known of the jobs that are wanted, by id; None where all are."""
     out: TextIO | None
     write: Callable[[Result, Entry | None], str]
     """A result's line."""
     outcomes: dict[str, str] = field(default_factory=dict)
-    """By job id."""
+    """By job id; of the last one where a job has several results."""
     unsuccessful: list[str] = field(default_factory=list)
     """A sentence for each of them, as many as are shown."""
+    _failures: int = 0
 
     @property
     def open(self) -> int:
         """How many jobs have no result yet."""
-        return len(self.entries) - len(self.outcomes)
+        return len(self.entries) - len(self.outcomes) if self.entries is not None else 0
 
     @property
     def well(self) -> bool:
@@ -42,23 +44,30 @@ class Answers:
         return not self.open and all(outcome == "succeeded" for outcome in self.outcomes.values())
 
     def add(self, result: Result) -> bool:
-        """Whether somebody waited for it."""
-        entry = self.entries.get(result.job_id)
-        if entry is None or result.job_id in self.outcomes:
+        """Whether it is wanted, and the first of its job."""
+        if self.entries is not None and result.job_id not in self.entries:
             return False
+        entry = self.entries[result.job_id] if self.entries is not None else None
+        is_first = result.job_id not in self.outcomes
         self.outcomes[result.job_id] = result.outcome.value
-        if result.outcome.value != "succeeded" and len(self.unsuccessful) < SHOWN:
-            why = f": {result.error.message}" if result.error else ""
-            self.unsuccessful.append(f"{name_of(entry)}: {result.job_id} {result.outcome}{why}")
+        if result.outcome.value != "succeeded":
+            self._note_failure(result, entry)
         if self.out is not None:
             self.out.write(self.write(result, entry) + "\n")
-        return True
+        return is_first
+
+    def _note_failure(self, result: Result, entry: Entry | None) -> None:
+        self._failures += 1
+        if len(self.unsuccessful) < SHOWN:
+            name = f"{name_of(entry)}: " if entry is not None else ""
+            why = f": {result.error.message}" if result.error else ""
+            self.unsuccessful.append(f"{name}{result.job_id} {result.outcome}{why}")
 
     def tell(self) -> None:
         """Say which jobs did not succeed."""
         for sentence in self.unsuccessful:
             say(sentence)
-        say_more(len(self.outcomes) - self.counts["succeeded"])
+        say_more(self._failures)
 
     @property
     def counts(self) -> Counter[str]:
@@ -81,3 +90,18 @@ def say_more(found: int) -> None:
     """Where not all that were found are shown, how many are not."""
     if found > SHOWN:
         say(f"and {found - SHOWN} more")
+
+
+def as_line(result: Result, entry: Entry | None) -> str:
+    """A result as it stands in Kafka."""
+    from schemas.codec import write_result
+
+    return write_result(result).decode()
+
+
+def as_openai_line(result: Result, entry: Entry | None) -> str:
+    """A line of an OpenAI Batch's output file, in the shape of what the job's own line asked where that is known."""
+    from schemas.openai import CHAT_COMPLETIONS, output_line
+
+    url = entry.url if entry is not None and entry.url is not None else CHAT_COMPLETIONS
+    return json.dumps(output_line(result, url), ensure_ascii=False)

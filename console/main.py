@@ -18,6 +18,7 @@ from console import (
     keys,
     receive,
     replay,
+    results,
     submit,
     topics,
     worker,
@@ -40,6 +41,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(endpoints.app, name="endpoints")
 app.command()(submit.submit)
+app.command()(results.results)
 app.command()(cancel.cancel)
 app.command()(replay.replay)
 app.command()(deliveries.deliveries)

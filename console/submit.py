@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from console.answers import SHOWN, Answers, name_of, say_more
+from console.answers import SHOWN, Answers, as_line, name_of, say_more
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.lines import lines_of
+from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
 
@@ -88,7 +89,7 @@ def submit(
     begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
     request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
     request.keep()
-    with telling(ProducerError), _written(results) as out:
+    with telling(ProducerError), written("--results", results) as out:
         if found := look_up(kafka, begun):
             say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
         if wait:
@@ -119,7 +120,7 @@ def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
     from producers.jsonl import read_jobs
 
     url = _checked_url(callback_url)
-    with _lines(file) as lines:
+    with lines_of(file) as lines:
         read = read_jobs(lines, url)
     name = "standard input" if file == "-" else file
     for found in read.problems[:SHOWN]:
@@ -141,35 +142,6 @@ def _checked_url(url: str | None) -> str | None:
         return TypeAdapter[str](Url).validate_python(url) if url is not None else None
     except ValidationError:
         raise fail("--callback-url: is not an http or https URL without credentials", BAD_INPUT) from None
-
-
-@contextmanager
-def _lines(file: str) -> Iterator[BinaryIO]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; only opening is to be caught
-    except OSError as error:
-        raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
-    with opened:
-        try:
-            yield opened
-        except OSError as error:
-            raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
-
-
-@contextmanager
-def _written(path: Path | None) -> Iterator[TextIO | None]:
-    if path is None:
-        yield None
-        return
-    try:
-        opened = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise fail(f"--results {path}: {error.strerror}", BAD_INPUT) from None
-    with opened:
-        yield opened
 
 
 def _send(request: Request, progress: Progress) -> None:
@@ -199,7 +171,6 @@ def _send(request: Request, progress: Progress) -> None:
 
 def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> None:
     from producers.results import ResultsReader
-    from schemas.codec import write_result
     from telemetry.clock import Deadline, SystemClock
 
     with ExitStack() as stack:
@@ -208,7 +179,9 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         progress = stack.enter_context(bars())
         _send(request, progress)
         accepted = {entry.job_id: entry for entry in request.receipt.entries if entry.accepted}
-        answers = Answers(accepted, out, lambda result, _: write_result(result).decode())
+        if accepted:
+            begin_anew(out)
+        answers = Answers(accepted, out, as_line)
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:
             _collect(request.tenant, reader, answers, progress, deadline)

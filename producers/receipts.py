@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from producers.client import SubmitError
 from producers.identity import new_job_id
 from producers.jsonl import JobFile
+from producers.reader import SKEW_MS
 from producers.scan import Scanner
 from schemas.codec import write_job
 from schemas.job import CustomId, Identifier, Job, Tenant, WireModel
@@ -25,6 +27,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 
 _DIGEST_BYTES = 8
+_IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 class ReceiptRefused(Exception):  # noqa: N818 - it names what happened to the receipt
@@ -84,6 +87,44 @@ class Receipt:
     def answer(self, index: int, error: SubmitError | None) -> None:
         """Note what came of sending one of them."""
         self.entries[index] = self.entries[index].answered(error)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedJobs:
+    """Jobs that are named by a receipt, or by plain ids."""
+
+    entries: dict[str, Entry | None]
+    """By job id; None for a plain one."""
+    tenant: str | None
+    """Whose they are, as a receipt says."""
+    refused: int
+    """How many jobs of a receipt were not accepted, and are left out."""
+
+    @property
+    def since_ms(self) -> int | None:
+        """A time before which none of them can have a result, Unix milliseconds; None where that is not known."""
+        known = [entry.at for entry in self.entries.values() if entry is not None]
+        return min(known) - SKEW_MS if known and len(known) == len(self.entries) else None
+
+
+def read_ids(lines: Iterable[bytes]) -> NamedJobs:
+    """The jobs that a file names, a receipt's line or a job's id on each. Raises ReceiptRefused."""
+    entries: dict[str, Entry | None] = {}
+    for number, line in enumerate(lines, start=1):
+        content = line.strip()
+        try:
+            if content.startswith(b"{"):
+                entry = Entry.model_validate_json(content)
+                entries[entry.job_id] = entry
+            elif content:
+                entries.setdefault(_IDENTIFIER.validate_json(to_json(content)), None)
+        except (ValueError, ValidationError):
+            raise ReceiptRefused(f"line {number} is neither a job's id nor of a receipt") from None
+    tenants = {entry.tenant for entry in entries.values() if entry is not None}
+    if len(tenants) > 1:
+        raise ReceiptRefused("it names jobs of several tenants, which are asked for one by one")
+    accepted = {job_id: entry for job_id, entry in entries.items() if entry is None or entry.accepted is not False}
+    return NamedJobs(accepted, next(iter(tenants), None), len(entries) - len(accepted))
 
 
 def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] = ()) -> Receipt:

@@ -1,13 +1,15 @@
-"""Read results as they are settled: what `postback submit --wait` waits for, and anybody who wants no webhooks."""
+"""Read results as they are settled, or those that are kept: for anybody who wants no webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kafka import TopicPartition
 
 from producers.connection import kafka_errors_translated, partition_counts
 from producers.reader import CommittedReader
+from producers.replay import Selection
+from producers.scan import Scanner, Stored
 from schemas import topics
 from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT
@@ -42,6 +44,23 @@ class ResultsReader(CommittedReader):
                     yield _tenant(record.headers), read_result(record.value)
                 except InvalidResult:
                     continue  # no worker wrote it, so nobody waits for it
+
+
+def kept_results(settings: KafkaSettings, scanner: Scanner, selection: Selection) -> Iterator[Result]:
+    """The results of a selection that `model_results` keeps now, each partition's in order.
+
+    Raises ProducerError, before the first where the topic cannot be read at all.
+    """
+    ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
+    return _readable(filter(selection.takes, scanner.read(ranges)))
+
+
+def _readable(records: Iterable[Stored]) -> Iterator[Result]:
+    for record in records:
+        try:
+            yield read_result(record.value)
+        except InvalidResult:
+            continue  # no worker wrote it
 
 
 def _tenant(headers: list[tuple[str, bytes]]) -> str:

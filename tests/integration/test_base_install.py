@@ -33,7 +33,7 @@ def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedPro
     "arguments",
     [
         *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)),
-        *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",)),
+        *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",), ("results",)),
     ],
 )
 def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
@@ -50,7 +50,7 @@ def test_help_imports_no_client_and_no_engine() -> None:
 
 
 def test_the_producer_can_be_imported() -> None:
-    modules = ("client", "topics", "results", "replay", "dead_letters", "deliveries", "backlog")
+    modules = ("client", "topics", "receipts", "results", "replay", "dead_letters", "deliveries", "backlog")
     done = without_extras("\n".join(f"import producers.{name}" for name in modules))
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -7,13 +7,12 @@ import os
 import pty
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from answering_jobs import answering
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
 from postback_command import POSTBACK, environment_of, postback, postback_here
@@ -23,10 +22,9 @@ from producers.client import Client, SubmitError
 from producers.errors import TopicMissing
 from producers.results import ResultsReader
 from producers.sharding import shard_of
-from schemas import topics
-from schemas.codec import Origin, read_job, write_result
+from schemas.codec import Origin, read_job
 from schemas.job import Job
-from schemas.result import Outcome, Result, ResultError
+from schemas.result import Outcome
 from schemas.settings import KafkaSettings
 from telemetry.traces import parse_traceparent
 
@@ -47,53 +45,6 @@ def records_of(fleet: KafkaSettings, topic: str) -> list[ConsumerRecord]:
         found += [record for records in consumer.poll(timeout_ms=200).values() for record in records]
     consumer.close()
     return found
-
-
-@contextmanager
-def answering(fleet: KafkaSettings, outcome_of: dict[str, Outcome]) -> Iterator[None]:
-    """Settle a result for each submitted job, as a worker would: in transactions, one of which is aborted."""
-    stop = threading.Event()
-    consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
-    consumer.assign([TopicPartition(fleet.topics.requests(), number) for number in range(fleet.partitions)])
-    consumer.seek_to_beginning()
-
-    def settle(producer: KafkaProducer, record: ConsumerRecord, outcome: Outcome) -> None:
-        received = read_job(record.value, record.headers, Origin("t", 0, record.offset), record.timestamp)
-        error = None if outcome is Outcome.SUCCEEDED else ResultError(code="echo", message="as the test wants it")
-        result = Result(job_id=received.job_id, outcome=outcome, error=error, created_at=1)
-        headers = [(topics.TENANT, received.tenant.encode())]
-        producer.send(fleet.topics.results, write_result(result), record.key, headers, record.partition)
-
-    def answer() -> None:
-        producer = KafkaProducer(
-            bootstrap_servers=fleet.bootstrap_servers, transactional_id=f"{fleet.topic_prefix}test", linger_ms=5
-        )
-        producer.init_transactions()
-        aborted = False
-        while not stop.is_set():
-            records = [record for batch in consumer.poll(timeout_ms=100).values() for record in batch]
-            if records and not aborted:
-                producer.begin_transaction()
-                settle(producer, records[0], Outcome.CANCELLED)
-                producer.flush()
-                producer.abort_transaction()
-                aborted = True
-            if records:
-                producer.begin_transaction()
-                for record in records:
-                    prompt = json.loads(record.value)["prompt"]
-                    settle(producer, record, outcome_of.get(prompt, Outcome.SUCCEEDED))
-                producer.commit_transaction()
-        producer.close()
-        consumer.close()
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSettings) -> None:
@@ -188,6 +139,19 @@ def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_
     assert (done.returncode, done.stderr) == (0, "postback: 50 of 50 jobs accepted, 50 succeeded\n")
     answered = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(result["job_id"] for result in answered) == sorted(f"j{number}" for number in range(50))
+
+
+def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSettings, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text("of an earlier run, and longer than what comes" * 100)
+    nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
+    arguments = ("submit", "-", "--wait", "--results", results)
+    assert postback(*arguments, env=environment_of(nowhere), given=b'{"prompt": "q"}').returncode == 1
+    assert results.read_text() == "of an earlier run, and longer than what comes" * 100
+    with answering(fleet, {}):
+        assert postback(*arguments, env=environment_of(fleet), given=b'{"prompt": "q"}').returncode == 0
+    [line] = results.read_text().splitlines()
+    assert json.loads(line)["outcome"] == "succeeded"
 
 
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:

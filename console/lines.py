@@ -1,0 +1,72 @@
+"""Lines of a file that a command is given, or of standard input: jobs, or ids of jobs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from console.errors import BAD_INPUT, fail
+from console.settings import checked_tenant
+
+if TYPE_CHECKING:
+    from producers.receipts import NamedJobs
+
+IDS = "Of these jobs: a receipt of `postback submit`, or ids, one a line; - is standard input."
+"""The help of `--ids`."""
+
+
+@contextmanager
+def lines_of(file: str) -> Iterator[BinaryIO]:
+    """The lines of a file; `-` is standard input."""
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; only opening is to be caught
+    except OSError as error:
+        raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
+    with opened:
+        try:
+            yield opened
+        except OSError as error:
+            raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
+
+
+def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:
+    """The jobs that `--ids` and the command line name together."""
+    from producers.receipts import NamedJobs, ReceiptRefused, read_ids
+
+    named = NamedJobs({}, None, 0)
+    if file is not None:
+        try:
+            with lines_of(file) as lines:
+                named = read_ids(lines)
+        except ReceiptRefused as refused:
+            raise fail(f"--ids {file}: {refused}", BAD_INPUT) from None
+    for job_id in ids:
+        named.entries.setdefault(checked_id(job_id), None)
+    return named
+
+
+def tenant_of(named: NamedJobs, tenant: str | None) -> str:
+    """Whose they are: as is said, or else as the receipt says, or else `default`."""
+    if tenant is None:
+        return named.tenant or "default"
+    if named.tenant not in (None, tenant):
+        raise fail(f"--tenant: the receipt is of {named.tenant}", BAD_INPUT)
+    return checked_tenant(tenant)
+
+
+def checked_id(job_id: str) -> str:
+    """A job's id as it may stand in headers."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from schemas.job import Identifier
+
+    try:
+        return TypeAdapter[str](Identifier).validate_python(job_id)
+    except ValidationError:
+        raise fail("ID: 1 to 256 characters of printable ASCII without spaces", BAD_INPUT) from None
