@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import secrets
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -24,6 +25,7 @@ TOPIC_SECONDS = 10.0
 STUCK_SECONDS = 60.0
 """How long the event loop may not come round before an orchestrator is to restart the process."""
 BEAT_SECONDS = 1.0
+_MOST_OPEN_FILES = 1 << 20
 _TOPIC_ASKED = 10
 _TOPIC_ASK_AGAIN_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -175,6 +177,18 @@ def collect_garbage_seldom() -> None:
     A job leaves dozens of them, and reference counting frees them all: looking took a tenth of the stage's CPU.
     """
     gc.set_threshold(50_000, 20, 20)
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as we may, up to a million; a low one is for programs that use `select`.
+
+    Each callback under way and each idle connection has one, and some thousands are under way.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS names a hard limit and takes less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from workers.process import (
     ProcessError,
     SideTask,
     alive,
+    allow_open_files,
     readiness_of,
     replica_of,
     run_stages,
@@ -172,6 +173,7 @@ Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]
 
 async def _run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
     """Prepare, serve, and end everything, in this order; a signal ends whichever it meets."""
+    allow_open_files()
     process = Process(fleet)
     with stop_signal() as stop:
         async with AsyncExitStack() as stack:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from open_files import no_files_left
 from standardwebhooks import Webhook
 
 from schemas.codec import write_result
@@ -402,6 +403,21 @@ async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     assert metrics.registry.get_sample_value("postback_deferred_total") == 2
     consumer.gate.set()
     assert topics_of(await first) == [TOPICS.attempts]
+
+
+async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
+    make: Maker, consumer: Consumer, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = make(DeliverySettings(breaker_failures=1))
+    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads what it needs
+    with no_files_left():
+        for said in (1, 1, 2):
+            [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
+            assert (deferred.topic, headers_of(deferred)["attempt"]) == (TOPICS.tier(5), "4")
+            assert sum("open no more connections" in record.getMessage() for record in caplog.records) == said
+            clock.ms += 31_000
+    assert consumer.requests == []
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
 
 
 async def test_a_full_destination_holds_up_neither_other_origins_nor_other_tenants(

@@ -19,11 +19,13 @@ import pytest
 import uvloop
 from aiohttp.abc import AbstractResolver, ResolveResult
 from certificates import Authority
+from open_files import no_files_left
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from telemetry.clock import SystemClock
 from workers.delivery.exchange import USER_AGENT
+from workers.delivery.exhaustion import Exhausted
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
@@ -510,6 +512,18 @@ async def post_by_name(answer: str | OSError | None, policy: EgressPolicy, port:
         return await post(poster, f"http://hooks.example:{port}/")
     finally:
         await poster.close()
+
+
+@on_both_loops
+async def test_a_process_without_open_files_makes_no_attempt_and_blames_nobody(start: Start, poster: Poster) -> None:
+    server = await start(always(OK))
+    by_name = server.url.replace("127.0.0.1", "hooks.example")
+    with no_files_left():
+        for url in (server.url, by_name):
+            with pytest.raises(Exhausted):
+                await post(poster, url)
+    assert server.connections == 0
+    assert isinstance(await post(poster, server.url), Delivered)
 
 
 @on_both_loops

@@ -8,6 +8,8 @@ It reads `model_results` and the tiers. One record ends in one of these ways:
     its destination is busy   deferred to the smallest tier; no attempt
     its origin does not       deferred to the tier that fits the time for which the origin is left alone; no attempt
       answer
+    we lack descriptors,     deferred to the smallest tier; no attempt
+      ports or memory
     POST, 2xx                 an attempt record
     POST, anything else       an attempt record, and the record itself in a tier, or in dead_letters with its reason
     unusable                  dead_letters
@@ -31,6 +33,7 @@ from workers.delivery import outputs
 from workers.delivery.breaker import State
 from workers.delivery.destinations import Destination, DestinationBusy, Destinations, Place
 from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.exhaustion import Exhausted
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
@@ -111,6 +114,8 @@ class DeliveryHandler(TierPace):
                 return await self._attempt(record, pending, body, place)
         except DestinationBusy as busy:
             return (self._turned_away(record, pending, busy.wait_seconds),)
+        except Exhausted:
+            return (self._turned_away(record, pending, 0.0),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""

@@ -5,9 +5,13 @@ A destination is a (tenant, origin). Four things decide whether an attempt may s
     its breaker       an origin that does not answer is left alone, but for one probe at a time (breaker.py)
     its places        so many attempts run at once; a 429, 502 or 504 halves the number, each answer adds one again
     its queue         so many records wait briefly for a place
-    what is left      of the window: one destination may have no more of it than is free. Hung origins together can
-                      therefore not fill it: n of them, each with more records than it may have, leave a share of
-                      1/(n+1) to the others (dynamic thresholds, Choudhury and Hahne 1998)
+    what is left      of the window, by dynamic thresholds (Choudhury and Hahne 1998):
+                      a tenant may have twice what is left of the window: alone two thirds of it, and of m tenants that
+                      hang, with however many origins, each leaves the others at least a third of what it found;
+                      an origin may have no more than is left to its tenant, but for its first record: alone half the
+                      window, and n that hang share what their tenant may have;
+                      strangers, which are a tenant's origins whose last attempt was not answered, may together have no
+                      more than is left to their tenant: alone half the window, so that a sixth is for those that answer
 
 What may not start now is `DestinationBusy`: it is deferred at once to a tier. Local to each process; a lock is not
 needed, since all of it runs on one event loop.
@@ -31,7 +35,10 @@ Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle destinations whose failures are remembered; beyond that the one that was called longest ago is forgotten."""
+"""Idle destinations whose failures are remembered, and as many that answered; beyond that the one that was called
+longest ago is forgotten."""
+_TENANT_FACTOR = 2
+"""How many times what is left of the window a tenant may have."""
 
 
 class DestinationBusy(Exception):  # noqa: N818 - it names what happened
@@ -44,19 +51,30 @@ class DestinationBusy(Exception):  # noqa: N818 - it names what happened
 
 
 @dataclass(slots=True)
+class _Share:
+    """What a tenant has of the window, in records."""
+
+    held: int = 0
+    strangers: int = 0
+    """Of those: what its origins have whose last attempt was not answered."""
+
+
+_NOTHING = _Share()
+
+
+@dataclass(slots=True)
 class _Load:
     """What a destination has of this process, and what is known of its origin."""
 
     breaker: Breaker
     allowed: int
     """Attempts at once, now."""
+    answers: bool
+    """Whether its last attempt was answered. Where it was not, or there was none, it is a stranger."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-
-    @property
-    def held(self) -> int:
-        """Its part of the window."""
-        return self.running + len(self.waiting)
+    held: int = 0
+    """Its part of the window: what runs, what waits, and what was told to go and has not gone yet."""
 
 
 @dataclass(slots=True)
@@ -81,7 +99,7 @@ class Place:
 class Destinations:
     """Gives out places. `on_change` hears of a destination whose breaker changes, with its new state and for how long.
 
-    Remembers a destination only while something runs for it or has failed lately.
+    Remembers a destination only while something runs for it or has failed lately, and the names of those that answered.
     """
 
     def __init__(
@@ -94,6 +112,9 @@ class Destinations:
         self._clock = clock
         self._on_change = on_change
         self._loads: OrderedDict[Destination, _Load] = OrderedDict()
+        self._answering: OrderedDict[Destination, None] = OrderedDict()
+        self._shares: dict[str, _Share] = {}
+        """Of the tenants that have something."""
         self._held = 0
 
     def __len__(self) -> int:
@@ -116,7 +137,9 @@ class Destinations:
     def _load_of(self, destination: Destination) -> _Load:
         load = self._loads.get(destination)
         if load is None:
-            load = self._loads[destination] = _Load(Breaker(self._settings), self._settings.destination_concurrency)
+            load = self._loads[destination] = _Load(
+                Breaker(self._settings), self._settings.destination_concurrency, destination in self._answering
+            )
         self._loads.move_to_end(destination)
         return load
 
@@ -124,21 +147,47 @@ class Destinations:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
         if load.breaker.state(now) is not State.CLOSED:
-            if not load.breaker.take_probe(now):
+            if not (self._has_room(destination, load) and load.breaker.take_probe(now)):
                 raise DestinationBusy(load.breaker.patience(now))
-            self._take(load)
+            self._hold(destination, load)
+            load.running += 1
             return True
-        if load.held > 0 and load.held >= self._settings.window_records - self._held:
+        if not self._has_room(destination, load):
             raise DestinationBusy
         if load.running < load.allowed:
-            self._take(load)
+            self._hold(destination, load)
+            load.running += 1
         else:
             await self._queue_up(destination, load)
         return False
 
-    def _take(self, load: _Load) -> None:
-        load.running += 1
+    def _has_room(self, destination: Destination, load: _Load) -> bool:
+        """Whether the thresholds let the destination have one record more."""
+        share = self._shares.get(destination[0], _NOTHING)
+        left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
+        return left > 0 and (load.held < left or load.held == 0) and (load.answers or share.strangers < left)
+
+    def _hold(self, destination: Destination, load: _Load) -> None:
+        """One record more of the window is the destination's."""
+        share = self._shares.get(destination[0])
+        if share is None:
+            share = self._shares[destination[0]] = _Share()
         self._held += 1
+        share.held += 1
+        load.held += 1
+        if not load.answers:
+            share.strangers += 1
+
+    def _let_go(self, destination: Destination, load: _Load) -> None:
+        """One record less is."""
+        share = self._shares[destination[0]]
+        self._held -= 1
+        share.held -= 1
+        load.held -= 1
+        if not load.answers:
+            share.strangers -= 1
+        if share.held == 0:
+            del self._shares[destination[0]]
 
     async def _queue_up(self, destination: Destination, load: _Load) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
@@ -146,7 +195,7 @@ class Destinations:
             raise DestinationBusy
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
-        self._held += 1
+        self._hold(destination, load)
         try:
             async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
@@ -155,7 +204,7 @@ class Destinations:
                 # It became ours in the same moment as we were told to go: the next one has it.
                 self._leave(destination, load)
             else:
-                self._held -= 1
+                self._let_go(destination, load)
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
                 self._forget(destination, load)
@@ -166,7 +215,7 @@ class Destinations:
     def _leave(self, destination: Destination, load: _Load) -> None:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
         load.running -= 1
-        self._held -= 1
+        self._let_go(destination, load)
         while load.waiting and load.running < load.allowed:
             place = load.waiting.popleft()
             if not place.done():
@@ -194,6 +243,7 @@ class Destinations:
         before = load.breaker.state(now)
         load.breaker.judge(verdict, now, probe=place.probe, wait_seconds=asked_to_wait(place.outcome))
         self._adjust(load, place.outcome, verdict)
+        self._note(destination, load, verdict)
         after = load.breaker.state(now)
         if after is State.OPEN and before is not State.OPEN:
             self._turn_away(load, load.breaker.seconds_left(now))
@@ -206,6 +256,22 @@ class Destinations:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
+
+    def _note(self, destination: Destination, load: _Load, verdict: Verdict) -> None:
+        """Whether the origin is a stranger from now on; what it holds counts as a stranger's or does not."""
+        if verdict is Verdict.NOTHING:
+            return
+        answers = verdict is Verdict.ANSWERS
+        if answers:
+            self._answering[destination] = None
+            self._answering.move_to_end(destination)
+            if len(self._answering) > _REMEMBERED:
+                self._answering.popitem(last=False)
+        if answers != load.answers:
+            load.answers = answers
+            self._shares[destination[0]].strangers += -load.held if answers else load.held
+            if not answers:
+                self._answering.pop(destination, None)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
         """The breaker has opened: whoever waits need not, and what comes when it closes comes slowly."""

@@ -7,6 +7,7 @@ counts as delivered; and proxies and netrc of the environment are not read.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
 
 from telemetry.clock import Clock
-from telemetry.logs import origin_of
+from telemetry.logs import get_logger, origin_of
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.deadlines import Deadlines
 from workers.delivery.exchange import Answer, Exchanges
+from workers.delivery.exhaustion import Exhausted, exhausted_by
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
@@ -29,7 +31,12 @@ from workers.retry_after import parse_retry_after
 
 _CHECKED_URLS = 4096
 
+_SAY_SECONDS = 60.0
+"""How often it is said that we lack something: it is found out for every callback."""
+
 _THROTTLING = frozenset({429, 502, 504})
+
+log = get_logger()
 
 
 class FailureReason(StrEnum):
@@ -104,9 +111,12 @@ class Poster:
         self._exchanges: Exchanges | None = None
         self._deadlines = Deadlines(settings.deadline_seconds)
         self._traced = collecting()
+        self._said_at = -math.inf
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
+
+        Raises Exhausted where there was no attempt, for want of something of this machine's.
 
         Where spans were collected when this was made, there is one around it, and the other side gets its place in the
         trace.
@@ -152,22 +162,37 @@ class Poster:
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
 
-        Raises EgressRefused.
+        Raises EgressRefused and Exhausted.
         """
         try:
             exchanges = self._exchanges or self._open()
             await exchanges.post(self._check(url), body, headers, self._tls.of(tenant), answer)
-        except aiohttp.ClientConnectorDNSError:
-            return FailureReason.DNS_FAILED
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
-        except aiohttp.ClientConnectorError:
-            return FailureReason.CONNECT_FAILED
+        except aiohttp.ClientConnectorError as error:
+            return self._unconnected(error)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
             return FailureReason.BAD_RESPONSE
         except (aiohttp.ClientError, OSError):
             return FailureReason.CONNECTION_CLOSED
         return None
+
+    def _unconnected(self, error: aiohttp.ClientConnectorError) -> FailureReason:
+        """Raises Exhausted where that is our own doing."""
+        lacking = exhausted_by(error)
+        if lacking is not None:
+            now = self._clock.monotonic()
+            if now - self._said_at >= _SAY_SECONDS:
+                self._said_at = now
+                log.error(
+                    "This process can open no more connections; callbacks are deferred. "
+                    "Raise its limit of open files, or have more processes.",
+                    action="resources-exhausted",
+                    error=lacking,
+                )
+            raise Exhausted(lacking) from None
+        is_dns = isinstance(error, aiohttp.ClientConnectorDNSError)
+        return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, retry_after: str | None, duration: float) -> PostOutcome:
         """What a complete answer means."""

@@ -39,7 +39,7 @@ class DeliverySettings(BaseSettings):
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
     """How long records wait there before they are deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once; what one destination may have of them shrinks with what is left of them."""
+    """Records that are handled at once; what a tenant and a destination may have of them shrinks with what is left."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)

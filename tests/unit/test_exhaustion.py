@@ -1,0 +1,53 @@
+"""What this machine lacks is told from what the other side does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+import aiohttp
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from open_files import no_files_left
+
+from workers.delivery.exhaustion import exhausted_by
+from workers.process import allow_open_files
+
+KEY = ConnectionKey("hooks.example", 443, True, True, None, None, None)
+
+
+def failed(number: int) -> aiohttp.ClientConnectorError:
+    return aiohttp.ClientConnectorError(KEY, OSError(number, os.strerror(number)))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_what_the_kernel_refuses_us_is_ours(number: int) -> None:
+    assert exhausted_by(failed(number)) == errno.errorcode[number]
+
+
+@pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET])
+def test_what_the_network_says_is_not(number: int) -> None:
+    with no_files_left():
+        assert exhausted_by(failed(number)) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [failed(errno.EADDRNOTAVAIL), aiohttp.ClientConnectorDNSError(KEY, OSError(None, "could not contact DNS servers"))],
+)
+def test_what_may_be_either_is_ours_where_we_can_open_no_socket(error: aiohttp.ClientConnectorError) -> None:
+    assert exhausted_by(error) is None
+    with no_files_left():
+        assert exhausted_by(error) == "EMFILE"
+
+
+def test_a_process_has_as_many_open_files_as_it_may() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        allow_open_files()
+        most = 1 << 20
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most if hard < 0 else min(hard, most), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
