@@ -159,7 +159,7 @@ REDIRECTS = {
     "redirect to gopher:": ("gopher://127.0.0.1/", "https is required"),
     "redirect to data:": ("data:text/html,x", "https is required"),
     "redirect with a password": ("http://user:pass@127.0.0.1/", "user information"),
-    "redirect to nonsense": ("http://[", "cannot be read"),
+    "redirect to nonsense": ("http://[", "not a URL that can be read"),
     "redirect to a decimal IP": ("http://2852039166/", "spelling"),
     "redirect to an octal IP": ("http://0251.0376.0251.0376/", "spelling"),
     "redirect to a hexadecimal IP": ("http://0xa9fea9fe/", "spelling"),

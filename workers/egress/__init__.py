@@ -27,7 +27,7 @@ from workers.egress.policy import (
     is_named,
 )
 from workers.egress.settings import EgressSettings
-from workers.egress.urls import check_url
+from workers.egress.urls import check_reference, check_url
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -41,6 +41,7 @@ __all__ = [
     "GuardedConnector",
     "Network",
     "Refusal",
+    "check_reference",
     "check_url",
     "guarded_connector",
     "is_allowed",

@@ -15,7 +15,7 @@ from yarl import URL
 
 from workers.egress.addresses import is_public_address
 from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_listed, is_named
-from workers.egress.urls import check_scheme_and_port, check_url, is_localhost, refusal
+from workers.egress.urls import check_reference, check_scheme_and_port, check_url, is_localhost, refusal
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ClientRequest
@@ -169,6 +169,10 @@ class Guard:
     def check_url(self, url: str | URL) -> URL:
         """See `check_url`. Raises EgressRefused."""
         return check_url(url, self.policy)
+
+    def check_reference(self, base: URL, reference: str) -> URL:
+        """See `check_reference`. Raises EgressRefused."""
+        return check_reference(base, reference, self.policy)
 
     def connector(self, *, limit: int = 100, limit_per_host: int = 0) -> GuardedConnector:
         """See `guarded_connector`."""
