@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from telemetry.logs import origin_of
@@ -19,6 +21,7 @@ from workers.egress import (
     EgressRefused,
     EgressSettings,
     Refusal,
+    check_reference,
     check_url,
     is_allowed,
     is_named,
@@ -157,6 +160,45 @@ def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
 def test_no_spelling_of_a_loopback_address_passes(spelling: str) -> None:
     with pytest.raises(EgressRefused):
         check_url(spelling.replace("{port}", "8080"), ANY_PORT)
+
+
+PIECES = st.sampled_from(
+    ["http", "https", ":", "/", "//", "///", "@", "[", "]", "[]", "[::1]", "[v1.a]", "[fe80::1%25lo]", "::", ".", "..", "?",
+     "#", "%", "%3B", "%zz", "%00", "\\", "a", "example.com", "xn--", "xn--a", "127.0.0.1", "0x", "1", "99999", "-1", " ",
+     "\t", "\r\n", "\0", "é", "ß", "\u2100", "\uff0f", "\u200d", "\ud800", "\udc80", "\U0001f600", "a" * 300]
+)  # fmt: skip
+TEXTS = st.text() | st.lists(PIECES, max_size=8).map("".join) | st.lists(PIECES, max_size=8).map("https://".join)
+POLICIES = st.sampled_from(
+    [
+        PRODUCTION,
+        ANY_PORT,
+        EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0"))),
+        EgressPolicy(names=frozenset({"a"})),
+    ]
+)
+
+
+@example("https://a[]@/", ANY_PORT)
+@given(TEXTS, POLICIES)
+def test_whatever_a_text_is_it_passes_or_is_refused(text: str, policy: EgressPolicy) -> None:
+    with suppress(EgressRefused):
+        passed = check_url(text, policy)
+        assert _is_a_target(passed.raw_path_qs)
+        assert check_url(passed, policy) is passed
+
+
+@example("https://a[]@/", ANY_PORT)
+@example("//[", ANY_PORT)
+@given(TEXTS, POLICIES)
+def test_wherever_a_redirect_leads_it_passes_or_is_refused(reference: str, policy: EgressPolicy) -> None:
+    for base in ("https://example.com", "https://example.com/a%2Fb/c;d?e=f", "https://[2606:4700::1]:8443/;?"):
+        with suppress(EgressRefused):
+            assert _is_a_target(check_reference(check_url(base, ANY_PORT), reference, policy).raw_path_qs)
+
+
+def _is_a_target(text: str) -> bool:
+    """The path and query of a request line (RFC 9112, section 3.2.1)."""
+    return re.fullmatch(r"/([A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", text) is not None
 
 
 def test_fullwidth_digits_do_not_hide_an_address() -> None:

@@ -89,7 +89,7 @@ def _readable(text: str) -> URL:
             fragment=plain.raw_fragment,
             encoded=True,
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
         raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
 
 
