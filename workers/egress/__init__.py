@@ -9,7 +9,7 @@ the URL alone is passed by a name that resolves differently the second time, a r
                 socket factory: the address about to be connected to
                 peer: the address at the other end, after connecting and before anything is sent
     addresses   which addresses are public
-    policy      what is let through besides those
+    policy      what is let through besides those, and what is not for all that
     settings    the operator's lists
 
 URLs from the operator's own settings (search providers, remote engines) are trusted and do not come through here.
@@ -23,6 +23,7 @@ from workers.egress.policy import (
     EgressRefused,
     Refusal,
     is_allowed,
+    is_denied,
     is_listed,
     is_named,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "check_url",
     "guarded_connector",
     "is_allowed",
+    "is_denied",
     "is_listed",
     "is_named",
     "is_public_address",

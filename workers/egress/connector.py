@@ -14,7 +14,7 @@ from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from workers.egress.addresses import is_public_address
-from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_listed, is_named
+from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_denied, is_listed, is_named
 from workers.egress.urls import check_reference, check_scheme_and_port, check_url, is_localhost, refusal
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class _AddressRefused(Exception):  # noqa: N818 - it names what happened
 def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
     """Raise _AddressRefused for a socket address (host, port[, flow, scope]). A scope is a zone by another name."""
     address, port = target[0], target[1]
+    if is_denied(address, policy):
+        raise _AddressRefused(Refusal.DENIED)
     if any(target[3:]) or not (named or is_allowed(address, policy)):
         raise _AddressRefused(Refusal.ADDRESS)
     if port not in policy.ports and not (named or is_listed(address, policy)):

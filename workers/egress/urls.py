@@ -10,7 +10,7 @@ from yarl import URL
 
 from telemetry.logs import NO_ORIGIN, origin_of
 from workers.egress.addresses import Address, parse
-from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
+from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_denied, is_listed, is_named
 
 _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$")
 """Hosts that some resolver reads as an IPv4 address (WHATWG URL, "ends in a number")."""
@@ -37,6 +37,8 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
         raise refusal(Refusal.USERINFO, parsed)
     host = parsed.raw_host or ""
     address = _literal(parsed, host)
+    if is_denied(host, policy):
+        raise refusal(Refusal.DENIED, parsed)
     if address is not None and not is_allowed(address, policy):
         raise refusal(Refusal.ADDRESS, parsed)
     named = is_named(host, policy)
