@@ -33,6 +33,7 @@ def readers_bytes() -> int:
 
 
 DEFAULTS: Manifest = {}
+DENIED = ["34.118.224.0/20", "2600:1900::/28", "198.51.100.7", "*.corp.example"]
 SECURED = {
     "kafka": {
         "bootstrapServers": "kafka-0.example:9093,kafka-1.example:9093",
@@ -43,7 +44,7 @@ SECURED = {
         "tierDelaysSeconds": [0.5, 60, 432000],
     },
     "keyring": {"existingSecret": "blue-keys", "key": "ring.json"},
-    "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"]},
+    "egress": {"allowCallbacks": ["10.1.0.0/16", "10.2.0.0/16"], "allowFetch": ["fd00::/8"], "deny": DENIED},
     "topics": {
         "engines": ["big", "small"],
         "fixConfig": True,

@@ -26,10 +26,10 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def speaking(script: Script, robots: bytes | None = None) -> AsyncIterator[str]:
+async def speaking(script: Script, robots: bytes | None = None, targets: list[str] | None = None) -> AsyncIterator[str]:
     """A server that speaks raw bytes: the script gets each connection behind the request's headers. Its origin.
 
-    Where there is a robots.txt, the script does not hear of it.
+    Where there is a robots.txt, the script does not hear of it. What it is asked for is added to `targets`, as it came.
     """
     running: set[asyncio.Task[None]] = set()
 
@@ -39,6 +39,8 @@ async def speaking(script: Script, robots: bytes | None = None) -> AsyncIterator
         running.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
+            if targets is not None:
+                targets.append(head.split(b" ")[1].decode("latin-1"))
             is_robots = robots is not None and head.startswith(b"GET /robots.txt ")
             await (saying(robots or b"") if is_robots else script)(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

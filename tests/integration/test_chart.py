@@ -11,6 +11,7 @@ from deployment import (
     AT_REST,
     CHART,
     DEFAULTS,
+    DENIED,
     ON_GPUS,
     OWN_BYTES,
     ROLES,
@@ -154,6 +155,15 @@ def test_both_roles_have_one_opinion_on_which_internal_callbacks_are_allowed(rol
     allowed = environment(container_of(render(SECURED), role))["POSTBACK_EGRESS__ALLOW_CALLBACKS"]
 
     assert allowed == "10.1.0.0/16,10.2.0.0/16"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_both_roles_deny_what_the_operator_denies(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = environment(container_of(render(SECURED), role))["POSTBACK_EGRESS__DENY"]
+
+    monkeypatch.setenv("POSTBACK_EGRESS__DENY", denied)
+    assert denied == ",".join(DENIED)
+    assert len(EgressSettings().deny) == len(DENIED)
 
 
 def test_what_an_operator_adds_to_the_command_line_comes_last_and_so_wins() -> None:
@@ -311,6 +321,7 @@ def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
         ({"kafka": {"extra": {"sasl.password": "in plain sight"}}}, "sasl.password"),
         ({"delivery": {"drainSeconds": 20}}, "drainSeconds"),
         ({"egress": {"allowCallbacks": ["internal.example"]}}, "allowCallbacks"),
+        ({"egress": {"deny": ["https://internal.example"]}}, "deny"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: Manifest, named: str) -> None:

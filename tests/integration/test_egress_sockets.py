@@ -208,6 +208,48 @@ async def test_a_redirect_followed_by_aiohttp_itself_is_checked_as_well() -> Non
         assert not internal.connections
 
 
+DENYING = EgressPolicy(
+    allow=(ip_network("127.0.0.0/8"),), names=frozenset({"vouched.example"}), deny=(ip_network("127.0.0.2/32"),)
+)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::ffff:127.0.0.2]", "name.example", "vouched.example"])
+async def test_a_denied_address_is_never_connected_to_however_it_is_named_or_allowed(host: str) -> None:
+    async with serving("127.0.0.2") as server:
+        assert (await refusal(Guard(DENYING, Names(["127.0.0.2"])), server.url(host))).reason is Refusal.DENIED
+        assert not server.connections
+
+
+@pytest.mark.parametrize("host", ["name.example", "vouched.example"])
+async def test_a_denied_address_is_seen_on_the_socket_and_at_the_peer(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second and the third line, each alone."""
+    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    async with serving("127.0.0.2") as server:
+        assert (await refusal(Guard(DENYING), server.url(host))).reason is Refusal.DENIED
+        assert not server.connections
+        monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
+        assert (await refusal(Guard(DENYING), server.url(host))).reason is Refusal.DENIED
+        assert server.connections
+        assert not server.paths
+
+
+async def test_a_denied_name_is_not_even_resolved() -> None:
+    names = Names([])
+    policy = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), denied_names=frozenset({"*.corp.example"}))
+    async with serving("127.0.0.1") as server:
+        assert (await refusal(Guard(policy, names), server.url("a.corp.example"))).reason is Refusal.DENIED
+        assert not server.connections
+
+
+async def test_what_is_beside_a_denied_address_is_reached() -> None:
+    guard = Guard(DENYING, Names(["127.0.0.3"]))
+    async with serving("127.0.0.3") as server, guard.session() as session:
+        answer = await session.get(server.url("vouched.example"))
+        assert await answer.text() == "127.0.0.3"
+
+
 async def test_a_port_outside_the_list_is_refused_unless_the_address_is_allowed() -> None:
     async with serving("127.0.0.1") as server:
         open_to_all = EgressPolicy(development=True, ports=frozenset({80}))

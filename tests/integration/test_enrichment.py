@@ -80,6 +80,26 @@ async def test_a_redirect_is_followed_and_the_source_keeps_its_name() -> None:
         assert [(source.id, source.url) for source in evidence.sources] == [(f"{origin}/", site.url("/mine"))]
 
 
+async def test_a_source_and_a_redirect_are_asked_for_as_they_are_written() -> None:
+    first, second = "/a%3Bb/../c?sig=x%3By%27z&q=%2C%3A", "/d%2Fe/./f;g?h=%7e&"
+    targets: list[str] = []
+    elsewhere: list[str] = []
+    async with enriching() as enricher, speaking(saying(page(), HTML), targets=elsewhere) as there:
+        script = saying(b"", f"Location: {there}{second}", status="302 Found")
+        async with speaking(script, targets=targets) as here:
+            evidence = await enricher.enrich(Sources(urls=[here + first]), "When did the bridge open?")
+    assert len(evidence.sources) == 1
+    assert (targets, elsewhere) == ([first], [second])
+
+
+async def test_a_redirect_to_a_relative_place_keeps_how_its_folder_is_written() -> None:
+    targets: list[str] = []
+    script = saying(b"", "Location: ../c%3Bd", status="302 Found")
+    async with enriching(redirects=1) as enricher, speaking(script, targets=targets) as origin:
+        await enricher.enrich(Sources(urls=[f"{origin}/x/a%2Fb/y"]), "Why?")
+    assert targets == ["/x/a%2Fb/y", "/x/c%3Bd"]
+
+
 # -- when nothing is found --------------------------------------------------------------------
 
 
@@ -208,6 +228,17 @@ async def test_a_page_that_robots_txt_forbids_is_not_asked_for() -> None:
     note = await reason(site_with_robots(saying(b"User-agent: *\nDisallow: /secret"), asked), robots=True)
     assert "asks not to read it" in note
     assert asked == ["robots"]
+
+
+@pytest.mark.parametrize("path", ["/x/../secret", "/%73ecret", "/./secret?a"])
+async def test_no_other_spelling_of_a_path_leads_around_robots_txt(path: str) -> None:
+    rules = b"User-agent: *\nDisallow: /secret"
+    targets: list[str] = []
+    server = speaking(saying(page(), HTML), robots=rules, targets=targets)
+    async with server as origin, enriching(robots=True) as enricher:
+        evidence = await enricher.enrich(Sources(urls=[origin + path]), "Why?")
+    assert evidence.sources == ()
+    assert targets == ["/robots.txt"]
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "204 No Content"])

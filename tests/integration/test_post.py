@@ -206,6 +206,55 @@ async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster
     assert USER_AGENT.startswith("Postback/")
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        # Reserved characters and their encodings are different things (RFC 3986, section 2.2).
+        ("/a%3Bb", "/a%3Bb"),
+        ("/a;b=1,2", "/a;b=1,2"),
+        ("/hook?sig=x%3By%27z&q=%2C%3A", "/hook?sig=x%3By%27z&q=%2C%3A"),
+        ("/a%2Fb%2fc", "/a%2Fb%2fc"),
+        ("/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~", "/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~"),
+        # What is equivalent is not the same where it is signed.
+        ("/%41%7e?%41=%7E", "/%41%7e?%41=%7E"),
+        ("/a/../b/./c//d", "/a/../b/./c//d"),
+        ("/%2e%2E/x", "/%2e%2E/x"),
+        ("/hook?", "/hook?"),
+        ("/hook?a=1&&b", "/hook?a=1&&b"),
+        ("?token=x", "/?token=x"),
+        ("", "/"),
+        ("/hook#fragment", "/hook"),
+        ("/hook?#fragment", "/hook?"),
+        # What can stand in no request line.
+        ("/a b?c d=%20+", "/a%20b?c%20d=%20+"),
+        ("/bücher/☃?ü=%C3%BC", "/b%C3%BCcher/%E2%98%83?%C3%BC=%C3%BC"),
+        ("/100%?x=%zz%4", "/100%25?x=%25zz%254"),
+        ('/{x}|"<>^`[]?y[]=\\', "/%7Bx%7D%7C%22%3C%3E%5E%60%5B%5D?y%5B%5D=%5C"),
+        ("/a HTTP/1.1", "/a%20HTTP/1.1"),
+    ],
+)
+@on_both_loops
+async def test_path_and_query_are_sent_as_the_job_wrote_them(
+    start: Start, poster: Poster, written: str, sent: str
+) -> None:
+    server = await start(always(OK))
+    outcome = await post(poster, f"http://127.0.0.1:{server.port}{written}")
+    assert isinstance(outcome, Delivered)
+    assert server.requests[0][0].split(b"\r\n")[0].decode() == f"POST {sent} HTTP/1.1"
+
+
+@pytest.mark.parametrize("at", ["/a{}b", "/?a{}b", "/#a{}b", "{}/", "/{}"])
+@pytest.mark.parametrize("control", ["\r\nx-admin: 1", "\n", "\r", "\t", "\0", "\x7f", "\x0b"])
+@on_both_loops
+async def test_a_url_with_a_control_character_is_sent_nowhere(
+    start: Start, poster: Poster, at: str, control: str
+) -> None:
+    server = await start(always(OK))
+    outcome = await post(poster, f"http://127.0.0.1:{server.port}{at.format(control)}")
+    assert failure(outcome) == (FailureReason.REFUSED, None)
+    assert server.connections == 0
+
+
 @pytest.mark.parametrize("code", [200, 201, 202, 204, 299])
 @on_both_loops
 async def test_every_2xx_is_a_success(start: Start, poster: Poster, code: int) -> None:
@@ -787,7 +836,7 @@ async def test_no_part_of_a_url_begins_a_line_of_its_own(start: Start, poster: P
     outcome = await post(poster, f"http://127.0.0.1:{server.port}/a%0d%0ax:1/é b?q=\u2028%0a#fragment")
     assert isinstance(outcome, Delivered)
     [(head, _)] = server.requests
-    assert head.startswith(b"POST /a%0D%0Ax:1/%C3%A9%20b?q=%E2%80%A8%0A HTTP/1.1\r\nHost: ")
+    assert head.startswith(b"POST /a%0d%0ax:1/%C3%A9%20b?q=%E2%80%A8%0a HTTP/1.1\r\nHost: ")
     assert head.count(b"\r\n") == 4 + len(HEADERS) + 2
 
 

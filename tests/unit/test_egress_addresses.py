@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from telemetry.logs import origin_of
@@ -19,6 +21,7 @@ from workers.egress import (
     EgressRefused,
     EgressSettings,
     Refusal,
+    check_reference,
     check_url,
     is_allowed,
     is_named,
@@ -159,6 +162,46 @@ def test_no_spelling_of_a_loopback_address_passes(spelling: str) -> None:
         check_url(spelling.replace("{port}", "8080"), ANY_PORT)
 
 
+PIECES = st.sampled_from(
+    ["http", "https", ":", "/", "//", "///", "@", "[", "]", "[]", "[::1]", "[v1.a]", "[fe80::1%25lo]", "::", ".",
+     "..", "?", "#", "%", "%3B", "%zz", "%00", "\\", "a", "example.com", "xn--", "xn--a", "127.0.0.1", "0x", "1",
+     "99999", "-1", " ", "\t", "\r\n", "\0", "é", "ß", "\u2100", "\uff0f", "\u200d", "\ud800", "\udc80", "\U0001f600",
+     "a" * 300]
+)  # fmt: skip
+TEXTS = st.text() | st.lists(PIECES, max_size=8).map("".join) | st.lists(PIECES, max_size=8).map("https://".join)
+POLICIES = st.sampled_from(
+    [
+        PRODUCTION,
+        ANY_PORT,
+        EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0"))),
+        EgressPolicy(names=frozenset({"a"})),
+    ]
+)
+
+
+@example("https://a[]@/", ANY_PORT)
+@given(TEXTS, POLICIES)
+def test_whatever_a_text_is_it_passes_or_is_refused(text: str, policy: EgressPolicy) -> None:
+    with suppress(EgressRefused):
+        passed = check_url(text, policy)
+        assert _is_a_target(passed.raw_path_qs)
+        assert check_url(passed, policy) is passed
+
+
+@example("https://a[]@/", ANY_PORT)
+@example("//[", ANY_PORT)
+@given(TEXTS, POLICIES)
+def test_wherever_a_redirect_leads_it_passes_or_is_refused(reference: str, policy: EgressPolicy) -> None:
+    for base in ("https://example.com", "https://example.com/a%2Fb/c;d?e=f", "https://[2606:4700::1]:8443/;?"):
+        with suppress(EgressRefused):
+            assert _is_a_target(check_reference(check_url(base, ANY_PORT), reference, policy).raw_path_qs)
+
+
+def _is_a_target(text: str) -> bool:
+    """The path and query of a request line (RFC 9112, section 3.2.1)."""
+    return re.fullmatch(r"/([A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", text) is not None
+
+
 def test_fullwidth_digits_do_not_hide_an_address() -> None:
     with pytest.raises(EgressRefused):
         check_url("https://１２７.0.0.1/", PRODUCTION)  # noqa: RUF001 - the point of the test
@@ -239,6 +282,50 @@ def test_what_is_no_name_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, valu
 def test_what_is_no_port_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__PORTS", value)
     with pytest.raises(ValueError, match="ports"):
+        EgressSettings()
+
+
+PUPI = EgressPolicy(
+    allow=(ip_network("8.8.0.0/16"), ip_network("2000::/3"), ip_network("10.0.0.0/8")),
+    names=frozenset({"inside.example"}),
+    deny=(ip_network("8.8.8.0/24"), ip_network("2606:4700::/32"), ip_network("10.9.0.0/16")),
+    denied_names=frozenset({"inside.example", "*.corp.example"}),
+    development=True,
+)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["8.8.8.8", "10.9.0.1", "[2606:4700::1]", "[::ffff:8.8.8.8]", "[64:ff9b::8.8.8.8]", "[2a00:1450::5efe:8.8.8.8]",
+     "[2a00:1450::200:5efe:8.8.8.8]", "[2002:808:808::1]", "[2001:0:808:808::1]", "[2001:0:7f00:1::f7f7:f7f7]",
+     "inside.example", "INSIDE.example.", "a.corp.example", "a.b.CORP.example."],
+)  # fmt: skip
+def test_what_is_denied_is_refused_although_it_is_public_or_allowed(host: str) -> None:
+    """An IPv4 address is denied in every form that carries it: mapped, NAT64, ISATAP, 6to4, Teredo."""
+    with pytest.raises(EgressRefused) as refused:
+        check_url(f"https://{host}/", PUPI)
+    assert refused.value.reason is Refusal.DENIED
+
+
+@pytest.mark.parametrize(
+    "host", ["8.8.4.4", "10.8.0.1", "[2a00:1450::1]", "corp.example", "xcorp.example", "a.inside.example"]
+)
+def test_what_is_beside_the_denied_passes(host: str) -> None:
+    assert check_url(f"https://{host}/", PUPI)
+
+
+def test_networks_and_names_are_denied_in_one_list_for_callbacks_and_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__DENY", "34.118.224.0/20, 198.18.5.7,2600::/16, Lb.corp.example.,*.internal")
+    settings = EgressSettings()
+    for policy in (settings.callback_policy(development=False), settings.fetch_policy(development=False)):
+        assert policy.deny == (ip_network("34.118.224.0/20"), ip_network("198.18.5.7/32"), ip_network("2600::/16"))
+        assert policy.denied_names == {"lb.corp.example", "*.internal"}
+
+
+@pytest.mark.parametrize("value", ["10.0.0.1/8", "10.0.0", "https://wiki", "*", "a b"])
+def test_what_is_neither_network_nor_name_cannot_be_denied(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__DENY", value)
+    with pytest.raises(ValueError, match="neither a network"):
         EgressSettings()
 
 

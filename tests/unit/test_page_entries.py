@@ -119,6 +119,12 @@ def test_all_share_what_is_public_and_tenants_share_nothing_else() -> None:
     assert scope_of("one", ("a", "b")) == scope_of("one", ("b", "a"))
 
 
+def test_what_was_read_before_something_was_denied_is_read_anew() -> None:
+    assert scope_of("one", (), ("a",)) == scope_of("two", (), ("a",)) != "public"
+    lists = [((), ("a",)), ((), ("a", "b")), (("a",), ()), (("a",), ("b",)), (("a", "b"), ())]
+    assert len({scope_of("one", allowed, denied) for allowed, denied in lists}) == len(lists)
+
+
 def test_a_fragment_names_no_other_page() -> None:
     assert Key.of(f"{URL}#part", "public") == Key.of(URL, "public")
     assert target_of_url(f"{URL}#part") == target_of_url(URL)

@@ -9,7 +9,7 @@ the URL alone is passed by a name that resolves differently the second time, a r
                 socket factory: the address about to be connected to
                 peer: the address at the other end, after connecting and before anything is sent
     addresses   which addresses are public
-    policy      what is let through besides those
+    policy      what is let through besides those, and what is not for all that
     settings    the operator's lists
 
 URLs from the operator's own settings (search providers, remote engines) are trusted and do not come through here.
@@ -23,11 +23,12 @@ from workers.egress.policy import (
     EgressRefused,
     Refusal,
     is_allowed,
+    is_denied,
     is_listed,
     is_named,
 )
 from workers.egress.settings import EgressSettings
-from workers.egress.urls import check_url
+from workers.egress.urls import check_reference, check_url
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -41,9 +42,11 @@ __all__ = [
     "GuardedConnector",
     "Network",
     "Refusal",
+    "check_reference",
     "check_url",
     "guarded_connector",
     "is_allowed",
+    "is_denied",
     "is_listed",
     "is_named",
     "is_public_address",

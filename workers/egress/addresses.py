@@ -116,6 +116,20 @@ def unwrap(address: Address) -> Address:
     return _low_ipv4(address) if address in _NAT64 else address
 
 
+def destinations(address: Address) -> tuple[Address, ...]:
+    """The address, and the IPv4 addresses that stand in it: wherever a network may take what is sent to it."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    inside = [unwrap(address), address.sixtofour, *(address.teredo or ())]
+    if _is_isatap(address):
+        inside.append(_low_ipv4(address))
+    return (address, *(one for one in inside if one is not None and one != address))
+
+
+def _is_isatap(address: IPv6Address) -> bool:
+    return (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP_INTERFACES
+
+
 def _low_ipv4(address: IPv6Address) -> IPv4Address:
     return IPv4Address(int(address) & 0xFFFF_FFFF)
 
@@ -127,5 +141,4 @@ def _is_public_ipv4(address: IPv4Address) -> bool:
 def _is_public_ipv6(address: IPv6Address) -> bool:
     if address not in _GLOBAL_UNICAST or any(address in network for network in _REFUSED_IPV6):
         return False
-    interface = (int(address) >> 32) & 0xFFFF_FFFF
-    return interface not in _ISATAP_INTERFACES or _is_public_ipv4(_low_ipv4(address))
+    return not _is_isatap(address) or _is_public_ipv4(_low_ipv4(address))

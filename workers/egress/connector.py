@@ -14,8 +14,8 @@ from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from workers.egress.addresses import is_public_address
-from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_listed, is_named
-from workers.egress.urls import check_scheme_and_port, check_url, is_localhost, refusal
+from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_denied, is_listed, is_named
+from workers.egress.urls import check_reference, check_scheme_and_port, check_url, is_localhost, refusal
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ClientRequest
@@ -40,6 +40,8 @@ class _AddressRefused(Exception):  # noqa: N818 - it names what happened
 def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
     """Raise _AddressRefused for a socket address (host, port[, flow, scope]). A scope is a zone by another name."""
     address, port = target[0], target[1]
+    if is_denied(address, policy):
+        raise _AddressRefused(Refusal.DENIED)
     if any(target[3:]) or not (named or is_allowed(address, policy)):
         raise _AddressRefused(Refusal.ADDRESS)
     if port not in policy.ports and not (named or is_listed(address, policy)):
@@ -169,6 +171,10 @@ class Guard:
     def check_url(self, url: str | URL) -> URL:
         """See `check_url`. Raises EgressRefused."""
         return check_url(url, self.policy)
+
+    def check_reference(self, base: URL, reference: str) -> URL:
+        """See `check_reference`. Raises EgressRefused."""
+        return check_reference(base, reference, self.policy)
 
     def connector(self, *, limit: int = 100, limit_per_host: int = 0) -> GuardedConnector:
         """See `guarded_connector`."""

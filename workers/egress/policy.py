@@ -7,7 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from workers.egress.addresses import Network, is_public_address, parse, unwrap
+from workers.egress.addresses import Network, destinations, is_public_address, parse, unwrap
 
 DEFAULT_PORTS: Final = frozenset({80, 443, 8080, 8443})
 
@@ -23,6 +23,7 @@ class Refusal(StrEnum):
     PORT = "this port is not allowed"
     HOST = "this spelling of an address is not allowed"
     ADDRESS = "the address is not public"
+    DENIED = "the operator denies it"
     MIXED = "the name has public addresses and others"
     PROXY = "a proxy would hide the address"
 
@@ -50,11 +51,23 @@ class EgressPolicy:
     development: bool = False
     """Whether plain http to any public address is fine."""
     ports: frozenset[int] = DEFAULT_PORTS
+    deny: tuple[Network, ...] = ()
+    """Addresses that are refused before anything else is asked: public, in `allow`, or what one of `names` leads to."""
+    denied_names: frozenset[str] = frozenset()
+    """Hosts, as in `names`, that are refused wherever they lead."""
 
 
 def is_allowed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """Whether the policy lets traffic go to this address: it is public, or in one of the allowed networks."""
-    return is_public_address(address) or is_listed(address, policy)
+    """Whether the policy lets traffic go to this address: not denied, and public or in one of the allowed networks."""
+    return not is_denied(address, policy) and (is_public_address(address) or is_listed(address, policy))
+
+
+def is_denied(host: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
+    """Whether the policy denies this address, or an IPv4 address that stands in it, or this name."""
+    parsed = parse(host)
+    if parsed is None:
+        return isinstance(host, str) and _is_among(host, policy.denied_names)
+    return any(one in network for network in policy.deny for one in destinations(parsed))
 
 
 def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
@@ -70,9 +83,9 @@ def is_named(host: str, policy: EgressPolicy) -> bool:
 
     An address is no name: it is let through by its network.
     """
-    if not policy.names or parse(host) is not None:
-        return False
+    return bool(policy.names) and parse(host) is None and _is_among(host, policy.names)
+
+
+def _is_among(host: str, names: frozenset[str]) -> bool:
     name = host.lower().removesuffix(".")
-    if name in policy.names:
-        return True
-    return any(name.endswith(listed[1:]) for listed in policy.names if listed.startswith(ANY_SUBDOMAIN))
+    return name in names or any(name.endswith(listed[1:]) for listed in names if listed.startswith(ANY_SUBDOMAIN))

@@ -1,4 +1,4 @@
-"""`POSTBACK_EGRESS__…`: what the operator lets through."""
+"""`POSTBACK_EGRESS__…`: what the operator lets through, and what is denied."""
 
 from __future__ import annotations
 
@@ -36,12 +36,28 @@ def _name(item: str) -> str:
     return name
 
 
+def _networks_and_names(value: object) -> object:
+    return tuple(map(_network_or_name, _items(value))) if isinstance(value, str) else value
+
+
+def _network_or_name(item: str) -> Network | str:
+    try:
+        return ip_network(item)
+    except ValueError:
+        pass
+    try:
+        return _name(item)
+    except ValueError:
+        raise ValueError("neither a network (10.1.0.0/16), nor a name, nor *. and a name") from None
+
+
 def _ports(value: object) -> object:
     return frozenset(_items(value)) if isinstance(value, str) else value
 
 
 Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
 Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_names)]
+NetworksAndNames = Annotated[tuple[Network | str, ...], NoDecode, BeforeValidator(_networks_and_names)]
 Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(_ports)]
 
 
@@ -67,10 +83,19 @@ class EgressSettings(BaseSettings):
     ports: Ports = DEFAULT_PORTS
     """Comma-separated ports that may be reached at addresses and names which are in none of the lists."""
 
+    deny: NetworksAndNames = ()
+    """Comma-separated CIDRs and hosts, or `*.` and a domain, that neither callbacks nor fetches reach, whatever the
+    other lists say: public addresses that are somebody's inside."""
+
     def callback_policy(self, *, development: bool) -> EgressPolicy:
         """What callbacks may reach."""
-        return EgressPolicy(self.allow_callbacks, self.allow_callback_names, development, self.ports)
+        return self._policy(self.allow_callbacks, self.allow_callback_names, development=development)
 
     def fetch_policy(self, *, development: bool) -> EgressPolicy:
         """What source fetches may reach."""
-        return EgressPolicy(self.allow_fetch, self.allow_fetch_names, development, self.ports)
+        return self._policy(self.allow_fetch, self.allow_fetch_names, development=development)
+
+    def _policy(self, allow: tuple[Network, ...], names: frozenset[str], *, development: bool) -> EgressPolicy:
+        networks = tuple(one for one in self.deny if not isinstance(one, str))
+        hosts = frozenset(one for one in self.deny if isinstance(one, str))
+        return EgressPolicy(allow, names, development, self.ports, networks, hosts)

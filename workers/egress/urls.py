@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import quote, urljoin
 
 from yarl import URL
 
 from telemetry.logs import NO_ORIGIN, origin_of
 from workers.egress.addresses import Address, parse
-from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_listed, is_named
+from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_denied, is_listed, is_named
 
 _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$")
 """Hosts that some resolver reads as an IPv4 address (WHATWG URL, "ends in a number")."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
+"""What cannot stand in a path or a query (RFC 3986, sections 3.3 and 3.4), a % that begins no octet among it."""
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
 
 def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     """The URL, if nothing in its text speaks against connecting. Where a name leads is seen when connecting.
 
-    Raises EgressRefused.
+    Its scheme, host and port are made plain: they are those that are judged and connected to. Its path and query are
+    the text's own, since servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover them as they stand;
+    only what can stand in no request line is percent-encoded, as UTF-8. Raises EgressRefused.
     """
-    parsed = _readable(url)
+    parsed = url if isinstance(url, URL) else _readable(url)
     if parsed.scheme not in ("http", "https"):
         raise refusal(Refusal.SCHEME, parsed)
     if parsed.raw_user is not None or parsed.raw_password is not None:
         raise refusal(Refusal.USERINFO, parsed)
     host = parsed.raw_host or ""
     address = _literal(parsed, host)
+    if is_denied(host, policy):
+        raise refusal(Refusal.DENIED, parsed)
     if address is not None and not is_allowed(address, policy):
         raise refusal(Refusal.ADDRESS, parsed)
     named = is_named(host, policy)
@@ -38,6 +48,17 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     if not (is_listed(address, policy) if address is not None else named or policy.allow):
         check_scheme_and_port(parsed, policy)
     return parsed
+
+
+def check_reference(base: URL, reference: str, policy: EgressPolicy) -> URL:
+    """Where a redirect leads (RFC 3986, section 5), if nothing in its text speaks against it. Raises EgressRefused."""
+    if _SCHEME.match(reference) or _CONTROL.search(reference):
+        return check_url(reference, policy)
+    try:
+        target = urljoin(str(base), reference)
+    except ValueError:
+        raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
+    return check_url(target, policy)
 
 
 def check_scheme_and_port(url: URL, policy: EgressPolicy) -> None:
@@ -53,13 +74,29 @@ def refusal(reason: Refusal, url: URL) -> EgressRefused:
     return EgressRefused(reason, origin_of(str(url)))
 
 
-def _readable(url: str | URL) -> URL:
+def _readable(text: str) -> URL:
+    if _CONTROL.search(text):  # yarl would leave some out and read on
+        raise EgressRefused(Refusal.URL, NO_ORIGIN)
     try:
-        parsed = URL(url)
-        parsed.port  # noqa: B018 - yarl finds some faults only when a part is asked for
-    except (ValueError, TypeError):
+        plain, written = URL(text), URL(text, encoded=True)
+        plain.port  # noqa: B018 - yarl finds some faults only when a part is asked for
+        path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
+        if not query and text.partition("#")[0].endswith("?"):
+            path += "?"  # an empty query, which yarl does not tell from none
+        return URL.build(
+            scheme=plain.scheme,
+            authority=plain.raw_authority,
+            path=path,
+            query_string=query,
+            fragment=plain.raw_fragment,
+            encoded=True,
+        )
+    except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
         raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
-    return parsed
+
+
+def _quoted(text: str) -> str:
+    return _UNWRITABLE.sub(lambda found: quote(found[0], safe=""), text)
 
 
 def _literal(url: URL, host: str) -> Address | None:

@@ -142,7 +142,7 @@ class Fetcher:
                 location = response.headers.get("Location")
             if location is None:
                 raise Unreadable("it redirects without saying where to")
-            current = self._guard.check_url(current.join(URL(location)))
+            current = self._guard.check_reference(current, location)
         raise Unreadable(f"it redirects more than {self._settings.redirects} times")
 
     @asynccontextmanager

@@ -30,6 +30,7 @@ class Reader:
         clock: Clock,
     ) -> None:
         self._allowed = (*map(str, guard.policy.allow), *guard.policy.names)
+        self._denied = (*map(str, guard.policy.deny), *guard.policy.denied_names)
         self._fetcher = fetcher
         self._robots = robots
         self._pool = pool
@@ -44,7 +45,7 @@ class Reader:
             self._guard.check_url(url)
         except EgressRefused as refused:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
-        scope = scope_of(asker.tenant, self._allowed)
+        scope = scope_of(asker.tenant, self._allowed, self._denied)
         return await self._cache.read(url, scope, lambda older: self._anew(url, older, asker), patience_seconds)
 
     async def _anew(self, url: str, older: Entry | None, asker: Asker) -> Entry:

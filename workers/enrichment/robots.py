@@ -53,15 +53,17 @@ class Robots:
         """Return where the site lets us read this URL. Raises Unreadable where it does not."""
         if not self._settings.robots:
             return
-        rules = await self._rules(str(URL(url).origin()), asker)
+        plain = URL(url)  # without dot segments, which would lead around a rule
+        origin = str(plain.origin())
+        rules = await self._rules(origin, asker)
         if rules.unknown is not None:
             why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
             raise Unreadable(why, is_outage=True, is_lasting=False)
         answer = {"allowed": True, "delay": 0.0}
         if rules.body.strip():
-            task = {"kind": "robots", "url": url, "user_agent": self._settings.robots_agent}
+            task = {"kind": "robots", "url": str(plain), "user_agent": self._settings.robots_agent}
             answer = await self._pool.ask(task, rules.body, asker)
-        self._politeness.pace(str(URL(url).origin()), answer["delay"])
+        self._politeness.pace(origin, answer["delay"])
         if not answer["allowed"]:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 

@@ -89,13 +89,17 @@ class Entry:
             yield target_of_host(URL(url).host or "")
 
 
-def scope_of(tenant: str, networks: tuple[str, ...]) -> str:
+def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()) -> str:
     """Whose entries a job may see. Public pages are everybody's.
 
     Where fetches may reach networks that are not public, a tenant sees only what was read for it under the same
-    allowance: a page that one tenant may read can be a secret from another.
+    allowance: a page that one tenant may read can be a secret from another. What was read before something was denied
+    is nobody's any more: it may have come from there.
     """
-    return "public" if not networks else _hashed("\n".join([tenant, *sorted(networks)]))[:32]
+    if not (allowed or denied):
+        return "public"
+    lists = [*sorted(allowed), "", *sorted(denied)] if denied else sorted(allowed)
+    return _hashed("\n".join([tenant if allowed else "", *lists]))[:32]
 
 
 def target_of_url(url: str) -> str:
