@@ -249,5 +249,6 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     )
     stack.push_async_callback(handler.close)
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
-    stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds)
+    limits = Limits(settings.window_records, settings.window_bytes)
+    stage = StageSettings(DELIVERY_GROUP, limits, settings.drain_seconds)
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)
