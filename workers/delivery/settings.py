@@ -14,10 +14,10 @@ class DeliverySettings(BaseSettings):
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or a revoked partition's are cut."""
+    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or those of a stop are cut."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """How long attempts under way are awaited when the process stops or a partition goes to another: longer than the
-    longest deadline, less than the grace period."""
+    """How long attempts under way are awaited when the process stops: longer than the longest deadline, less than the
+    grace period. Where a partition goes to another process, five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
     """How much of a response's body is read, and thrown away, to keep the connection; a longer one is cut off."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
