@@ -23,7 +23,7 @@ class DeliverySettings(BaseSettings):
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
     """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
     ca_file: FilePath | None = None
-    """Certificates (PEM) of authorities that are trusted besides the system's."""
+    """Certificates (PEM) of authorities that are trusted besides the system's. It is read again when it is replaced."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
     passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again."""
