@@ -48,6 +48,10 @@ from workers.stage.build import group_stage
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.window import Limits
 
+_REVOKE_DRAIN_SECONDS = 5.0
+"""For delivery's attempts under way: longer than a record waits for its destination, and than most consumers take. An
+attempt that hangs is repeated by the next owner; awaiting it would hold up all others of this process meanwhile."""
+
 log = get_logger()
 
 
@@ -259,5 +263,12 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     )
     stack.push_async_callback(handler.close)
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
-    stage = StageSettings(DELIVERY_GROUP, Limits(settings.window_records), settings.drain_seconds, COMPANY_SECONDS)
+    limits = Limits(settings.window_records, settings.window_bytes)
+    stage = StageSettings(
+        DELIVERY_GROUP,
+        limits,
+        settings.drain_seconds,
+        revoke_drain_seconds=_REVOKE_DRAIN_SECONDS,
+        company_seconds=COMPANY_SECONDS,
+    )
     return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)

@@ -1,4 +1,4 @@
-"""The files with a tenant's client certificate: read at the start, read again when they are replaced, never shown."""
+"""The files with authorities and client certificates: read at the start, and when they are replaced, never shown."""
 
 from __future__ import annotations
 
@@ -83,6 +83,43 @@ def test_a_file_that_is_no_certificate_stops_the_start_and_is_not_shown(tmp_path
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(authority: Authority, clock: SetClock) -> None:
     with pytest.raises(TlsFileUnusable, match="passphrase"):
         contexts(authority.client_file("locked", b"open sesame"), clock)
+
+
+def test_replaced_authorities_are_trusted_by_new_connections_of_all_tenants(
+    authority: Authority, clock: SetClock, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(authority.ca_file, tmp_path / "ca.pem"))
+    settings = DeliverySettings(ca_file=path, client_certificates={"acme": authority.client_file("acme")})
+    made = TlsContexts(settings, clock)
+    first = {tenant: made.of(tenant) for tenant in ("acme", "globex")}
+    (tmp_path / "other").mkdir()
+    other = Authority.create(tmp_path / "other")
+    path.unlink()
+    shutil.copy(other.ca_file, path)
+    assert {tenant: made.of(tenant) for tenant in first} == first
+    clock.now += 10
+    for tenant, before in first.items():
+        after = made.of(tenant)
+        new = [known for known in after.get_ca_certs(binary_form=True) if known not in before.get_ca_certs(True)]
+        assert new == [ssl.PEM_cert_to_DER_cert(other.ca_file.read_text())]
+        assert made.of(tenant) is after
+    assert made.of("globex") is made.of("initech")
+
+
+@pytest.mark.parametrize("content", ["half an authority", None])
+def test_authorities_that_break_while_we_run_leave_the_old_ones_and_it_is_said_once(
+    authority: Authority, clock: SetClock, tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(authority.ca_file, tmp_path / "ca.pem"))
+    made = TlsContexts(DeliverySettings(ca_file=path), clock)
+    first = made.of("globex")
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    for _ in range(3):
+        clock.now += 10
+        assert made.of("globex") is first
+    assert sum("cannot be read again" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_an_authority_that_is_none_stops_the_start(tmp_path: Path, clock: SetClock) -> None:

@@ -16,6 +16,10 @@ from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Post
 from workers.delivery.settings import DeliverySettings
 
 HERE: Destination = ("acme", "https://a.example")
+SIZE = 2_000
+"""Bytes of a usual result."""
+LARGE = 900_000
+MIB = 1 << 20
 OK = Delivered(200, 0.1)
 DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
 SLOW_DOWN = FailedDelivery(FailureReason.THROTTLED, 0.1, 429)
@@ -33,16 +37,16 @@ class Desk:
             lambda *change: self.said.append(change),
         )
 
-    async def attempt(self, outcome: PostOutcome | None, destination: Destination = HERE) -> None:
-        with await self.destinations.place(destination) as place:
+    async def attempt(self, outcome: PostOutcome | None, destination: Destination = HERE, size: int = SIZE) -> None:
+        with await self.destinations.place(destination, size) as place:
             place.outcome = outcome
 
-    async def places(self, stack: ExitStack, destination: Destination = HERE) -> int:
+    async def places(self, stack: ExitStack, destination: Destination = HERE, size: int = SIZE) -> int:
         """Take all that there are, for as long as the stack is open."""
         taken = 0
         while True:
             try:
-                stack.enter_context(await self.destinations.place(destination))
+                stack.enter_context(await self.destinations.place(destination, size))
             except DestinationBusy:
                 return taken
             taken += 1
@@ -64,7 +68,7 @@ async def test_equal_hung_origins_of_a_tenant_share_half_the_window_with_those_t
         for _ in range(64):  # all six ask in turn
             for number in held:
                 with suppress(DestinationBusy):
-                    stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example")))
+                    stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example"), SIZE))
                     held[number] += 1
         assert set(held.values()) == {10}
         assert await desk.places(stack, ("other", HERE[1])) > 0
@@ -96,11 +100,31 @@ async def test_an_origin_that_answers_no_more_counts_as_a_stranger_with_all_that
     desk = Desk(window_records=90)
     await desk.attempt(OK)
     with ExitStack() as stack:
-        with await desk.destinations.place(HERE) as place:
+        with await desk.destinations.place(HERE, SIZE) as place:
             assert await desk.places(stack) == 44
             assert await desk.places(stack, ("acme", "https://stranger.example")) > 0
             place.outcome = DOWN
         assert await desk.places(stack, ("acme", "https://another.example")) == 0
+
+
+async def test_large_records_of_hung_origins_have_half_of_the_bytes_and_leave_room_to_others() -> None:
+    desk = Desk(destination_concurrency=10_000, window_bytes=256 * MIB)
+    await desk.attempt(OK)
+    with ExitStack() as stack:
+        alone = await desk.places(stack, ("hung", HERE[1]), LARGE)
+        assert 60 * MIB < alone * LARGE <= 64 * MIB + LARGE
+        others = [await desk.places(stack, ("hung", f"https://x{number}.example"), LARGE) for number in range(500)]
+        assert sum(others) <= 1
+        assert await desk.places(stack) > 300
+        assert await desk.places(stack, ("other", "https://large.example"), LARGE) > 10
+    assert desk.destinations.held == 0
+
+
+async def test_all_records_together_have_no_more_than_half_of_the_bytes_whoever_they_are_of() -> None:
+    desk = Desk(destination_concurrency=10_000, window_bytes=16 * MIB)
+    with ExitStack() as stack:
+        taken = [await desk.places(stack, (f"tenant{number}", HERE[1]), LARGE) for number in range(200)]
+        assert 6 * MIB < sum(taken) * LARGE <= 8 * MIB + LARGE
 
 
 Step = tuple[str, str, PostOutcome | None]
@@ -122,7 +146,7 @@ def test_whatever_happens_each_tenant_leaves_a_third_of_what_it_found(
         for number, (tenant, origin, outcome) in enumerate(steps):
             desk.clock.now += 1.0
             with suppress(DestinationBusy):
-                held.append((tenant, await desk.destinations.place((tenant, origin))))
+                held.append((tenant, await desk.destinations.place((tenant, origin), SIZE)))
             if held and ends[number % len(ends)] == 0:
                 _, place = held.pop(number * 7 % len(held))
                 with place:
@@ -152,7 +176,7 @@ def test_whatever_strangers_of_a_tenant_hang_a_sixth_is_left_to_its_origins_that
         with ExitStack() as stack:
             for number in strangers:
                 with suppress(DestinationBusy):
-                    stack.enter_context(await desk.destinations.place(("acme", f"https://x{number}.example")))
+                    stack.enter_context(await desk.destinations.place(("acme", f"https://x{number}.example"), SIZE))
             assert desk.destinations.held <= window // 2 + 1
             assert sum([await desk.places(stack, destination) for destination in known]) >= window // 6
 
@@ -176,7 +200,7 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
     desk = Desk(breaker_failures=1, breaker_open_seconds=5, destination_concurrency=4)
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
-    with await desk.destinations.place(HERE) as probe:
+    with await desk.destinations.place(HERE, SIZE) as probe:
         with pytest.raises(DestinationBusy) as busy:
             await desk.attempt(OK)
         assert busy.value.wait_seconds == 0
@@ -226,7 +250,7 @@ async def test_a_retry_after_holds_the_whole_origin_for_an_hour_at_most() -> Non
 
 async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens() -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=7, destination_concurrency=1, destination_queue_records=5)
-    with await desk.destinations.place(HERE) as place:
+    with await desk.destinations.place(HERE, SIZE) as place:
         waiting = [asyncio.ensure_future(desk.attempt(OK)) for _ in range(3)]
         await asyncio.sleep(0)
         assert desk.destinations.held == 4
@@ -238,7 +262,7 @@ async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens()
 
 async def test_a_waiter_that_is_cancelled_as_the_breaker_opens_leaves_nothing_behind() -> None:
     desk = Desk(breaker_failures=1, destination_concurrency=1, destination_queue_records=5)
-    with await desk.destinations.place(HERE) as place:
+    with await desk.destinations.place(HERE, SIZE) as place:
         waiting = asyncio.ensure_future(desk.attempt(OK))
         await asyncio.sleep(0)
         place.outcome = DOWN

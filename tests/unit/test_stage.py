@@ -86,13 +86,13 @@ class BusyLoop:
 
 
 def stage_with(
-    intake: Intake, clock: HandClock, parked: int = 0, settler: Any = None, pace: Desk | None = None
+    intake: Intake, clock: HandClock, parked: int = 0, settler: Any = None, pace: Desk | None = None, **settings: float
 ) -> tuple[Stage, BusyLoop, Partition]:
     """A stage that has one open partition, which is fetched from."""
     loop: Any = BusyLoop()
     source: Any = intake
     sink: Any = settler or Settler()
-    stage = Stage(StageSettings("requests"), Handler(), source, sink, clock, Metrics(), pace or Desk())
+    stage = Stage(StageSettings("requests", **settings), Handler(), source, sink, clock, Metrics(), pace or Desk())
     stage._loop = loop
     stage.assigned([("requests", 0)])
     (partition,) = stage._partitions.values()
@@ -187,3 +187,19 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     clock.now += 29.0  # a drain for a rebalance went on for so long
     stage._give_away([partition], stage._stopping)
     assert clock.now <= 100.0 + 36.0  # the second that was left, and the farewell's five
+
+
+def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_says_so() -> None:
+    clock = HandClock()
+    stage, loop, going = stage_with(Intake(), clock, parked=5, drain_seconds=30.0, revoke_drain_seconds=4.0)
+    stage.assigned([("requests", 1)])
+    stage._dispatch()
+    assert going.running == 5
+    stage.revoked([going.id])
+    assert 104.0 <= clock.now <= 100.0 + 10.0  # the drain's four seconds, and the farewell's five
+    assert (going,) in loop.calls  # what still ran was cancelled, and the next owner does it again
+    assert going.phase is Phase.GONE
+    assert list(stage._partitions) == [("requests", 1)]
+    stage.stop()
+    assert stage._stopping is not None
+    assert stage._stopping.remaining == 30.0

@@ -108,7 +108,7 @@ class DeliveryHandler(TierPace):
         if tier is not None:
             return (outputs.hopping(record, self._tiers[tier]),)
         try:
-            with await self._destinations.place(pending.destination) as place:
+            with await self._destinations.place(pending.destination, len(record.value)) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)

@@ -13,6 +13,10 @@ A destination is a (tenant, origin). Four things decide whether an attempt may s
                       strangers, which are a tenant's origins whose last attempt was not answered, may together have no
                       more than is left to their tenant: alone half the window, so that a sixth is for those that answer
 
+The window is counted in units: a record is one, and a large one is as many as it takes for all records together to have
+no more than half of the bytes that the stage may take. The other half is for what is parked or waits to be settled, so
+that large records of hung origins never stop the stage from fetching.
+
 What may not start now is `DestinationBusy`: it is deferred at once to a tier. Local to each process; a lock is not
 needed, since all of it runs on one event loop.
 """
@@ -52,7 +56,7 @@ class DestinationBusy(Exception):  # noqa: N818 - it names what happened
 
 @dataclass(slots=True)
 class _Share:
-    """What a tenant has of the window, in records."""
+    """What a tenant has of the window, in units."""
 
     held: int = 0
     strangers: int = 0
@@ -74,7 +78,7 @@ class _Load:
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
-    """Its part of the window: what runs, what waits, and what was told to go and has not gone yet."""
+    """Units of the window: what runs, what waits, and what was told to go and has not gone yet."""
 
 
 @dataclass(slots=True)
@@ -84,6 +88,7 @@ class Place:
     _destinations: Destinations
     _destination: Destination
     _load: _Load
+    _units: int
     probe: bool
     """Whether it is the one attempt that a half-open breaker lets through."""
     outcome: PostOutcome | None = None
@@ -93,7 +98,7 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         self._destinations._learn(self._destination, self._load, self)
-        self._destinations._leave(self._destination, self._load)
+        self._destinations._leave(self._destination, self._load, self._units)
 
 
 class Destinations:
@@ -116,6 +121,7 @@ class Destinations:
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
         self._held = 0
+        self._unit_bytes = max(1, settings.window_bytes // 2 // settings.window_records)
 
     def __len__(self) -> int:
         """Of how many destinations something is known."""
@@ -123,16 +129,16 @@ class Destinations:
 
     @property
     def held(self) -> int:
-        """How much of the window all destinations have together."""
+        """How much of the window all destinations have together, in units."""
         return self._held
 
-    async def place(self, destination: Destination) -> Place:
+    async def place(self, destination: Destination, size: int) -> Place:
         """One of the destination's places, to be entered at once. Raises DestinationBusy when none is, or gets, free.
 
-        The holder says what its attempt has shown by setting the place's outcome.
+        `size` is the record's, in bytes. The holder says what its attempt has shown by setting the place's outcome.
         """
-        load = self._load_of(destination)
-        return Place(self, destination, load, await self._enter(destination, load))
+        load, units = self._load_of(destination), 1 + size // self._unit_bytes
+        return Place(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
         load = self._loads.get(destination)
@@ -143,22 +149,22 @@ class Destinations:
         self._loads.move_to_end(destination)
         return load
 
-    async def _enter(self, destination: Destination, load: _Load) -> bool:
+    async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
         if load.breaker.state(now) is not State.CLOSED:
             if not (self._has_room(destination, load) and load.breaker.take_probe(now)):
                 raise DestinationBusy(load.breaker.patience(now))
-            self._hold(destination, load)
+            self._hold(destination, load, units)
             load.running += 1
             return True
         if not self._has_room(destination, load):
             raise DestinationBusy
         if load.running < load.allowed:
-            self._hold(destination, load)
+            self._hold(destination, load, units)
             load.running += 1
         else:
-            await self._queue_up(destination, load)
+            await self._queue_up(destination, load, units)
         return False
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:
@@ -167,44 +173,44 @@ class Destinations:
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
         return left > 0 and (load.held < left or load.held == 0) and (load.answers or share.strangers < left)
 
-    def _hold(self, destination: Destination, load: _Load) -> None:
-        """One record more of the window is the destination's."""
+    def _hold(self, destination: Destination, load: _Load, units: int) -> None:
+        """So much more of the window is the destination's."""
         share = self._shares.get(destination[0])
         if share is None:
             share = self._shares[destination[0]] = _Share()
-        self._held += 1
-        share.held += 1
-        load.held += 1
+        self._held += units
+        share.held += units
+        load.held += units
         if not load.answers:
-            share.strangers += 1
+            share.strangers += units
 
-    def _let_go(self, destination: Destination, load: _Load) -> None:
-        """One record less is."""
+    def _let_go(self, destination: Destination, load: _Load, units: int) -> None:
+        """So much less is."""
         share = self._shares[destination[0]]
-        self._held -= 1
-        share.held -= 1
-        load.held -= 1
+        self._held -= units
+        share.held -= units
+        load.held -= units
         if not load.answers:
-            share.strangers -= 1
+            share.strangers -= units
         if share.held == 0:
             del self._shares[destination[0]]
 
-    async def _queue_up(self, destination: Destination, load: _Load) -> None:
+    async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
         if len(load.waiting) >= self._settings.destination_queue_records:
             raise DestinationBusy
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
-        self._hold(destination, load)
+        self._hold(destination, load, units)
         try:
             async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
         except BaseException as error:
             if place.done() and not place.cancelled() and place.exception() is None:
                 # It became ours in the same moment as we were told to go: the next one has it.
-                self._leave(destination, load)
+                self._leave(destination, load, units)
             else:
-                self._let_go(destination, load)
+                self._let_go(destination, load, units)
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
                 self._forget(destination, load)
@@ -212,10 +218,10 @@ class Destinations:
                 raise DestinationBusy from None
             raise
 
-    def _leave(self, destination: Destination, load: _Load) -> None:
+    def _leave(self, destination: Destination, load: _Load, units: int) -> None:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
         load.running -= 1
-        self._let_go(destination, load)
+        self._let_go(destination, load, units)
         while load.waiting and load.running < load.allowed:
             place = load.waiting.popleft()
             if not place.done():

@@ -18,16 +18,16 @@ class DeliverySettings(BaseSettings):
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or a revoked partition's are cut."""
+    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or those of a stop are cut."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """How long attempts under way are awaited when the process stops or a partition goes to another: longer than the
-    longest deadline, less than the grace period."""
+    """How long attempts under way are awaited when the process stops: longer than the longest deadline, less than the
+    grace period. Where a partition goes to another process, five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
     """How much of a response's body is read, and thrown away, to keep the connection; a longer one is cut off."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
     """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
     ca_file: FilePath | None = None
-    """Certificates (PEM) of authorities that are trusted besides the system's."""
+    """Certificates (PEM) of authorities that are trusted besides the system's. It is read again when it is replaced."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
     passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again."""
@@ -40,6 +40,8 @@ class DeliverySettings(BaseSettings):
     """How long records wait there before they are deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once; what a tenant and a destination may have of them shrinks with what is left."""
+    window_bytes: int = Field(default=256 * 1024 * 1024, ge=16 * 1024 * 1024)
+    """Bytes of results that are taken and not settled; those that are handled have half of them at most."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)

@@ -2,7 +2,8 @@
 
 The other side has to show a certificate for its name from an authority of the system or of `ca_file`, over TLS 1.2 or
 1.3 (OpenSSL takes the newer one where both sides can). A tenant may have a certificate of its own that its endpoints
-ask for (mutual TLS). Connections are pooled by context, so one tenant's are never used for another.
+ask for (mutual TLS). Both files are followed while we run; the system's authorities are as they were when the process
+started, or a file was last replaced. Connections are pooled by context, so one tenant's are never used for another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.process import ProcessError
 
 _LOOK_SECONDS = 10.0
-"""How often a certificate's file is looked at: short-lived ones are replaced in place while we run."""
+"""How often a file of certificates is looked at: short-lived ones, and their authorities', are replaced in place."""
 
 log = get_logger()
 
@@ -31,13 +32,18 @@ class TlsFileUnusable(ProcessError):  # noqa: N818 - it names what is wrong
         self.path = path
 
 
+Stamp = tuple[int, int] | None
+"""What changes when a file does; None where it is away."""
+
+
 @dataclass(slots=True)
 class _Loaded:
-    """A tenant's certificate as it was read."""
+    """A context with the files that it was read from."""
 
-    path: Path
     context: ssl.SSLContext
-    stamp: tuple[int, int] | None
+    certificate: Path | None
+    """The tenant's own; None for all who have none."""
+    stamps: list[Stamp]
     looked_at: float
     problem: str | None = field(default=None)
 
@@ -48,39 +54,48 @@ class TlsContexts:
     def __init__(self, settings: DeliverySettings, clock: Clock) -> None:
         self._ca_file = settings.ca_file
         self._clock = clock
-        self._without = _context(self._ca_file)
+        self._without = self._load(None)
         self._loaded = {tenant: self._load(path) for tenant, path in settings.client_certificates.items()}
 
     def of(self, tenant: str) -> ssl.SSLContext:
-        """The context for a tenant's callbacks. A certificate that was replaced is used for new connections."""
-        loaded = self._loaded.get(tenant)
-        if loaded is None:
-            return self._without
-        if self._clock.monotonic() - loaded.looked_at >= _LOOK_SECONDS:
-            loaded = self._loaded[tenant] = self._look_again(tenant, loaded)
+        """The context for a tenant's callbacks. What was replaced in its files goes for new connections."""
+        loaded = self._loaded.get(tenant, self._without)
+        if loaded.stamps and self._clock.monotonic() - loaded.looked_at >= _LOOK_SECONDS:
+            return self._look_again(tenant, loaded).context
         return loaded.context
 
-    def _load(self, path: Path) -> _Loaded:
-        stamp = _stamp(path)  # taken first: what is written meanwhile is read again at the next look
-        return _Loaded(path, _context(self._ca_file, path), stamp, self._clock.monotonic())
+    def _load(self, certificate: Path | None) -> _Loaded:
+        stamps = self._stamps(certificate)  # taken first: what is written meanwhile is read again at the next look
+        return _Loaded(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
+
+    def _stamps(self, certificate: Path | None) -> list[Stamp]:
+        return [_stamp(path) for path in (self._ca_file, certificate) if path is not None]
 
     def _look_again(self, tenant: str, loaded: _Loaded) -> _Loaded:
         loaded.looked_at = self._clock.monotonic()
-        stamp = _stamp(loaded.path)
-        if stamp == loaded.stamp:
+        if self._stamps(loaded.certificate) == loaded.stamps:
             return loaded
         try:
-            return self._load(loaded.path)
+            again = self._load(loaded.certificate)
         except TlsFileUnusable as error:
-            if str(error) != loaded.problem:  # once per problem: this runs for every callback
-                loaded.problem = str(error)
-                log.error(
-                    "A client certificate cannot be read again; the one in hand stays in use.",
-                    action="client-certificate-reload-failed",
-                    tenant=tenant,
-                    problem=loaded.problem,
-                )
+            self._say(error, loaded)
             return loaded
+        if loaded is self._without:
+            self._without = again
+        else:
+            self._loaded[tenant] = again
+        return again
+
+    def _say(self, error: TlsFileUnusable, loaded: _Loaded) -> None:
+        """Once per problem: looking is done again and again."""
+        if str(error) == loaded.problem:
+            return
+        loaded.problem = str(error)
+        log.error(
+            "A file of certificates cannot be read again; what is in hand stays in use.",
+            action="certificates-reload-failed",
+            problem=loaded.problem,
+        )
 
 
 def _context(ca_file: Path | None, certificate: Path | None = None) -> ssl.SSLContext:
@@ -104,8 +119,7 @@ def _no_passphrase() -> str:
     raise ValueError("its key has a passphrase")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file does; None where it is away."""
+def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except OSError:

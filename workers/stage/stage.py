@@ -70,7 +70,10 @@ class StageSettings:
     name: str
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 30.0
-    """How long dispatched records of a partition that is taken away, or of a process that stops, are awaited."""
+    """How long dispatched records are awaited when the process stops, or a partition is taken away."""
+    revoke_drain_seconds: float | None = None
+    """How long those of a partition that is taken away are, where that is to be shorter: nothing is fetched meanwhile,
+    and the partitions that stay live on what is parked."""
     company_seconds: float = 0.0
     """How long at the least a complete record may wait to be settled with others: more than nothing where nobody waits
     for what is settled."""
@@ -505,7 +508,8 @@ class Stage:
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
         """Drain what is dispatched, hand the rest over untried, and say that we left cleanly."""
         going = [self._partitions[key] for key in partitions if key in self._partitions]
-        self._give_away(going, Deadline.after(self._clock, self._settings.drain_seconds))
+        shorter, seconds = self._settings.revoke_drain_seconds, self._settings.drain_seconds
+        self._give_away(going, Deadline.after(self._clock, seconds if shorter is None else min(shorter, seconds)))
 
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:

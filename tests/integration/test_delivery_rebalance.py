@@ -1,0 +1,54 @@
+"""Partitions of delivery move while an endpoint hangs: its attempts are cut, so that all others go on."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+from confluent_kafka import Producer
+from product import PARTITIONS, Product, Role, eventually
+
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+
+pytestmark = pytest.mark.broker
+
+
+def put_results(product: Product, url: str, names: list[str]) -> None:
+    """One after the other into each partition."""
+    producer = Producer(product.kafka.client_config())
+    for count, name in enumerate(names):
+        result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+        headers = {"webhook-id": name, "job-id": name, "callback-url": url}
+        topic, partition = product.kafka.topics.results, count % PARTITIONS
+        producer.produce(topic, write_result(result), name, partition, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def abandoned(role: Role) -> int:
+    """How many records it did not await when partitions were taken from it."""
+    lines = [json.loads(line) for line in role.said().splitlines() if line.startswith("{")]
+    return sum(line["postback.abandoned"] for line in lines if line.get("event.action") == "partitions-revoked")
+
+
+def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_attempts_deadline(
+    product: Product,
+) -> None:
+    product.callbacks.up()
+    with socket.socket() as hung:  # the kernel takes connections, and nobody answers
+        hung.bind(("127.0.0.1", 0))
+        hung.listen(100)
+        names = [f"hung-{number}" for number in range(4 * PARTITIONS)]
+        put_results(product, f"http://127.0.0.1:{hung.getsockname()[1]}/hook", names)
+        first = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
+        second = product.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        # Before their deadline: an attempt that has ended by itself is not abandoned.
+        eventually(lambda: abandoned(first) > 0, 60, first.said)
+        eventually(
+            lambda: second.metrics()["postback_in_flight"] > 0, 60, "what was cut is not tried by its next owner"
+        )
+
+        put_results(product, product.callbacks.url, [f"ok-{number}" for number in range(4 * PARTITIONS)])
+        product.wait_for_callbacks(4 * PARTITIONS, 60)
