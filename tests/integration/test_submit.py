@@ -170,6 +170,36 @@ def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
     assert (done.returncode, done.stderr) == (1, "postback: 1 of 1 jobs accepted, 1 without a result\n")
 
 
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, {"1 jobs": "http://other.example:8080: https", "2 jobs": "https://hook.example:9: this port"}),
+        ({"POSTBACK_ENV": "development", "POSTBACK_EGRESS__PORTS": "9,8080,443"}, {}),
+        (
+            {"POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES": "*.example"},
+            {},
+        ),
+        ({"POSTBACK_ENV": "development"}, {"2 jobs": "https://hook.example:9: this port is not allowed"}),
+    ],
+    ids=["as by default", "other ports, in development", "listed names", "in development"],
+)
+def test_callbacks_that_a_worker_of_this_environment_refuses_are_warned_of_and_sent(
+    settings: dict[str, str], refused: dict[str, str], fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    own = "http://other.example:8080/?token=secret"
+    jobs.write_text(f'{{"prompt": "a"}}\n{{"prompt": "b"}}\n{{"prompt": "c", "callback_url": "{own}"}}\n')
+    arguments = ("submit", str(jobs), "--callback-url", "https://hook.example:9/in?token=secret")
+    done = postback_here(*arguments, env=environment_of(fleet, **settings))
+    *warnings, last = done.stderr.splitlines()
+    assert (done.returncode, last) == (0, "postback: 3 of 3 jobs accepted")
+    for count, reason in refused.items():
+        [warning] = [line for line in warnings if line.startswith(f"postback: {count} will be rejected")]
+        assert f"where workers have these settings: {reason}" in warning
+    assert len(warnings) == len(refused) + bool(refused)
+    assert "secret" not in done.stderr
+
+
 def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_where_output_goes(
     fleet: KafkaSettings,
 ) -> None:
