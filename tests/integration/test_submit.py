@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
 from postback_command import POSTBACK, environment_of, postback, postback_here
+from product import Product
 
 from devkit.broker import Broker
 from producers.client import Client, SubmitError
@@ -152,6 +153,24 @@ def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSett
         assert postback(*arguments, env=environment_of(fleet), given=b'{"prompt": "q"}').returncode == 0
     [line] = results.read_text().splitlines()
     assert json.loads(line)["outcome"] == "succeeded"
+
+
+def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_has_an_alias(product: Product) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why?"}]}
+    line = {"custom_id": "row 1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    arguments, env = ("submit", "-", "--wait", "--timeout", "60"), environment_of(product.kafka)
+    worker = product.worker("w1")
+    refused = postback(*arguments, env=env, given=json.dumps(line).encode())
+    assert refused.returncode == 1
+    said = refused.stderr.splitlines()[0]
+    assert said.startswith("postback: line 1 (row 1): job_")
+    assert " rejected: model_id: no engine of this fleet has this model: leave it out, or have the operator" in said
+    assert "POSTBACK_WORKER__MODELS" in said
+    assert worker.terminate() == 0
+
+    product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
+    answered = postback(*arguments, env=env, given=json.dumps(line).encode())
+    assert answered.stderr == "postback: 1 of 1 jobs accepted, 1 succeeded\n"
 
 
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
