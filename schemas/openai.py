@@ -4,8 +4,8 @@ Source: OpenAI API reference, "The request input object" and "The request output
 bodies of /v1/chat/completions, /v1/completions and /v1/responses.
 
 A line's body may also hold our own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds` (`extra_body`
-in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `top_p`, are passed over;
-members that would change what kind of answer comes, such as `n` or `tools`, are refused.
+in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `presence_penalty`, are
+passed over; members that would change what kind of answer comes, such as `n` or `tools`, are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. It is routing, so results do not repeat it."""
 
 _EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
-_COPIED = ("temperature", "seed", *_EXTENSIONS)
+_COPIED = ("temperature", "top_p", "seed", *_EXTENSIONS)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -33,7 +33,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "background": (False, True),
     "suffix": ("",),
-    "stop": ([], ""),
     "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
@@ -84,6 +83,7 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
         "callback_url": callback_of(line),
         "metadata": _metadata(body.get("metadata")),
         **{name: body.get(name) for name in _COPIED},
+        "stop": _stop(body.get("stop")),
         **_QUESTIONS[line["url"]](body),
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -137,6 +137,13 @@ def _metadata(metadata: object) -> object:
     if not isinstance(metadata, dict):
         return metadata
     return {name: value for name, value in metadata.items() if name != CALLBACK_KEY}
+
+
+def _stop(stop: object) -> object:
+    """A text alone stands for a list of it; an empty one asks for nothing."""
+    if isinstance(stop, str):
+        return [stop] if stop else None
+    return stop
 
 
 def _chat_question(body: dict[str, Any]) -> dict[str, Any]:

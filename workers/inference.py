@@ -555,6 +555,8 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         messages=asked.messages,
         max_tokens=job.max_tokens,
         temperature=job.temperature,
+        top_p=job.top_p,
+        stop=tuple(job.stop),
         model_id=job.model_id,
         context_window=job.context_window,
         seed=job.seed,

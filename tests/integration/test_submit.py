@@ -155,8 +155,10 @@ def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSett
     assert json.loads(line)["outcome"] == "succeeded"
 
 
-def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_has_an_alias(product: Product) -> None:
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why?"}]}
+def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_has_an_alias(
+    product: Product, tmp_path: Path
+) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why not?"}], "stop": "not", "top_p": 0.5}
     line = {"custom_id": "row 1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     arguments, env = ("submit", "-", "--wait", "--timeout", "60"), environment_of(product.kafka)
     worker = product.worker("w1")
@@ -169,8 +171,10 @@ def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_ha
     assert worker.terminate() == 0
 
     product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
-    answered = postback(*arguments, env=env, given=json.dumps(line).encode())
+    results = tmp_path / "results.jsonl"
+    answered = postback(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
     assert answered.stderr == "postback: 1 of 1 jobs accepted, 1 succeeded\n"
+    assert json.loads(results.read_text())["text"] == "Why "
 
 
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:

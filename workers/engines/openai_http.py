@@ -315,6 +315,8 @@ class OpenAIEngine:
             body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
         if request.seed is not None:
             body["seed"] = request.seed
+        if request.top_p != 1.0:
+            body["top_p"] = request.top_p
         if request.stop:
             body["stop"] = list(request.stop)
         if request.response_format is not None and request.response_format.type != "text":
@@ -355,7 +357,7 @@ class _Refusal(BaseModel):
     error: _Problem
 
 
-_FIELDS = {"max_tokens", "temperature", "seed", "response_format", "messages", "prompt"}
+_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt"}
 _LESS = 0.6
 """What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
