@@ -131,6 +131,9 @@ def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
     if read.problems:
         say_more(len(read.problems))
         raise fail(f"{len(read.problems)} problems; nothing was sent", BAD_INPUT)
+    for member, count in read.passed_over.most_common(SHOWN):
+        say(f"body.{member:.64} of {count} lines is not known here, and is passed over")
+    say_more(len(read.passed_over))
     if not read.jobs:
         raise fail(f"{name} holds no job; nothing was sent", BAD_INPUT)
     return read

@@ -41,6 +41,15 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """What a job cannot do, with the values beside null that ask for nothing."""
 
+_OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""What says something to OpenAI and changes no answer."""
+_TAKEN_BY_URL = {
+    CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
+    COMPLETIONS: ("prompt", "max_tokens"),
+    RESPONSES: ("input", "instructions", "max_output_tokens", "text"),
+}
+_TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
+
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
 """Where a body has what a job calls differently."""
@@ -87,6 +96,15 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
         **_QUESTIONS[line["url"]](body),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def passed_over(line: dict[str, Any]) -> list[str]:
+    """The members of a usable line's body that ask for something and get nothing of it."""
+    return sorted(
+        name
+        for name, value in line["body"].items()
+        if value is not None and name not in _TAKEN and name not in _TAKEN_BY_URL[line["url"]]
+    )
 
 
 def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
