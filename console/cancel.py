@@ -1,4 +1,4 @@
-"""`postback cancel ID`: a job that nobody wants any more."""
+"""`postback cancel`: jobs that nobody wants any more."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
-from console.settings import checked_tenant, fleet_settings
+from console.lines import IDS, named_jobs, tenant_of
+from console.settings import fleet_settings
 
 
 def cancel(
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs' ids.")],
-    tenant: Annotated[str, typer.Option(help="Whose jobs.")] = "default",
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Jobs' ids.")] = None,
+    ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose jobs; else as the receipt says, or else the tenant default's.")
+    ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
     ] = False,
@@ -28,19 +32,11 @@ def cancel(
     from producers.cancel import take_back
     from producers.errors import ProducerError
 
-    tenant, job_ids = checked_tenant(tenant), [_checked_id(job_id) for job_id in job_ids]
+    if not job_ids and ids is None:
+        raise fail("say which jobs: ID or --ids", BAD_INPUT)
+    named = named_jobs(ids, job_ids or [])
+    whose, wanted = tenant_of(named, tenant), list(named.entries)
     with telling(ProducerError):
-        (take_back if undo else put)(fleet_settings().kafka, tenant, job_ids)
-    undone = f"{len(job_ids)} cancellations are taken back; jobs of these ids are answered again"
-    say(undone if undo else f"{len(job_ids)} jobs are to be cancelled, unless they have a result already")
-
-
-def _checked_id(job_id: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
-    from schemas.job import Identifier
-
-    try:
-        return TypeAdapter[str](Identifier).validate_python(job_id)
-    except ValidationError:
-        raise fail("ID: 1 to 256 characters of printable ASCII without spaces", BAD_INPUT) from None
+        (take_back if undo else put)(fleet_settings().kafka, whose, wanted)
+    undone = f"{len(wanted)} cancellations are taken back; jobs of these ids are answered again"
+    say(undone if undo else f"{len(wanted)} jobs are to be cancelled, unless they have a result already")

@@ -47,7 +47,7 @@ def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:
         except ReceiptRefused as refused:
             raise fail(f"--ids {file}: {refused}", BAD_INPUT) from None
     for job_id in ids:
-        named.entries.setdefault(checked_id(job_id), None)
+        named.entries.setdefault(_checked_id(job_id), None)
     return named
 
 
@@ -60,8 +60,7 @@ def tenant_of(named: NamedJobs, tenant: str | None) -> str:
     return checked_tenant(tenant)
 
 
-def checked_id(job_id: str) -> str:
-    """A job's id as it may stand in headers."""
+def _checked_id(job_id: str) -> str:
     from pydantic import TypeAdapter, ValidationError
 
     from schemas.job import Identifier

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from console.answers import SHOWN, Answers, as_line, name_of, say_more
+from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.lines import lines_of
 from console.output import begin_anew, written
@@ -85,9 +86,11 @@ def submit(
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
-    tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
+    fleet, tenant = fleet_settings(), checked_tenant(tenant)
+    kafka = fleet.kafka
     begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
     request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
+    warn_of_refused(begun.jobs, fleet)
     request.keep()
     with telling(ProducerError), written("--results", results) as out:
         if found := look_up(kafka, begun):
@@ -128,6 +131,9 @@ def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
     if read.problems:
         say_more(len(read.problems))
         raise fail(f"{len(read.problems)} problems; nothing was sent", BAD_INPUT)
+    for member, count in read.passed_over.most_common(SHOWN):
+        say(f"body.{member:.64} of {count} lines is not known here, and is passed over")
+    say_more(len(read.passed_over))
     if not read.jobs:
         raise fail(f"{name} holds no job; nothing was sent", BAD_INPUT)
     return read

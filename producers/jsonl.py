@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic_core import from_json
 
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import Job
-from schemas.openai import is_batch_line
+from schemas.openai import is_batch_line, passed_over
 from schemas.problems import Problem
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -33,6 +35,8 @@ class JobFile:
     """The line on which each job stands."""
     urls: list[str | None] = field(default_factory=list)
     """What each line of an OpenAI Batch asks, as in `/v1/chat/completions`; None for a bare job."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Members of OpenAI's bodies that a job does not know, with the number of lines that have them."""
     problems: list[LineProblem] = field(default_factory=list)
 
 
@@ -55,7 +59,9 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFil
         read.problems += [LineProblem(number, problem) for problem in _repeated(job, number, first_lines)]
         read.jobs.append(_with_callback(job, callback_url))
         read.lines.append(number)
-        read.urls.append(_batch_url(content) if job.custom_id is not None else None)
+        line_of_batch = _batch_line(content) if job.custom_id is not None else None
+        read.urls.append(line_of_batch["url"] if line_of_batch is not None else None)
+        read.passed_over.update(passed_over(line_of_batch) if line_of_batch is not None else ())
     return read
 
 
@@ -66,9 +72,10 @@ def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) ->
             yield Problem(kind, f"stands on line {first} too")
 
 
-def _batch_url(content: bytes) -> str | None:
+def _batch_line(content: bytes) -> dict[str, Any] | None:
+    """The line as it stands, where it is one of a Batch that became a job."""
     document = from_json(content)
-    return str(document["url"]) if is_batch_line(document) else None
+    return document if is_batch_line(document) else None
 
 
 def _with_callback(job: Job, callback_url: str | None) -> Job:

@@ -132,6 +132,12 @@ class Job(WireModel):
     """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     """Greedy by default, so that a job that is generated again after a crash is answered alike."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Of each token only the likeliest are drawn from that together have this probability; greedy draws from one."""
+    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
+        default_factory=list, max_length=4
+    )
+    """Texts that end the answer and are not part of it."""
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=131_072)
     """The most tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)

@@ -4,8 +4,8 @@ Source: OpenAI API reference, "The request input object" and "The request output
 bodies of /v1/chat/completions, /v1/completions and /v1/responses.
 
 A line's body may also hold our own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds` (`extra_body`
-in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `top_p`, are passed over;
-members that would change what kind of answer comes, such as `n` or `tools`, are refused.
+in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `presence_penalty`, are
+passed over; members that would change what kind of answer comes, such as `n` or `tools`, are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. It is routing, so results do not repeat it."""
 
 _EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
-_COPIED = ("temperature", "seed", *_EXTENSIONS)
+_COPIED = ("temperature", "top_p", "seed", *_EXTENSIONS)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -33,7 +33,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "background": (False, True),
     "suffix": ("",),
-    "stop": ([], ""),
     "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
@@ -41,6 +40,15 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "conversation": (),
 }
 """What a job cannot do, with the values beside null that ask for nothing."""
+
+_OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""What says something to OpenAI and changes no answer."""
+_TAKEN_BY_URL = {
+    CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
+    COMPLETIONS: ("prompt", "max_tokens"),
+    RESPONSES: ("input", "instructions", "max_output_tokens", "text"),
+}
+_TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
@@ -84,9 +92,19 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
         "callback_url": callback_of(line),
         "metadata": _metadata(body.get("metadata")),
         **{name: body.get(name) for name in _COPIED},
+        "stop": _stop(body.get("stop")),
         **_QUESTIONS[line["url"]](body),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def passed_over(line: dict[str, Any]) -> list[str]:
+    """The members of a usable line's body that ask for something and get nothing of it."""
+    return sorted(
+        name
+        for name, value in line["body"].items()
+        if value is not None and name not in _TAKEN and name not in _TAKEN_BY_URL[line["url"]]
+    )
 
 
 def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
@@ -137,6 +155,13 @@ def _metadata(metadata: object) -> object:
     if not isinstance(metadata, dict):
         return metadata
     return {name: value for name, value in metadata.items() if name != CALLBACK_KEY}
+
+
+def _stop(stop: object) -> object:
+    """A text alone stands for a list of it; an empty one asks for nothing."""
+    if isinstance(stop, str):
+        return [stop] if stop else None
+    return stop
 
 
 def _chat_question(body: dict[str, Any]) -> dict[str, Any]:

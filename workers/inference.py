@@ -604,6 +604,8 @@ def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
         max_tokens=job.max_tokens,
         temperature=job.temperature,
         temperature_is_default="temperature" not in job.model_fields_set,
+        top_p=job.top_p,
+        stop=tuple(job.stop),
         model_id=job.model_id,
         context_window=job.context_window,
         seed=job.seed,

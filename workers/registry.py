@@ -9,6 +9,11 @@ MAX_FORWARDS = 3
 """More would be two workers that each say that the other has the model."""
 
 
+_NOBODY_HAS_IT = (
+    "no engine of this fleet has this model: leave it out, or have the operator name it in POSTBACK_WORKER__MODELS"
+)
+
+
 class UnknownModel(Exception):  # noqa: N818 - it names what is wrong with the job
     """No engine of this fleet has the model."""
 
@@ -43,7 +48,7 @@ class Registry:
         if model_id is None or model_id in self._served:
             return Ours()
         if model_id not in self._models:
-            raise UnknownModel("no engine of this fleet has this model")
+            raise UnknownModel(_NOBODY_HAS_IT)
         if self._models[model_id] == self._lane:
             return Ours()
         times = times_in(forwarded) + 1

@@ -89,6 +89,8 @@ def _request(body: dict[str, Any]) -> GenerationRequest:
         messages=messages or None,
         max_tokens=body["max_tokens"],
         temperature=body["temperature"],
+        top_p=body.get("top_p", 1.0),
+        stop=tuple(body.get("stop", ())),
     )
 
 

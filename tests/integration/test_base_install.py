@@ -66,3 +66,18 @@ def test_keys_can_be_made_and_a_command_that_needs_more_says_what_to_install(tmp
     done = command("receive", "--port", "0", POSTBACK_KEYRING=keyring)
     assert done.returncode == 2
     assert done.stderr == "postback: this command needs aiohttp: pip install 'postback[worker]'\n"
+
+
+def test_a_producer_is_warned_of_plain_http_unless_its_environment_says_that_workers_allow_it() -> None:
+    code = """
+from console.callbacks import warn_of_refused
+from console.settings import fleet_settings
+from schemas.job import Job
+jobs = [Job(prompt="q", callback_url=url) for url in ("http://a.example/?token=secret", "https://a.example:9/")]
+warn_of_refused(jobs, fleet_settings())
+"""
+    warned = without_extras(code).stderr.splitlines()
+    assert warned[0].startswith("postback: 1 jobs will be rejected")
+    assert warned[0].endswith(": http://a.example: https is required")
+    assert without_extras(code, POSTBACK_ENV="development").stderr == ""
+    assert without_extras(code, POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES="a.example").stderr == ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from postback_command import environment_of, postback
 from product import Product, eventually
@@ -32,6 +35,29 @@ def test_a_job_is_cancelled_while_it_waits_and_while_it_runs_and_its_callback_sa
     assert {job: {one.event["type"] for one in repeats} for job, repeats in events.items()} == {
         job: {f"inference.{outcome}"} for job, outcome in outcomes.items()
     }
+
+
+def test_a_receipt_or_a_file_of_ids_cancels_all_jobs_that_were_accepted(product: Product, tmp_path: Path) -> None:
+    env, receipt = environment_of(product.kafka), tmp_path / "receipt.jsonl"
+    given = b"".join(b'{"prompt": "never", "job_id": "j%d"}\n' % number for number in range(4))
+    sent = postback("submit", "-", "--tenant", "acme", "--receipt", receipt, env=env, given=given)
+    last = sent.stdout.splitlines()[3]
+    lines = [json.loads(line) for line in receipt.read_text().splitlines()]
+    lines[3]["accepted"] = False  # as where it was larger than a record may be
+    receipt.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    done = postback("cancel", "--ids", receipt, env=env)
+    assert done.stderr == "postback: 3 jobs are to be cancelled, unless they have a result already\n"
+    undone = postback("cancel", "--undo", "--ids", "-", "--tenant", "acme", env=env, given=b"j0\n")
+    assert undone.stderr == "postback: 1 cancellations are taken back; jobs of these ids are answered again\n"
+    product.worker("w1")
+    product.wait_for_results(4, 60)
+    assert product.outcomes() == {"j0": "succeeded", "j1": "cancelled", "j2": "cancelled", last: "succeeded"}
+
+
+def test_cancelling_nothing_is_refused() -> None:
+    done = postback("cancel", env=environment_of())
+    assert (done.returncode, done.stderr) == (2, "postback: say which jobs: ID or --ids\n")
 
 
 def test_what_is_no_id_is_refused() -> None:

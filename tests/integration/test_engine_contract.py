@@ -48,6 +48,17 @@ class EngineContract:
         completion = await engine.generate(request(max_tokens=3))
         assert (completion.completion_tokens, completion.finish_reason) == (3, "length")
 
+    async def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(self, engine: Engine) -> None:
+        whole = await engine.generate(request())
+        first, second = whole.text[3:6], whole.text[9:12]
+        stopped = await engine.generate(request(stop=(second, first)))
+        assert (stopped.text, stopped.finish_reason) == (whole.text.split(first)[0].split(second)[0], "stop")
+
+    async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
+        drawn = [request(f"r{seed}", temperature=1.5, top_p=1e-6, seed=seed) for seed in range(4)]
+        completions = [await engine.generate(one) for one in drawn]
+        assert len({completion.text for completion in completions}) == 1
+
     async def test_the_confidence_is_a_probability(self, engine: Engine) -> None:
         completion = await engine.generate(request())
         assert completion.confidence is not None

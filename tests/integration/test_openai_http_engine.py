@@ -110,7 +110,7 @@ async def test_what_a_request_says_is_what_the_server_reads() -> None:
     server = Server(says("yes"))
     wanted = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {"type": "object"}}})
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="Is it?"))
-    asked = request(prompt=None, messages=messages, seed=7, priority=4, response_format=wanted, stop=("\n",))
+    asked = request(prompt=None, messages=messages, seed=7, priority=4, response_format=wanted, stop=("\n",), top_p=0.9)
     async with engine_at(server, send_priority=True) as engine:
         await engine.generate(asked)
     assert server.bodies == [
@@ -120,6 +120,7 @@ async def test_what_a_request_says_is_what_the_server_reads() -> None:
             "max_tokens": 8,
             "temperature": 0.0,
             "seed": 7,
+            "top_p": 0.9,
             "stop": ["\n"],
             "response_format": {
                 "type": "json_schema",

@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
 from postback_command import POSTBACK, environment_of, postback, postback_here
+from product import Product
 
 from devkit.broker import Broker
 from producers.client import Client, SubmitError
@@ -154,6 +155,32 @@ def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSett
     assert json.loads(line)["outcome"] == "succeeded"
 
 
+def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_has_an_alias(
+    product: Product, tmp_path: Path
+) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why not?"}], "stop": "not", "top_p": 0.5}
+    line = {"custom_id": "row 1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    arguments, env = ("submit", "-", "--wait", "--timeout", "60"), environment_of(product.kafka)
+    worker = product.worker("w1")
+    refused = postback(*arguments, env=env, given=json.dumps(line).encode())
+    assert refused.returncode == 1
+    said = refused.stderr.splitlines()[0]
+    assert said.startswith("postback: line 1 (row 1): job_")
+    assert " rejected: model_id: no engine of this fleet has this model: leave it out, or have the operator" in said
+    assert "POSTBACK_WORKER__MODELS" in said
+    assert worker.terminate() == 0
+
+    product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
+    results = tmp_path / "results.jsonl"
+    line["body"] = {**body, "presence_penalty": 1}
+    answered = postback(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
+    assert answered.stderr.splitlines() == [
+        "postback: body.presence_penalty of 1 lines is not known here, and is passed over",
+        "postback: 1 of 1 jobs accepted, 1 succeeded",
+    ]
+    assert json.loads(results.read_text())["text"] == "Why "
+
+
 def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
     given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky", "custom_id": "q-2"}\n'
     with answering(fleet, {"bad": Outcome.FAILED}):
@@ -168,6 +195,36 @@ def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
 def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
     done = postback("submit", "-", "--wait", "--timeout", "0", env=environment_of(fleet), given=b'{"prompt": "q"}')
     assert (done.returncode, done.stderr) == (1, "postback: 1 of 1 jobs accepted, 1 without a result\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, {"1 jobs": "http://other.example:8080: https", "2 jobs": "https://hook.example:9: this port"}),
+        ({"POSTBACK_ENV": "development", "POSTBACK_EGRESS__PORTS": "9,8080,443"}, {}),
+        (
+            {"POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES": "*.example"},
+            {},
+        ),
+        ({"POSTBACK_ENV": "development"}, {"2 jobs": "https://hook.example:9: this port is not allowed"}),
+    ],
+    ids=["as by default", "other ports, in development", "listed names", "in development"],
+)
+def test_callbacks_that_a_worker_of_this_environment_refuses_are_warned_of_and_sent(
+    settings: dict[str, str], refused: dict[str, str], fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    own = "http://other.example:8080/?token=secret"
+    jobs.write_text(f'{{"prompt": "a"}}\n{{"prompt": "b"}}\n{{"prompt": "c", "callback_url": "{own}"}}\n')
+    arguments = ("submit", str(jobs), "--callback-url", "https://hook.example:9/in?token=secret")
+    done = postback_here(*arguments, env=environment_of(fleet, **settings))
+    *warnings, last = done.stderr.splitlines()
+    assert (done.returncode, last) == (0, "postback: 3 of 3 jobs accepted")
+    for count, reason in refused.items():
+        [warning] = [line for line in warnings if line.startswith(f"postback: {count} will be rejected")]
+        assert f"where workers have these settings: {reason}" in warning
+    assert len(warnings) == len(refused) + bool(refused)
+    assert "secret" not in done.stderr
 
 
 def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_where_output_goes(

@@ -102,8 +102,28 @@ def test_our_own_members_may_stand_in_a_lines_body() -> None:
     assert (job.priority, job.ttl_seconds, job.context_window) == (3, 60, 512)
 
 
+@pytest.mark.parametrize(("stop", "texts"), [("END", ["END"]), (["a", "b"], ["a", "b"]), ([], [])])
+def test_what_ends_an_answer_and_how_it_is_drawn_is_taken(stop: object, texts: list[str]) -> None:
+    job = job_from(line({**CHAT, "stop": stop, "top_p": 0.9}))
+    assert (job.stop, job.top_p) == (texts, 0.9)
+
+
+@pytest.mark.parametrize(("member", "value"), [("stop", ["a"] * 5), ("stop", [""]), ("stop", 7), ("top_p", 0)])
+def test_what_no_engine_could_take_of_them_is_refused_by_its_place(member: str, value: object) -> None:
+    [problem] = refusal(line({**CHAT, member: value})).problems
+    assert problem.field.startswith(f"body.{member}")
+
+
 def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over() -> None:
-    asks_nothing = {"n": 1, "stream": False, "stop": None, "tools": [], "top_p": 0.9, "user": "u", "temperature": None}
+    asks_nothing = {
+        "n": 1,
+        "stream": False,
+        "stop": "",
+        "tools": [],
+        "presence_penalty": 1,
+        "user": "u",
+        "temperature": None,
+    }
 
     assert job_from(line({**CHAT, **asks_nothing})) == job_from(line(CHAT))
 
@@ -113,7 +133,6 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
     [
         ("n", 2),
         ("stream", True),
-        ("stop", ["."]),
         ("tools", [{"type": "function"}]),
         ("modalities", ["text", "audio"]),
         ("previous_response_id", "resp_1"),

@@ -29,7 +29,7 @@ def test_what_is_served_here_is_never_forwarded_whatever_the_registry_says() -> 
 
 
 def test_a_model_that_nobody_has_is_unknown() -> None:
-    with pytest.raises(UnknownModel, match="no engine of this fleet"):
+    with pytest.raises(UnknownModel, match=r"has this model: .* POSTBACK_WORKER__MODELS"):
         SHARED.route("gpt-17", None)
 
 

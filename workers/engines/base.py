@@ -33,6 +33,8 @@ class GenerationRequest:
     """Nobody asked for it, so that an engine whose model takes none may leave it out."""
     model_id: str | None = None
     context_window: int | None = None
+    top_p: float = 1.0
+    """Of each token only the likeliest are drawn from that together have this probability."""
     seed: int | None = None
     priority: int = 0
     """0 to 9, higher runs first."""

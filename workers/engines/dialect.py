@@ -70,6 +70,8 @@ class Dialect:
             body["temperature"] = request.temperature
         if request.seed is not None:
             body["seed"] = request.seed
+        if request.top_p != 1.0:
+            body["top_p"] = request.top_p
         if request.stop:
             body["stop"] = list(request.stop)
         if request.response_format is not None and request.response_format.type != "text":

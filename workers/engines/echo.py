@@ -112,10 +112,13 @@ def _wake(sleeping: asyncio.Future[_Woken]) -> None:
 
 def _answer(words: list[str], request: GenerationRequest) -> Completion:
     said = words[: request.max_tokens]
+    reason: Literal["stop", "length"] = "length" if len(words) > len(said) else "stop"
     text = " ".join(said)
+    if ends := [text.index(stop) for stop in request.stop if stop in text]:
+        text, reason = text[: min(ends)], "stop"
+        said = text.split()
     if request.response_format is not None and request.response_format.type != "text":
         if request.response_format.type == "json_schema":
             raise RequestRejected("response_format", "this engine writes no JSON after a schema")
         text = json.dumps({"text": text}, ensure_ascii=False)
-    reason: Literal["stop", "length"] = "length" if len(words) > len(said) else "stop"
     return Completion(text, reason, len(words), len(said), confidence=1.0)

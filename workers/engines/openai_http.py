@@ -384,7 +384,10 @@ def _completion(answer: _Answer) -> Completion:
     return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)
 
 
-_FIELDS = {name: name for name in ("max_tokens", "temperature", "seed", "response_format", "messages", "prompt")}
+_FIELDS = {
+    name: name
+    for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
+}
 _FIELDS["max_completion_tokens"] = "max_tokens"
 _LESS = 0.6
 """What is tried of a prompt that was too long: servers say in words alone what would fit."""

@@ -52,7 +52,7 @@ SHUTDOWN_SECONDS = 2.0
 log = get_logger()
 
 # vLLM's names for what a job calls otherwise; anything else that it refuses is the prompt's fault.
-_FIELDS = {"max_tokens": "max_tokens", "temperature": "temperature", "seed": "seed", "stop": "stop"}
+_FIELDS = {"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "seed": "seed", "stop": "stop"}
 _FINISH: dict[str, Literal["stop", "length", "abort"]] = {"length": "length", "abort": "abort"}
 
 
@@ -290,6 +290,7 @@ class VllmEngine:
         return SamplingParams(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
+            top_p=request.top_p,
             seed=request.seed,
             stop=[*request.stop, *self._settings.stop],
             logprobs=0 if self._settings.log_probabilities else None,  # 0: of the chosen token only
