@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
 
 _OBSTACLES = {
+    "expired": "older than the 30 days for which it is known whether they were put back",
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content, which nothing can be made of",
