@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from producers.connection import partition_counts
-from producers.endpoints import disabled_endpoints
+from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.scan import Place, Scanner, Stored
 from producers.times import show_time
@@ -131,6 +131,8 @@ class LetterFilter:
     since_ms: int | None = None
     until_ms: int | None = None
     """Given up at this time or later, and before this one: Unix milliseconds."""
+    endpoint: str | None = None
+    """Where its callback goes: a URL; one that ends with its origin stands for everything at that origin."""
     redriven_too: bool = False
     """Also those that were put back."""
 
@@ -144,6 +146,7 @@ class LetterFilter:
             and (not self.ids or not self.ids.isdisjoint(letter.ids))
             and (self.since_ms is None or record.at_ms >= self.since_ms)
             and (self.until_ms is None or record.at_ms < self.until_ms)
+            and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
         )
 
 

@@ -151,6 +151,9 @@ def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) 
         (LetterFilter(tenant="default"), ["0:2"]),
         (LetterFilter(ids=frozenset({"0:1", "job_3", "msg_1", "nobody"})), ["0:0", "0:1", "0:2"]),
         (LetterFilter(until_ms=1_700_000_000_000), []),
+        (LetterFilter(endpoint=HOOK), ["0:0"]),
+        (LetterFilter(endpoint="https://hooks.example"), ["0:0"]),
+        (LetterFilter(endpoint="https://hooks.example/in"), []),
         (LetterFilter(since_ms=1_700_000_000_000, reasons=frozenset({"rejected"})), ["0:2"]),
     ]
     with Scanner(fleet) as scanner:
