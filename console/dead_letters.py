@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
 
 _OBSTACLES = {
+    "expired": "older than the 30 days for which it is known whether they were put back",
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content, which nothing can be made of",
@@ -33,6 +34,9 @@ _SHOWN = 10
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option(help="Whose.")]
+Endpoint = Annotated[
+    str | None, typer.Option(help="Where its callback goes: the URL; without a path, everything at that origin.")
+]
 Ids = Annotated[
     list[str] | None, typer.Option("--id", help="A letter's id (P:N), a job's or a webhook's; may be repeated.")
 ]
@@ -45,6 +49,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def list_letters(
     reasons: Reasons = None,
     tenant: Tenant = None,
+    endpoint: Endpoint = None,
     ids: Ids = None,
     since: Since = None,
     until: Until = None,
@@ -52,7 +57,7 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """List what was given up and not put back since."""
-    wanted = _filter(reasons, tenant, ids, since, until, redriven_too=redriven_too)
+    wanted = _filter(reasons, tenant, endpoint, ids, since, until, redriven_too=redriven_too)
     with _opened() as found:
         summaries = (letter.summary() for letter in found.letters(wanted))
         count = _write_array(summaries) if as_json else _write_lines(summaries)
@@ -77,6 +82,7 @@ def redrive(
     some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="As --id.")] = None,
     reasons: Reasons = None,
     tenant: Tenant = None,
+    endpoint: Endpoint = None,
     ids: Ids = None,
     since: Since = None,
     until: Until = None,
@@ -92,7 +98,7 @@ def redrive(
 
     Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
     """
-    wanted = _filter(reasons, tenant, [*(some or ()), *(ids or ())], since, until)
+    wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     with ExitStack() as stack:
         # Its producer comes first: it ends what an earlier redrive left open, so that the marks are complete.
         back = None if dry_run else stack.enter_context(_producer())
@@ -114,6 +120,7 @@ def redrive(
 def _filter(
     reasons: list[str] | None = None,
     tenant: str | None = None,
+    endpoint: str | None = None,
     ids: list[str] | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -125,6 +132,7 @@ def _filter(
     return LetterFilter(
         reasons=frozenset(reasons or ()),
         tenant=checked_tenant(tenant) if tenant is not None else None,
+        endpoint=endpoint,
         ids=frozenset(ids or ()),
         since_ms=checked_time("--since", since),
         until_ms=checked_time("--until", until),

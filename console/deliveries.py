@@ -72,7 +72,8 @@ def _attempt(said: dict[str, Any]) -> str:
 def _waiting(said: dict[str, Any]) -> str:
     after = f" after {said['attempts']} attempts" if said["attempts"] else ""
     until = f" until {said['until']}" if said["until"] else ""
-    return f"waits{after}{until} ({said['topic']})"
+    waits = f"waits{after}{until} ({said['topic']})"
+    return f"{waits}, deferred {said['deferred']} times until {said['last']}" if said["deferred"] else waits
 
 
 def _given_up(said: dict[str, Any]) -> str:

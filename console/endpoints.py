@@ -7,6 +7,7 @@ terminal. Logs have origins only.
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,8 +67,8 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
     if others:
         raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
     _put(tenant, urls, State.ENABLED, as_json=as_json)
-    reasons = "--reason endpoint_disabled --reason endpoint_gone"
-    say(f"kept events are put back by: postback dead-letters redrive {reasons} --tenant {tenant}")
+    for url in urls:
+        say(f"kept events are put back by: {_redrive(tenant, url)}")
 
 
 @app.command()
@@ -95,6 +96,14 @@ def _put(tenant: str, urls: list[str], state: State, *, as_json: bool) -> None:
             typer.echo(json.dumps(_summary(record)))
         else:
             _write_line(record)
+
+
+def _redrive(tenant: str, url: str) -> str:
+    """The command, as a shell takes it."""
+    reasons = ("--reason", "endpoint_disabled", "--reason", "endpoint_gone")
+    return shlex.join(
+        ["postback", "dead-letters", "redrive", *reasons, "--tenant", tenant, "--endpoint", harmless(url)]
+    )
 
 
 def _checked_url(url: str) -> str:

@@ -2,7 +2,8 @@
 
 A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
 redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
-a redrive that starts ends what an earlier one left open, then reads the marks of all that came before.
+a redrive that starts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
+longer than letters, and a letter that outlived its time, since Kafka drops whole segments, is left where it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from producers.connection import partition_counts
-from producers.endpoints import disabled_endpoints
+from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.scan import Place, Scanner, Stored
 from producers.times import show_time
@@ -52,6 +53,8 @@ class Letter:
     """When it was put back, Unix milliseconds; None while it was not."""
     disabled: bool = False
     """Whether its endpoint is disabled now."""
+    expired: bool = False
+    """Whether its time is over: a mark that it was put back may be gone."""
 
     @property
     def place(self) -> Place:
@@ -79,6 +82,8 @@ class Letter:
     def obstacle(self) -> str | None:
         """Why it cannot be put back; None where it can."""
         record = self.record
+        if self.expired:
+            return "expired"
         if record.header(topics.ABRIDGED) is not None:
             return "too_large"
         if not record.value:
@@ -126,6 +131,8 @@ class LetterFilter:
     since_ms: int | None = None
     until_ms: int | None = None
     """Given up at this time or later, and before this one: Unix milliseconds."""
+    endpoint: str | None = None
+    """Where its callback goes: a URL; one that ends with its origin stands for everything at that origin."""
     redriven_too: bool = False
     """Also those that were put back."""
 
@@ -139,6 +146,7 @@ class LetterFilter:
             and (not self.ids or not self.ids.isdisjoint(letter.ids))
             and (self.since_ms is None or record.at_ms >= self.since_ms)
             and (self.until_ms is None or record.at_ms < self.until_ms)
+            and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
         )
 
 
@@ -171,6 +179,7 @@ class DeadLetters:
         self._scanner = scanner
         self._clock = clock
         self._disabled = disabled_endpoints(settings)
+        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
         self._ranges = scanner.ranges(self._topics.dead_letters)
         self._marks = dict(self._read_marks())
@@ -178,8 +187,13 @@ class DeadLetters:
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
         for record in self._scanner.read(self._ranges):
-            redriven_ms, disabled = self._marks.get(str(record.place)), record.endpoint in self._disabled
-            letter = Letter(record, kind_of(record, self._topics), redriven_ms, disabled)
+            letter = Letter(
+                record,
+                kind_of(record, self._topics),
+                self._marks.get(str(record.place)),
+                record.endpoint in self._disabled,
+                record.at_ms < self._kept_from_ms,
+            )
             if wanted.takes(letter):
                 yield letter
 

@@ -1,16 +1,18 @@
 """What became of a job's callback, as a timeline: settled, tried, waiting, given up, put back.
 
 Everything is read from the fleet's topics; there is no other store. `callback_attempts` says of each POST what came of
-it, never the body. A record of a tier says until when the callback waits.
+it, never the body. A record of a tier says until when the callback waits; one that is put off untried, in an outage
+hundreds of times, is written anew each time, and all of these are one step.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from producers.scan import Range, Scanner, Stored
+from producers.scan import Scanner, Stored
 from producers.times import show_time
 from schemas import topics
 from schemas.codec import InvalidResult, read_result
@@ -31,6 +33,11 @@ class Step:
     webhook_id: str | None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def whose(self) -> tuple[str, str, str | None]:
+        """Which event of which job."""
+        return self.tenant, self.job_id, self.webhook_id
+
     def said(self) -> dict[str, Any]:
         """For programs."""
         identity = {"tenant": self.tenant, "job_id": self.job_id, "webhook_id": self.webhook_id}
@@ -47,22 +54,54 @@ def deliveries(
     """The steps of a job, or of an event, that are still kept, in the order in which they happened.
 
     `wanted` is a job id or a webhook id. A job is known by its tenant and its id together: without a `tenant` there
-    may be several jobs of one id. Raises ProducerError.
+    may be several jobs of one id. The waits between two other steps are one. Raises ProducerError.
     """
-    steps: list[Step] = []
-    for record in scanner.read(_everywhere(settings, scanner, since_ms)):
-        if wanted in record.ids or _key(record) == wanted:
-            step = _step(record, settings)
-            if step is not None and (tenant is None or step.tenant == tenant):
-                steps.append(step)
-    return sorted(steps, key=lambda step: step.at_ms)
-
-
-def _everywhere(settings: KafkaSettings, scanner: Scanner, since_ms: int | None) -> list[Range]:
     names = settings.topics
-    tiers = [*names.tiers.values(), *names.former_tiers(scanner.topics())]
-    kept = (names.results, names.attempts, *tiers, names.dead_letters, names.redriven)
-    return [each for topic in kept for each in scanner.ranges(topic, since_ms)]
+
+    def steps(kept: Iterable[str], since_ms: int | None) -> Iterator[Step]:
+        for record in scanner.read([each for topic in kept for each in scanner.ranges(topic, since_ms)]):
+            if wanted in record.ids or _key(record) == wanted:
+                step = _step(record, settings)
+                if step is not None and (tenant is None or step.tenant == tenant):
+                    yield step
+
+    found = list(steps((names.results, names.dead_letters, names.redriven), since_ms))
+    tiers = (*names.tiers.values(), *names.former_tiers(scanner.topics()))
+    found += steps((names.attempts, *tiers), _beginning(found, since_ms))
+    return _with_waits_as_one(sorted(found, key=lambda step: step.at_ms))
+
+
+def _beginning(found: list[Step], since_ms: int | None) -> int | None:
+    """From when on attempts and waits are looked for, which are most of what is kept: none came before the result.
+
+    Where something was given up before the first result that is kept, there was an earlier one, and all is looked at.
+    """
+    first = min(found, key=lambda step: step.at_ms, default=None)
+    return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
+
+
+def _with_waits_as_one(steps: list[Step]) -> list[Step]:
+    """The steps, of which an event's waits between two others are one, that begins with the first and ends as the last.
+
+    A record that hops from tier to tier waits on; one that was put off untried counts how often in all its life.
+    """
+    told: list[Step] = []
+    waits: dict[tuple[str, str, str | None], int] = {}
+    counted: dict[tuple[str, str, str | None], int] = {}
+    for step in steps:
+        if step.what != "waiting":
+            waits.pop(step.whose, None)
+            told.append(step)
+            continue
+        count, before = step.facts["deferred"], counted.get(step.whose, 0)
+        counted[step.whose] = count
+        deferred = count - before if count >= before else count  # put back, it counts anew
+        at = waits.setdefault(step.whose, len(told))
+        if at == len(told):
+            told.append(replace(step, facts={**step.facts, "deferred": deferred}))
+        else:
+            told[at] = replace(told[at], facts={**step.facts, "deferred": told[at].facts["deferred"] + deferred})
+    return told
 
 
 def _step(record: Stored, settings: KafkaSettings) -> Step | None:
@@ -77,9 +116,7 @@ def _step(record: Stored, settings: KafkaSettings) -> Step | None:
         return _made(record, "dead_letter", {"id": str(record.place), **facts})
     if record.topic == names.redriven:
         return _made(record, "redriven", {"id": (record.key or b"").decode("latin-1")})
-    due = record.header(topics.NOT_BEFORE) or ""
-    until = show_time(int(due)) if due.isdigit() and len(due) <= 14 else None
-    return _made(record, "waiting", {"topic": record.topic, "until": until, "attempts": record.header(topics.ATTEMPT)})
+    return _made(record, "waiting", _waiting_facts(record))
 
 
 _LETTER_FACTS = {"reason": topics.REASON, "detail": topics.REASON_DETAIL}
@@ -107,6 +144,17 @@ def _result_facts(record: Stored) -> dict[str, Any]:
         return {"outcome": read_result(record.value).outcome.value, **facts}
     except InvalidResult:
         return {"outcome": None, **facts}
+
+
+def _waiting_facts(record: Stored) -> dict[str, Any]:
+    due, deferred = (record.header(name) or "" for name in (topics.NOT_BEFORE, topics.DEFERRED))
+    return {
+        "topic": record.topic,
+        "until": show_time(int(due)) if due.isdigit() and len(due) <= 14 else None,
+        "attempts": record.header(topics.ATTEMPT),
+        "deferred": int(deferred) if deferred.isdigit() and len(deferred) <= 14 else 0,
+        "last": show_time(record.at_ms),
+    }
 
 
 def _key(record: Stored) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from producers.compacted import put_facts
@@ -17,6 +18,9 @@ from schemas.endpoint import (
     write_endpoint,
 )
 from schemas.settings import KafkaSettings
+from telemetry.logs import NO_ORIGIN, origin_of
+
+_ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 
 def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
@@ -33,6 +37,14 @@ def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
     """
     known = known_endpoints(settings).values()
     return frozenset(record.key for record in known if record.state is State.DISABLED)
+
+
+def is_at(url: str | None, endpoint: str) -> bool:
+    """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
+    if url is None:
+        return False
+    is_origin = _ORIGIN.fullmatch(endpoint) is not None
+    return url == endpoint or (is_origin and origin_of(url) == origin_of(endpoint) != NO_ORIGIN)
 
 
 def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) -> None:

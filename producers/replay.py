@@ -8,21 +8,18 @@ put back are marked, as a redrive does it and under the same identity, so that n
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from producers.endpoints import disabled_endpoints
+from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.scan import Place, Range, Scanner, Stored
 from producers.undelivered import Standing, Undelivered
 from schemas import topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
-from telemetry.logs import NO_ORIGIN, origin_of
-
-_ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
+from telemetry.logs import origin_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +150,6 @@ class Replay:
                 start, stop = max(each.start, min(offsets)), min(each.stop, max(offsets) + 1)
                 if start < stop:
                     yield each._replace(start=start, stop=stop)
-
-
-def is_at(url: str | None, endpoint: str) -> bool:
-    """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
-    if url is None:
-        return False
-    is_origin = _ORIGIN.fullmatch(endpoint) is not None
-    return url == endpoint or (is_origin and origin_of(url) == origin_of(endpoint) != NO_ORIGIN)
 
 
 def _callable(record: Stored) -> bool:

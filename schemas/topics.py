@@ -49,6 +49,10 @@ LANES_KEPT_MS = 7 * _DAY_MS
 TOMBSTONES_KEPT_MS = _DAY_MS
 """How long a compacted topic shows at least that something was taken back: who did not read on for so long has to begin
 anew."""
+LETTERS_KEPT_MS = 30 * _DAY_MS
+"""How long a dead letter can be put back. It stands there for some days more, until its segment is dropped."""
+_MARKS_KEPT_MS = 45 * _DAY_MS
+"""How long it is kept that a dead letter was put back: longer than any letter, whatever the size of the segments."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -172,6 +176,8 @@ class Topics:
         # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
+        letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
+        marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
         # What was superseded goes within a day or so; without these it could stay until there is a gigabyte of it.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
@@ -184,8 +190,8 @@ class Topics:
         return [
             *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
             *(TopicSpec(name, partitions, stamped) for name in (self.results, *self.tiers.values(), self.attempts)),
-            TopicSpec(self.dead_letters, partitions, month),
-            TopicSpec(self.redriven, 1, month),
+            TopicSpec(self.dead_letters, partitions, letters),
+            TopicSpec(self.redriven, 1, marks),
             TopicSpec(self.endpoints, 1, compacted),
             # As long as a dead letter: of what was cancelled before, nothing can come back any more.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from clocks import HandClock
 from confluent_kafka import Producer
 from kafka import KafkaProducer
 from postback_command import environment_of, postback, postback_here
@@ -150,12 +151,25 @@ def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) 
         (LetterFilter(tenant="default"), ["0:2"]),
         (LetterFilter(ids=frozenset({"0:1", "job_3", "msg_1", "nobody"})), ["0:0", "0:1", "0:2"]),
         (LetterFilter(until_ms=1_700_000_000_000), []),
+        (LetterFilter(endpoint=HOOK), ["0:0"]),
+        (LetterFilter(endpoint="https://hooks.example"), ["0:0"]),
+        (LetterFilter(endpoint="https://hooks.example/in"), []),
         (LetterFilter(since_ms=1_700_000_000_000, reasons=frozenset({"rejected"})), ["0:2"]),
     ]
     with Scanner(fleet) as scanner:
         letters = DeadLetters(fleet, scanner, CLOCK)
         found = [[str(letter.place) for letter in letters.letters(wanted)] for wanted, _ in table]
     assert found == [ids for _, ids in table]
+
+
+def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSettings) -> None:
+    """A mark that it was put back, made when the letter was new, may be gone by then."""
+    put_letters(fleet)
+    for days, count in ((30.01, 0), (29.99, 2)):
+        with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
+            letters = DeadLetters(fleet, scanner, HandClock(CLOCK.time() + days * 24 * 3600))
+            assert letters.tally(EVERYTHING).held["expired"] == (3 if count == 0 else 0)
+            assert letters.redrive(EVERYTHING, back, 1000, ignore) == count
 
 
 def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet: KafkaSettings) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from time import time
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 from postback_command import environment_of, postback, postback_here
 from product import PARTITIONS, Product, eventually
 
@@ -14,6 +17,7 @@ from producers.scan import Scanner
 from producers.topics import create_topics
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker
 
@@ -73,14 +77,82 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     assert postback_here("deliveries", "job_2", env=env).stdout.count("attempt 1 delivered") == 1
 
 
-def test_a_callback_that_waits_in_a_tier_of_an_earlier_schedule_is_told_too(product: Product) -> None:
-    former = product.kafka.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,), "partitions": PARTITIONS})
-    create_topics(former)
-    tier = former.topics.tier(FORMER_TIER_SECONDS)
-    put_result(product, tier, "job_3", "msg_3")
+def put(fleet: KafkaSettings, topic: str, headers: dict[str, str], value: bytes = b"{}", at_ms: int = 0) -> None:
+    producer = Producer(fleet.client_config())
+    said = {"job-id": "job_1", "webhook-id": "msg_1", **headers}
+    producer.produce(topic, value, "job_1", 0, headers=list(said.items()), timestamp=at_ms)
+    assert producer.flush(20) == 0
 
-    done = postback_here("deliveries", "msg_3", "--json", env=environment_of(product.kafka))
-    assert [(step["what"], step["topic"]) for step in json.loads(done.stdout)] == [("waiting", tier)]
+
+def told(fleet: KafkaSettings, *arguments: str) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = json.loads(
+        postback_here("deliveries", "msg_1", "--json", *arguments, env=environment_of(fleet)).stdout
+    )
+    return steps
+
+
+def test_an_event_that_was_put_off_hundreds_of_times_is_told_in_a_line_for_each_wait(fleet: KafkaSettings) -> None:
+    fleet = stamped_by_us(fleet)
+    former = fleet.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,)})
+    create_topics(former)
+    tier, former_tier = fleet.topics.tier(0.3), former.topics.tier(FORMER_TIER_SECONDS)
+    start_ms = int(time() * 1000) - 3_600_000
+    put(fleet, fleet.topics.results, {"callback-url": "https://hooks.example/in"}, at_ms=start_ms)
+    for number in range(1, 300):
+        put(fleet, tier, {"deferred": str(number)}, at_ms=start_ms + number)
+    # The broker stamps what is put into the former tier: it came last of all the waits before the attempt.
+    put(fleet, former_tier, {"deferred": "300", "not-before": "1700000000000"})
+    after_ms = int(time() * 1000) + 1000
+    tried = {"tenant": "default", "job_id": "job_1", "webhook_id": "msg_1", "attempt": 1, "at": after_ms}
+    put(fleet, fleet.topics.attempts, {}, json.dumps(tried).encode())
+    put(fleet, tier, {"attempt": "1", "deferred": "300"}, at_ms=after_ms + 1)
+    put(fleet, tier, {"attempt": "1", "deferred": "302"}, at_ms=after_ms + 2)
+    put(fleet, fleet.topics.redriven, {}, at_ms=after_ms + 3)
+    for number in range(2):
+        put(fleet, tier, {"deferred": str(number)}, at_ms=after_ms + 4 + number)
+
+    steps = told(fleet)
+    assert [(step["what"], step.get("deferred")) for step in steps] == [
+        ("settled", None),
+        *(("waiting", 300), ("attempt", None), ("waiting", 2), ("redriven", None), ("waiting", 1)),
+    ]
+    first = steps[1]
+    assert (first["topic"], first["until"]) == (former_tier, "2023-11-14T22:13:20.000Z")
+    assert first["at"] < first["last"]
+    lines = postback_here("deliveries", "job_1", env=environment_of(fleet)).stdout.splitlines()
+    assert len(lines) == len(steps)
+    assert lines[1] == (
+        f"{first['at']}  waits until 2023-11-14T22:13:20.000Z ({former_tier}), deferred 300 times until {first['last']}"
+    )
+
+
+def test_attempts_and_waits_are_not_looked_for_before_the_first_result_unless_something_was_given_up_before(
+    fleet: KafkaSettings,
+) -> None:
+    now_ms, day_ms = int(time() * 1000), 24 * 3600 * 1000
+    fleet = stamped_by_us(fleet)
+    for days, number in ((3, 1), (1, 2)):
+        tried = {"tenant": "default", "job_id": "job_1", "webhook_id": "msg_1", "attempt": number}
+        at_ms = now_ms - days * day_ms
+        put(fleet, fleet.topics.attempts, {}, json.dumps({**tried, "at": at_ms}).encode(), at_ms)
+    put(fleet, fleet.topics.results, {}, at_ms=now_ms - 2 * day_ms)
+
+    assert [(step["what"], step.get("attempt")) for step in told(fleet)] == [("settled", None), ("attempt", 2)]
+    assert [step["what"] for step in told(fleet, "--since", "-36h")] == ["attempt"]
+
+    put(fleet, fleet.topics.dead_letters, {"reason": "worker_killed"}, at_ms=now_ms - 4 * day_ms)
+    assert [step["what"] for step in told(fleet)] == ["dead_letter", "attempt", "settled", "attempt"]
+
+
+def stamped_by_us(fleet: KafkaSettings) -> KafkaSettings:
+    """A fleet whose topics keep the times that their records are given, for what happened days ago."""
+    ours = fleet.model_copy(update={"topic_prefix": f"{fleet.topic_prefix}ours.", "partitions": 1})
+    admin = AdminClient(ours.client_config())
+    specs = [(spec, {**spec.config, "message.timestamp.type": "CreateTime"}) for spec in ours.topics.specs(1)]
+    made = admin.create_topics([NewTopic(spec.name, spec.partitions, 1, config=config) for spec, config in specs])
+    for done in made.values():
+        done.result(20)
+    return ours
 
 
 def test_of_a_job_that_is_not_known_that_is_said(product: Product) -> None:

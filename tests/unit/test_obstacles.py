@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from clocks import SetClock
 
@@ -28,6 +30,7 @@ def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
         (letter(None), "empty"),
         (letter(None, abridged="1"), "too_large"),
         (letter(b"x" * 1_000_000), "too_large"),
+        (replace(letter(), expired=True), "expired"),
     ],
 )
 def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:

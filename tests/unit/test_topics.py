@@ -5,7 +5,15 @@ from pydantic import ValidationError
 
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.settings import KafkaSettings
-from schemas.topics import LANES_KEPT_MS, TIER_DELAYS_SECONDS, TOMBSTONES_KEPT_MS, Topics, tier_delay, tier_name
+from schemas.topics import (
+    LANES_KEPT_MS,
+    LETTERS_KEPT_MS,
+    TIER_DELAYS_SECONDS,
+    TOMBSTONES_KEPT_MS,
+    Topics,
+    tier_delay,
+    tier_name,
+)
 from workers.cancellations import KEPT_MS
 
 
@@ -101,15 +109,26 @@ def test_a_job_that_nobody_has_read_is_still_in_its_lane_a_day_after_its_time_is
     assert LANES_KEPT_MS - LONGEST_TTL_SECONDS * 1000 >= 24 * 3600 * 1000
 
 
+def test_that_a_letter_was_put_back_is_known_for_longer_than_any_letter_can_stand_in_its_topic() -> None:
+    """Kafka drops a letter with its segment, which takes records for `segment.ms`, 7 days, unless it is set."""
+    topics = Topics()
+    kept = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3)}
+
+    assert kept[topics.dead_letters] == LETTERS_KEPT_MS
+    assert kept[topics.redriven] > LETTERS_KEPT_MS + 7 * 24 * 3600 * 1000
+
+
 def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_longest() -> None:
     topics = Topics()
     config = {spec.name: spec.config for spec in topics.specs(3)}
+    marks = config.pop(topics.redriven)
     longest = max(int(one["retention.ms"]) for one in config.values() if "retention.ms" in one)
 
     assert config[topics.endpoints]["cleanup.policy"] == "compact"
     assert config[topics.control]["cleanup.policy"] == "compact,delete"
     assert config[topics.control]["retention.ms"] == str(KEPT_MS)
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
+    assert "cleanup.policy" not in marks
     for followed in (topics.endpoints, topics.control):
         assert config[followed]["delete.retention.ms"] == str(TOMBSTONES_KEPT_MS)
 
