@@ -128,7 +128,7 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
     assert config[topics.control]["cleanup.policy"] == "compact,delete"
     assert config[topics.control]["retention.ms"] == str(KEPT_MS)
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
-    assert "cleanup.policy" not in marks
+    assert marks["cleanup.policy"] == "delete"
     for followed in (topics.endpoints, topics.control):
         assert config[followed]["delete.retention.ms"] == str(TOMBSTONES_KEPT_MS)
 
