@@ -280,7 +280,7 @@ class VllmEngine:
         if output is None:
             return Completion("", "abort", len(tokens), 0)
         if output.outputs[0].finish_reason == "error":
-            raise EngineFailed("the engine failed at this request", wasted_tokens=len(output.outputs[0].token_ids))
+            raise _ended_by_an_error(request, len(output.outputs[0].token_ids))
         return _completion(output, len(tokens))
 
     def _sampling(self, request: GenerationRequest) -> Any:
@@ -383,6 +383,13 @@ def _completion(output: Any, prompt_tokens: int) -> Completion:
     if answer.cumulative_logprob is not None and count:
         confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
     return Completion(answer.text, _FINISH.get(answer.finish_reason, "stop"), prompt_tokens, count, confidence)
+
+
+def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
+    """Where an answer is held to a form, it is that no token may come next: the form's fault, each time anew."""
+    if request.response_format is not None and request.response_format.type != "text":
+        return RequestRejected("response_format", "no answer can go on in the form that this asks for")
+    return EngineFailed("the engine failed at this request", wasted_tokens=tokens)
 
 
 def _rejected(request: GenerationRequest, error: Exception) -> RequestRejected:
