@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -80,6 +81,8 @@ ON_GPUS = {
             {"name": "POSTBACK_ENGINE__VLLM__EXTRA", "value": '{"tensor_parallel_size": 2}'},
         ],
         "extraEnvFrom": [{"secretRef": {"name": "hub-token"}}],
+        "extraVolumes": [{"name": "profiles", "configMap": {"name": "profiles"}}],
+        "extraVolumeMounts": [{"name": "profiles", "mountPath": "/etc/postback/profiles", "readOnly": True}],
         "podAnnotations": {"a": "b"},
         "podLabels": {"c": "d"},
         "podDisruptionBudget": {"maxUnavailable": "25%"},
@@ -92,8 +95,18 @@ ON_GPUS = {
     },
     "delivery": {"extraArgs": ["--host", "::"]},
 }
+AUTHORITIES: Manifest = yaml.safe_load(
+    re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "DEPLOY.md").read_text(), re.MULTILINE | re.DOTALL)[-1]
+)
+"""As docs/DEPLOY.md has it: a private authority and client certificates for delivery."""
 AT_REST = {"topics": {"create": False}, "worker": {"replicas": 0}, "delivery": {"replicas": 0}}
-VALUE_SETS = {"defaults": DEFAULTS, "secured": SECURED, "on-gpus": ON_GPUS, "at-rest": AT_REST}
+VALUE_SETS = {
+    "defaults": DEFAULTS,
+    "secured": SECURED,
+    "on-gpus": ON_GPUS,
+    "at-rest": AT_REST,
+    "authorities": AUTHORITIES,
+}
 every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 
 

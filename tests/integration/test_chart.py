@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import kubernetes_validate
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from deployment import (
     AT_REST,
+    AUTHORITIES,
     CHART,
     DEFAULTS,
     DENIED,
@@ -166,6 +168,35 @@ def test_both_roles_deny_what_the_operator_denies(role: str, monkeypatch: pytest
     assert len(EgressSettings().deny) == len(DENIED)
 
 
+@pytest.mark.parametrize(("values", "role"), [(AUTHORITIES, "delivery"), (ON_GPUS, "worker")])
+def test_what_an_operator_mounts_is_in_that_roles_pod_and_no_other_beside_what_the_chart_mounts(
+    values: Manifest, role: str
+) -> None:
+    ours, manifests = values[role], render(values)
+    plain = render({**values, role: {k: v for k, v in ours.items() if not k.startswith("extraVolume")}})
+
+    for name in ROLES:
+        volumes, mounts = (ours["extraVolumes"], ours["extraVolumeMounts"]) if name == role else ([], [])
+        assert pod_of(manifests, name)["volumes"] == pod_of(plain, name)["volumes"] + volumes
+        mounted = container_of(plain, name)["volumeMounts"] + mounts
+        assert container_of(manifests, name)["volumeMounts"] == mounted
+
+
+def test_the_documented_authority_and_client_certificates_lie_where_delivery_is_told_to_read_them() -> None:
+    container = container_of(render(AUTHORITIES), "delivery")
+    env = environment(container)
+    files = [env["POSTBACK_DELIVERY__CA_FILE"], *json.loads(env["POSTBACK_DELIVERY__CLIENT_CERTIFICATES"]).values()]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+
+    volumes = {volume["name"]: volume for volume in pod_of(render(AUTHORITIES), "delivery")["volumes"]}
+    for file in files:
+        mount = mounts[file.rpartition("/")[0]]
+        assert mount["readOnly"]
+        assert "subPath" not in mount
+        assert volumes[mount["name"]]["secret"]["defaultMode"] == 0o440
+    assert {"ca_file", "client_certificates"} <= DeliverySettings.model_fields.keys()
+
+
 def test_what_an_operator_adds_to_the_command_line_comes_last_and_so_wins() -> None:
     assert container_of(render(ON_GPUS), "delivery")["args"][-2:] == ["--host", "::"]
 
@@ -319,6 +350,7 @@ def test_a_network_policy_lets_in_nothing_but_the_metrics_port() -> None:
         ({"kafka": {"sasl": {"mechanism": "PLAIN"}}}, "kafka.sasl.existingSecret"),
         ({"kafka": {"tls": {"enabled": True, "clientCertificate": True}}}, "existingSecret"),
         ({"kafka": {"extra": {"sasl.password": "in plain sight"}}}, "sasl.password"),
+        ({"delivery": {"extraVolumes": {"name": "not a list"}}}, "extraVolumes"),
         ({"delivery": {"drainSeconds": 20}}, "drainSeconds"),
         ({"egress": {"allowCallbacks": ["internal.example"]}}, "allowCallbacks"),
         ({"egress": {"deny": ["https://internal.example"]}}, "deny"),
