@@ -118,7 +118,7 @@ def deferral_seconds(left_alone_seconds: float, waited_ms: int) -> float:
     """How long a record waits whose origin is left alone for so long: the longer, the longer it has waited already.
 
     Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
-    long outage a thousand times; this way it is some thirty times, and late by a quarter of the outage.
+    long outage a thousand times; this way it is some forty times, and late by a third of the outage at most.
     """
     return max(left_alone_seconds, _ASKS_AFTER * waited_ms / 1000)
 
