@@ -22,7 +22,7 @@ MAX_RECORD_BYTES = 1_000_000
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
-_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED, topics.WAITED})
+_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED})
 _CLOCK = SystemClock()
 
 
@@ -99,7 +99,8 @@ def for_delivery(
     """A callback that starts anew: in the smallest tier, due now, with the `webhook-id` that it has always had."""
     kept = [(name, data) for name, data in headers if name not in _ABOUT_WAITING]
     smallest = next(iter(settings.topics.tiers.values()))
-    return Returning(smallest, key, value, [*kept, (topics.NOT_BEFORE, str(now_ms).encode())])
+    due_now = [(topics.NOT_BEFORE, str(now_ms).encode()), (topics.LEFT, b"0")]
+    return Returning(smallest, key, value, [*kept, *due_now])
 
 
 def put_back(

@@ -40,6 +40,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
+    topics.LEFT: {**_DIGITS, "description": "Milliseconds that are left until then when the record is written."},
     topics.WAITED: {**_DIGITS, "description": "Milliseconds that it was told to wait so far, in all."},
     topics.REASON: {**_TEXT, "description": "Why the record was given up, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The same for people."},
@@ -58,7 +59,7 @@ _JOB_HEADERS = (
     *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
-_RETRY_HEADERS = (*_RESULT_HEADERS, topics.ATTEMPT, topics.NOT_BEFORE, topics.DEFERRED, topics.WAITED)
+_RETRY_HEADERS = (*_RESULT_HEADERS, topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),

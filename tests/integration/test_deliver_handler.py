@@ -43,9 +43,11 @@ class SetClock:
 
     def __init__(self) -> None:
         self.ms = NOW_MS
+        self.wrong_ms = 0
+        """By how much somebody has set the wall clock since."""
 
     def time(self) -> float:
-        return self.ms / 1000
+        return (self.ms + self.wrong_ms) / 1000
 
     def monotonic(self) -> float:
         return self.ms / 1000
@@ -240,6 +242,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
         **carried_to(consumer.url),
         "attempt": "1",
         "not-before": str(not_before),
+        "left": str(not_before - NOW_MS),
         "waited": str(not_before - NOW_MS),
     }
     assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
@@ -309,12 +312,46 @@ async def test_a_throttled_callback_waits_as_long_as_it_was_told(
     assert 60_000 <= clock.ms - NOW_MS <= 66_000
 
 
+@pytest.mark.parametrize("back_hours", [1, 6, 23, 25, 26, 24 * 365])
+@pytest.mark.parametrize("retry_after", [None, "60", "7000"])
+async def test_a_clock_that_is_set_back_at_most_doubles_a_wait_and_a_minute(
+    make: Maker, consumer: Consumer, clock: SetClock, back_hours: int, retry_after: str | None
+) -> None:
+    consumer.statuses, consumer.headers = [429], {} if retry_after is None else {"Retry-After": retry_after}
+    before, behind = make(), make()
+    _, waiting = await before.handle(result_record(consumer.url))
+    record, appended_ms = delivered_from(waiting, 0, NOW_MS), NOW_MS
+    clock.wrong_ms = -3_600_000 * back_hours
+    while len(consumer.requests) == 1:
+        clock.ms = appended_ms = appended_ms + before.tier_ms(record)
+        [*_, waiting] = await behind.handle(record)
+        record = delivered_from(waiting, record.offset + 1, appended_ms)
+    wanted_ms = 1000 * int(retry_after or 5)
+    assert wanted_ms <= clock.ms - NOW_MS <= 2 * wanted_ms * 1.13 + 65_000
+
+
+async def test_a_deferred_record_is_due_when_it_comes_back_whatever_the_clock_says(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=0))
+    consumer.gate = asyncio.Event()
+    first = asyncio.create_task(handler.handle(result_record(consumer.url)))
+    await consumer.arrived.wait()
+    due = result_record(consumer.url, attempt=b"1", not_before=str(NOW_MS).encode(), left=b"5000")
+    [deferred] = await handler.handle(due)
+    consumer.gate.set()
+    await first
+    clock.wrong_ms = -3_600_000
+    await handler.handle(delivered_from(deferred, 0, NOW_MS))
+    assert len(consumer.requests) == 2
+
+
 async def test_an_early_record_hops_without_an_attempt_and_keeps_its_headers(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:
     record = result_record(consumer.url, attempt=b"3", not_before=str(NOW_MS + 400_000).encode(), deferred=b"2")
     [hopped] = await make().handle(record)
-    assert (hopped.topic, hopped.headers) == (TOPICS.tier(300), record.headers)
+    assert (hopped.topic, hopped.headers) == (TOPICS.tier(300), [*(record.headers or ()), ("left", b"400000")])
     assert consumer.requests == []
     assert metrics.registry.get_sample_value("postback_job_seconds_count", {"phase": "deliver"}) == 0
 

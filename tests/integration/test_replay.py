@@ -143,6 +143,7 @@ def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(
     headers = dict(message.headers())
     assert (message.key(), message.value()) == (result.key(), result.value())
     assert int(headers.pop("not-before")) <= message.timestamp()[1]
+    assert headers.pop("left") == b"0"
     assert headers == dict(result.headers())
     assert len(results) == len(EARLY + LATE) - 1
 

@@ -70,6 +70,19 @@ def test_a_wall_clock_that_is_set_holds_nothing_up_and_lets_nothing_go() -> None
         assert pace.due_ms(waiting(3, NOW + 1_900)) == clock.wall_ms + 4_900
 
 
+def test_a_process_that_was_started_before_its_machine_knew_the_time_believes_it_after_some_minutes() -> None:
+    clock = TwoClocks(wall_ms=NOW + HOUR)
+    pace = TierPace(TOPICS, clock)
+    assert pace.due_ms(waiting(1, NOW)) == NOW + 5_000
+    clock.wall_ms -= HOUR
+    clock.run(1_000)
+    assert pace.due_ms(waiting(2, clock.wall_ms)) == clock.wall_ms + 5_000 - HOUR, "it would be due for an hour"
+    for _ in range(6):
+        clock.run(60_000)
+        due_ms = pace.due_ms(waiting(3, clock.wall_ms))
+    assert due_ms == clock.wall_ms + 5_000
+
+
 def test_what_waits_in_a_tier_of_an_earlier_schedule_is_taken_out_of_it() -> None:
     former = {"callback_retries.45s": 45.0}
     record = Record("callback_retries.45s", 0, 1, b"", timestamp_ms=NOW)

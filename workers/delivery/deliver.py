@@ -48,6 +48,7 @@ from workers.delivery.retries import (
     deferral_tier,
     hop,
     is_early,
+    left_ms,
 )
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
@@ -104,9 +105,9 @@ class DeliveryHandler(TierPace):
     async def _deliver(self, record: Record, pending: PendingDelivery) -> Sequence[Output]:
         if self.states.is_disabled((pending.tenant, pending.url)):
             return (self._kept(record, pending),)
-        tier = self._tier_to_wait_in(pending)
-        if tier is not None:
-            return (outputs.hopping(record, self._tiers[tier]),)
+        left = self._left_to_wait(record, pending)
+        if left is not None:
+            return (outputs.hopping(record, self._tiers[hop(left, self._schedule.tiers)], left),)
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
@@ -125,12 +126,12 @@ class DeliveryHandler(TierPace):
         """Close all connections."""
         await self._poster.close()
 
-    def _tier_to_wait_in(self, pending: PendingDelivery) -> float | None:
-        """Where a record goes that is early, as the tier's seconds."""
-        now_ms, not_before_ms = self._now_ms(), pending.not_before_ms
-        if not_before_ms is None or not is_early(not_before_ms, now_ms, pending.attempts, self._schedule):
+    def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
+        """Milliseconds that a record waits on that is early; None for one that is due."""
+        if pending.not_before_ms is None:
             return None
-        return hop(not_before_ms, now_ms, self._schedule.tiers)
+        left = left_ms(pending.not_before_ms, self._now_ms(), pending.left_ms, self.tier_ms(record))
+        return left if is_early(left, pending.attempts, self._schedule) else None
 
     def _turned_away(self, record: Record, pending: PendingDelivery, left_alone_seconds: float) -> Output:
         """Deferred: briefly where its destination is busy, longer where its origin is dead, but not for ever."""

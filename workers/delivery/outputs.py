@@ -20,8 +20,9 @@ from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Header, Output, Record, size_of
 
-_RETRIED = frozenset({names.ATTEMPT, names.NOT_BEFORE, names.WAITED})
-_DEFERRED = frozenset({names.DEFERRED, names.WAITED})
+_RETRIED = frozenset({names.ATTEMPT, names.NOT_BEFORE, names.LEFT, names.WAITED})
+_HOPPED = frozenset({names.LEFT})
+_DEFERRED = frozenset({names.DEFERRED, names.LEFT, names.WAITED})
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -46,6 +47,8 @@ class PendingDelivery(NamedTuple):
     waited_ms: int
     """What it was told to wait so far. No clock is read for it, so that none can make it wrong."""
     not_before_ms: int | None
+    left_ms: int | None
+    """Of its wait, when its record was written."""
 
     @property
     def destination(self) -> tuple[str, str]:
@@ -76,6 +79,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
         deferred=_number(headers, names.DEFERRED) or 0,
         waited_ms=_number(headers, names.WAITED) or 0,
         not_before_ms=_number(headers, names.NOT_BEFORE),
+        left_ms=_number(headers, names.LEFT),
     )
 
 
@@ -111,20 +115,23 @@ def waiting(record: Record, tier_topic: str, pending: PendingDelivery, not_befor
         *_without(record, _RETRIED),
         (names.ATTEMPT, str(pending.attempts + 1).encode()),
         (names.NOT_BEFORE, str(not_before_ms).encode()),
+        (names.LEFT, str(wait_ms).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
-def hopping(record: Record, tier_topic: str) -> Output:
+def hopping(record: Record, tier_topic: str, left_ms: int) -> Output:
     """The record as it waits on, in another tier."""
-    return Output(tier_topic, record.value, record.key, record.headers)
+    headers = [*_without(record, _HOPPED), (names.LEFT, str(left_ms).encode())]
+    return Output(tier_topic, record.value, record.key, headers)
 
 
 def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int) -> Output:
     """The record as it gets out of the way of others; no attempt was made."""
     headers = [
         *_without(record, _DEFERRED),
+        (names.LEFT, b"0"),  # it was due, whatever the clock says when it comes out of its tier
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
     ]

@@ -3,7 +3,8 @@
 Attempt n is followed by the n-th of the schedule's waits; after the last, by nothing. A wait is spent in the topic (the
 tier) of that length, in which every record waits equally long, so that the tier is a queue and its consumer needs to
 look at the first record only. What a record waits beyond that stands in its `not-before`: a record that leaves its tier
-early hops on, to the largest tier that fits what is left. A hop is no attempt.
+early hops on, to the largest tier that fits what is left. A hop is no attempt. What is left is said twice, as a time
+and as a duration, so that a clock that is set back, or is behind those of other processes, makes no wait much longer.
 
 Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time: whatever
 failed together comes back apart. It is met to within 2 % of the wait (the slack): chasing the rest of a long wait
@@ -26,6 +27,8 @@ GONE = "endpoint_gone"
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
 """Of the time that a record has waited: how long it waits on for an origin that is left alone."""
+_CLOCKS_DIFFER_MS = 60_000
+"""Clocks of one fleet may differ by so much."""
 _SMALLEST_TIER_SLACK = 0.1
 """Of the smallest tier: no record goes another round through it for less."""
 
@@ -103,15 +106,29 @@ def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, 
     if outcome.retry_after_seconds is not None:
         wait_ms = max(wait_ms, 1000 * outcome.retry_after_seconds + schedule.slack_ms(attempt))
     not_before_ms = now_ms + round(wait_ms)
-    return Retry(hop(not_before_ms, now_ms, schedule.tiers), not_before_ms)
+    return Retry(hop(not_before_ms - now_ms, schedule.tiers), not_before_ms)
 
 
-def is_early(not_before_ms: int, now_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """Whether a record that has had this many attempts must wait on.
+def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, tier_ms: int) -> int:
+    """What is left of a record's wait when it comes out of a tier that is `tier_ms` long.
 
-    A time that is further off than any wait can be was written, or is read, by a clock that is wrong: it counts as now.
+    By the clock, since a tier may let go late, or early where the clock that stamps it is wrong, so that the record has
+    not waited all of it. Where the clock claims more than even that explains, it is the clock that is wrong, and what
+    was left when the record was written counts. None: whoever wrote it did not say.
     """
-    return schedule.slack_ms(attempt) < not_before_ms - now_ms <= schedule.longest_wait_ms
+    by_clock = not_before_ms - now_ms
+    if left_when_written_ms is None:
+        return by_clock
+    by_duration = max(0, left_when_written_ms - tier_ms)
+    return by_clock if by_clock <= by_duration + tier_ms + _CLOCKS_DIFFER_MS else by_duration
+
+
+def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
+    """Whether a record that has had this many attempts, and of whose wait so much is left, must wait on.
+
+    What is longer than any wait can be was written, or is read, by a clock that is wrong: it counts as nothing.
+    """
+    return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
 
 def deferral_seconds(left_alone_seconds: float, waited_ms: int) -> float:
@@ -129,12 +146,12 @@ def deferral_tier(wait_seconds: float, tiers: tuple[float, ...]) -> float:
     The tier that is long enough, if that is no more than twice as long; else the largest that fits, or the smallest.
     """
     enough = [tier for tier in tiers if wait_seconds <= tier <= 2 * wait_seconds]
-    return enough[0] if enough else hop(round(1000 * wait_seconds), 0, tiers)
+    return enough[0] if enough else hop(round(1000 * wait_seconds), tiers)
 
 
-def hop(not_before_ms: int, now_ms: int, tiers: tuple[float, ...]) -> float:
+def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
     """The largest tier that fits what is left, else the smallest there is. `tiers` are seconds, shortest first."""
-    fitting = [tier for tier in tiers if 1000 * tier <= not_before_ms - now_ms]
+    fitting = [tier for tier in tiers if 1000 * tier <= left_ms]
     return fitting[-1] if fitting else tiers[0]
 
 
