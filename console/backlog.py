@@ -69,7 +69,7 @@ def _summary(partitions: list[Standing]) -> dict[str, Any]:
 
 def _waiting(standing: Standing) -> int:
     """Records that are not done: those above the base that the ledger calls done do not wait."""
-    from workers.stage.ledger import Progress, UndecodableLedger
+    from workers.stage.progress import Progress, UndecodableLedger
 
     try:
         done = Progress.decode(standing.base, standing.metadata).done.bit_count()

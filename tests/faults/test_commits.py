@@ -7,7 +7,7 @@ import json
 from confluent_kafka import Consumer, Producer, TopicPartition
 from kernel_fleet import Ledgers, StageProcesses
 
-from workers.stage.ledger import Progress
+from workers.stage.progress import Progress
 
 
 def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers, processes: StageProcesses) -> None:

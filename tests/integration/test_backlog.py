@@ -12,7 +12,7 @@ from product import Product
 
 from producers.topics import create_topics
 from schemas.settings import KafkaSettings
-from workers.stage.ledger import Progress
+from workers.stage.progress import Progress
 
 pytestmark = pytest.mark.broker
 

@@ -56,7 +56,7 @@ def test_the_producer_can_be_imported() -> None:
 
 
 def test_the_backlog_can_be_read_with_what_the_ledgers_say() -> None:
-    done = without_extras("import console.backlog, workers.stage.ledger")
+    done = without_extras("import console.backlog, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -96,8 +96,8 @@ class Fleet:
 
     @asynccontextmanager
     async def delivery(self, **settings: float) -> AsyncIterator[None]:
-        """What `workers.roles` builds, with a policy that lets loopback through."""
-        chosen = DeliverySettings(**settings)  # type: ignore[arg-type]  # the values of a dict
+        """What `workers.roles` builds, with a policy that lets loopback through. Settings may be out of bounds."""
+        chosen = DeliverySettings().model_copy(update=settings)
         policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
         topics = self.kafka.topics
         handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
@@ -115,13 +115,13 @@ class Fleet:
             await handler.close()
             await followed.close()
 
-    def put(self, url: str, names: Iterable[str], tenant: str = "acme") -> None:
-        """A settled result for each of these; `{}` in the URL is its name."""
+    def put(self, url: str, names: Iterable[str], tenant: str = "acme", partition: int = -1) -> None:
+        """A settled result for each of these, in a partition by its name; `{}` in the URL is its name."""
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
         value = write_result(Result(job_id="job", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
         for name in names:
             headers = {"tenant": tenant, "webhook-id": name, "job-id": name, "callback-url": url.format(name)}
-            producer.produce(self.kafka.topics.results, value, name, headers=list(headers.items()))
+            producer.produce(self.kafka.topics.results, value, name, partition, headers=list(headers.items()))
             producer.poll(0)
         assert producer.flush(60) == 0
 
@@ -182,14 +182,15 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
     fleet, hung = fleet_with(5.0, 60.0), Site(gate=asyncio.Event())
     queued = [f"hung-{number}" for number in range(20_000)]
     healthy = [f"ok-{number}" for number in range(400)]
-    async with hung.up(), fleet.delivery():
+    async with hung.up(), fleet.delivery(deadline_seconds=600.0):
         assert hung.gate is not None
-        fleet.put(f"{hung.origin}/hook", queued)
-        fleet.put(f"{site.origin}/hook", healthy)
+        # All of them before all healthy ones in a single partition, whose first record is held all the time.
+        fleet.put(f"{hung.origin}/hook", queued, partition=2)
+        fleet.put(f"{site.origin}/hook", healthy, partition=2)
         await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
 
-        # All that while the hung one has answered nothing: it has its places, and the rest is out of the way.
-        assert hung.most_running <= DeliverySettings().destination_concurrency
+        # The hung one has answered nothing yet: it has its places, and the rest is out of the way.
+        assert len(hung.got) == hung.running == DeliverySettings().destination_concurrency
         assert fleet.counted("postback_deferred_total") >= 10_000
         hung.gate.set()
     assert sorted(site.got) == sorted(healthy)

@@ -8,9 +8,9 @@ from typing import Any
 from tests.clocks import HandClock
 from workers.stage.foresight import PATIENCE_SECONDS, Foresight
 from workers.stage.intake import PartitionId
-from workers.stage.ledger import Progress
 from workers.stage.parking import TIGHT_SECONDS, Lot
 from workers.stage.partition import Partition
+from workers.stage.progress import Progress
 from workers.stage.record import Record
 from workers.stage.sharing import Party
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
-from workers.stage.ledger import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.partition import Partition, Phase
+from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.record import Record
 
 FIRST_WINDOW = 1000

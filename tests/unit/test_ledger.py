@@ -7,9 +7,10 @@ import base64
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from workers.stage.ledger import MAX_SPAN, MAX_SUSPECTS, Ledger, Progress, Suspect, UndecodableLedger
+from workers.stage.ledger import Ledger
+from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, MAX_SUSPECTS, Progress, Suspect, UndecodableLedger
 
 
 def ledger_of(picture: str, first: int = 0) -> Ledger:
@@ -62,13 +63,70 @@ def test_a_record_beyond_the_span_does_not_fit() -> None:
     assert not ledger.fits(MAX_SPAN)
 
 
-def test_the_fullest_ledger_fits_into_commit_metadata() -> None:
-    suspects = {offset: Suspect(127, running=True) for offset in range(MAX_SUSPECTS)}
+def test_a_wide_span_may_have_few_holes_and_a_narrow_one_any() -> None:
+    ledger = Ledger(Progress(0))
+    for offset in range(MAX_BITMAP):
+        assert ledger.fits(offset)
+        ledger.take(offset)
+    assert not ledger.fits(MAX_BITMAP)
+    ledger.settle(range(1, MAX_BITMAP - MAX_HOLES + 1))
+    assert ledger.holes == MAX_HOLES
+    assert not ledger.fits(MAX_BITMAP)
+    ledger.settle([MAX_BITMAP - 1])
+    assert ledger.fits(MAX_BITMAP)
+    assert ledger.fits(MAX_SPAN - 1)
+
+
+def test_a_new_owner_may_take_each_hole_of_the_one_before() -> None:
+    holes = range(0, MAX_SPAN, MAX_SPAN // MAX_HOLES + 1)
+    ledger = Ledger(Progress(0, sum(1 << offset for offset in range(MAX_SPAN)) ^ sum(1 << hole for hole in holes)))
+    for offset in range(MAX_SPAN):
+        assert ledger.fits(offset)
+        assert ledger.take(offset) == (offset in holes)
+    assert not ledger.fits(MAX_SPAN)
+
+
+WIDEST_APART = (1 << 131) - 2
+"""One hole, and as many done behind it as a run of three bytes less would have."""
+
+
+@pytest.mark.parametrize(
+    ("done", "suspects_from"),
+    [
+        (2**MAX_BITMAP - 2, 0),
+        (2**MAX_SPAN - 2, MAX_SPAN - MAX_SUSPECTS),
+        (sum(WIDEST_APART << (131 * hole) for hole in range(MAX_HOLES)), 7),
+        (sum(0b10 << (2 * hole) for hole in range(MAX_HOLES)) | (2**100_000 - 1) << (2 * MAX_HOLES + 1), 7),
+    ],
+    ids=["narrow", "wide", "holes apart", "holes together"],
+)
+def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: int) -> None:
     base = 2**50
-    fullest = Progress(base, 2**MAX_SPAN - 2, True, True, {base + offset: who for offset, who in suspects.items()})
+    suspects = {base + suspects_from + number: Suspect(127, running=True) for number in range(MAX_SUSPECTS)}
+    assert done.bit_length() <= MAX_SPAN
+    fullest = Progress(base, done, True, True, suspects)
     text = fullest.encode()
     assert len(text) <= 4096
-    assert Progress.decode(2**50, text) == fullest
+    assert Progress.decode(base, text) == fullest
+
+
+def test_what_retention_removes_does_not_move_what_is_done() -> None:
+    ledger = Ledger(Progress(0, 0b1010))
+    ledger.reach(2)  # the record at 0 is gone
+    assert (ledger.base, ledger.next_offset) == (2, 2)
+    assert [ledger.take(offset) for offset in (2, 3, 4)] == [True, False, True]
+    far = Ledger(Progress(0, 0b1010))
+    far.reach(10**12)
+    assert [far.take(10**12 + offset) for offset in range(4)] == [True] * 4
+
+
+def test_what_is_settled_before_the_rest_is_seen_moves_base_over_what_an_earlier_owner_has_done() -> None:
+    ledger = Ledger(Progress(0, 0b0111_1110))
+    ledger.take(0)
+    ledger.settle([0])
+    assert (ledger.base, ledger.span) == (7, 0)
+    assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # what is left out was a gap
+    assert (ledger.base, ledger.taken) == (9, {9})
 
 
 def test_nothing_changes_before_the_commit_has_returned() -> None:
@@ -86,7 +144,22 @@ def test_what_was_committed_unknown_to_us_is_adopted() -> None:
     assert ledger.base == 4
 
 
-@pytest.mark.parametrize("text", ["not base85 \x00", "äöü", base64.b85encode(b"\x02\x00\x00").decode(), "0", "00000"])
+UNDECODABLE = [
+    base64.b85encode(data).decode()
+    for data in (
+        b"\x03\x00\x00",  # a format that is not there yet
+        b"\x01\x00\x21",  # more suspects than there may be
+        b"\x01\x00\x01\x00",  # and fewer than it says
+        b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
+        b"\x02\x00\x00\x01",  # a run of open offsets that nothing follows
+        b"\x02\x00\x00\x01\x00",  # a run of nothing
+        b"\x02\x00\x00\x01\x80",  # half a number
+        b"\x02\x00\x00\x01" + b"\xff" * 9 + b"\x01",  # more offsets than there may be
+    )
+]
+
+
+@pytest.mark.parametrize("text", ["not base85 \x00", "äöü", "0", "00000", *UNDECODABLE])
 def test_metadata_that_is_not_ours_is_undecodable(text: str) -> None:
     with pytest.raises(UndecodableLedger):
         Progress.decode(5, text)
@@ -106,9 +179,24 @@ suspects = st.dictionaries(
 )
 
 
+def runs_of(lengths: list[int]) -> int:
+    """A bitmap of runs, not done and done in turn, as wide as it may be at the most."""
+    done = at = 0
+    for number, length in enumerate(lengths):
+        done |= ((1 << length) - 1) << at if number % 2 else 0
+        at += length
+    return done & ((1 << MAX_SPAN) - 1)
+
+
+bitmaps = st.one_of(
+    st.integers(0, 2**MAX_BITMAP - 1).map(lambda bits: bits & ~1),
+    st.lists(st.one_of(st.integers(1, 300), st.integers(1, 40_000)), max_size=60).map(runs_of),
+)
+
+
 @given(
     base=st.integers(0, 2**62),
-    done=st.integers(0, 2**MAX_SPAN - 1).map(lambda bits: bits & ~1),
+    done=bitmaps,
     is_open=st.booleans(),
     alone=st.booleans(),
     above=suspects,
@@ -122,13 +210,16 @@ def test_every_progress_survives_the_round_trip(
 
 
 class LedgerAgainstNaiveSets(RuleBasedStateMachine):
-    """A log with gaps is delivered, settled in any order, committed, lost and reopened; the model is two sets."""
+    """A log with gaps is delivered, settled in any order, committed, lost and reopened; the model is sets.
+
+    `seen` is how far the present owner was delivered to: one that has just opened knows what is committed, and nothing
+    of the log.
+    """
 
     @initialize(first=st.integers(0, 50))
     def begin(self, first: int) -> None:
-        self.first = first
-        self.end = first
-        self.delivered: set[int] = set()
+        self.first = self.seen = self.end = first
+        self.log: set[int] = set()
         self.settled: set[int] = set()
         self.committed = Progress(first)
         self.ledger = Ledger(self.committed)
@@ -136,47 +227,58 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
     @property
     def model_done(self) -> set[int]:
         """Settled, or skipped by the log."""
-        return {o for o in range(self.first, self.end) if o not in self.delivered or o in self.settled}
+        return {o for o in range(self.first, self.end) if o not in self.log or o in self.settled}
+
+    @property
+    def owed(self) -> set[int]:
+        """What the present owner has been delivered of what is not settled."""
+        return {o for o in self.log - self.settled if o < self.seen}
 
     @rule(skip=st.integers(0, 5))
-    def deliver(self, skip: int) -> None:
-        offset = self.end + skip
-        assert self.ledger.fits(offset)
-        assert self.ledger.take(offset)
-        self.delivered.add(offset)
-        self.end = offset + 1
+    def append(self, skip: int) -> None:
+        self.log.add(self.end + skip)
+        self.end += skip + 1
 
-    @rule(skip=st.integers(1, 5))
-    def reach_the_end_of_the_partition(self, skip: int) -> None:
-        self.end += skip
-        self.ledger.reach(self.end)
+    @rule(count=st.integers(1, 8))
+    def deliver(self, count: int) -> None:
+        for offset in sorted(o for o in self.log if o >= self.seen)[:count]:
+            assert self.ledger.fits(offset)
+            assert self.ledger.take(offset) == (offset not in self.settled)
+            self.seen = offset + 1
 
-    @precondition(lambda self: self.delivered)
+    @rule()
+    def reach_the_end_of_the_partition(self) -> None:
+        if all(offset < self.seen for offset in self.log):
+            self.seen = self.end
+            self.ledger.reach(self.end)
+
     @rule(data=st.data())
     def deliver_again(self, data: st.DataObject) -> None:
-        offset = data.draw(st.sampled_from(sorted(self.delivered)))
-        taken_before = self.ledger.is_taken(offset)
-        assert self.ledger.take(offset) == (offset not in self.settled and not taken_before)
+        delivered = sorted(o for o in self.log if o < self.seen)
+        if delivered:
+            assert not self.ledger.take(data.draw(st.sampled_from(delivered)))
 
-    @precondition(lambda self: self.delivered - self.settled)
     @rule(data=st.data())
     def settle_some(self, data: st.DataObject) -> None:
-        open_ones = sorted(o for o in self.delivered - self.settled if self.ledger.is_taken(o))
-        if not open_ones:
-            return
-        chosen = data.draw(st.lists(st.sampled_from(open_ones), unique=True))
-        self.committed = Progress(*self.ledger.after(chosen))
-        self.ledger.settle(chosen)
-        self.settled.update(chosen)
+        if self.owed:
+            chosen = data.draw(st.lists(st.sampled_from(sorted(self.owed)), unique=True))
+            self.committed = Progress(*self.ledger.after(chosen))
+            self.ledger.settle(chosen)
+            self.settled.update(chosen)
 
     @rule()
     def crash_and_reopen(self) -> None:
         """A new owner knows what was committed and nothing else; the log is delivered again from base."""
         read = Progress.decode(self.committed.base, self.committed.encode())
         self.ledger = Ledger(read)
-        for offset in sorted(o for o in self.delivered if o >= read.base):
-            assert self.ledger.take(offset) == (offset not in self.settled)
-        self.ledger.reach(self.end)
+        self.seen = read.base
+
+    @rule()
+    def retention_removes_what_is_not_seen(self) -> None:
+        """The new owner of a log that has lost its beginning."""
+        if self.seen == self.committed.base and self.ledger.idle:
+            lost = sorted(o for o in self.log if o >= self.seen)[:3]
+            self.log.difference_update(lost)
 
     @rule()
     def an_unknown_commit_is_adopted(self) -> None:
@@ -189,11 +291,12 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_model(self) -> None:
-        done = self.model_done
-        assert {o for o in range(self.first, self.end) if self.ledger.is_done(o)} == done
-        assert self.ledger.base == next((o for o in range(self.first, self.end) if o not in done), self.end)
-        assert self.ledger.taken == self.delivered - self.settled
-        assert self.ledger.next_offset == self.end
+        done, known = self.model_done, {o for o in range(self.first, self.end) if self.ledger.is_done(o)}
+        assert known <= done
+        assert {o for o in done if o < self.seen} <= known
+        assert self.ledger.base == next((o for o in range(self.first, self.end) if o not in known), self.end)
+        assert self.ledger.taken == self.owed
+        assert self.ledger.next_offset == max(self.seen, self.ledger.base)
 
 
 TestLedgerAgainstNaiveSets = LedgerAgainstNaiveSets.TestCase

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.stage.ledger import Progress
 from workers.stage.parking import TIGHT_SECONDS, UNIT_BYTES, Lot, Parked, cost_of
 from workers.stage.partition import Partition
+from workers.stage.progress import Progress
 from workers.stage.record import Record
 from workers.stage.sharing import Party
 from workers.stage.window import LEAST_PARKED, MOST_AT_ONCE, Limits, Window

@@ -10,8 +10,8 @@ from confluent_kafka import KafkaError, KafkaException
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
 from workers.stage.intake import PartitionId
-from workers.stage.ledger import Progress
 from workers.stage.partition import Partition, Phase
+from workers.stage.progress import Progress
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import State

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from workers.stage.ledger import MAX_SPAN, Progress
 from workers.stage.parking import TIGHT_SECONDS
 from workers.stage.partition import Partition, Phase
+from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 from workers.stage.record import Record
-from workers.stage.window import LEAST_PARKED, SPAN_HIGH, SPAN_LOW, Limits, Window
+from workers.stage.window import HOLES_HIGH, HOLES_LOW, LEAST_PARKED, NARROW, SPAN_HIGH, SPAN_LOW, Limits, Window
 
 
-def partition(number: int = 0, *, span: int = 0, paused: bool = False, phase: Phase = Phase.OPEN) -> Partition:
-    """A partition in which the record at base is under way and everything else up to `span` is settled."""
+def partition(
+    number: int = 0, *, span: int = 0, holes: int = 1, paused: bool = False, phase: Phase = Phase.OPEN
+) -> Partition:
+    """A partition in which the first `holes` records are under way and everything else up to `span` is settled."""
     made = Partition("requests", number, 1, 0.0)
     made.open(Progress(0), 0)
     if span:
-        made.ledger.take(0)
+        for offset in range(holes):
+            made.ledger.take(offset)
         made.ledger.reach(span)
     made.phase, made.paused = phase, paused
     return made
@@ -181,9 +184,21 @@ def test_a_partition_with_a_wide_span_is_paused_alone_and_resumed_when_it_is_nar
     assert changes(window, narrow) == ([], [narrow])
 
 
-def test_a_span_is_paused_long_before_it_is_at_its_bound() -> None:
+def test_a_span_with_many_holes_is_paused_when_it_comes_near_what_a_bitmap_holds() -> None:
+    window = Window(Limits())
+    assert changes(window, partition(span=NARROW - 1, holes=NARROW - 1)) == ([], [])
+    wide = partition(span=NARROW, holes=HOLES_HIGH)
+    assert changes(window, wide) == ([wide], [])
+    assert changes(window, partition(span=NARROW, holes=HOLES_HIGH - 1)) == ([], [])
+    assert changes(window, partition(span=NARROW, holes=HOLES_LOW, paused=True)) == ([], [])
+    narrow = partition(span=NARROW, holes=HOLES_LOW - 1, paused=True)
+    assert changes(window, narrow) == ([], [narrow])
+
+
+def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
     """What was fetched before the pause still comes in, and is given back when it does not fit."""
-    assert MAX_SPAN > SPAN_HIGH > SPAN_LOW > 0
+    assert MAX_SPAN > SPAN_HIGH > SPAN_LOW > MAX_BITMAP > NARROW
+    assert MAX_HOLES > HOLES_HIGH > HOLES_LOW > 0
 
 
 def test_a_tier_whose_first_record_is_not_due_is_paused_and_the_others_go_on() -> None:

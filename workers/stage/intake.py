@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from telemetry.logs import get_logger
 from workers.stage.coordinator import STATISTICS_MS, Coordinator
-from workers.stage.ledger import Progress, UndecodableLedger
+from workers.stage.progress import Progress, UndecodableLedger
 from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]

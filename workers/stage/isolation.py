@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from workers.stage.ledger import MAX_SUSPECTS, Suspect
 from workers.stage.partition import Partition
+from workers.stage.progress import MAX_SUSPECTS, Suspect
 from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3

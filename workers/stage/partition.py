@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from workers.stage.ledger import Ledger, Progress, Suspect
+from workers.stage.ledger import Ledger
+from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Record
 
 

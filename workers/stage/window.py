@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from workers.stage.ledger import MAX_SPAN
+from workers.stage.ledger import Ledger
 from workers.stage.parking import Lot, Parked, Ready
 from workers.stage.partition import Partition, Phase
+from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
 from workers.stage.record import Record
 from workers.stage.sharing import Party
 
-SPAN_HIGH = MAX_SPAN * 3 // 4
-SPAN_LOW = MAX_SPAN // 2
+NARROW = MAX_BITMAP * 3 // 4
+"""Offsets: a narrower span may have any holes."""
+SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
+HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
+"""Of a wider one. What came in beyond is fetched again, which is slow but does no harm."""
 LEAST_PARKED = 512
 """Records. A resumed partition delivers after up to half a second; half of these have to last as long."""
 MOST_AT_ONCE = 2_000
@@ -126,7 +130,7 @@ class Window:
             return True  # seeking is done on the way from paused to resumed
         if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
-        return partition.ledger.span >= (SPAN_LOW if partition.paused else SPAN_HIGH)
+        return _is_wide(partition.ledger, paused=partition.paused)
 
     def changes(
         self, partitions: Iterable[Partition], *, waiting: Iterable[Partition]
@@ -163,3 +167,11 @@ class Window:
         drawn = self.later.draw(int(self._owed), ready)
         self._owed = min(1.0, self._owed - len(drawn))
         return drawn
+
+
+def _is_wide(ledger: Ledger, *, paused: bool) -> bool:
+    """Whether a partition's span comes near what can be committed, or, once it did, has not become narrower since."""
+    if ledger.span < NARROW:
+        return False
+    span, holes = (SPAN_LOW, HOLES_LOW) if paused else (SPAN_HIGH, HOLES_HIGH)
+    return ledger.span >= span or ledger.holes >= holes

@@ -1,0 +1,152 @@
+"""A partition's progress as it is committed beside the offset: what is done above it, and who may kill a worker.
+
+A broker takes 4,096 characters of it by default, so its two formats have their bounds. Both begin with version, flags
+and suspects, and are base85 of it all; what is done follows:
+
+    1  a bitmap, up to MAX_BITMAP offsets above base, with any holes
+    2  runs, up to MAX_SPAN offsets with at most MAX_HOLES holes: not done, done, not done, done, …, each a LEB128
+
+A hole is an offset that is not done. An owner that sees to it that a wide progress has few of them can go on behind a
+record that takes its time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+MAX_BITMAP = 16_384
+"""Offsets. With 32 suspects they make 2,684 characters."""
+MAX_SPAN = 131_072
+"""Offsets. A destination that hangs for 20 s has 6,500 records a second done behind it before that is reached."""
+MAX_HOLES = 1_000
+"""Of more than MAX_BITMAP offsets. Each one apart, 131 offsets from the next, and 32 suspects make 3,921 characters."""
+
+MAX_SUSPECTS = 32
+MAX_ATTEMPTS = 127
+
+_BITMAP = 1
+_RUNS = 2
+_OFFSET_BYTES = {_BITMAP: 2, _RUNS: 3}
+"""Of a suspect, above base."""
+
+_OPEN = 0b01
+_ALONE = 0b10
+_RUNNING = 0b1000_0000
+
+
+class UndecodableLedger(ValueError):  # noqa: N818 - it says what is wrong with the text
+    """The commit's metadata is not a ledger of ours. Nothing above base is known to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """What is known of a record that may kill its worker."""
+
+    attempts: int = 0
+    """Workers that it killed while it ran alone."""
+    running: bool = False
+    """Whether it was being tried when this was committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A partition's progress as it is committed: base, what is done above it, and what isolation must not forget."""
+
+    base: int
+    done: int = 0
+    """Bitmap: bit i is offset base + i. Bit 0 is never set, or base would be higher."""
+    open: bool = False
+    """Whether a worker owns the partition and has not given it back cleanly."""
+    alone: bool = False
+    """Whether the running suspect has its whole worker to itself."""
+    suspects: Mapping[int, Suspect] = field(default_factory=dict)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Offsets of the suspects that were being tried, ascending."""
+        return tuple(sorted(offset for offset, suspect in self.suspects.items() if suspect.running))
+
+    def encode(self) -> str:
+        """The progress as commit metadata, in format 1 where that holds it."""
+        reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
+        version = _BITMAP if reach <= MAX_BITMAP else _RUNS
+        flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
+        out = bytearray((version, flags, len(self.suspects)))
+        for offset, suspect in sorted(self.suspects.items()):
+            out += (offset - self.base).to_bytes(_OFFSET_BYTES[version], "little")
+            out.append(suspect.attempts | (_RUNNING if suspect.running else 0))
+        out += _bitmap(self.done) if version == _BITMAP else _runs(self.done)
+        return base64.b85encode(bytes(out)).decode("ascii")
+
+    @classmethod
+    def decode(cls, base: int, metadata: str) -> Progress:
+        """Read commit metadata. Empty metadata is a plain commit. Raises UndecodableLedger."""
+        if not metadata:
+            return cls(base)
+        try:
+            raw = base64.b85decode(metadata)
+        except (ValueError, binascii.Error) as error:
+            raise UndecodableLedger("the commit's metadata is not base85") from error
+        if len(raw) < 3 or raw[0] not in _OFFSET_BYTES:
+            raise UndecodableLedger("the commit's metadata has an unknown version")
+        width = _OFFSET_BYTES[raw[0]]
+        done_at = 3 + (width + 1) * raw[2]
+        if raw[2] > MAX_SUSPECTS or len(raw) < done_at:
+            raise UndecodableLedger("the commit's metadata has the wrong length")
+        suspects = {}
+        for at in range(3, done_at, width + 1):
+            said = raw[at + width]
+            offset = base + int.from_bytes(raw[at : at + width], "little")
+            suspects[offset] = Suspect(said & ~_RUNNING, bool(said & _RUNNING))
+        done = _of_bitmap(raw[done_at:]) if raw[0] == _BITMAP else _of_runs(raw[done_at:])
+        return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects)
+
+
+def _bitmap(done: int) -> bytes:
+    return done.to_bytes((done.bit_length() + 7) // 8, "little")
+
+
+def _of_bitmap(data: bytes) -> int:
+    if len(data) > MAX_BITMAP // 8:
+        raise UndecodableLedger("the commit's metadata has the wrong length")
+    return int.from_bytes(data, "little")
+
+
+def _runs(done: int) -> bytes:
+    """What is done as runs, from base on; the last one is of done offsets."""
+    from_base_on = f"{done:b}"[::-1]
+    return b"".join(_leb128(len(run)) for run in re.findall("0+|1+", from_base_on)) if done else b""
+
+
+def _of_runs(data: bytes) -> int:
+    runs = list(_lengths(data))
+    if len(runs) % 2 or min(runs, default=1) < 1 or sum(runs) > MAX_SPAN:
+        raise UndecodableLedger("the commit's metadata has runs that cannot be")
+    from_base_on = "".join("01"[number % 2] * run for number, run in enumerate(runs))
+    return int(from_base_on[::-1] or "0", 2)
+
+
+def _leb128(number: int) -> bytes:
+    """A number in groups of seven bits, the lowest first; all but the last have the eighth set."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _lengths(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number = shift = 0
+    if shift:
+        raise UndecodableLedger("the commit's metadata ends within a run")
