@@ -3,7 +3,8 @@
 The handler of delivery takes results, signs each with HMAC and ed25519, POSTs it and makes the records about it. The
 loop is aiohttp's client alone, with the same bytes and headers, signed beforehand, as one would write it; the same loop
 that signs each callback shows what the two signatures cost by themselves. All run here by turns, a slice each, so that
-what else the machine does meets all of them; the receiver is another process.
+what else the machine does meets all of them; the receiver is another process. Then whole processes, Kafka and all:
+one that finds a full topic, and one with sick endpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from bench import sick_endpoints
+from bench import drain, sick_endpoints
 from bench.callbacks import CLOCK, TENANT, headers, result, webhook_id
 from bench.fleet import broker
 from bench.receivers import receivers
@@ -68,10 +69,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, receivers(1) as consumers:
         path = Path(folder) / "keyring.json"
         keyring = Keyring.create(path, CLOCK)
-        _report(uvloop.run(_all(f"http://127.0.0.1:{consumers.ports[0]}/hook", keyring, options)))
+        rounds = uvloop.run(_all(f"http://127.0.0.1:{consumers.ports[0]}/hook", keyring, options))
+        _report(rounds)
     load = sick_endpoints.Load(options.rate, options.seconds, options.warm_up)
-    title(f"Healthy endpoints beside sick ones: {load.per_second:g} results/s for {load.seconds:g} s, ten endpoints")
     with broker(options.bootstrap_servers) as kafka:
+        title(f"A whole process that finds {options.queued:,} results")
+        drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
+        title(
+            f"Healthy endpoints beside sick ones: {load.per_second:g} results/s for {load.seconds:g} s, ten endpoints"
+        )
         sick_endpoints.compare(kafka, load, options.runs)
 
 
@@ -80,10 +86,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--callbacks", type=int, default=1000, help="of each slice")
     parser.add_argument("--slices", type=int, default=30, help="of each side")
     parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--queued", type=int, default=30_000, help="results that a whole process finds")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
     parser.add_argument("--seconds", type=float, default=40.0, help="twice the deadline of a callback that hangs")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
-    parser.add_argument("--runs", type=int, default=3, help="pairs of runs, with and without sick endpoints")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="of a whole process; pairs of runs, with and without sick endpoints"
+    )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

@@ -1,0 +1,84 @@
+"""Callbacks a second of a whole `postback deliver` that finds a full topic; part of `python -m bench.delivery`.
+
+With everything that the handler alone does without: Kafka's client and its thread, transactions with the attempts and
+the progress. Kafka and the receiver have the same cores.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import Producer
+
+from bench.callbacks import CLOCK, headers, result
+from bench.fleet import Command, Kafka, new_fleet, wait_for
+from bench.receivers import receivers
+from bench.table import table
+from schemas.settings import KafkaSettings
+from workers.delivery.keyring import Keyring
+
+PARTITIONS = 4
+LAST_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """One run."""
+
+    per_second: float
+    """From the first callback to the last."""
+    cpu_us: float
+    """Of the process, for each callback."""
+
+
+def compare(used: Kafka, results: int, runs: int, bare_per_second: float) -> None:
+    """Run, after a run that warms Kafka up, and print what came out beside the bare loop's rate of the same bench."""
+    _run(used, results)
+    drained = [_run(used, results) for _ in range(runs)]
+    rates = [run.per_second for run in drained]
+    cpu = statistics.median(run.cpu_us for run in drained)
+    line = (
+        "postback deliver",
+        f"{statistics.median(rates):,.0f}",
+        f"{min(rates):,.0f}-{max(rates):,.0f}",
+        f"{cpu:.0f}",
+    )
+    table(("", "callbacks/s (median)", "range", "CPU µs a callback (median)"), [line])
+    print(f"postback deliver / bare: {statistics.median(rates) / bare_per_second:.2f}")
+
+
+def _run(used: Kafka, results: int) -> Drained:
+    kafka = new_fleet(used, PARTITIONS)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        consumers = stack.enter_context(receivers(1, note=True))
+        _prefill(kafka, f"http://127.0.0.1:{consumers.ports[0]}/hook", results)
+        keyring = Path(folder) / "keyring.json"
+        Keyring.create(keyring, CLOCK)
+        process = Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(keyring))
+        deliver = stack.enter_context(process)
+        before = deliver.cpu_seconds()
+        arrived: dict[str, float] = {}
+
+        def all_came() -> bool:
+            for name, at in consumers.arrivals():
+                arrived.setdefault(name, at)
+            return len(arrived) == results
+
+        wait_for(all_came, LAST_SECONDS, look_seconds=0.5)
+        cpu_seconds = deliver.cpu_seconds() - before
+    return Drained(results / (max(arrived.values()) - min(arrived.values())), cpu_seconds / results * 1e6)
+
+
+def _prefill(kafka: KafkaSettings, url: str, results: int) -> None:
+    producer = Producer({**kafka.client_config(), "linger.ms": 20, "compression.type": "lz4"})
+    for number in range(results):
+        partition = number % kafka.partitions
+        producer.produce(kafka.topics.results, result(number), partition=partition, headers=dict(headers(number, url)))
+        producer.poll(0)
+    if producer.flush(120):
+        raise RuntimeError("not every result was taken by the broker")
