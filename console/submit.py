@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -87,33 +88,54 @@ def submit(
         if value is not None and not wait:
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    kafka = fleet.kafka
-    begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
-    request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
-    warn_of_refused(begun.jobs, fleet)
-    request.keep()
-    with telling(ProducerError), written("--results", results) as out:
-        if found := look_up(kafka, begun):
-            say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
-        if wait:
-            _submit_and_wait(request, timeout, out)
-        else:
-            with bars() as progress:
-                _send(request, progress)
-            _end(request)
+    read = _checked_jobs(file, callback_url)
+    with _held(receipt):
+        begun = _begun(read, tenant, receipt)
+        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt)
+        warn_of_refused(begun.jobs, fleet)
+        request.keep()
+        with telling(ProducerError), written("--results", results) as out:
+            if found := look_up(request.kafka, begun):
+                say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
+            if wait:
+                _submit_and_wait(request, timeout, out)
+            else:
+                with bars() as progress:
+                    _send(request, progress)
+                _end(request)
 
 
-def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
-    """The jobs with their names, those of an earlier run's receipt where there is one."""
-    from producers.receipts import ReceiptRefused, read_receipt, receipt_of
-    from telemetry.clock import SystemClock
+@contextmanager
+def _held(path: Path | None) -> Iterator[None]:
+    """Keep the receipt to this run, where there is one."""
+    from producers.receipts import held
+
+    with ExitStack() as stack:
+        if path is not None:
+            with _telling_of_receipt(path):
+                stack.enter_context(held(path))
+        yield
+
+
+@contextmanager
+def _telling_of_receipt(path: Path | None) -> Iterator[None]:
+    from producers.receipts import ReceiptRefused
 
     try:
-        receipt = receipt_of(read, tenant, SystemClock(), read_receipt(path) if path is not None else ())
+        yield
     except ReceiptRefused as refused:
         raise fail(f"--receipt {path}: {refused}; nothing was sent", BAD_INPUT) from None
     except OSError as error:
         raise fail(f"--receipt {path}: {error.strerror}", BAD_INPUT) from None
+
+
+def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
+    """The jobs with their names, those of an earlier run's receipt where there is one."""
+    from producers.receipts import read_receipt, receipt_of
+    from telemetry.clock import SystemClock
+
+    with _telling_of_receipt(path):
+        receipt = receipt_of(read, tenant, SystemClock(), read_receipt(path) if path is not None else ())
     if kept := len(receipt.jobs) - len(receipt.left):
         say(f"{kept} of {len(receipt.jobs)} jobs are accepted already, as {path} says")
     return receipt

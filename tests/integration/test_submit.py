@@ -15,7 +15,7 @@ from answering_jobs import answering
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
-from postback_command import POSTBACK, environment_of, postback, postback_here
+from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
 from product import Product
 
 from devkit.broker import Broker
@@ -330,6 +330,27 @@ def test_what_was_not_known_to_be_accepted_is_looked_up_before_it_is_sent_again(
     ]
     records = [record for bulk in (False, True) for record in records_of(fleet, fleet.topics.requests(bulk=bulk))]
     assert sorted(r.key.decode() for r in records if ("tenant", b"acme") in r.headers) == sorted(ids)
+
+
+def test_of_two_runs_with_one_receipt_at_once_the_second_sends_nothing_until_the_first_has_ended(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    arguments, env = ("submit", str(jobs), "--receipt", str(receipt)), environment_of(fleet)
+    first = started(*arguments, "--wait", env=env)  # nobody answers, so it stays
+    try:
+        ids = [line_of(first.stdout), line_of(first.stdout)]
+        second = postback_here(*arguments, env=env)
+        said = f"postback: --receipt {receipt}: another run uses this receipt; nothing was sent\n"
+        assert (second.returncode, second.stdout, second.stderr) == (2, "", said)
+    finally:
+        first.kill()
+        first.communicate()
+    third = postback_here(*arguments, env=env)
+    assert (third.returncode, third.stdout.split()) == (0, ids)
+    assert sorted(record.key.decode() for record in records_of(fleet, fleet.topics.requests())) == sorted(ids)
+    assert sorted(tmp_path.iterdir()) == [jobs, receipt]
 
 
 FREEZING = """
