@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from producers.client import SubmitError
+from producers.connection import needed
 from producers.identity import new_job_id
 from producers.jsonl import JobFile
 from producers.reader import SKEW_MS
@@ -169,7 +170,7 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
         return 0
     since_ms = min(receipt.entries[index].at for index in receipt.doubtful)
     found = set()
-    with Scanner(settings) as scanner:
+    with needed("that is to be read to find out which jobs of an earlier run arrived"), Scanner(settings) as scanner:
         for lane in (settings.topics.requests(), settings.topics.requests(bulk=True)):
             for record in scanner.read(scanner.ranges(lane, since_ms)):
                 index = doubtful.get((record.key or b"").decode("utf-8", "replace"))

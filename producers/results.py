@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from kafka import TopicPartition
 
-from producers.connection import kafka_errors_translated, partition_counts
+from producers.connection import kafka_errors_translated, needed, partition_counts
 from producers.reader import CommittedReader
 from producers.replay import Selection
 from producers.scan import Scanner, Stored
@@ -17,6 +17,7 @@ from schemas.result import Result
 from schemas.settings import KafkaSettings
 
 _POLL_MS = 200
+_PURPOSE = "that is to be read to collect results"
 
 
 class ResultsReader(CommittedReader):
@@ -27,7 +28,9 @@ class ResultsReader(CommittedReader):
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
         topic = settings.topics.results
-        partitions = [TopicPartition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
+        with needed(_PURPOSE):
+            count = partition_counts(settings, [topic])[topic]
+        partitions = [TopicPartition(topic, number) for number in range(count)]
         super().__init__(settings)
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
@@ -36,7 +39,7 @@ class ResultsReader(CommittedReader):
 
     def poll(self) -> Iterator[tuple[str, Result]]:
         """The results that came since, each with its tenant; waits up to 0.2 s where there are none."""
-        with kafka_errors_translated(self._settings):
+        with needed(_PURPOSE), kafka_errors_translated(self._settings):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
         for records in batches.values():
             for record in records:
@@ -51,16 +54,18 @@ def kept_results(settings: KafkaSettings, scanner: Scanner, selection: Selection
 
     Raises ProducerError, before the first where the topic cannot be read at all.
     """
-    ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
+    with needed(_PURPOSE):
+        ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
     return _readable(filter(selection.takes, scanner.read(ranges)))
 
 
 def _readable(records: Iterable[Stored]) -> Iterator[Result]:
-    for record in records:
-        try:
-            yield read_result(record.value)
-        except InvalidResult:
-            continue  # no worker wrote it
+    with needed(_PURPOSE):
+        for record in records:
+            try:
+                yield read_result(record.value)
+            except InvalidResult:
+                continue  # no worker wrote it
 
 
 def _tenant(headers: list[tuple[str, bytes]]) -> str:
