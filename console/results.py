@@ -70,8 +70,7 @@ def _line(*, openai: bool, to_file: bool) -> Callable[[Result, Entry | None], st
 
 def _end(named: NamedJobs, answers: Answers, *, to_output: bool) -> None:
     """Say how many there are, and end with 1 where some are missing."""
-    of_all = f" of {len(named.entries)}" if answers.entries is not None else ""
-    said = ", ".join([f"{len(answers.outcomes)}{of_all} jobs have a result", *answers.summary])
+    said = ", ".join([answers.found, *answers.summary])
     if named.refused:
         said += f"; {named.refused} more were not accepted"
     if to_output:

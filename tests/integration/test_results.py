@@ -103,9 +103,9 @@ def test_the_status_counts_what_is_done_and_what_is_open(submitted: Submitted, t
 
 def test_a_time_collects_all_results_of_a_tenant(submitted: Submitted) -> None:
     done = postback_here("results", "--since", "-1h", "--tenant", "acme", "--status", env=submitted.env)
-    assert (done.returncode, done.stdout) == (0, "4 jobs have a result, 3 succeeded, 1 failed\n")
+    assert (done.returncode, done.stdout) == (0, "4 results, 3 succeeded, 1 failed\n")
     none = postback_here("results", "--since", "2099-01-01", "--tenant", "acme", "--status", env=submitted.env)
-    assert (none.returncode, none.stdout) == (0, "0 jobs have a result\n")
+    assert (none.returncode, none.stdout) == (0, "0 results\n")
 
 
 @pytest.mark.parametrize(
