@@ -61,6 +61,11 @@ class Answers:
             self.out.write(self.write(result, entry) + "\n")
         return is_first
 
+    def flush(self) -> None:
+        """Have what is written be where others see it."""
+        if self.out is not None:
+            self.out.flush()
+
     def _note_failure(self, result: Result, entry: Entry | None) -> None:
         self._failures += 1
         if len(self.unsuccessful) < SHOWN:
