@@ -27,6 +27,8 @@ class Answers:
     out: TextIO | None
     write: Callable[[Result, Entry | None], str]
     """A result's line."""
+    errors: TextIO | None = None
+    """Where lines go of what did not succeed, if not to `out`."""
     outcomes: dict[str, str] = field(default_factory=dict)
     """By job id, of the jobs that were named; of the last one where a job has several results."""
     _of_all: Counter[str] = field(default_factory=Counter)
@@ -57,14 +59,16 @@ class Answers:
             self.outcomes[result.job_id] = result.outcome.value
         if result.outcome.value != "succeeded":
             self._note_failure(result, entry)
-        if self.out is not None:
-            self.out.write(self.write(result, entry) + "\n")
+        out = self.errors if self.errors is not None and result.outcome.value != "succeeded" else self.out
+        if out is not None:
+            out.write(self.write(result, entry) + "\n")
         return is_first
 
     def flush(self) -> None:
         """Have what is written be where others see it."""
-        if self.out is not None:
-            self.out.flush()
+        for out in (self.out, self.errors):
+            if out is not None:
+                out.flush()
 
     def _note_failure(self, result: Result, entry: Entry | None) -> None:
         self._failures += 1

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 
+Files = tuple[TextIO | None, ...]
+"""Those to be written, which are emptied once results can be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Whose results are looked for, and where."""
@@ -44,6 +48,9 @@ def results(
     ] = None,
     openai: Annotated[bool, typer.Option("--openai", help="As lines of an OpenAI Batch's output file.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write them here, not to standard output.")] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="With --openai: write here what did not succeed, as into a Batch's error file.")
+    ] = None,
     status: Annotated[bool, typer.Option("--status", help="Only say how many there are, by outcome.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until each job that is named has its result, and end then.")
@@ -67,28 +74,33 @@ def results(
         raise fail("--wait is for jobs that are named: --ids or --id", BAD_INPUT)
     if timeout is not None and not wait:
         raise fail("--timeout is for --wait", BAD_INPUT)
+    if errors is not None and not openai:
+        raise fail("--errors is for --openai", BAD_INPUT)
+    if errors is not None and output is not None and errors.resolve() == output.resolve():
+        raise fail("--errors: is the file of --output; without it all lines go there", BAD_INPUT)
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
     kafka = fleet_settings().kafka
     asked = Asked(kafka, whose, named.since_ms if since_ms is None else since_ms)
-    with telling(ProducerError), written("--output", None if status else output) as out:
-        answers = Answers(
-            named.entries if is_named else None,
-            None if status else out or sys.stdout,
-            _line(openai=openai, to_file=out is not None),
-        )
+    with (
+        telling(ProducerError),
+        written("--output", None if status else output) as out,
+        written("--errors", None if status else errors) as apart,
+    ):
+        line = _line(openai=openai, to_file=out is not None)
+        answers = Answers(named.entries if is_named else None, None if status else out or sys.stdout, line, apart)
         try:
             if wait:
-                _wait(asked, answers, out, timeout)
+                _wait(asked, answers, (out, apart), timeout)
             else:
-                _collect(asked, answers, out)
+                _collect(asked, answers, (out, apart))
         except KeyboardInterrupt:
             say(", ".join([f"stopped; {answers.found}", *answers.summary]))
             raise typer.Exit(INTERRUPTED) from None
     _end(named, answers, to_output=status)
 
 
-def _collect(asked: Asked, answers: Answers, out: TextIO | None) -> None:
+def _collect(asked: Asked, answers: Answers, files: Files) -> None:
     """What is there now."""
     from producers.replay import Selection
     from producers.results import kept_results
@@ -96,12 +108,13 @@ def _collect(asked: Asked, answers: Answers, out: TextIO | None) -> None:
 
     with Scanner(asked.kafka) as scanner:
         found = kept_results(asked.kafka, scanner, Selection(tenant=asked.tenant, since_ms=asked.since_ms))
-        begin_anew(out)
+        for out in files:
+            begin_anew(out)
         for result in found:
             answers.add(result)
 
 
-def _wait(asked: Asked, answers: Answers, out: TextIO | None, timeout: float | None) -> None:
+def _wait(asked: Asked, answers: Answers, files: Files, timeout: float | None) -> None:
     """Until each job has its result, or the time is up; each is written as it comes."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
@@ -110,7 +123,8 @@ def _wait(asked: Asked, answers: Answers, out: TextIO | None, timeout: float | N
     deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
     to_terminal = answers.out is not None and answers.out.isatty()
     with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
-        begin_anew(out)
+        for out in files:
+            begin_anew(out)
         bar = progress.add_task("answered", total=answers.open)
         for came in reader.follow(deadline, since_ms):
             for owner, result in came:

@@ -89,6 +89,21 @@ def test_openai_lines_have_the_shape_that_each_line_asked_for(submitted: Submitt
     assert lines["d"]["body"]["output"][0]["content"][0]["text"] == "42"
 
 
+def test_with_a_file_for_errors_what_did_not_succeed_goes_there_as_openai_parts_a_batch(
+    submitted: Submitted, tmp_path: Path
+) -> None:
+    output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
+    errors.write_text("of an earlier run, and longer than what comes" * 100)
+    named = ("results", "--ids", str(submitted.receipt), "--openai", "--errors", str(errors))
+    for more in ((), ("--wait",)):
+        done = postback_here(*named, "--output", str(output), *more, env=submitted.env)
+        assert (done.returncode, done.stdout) == (0, "")
+        well, not_well = (list(map(json.loads, file.read_text().splitlines())) for file in (output, errors))
+        assert {line["custom_id"]: line["response"]["status_code"] for line in not_well} == {"b": 500}
+        assert {line["custom_id"]: line["response"]["status_code"] for line in well} == {None: 200, "c": 200, "d": 200}
+    assert len(postback_here(*named, env=submitted.env).stdout.splitlines()) == 3
+
+
 def test_ids_are_read_from_standard_input_too_and_named_one_by_one(submitted: Submitted) -> None:
     ids = submitted.ids
     plain = postback(
@@ -219,8 +234,19 @@ def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_
         (("--since", "yesterday"), "--since: not a time: ISO 8601"),
         (("--since", "-1h", "--wait"), "--wait is for jobs that are named: --ids or --id"),
         (("--id", "a", "--timeout", "5"), "--timeout is for --wait"),
+        (("--id", "a", "--errors", "e"), "--errors is for --openai"),
+        (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: is the file of --output"),
     ],
-    ids=["nothing", "no id", "no file", "no time", "nobody to wait for", "no waiting"],
+    ids=[
+        "nothing",
+        "no id",
+        "no file",
+        "no time",
+        "nobody to wait for",
+        "no waiting",
+        "no lines of OpenAI",
+        "one file",
+    ],
 )
 def test_what_is_asked_wrongly_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:
     done = postback_here("results", *arguments, env=environment_of())
