@@ -73,12 +73,15 @@ def submit(
         Path | None,
         typer.Option(help="Write here which line became which job; where it exists, send what it says is missing."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the lines, and the receipt where there is one; send nothing.")
+    ] = False,
 ) -> None:
     """Submit jobs: a line is a job, or a line of an OpenAI Batch.
 
     All lines are checked before the first is sent. The ids of the accepted jobs go to standard output where that is no
-    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded), 1 some not, 2 bad input and nothing
-    sent.
+    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1
+    some not, 2 bad input and nothing sent.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -87,8 +90,15 @@ def submit(
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
+    if check and wait:
+        raise fail("--check sends nothing, so there is nothing to --wait for", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
     read = _checked_jobs(file, callback_url)
+    if check:
+        begun = _begun(read, tenant, receipt)
+        warn_of_refused(begun.jobs, fleet)
+        say(f"{len(begun.left)} jobs can be sent; nothing was sent")
+        return
     with _held(receipt):
         begun = _begun(read, tenant, receipt)
         request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt)

@@ -496,6 +496,36 @@ def test_no_broker_is_one_line_and_status_1() -> None:
     assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
 
 
+def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tmp_path: Path) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    env = environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+    arguments = ("submit", str(jobs), "--receipt", str(receipt), "--check")
+    jobs.write_text('{"prompt": "a", "callback_url": "http://hook.example/"}\n{"prompt": "b"}\n')
+    done = postback_here(*arguments, env=env)
+    warned, *_, last = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, last) == (0, "", "postback: 2 jobs can be sent; nothing was sent")
+    assert warned.startswith("postback: 1 jobs will be rejected")
+    assert list(tmp_path.iterdir()) == [jobs]
+
+    assert postback(*arguments[:-1], env=env).returncode == 1  # sent in vain, and the receipt is there
+    jobs.write_text(f'{jobs.read_text()}{{"prompt": "c"}}\n')
+    written = receipt.read_text().replace('"accepted":null', '"accepted":true', 1)
+    receipt.write_text(written)
+    done = postback_here(*arguments, env=env)
+    assert done.stderr.splitlines()[0] == f"postback: 1 of 3 jobs are accepted already, as {receipt} says"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "postback: 2 jobs can be sent; nothing was sent")
+
+    for line, said in (('{"prompt": 1}', f"{jobs}:4: prompt: "), ("", "--receipt ")):
+        jobs.write_text(f"{jobs.read_text()}{line}\n" if line else '{"prompt": "another"}\n')
+        done = postback_here(*arguments, env=env)
+        assert (done.returncode, done.stderr.startswith(f"postback: {said}")) == (2, True)
+        assert done.stderr.endswith("; nothing was sent\n")
+    assert (receipt.read_text(), sorted(tmp_path.iterdir())) == (written, [jobs, receipt])
+    done = postback_here(*arguments, "--wait", env=env)
+    said = "postback: --check sends nothing, so there is nothing to --wait for\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 @pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
 def test_what_says_how_to_wait_is_refused_where_nothing_is_waited_for(option: tuple[str, str]) -> None:
     done = postback_here("submit", "-", *option, env=environment_of())
