@@ -40,6 +40,8 @@ class Request:
     lane: Lane
     kept_in: Path | None
     """Where the receipt is written."""
+    unnamed: frozenset[int]
+    """Which jobs, by index, have no id of their own in the file."""
 
     def keep(self) -> None:
         """Write the receipt as it is now."""
@@ -101,7 +103,8 @@ def submit(
         return
     with _held(receipt):
         begun = _begun(read, tenant, receipt)
-        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt)
+        unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
+        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed)
         warn_of_refused(begun.jobs, fleet)
         request.keep()
         with telling(ProducerError), written("--results", results) as out:
@@ -200,11 +203,22 @@ def _send(request: Request, progress: Progress) -> None:
     except KeyboardInterrupt:
         progress.stop()
         say(f"stopped; {len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs are known to be accepted")
+        _hint(request)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         request.keep()
     if (ids := [entry.job_id for entry in receipt.entries if entry.accepted]) and not sys.stdout.isatty():
         typer.echo("\n".join(ids))
+
+
+def _hint(request: Request) -> None:
+    """Where ids went nowhere, say how jobs that have none of their own can be found all the same."""
+    lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
+    if lost and request.kept_in is None and sys.stdout.isatty():
+        say(
+            f"the ids of {lost} jobs are not shown here: `--receipt FILE` keeps them, and "
+            "`postback results --since TIME` has the results of all jobs"
+        )
 
 
 def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> None:
@@ -226,6 +240,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         except KeyboardInterrupt:
             progress.stop()
             say(f"stopped waiting for {answers.open} jobs, which go on")
+            _hint(request)
             raise typer.Exit(INTERRUPTED) from None
     _end(request, answers)
 
@@ -254,5 +269,7 @@ def _end(request: Request, answers: Answers | None = None) -> None:
         answers.tell()
         said += answers.summary
     say(", ".join(said))
+    if answers is None or answers.open:
+        _hint(request)
     if receipt.left or not (answers is None or answers.well):
         raise typer.Exit(FAILED)

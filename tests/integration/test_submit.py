@@ -245,6 +245,28 @@ def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_wh
     assert done.stdout == b"piped\n"
 
 
+def test_who_gets_no_ids_on_a_terminal_is_told_how_to_find_jobs_without_their_own(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    shown_by, terminal = pty.openpty()
+    hint = b"postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
+    given = b'{"prompt": "q"}\n{"prompt": "q", "job_id": "mine"}\n'
+    try:
+        for options, hinted in (
+            ((), True),
+            (("--wait", "--timeout", "0"), True),
+            (("--receipt", str(tmp_path / "r")), False),
+        ):
+            arguments = (POSTBACK, "submit", "-", *options)
+            env = environment_of(fleet)
+            done = subprocess.run(arguments, env=env, input=given, stdout=terminal, stderr=terminal, timeout=60)
+            shown = os.read(shown_by, 65536)
+            assert (done.returncode, shown.count(hint)) == (1 if "--wait" in options else 0, int(hinted))
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
+
+
 def test_more_failures_than_are_shown_are_counted(fleet: KafkaSettings) -> None:
     given = b"".join(b'{"prompt": "bad", "job_id": "j%d"}\n' % number for number in range(25))
     with answering(fleet, {"bad": Outcome.FAILED}):
