@@ -27,8 +27,12 @@ class Answers:
     out: TextIO | None
     write: Callable[[Result, Entry | None], str]
     """A result's line."""
+    errors: TextIO | None = None
+    """Where lines go of what did not succeed, if not to `out`."""
     outcomes: dict[str, str] = field(default_factory=dict)
-    """By job id; of the last one where a job has several results."""
+    """By job id, of the jobs that were named; of the last one where a job has several results."""
+    _of_all: Counter[str] = field(default_factory=Counter)
+    """How many results of each outcome, where all are wanted: those of a week would not fit into memory by id."""
     unsuccessful: list[str] = field(default_factory=list)
     """A sentence for each of them, as many as are shown."""
     _failures: int = 0
@@ -41,20 +45,30 @@ class Answers:
     @property
     def well(self) -> bool:
         """Whether every job succeeded."""
-        return not self.open and all(outcome == "succeeded" for outcome in self.outcomes.values())
+        return not self.open and self.counts.keys() <= {"succeeded"}
 
     def add(self, result: Result) -> bool:
-        """Whether it is wanted, and the first of its job."""
-        if self.entries is not None and result.job_id not in self.entries:
+        """Whether it is wanted, and the first of its job where jobs are named."""
+        entry, is_first = None, True
+        if self.entries is None:
+            self._of_all[result.outcome.value] += 1
+        elif result.job_id not in self.entries:
             return False
-        entry = self.entries[result.job_id] if self.entries is not None else None
-        is_first = result.job_id not in self.outcomes
-        self.outcomes[result.job_id] = result.outcome.value
+        else:
+            entry, is_first = self.entries[result.job_id], result.job_id not in self.outcomes
+            self.outcomes[result.job_id] = result.outcome.value
         if result.outcome.value != "succeeded":
             self._note_failure(result, entry)
-        if self.out is not None:
-            self.out.write(self.write(result, entry) + "\n")
+        out = self.errors if self.errors is not None and result.outcome.value != "succeeded" else self.out
+        if out is not None:
+            out.write(self.write(result, entry) + "\n")
         return is_first
+
+    def flush(self) -> None:
+        """Have what is written be where others see it."""
+        for out in (self.out, self.errors):
+            if out is not None:
+                out.flush()
 
     def _note_failure(self, result: Result, entry: Entry | None) -> None:
         self._failures += 1
@@ -70,9 +84,16 @@ class Answers:
         say_more(self._failures)
 
     @property
+    def found(self) -> str:
+        """How much of what was asked for is there, as people read it."""
+        if self.entries is None:
+            return f"{self._of_all.total()} results"
+        return f"{len(self.outcomes)} of {len(self.entries)} jobs have a result"
+
+    @property
     def counts(self) -> Counter[str]:
-        """How many jobs ended in each outcome."""
-        return Counter(self.outcomes.values())
+        """How many jobs, or results where no jobs are named, ended in each outcome."""
+        return Counter(self.outcomes.values()) if self.entries is not None else self._of_all
 
     @property
     def summary(self) -> list[str]:

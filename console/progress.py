@@ -35,12 +35,12 @@ def counting(what: str, total: int) -> Iterator[Counting]:
         yield Counting(bar, bar.add_task(what, total=total))
 
 
-def bars() -> Progress:
-    """Bars on standard error."""
+def bars(*, hidden: bool = False) -> Progress:
+    """Bars on standard error. `hidden` is for where data goes to the same terminal, which they would run into."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     # Else what is printed meanwhile would be taken from standard output, which is for data, and shown with the bars.
-    return Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    return Progress(*columns, console=console, disable=hidden or not console.is_terminal, redirect_stdout=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -39,6 +40,8 @@ class Request:
     lane: Lane
     kept_in: Path | None
     """Where the receipt is written."""
+    unnamed: frozenset[int]
+    """Which jobs, by index, have no id of their own in the file."""
 
     def keep(self) -> None:
         """Write the receipt as it is now."""
@@ -72,12 +75,15 @@ def submit(
         Path | None,
         typer.Option(help="Write here which line became which job; where it exists, send what it says is missing."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the lines, and the receipt where there is one; send nothing.")
+    ] = False,
 ) -> None:
     """Submit jobs: a line is a job, or a line of an OpenAI Batch.
 
     All lines are checked before the first is sent. The ids of the accepted jobs go to standard output where that is no
-    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded), 1 some not, 2 bad input and nothing
-    sent.
+    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1
+    some not, 2 bad input and nothing sent.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -86,34 +92,63 @@ def submit(
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
+    if check and wait:
+        raise fail("--check sends nothing, so there is nothing to --wait for", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    kafka = fleet.kafka
-    begun = _begun(_checked_jobs(file, callback_url), tenant, receipt)
-    request = Request(kafka, begun, tenant, "bulk" if bulk else "default", receipt)
-    warn_of_refused(begun.jobs, fleet)
-    request.keep()
-    with telling(ProducerError), written("--results", results) as out:
-        if found := look_up(kafka, begun):
-            say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
-        if wait:
-            _submit_and_wait(request, timeout, out)
-        else:
-            with bars() as progress:
-                _send(request, progress)
-            _end(request)
+    read = _checked_jobs(file, callback_url)
+    if check:
+        begun = _begun(read, tenant, receipt)
+        warn_of_refused(begun.jobs, fleet)
+        say(f"{len(begun.left)} jobs can be sent; nothing was sent")
+        return
+    with _held(receipt):
+        begun = _begun(read, tenant, receipt)
+        unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
+        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed)
+        warn_of_refused(begun.jobs, fleet)
+        request.keep()
+        with telling(ProducerError), written("--results", results) as out:
+            if found := look_up(request.kafka, begun):
+                say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
+            if wait:
+                _submit_and_wait(request, timeout, out)
+            else:
+                with bars() as progress:
+                    _send(request, progress)
+                _end(request)
 
 
-def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
-    """The jobs with their names, those of an earlier run's receipt where there is one."""
-    from producers.receipts import ReceiptRefused, read_receipt, receipt_of
-    from telemetry.clock import SystemClock
+@contextmanager
+def _held(path: Path | None) -> Iterator[None]:
+    """Keep the receipt to this run, where there is one."""
+    from producers.receipts import held
+
+    with ExitStack() as stack:
+        if path is not None:
+            with _telling_of_receipt(path):
+                stack.enter_context(held(path))
+        yield
+
+
+@contextmanager
+def _telling_of_receipt(path: Path | None) -> Iterator[None]:
+    from producers.receipts import ReceiptRefused
 
     try:
-        receipt = receipt_of(read, tenant, SystemClock(), read_receipt(path) if path is not None else ())
+        yield
     except ReceiptRefused as refused:
         raise fail(f"--receipt {path}: {refused}; nothing was sent", BAD_INPUT) from None
     except OSError as error:
         raise fail(f"--receipt {path}: {error.strerror}", BAD_INPUT) from None
+
+
+def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
+    """The jobs with their names, those of an earlier run's receipt where there is one."""
+    from producers.receipts import read_receipt, receipt_of
+    from telemetry.clock import SystemClock
+
+    with _telling_of_receipt(path):
+        receipt = receipt_of(read, tenant, SystemClock(), read_receipt(path) if path is not None else ())
     if kept := len(receipt.jobs) - len(receipt.left):
         say(f"{kept} of {len(receipt.jobs)} jobs are accepted already, as {path} says")
     return receipt
@@ -168,11 +203,22 @@ def _send(request: Request, progress: Progress) -> None:
     except KeyboardInterrupt:
         progress.stop()
         say(f"stopped; {len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs are known to be accepted")
+        _hint(request)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         request.keep()
     if (ids := [entry.job_id for entry in receipt.entries if entry.accepted]) and not sys.stdout.isatty():
         typer.echo("\n".join(ids))
+
+
+def _hint(request: Request) -> None:
+    """Where ids went nowhere, say how jobs that have none of their own can be found all the same."""
+    lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
+    if lost and request.kept_in is None and sys.stdout.isatty():
+        say(
+            f"the ids of {lost} jobs are not shown here: `--receipt FILE` keeps them, and "
+            "`postback results --since TIME` has the results of all jobs"
+        )
 
 
 def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> None:
@@ -194,6 +240,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         except KeyboardInterrupt:
             progress.stop()
             say(f"stopped waiting for {answers.open} jobs, which go on")
+            _hint(request)
             raise typer.Exit(INTERRUPTED) from None
     _end(request, answers)
 
@@ -222,5 +269,7 @@ def _end(request: Request, answers: Answers | None = None) -> None:
         answers.tell()
         said += answers.summary
     say(", ".join(said))
+    if answers is None or answers.open:
+        _hint(request)
     if receipt.left or not (answers is None or answers.well):
         raise typer.Exit(FAILED)

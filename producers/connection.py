@@ -174,11 +174,27 @@ def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError) as error:
-        raise AccessRefused(type(error).__name__.removesuffix("Error")) from None
+        raise AccessRefused(_refused_by(error)) from None
     except (kafka_errors.KafkaTimeoutError, kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError):
         raise BrokerUnreachable(settings.bootstrap_servers) from None
     except kafka_errors.KafkaError as error:
         raise RequestRefused(f"Kafka refused the request: {error}") from None
+
+
+def _refused_by(error: Exception) -> str:
+    """What was refused, as far as the client says it: of topics, which."""
+    kind = type(error).__name__.removesuffix("Error")
+    named = error.args[0] if error.args else None
+    return f"{kind}: {', '.join(sorted(named))}" if isinstance(named, (set, frozenset)) else kind
+
+
+@contextmanager
+def needed(purpose: str) -> Iterator[None]:
+    """Have a refusal say what the access was for. Raises AccessRefused."""
+    try:
+        yield
+    except AccessRefused as refused:
+        raise AccessRefused(refused.reason, purpose) from None
 
 
 @contextmanager

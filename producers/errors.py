@@ -45,10 +45,14 @@ class BrokerUnreachable(ProducerError):  # noqa: N818
 
 
 class AccessRefused(ProducerError):  # noqa: N818
-    """A broker refused who we are or what we asked."""
+    """A broker refused who we are or what we asked; `purpose` is the half sentence that says what it was asked for."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"Kafka refuses access ({reason}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs")
+    def __init__(self, reason: str, purpose: str | None = None) -> None:
+        self.reason = reason
+        why = f"; {purpose}" if purpose is not None else ""
+        super().__init__(
+            f"Kafka refuses access ({reason}){why}: check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs"
+        )
 
 
 class TopicMissing(ProducerError):  # noqa: N818

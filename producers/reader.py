@@ -30,11 +30,6 @@ class CommittedReader(Connection):
             auto_offset_reset="earliest",
         )
 
-    def _offsets(self, partitions: list[Any], since_ms: int | None) -> dict[Any, int]:
-        """The first offset of each partition that can be of this time or later; its end where no time is given."""
-        ends: dict[Any, int] = self._consumer.end_offsets(partitions)
-        return ends if since_ms is None else self._at(partitions, max(0, since_ms - SKEW_MS), ends)
-
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
         """The first offset of this time or later in each partition, else what is given for it."""
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))

@@ -7,9 +7,11 @@ nothing else would keep it from being answered twice.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from producers.client import SubmitError
+from producers.connection import needed
 from producers.identity import new_job_id
 from producers.jsonl import JobFile
 from producers.reader import SKEW_MS
@@ -31,7 +34,7 @@ _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 class ReceiptRefused(Exception):  # noqa: N818 - it names what happened to the receipt
-    """A file that is no receipt, or not the one of this submission. The text names the line and shows no content."""
+    """A file that is no receipt, or not this submission's, or in use. The text names the line and shows no content."""
 
 
 class Entry(WireModel):
@@ -167,7 +170,7 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
         return 0
     since_ms = min(receipt.entries[index].at for index in receipt.doubtful)
     found = set()
-    with Scanner(settings) as scanner:
+    with needed("that is to be read to find out which jobs of an earlier run arrived"), Scanner(settings) as scanner:
         for lane in (settings.topics.requests(), settings.topics.requests(bulk=True)):
             for record in scanner.read(scanner.ranges(lane, since_ms)):
                 index = doubtful.get((record.key or b"").decode("utf-8", "replace"))
@@ -176,6 +179,51 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
     for index in found:
         receipt.answer(index, None)
     return len(found)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep a receipt to this run for a block: between its reading and its last writing no other run may do either.
+
+    Two at once would not know of each other's jobs, send them twice, and leave the receipt of one of them. The receipt
+    is replaced when it is written, so a file beside it carries the lock; that of a run that was killed is taken over.
+    Raises ReceiptRefused, where another run has it, and OSError.
+    """
+    place = path.resolve()
+    if place.exists() and not place.is_file():
+        raise ReceiptRefused("is no file that could be replaced")
+    beside = place.with_name(f".{place.name}.lock")
+    descriptor = _locked(beside)
+    try:
+        yield
+    finally:
+        # Before it is unlocked: whoever has it open already finds then that it is not there any more.
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(beside: Path) -> int:
+    while True:
+        descriptor = os.open(beside, os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(descriptor, beside):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ReceiptRefused("another run uses this receipt") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether the file that is open is the one that stands there: the run that had it may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_receipt(path: Path) -> list[Entry]:
@@ -194,12 +242,13 @@ def read_receipt(path: Path) -> list[Entry]:
 
 def write_receipt(path: Path, entries: Sequence[Entry]) -> None:
     """Put it there as a whole or not at all: written beside, it takes the place of an earlier one. Raises OSError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    place = path.resolve()
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as out:
             out.writelines(entry.written() for entry in entries)
             out.flush()
             os.fsync(out.fileno())
-        beside.replace(path)
+        beside.replace(place)
     finally:
         beside.unlink(missing_ok=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from kafka import TopicPartition
 
-from producers.connection import kafka_errors_translated, partition_counts
-from producers.reader import CommittedReader
+from producers.connection import kafka_errors_translated, needed, partition_counts
+from producers.errors import RequestRefused
+from producers.reader import SKEW_MS, CommittedReader
 from producers.replay import Selection
 from producers.scan import Scanner, Stored
 from schemas import topics
@@ -15,8 +17,12 @@ from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT
 from schemas.result import Result
 from schemas.settings import KafkaSettings
+from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 200
+_STALL_SECONDS = 10.0
+_CLOCK = SystemClock()
+_PURPOSE = "that is to be read to collect results"
 
 
 class ResultsReader(CommittedReader):
@@ -27,23 +33,54 @@ class ResultsReader(CommittedReader):
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
         topic = settings.topics.results
-        partitions = [TopicPartition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
+        with needed(_PURPOSE):
+            count = partition_counts(settings, [topic])[topic]
+        partitions = [TopicPartition(topic, number) for number in range(count)]
         super().__init__(settings)
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
-            for partition, offset in self._offsets(partitions, since_ms).items():
+            self._kept: dict[Any, int] = self._consumer.end_offsets(partitions)
+            starts = self._kept
+            if since_ms is not None:
+                starts = self._at(partitions, max(0, since_ms - SKEW_MS), self._kept)
+            for partition, offset in starts.items():
                 self._consumer.seek(partition, offset)
 
-    def poll(self) -> Iterator[tuple[str, Result]]:
-        """The results that came since, each with its tenant; waits up to 0.2 s where there are none."""
-        with kafka_errors_translated(self._settings):
+    def poll(self, from_ms: int = 0) -> Iterator[tuple[str, Result]]:
+        """The results that came since, each with its tenant; waits up to 0.2 s where there are none.
+
+        Those that were settled before `from_ms`, Unix milliseconds, are left out.
+        """
+        with needed(_PURPOSE), kafka_errors_translated(self._settings):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
         for records in batches.values():
             for record in records:
+                if record.timestamp < from_ms:
+                    continue
                 try:
                     yield _tenant(record.headers), read_result(record.value)
                 except InvalidResult:
                     continue  # no worker wrote it, so nobody waits for it
+
+    def follow(
+        self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK
+    ) -> Iterator[list[tuple[str, Result]]]:
+        """What each `poll` gives, until the deadline passes; what was settled before it was made is read first.
+
+        Raises RequestRefused where that is late and Kafka gives nothing of it.
+        """
+        at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
+        while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):
+            yield list(self.poll(from_ms))
+            before, at = at, self._positions()
+            if at != before or not (deadline and deadline.passed):
+                patience = Deadline.after(clock, _STALL_SECONDS)
+            elif patience.passed:
+                raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
+
+    def _positions(self) -> dict[Any, int]:
+        with kafka_errors_translated(self._settings):
+            return {partition: self._consumer.position(partition) for partition in self._kept}
 
 
 def kept_results(settings: KafkaSettings, scanner: Scanner, selection: Selection) -> Iterator[Result]:
@@ -51,16 +88,18 @@ def kept_results(settings: KafkaSettings, scanner: Scanner, selection: Selection
 
     Raises ProducerError, before the first where the topic cannot be read at all.
     """
-    ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
+    with needed(_PURPOSE):
+        ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
     return _readable(filter(selection.takes, scanner.read(ranges)))
 
 
 def _readable(records: Iterable[Stored]) -> Iterator[Result]:
-    for record in records:
-        try:
-            yield read_result(record.value)
-        except InvalidResult:
-            continue  # no worker wrote it
+    with needed(_PURPOSE):
+        for record in records:
+            try:
+                yield read_result(record.value)
+            except InvalidResult:
+                continue  # no worker wrote it
 
 
 def _tenant(headers: list[tuple[str, bytes]]) -> str:

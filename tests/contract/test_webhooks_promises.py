@@ -14,7 +14,7 @@ from devkit.receiver import Behaviour, Keys, Receiver
 from schemas.event import EventType, event_body
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result
 from schemas.signature import Signer, generate_secret
-from schemas.topics import TIER_DELAYS_SECONDS
+from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
 from workers.delivery.jwks import MAX_AGE_SECONDS
 from workers.delivery.keyring import OVERLAP_SECONDS
@@ -105,6 +105,21 @@ def test_the_numbers_of_the_page_are_those_of_the_settings() -> None:
     assert MAX_AGE_SECONDS == 300
     assert "every attempt failed for five days" in DOCUMENT
     assert DeliverySettings().disable_after_seconds == 5 * 86_400
+
+
+def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_and_the_attempts_before_it() -> None:
+    [days] = map(int, re.findall(r"as long as an event may come back: (\d+) days after it last came\.", DOCUMENT))
+    assert "with each redrive that fails the 45 days begin anew" in DOCUMENT
+    assert "is kept as a dead letter, for 30 days." in DOCUMENT
+    assert "A dead letter may be sent again for 30 days" in DOCUMENT
+    assert LETTERS_KEPT_MS == 30 * 86_400_000
+    attempts = sum(TIER_DELAYS_SECONDS) * (1 + Schedule().jitter) + DeliverySettings().disable_after_seconds
+    assert attempts + LETTERS_KEPT_MS / 1000 < days * 86_400
+
+
+def test_who_was_away_is_told_to_ask_for_what_was_settled_before() -> None:
+    [advice] = re.findall(r"tell them (.*?)\. Events that still wait", DOCUMENT, re.DOTALL)
+    assert advice.startswith("a time some days before you were away. It is held against when a result was settled")
 
 
 def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> None:

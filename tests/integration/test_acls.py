@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -18,11 +21,13 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
-from postback_command import environment_of, postback
+from postback_command import environment_of, postback, postback_here
 from product import Product, eventually
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker
@@ -32,12 +37,13 @@ ROW = re.compile(
     r"^\| (?P<who>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| `(?P<name>[^|]+)` \| (?P<may>[^|]+) \|$"
 )
 USERS = {
-    "who sends jobs": "producer",
-    "who waits for results in Kafka (`submit --wait`)": "producer",
-    "worker": "worker",
-    "delivery": "delivery",
-    "`topics create`": "topics",
-    "operator": "operator",
+    "who sends jobs": ("producer",),
+    "who sends jobs with a receipt (`submit --receipt`)": ("keeper",),
+    "who collects results (`results`, `submit --wait`)": ("producer", "collector"),
+    "worker": ("worker",),
+    "delivery": ("delivery",),
+    "`topics create`": ("topics",),
+    "operator": ("operator",),
 }
 TYPES = {
     "topic": ResourceType.TOPIC,
@@ -70,7 +76,7 @@ def credentials(user: str) -> dict[str, str]:
 def guarded() -> Iterator[KafkaSettings]:
     """A broker with a listener on which everybody has a name, and may do what ACLs say; the admin may do anything."""
     [port] = cluster.free_ports(1)
-    users = " ".join(f'user_{user}="{user}-secret"' for user in {ADMIN, *USERS.values()})
+    users = " ".join(f'user_{user}="{user}-secret"' for user in {ADMIN, *chain(*USERS.values())})
     jaas = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
     ours = cluster._properties
 
@@ -106,14 +112,16 @@ def documented(prefix: str) -> list[AclBinding]:
     """The table, as Kafka takes it."""
     rows = [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
     assert {row["who"] for row in rows} == USERS.keys()
-    return [_binding(prefix, row, may) for row in rows for may in row["may"].split(", ")]
+    return [
+        _binding(prefix, row, may, user) for row in rows for may in row["may"].split(", ") for user in USERS[row["who"]]
+    ]
 
 
-def _binding(prefix: str, row: re.Match[str], may: str) -> AclBinding:
+def _binding(prefix: str, row: re.Match[str], may: str, user: str) -> AclBinding:
     on, name = TYPES[row["on"]], row["name"]
     kind = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
     full = name if on is ResourceType.BROKER else prefix + name.removesuffix("*")
-    return AclBinding(on, full, kind, f"User:{USERS[row['who']]}", "*", OPERATIONS[may], AclPermissionType.ALLOW)
+    return AclBinding(on, full, kind, f"User:{user}", "*", OPERATIONS[may], AclPermissionType.ALLOW)
 
 
 @pytest.fixture
@@ -164,6 +172,58 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
         assert role.ready() == (True, [])
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0
+
+
+def test_a_receipt_asks_to_read_the_lanes_only_after_a_run_that_broke_off_and_says_so_where_it_may_not(
+    product: Product, tmp_path: Path
+) -> None:
+    fleet, jobs = product.kafka, tmp_path / "jobs.jsonl"
+    assert postback("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
+    jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+
+    def submit(user: str, receipt: Path) -> subprocess.CompletedProcess[str]:
+        return postback_here(
+            "submit", str(jobs), "--receipt", str(receipt), env=environment_of(fleet, **credentials(user))
+        )
+
+    def breaks_off(receipt: Path) -> None:
+        entries = [json.loads(line) for line in receipt.read_text().splitlines()]
+        receipt.write_text("".join(json.dumps({**entry, "accepted": None}) + "\n" for entry in entries))
+
+    for user in ("producer", "keeper"):
+        receipt = tmp_path / f"{user}.jsonl"
+        assert submit(user, receipt).returncode == 0
+        breaks_off(receipt)
+        again = submit(user, receipt)
+        if user == "keeper":
+            assert again.returncode == 0
+            assert again.stderr.splitlines()[0].startswith("postback: 2 jobs of an earlier run")
+        else:
+            refused = f"postback: Kafka refuses access (TopicAuthorizationFailed: {fleet.topics.requests()}"
+            assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
+            assert again.stderr.startswith(refused)
+            assert "; that is to be read to find out which jobs of an earlier run arrived: check " in again.stderr
+
+
+def settle(fleet: KafkaSettings, job_id: str) -> None:
+    """A result, as a worker writes it."""
+    result = write_result(Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1))
+    producer = Producer(fleet.client_config())
+    producer.produce(fleet.topics.results, result)
+    assert producer.flush(20) == 0
+
+
+def test_results_are_for_whom_the_table_lets_read_them_and_others_are_told_what_is_refused(product: Product) -> None:
+    fleet = product.kafka
+    assert postback("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
+    settle(fleet, "job_read")
+    for user, status, said in (
+        ("collector", 0, "1 of 1 jobs have a result, 1 succeeded"),
+        ("keeper", 1, f"Kafka refuses access (topic {fleet.topics.results}); that is to be read to collect results: "),
+    ):
+        done = postback_here("results", "--id", "job_read", env=environment_of(fleet, **credentials(user)))
+        assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+        assert done.stderr.startswith(f"postback: {said}")
 
 
 def test_a_topic_whose_configuration_is_not_shown_is_told_as_not_compared(product: Product) -> None:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from answering_jobs import answering
-from postback_command import environment_of, postback, postback_here
+from kafka import KafkaProducer
+from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
 
+from devkit.broker import Broker
+from producers import results
+from producers.errors import RequestRefused
 from producers.results import ResultsReader
-from schemas.result import Outcome
+from schemas import topics
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
 
 pytestmark = pytest.mark.broker
 
@@ -76,6 +89,21 @@ def test_openai_lines_have_the_shape_that_each_line_asked_for(submitted: Submitt
     assert lines["d"]["body"]["output"][0]["content"][0]["text"] == "42"
 
 
+def test_with_a_file_for_errors_what_did_not_succeed_goes_there_as_openai_parts_a_batch(
+    submitted: Submitted, tmp_path: Path
+) -> None:
+    output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
+    errors.write_text("of an earlier run, and longer than what comes" * 100)
+    named = ("results", "--ids", str(submitted.receipt), "--openai", "--errors", str(errors))
+    for more in ((), ("--wait",)):
+        done = postback_here(*named, "--output", str(output), *more, env=submitted.env)
+        assert (done.returncode, done.stdout) == (0, "")
+        well, not_well = (list(map(json.loads, file.read_text().splitlines())) for file in (output, errors))
+        assert {line["custom_id"]: line["response"]["status_code"] for line in not_well} == {"b": 500}
+        assert {line["custom_id"]: line["response"]["status_code"] for line in well} == {None: 200, "c": 200, "d": 200}
+    assert len(postback_here(*named, env=submitted.env).stdout.splitlines()) == 3
+
+
 def test_ids_are_read_from_standard_input_too_and_named_one_by_one(submitted: Submitted) -> None:
     ids = submitted.ids
     plain = postback(
@@ -103,9 +131,98 @@ def test_the_status_counts_what_is_done_and_what_is_open(submitted: Submitted, t
 
 def test_a_time_collects_all_results_of_a_tenant(submitted: Submitted) -> None:
     done = postback_here("results", "--since", "-1h", "--tenant", "acme", "--status", env=submitted.env)
-    assert (done.returncode, done.stdout) == (0, "4 jobs have a result, 3 succeeded, 1 failed\n")
+    assert (done.returncode, done.stdout) == (0, "4 results, 3 succeeded, 1 failed\n")
     none = postback_here("results", "--since", "2099-01-01", "--tenant", "acme", "--status", env=submitted.env)
-    assert (none.returncode, none.stdout) == (0, "0 jobs have a result\n")
+    assert (none.returncode, none.stdout) == (0, "0 results\n")
+
+
+def settle(fleet: KafkaSettings, job_id: str, tenant: str = "acme") -> None:
+    """One result, as a worker writes it."""
+    producer = KafkaProducer(bootstrap_servers=fleet.bootstrap_servers)
+    result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1)
+    producer.send(fleet.topics.results, write_result(result), job_id.encode(), [(topics.TENANT, tenant.encode())])
+    producer.close()
+
+
+@contextmanager
+def waiting(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`postback results --wait`, beside the test."""
+    process = started("results", "--wait", *arguments, env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_waiting_writes_each_result_as_it_is_settled_and_ends_with_the_last_of_those_named(
+    module_fleet: KafkaSettings,
+) -> None:
+    named = ("--id", "w1", "--id", "w2", "--id", "w3", "--tenant", "acme")
+    settle(module_fleet, "w1")
+    with waiting(*named, env=environment_of(module_fleet)) as process:
+        assert json.loads(line_of(process.stdout))["job_id"] == "w1"  # it was kept before
+        settle(module_fleet, "w3", "globex")
+        settle(module_fleet, "w2")
+        assert json.loads(line_of(process.stdout))["job_id"] == "w2"
+        assert process.poll() is None
+        settle(module_fleet, "w3")
+        left, said = process.communicate(timeout=60)
+    assert [json.loads(line)["job_id"] for line in left.splitlines()] == ["w3"]
+    assert (process.returncode, said) == (0, "postback: 3 of 3 jobs have a result, 3 succeeded\n")
+
+
+def test_waiting_ends_with_the_time_after_all_that_was_there_and_shows_how_far_it_is_on_a_terminal(
+    submitted: Submitted, tmp_path: Path
+) -> None:
+    output = tmp_path / "output.jsonl"
+    named = ("--ids", str(submitted.receipt), "--id", "open", "--openai", "--output", str(output))
+    shown_by, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            (POSTBACK, "results", *named, "--wait", "--timeout", "0"), env=submitted.env, stderr=terminal, timeout=60
+        )
+        shown = os.read(shown_by, 65536)
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
+    assert done.returncode == 1
+    assert b"answered" in shown
+    assert b"4 of 5 jobs have a result, 3 succeeded, 1 failed, 1 without a result\r\n" in shown
+    lines = [json.loads(line)["response"]["status_code"] for line in output.read_text().splitlines()]
+    assert sorted(lines) == [200, 200, 200, 500]
+
+
+def test_waiting_is_over_at_once_where_all_are_there_and_the_status_is_told_then(submitted: Submitted) -> None:
+    done = postback_here("results", "--ids", str(submitted.receipt), "--wait", "--status", env=submitted.env)
+    said = "4 of 4 jobs have a result, 3 succeeded, 1 failed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    late = ("results", "--ids", str(submitted.receipt), "--wait", "--since", "2099-01-01", "--timeout", "0", "--status")
+    assert postback_here(*late, env=submitted.env).stdout == "0 of 4 jobs have a result, 4 without a result\n"
+
+
+def test_ctrl_c_ends_waiting_in_one_line_and_what_came_stays(submitted: Submitted) -> None:
+    with waiting("--ids", str(submitted.receipt), "--id", "open", env=submitted.env) as process:
+        came = [json.loads(line_of(process.stdout))["job_id"] for _ in submitted.ids]
+        process.send_signal(signal.SIGINT)
+        left, said = process.communicate(timeout=60)
+    assert (sorted(came), left) == (sorted(submitted.ids), "")
+    told = "postback: stopped; 4 of 5 jobs have a result, 3 succeeded, 1 failed, 1 without a result\n"
+    assert (process.returncode, said) == (130, told)
+
+
+def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_of_what_it_has(
+    make_fleet: Callable[[str], KafkaSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_STALL_SECONDS", 1.0)
+    with Broker.start() as broker:
+        fleet = make_fleet(broker.bootstrap_servers)
+        settle(fleet, "kept")
+        with ResultsReader(fleet, 0) as reader:
+            broker.pause()
+            with pytest.raises(RequestRefused, match="Kafka gave nothing of what it has for 1 s"):
+                assert list(chain(*reader.follow(Deadline.after(SystemClock(), 0)))) == []
+            broker.resume()
 
 
 @pytest.mark.parametrize(
@@ -115,8 +232,21 @@ def test_a_time_collects_all_results_of_a_tenant(submitted: Submitted) -> None:
         (("--id", "a job"), "ID: 1 to 256 characters of printable ASCII without spaces"),
         (("--ids", "absent"), "absent: No such file or directory"),
         (("--since", "yesterday"), "--since: not a time: ISO 8601"),
+        (("--since", "-1h", "--wait"), "--wait is for jobs that are named: --ids or --id"),
+        (("--id", "a", "--timeout", "5"), "--timeout is for --wait"),
+        (("--id", "a", "--errors", "e"), "--errors is for --openai"),
+        (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: is the file of --output"),
     ],
-    ids=["nothing", "no id", "no file", "no time"],
+    ids=[
+        "nothing",
+        "no id",
+        "no file",
+        "no time",
+        "nobody to wait for",
+        "no waiting",
+        "no lines of OpenAI",
+        "one file",
+    ],
 )
 def test_what_is_asked_wrongly_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:
     done = postback_here("results", *arguments, env=environment_of())

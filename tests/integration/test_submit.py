@@ -15,7 +15,7 @@ from answering_jobs import answering
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
-from postback_command import POSTBACK, environment_of, postback, postback_here
+from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
 from product import Product
 
 from devkit.broker import Broker
@@ -245,6 +245,28 @@ def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_wh
     assert done.stdout == b"piped\n"
 
 
+def test_who_gets_no_ids_on_a_terminal_is_told_how_to_find_jobs_without_their_own(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    shown_by, terminal = pty.openpty()
+    hint = b"postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
+    given = b'{"prompt": "q"}\n{"prompt": "q", "job_id": "mine"}\n'
+    try:
+        for options, hinted in (
+            ((), True),
+            (("--wait", "--timeout", "0"), True),
+            (("--receipt", str(tmp_path / "r")), False),
+        ):
+            arguments = (POSTBACK, "submit", "-", *options)
+            env = environment_of(fleet)
+            done = subprocess.run(arguments, env=env, input=given, stdout=terminal, stderr=terminal, timeout=60)
+            shown = os.read(shown_by, 65536)
+            assert (done.returncode, shown.count(hint)) == (1 if "--wait" in options else 0, int(hinted))
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
+
+
 def test_more_failures_than_are_shown_are_counted(fleet: KafkaSettings) -> None:
     given = b"".join(b'{"prompt": "bad", "job_id": "j%d"}\n' % number for number in range(25))
     with answering(fleet, {"bad": Outcome.FAILED}):
@@ -330,6 +352,27 @@ def test_what_was_not_known_to_be_accepted_is_looked_up_before_it_is_sent_again(
     ]
     records = [record for bulk in (False, True) for record in records_of(fleet, fleet.topics.requests(bulk=bulk))]
     assert sorted(r.key.decode() for r in records if ("tenant", b"acme") in r.headers) == sorted(ids)
+
+
+def test_of_two_runs_with_one_receipt_at_once_the_second_sends_nothing_until_the_first_has_ended(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    arguments, env = ("submit", str(jobs), "--receipt", str(receipt)), environment_of(fleet)
+    first = started(*arguments, "--wait", env=env)  # nobody answers, so it stays
+    try:
+        ids = [line_of(first.stdout), line_of(first.stdout)]
+        second = postback_here(*arguments, env=env)
+        said = f"postback: --receipt {receipt}: another run uses this receipt; nothing was sent\n"
+        assert (second.returncode, second.stdout, second.stderr) == (2, "", said)
+    finally:
+        first.kill()
+        first.communicate()
+    third = postback_here(*arguments, env=env)
+    assert (third.returncode, third.stdout.split()) == (0, ids)
+    assert sorted(record.key.decode() for record in records_of(fleet, fleet.topics.requests())) == sorted(ids)
+    assert sorted(tmp_path.iterdir()) == [jobs, receipt]
 
 
 FREEZING = """
@@ -473,6 +516,36 @@ def test_no_broker_is_one_line_and_status_1() -> None:
     done = postback("submit", "-", env=environment_of(nowhere), given=b'{"prompt": "q"}')
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
+
+
+def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tmp_path: Path) -> None:
+    jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
+    env = environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+    arguments = ("submit", str(jobs), "--receipt", str(receipt), "--check")
+    jobs.write_text('{"prompt": "a", "callback_url": "http://hook.example/"}\n{"prompt": "b"}\n')
+    done = postback_here(*arguments, env=env)
+    warned, *_, last = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, last) == (0, "", "postback: 2 jobs can be sent; nothing was sent")
+    assert warned.startswith("postback: 1 jobs will be rejected")
+    assert list(tmp_path.iterdir()) == [jobs]
+
+    assert postback(*arguments[:-1], env=env).returncode == 1  # sent in vain, and the receipt is there
+    jobs.write_text(f'{jobs.read_text()}{{"prompt": "c"}}\n')
+    written = receipt.read_text().replace('"accepted":null', '"accepted":true', 1)
+    receipt.write_text(written)
+    done = postback_here(*arguments, env=env)
+    assert done.stderr.splitlines()[0] == f"postback: 1 of 3 jobs are accepted already, as {receipt} says"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "postback: 2 jobs can be sent; nothing was sent")
+
+    for line, said in (('{"prompt": 1}', f"{jobs}:4: prompt: "), ("", "--receipt ")):
+        jobs.write_text(f"{jobs.read_text()}{line}\n" if line else '{"prompt": "another"}\n')
+        done = postback_here(*arguments, env=env)
+        assert (done.returncode, done.stderr.startswith(f"postback: {said}")) == (2, True)
+        assert done.stderr.endswith("; nothing was sent\n")
+    assert (receipt.read_text(), sorted(tmp_path.iterdir())) == (written, [jobs, receipt])
+    done = postback_here(*arguments, "--wait", env=env)
+    said = "postback: --check sends nothing, so there is nothing to --wait for\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
