@@ -692,16 +692,30 @@ def speaking_old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.parametrize("tenant", ["without-certificate", TENANT])
+@pytest.mark.parametrize("lowered", [False, True], ids=["ours", "lowered"])
 @on_both_loops
-async def test_a_server_that_speaks_no_tls_1_2_is_refused(start: Start, authority: Authority) -> None:
+async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_nothing_else(
+    start: Start, authority: Authority, tenant: str, lowered: bool
+) -> None:
+    """OpenSSL's usual security level knows no TLS 1.1 anyway, so it is 0 here on both sides."""
     server = await start(always(OK), speaking_old_tls(authority.server()))
-    client = speaking_old_tls(ssl.create_default_context(cafile=str(authority.ca_file)))
-    _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=client)
-    writer.close()
-    # It is a server that serves clients of its time; to us it may say no with an alert or by hanging up.
-    reason, _ = failure(await post_tls(server.url, authority.ca_file))
-    assert reason in (FailureReason.TLS_FAILED, FailureReason.CONNECT_FAILED)
-    assert server.requests == []
+    settings = DeliverySettings(ca_file=authority.ca_file, client_certificates={TENANT: authority.client_file("acme")})
+    poster = Poster(settings, LOOPBACK, SystemClock())
+    context = poster._tls.of(tenant)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    if lowered:
+        with pytest.warns(DeprecationWarning):
+            context.minimum_version = ssl.TLSVersion.TLSv1
+    outcome = await poster.post(server.url, b"{}", HEADERS, tenant)
+    await poster.close()
+    if lowered:
+        assert isinstance(outcome, Delivered)
+    else:
+        # It may say no with an alert or by hanging up.
+        assert failure(outcome)[0] in (FailureReason.TLS_FAILED, FailureReason.CONNECT_FAILED)
+        assert server.requests == []
 
 
 @on_both_loops
