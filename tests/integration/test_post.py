@@ -8,8 +8,15 @@ import functools
 import inspect
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -507,6 +514,37 @@ async def test_a_closed_port_is_a_failed_connect(poster: Poster) -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         assert failure(await post(poster, url)) == (FailureReason.CONNECT_FAILED, None)
+
+
+@contextmanager
+def full_port() -> Iterator[int]:
+    """A port where each further SYN is dropped, since nobody accepts. Fails where one was let in all the same."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        waiting = []
+        with suppress(TimeoutError):
+            while True:
+                client = stack.enter_context(socket.socket())
+                client.settimeout(0.2)
+                client.connect(listener.getsockname())
+                waiting.append(client.getsockname())
+        yield listener.getsockname()[1]
+        listener.setblocking(False)
+        let_in = []
+        with suppress(BlockingIOError):
+            while True:
+                connection, peer = listener.accept()
+                stack.enter_context(connection)
+                let_in.append(peer)
+        assert let_in == waiting
+
+
+@on_both_loops
+async def test_a_connection_that_nobody_answers_meets_the_deadline(hasty: Poster) -> None:
+    with full_port() as port:
+        # The kernel would ask again and again, for two minutes.
+        async with asyncio.timeout(20):
+            assert failure(await post(hasty, f"http://127.0.0.1:{port}/")) == (FailureReason.TIMEOUT, None)
 
 
 @on_both_loops
