@@ -67,6 +67,12 @@ class Peer:
         self.writer.write(data)
         await self.writer.drain()
 
+    def reset(self) -> None:
+        """End the connection with a reset, not with an orderly close."""
+        linger_off = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
+        self.writer.close()
+
 
 Script = Callable[[Peer], Awaitable[None]]
 
@@ -363,12 +369,40 @@ async def test_a_fresh_connection_closed_without_an_answer_is_not_posted_to_agai
     async def script(peer: Peer) -> None:
         await peer.request()
         if reset:
-            linger_off = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
+            peer.reset()
 
     server = await start(script)
     assert failure(await post(poster, server.url)) == (FailureReason.CONNECTION_CLOSED, None)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@on_both_loops
+async def test_a_connection_reset_before_the_request_was_read_is_the_only_one(
+    start: Start, poster: Poster, scheme: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        peer.reset()
+
+    server = await start(script)
+    reason, _ = failure(await post(poster, server.url.replace("http", scheme)))
+    # The reset may be there before we know that we are connected.
+    assert reason in (FailureReason.CONNECT_FAILED, FailureReason.CONNECTION_CLOSED)
+    assert (server.connections, server.requests) == (1, [])
+
+
+@on_both_loops
+async def test_a_callback_that_one_address_of_a_name_took_is_not_posted_to_the_other(start: Start) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.reset()
+
+    server = await start(script)
+    other = await asyncio.start_server(server.serve, "127.0.0.2", server.port)
+    outcome = await post_by_name(("127.0.0.1", "127.0.0.2"), LOOPBACK, server.port)
+    other.close()
+    assert failure(outcome) == (FailureReason.CONNECTION_CLOSED, None)
+    assert (server.connections, len(server.requests)) == (1, 1)
 
 
 @on_both_loops
@@ -571,10 +605,13 @@ async def test_proxies_and_netrc_of_the_environment_are_ignored(
     assert b"authorization" not in server.requests[0][0].lower()
 
 
-class Answers(AbstractResolver):
-    """A name server with one answer: an address, an error, or nothing for ever."""
+Answer = str | tuple[str, ...] | OSError | None
 
-    def __init__(self, answer: str | OSError | None) -> None:
+
+class Answers(AbstractResolver):
+    """A name server with one answer: addresses, an error, or nothing for ever."""
+
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
     async def resolve(
@@ -584,15 +621,17 @@ class Answers(AbstractResolver):
             raise self._answer
         if self._answer is None:
             await asyncio.Event().wait()
+        addresses = (self._answer,) if isinstance(self._answer, str) else self._answer or ()
         return [
-            ResolveResult(hostname=host, host=str(self._answer), port=port, family=socket.AF_INET, proto=0, flags=0)
+            ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
+            for address in addresses
         ]
 
     async def close(self) -> None:
         pass
 
 
-async def post_by_name(answer: str | OSError | None, policy: EgressPolicy, port: int) -> PostOutcome:
+async def post_by_name(answer: Answer, policy: EgressPolicy, port: int) -> PostOutcome:
     settings = DeliverySettings(deadline_seconds=0.3 if answer is None else 20.0)
     poster = Poster(settings, policy, SystemClock(), resolver=Answers(answer))
     try:
