@@ -424,6 +424,69 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again(start
     assert (len(server.requests), server.connections) == (2, 2)
 
 
+def keeping(seconds: float) -> Poster:
+    return Poster(DeliverySettings(keep_alive_seconds=seconds), LOOPBACK, SystemClock())
+
+
+@pytest.mark.parametrize(("kept_seconds", "connections"), [(60.0, 1), (0.1, 2)])
+@on_both_loops
+async def test_a_connection_is_kept_for_as_long_as_the_settings_say(
+    start: Start, kept_seconds: float, connections: int
+) -> None:
+    server, poster = await start(always(OK)), keeping(kept_seconds)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await asyncio.sleep(0.2)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await poster.close()
+    assert (len(server.requests), server.connections) == (2, connections)
+
+
+@on_both_loops
+async def test_an_idle_connection_is_closed_from_our_side_without_another_callback(start: Start) -> None:
+    closed = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await always(OK)(peer)
+        closed.set()
+
+    server, poster = await start(script), keeping(0.1)
+    assert isinstance(await post(poster, server.url), Delivered)
+    async with asyncio.timeout(10):  # less than aiohttp's own 15 s
+        await closed.wait()
+    await poster.close()
+
+
+@pytest.mark.parametrize("shorter", [True, False], ids=["shorter", "longer"])
+@on_both_loops
+async def test_no_callback_meets_a_server_that_closes_idle_connections_later_than_we_do(
+    start: Start, shorter: bool
+) -> None:
+    """The callback comes in the very moment in which the server closes: lost where we keep connections for longer."""
+    answered, closing = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if peer.number == 1:
+            await answered.wait()
+            await asyncio.sleep(0.2)
+            peer.writer.transport.pause_reading()
+            closing.set()
+
+    server, poster = await start(script), keeping(0.1 if shorter else 60.0)
+    assert isinstance(await post(poster, server.url), Delivered)
+    answered.set()
+    await closing.wait()
+    outcome = await post(poster, server.url)
+    await poster.close()
+    if shorter:
+        assert isinstance(outcome, Delivered)
+        assert (len(server.requests), server.connections) == (2, 2)
+    else:
+        assert failure(outcome) == (FailureReason.CONNECTION_CLOSED, None)
+        assert (len(server.requests), server.connections) == (1, 1)
+
+
 @on_both_loops
 async def test_headers_that_never_come_meet_the_deadline(start: Start, hasty: Poster) -> None:
     async def script(peer: Peer) -> None:
