@@ -114,6 +114,7 @@ class Maker:
     keyring: Keyring
     clock: SetClock
     metrics: Metrics
+    rng: random.Random | None = field(default_factory=lambda: random.Random(1))
     made: list[DeliveryHandler] = field(default_factory=list)
 
     def __call__(
@@ -122,9 +123,7 @@ class Maker:
         settings = settings or DeliverySettings()
         policy = EgressPolicy(allow=tuple(map(ip_network, allow)), development=True)
         poster = Poster(settings, policy, self.clock)
-        handler = DeliveryHandler(
-            TOPICS, self.keyring, poster, self.clock, self.metrics, settings, rng=random.Random(1)
-        )
+        handler = DeliveryHandler(TOPICS, self.keyring, poster, self.clock, self.metrics, settings, rng=self.rng)
         self.made.append(handler)
         return handler
 
@@ -245,6 +244,26 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
     }
     assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
     assert metrics.registry.get_sample_value("postback_callbacks_total", {"result": "server_error"}) == 1
+
+
+async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
+    make: Maker, consumer: Consumer
+) -> None:
+    """With the random source that processes have."""
+    consumer.statuses, make.rng, waits = [500], None, []
+    for _ in range(2):
+        handler = make(DeliverySettings(breaker_failures=10_000))
+        # Of five tenants, so that no breaker finds that too many of one failed.
+        records = [result_record(consumer.url, tenant=f"tenant{number % 5}".encode()) for number in range(200)]
+        outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
+        waiting = [output for outputs in outcomes for output in outputs if output.topic == TOPICS.tier(5)]
+        waits.append(sorted(int(headers_of(output)["not-before"]) - NOW_MS for output in waiting))
+    for process in waits:
+        assert len(process) == 200
+        assert 5_000 <= min(process) <= max(process) <= 5_500
+        # That one of ten parts gets none of 200 happens once in 140 million times.
+        assert {min(9, (wait - 5_000) // 50) for wait in process} == set(range(10))
+    assert waits[0] != waits[1]
 
 
 async def test_a_repeat_has_the_same_id_and_body_and_a_fresh_timestamp(
