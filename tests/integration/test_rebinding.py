@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import aiohttp
 import pytest
@@ -71,6 +72,38 @@ async def test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_th
         await resolver.close()
         assert refusal.value.reason is Refusal.ADDRESS
         assert (names.asked[NAME], internal.connections) == (2, [])
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address_is_forgotten(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delivery keeps names for a while: until then the old address is called, and then the new one is judged."""
+    passed = 0.0
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: monotonic() + passed)
+
+    async def scenario() -> None:
+        nonlocal passed
+        async with (
+            name_server({NAME: [["127.0.0.1"], ["127.0.0.2"]]}) as names,
+            serving("127.0.0.1") as public,
+            serving("127.0.0.2", public.port) as internal,
+            poster(FIRST, names) as sender,
+        ):
+            keep_alive = DeliverySettings().keep_alive_seconds
+            assert isinstance(await post(sender, public.url(NAME)), Delivered)
+            passed += keep_alive + 1
+            assert isinstance(await post(sender, public.url(NAME)), Delivered)
+            assert (names.asked[NAME], len(public.connections)) == (1, 2)
+            for asked in (2, 3):
+                passed += 60
+                outcome = await post(sender, public.url(NAME))
+                assert isinstance(outcome, FailedDelivery)
+                assert (outcome.reason, names.asked[NAME]) == (FailureReason.REFUSED, asked)
+            assert (len(public.connections), internal.connections) == (2, [])
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(scenario())
 
 
 async def test_a_name_is_asked_for_once_for_each_connection() -> None:
