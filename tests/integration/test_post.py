@@ -694,11 +694,13 @@ class Answers(AbstractResolver):
         pass
 
 
-async def post_by_name(answer: Answer, policy: EgressPolicy, port: int) -> PostOutcome:
+async def post_by_name(
+    answer: Answer, policy: EgressPolicy, port: int, site: str = "http://hooks.example"
+) -> PostOutcome:
     settings = DeliverySettings(deadline_seconds=0.3 if answer is None else 20.0)
     poster = Poster(settings, policy, SystemClock(), resolver=Answers(answer))
     try:
-        return await post(poster, f"http://hooks.example:{port}/")
+        return await post(poster, f"{site}:{port}/")
     finally:
         await poster.close()
 
@@ -753,6 +755,18 @@ async def test_a_url_that_must_not_be_called_is_refused_for_good(start: Start, u
     assert isinstance(outcome, FailedDelivery)
     assert outcome.detail is not None
     assert url not in outcome.detail
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@on_both_loops
+async def test_a_host_that_can_be_no_name_is_refused_whatever_a_resolver_says(
+    start: Start, scheme: str, host: str
+) -> None:
+    server = await start(always(OK))
+    outcome = await post_by_name("127.0.0.1", LOOPBACK, server.port, f"{scheme}://{host}")
+    assert failure(outcome) == (FailureReason.REFUSED, None)
     assert server.connections == 0
 
 

@@ -169,6 +169,9 @@ def test_a_url_of_the_deny_list_is_refused_for_more_than_its_scheme(
         ("https://", Refusal.URL),
         ("https://exa mple.com/", Refusal.URL),
         ("https://example.com:99999/", Refusal.URL),
+        ("https://a..example.com/", Refusal.URL),
+        (f"https://{'a' * 64}.example.com/", Refusal.URL),
+        (f"https://example.{'a' * 64}", Refusal.URL),
     ],
 )
 def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
@@ -233,7 +236,7 @@ def test_fullwidth_digits_do_not_hide_an_address() -> None:
 @pytest.mark.parametrize(
     "url",
     ["https://example.com/hook?token=1", "https://example.com:8443/", "https://8.8.8.8/", "https://[2606:4700::1]/",
-     "https://xn--bcher-kva.example/", "https://sub_domain.example.com/", "https://example.com./"],
+     f"https://{'a' * 63}.example.com/", "https://xn--bcher-kva.example/", "https://sub_domain.example.com/", "https://example.com./"],
 )  # fmt: skip
 def test_an_ordinary_url_passes_unchanged(url: str) -> None:
     assert str(check_url(url, PRODUCTION)) == url
