@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -115,6 +116,7 @@ class Maker:
     keyring: Keyring
     clock: SetClock
     metrics: Metrics
+    rng: random.Random | None = field(default_factory=lambda: random.Random(1))
     made: list[DeliveryHandler] = field(default_factory=list)
 
     def __call__(
@@ -123,9 +125,7 @@ class Maker:
         settings = settings or DeliverySettings()
         policy = EgressPolicy(allow=tuple(map(ip_network, allow)), development=True)
         poster = Poster(settings, policy, self.clock)
-        handler = DeliveryHandler(
-            TOPICS, self.keyring, poster, self.clock, self.metrics, settings, rng=random.Random(1)
-        )
+        handler = DeliveryHandler(TOPICS, self.keyring, poster, self.clock, self.metrics, settings, rng=self.rng)
         self.made.append(handler)
         return handler
 
@@ -247,6 +247,26 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
     }
     assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
     assert metrics.registry.get_sample_value("postback_callbacks_total", {"result": "server_error"}) == 1
+
+
+async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
+    make: Maker, consumer: Consumer
+) -> None:
+    """With the random source that processes have."""
+    consumer.statuses, make.rng, waits = [500], None, []
+    for _ in range(2):
+        handler = make(DeliverySettings(breaker_failures=10_000))
+        # Of five tenants, so that no breaker finds that too many of one failed.
+        records = [result_record(consumer.url, tenant=f"tenant{number % 5}".encode()) for number in range(200)]
+        outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
+        waiting = [output for outputs in outcomes for output in outputs if output.topic == TOPICS.tier(5)]
+        waits.append(sorted(int(headers_of(output)["not-before"]) - NOW_MS for output in waiting))
+    for process in waits:
+        assert len(process) == 200
+        assert 5_000 <= min(process) <= max(process) <= 5_500
+        # That one of ten parts gets none of 200 happens once in 140 million times.
+        assert {min(9, (wait - 5_000) // 50) for wait in process} == set(range(10))
+    assert waits[0] != waits[1]
 
 
 async def test_a_repeat_has_the_same_id_and_body_and_a_fresh_timestamp(
@@ -509,6 +529,103 @@ async def test_places_at_a_destination_survive_cancelled_records(make: Maker, co
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
     assert len(handler._destinations) == 0
+
+
+PATIENT = DeliverySettings(destination_concurrency=16, breaker_failures=10_000).model_copy(
+    update={"destination_wait_seconds": 60.0}
+)
+"""Nobody is deferred while the machine is slow, and no breaker opens."""
+
+
+@dataclass
+class CountingConsumer:
+    """A real HTTP server that holds each request until it is told what to answer, so that they can be counted."""
+
+    url: str = ""
+    held: deque[asyncio.Future[int]] = field(default_factory=deque)
+    opened: bool = False
+
+    async def answer(self, _: web.Request) -> web.Response:
+        if self.opened:
+            return web.Response()
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.held.append(told)
+        return web.Response(status=await told)
+
+    async def holds(self, number: int) -> None:
+        """Return once there are so many requests at a time; fail where there are more, or never so many."""
+        async with asyncio.timeout(20):
+            while len(self.held) < number:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert len(self.held) == number
+
+    def open(self) -> None:
+        """Answer whatever is there and whatever comes with 200."""
+        self.opened = True
+        while self.held:
+            self.held.popleft().set_result(200)
+
+
+@pytest.fixture
+async def counter() -> AsyncIterator[CountingConsumer]:
+    counter = CountingConsumer()
+    application = web.Application()
+    application.router.add_post("/{path:.*}", counter.answer)
+    async with TestServer(application) as server:
+        counter.url = str(server.make_url("/hooks"))
+        yield counter
+        counter.open()
+
+
+def deliveries(handler: DeliveryHandler, url: str, number: int) -> list[asyncio.Future[Sequence[Output]]]:
+    """So many callbacks at once."""
+    return [asyncio.ensure_future(handler.handle(result_record(url))) for _ in range(number)]
+
+
+async def ended(running: list[asyncio.Future[Sequence[Output]]]) -> list[str | None]:
+    """What each came to, as the error of its attempt; none is lost and none was deferred."""
+    async with asyncio.timeout(20):
+        return [attempt_of(outputs)["error"] for outputs in await asyncio.gather(*running)]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "at_once"),
+    [([], 16), ([429], 8), ([429, 429], 4), ([502], 8), ([504, 502, 429], 2), ([429] * 6, 1), ([500, 503, 404], 16)],
+)
+async def test_an_origin_that_says_it_is_too_much_sees_half_as_many_callbacks_at_once(
+    make: Maker, counter: CountingConsumer, statuses: list[int], at_once: int
+) -> None:
+    handler = make(PATIENT)
+    for status in statuses:
+        [one] = deliveries(handler, counter.url, 1)
+        await counter.holds(1)
+        counter.held.popleft().set_result(status)
+        await one
+    load = deliveries(handler, counter.url, 40)
+    await counter.holds(at_once)
+    # Each that it takes is one more at once, until they are as many as the settings allow.
+    for more in range(1, 19 - at_once):
+        counter.held.popleft().set_result(200)
+        await counter.holds(min(at_once + more, 16))
+    counter.open()
+    assert await ended(load) == [None] * 40
+
+
+async def test_a_429_under_load_lets_nobody_in_until_half_as_many_are_left(
+    make: Maker, counter: CountingConsumer
+) -> None:
+    handler = make(PATIENT)
+    load = deliveries(handler, counter.url, 60)
+    await counter.holds(16)
+    # Four are allowed then, and one more for each that is taken: with the fifth, nine.
+    answers = [(429, 15), (429, 14)]
+    answers += [(200, left) for left in (13, 12, 11, 10, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16)]
+    for status, left in answers:
+        counter.held.popleft().set_result(status)
+        await counter.holds(left)
+    counter.open()
+    assert sorted(map(str, await ended(load))) == ["None"] * 58 + ["throttled"] * 2
 
 
 async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message, Producer, TopicPartition
@@ -65,12 +67,27 @@ def keyring(tmp_path: Path) -> Keyring:
     return Keyring.create(tmp_path / "keyring.json", CLOCK)
 
 
+class Unforeseen(AbstractResolver):
+    """A resolver that fails as none should, but for names that begin with `fine`: those are this machine's."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if not host.startswith("fine"):
+            raise UnicodeError("label too long")
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 @pytest.fixture
 async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
     """A delivery process' stage, running."""
     # One origin has good and bad paths here, which its breaker would not tell apart.
     settings, metrics = DeliverySettings(breaker_failures=10_000, breaker_failure_share=1.0), Metrics()
-    poster = Poster(settings, EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True), CLOCK)
+    policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
+    poster = Poster(settings, policy, CLOCK, resolver=Unforeseen())
     handler = DeliveryHandler(fleet.topics, keyring, poster, CLOCK, metrics, settings)
     topics = [fleet.topics.results, *fleet.topics.tiers.values()]
     stage = group_stage(StageSettings("delivery"), fleet, topics, "r1", handler, CLOCK, metrics, handler)
@@ -161,4 +178,25 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
     said = {name: value.decode() for name, value in letter.headers()}
     assert (said["reason"], said["webhook-id"], said["abridged"]) == ("unusable_result", "msg_large", "1")
     assert letter.value() is None
+    assert Counter(path for path, _, _ in site.got) == {"/ok": 8}
+
+
+async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
+    fleet: KafkaSettings, delivery: Metrics, site: Site
+) -> None:
+    """Many more than an origin may have at once: none keeps the place that it had there."""
+    port = site.origin.rpartition(":")[2]
+    urls = {f"poison-{number}": f"http://poison.example:{port}/ok" for number in range(200)}
+    put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)})
+    letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, len(urls))
+    attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
+
+    assert {letter.key().decode() for letter in letters} == set(urls)
+    assert len(letters) == len(urls)
+    said = [dict(letter.headers()) for letter in letters]
+    assert {(one["reason"], one["reason-detail"], one["attempts"]) for one in said} == {
+        (b"internal_error", b"the worker met an unexpected UnicodeError", b"1")
+    }
+    assert {one["callback-url"].decode() for one in said} == set(urls.values())
+    assert {attempt.key().decode().split("-")[0] for attempt in attempts} == {"ok"}
     assert Counter(path for path, _, _ in site.got) == {"/ok": 8}

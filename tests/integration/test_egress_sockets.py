@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -117,8 +117,27 @@ async def test_no_spelling_of_a_loopback_address_reaches_a_server() -> None:
         assert not server.connections
 
 
+on_both_loops = pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+"""Workers run uvloop, which connects and names its peers by code of its own."""
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def run(scenario: Coroutine[Any, Any, None], loop_factory: LoopFactory) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(scenario)
+
+
+def literal(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 @pytest.mark.parametrize("address", VECTORS["allow"])
-async def test_an_address_of_the_allow_list_is_connected_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both_loops
+def test_an_address_of_the_allow_list_is_connected_to(
+    loop_factory: LoopFactory, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All the way to the socket, which is asked for that address; no packet leaves this machine for it."""
     asked = []
 
@@ -126,26 +145,64 @@ async def test_an_address_of_the_allow_list_is_connected_to(address: str, monkey
         asked.append(target[0])
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
-    host = f"[{address}]" if ":" in address else address
-    async with Guard(EgressPolicy()).session() as session:
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await session.get(f"https://{host}/")
+    async def scenario() -> None:
+        monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
+        async with Guard(EgressPolicy()).session() as session:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await session.get(f"https://{literal(address)}/")
+
+    run(scenario(), loop_factory)
     assert [ip_address(target) for target in asked] == [ip_address(address)]
 
 
 @pytest.mark.parametrize("address", VECTORS["deny"])
-async def test_an_address_of_the_deny_list_opens_no_socket(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both_loops
+def test_an_address_of_the_deny_list_opens_no_socket(
+    loop_factory: LoopFactory, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a literal, and as what a name resolves to."""
 
     async def connect(*_: object) -> None:
         raise AssertionError("it was connected to")
 
-    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
-    guard = Guard(EgressPolicy(), Names([address]))
-    host = f"[{address}]" if ":" in address else address
-    for url in (f"https://{host}/", "https://name.example/"):
-        assert (await refusal(guard, url)).reason is Refusal.ADDRESS
+    async def scenario() -> None:
+        monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
+        guard = Guard(EgressPolicy(), Names([address]))
+        for url in (f"https://{literal(address)}/", "https://name.example/"):
+            assert (await refusal(guard, url)).reason is Refusal.ADDRESS
+
+    run(scenario(), loop_factory)
+
+
+OURS = ["127.0.0.1", "127.0.0.2", "127.255.255.254", "::1"]
+WAYS_TO_US = [*OURS, "::ffff:127.0.0.1", "::ffff:127.0.0.2", "0.0.0.0", "::", "::ffff:0.0.0.0"]
+"""Addresses that lead to one of ours: the unspecified ones do on Linux."""
+EVERYTHING = EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")))
+
+
+@on_both_loops
+def test_no_address_of_this_machine_lets_a_connection_arrive(loop_factory: LoopFactory) -> None:
+    """With a listener on each, which hears whoever is let through."""
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(serving(OURS[0]))]
+            port = servers[0].port
+            servers += [await stack.enter_async_context(serving(address, port)) for address in OURS[1:]]
+            policy = EgressPolicy(development=True, ports=frozenset({port}))
+            for address in WAYS_TO_US:
+                for host in (literal(address), "name.example"):
+                    refused = await refusal(Guard(policy, Names([address])), f"http://{host}:{port}/")
+                    assert refused.reason is Refusal.ADDRESS
+            assert [server.connections for server in servers] == [[]] * len(OURS)
+            for address in WAYS_TO_US:
+                for host in (literal(address), "name.example"):
+                    async with Guard(EVERYTHING, Names([address])).session() as session:
+                        assert (await session.get(f"http://{host}:{port}/")).status == 200
+            assert sum(len(server.connections) for server in servers) == 2 * len(WAYS_TO_US)
+            assert all(server.connections for server in servers)
+
+    run(scenario(), loop_factory)
 
 
 async def test_a_name_of_a_refused_address_sees_no_connection() -> None:
@@ -285,11 +342,14 @@ async def test_many_requests_share_checked_connections() -> None:
         assert len(server.paths) == 5
 
 
-def test_the_guard_holds_on_the_loop_that_workers_run() -> None:
-    """uvloop connects and names its peers by code of its own."""
-
-    async def scenario() -> None:
-        await test_an_allowed_literal_is_reached()
-        await test_a_name_of_a_refused_address_sees_no_connection()
-
-    uvloop.run(scenario())
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_an_allowed_literal_is_reached,
+        test_a_name_of_a_refused_address_sees_no_connection,
+        test_a_name_that_resolves_differently_the_second_time_is_refused_then,
+        test_a_redirect_followed_by_aiohttp_itself_is_checked_as_well,
+    ],
+)
+def test_the_guard_holds_on_the_loop_that_workers_run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    run(scenario(), uvloop.new_event_loop)

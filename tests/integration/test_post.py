@@ -8,8 +8,15 @@ import functools
 import inspect
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -59,6 +66,12 @@ class Peer:
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
+
+    def reset(self) -> None:
+        """End the connection with a reset, not with an orderly close."""
+        linger_off = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
+        self.writer.close()
 
 
 Script = Callable[[Peer], Awaitable[None]]
@@ -356,12 +369,40 @@ async def test_a_fresh_connection_closed_without_an_answer_is_not_posted_to_agai
     async def script(peer: Peer) -> None:
         await peer.request()
         if reset:
-            linger_off = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
+            peer.reset()
 
     server = await start(script)
     assert failure(await post(poster, server.url)) == (FailureReason.CONNECTION_CLOSED, None)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@on_both_loops
+async def test_a_connection_reset_before_the_request_was_read_is_the_only_one(
+    start: Start, poster: Poster, scheme: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        peer.reset()
+
+    server = await start(script)
+    reason, _ = failure(await post(poster, server.url.replace("http", scheme)))
+    # The reset may be there before we know that we are connected.
+    assert reason in (FailureReason.CONNECT_FAILED, FailureReason.CONNECTION_CLOSED)
+    assert (server.connections, server.requests) == (1, [])
+
+
+@on_both_loops
+async def test_a_callback_that_one_address_of_a_name_took_is_not_posted_to_the_other(start: Start) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.reset()
+
+    server = await start(script)
+    other = await asyncio.start_server(server.serve, "127.0.0.2", server.port)
+    outcome = await post_by_name(("127.0.0.1", "127.0.0.2"), LOOPBACK, server.port)
+    other.close()
+    assert failure(outcome) == (FailureReason.CONNECTION_CLOSED, None)
+    assert (server.connections, len(server.requests)) == (1, 1)
 
 
 @on_both_loops
@@ -381,6 +422,69 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again(start
     await asyncio.sleep(0.05)  # the close has to travel to the client's loop, which is this one
     assert isinstance(await post(poster, server.url), Delivered)
     assert (len(server.requests), server.connections) == (2, 2)
+
+
+def keeping(seconds: float) -> Poster:
+    return Poster(DeliverySettings(keep_alive_seconds=seconds), LOOPBACK, SystemClock())
+
+
+@pytest.mark.parametrize(("kept_seconds", "connections"), [(60.0, 1), (0.1, 2)])
+@on_both_loops
+async def test_a_connection_is_kept_for_as_long_as_the_settings_say(
+    start: Start, kept_seconds: float, connections: int
+) -> None:
+    server, poster = await start(always(OK)), keeping(kept_seconds)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await asyncio.sleep(0.2)
+    assert isinstance(await post(poster, server.url), Delivered)
+    await poster.close()
+    assert (len(server.requests), server.connections) == (2, connections)
+
+
+@on_both_loops
+async def test_an_idle_connection_is_closed_from_our_side_without_another_callback(start: Start) -> None:
+    closed = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await always(OK)(peer)
+        closed.set()
+
+    server, poster = await start(script), keeping(0.1)
+    assert isinstance(await post(poster, server.url), Delivered)
+    async with asyncio.timeout(10):  # less than aiohttp's own 15 s
+        await closed.wait()
+    await poster.close()
+
+
+@pytest.mark.parametrize("shorter", [True, False], ids=["shorter", "longer"])
+@on_both_loops
+async def test_no_callback_meets_a_server_that_closes_idle_connections_later_than_we_do(
+    start: Start, shorter: bool
+) -> None:
+    """The callback comes in the very moment in which the server closes: lost where we keep connections for longer."""
+    answered, closing = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if peer.number == 1:
+            await answered.wait()
+            await asyncio.sleep(0.2)
+            peer.writer.transport.pause_reading()
+            closing.set()
+
+    server, poster = await start(script), keeping(0.1 if shorter else 60.0)
+    assert isinstance(await post(poster, server.url), Delivered)
+    answered.set()
+    await closing.wait()
+    outcome = await post(poster, server.url)
+    await poster.close()
+    if shorter:
+        assert isinstance(outcome, Delivered)
+        assert (len(server.requests), server.connections) == (2, 2)
+    else:
+        assert failure(outcome) == (FailureReason.CONNECTION_CLOSED, None)
+        assert (len(server.requests), server.connections) == (1, 1)
 
 
 @on_both_loops
@@ -509,6 +613,37 @@ async def test_a_closed_port_is_a_failed_connect(poster: Poster) -> None:
         assert failure(await post(poster, url)) == (FailureReason.CONNECT_FAILED, None)
 
 
+@contextmanager
+def full_port() -> Iterator[int]:
+    """A port where each further SYN is dropped, since nobody accepts. Fails where one was let in all the same."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        waiting = []
+        with suppress(TimeoutError):
+            while True:
+                client = stack.enter_context(socket.socket())
+                client.settimeout(0.2)
+                client.connect(listener.getsockname())
+                waiting.append(client.getsockname())
+        yield listener.getsockname()[1]
+        listener.setblocking(False)
+        let_in = []
+        with suppress(BlockingIOError):
+            while True:
+                connection, peer = listener.accept()
+                stack.enter_context(connection)
+                let_in.append(peer)
+        assert let_in == waiting
+
+
+@on_both_loops
+async def test_a_connection_that_nobody_answers_meets_the_deadline(hasty: Poster) -> None:
+    with full_port() as port:
+        # The kernel would ask again and again, for two minutes.
+        async with asyncio.timeout(20):
+            assert failure(await post(hasty, f"http://127.0.0.1:{port}/")) == (FailureReason.TIMEOUT, None)
+
+
 @on_both_loops
 async def test_cookies_are_not_kept(start: Start, poster: Poster) -> None:
     server = await start(always(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n"))
@@ -533,10 +668,13 @@ async def test_proxies_and_netrc_of_the_environment_are_ignored(
     assert b"authorization" not in server.requests[0][0].lower()
 
 
-class Answers(AbstractResolver):
-    """A name server with one answer: an address, an error, or nothing for ever."""
+Answer = str | tuple[str, ...] | OSError | None
 
-    def __init__(self, answer: str | OSError | None) -> None:
+
+class Answers(AbstractResolver):
+    """A name server with one answer: addresses, an error, or nothing for ever."""
+
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
     async def resolve(
@@ -546,19 +684,23 @@ class Answers(AbstractResolver):
             raise self._answer
         if self._answer is None:
             await asyncio.Event().wait()
+        addresses = (self._answer,) if isinstance(self._answer, str) else self._answer or ()
         return [
-            ResolveResult(hostname=host, host=str(self._answer), port=port, family=socket.AF_INET, proto=0, flags=0)
+            ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
+            for address in addresses
         ]
 
     async def close(self) -> None:
         pass
 
 
-async def post_by_name(answer: str | OSError | None, policy: EgressPolicy, port: int) -> PostOutcome:
+async def post_by_name(
+    answer: Answer, policy: EgressPolicy, port: int, site: str = "http://hooks.example"
+) -> PostOutcome:
     settings = DeliverySettings(deadline_seconds=0.3 if answer is None else 20.0)
     poster = Poster(settings, policy, SystemClock(), resolver=Answers(answer))
     try:
-        return await post(poster, f"http://hooks.example:{port}/")
+        return await post(poster, f"{site}:{port}/")
     finally:
         await poster.close()
 
@@ -613,6 +755,18 @@ async def test_a_url_that_must_not_be_called_is_refused_for_good(start: Start, u
     assert isinstance(outcome, FailedDelivery)
     assert outcome.detail is not None
     assert url not in outcome.detail
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@on_both_loops
+async def test_a_host_that_can_be_no_name_is_refused_whatever_a_resolver_says(
+    start: Start, scheme: str, host: str
+) -> None:
+    server = await start(always(OK))
+    outcome = await post_by_name("127.0.0.1", LOOPBACK, server.port, f"{scheme}://{host}")
+    assert failure(outcome) == (FailureReason.REFUSED, None)
     assert server.connections == 0
 
 
@@ -692,16 +846,30 @@ def speaking_old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.parametrize("tenant", ["without-certificate", TENANT])
+@pytest.mark.parametrize("lowered", [False, True], ids=["ours", "lowered"])
 @on_both_loops
-async def test_a_server_that_speaks_no_tls_1_2_is_refused(start: Start, authority: Authority) -> None:
+async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_nothing_else(
+    start: Start, authority: Authority, tenant: str, lowered: bool
+) -> None:
+    """OpenSSL's usual security level knows no TLS 1.1 anyway, so it is 0 here on both sides."""
     server = await start(always(OK), speaking_old_tls(authority.server()))
-    client = speaking_old_tls(ssl.create_default_context(cafile=str(authority.ca_file)))
-    _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=client)
-    writer.close()
-    # It is a server that serves clients of its time; to us it may say no with an alert or by hanging up.
-    reason, _ = failure(await post_tls(server.url, authority.ca_file))
-    assert reason in (FailureReason.TLS_FAILED, FailureReason.CONNECT_FAILED)
-    assert server.requests == []
+    settings = DeliverySettings(ca_file=authority.ca_file, client_certificates={TENANT: authority.client_file("acme")})
+    poster = Poster(settings, LOOPBACK, SystemClock())
+    context = poster._tls.of(tenant)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    if lowered:
+        with pytest.warns(DeprecationWarning):
+            context.minimum_version = ssl.TLSVersion.TLSv1
+    outcome = await poster.post(server.url, b"{}", HEADERS, tenant)
+    await poster.close()
+    if lowered:
+        assert isinstance(outcome, Delivered)
+    else:
+        # It may say no with an alert or by hanging up.
+        assert failure(outcome)[0] in (FailureReason.TLS_FAILED, FailureReason.CONNECT_FAILED)
+        assert server.requests == []
 
 
 @on_both_loops

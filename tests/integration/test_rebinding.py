@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import aiohttp
 import pytest
 import uvloop
 from aiohttp.resolver import AsyncResolver, DefaultResolver
 from name_server import NameServer, name_server
-from test_egress_sockets import FIRST, Server, serving
+from test_egress_sockets import FIRST, VECTORS, Server, serving
+from yarl import URL
 
 from telemetry.clock import SystemClock
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal
+from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url
 
 PUBLIC = "93.184.215.14"
 NAME = "rebind.example"
@@ -72,6 +74,38 @@ async def test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_th
         assert (names.asked[NAME], internal.connections) == (2, [])
 
 
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address_is_forgotten(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delivery keeps names for a while: until then the old address is called, and then the new one is judged."""
+    passed = 0.0
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: monotonic() + passed)
+
+    async def scenario() -> None:
+        nonlocal passed
+        async with (
+            name_server({NAME: [["127.0.0.1"], ["127.0.0.2"]]}) as names,
+            serving("127.0.0.1") as public,
+            serving("127.0.0.2", public.port) as internal,
+            poster(FIRST, names) as sender,
+        ):
+            keep_alive = DeliverySettings().keep_alive_seconds
+            assert isinstance(await post(sender, public.url(NAME)), Delivered)
+            passed += keep_alive + 1
+            assert isinstance(await post(sender, public.url(NAME)), Delivered)
+            assert (names.asked[NAME], len(public.connections)) == (1, 2)
+            for asked in (2, 3):
+                passed += 60
+                outcome = await post(sender, public.url(NAME))
+                assert isinstance(outcome, FailedDelivery)
+                assert (outcome.reason, names.asked[NAME]) == (FailureReason.REFUSED, asked)
+            assert (len(public.connections), internal.connections) == (2, [])
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(scenario())
+
+
 async def test_a_name_is_asked_for_once_for_each_connection() -> None:
     """A check that asks by itself, before the connection asks again, is what rebinding gets past."""
     answers = {NAME: [["127.0.0.1"], ["127.0.0.2"]]}
@@ -86,6 +120,38 @@ async def test_a_refused_callback_is_given_up_and_nothing_was_connected() -> Non
             outcome = await post(sender, internal.url(NAME))
         assert isinstance(outcome, FailedDelivery)
         assert (outcome.reason, internal.connections) == (FailureReason.REFUSED, [])
+
+
+NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.io/" in url]
+"""Public names that anybody can use: each leads to the address that it is made of."""
+
+
+@pytest.mark.parametrize("seen", ["in the answer", "on the socket"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("url", [*NAMES_WITH_ADDRESSES, "http://127.0.0.2.nip.io/"])
+async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
+    url: str, scheme: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name server's answer, and by the socket alone if the answer were let through."""
+    name = URL(url).host or ""
+    async with name_server({name: [[name.removesuffix(".nip.io")]]}) as names, serving("127.0.0.2") as internal:
+        policy = open_port(internal)
+        called = URL(url).with_scheme(scheme).with_port(internal.port)
+        assert check_url(called, policy)  # nothing in its text speaks against it
+        answers = names.resolver()
+        if seen == "on the socket":
+            monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", answers.resolve)
+        assert await refused(names, policy, str(called)) is Refusal.ADDRESS
+        async with poster(policy, names) as sender:
+            outcome = await post(sender, str(called))
+        await answers.close()
+        assert isinstance(outcome, FailedDelivery)
+        assert outcome.reason is FailureReason.REFUSED
+        assert (names.asked[name], internal.connections) == (2, [])
+
+
+def test_the_deny_list_has_a_name() -> None:
+    assert NAMES_WITH_ADDRESSES == ["http://169.254.169.254.nip.io/"]
 
 
 @pytest.mark.parametrize(

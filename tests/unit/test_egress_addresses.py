@@ -113,13 +113,34 @@ def test_an_allowed_network_holds_for_mapped_spellings() -> None:
     assert not is_allowed("::ffff:127.0.0.1", policy)
 
 
-@pytest.mark.parametrize(
-    "url", [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
-)  # where a name leads is seen when connecting
+DENIED_URLS = [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
+"""That one is a name; tests/integration/test_rebinding.py shows what comes of it."""
+OTHER_REASONS = {
+    "http://0x7f000001/": Refusal.HOST,
+    "http://2130706433/": Refusal.HOST,
+    "http://0177.0.0.1/": Refusal.HOST,
+    "http://127.1/": Refusal.HOST,
+    "http://user:pass@127.0.0.1/": Refusal.USERINFO,
+    "http://example.com:22/": Refusal.PORT,
+}
+"""Of those that are not refused for their address."""
+
+
+@pytest.mark.parametrize("url", DENIED_URLS)
 @pytest.mark.parametrize("policy", [PRODUCTION, DEVELOPMENT])
 def test_a_url_of_the_deny_list_is_refused(url: str, policy: EgressPolicy) -> None:
     with pytest.raises(EgressRefused):
         check_url(url, policy)
+
+
+@pytest.mark.parametrize("url", [url for url in DENIED_URLS if url.startswith("http:")])
+@pytest.mark.parametrize(("scheme", "policy"), [("http", DEVELOPMENT), ("https", DEVELOPMENT), ("https", PRODUCTION)])
+def test_a_url_of_the_deny_list_is_refused_for_more_than_its_scheme(
+    url: str, scheme: str, policy: EgressPolicy
+) -> None:
+    with pytest.raises(EgressRefused) as refused:
+        check_url(url.replace("http", scheme, 1), policy)
+    assert refused.value.reason is OTHER_REASONS.get(url, Refusal.ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +169,9 @@ def test_a_url_of_the_deny_list_is_refused(url: str, policy: EgressPolicy) -> No
         ("https://", Refusal.URL),
         ("https://exa mple.com/", Refusal.URL),
         ("https://example.com:99999/", Refusal.URL),
+        ("https://a..example.com/", Refusal.URL),
+        (f"https://{'a' * 64}.example.com/", Refusal.URL),
+        (f"https://example.{'a' * 64}", Refusal.URL),
     ],
 )
 def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
@@ -212,7 +236,7 @@ def test_fullwidth_digits_do_not_hide_an_address() -> None:
 @pytest.mark.parametrize(
     "url",
     ["https://example.com/hook?token=1", "https://example.com:8443/", "https://8.8.8.8/", "https://[2606:4700::1]/",
-     "https://xn--bcher-kva.example/", "https://sub_domain.example.com/", "https://example.com./"],
+     f"https://{'a' * 63}.example.com/", "https://xn--bcher-kva.example/", "https://sub_domain.example.com/", "https://example.com./"],
 )  # fmt: skip
 def test_an_ordinary_url_passes_unchanged(url: str) -> None:
     assert str(check_url(url, PRODUCTION)) == url

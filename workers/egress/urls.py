@@ -16,6 +16,8 @@ _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$
 """Hosts that some resolver reads as an IPv4 address (WHATWG URL, "ends in a number")."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
+_LABEL_LENGTHS: Final = range(1, 64)
+"""Of the parts of a name (RFC 1035, section 2.3.4). A name with others is nobody's, and TLS cannot even ask for it."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
@@ -106,7 +108,8 @@ def _literal(url: URL, host: str) -> Address | None:
         if address is None:
             raise refusal(Refusal.HOST, url)
         return address
-    if not _HOST.fullmatch(host):
+    labels = host.removesuffix(".").split(".")
+    if not _HOST.fullmatch(host) or any(len(label) not in _LABEL_LENGTHS for label in labels):
         raise EgressRefused(Refusal.URL, NO_ORIGIN)
     return None
 
