@@ -1,0 +1,60 @@
+"""What a server may say on a connection: one answer to each request, and nothing besides.
+
+aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound: any server
+could stop the event loop and fill our memory. Here the first word too many ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import StreamReader
+
+_SWITCHING_PROTOCOLS = 101
+
+
+def is_interim(status: int) -> bool:
+    """Whether more is to come: this is not the answer yet."""
+    return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
+
+
+class OneAnswerEach(ResponseHandler):
+    """The protocol of one connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._answer: StreamReader | None = None
+        """The body of the answer to the last request, once its headers are here."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """The next request is about to be sent."""
+        self._answer = None
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived; none where aiohttp goes on with what it has."""
+        if data and self._answer is not None and self._answer.is_eof() and not self.upgraded:
+            self._end("it spoke unasked")
+        else:
+            super().data_received(data)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Headers were read. One piece of data may hold thousands."""
+        if self.is_eof():
+            return
+        message, body = data
+        if self._answer is not None:
+            self._end("it answered twice")
+            return
+        if not is_interim(message.code):
+            self._answer = body
+        super().feed_data(data, size)
+
+    def _end(self, why: str) -> None:
+        """Nothing more is taken from here. What was read before stays readable."""
+        self.set_exception(HttpProcessingError(message=why))
+        if self.transport is not None:
+            self.transport.abort()
