@@ -425,7 +425,7 @@ async def test_interim_responses_without_end_meet_the_deadline(start: Start, has
         await peer.request()
         while True:
             await peer.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
     assert failure(await post(hasty, (await start(script)).url)) == (FailureReason.TIMEOUT, None)
 

@@ -99,7 +99,7 @@ class Exchanges:
         """Read the answer; whether all of it was read, so that the connection can serve the next request."""
         message, payload = await protocol.read()
         while is_interim(message.code):
-            message, payload = await protocol.read()  # what came was not the answer yet (RFC 9110, section 15.2)
+            message, payload = await protocol.read()  # of which there are only so many: see OneAnswerEach
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap

@@ -1,7 +1,8 @@
 """What a server may say on a connection: one answer to each request, and nothing besides.
 
-aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound: any server
-could stop the event loop and fill our memory. Here the first word too many ends the connection.
+aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound; and it
+takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
+and fill our memory with a few megabytes a second. Here the first word too many ends the connection.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
+
+MOST_INTERIM = 16
+"""Interim responses before one answer. Servers send one or two: that they go on, or what the page will need."""
 
 _SWITCHING_PROTOCOLS = 101
 
@@ -26,12 +30,13 @@ class OneAnswerEach(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
+        self._interim = 0
         self._answer: StreamReader | None = None
         """The body of the answer to the last request, once its headers are here."""
 
     def set_response_params(self, **params: Any) -> None:
         """The next request is about to be sent."""
-        self._answer = None
+        self._interim, self._answer = 0, None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -48,10 +53,14 @@ class OneAnswerEach(ResponseHandler):
         message, body = data
         if self._answer is not None:
             self._end("it answered twice")
-            return
-        if not is_interim(message.code):
+        elif not is_interim(message.code):
             self._answer = body
-        super().feed_data(data, size)
+            super().feed_data(data, size)
+        elif self._interim < MOST_INTERIM:
+            self._interim += 1
+            super().feed_data(data, size)
+        else:
+            self._end("it sent too many interim responses")
 
     def _end(self, why: str) -> None:
         """Nothing more is taken from here. What was read before stays readable."""
