@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
@@ -45,6 +46,9 @@ class OneAnswerEach(ResponseHandler):
             self._end("it spoke unasked")
         else:
             super().data_received(data)
+            if self._answer is not None and self.exception() is not None and not self._answer.is_eof():
+                # aiohttp tells only who waits for headers, and whoever reads the body would wait for ever.
+                self._answer.set_exception(ClientPayloadError("the body cannot be read"))
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Headers were read. One piece of data may hold thousands."""
