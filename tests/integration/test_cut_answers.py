@@ -1,4 +1,4 @@
-"""Answers of which only the beginning comes."""
+"""Answers of which only the beginning comes: what the status says holds, and only a 2xx needs the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import pytest
 from test_post import Peer, Script, Start, failure, on_both_loops, post
 
-from workers.delivery.post import FailureReason, Poster
+from workers.delivery.post import FailedDelivery, FailureReason, Poster
 
 BODY = {"length": "content-length: 10", "chunked": "transfer-encoding: chunked"}
 HANGS = "hangs"
@@ -38,10 +38,38 @@ CUTS += [("chunked", "closed"), ("chunked", "garbled"), ("chunked", HANGS)]
 
 
 @pytest.mark.parametrize(("framing", "then"), CUTS)
+@pytest.mark.parametrize(
+    ("code", "reason", "wait"),
+    [
+        (302, FailureReason.REDIRECTED, None),
+        (410, FailureReason.GONE, 60.0),
+        (429, FailureReason.THROTTLED, 60.0),
+    ],
+)
 @on_both_loops
-async def test_a_success_needs_its_body(start: Start, hasty: Poster, framing: str, then: str) -> None:
+async def test_a_status_holds_whatever_becomes_of_its_body(
+    start: Start,
+    poster: Poster,
+    hasty: Poster,
+    code: int,
+    reason: FailureReason,
+    wait: float | None,
+    framing: str,
+    then: str,
+) -> None:
+    server = await start(beginning(code, framing, then))
+    outcome = await post(hasty if then == HANGS else poster, server.url)
+    assert failure(outcome) == (reason, code)
+    assert isinstance(outcome, FailedDelivery)
+    assert outcome.retry_after_seconds == wait
+
+
+@pytest.mark.parametrize(("framing", "then"), CUTS)
+@on_both_loops
+async def test_a_success_needs_its_body(start: Start, poster: Poster, hasty: Poster, framing: str, then: str) -> None:
     """A proxy that loses its server sends the status all the same."""
-    outcome = await post(hasty, (await start(beginning(200, framing, then))).url)
+    server = await start(beginning(200, framing, then))
+    outcome = await post(hasty if then == HANGS else poster, server.url)
     reason, code = failure(outcome)
     assert code == 200
     # A reset may take with it what was sent before it.
@@ -50,9 +78,9 @@ async def test_a_success_needs_its_body(start: Start, hasty: Poster, framing: st
 
 
 @on_both_loops
-async def test_headers_that_are_not_whole_have_no_status(start: Start, hasty: Poster) -> None:
+async def test_headers_that_are_not_whole_have_no_status(start: Start, poster: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 410 Gone\r\nretry-af")
 
-    assert failure(await post(hasty, (await start(script)).url)) == (FailureReason.CONNECTION_CLOSED, None)
+    assert failure(await post(poster, (await start(script)).url)) == (FailureReason.CONNECTION_CLOSED, None)

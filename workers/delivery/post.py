@@ -55,14 +55,14 @@ class FailureReason(StrEnum):
     SERVER_ERROR = "server_error"
     """Any other 5xx, and statuses outside of all classes."""
     TIMEOUT = "timeout"
-    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body."""
+    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body of a 2xx."""
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
     CONNECTION_CLOSED = "connection_closed"
-    """Closed before an answer came; maybe an idle connection that both sides gave up at the same time."""
+    """Closed before a status came; maybe an idle connection that both sides gave up at the same time."""
     BAD_RESPONSE = "bad_response"
-    """Not HTTP, headers too large, or a body that ended early."""
+    """Not HTTP, headers too large, or a 2xx whose body ended early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Poster:
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """One deadline around everything that the other side can draw out."""
         started = self._clock.monotonic()
-        answer = Answer()
+        answer, detail = Answer(), None
         deadline = self._deadlines.begin()
         try:
             async with deadline:
@@ -141,14 +141,13 @@ class Poster:
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         except EgressRefused as refused:
-            duration = self._clock.monotonic() - started
-            return FailedDelivery(FailureReason.REFUSED, duration, detail=str(refused.reason))
+            failure, detail = FailureReason.REFUSED, str(refused.reason)
         finally:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
-        if failure is None and answer.status is not None:
-            return self._judge(answer.status, answer.retry_after, duration)
-        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
+        if answer.status is None or (failure is not None and _is_success(answer.status)):
+            return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status, detail=detail)
+        return self._judge(answer.status, answer.retry_after, duration)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -195,8 +194,8 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, retry_after: str | None, duration: float) -> PostOutcome:
-        """What a complete answer means."""
-        if 200 <= status < 300:
+        """What a status means. It counts whatever became of its body, but for a 2xx, which counts as a whole."""
+        if _is_success(status):
             return Delivered(status, duration)
         wait = None
         if retry_after is not None and status >= 400:
@@ -223,6 +222,10 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
     if isinstance(outcome, FailedDelivery):
         said["error.type"] = str(outcome.reason)
     return said
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
 
 
 def _reason_of(status: int) -> FailureReason:
