@@ -1,4 +1,4 @@
-"""What a server may say on a connection: one answer to each request, and nothing besides.
+"""What a server may say on a connection, and for how long: one answer to each request, and nothing besides.
 
 aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound; and it
 takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
@@ -8,6 +8,7 @@ and fill our memory with a few megabytes a second. Here the first word too many 
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 from aiohttp import ClientPayloadError
@@ -17,6 +18,12 @@ from aiohttp.streams import StreamReader
 
 MOST_INTERIM = 16
 """Interim responses before one answer. Servers send one or two: that they go on, or what the page will need."""
+
+OLDEST_SECONDS = 120.0
+"""How old a connection may be at its last request. Under steady traffic it would else never end, and whoever moves to
+another address, or has another certificate, would never be followed."""
+_YOUNGEST_SHARE = 0.75
+"""Of that: connections that were opened together do not end together."""
 
 _SWITCHING_PROTOCOLS = 101
 
@@ -31,6 +38,7 @@ class OneAnswerEach(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
+        self._old_at = loop.time() + OLDEST_SECONDS * random.uniform(_YOUNGEST_SHARE, 1)  # noqa: S311 - jitter
         self._interim = 0
         self._answer: StreamReader | None = None
         """The body of the answer to the last request, once its headers are here."""
@@ -39,6 +47,8 @@ class OneAnswerEach(ResponseHandler):
         """The next request is about to be sent."""
         self._interim, self._answer = 0, None
         super().set_response_params(**params)
+        if self._loop.time() >= self._old_at:
+            self.force_close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived; none where aiohttp goes on with what it has."""
