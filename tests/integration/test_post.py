@@ -592,7 +592,7 @@ async def test_a_name_that_leads_to_a_private_address_is_refused_without_a_conne
     outcome = await post_by_name(
         "127.0.0.1", EgressPolicy(development=True, ports=frozenset({server.port})), server.port
     )
-    assert failure(outcome) == (FailureReason.REFUSED, None)
+    assert failure(outcome) == (FailureReason.ADDRESS_REFUSED, None)
     assert server.connections == 0
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
+from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
@@ -43,7 +44,9 @@ class FailureReason(StrEnum):
     """Why an attempt failed: a label of metrics, and the error class in `callback_attempts`."""
 
     REFUSED = "refused"
-    """The guard does not let us go there. Permanent."""
+    """The guard does not let us go there, whatever the name in the URL leads to. Permanent."""
+    ADDRESS_REFUSED = "address_refused"
+    """The guard does not let us go where the name leads now. It may lead back soon: name servers err for minutes."""
     GONE = "gone"
     """410: the consumer wants no more of this. Permanent."""
     THROTTLED = "throttled"
@@ -132,16 +135,20 @@ class Poster:
 
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """One deadline around everything that the other side can draw out."""
+        try:
+            target = self._check(url)
+        except EgressRefused as refused:
+            return FailedDelivery(FailureReason.REFUSED, 0.0, detail=str(refused.reason))
         started = self._clock.monotonic()
         answer, detail = Answer(), None
         deadline = self._deadlines.begin()
         try:
             async with deadline:
-                failure = await self._exchange(url, body, headers, tenant, answer)
+                failure = await self._exchange(target, body, headers, tenant, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         except EgressRefused as refused:
-            failure, detail = FailureReason.REFUSED, str(refused.reason)
+            failure, detail = FailureReason.ADDRESS_REFUSED, str(refused.reason)
         finally:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
@@ -157,7 +164,7 @@ class Poster:
             self._exchanges = None
 
     async def _exchange(
-        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
+        self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
 
@@ -165,7 +172,7 @@ class Poster:
         """
         try:
             exchanges = self._exchanges or self._open()
-            await exchanges.post(self._check(url), body, headers, self._tls.of(tenant), answer)
+            await exchanges.post(url, body, headers, self._tls.of(tenant), answer)
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
         except aiohttp.ClientConnectorError as error:
