@@ -213,7 +213,7 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver,
-            # How many connections there are is decided per endpoint, in endpoints.py.
+            # How many connections there are is decided for each destination, in destinations.py.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )
