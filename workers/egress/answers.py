@@ -52,13 +52,16 @@ class OneAnswerEach(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived; none where aiohttp goes on with what it has."""
-        if data and self._answer is not None and self._answer.is_eof() and not self.upgraded:
+        answer = self._answer
+        if answer is None:
+            super().data_received(data)
+        elif data and answer.is_eof() and not self.upgraded:
             self._end("it spoke unasked")
         else:
             super().data_received(data)
-            if self._answer is not None and self.exception() is not None and not self._answer.is_eof():
+            if self.exception() is not None and not answer.is_eof():
                 # aiohttp tells only who waits for headers, and whoever reads the body would wait for ever.
-                self._answer.set_exception(ClientPayloadError("the body cannot be read"))
+                answer.set_exception(ClientPayloadError("the body cannot be read"))
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Headers were read. One piece of data may hold thousands."""
@@ -75,6 +78,11 @@ class OneAnswerEach(ResponseHandler):
             super().feed_data(data, size)
         else:
             self._end("it sent too many interim responses")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is over. A body knows its connection: kept here, only the garbage collector would part the two."""
+        super().connection_lost(exc)
+        self._answer = None
 
     def _end(self, why: str) -> None:
         """Nothing more is taken from here. What was read before stays readable."""
