@@ -6,9 +6,11 @@ These tests also fail where a new version of aiohttp does not heed `OneAnswerEac
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import aiohttp
 import pytest
+from certificates import Authority
 from test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post
 
 from telemetry.clock import SystemClock
@@ -54,6 +56,18 @@ async def test_whoever_floods_an_idle_connection_loses_it(start: Start, flood: b
     server.script = always(OK)
     assert isinstance(await post(poster, server.url), Delivered)
     assert server.connections == 2
+    await poster.close()
+
+
+@on_both_loops
+async def test_so_does_whoever_does_it_over_tls(start: Start, tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    server = await start(flooding(OK * 1000), authority.server())
+    poster = Poster(DeliverySettings(keep_alive_seconds=LONG, ca_file=authority.ca_file), LOOPBACK, SystemClock())
+    assert isinstance(await post(poster, server.url), Delivered)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*server.tasks)
+    assert server.client_left.is_set()
     await poster.close()
 
 
