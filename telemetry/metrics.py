@@ -84,9 +84,9 @@ class Metrics:
         )
         self.callbacks = Counter(
             "postback_callbacks_total",
-            "Callback attempts by result: delivered, or why not: refused (by the egress guard), gone, throttled, "
-            "redirected, client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, "
-            "connection_closed, bad_response.",
+            "Callback attempts by result: delivered, or why not: refused (by the egress guard, for good), "
+            "address_refused (for where the name leads now), gone, throttled, redirected, client_error, server_error, "
+            "timeout, dns_failed, connect_failed, tls_failed, connection_closed, bad_response.",
             ["result"],
             registry=r,
         )

@@ -194,7 +194,7 @@ CASES = {
     "6 MB of short paragraphs": Case(saying(b"<p>short" * 750_000, HTML), TOO_LARGE),
     # our own
     "2 MB in chunks of one byte": Case(in_single_bytes(b"a" * 500_000 + b"\0" * 20_000), "binary data"),
-    "endless early hints": late(beginning("", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 0.001)),
+    "endless early hints": Case(beginning("", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 0.001), NOT_HTTP),
     "endless trailers": Case(beginning(f"{CHUNKED}1\r\na\r\n0\r\n", b"X-Trailer: 1\r\n" * 100), NOT_HTTP),
     "an endless chunk extension": late(beginning(f"{CHUNKED}5;", b"x" * 0x10000)),
     "a chunk of 16 exabytes": Case(chunks(b"FFFFFFFFFFFFFFFF\r\n" + page()), f"{BROKEN}|{NOT_HTTP}"),

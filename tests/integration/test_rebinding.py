@@ -114,12 +114,23 @@ async def test_a_name_is_asked_for_once_for_each_connection() -> None:
         assert (names.asked[NAME], len(public.connections)) == (1, 1)
 
 
-async def test_a_refused_callback_is_given_up_and_nothing_was_connected() -> None:
-    async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
-        async with poster(open_port(internal), names) as sender:
-            outcome = await post(sender, internal.url(NAME))
-        assert isinstance(outcome, FailedDelivery)
-        assert (outcome.reason, internal.connections) == (FailureReason.REFUSED, [])
+async def test_a_callback_by_a_name_that_leads_astray_fails_until_the_name_leads_back_and_nothing_was_connected() -> (
+    None
+):
+    answers = {NAME: [["127.0.0.2"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1"]]}
+    async with (
+        name_server(answers) as names,
+        serving("127.0.0.1") as consumer,
+        serving("127.0.0.2", consumer.port) as internal,
+        poster(FIRST, names) as sender,
+    ):
+        for _ in range(2):
+            outcome = await post(sender, consumer.url(NAME))
+            assert isinstance(outcome, FailedDelivery)
+            assert (outcome.reason, outcome.detail) == (FailureReason.ADDRESS_REFUSED, str(Refusal.ADDRESS))
+            assert consumer.connections == []
+        assert isinstance(await post(sender, consumer.url(NAME)), Delivered)
+        assert internal.connections == []
 
 
 NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.io/" in url]

@@ -22,6 +22,7 @@ OK = Delivered(200, 0.1)
 DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
 GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
 REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
+ASTRAY = FailedDelivery(FailureReason.ADDRESS_REFUSED, 0.1)
 PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, 0, None)
 OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
@@ -159,6 +160,14 @@ def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:
         fleet.attempt(REFUSED)
         fleet.now_ms += DAY
     assert fleet.written == []
+
+
+def test_an_endpoint_whose_name_leads_where_the_guard_refuses_fails_like_others() -> None:
+    fleet = Fleet()
+    for _ in range(6 * 24):
+        fleet.attempt(ASTRAY)
+        fleet.now_ms += DAY // 24
+    assert fleet.disabled == [True, True]
 
 
 def test_an_operator_enables_it_and_the_days_start_anew() -> None:

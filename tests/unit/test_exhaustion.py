@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
+import socket
+from collections.abc import Callable
 
+import aiohappyeyeballs
 import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
@@ -32,11 +36,31 @@ def test_what_the_network_says_is_not(number: int) -> None:
         assert exhausted_by(failed(number)) is None
 
 
+def failed_in_two_ways() -> aiohttp.ClientConnectorError:
+    """What is said of a name with several addresses, one of which refuses a connection while another has no route."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        hosts = ("127.0.0.1", "255.255.255.255")
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port)) for host in hosts]
+        with pytest.raises(OSError, match="Multiple exceptions") as said:
+            asyncio.run(aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25))
+    return aiohttp.ClientConnectorError(KEY, said.value)
+
+
 @pytest.mark.parametrize(
-    "error",
-    [failed(errno.EADDRNOTAVAIL), aiohttp.ClientConnectorDNSError(KEY, OSError(None, "could not contact DNS servers"))],
+    "fail",
+    [
+        lambda: failed(errno.EADDRNOTAVAIL),
+        lambda: aiohttp.ClientConnectorDNSError(KEY, OSError(None, "could not contact DNS servers")),
+        failed_in_two_ways,
+    ],
+    ids=["no-address", "dns", "two-ways"],
 )
-def test_what_may_be_either_is_ours_where_we_can_open_no_socket(error: aiohttp.ClientConnectorError) -> None:
+def test_what_may_be_either_is_ours_where_we_can_open_no_socket(
+    fail: Callable[[], aiohttp.ClientConnectorError],
+) -> None:
+    error = fail()
     assert exhausted_by(error) is None
     with no_files_left():
         assert exhausted_by(error) == "EMFILE"

@@ -21,6 +21,7 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from workers.egress import GuardedConnector
+from workers.egress.answers import is_interim
 
 USER_AGENT = f"Postback/{version('postback')}"
 
@@ -28,7 +29,6 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, so
 """aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
 
 _REMEMBERED_TARGETS = 4096
-_SWITCHING_PROTOCOLS = 101
 _UNASKED_TIMES = 3
 """How many connections on which the other side spoke unasked are closed before the attempt fails."""
 
@@ -98,8 +98,8 @@ class Exchanges:
     async def _read(self, protocol: ResponseHandler, answer: Answer) -> bool:
         """Read the answer; whether all of it was read, so that the connection can serve the next request."""
         message, payload = await protocol.read()
-        while 100 <= message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
-            message, payload = await protocol.read()  # what came was not the answer yet (RFC 9110, section 15.2)
+        while is_interim(message.code):
+            message, payload = await protocol.read()  # of which there are only so many: see OneAnswerEach
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap

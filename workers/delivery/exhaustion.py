@@ -17,12 +17,13 @@ class Exhausted(Exception):  # noqa: N818 - it names what happened
 def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
     """The name of what this machine lacks; None where the other side is to blame, or its name servers are.
 
-    c-ares does not say why it could not ask, and EADDRNOTAVAIL is also what a machine without IPv6 says of an address
-    of that kind: what stands behind these is asked of a socket of our own.
+    c-ares does not say why it could not ask, EADDRNOTAVAIL is also what a machine without IPv6 says of an address of
+    that kind, and where several addresses failed in different ways there is no number: what stands behind these is
+    asked of a socket of our own.
     """
     if error.errno in _OURS:
         return errno.errorcode[error.errno]
-    if isinstance(error, aiohttp.ClientConnectorDNSError) or error.errno == errno.EADDRNOTAVAIL:
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or error.errno in (errno.EADDRNOTAVAIL, None):
         return _lacking()
     return None
 

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
+from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
@@ -43,7 +44,9 @@ class FailureReason(StrEnum):
     """Why an attempt failed: a label of metrics, and the error class in `callback_attempts`."""
 
     REFUSED = "refused"
-    """The guard does not let us go there. Permanent."""
+    """The guard does not let us go there, whatever the name in the URL leads to. Permanent."""
+    ADDRESS_REFUSED = "address_refused"
+    """The guard does not let us go where the name leads now. It may lead back soon: name servers err for minutes."""
     GONE = "gone"
     """410: the consumer wants no more of this. Permanent."""
     THROTTLED = "throttled"
@@ -55,14 +58,14 @@ class FailureReason(StrEnum):
     SERVER_ERROR = "server_error"
     """Any other 5xx, and statuses outside of all classes."""
     TIMEOUT = "timeout"
-    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body."""
+    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body of a 2xx."""
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
     CONNECTION_CLOSED = "connection_closed"
-    """Closed before an answer came; maybe an idle connection that both sides gave up at the same time."""
+    """Closed before a status came; maybe an idle connection that both sides gave up at the same time."""
     BAD_RESPONSE = "bad_response"
-    """Not HTTP, headers too large, or a body that ended early."""
+    """Not HTTP, headers too large, or a 2xx whose body ended early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +135,26 @@ class Poster:
 
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """One deadline around everything that the other side can draw out."""
+        try:
+            target = self._check(url)
+        except EgressRefused as refused:
+            return FailedDelivery(FailureReason.REFUSED, 0.0, detail=str(refused.reason))
         started = self._clock.monotonic()
-        answer = Answer()
+        answer, detail = Answer(), None
         deadline = self._deadlines.begin()
         try:
             async with deadline:
-                failure = await self._exchange(url, body, headers, tenant, answer)
+                failure = await self._exchange(target, body, headers, tenant, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         except EgressRefused as refused:
-            duration = self._clock.monotonic() - started
-            return FailedDelivery(FailureReason.REFUSED, duration, detail=str(refused.reason))
+            failure, detail = FailureReason.ADDRESS_REFUSED, str(refused.reason)
         finally:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
-        if failure is None and answer.status is not None:
-            return self._judge(answer.status, answer.retry_after, duration)
-        return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status)
+        if answer.status is None or (failure is not None and _is_success(answer.status)):
+            return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status, detail=detail)
+        return self._judge(answer.status, answer.retry_after, duration)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -158,7 +164,7 @@ class Poster:
             self._exchanges = None
 
     async def _exchange(
-        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
+        self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
 
@@ -166,7 +172,7 @@ class Poster:
         """
         try:
             exchanges = self._exchanges or self._open()
-            await exchanges.post(self._check(url), body, headers, self._tls.of(tenant), answer)
+            await exchanges.post(url, body, headers, self._tls.of(tenant), answer)
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
         except aiohttp.ClientConnectorError as error:
@@ -195,8 +201,8 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, retry_after: str | None, duration: float) -> PostOutcome:
-        """What a complete answer means."""
-        if 200 <= status < 300:
+        """What a status means. It counts whatever became of its body, but for a 2xx, which counts as a whole."""
+        if _is_success(status):
             return Delivered(status, duration)
         wait = None
         if retry_after is not None and status >= 400:
@@ -207,7 +213,7 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver,
-            # How many connections there are is decided per endpoint, in endpoints.py.
+            # How many connections there are is decided for each destination, in destinations.py.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )
@@ -223,6 +229,10 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
     if isinstance(outcome, FailedDelivery):
         said["error.type"] = str(outcome.reason)
     return said
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
 
 
 def _reason_of(status: int) -> FailureReason:

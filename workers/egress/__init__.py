@@ -8,6 +8,7 @@ the URL alone is passed by a name that resolves differently the second time, a r
     connector   resolver: every address of a name; one that is not allowed refuses the name as a whole
                 socket factory: the address about to be connected to
                 peer: the address at the other end, after connecting and before anything is sent
+    answers     what a server may say on a connection, and how old that becomes
     addresses   which addresses are public
     policy      what is let through besides those, and what is not for all that
     settings    the operator's lists

@@ -1,0 +1,91 @@
+"""What a server may say on a connection, and for how long: one answer to each request, and nothing besides.
+
+aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound; and it
+takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
+and fill our memory with a few megabytes a second. Here the first word too many ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from aiohttp import ClientPayloadError
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import StreamReader
+
+MOST_INTERIM = 16
+"""Interim responses before one answer. Servers send one or two: that they go on, or what the page will need."""
+
+OLDEST_SECONDS = 120.0
+"""How old a connection may be at its last request. Under steady traffic it would else never end, and whoever moves to
+another address, or has another certificate, would never be followed."""
+_YOUNGEST_SHARE = 0.75
+"""Of that: connections that were opened together do not end together."""
+
+_SWITCHING_PROTOCOLS = 101
+
+
+def is_interim(status: int) -> bool:
+    """Whether more is to come: this is not the answer yet."""
+    return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
+
+
+class OneAnswerEach(ResponseHandler):
+    """The protocol of one connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._old_at = loop.time() + OLDEST_SECONDS * random.uniform(_YOUNGEST_SHARE, 1)  # noqa: S311 - jitter
+        self._interim = 0
+        self._answer: StreamReader | None = None
+        """The body of the answer to the last request, once its headers are here."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """The next request is about to be sent."""
+        self._interim, self._answer = 0, None
+        super().set_response_params(**params)
+        if self._loop.time() >= self._old_at:
+            self.force_close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived; none where aiohttp goes on with what it has."""
+        answer = self._answer
+        if answer is None:
+            super().data_received(data)
+        elif data and answer.is_eof() and not self.upgraded:
+            self._end("it spoke unasked")
+        else:
+            super().data_received(data)
+            if self.exception() is not None and not answer.is_eof():
+                # aiohttp tells only who waits for headers, and whoever reads the body would wait for ever.
+                answer.set_exception(ClientPayloadError("the body cannot be read"))
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Headers were read. One piece of data may hold thousands."""
+        if self.is_eof():
+            return
+        message, body = data
+        if self._answer is not None:
+            self._end("it answered twice")
+        elif not is_interim(message.code):
+            self._answer = body
+            super().feed_data(data, size)
+        elif self._interim < MOST_INTERIM:
+            self._interim += 1
+            super().feed_data(data, size)
+        else:
+            self._end("it sent too many interim responses")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is over. A body knows its connection: kept here, only the garbage collector would part the two."""
+        super().connection_lost(exc)
+        self._answer = None
+
+    def _end(self, why: str) -> None:
+        """Nothing more is taken from here. What was read before stays readable."""
+        self.set_exception(HttpProcessingError(message=why))
+        if self.transport is not None:
+            self.transport.abort()
