@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,10 +126,21 @@ def test_the_pieces_run_by_hand_as_written(fleet: KafkaSettings, tmp_path: Path)
         try:
             received = first_object(process.stdout)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            end_group(process)
     assert received["verified"] is True
     assert received["event"]["data"]["text"] == "What is a webhook?"
     assert "1 of 1 jobs accepted, 1 succeeded" in (tmp_path / "stderr").read_text()
+
+
+def end_group(leader: subprocess.Popen[str]) -> None:
+    """Stop all that it started, and wait: who still settles needs the topics, which end with the test."""
+    os.killpg(leader.pid, signal.SIGTERM)
+    leader.wait()
+    deadline = Deadline.after(CLOCK, 30)
+    with suppress(ProcessLookupError):
+        while not deadline.passed:
+            os.killpg(leader.pid, 0)
+            CLOCK.sleep(0.05)
 
 
 def first_object(lines: IO[str]) -> dict[str, Any]:
