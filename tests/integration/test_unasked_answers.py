@@ -82,6 +82,45 @@ async def test_so_does_whoever_floods_an_idle_connection_that_read_a_page(start:
         assert server.client_left.is_set()
 
 
+def answer_of(head: str, rest: str) -> bytes:
+    return f"HTTP/1.1 {head}\r\n\r\n{rest}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (answer_of("204 No Content\r\nContent-Length: 2", "OK"), 204),
+        (answer_of("204 No Content", "<html>fine</html>"), 204),
+        (answer_of("204 No Content\r\nTransfer-Encoding: chunked", "0\r\n\r\n"), 204),
+        (answer_of("200 OK\r\nContent-Length: 2", "OK, thanks\r\n"), 200),
+        (answer_of("200 OK\r\nContent-Length: 0", "OK"), 200),
+        (EARLY + answer_of("202 Accepted\r\nContent-Length: 0", "OK"), 202),
+        (answer_of("410 Gone\r\nContent-Length: 2", "no, thanks"), 410),
+    ],
+)
+@on_both_loops
+async def test_an_answer_that_says_more_than_it_should_holds_and_is_the_last_of_its_connection(
+    start: Start, poster: Poster, answer: bytes, code: int
+) -> None:
+    """Programs that mean well write a body behind a 204, or count characters where they send bytes."""
+    server = await start(always(answer))
+    for count in (1, 2):
+        assert (await post(poster, server.url)).status == code
+        assert (len(server.requests), server.connections) == (count, count)
+
+
+@on_both_loops
+async def test_an_answer_whose_head_comes_in_pieces_is_read(start: Start, poster: Poster) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        for piece in (b"HTTP/1.1 200 OK\r", b"\nContent-Le", b"ngth: 4\r\n\r", b"\nfi", b"ne"):
+            await peer.send(piece)
+            await asyncio.sleep(0.02)
+
+    server = await start(script)
+    assert isinstance(await post(poster, server.url), Delivered)
+
+
 @on_both_loops
 async def test_as_many_interim_responses_as_any_server_sends_stand_before_the_answer(
     start: Start, poster: Poster

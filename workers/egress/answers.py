@@ -3,6 +3,9 @@
 aiohttp parses whatever arrives on a connection as long as it lies in the pool, and keeps it without a bound; and it
 takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
 and fill our memory with a few megabytes a second. Here the first word too many ends the connection.
+
+And where one piece of data has an answer and something that is none behind it, aiohttp forgets the answer. Many a server
+sends a body with its 204, or more than its Content-Length says, and meant well.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ _YOUNGEST_SHARE = 0.75
 """Of that: connections that were opened together do not end together."""
 
 _SWITCHING_PROTOCOLS = 101
+_HEAD_ENDS = b"\r\n\r\n"
 
 
 def is_interim(status: int) -> bool:
@@ -52,6 +56,10 @@ class OneAnswerEach(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived; none where aiohttp goes on with what it has."""
+        if self._answer is None:
+            data = self._head_received(data)
+            if not data:
+                return
         answer = self._answer
         if answer is None:
             super().data_received(data)
@@ -62,6 +70,18 @@ class OneAnswerEach(ResponseHandler):
             if self.exception() is not None and not answer.is_eof():
                 # aiohttp tells only who waits for headers, and whoever reads the body would wait for ever.
                 answer.set_exception(ClientPayloadError("the body cannot be read"))
+
+    def _head_received(self, data: bytes) -> bytes:
+        """Take what belongs to the heads of interim responses and of the answer, each by itself; returns the rest."""
+        for _ in range(MOST_INTERIM + 1):
+            end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
+            if end < len(_HEAD_ENDS):
+                end = len(data)
+            super().data_received(data[:end])
+            data = data[end:]
+            if not data or self._answer is not None or self.exception() is not None:
+                break
+        return data
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Headers were read. One piece of data may hold thousands."""
