@@ -4,8 +4,8 @@ aiohttp parses whatever arrives on a connection as long as it lies in the pool, 
 takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
 and fill our memory with a few megabytes a second. Here the first word too many ends the connection.
 
-And where one piece of data has an answer and something that is none behind it, aiohttp forgets the answer. Many a server
-sends a body with its 204, or more than its Content-Length says, and meant well.
+And where one piece of data has an answer and something that is none behind it, aiohttp forgets the answer. Many a
+server sends a body with its 204, or more than its Content-Length says, and means well.
 """
 
 from __future__ import annotations
