@@ -149,6 +149,9 @@ class Scanner(CommittedReader):
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
+            # Of the partitions that it has already this leaves everything as it was: paused, those that were read to
+            # their end.
+            self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)
         deadline = Deadline.after(self._clock, _STALL_SECONDS)
