@@ -28,6 +28,7 @@ _OBSTACLES = {
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content, which nothing can be made of",
+    "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
 _SHOWN = 10

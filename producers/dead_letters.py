@@ -55,6 +55,8 @@ class Letter:
     """Whether its endpoint is disabled now."""
     expired: bool = False
     """Whether its time is over: a mark that it was put back may be gone."""
+    lane_gone: bool = False
+    """Whether it is a job, and its lane is there no more."""
 
     @property
     def place(self) -> Place:
@@ -92,6 +94,8 @@ class Letter:
             return "too_large"
         if self.kind == "callback" and self.disabled:
             return "endpoint_disabled"
+        if self.lane_gone:
+            return "lane_gone"
         return "source_unknown" if self.kind == "other" else None
 
     def summary(self) -> dict[str, object]:
@@ -179,6 +183,7 @@ class DeadLetters:
         self._scanner = scanner
         self._clock = clock
         self._disabled = disabled_endpoints(settings)
+        self._lanes = frozenset(self._topics.lanes(scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
         self._ranges = scanner.ranges(self._topics.dead_letters)
@@ -187,15 +192,20 @@ class DeadLetters:
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
         for record in self._scanner.read(self._ranges):
-            letter = Letter(
-                record,
-                kind_of(record, self._topics),
-                self._marks.get(str(record.place)),
-                record.endpoint in self._disabled,
-                record.at_ms < self._kept_from_ms,
-            )
+            letter = self._letter(record)
             if wanted.takes(letter):
                 yield letter
+
+    def _letter(self, record: Stored) -> Letter:
+        kind = kind_of(record, self._topics)
+        return Letter(
+            record,
+            kind,
+            self._marks.get(str(record.place)),
+            record.endpoint in self._disabled,
+            record.at_ms < self._kept_from_ms,
+            kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
+        )
 
     def tally(self, wanted: LetterFilter) -> Tally:
         """What a redrive of these would find. Changes nothing."""
@@ -260,7 +270,7 @@ def kind_of(record: Stored, names: Topics) -> Kind:
     source = record.header(topics.SOURCE_TOPIC) or ""
     if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
         return "callback"
-    return "job" if source.startswith(names.requests()) else "other"
+    return "job" if names.lanes([source]) else "other"
 
 
 def returning(

@@ -7,6 +7,7 @@ import json
 import pytest
 from clocks import HandClock
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from kafka import KafkaProducer
 from postback_command import environment_of, postback, postback_here
 
@@ -181,6 +182,42 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
             letters = DeadLetters(fleet, scanner, CLOCK)
             assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count
             assert letters.redrive(callbacks, back, 1000, ignore) == count
+
+
+def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_is_there(fleet: KafkaSettings) -> None:
+    retired = fleet.topics.requests("retired")
+    producer = Producer(fleet.client_config())
+    for number, lane in enumerate((fleet.topics.requests(), retired, fleet.topics.requests())):
+        headers = {"job-id": f"job_{number}", "reason": "engine_error", "source-topic": lane, "source-partition": "1"}
+        producer.produce(
+            fleet.topics.dead_letters,
+            b"{}",
+            f"job_{number}",
+            0,
+            headers=list((headers | {"source-offset": "7"}).items()),
+        )
+    assert producer.flush(20) == 0
+    env = environment_of(fleet)
+
+    counted = postback_here("dead-letters", "redrive", "--dry-run", "--json", env=env)
+    done = postback_here("dead-letters", "redrive", "--json", env=env)
+    for told, count in ((counted, 0), (done, 2)):
+        assert told.returncode == 0, told.stderr
+        assert json.loads(told.stdout)["redriven"] == count
+        assert json.loads(told.stdout)["held"] == {"lane_gone": 1}
+    assert (
+        "1 cannot be put back: their lane is gone, and `postback topics create --engine LANE` comes first"
+        in done.stderr
+    )
+
+    assert postback_here("topics", "create", "--engine", "retired", env=env).returncode == 0
+    try:
+        assert json.loads(postback_here("dead-letters", "redrive", "--json", env=env).stdout)["redriven"] == 1
+        assert [key for key, *_ in stands_in(fleet, retired)] == ["job_1"]
+    finally:
+        admin = AdminClient(fleet.client_config())
+        for deleted in admin.delete_topics([retired, f"{retired}.batch"]).values():
+            deleted.result(20)
 
 
 def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is_the_same_one(
