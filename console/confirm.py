@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from console.errors import FAILED, fail
+from console.errors import FAILED, fail, say
 
 
 def confirmed(question: str, *, yes: bool) -> None:
@@ -15,3 +15,9 @@ def confirmed(question: str, *, yes: bool) -> None:
         return
     if not typer.confirm(question, err=True):
         raise fail("nothing was done", FAILED)
+
+
+def told_of_change(counted: int, found: int) -> None:
+    """Say where the act has met something else than the count before the question."""
+    if found != counted:
+        say(f"{counted} were counted before, and {found} were there then: somebody else has acted meanwhile")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.confirm import confirmed
+from console.confirm import confirmed, told_of_change
 from console.errors import FAILED, fail, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
@@ -100,17 +100,17 @@ def redrive(
     Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
-    with ExitStack() as stack:
-        # Its producer comes first: it ends what an earlier redrive left open, so that the marks are complete.
-        back = None if dry_run else stack.enter_context(_producer())
-        found = stack.enter_context(_opened())
+    done = 0
+    with _opened() as found:
         tally = found.tally(wanted)
         _report(tally)
-        expected, done = sum(tally.open.values()), 0
-        if back is not None and expected:
-            confirmed(f"Put these {expected} back?", yes=yes)
-            act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events)
-            done = _put_back(act, expected)
+        if tally.count and not dry_run:
+            confirmed(f"Put these {tally.count} back?", yes=yes)
+            # Only now: whoever makes one ends a redrive that is under way.
+            with _producer() as back:
+                act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events)
+                tally = _put_back(act, tally.count)
+                done = tally.count
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
@@ -165,19 +165,20 @@ def _producer() -> Iterator[PutBack]:
         yield back
 
 
-def _put_back(act: Callable[[Callable[[int], None]], int], expected: int) -> int:
+def _put_back(act: Callable[[Callable[[int], None]], Tally], expected: int) -> Tally:
     with counting("put back", expected) as told:
         try:
-            done = act(told)
+            tally = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
             raise typer.Exit(INTERRUPTED) from None
-    say(f"{done} of {expected} put back")
-    return done
+    told_of_change(expected, tally.count)
+    say(f"{told.done} of {tally.count} put back")
+    return tally
 
 
 def _report(tally: Tally) -> None:
-    say(f"{sum(tally.open.values())} dead letters can be put back")
+    say(f"{tally.count} dead letters can be put back")
     for (kind, reason), count in tally.open.most_common():
         say(f"  {count} {kind}: {reason}")
     for obstacle, count in tally.held.most_common():

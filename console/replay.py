@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.confirm import confirmed
+from console.confirm import confirmed, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
@@ -76,15 +75,15 @@ def replay(
         waiting=waiting,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with telling(ProducerError), ExitStack() as stack:
-        # Its producer comes first: it ends what an earlier run left open, so that dead letters' marks are complete.
-        back = None if dry_run else stack.enter_context(_producer(kafka, marking=undelivered))
-        chosen = Replay(kafka, stack.enter_context(Scanner(kafka, clock)), selection, clock)
+    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+        chosen = Replay(kafka, scanner, selection, clock)
         counts = chosen.count()
         _report(counts, selection)
-        if back is not None and counts.matching:
+        if counts.matching and not dry_run:
             confirmed(f"Call these {counts.matching} back again?", yes=yes)
-            _run(chosen, back, rate, counts.matching, undelivered=undelivered)
+            # Only now: whoever makes one with the same identity ends a run that is under way.
+            with _producer(kafka, marking=undelivered) as back:
+                counts = _run(chosen, back, rate, counts.matching, undelivered=undelivered)
     _end(selection, counts)
 
 
@@ -129,14 +128,16 @@ def _report(counts: Counts, selection: Selection) -> None:
         )
 
 
-def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> None:
+def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> Counts:
     with counting("put back", expected) as told:
         try:
-            done = chosen.run(back, rate, told)
+            counts = chosen.run(back, rate, told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
             raise typer.Exit(INTERRUPTED) from None
-    say(f"{done} of {expected} put back; delivery takes them up from its smallest tier")
+    told_of_change(expected, counts.matching)
+    say(f"{told.done} of {counts.matching} put back; delivery takes them up from its smallest tier")
+    return counts
 
 
 def _end(selection: Selection, counts: Counts) -> None:

@@ -2,7 +2,7 @@
 
 A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
 redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
-a redrive that starts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
+a redrive that acts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
 longer than letters, and a letter that outlived its time, since Kafka drops whole segments, is left where it is.
 """
 
@@ -165,6 +165,11 @@ class Tally:
     ids: set[str] = field(default_factory=set)
     """What the letters can be asked for by."""
 
+    @property
+    def count(self) -> int:
+        """How many can be put back."""
+        return self.open.total()
+
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
         """Count one; of its ids only those are kept that were asked for."""
         self.ids |= asked & letter.ids
@@ -182,11 +187,15 @@ class DeadLetters:
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
-        self._disabled = disabled_endpoints(settings)
-        self._lanes = frozenset(self._topics.lanes(scanner.topics()))
-        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
         self._ranges = scanner.ranges(self._topics.dead_letters)
+        self._look()
+
+    def _look(self) -> None:
+        """Learn how it stands with these letters now."""
+        self._disabled = disabled_endpoints(self._settings)
+        self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
+        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         self._marks = dict(self._read_marks())
 
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
@@ -210,8 +219,8 @@ class DeadLetters:
     def tally(self, wanted: LetterFilter) -> Tally:
         """What a redrive of these would find. Changes nothing."""
         tally = Tally()
-        for letter in self.letters(wanted):
-            tally.add(letter, wanted.ids)
+        for _ in self._counted(wanted, tally):
+            pass
         return tally
 
     def redrive(
@@ -222,19 +231,29 @@ class DeadLetters:
         on_done: Callable[[int], None],
         *,
         as_new_events: bool = False,
-    ) -> int:
-        """Put those back that are meant and can be; how many there were. `back` was made before this object.
+    ) -> Tally:
+        """Put those back that are meant and can be. What it found, of which all that is open is put back now.
 
-        With `as_new_events` a job's next result has a `webhook-id` of its own, so that a consumer that has taken the
-        result with which the job was given up does not drop it as a repeat.
+        That may be less than was counted before: since `back` was made nobody else puts any back, and only then the
+        marks are read. With `as_new_events` a job's next result has a `webhook-id` of its own, so that a consumer that
+        has taken the result with which the job was given up does not drop it as a repeat.
         """
-        partitions = _Partitions(self._settings, self._clock)
+        self._look()
+        tally, partitions = Tally(), _Partitions(self._settings, self._clock)
         groups = (
             [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self.mark(letter)]
-            for letter in self.letters(wanted)
-            if letter.obstacle is None and letter.redriven_ms is None
+            for letter in self._counted(wanted, tally)
         )
-        return put_back(back, groups, per_second, on_done, self._clock)
+        put_back(back, groups, per_second, on_done, self._clock)
+        return tally
+
+    def _counted(self, wanted: LetterFilter, tally: Tally) -> Iterator[Letter]:
+        """Those that can be put back; all that are meant are counted as they are met."""
+        for letter in self.letters(wanted):
+            if letter.redriven_ms is None:
+                tally.add(letter, wanted.ids)
+                if letter.obstacle is None:
+                    yield letter
 
     def mark(self, letter: Letter) -> Returning:
         """What goes with a letter that is put back, so that it is not put back once more."""

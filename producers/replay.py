@@ -88,46 +88,58 @@ class Replay:
         self._scanner = scanner
         self._selection = selection
         self._clock = clock
-        self._disabled = disabled_endpoints(settings)
         self._ranges = list(self._narrowed())
-        self._undelivered: Undelivered | None = None
         self._wanted = {Standing.UNDELIVERED, *((Standing.WAITING,) if selection.waiting else ())}
-        if selection.undelivered:
-            self._undelivered = Undelivered(settings, scanner, clock, filter(_callable, self._matching()))
+        self._undelivered: Undelivered | None = None
+        self._look()
+
+    def _look(self) -> None:
+        """Learn how it stands with these results now."""
+        self._disabled = disabled_endpoints(self._settings)
+        self._undelivered = None  # what is known of many results is not to be kept twice
+        if self._selection.undelivered:
+            results = filter(_callable, self._matching())
+            self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
         """What there is to replay. Changes nothing."""
         counts = Counts()
-        for record in self._matching():
-            counts.meet(record, self._selection)
-            self._count(record, counts)
+        for _ in self._chosen(counts):
+            pass
         return counts
 
-    def _count(self, record: Stored, counts: Counts) -> None:
-        if not _callable(record):
-            counts.stored_only += 1
-        elif (standing := self._standing(record)) not in self._wanted:
-            counts.others[standing] += 1
-        elif record.endpoint in self._disabled:
-            counts.disabled += 1
-        else:
-            counts.matching += 1
-            counts.letters += len(self._marks(record))
-            counts.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> Counts:
+        """Put them into delivery again. What there was, of which all that is matching is put back now.
 
-    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
-        """Put them into delivery again; how many there were."""
-        return put_back(back, self.returning(), per_second, on_done, self._clock)
+        That may be less than was counted before: only now that `back` is made nobody else puts any of them back.
+        """
+        self._look()
+        counts = Counts()
+        put_back(back, self.returning(counts), per_second, on_done, self._clock)
+        return counts
 
-    def returning(self) -> Iterator[list[Returning]]:
+    def returning(self, counts: Counts) -> Iterator[list[Returning]]:
         """What is put back, each result in a group with the marks of its dead letters."""
+        for record in self._chosen(counts):
+            now_ms = int(self._clock.time() * 1000)
+            returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
+            yield [returning, *self._marks(record)]
+
+    def _chosen(self, counts: Counts) -> Iterator[Stored]:
+        """The results that are put back; all that match are counted as they are met."""
         for record in self._matching():
-            if not _callable(record) or record.endpoint in self._disabled:
-                continue
-            if self._standing(record) in self._wanted:
-                now_ms = int(self._clock.time() * 1000)
-                returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
-                yield [returning, *self._marks(record)]
+            counts.meet(record, self._selection)
+            if not _callable(record):
+                counts.stored_only += 1
+            elif (standing := self._standing(record)) not in self._wanted:
+                counts.others[standing] += 1
+            elif record.endpoint in self._disabled:
+                counts.disabled += 1
+            else:
+                counts.matching += 1
+                counts.letters += len(self._marks(record))
+                counts.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+                yield record
 
     def _standing(self, record: Stored) -> Standing:
         """Where all are wanted, each counts as undelivered."""

@@ -170,7 +170,7 @@ def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSetting
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, HandClock(CLOCK.time() + days * 24 * 3600))
             assert letters.tally(EVERYTHING).held["expired"] == (3 if count == 0 else 0)
-            assert letters.redrive(EVERYTHING, back, 1000, ignore) == count
+            assert letters.redrive(EVERYTHING, back, 1000, ignore).count == count
 
 
 def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet: KafkaSettings) -> None:
@@ -181,7 +181,7 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, CLOCK)
             assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count
-            assert letters.redrive(callbacks, back, 1000, ignore) == count
+            assert letters.redrive(callbacks, back, 1000, ignore).count == count
 
 
 def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_is_there(fleet: KafkaSettings) -> None:
@@ -235,12 +235,13 @@ def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is
 def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     with PutBack(fleet, REDRIVE) as first, Scanner(fleet) as scanner:
-        slow = DeadLetters(fleet, scanner, CLOCK)
-        with PutBack(fleet, REDRIVE) as second, Scanner(fleet) as other:
-            quick = DeadLetters(fleet, other, CLOCK)
-            assert quick.redrive(EVERYTHING, second, 1000, ignore) == 2
+
+        def overtaken(done: int) -> None:
+            with PutBack(fleet, REDRIVE) as second, Scanner(fleet) as other:
+                assert DeadLetters(fleet, other, CLOCK).redrive(EVERYTHING, second, 1000, ignore).count == 1
+
         with pytest.raises(NotPutBack, match="another run may have taken over"):
-            slow.redrive(EVERYTHING, first, 1000, ignore)
+            DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, first, 1, overtaken)
     assert len(stands_in(fleet, fleet.topics.tier(0.3))) == 1
     assert len(stands_in(fleet, fleet.topics.redriven)) == 2
 
@@ -256,6 +257,6 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
         died.send(topic, b"half", b"0:0")
     died.flush()
     with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
-        assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore) == 2
+        assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore).count == 2
     died.close(timeout=0)
     assert [value for _, value, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == [b'{"job_id":"job_1"}']

@@ -12,7 +12,7 @@ from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.endpoints import put_endpoints
-from producers.replay import Replay, Selection
+from producers.replay import Counts, Replay, Selection
 from producers.scan import Place, Scanner
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, State
@@ -98,7 +98,7 @@ def found(kept: Kept, selection: Selection) -> set[str]:
     """The jobs of what a selection would put back; its count says the same."""
     with Scanner(kept.fleet) as scanner:
         replay = Replay(kept.fleet, scanner, selection, SystemClock())
-        records = [record for group in replay.returning() for record in group]
+        records = [record for group in replay.returning(Counts()) for record in group]
         assert replay.count().matching == len(records)
     return {dict(record.headers)["job-id"].decode() for record in records}
 

@@ -16,7 +16,7 @@ from postback_command import environment_of, postback_here
 from product import PARTITIONS, Callbacks, Product, eventually
 
 from devkit.receiver import Behaviour
-from producers.replay import Replay, Selection
+from producers.replay import Counts, Replay, Selection
 from producers.scan import Scanner
 from producers.topics import create_topics
 from producers.undelivered import Standing
@@ -80,7 +80,7 @@ def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple
     """What would be put back, how it stands with the rest, and how many letters are marked."""
     with Scanner(kafka) as scanner:
         replay = Replay(kafka, scanner, selection, SystemClock())
-        groups = list(replay.returning())
+        groups = list(replay.returning(Counts()))
         counts = replay.count()
     assert counts.matching == len(groups)
     assert counts.letters == sum(len(marks) for _, *marks in groups)
