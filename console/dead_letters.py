@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.confirm import confirmed, told_of_change
-from console.errors import FAILED, fail, quiet_clients, say, telling
+from console.errors import FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
@@ -31,7 +31,6 @@ _OBSTACLES = {
     "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
-_SHOWN = 10
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option(help="Whose.")]
@@ -97,7 +96,8 @@ def redrive(
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
 
-    Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
+    Each letter is put back once, however often this is run. Exit status: 0 done, 1 a letter of a named id is held, or
+    none is left, 2 asked wrongly.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0
@@ -114,8 +114,17 @@ def redrive(
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
+    _end(wanted, tally)
+
+
+def _end(wanted: LetterFilter, tally: Tally) -> None:
+    """With status 1 where not all that was named is put back, or could be."""
+    if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
+        say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):
-        raise fail(f"no dead letter that is not put back yet: {', '.join(missing[:_SHOWN])}", FAILED)
+        say(f"no dead letter that is not put back yet: {named(missing)}")
+    if held or missing:
+        raise typer.Exit(FAILED)
 
 
 def _filter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.confirm import confirmed, told_of_change
-from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
@@ -25,7 +25,10 @@ _LEFT = {
     "delivered": "were delivered",
     "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
     "waiting": "wait for an attempt, which is left to delivery: --waiting calls them back at once",
+    "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
+    "no_callback": "cannot be called back: they have no callback, or are no result of ours",
 }
+"""What holds results, in the order in which it is said."""
 
 
 def replay(
@@ -52,7 +55,7 @@ def replay(
 ) -> None:
     """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
 
-    Exit status: 0 done, 1 nothing was found of an id or a place that was named, 2 asked wrongly.
+    Exit status: 0 done, 1 not all that was named is called back, 2 asked wrongly.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -118,14 +121,9 @@ def _report(counts: Counts, selection: Selection) -> None:
         say(f"  and {len(counts.origins) - _SHOWN} origins more")
     if counts.letters:
         say(f"{counts.letters} dead letters are of these, and are put back with them")
-    for standing, count in sorted(counts.others.items()):
-        say(f"{count} match too and {_LEFT[standing]}")
-    if counts.disabled:
-        say(f"{counts.disabled} match too, whose endpoint is disabled: `postback endpoints enable` comes first")
-    if counts.stored_only:
-        say(
-            f"{counts.stored_only} match too and cannot be called back: they have no callback, or are no result of ours"
-        )
+    for obstacle, said in _LEFT.items():
+        if count := counts.held[obstacle]:
+            say(f"{count} match too and {said}")
 
 
 def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> Counts:
@@ -141,7 +139,12 @@ def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undeliver
 
 
 def _end(selection: Selection, counts: Counts) -> None:
+    """With status 1 where not all that was named is called back, or could be. What was delivered needs no more."""
+    held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
+    if held:
+        say(f"not called back: {named(held)}")
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise fail(f"no kept result that fits: {', '.join(missing[:_SHOWN])}{more}", FAILED)
+        say(f"no kept result that fits: {named(missing)}")
+    if held or missing:
+        raise typer.Exit(FAILED)

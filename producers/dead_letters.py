@@ -164,6 +164,8 @@ class Tally:
     """By obstacle: those that cannot."""
     ids: set[str] = field(default_factory=set)
     """What the letters can be asked for by."""
+    held_ids: dict[str, str] = field(default_factory=dict)
+    """Of these, those by which a letter was asked for that cannot be put back, with its obstacle."""
 
     @property
     def count(self) -> int:
@@ -172,11 +174,13 @@ class Tally:
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
         """Count one; of its ids only those are kept that were asked for."""
-        self.ids |= asked & letter.ids
+        named = asked & letter.ids
+        self.ids |= named
         if letter.obstacle is None:
             self.open[letter.kind, letter.reason] += 1
         else:
             self.held[letter.obstacle] += 1
+            self.held_ids |= dict.fromkeys(named, letter.obstacle)
 
 
 class DeadLetters:

@@ -21,6 +21,11 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
+NO_CALLBACK = "no_callback"
+"""Why a result is not called back: it has no callback, or lost what a callback needs."""
+ENDPOINT_DISABLED = "endpoint_disabled"
+"""The same: it would be given up at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -59,12 +64,9 @@ class Counts:
 
     matching: int = 0
     """Results that can be called back."""
-    stored_only: int = 0
-    """Results that match and have no callback, or lost what a callback needs."""
-    disabled: int = 0
-    """Results that match and whose endpoint is disabled: they would be given up at once, and are not put back."""
-    others: Counter[Standing] = field(default_factory=Counter)
-    """Results that match and are not undelivered, where only such are wanted: by how it stands with them."""
+    held: Counter[str] = field(default_factory=Counter)
+    """Results that match and are not called back, by why: a standing, where only undelivered ones are wanted, or
+    NO_CALLBACK or ENDPOINT_DISABLED."""
     letters: int = 0
     """Dead letters of the results that can be called back, which are marked with it."""
     origins: Counter[str] = field(default_factory=Counter)
@@ -73,11 +75,20 @@ class Counts:
     """Those of the selection's ids that were met."""
     places: set[Place] = field(default_factory=set)
     """Those of the selection's places that were met."""
+    held_names: dict[str, str] = field(default_factory=dict)
+    """Of these ids and places, those by which a result was asked for that is not called back, with why."""
 
-    def meet(self, record: Stored, selection: Selection) -> None:
-        """Note that what was asked for by name is there."""
-        self.ids |= selection.ids & record.ids
-        self.places |= selection.places & {record.place}
+    def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
+        """Count one, and note that what was asked for by name is there."""
+        ids, places = selection.ids & record.ids, selection.places & {record.place}
+        self.ids |= ids
+        self.places |= places
+        if obstacle is None:
+            self.matching += 1
+            self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+        else:
+            self.held[obstacle] += 1
+            self.held_names |= dict.fromkeys((*ids, *map(str, places)), obstacle)
 
 
 class Replay:
@@ -128,18 +139,18 @@ class Replay:
     def _chosen(self, counts: Counts) -> Iterator[Stored]:
         """The results that are put back; all that match are counted as they are met."""
         for record in self._matching():
-            counts.meet(record, self._selection)
-            if not _callable(record):
-                counts.stored_only += 1
-            elif (standing := self._standing(record)) not in self._wanted:
-                counts.others[standing] += 1
-            elif record.endpoint in self._disabled:
-                counts.disabled += 1
-            else:
-                counts.matching += 1
+            obstacle = self._obstacle(record)
+            counts.add(record, self._selection, obstacle)
+            if obstacle is None:
                 counts.letters += len(self._marks(record))
-                counts.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
                 yield record
+
+    def _obstacle(self, record: Stored) -> str | None:
+        if not _callable(record):
+            return NO_CALLBACK
+        if (standing := self._standing(record)) not in self._wanted:
+            return standing
+        return ENDPOINT_DISABLED if record.endpoint in self._disabled else None
 
     def _standing(self, record: Stored) -> Standing:
         """Where all are wanted, each counts as undelivered."""

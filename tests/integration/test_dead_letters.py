@@ -184,6 +184,18 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
             assert letters.redrive(callbacks, back, 1000, ignore).count == count
 
 
+def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    env = environment_of(fleet)
+    for more in ("--dry-run", "--yes"):
+        done = postback_here("dead-letters", "redrive", "0:0", "job_2", "job_3", more, env=env)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
+    assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
+    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # nobody has named any
+
+
 def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_is_there(fleet: KafkaSettings) -> None:
     retired = fleet.topics.requests("retired")
     producer = Producer(fleet.client_config())

@@ -127,7 +127,7 @@ def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_
     assert found(kept, acme) == {"elsewhere"}
     assert found(kept, Selection(tenant="globex")) == {"theirs"}
     done = postback_here("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
-    assert "2 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in done.stderr
+    assert "2 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in done.stderr
 
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2)])
     assert found(kept, acme) == {"early", "late", "elsewhere"}
@@ -166,6 +166,22 @@ def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(k
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "postback: no kept result that fits: aborted, 3:1"
     assert set(waiting(kept.fleet)) == {"late"}
+
+
+def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
+    for more in ("--dry-run", "--yes"):
+        done = postback_here("replay", *asked, more, env=environment_of(kept.fleet))
+        assert done.returncode == 1
+        said = "postback: not called back: late (endpoint_disabled), stored (no_callback)"
+        assert done.stderr.splitlines()[-1] == said
+    assert set(waiting(kept.fleet)) == {"elsewhere"}
+    done = postback_here("replay", "--tenant", "acme", "--offset", "0:0", env=environment_of(kept.fleet))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "postback: not called back: 0:0 (endpoint_disabled)",
+    )
 
 
 @pytest.mark.parametrize(

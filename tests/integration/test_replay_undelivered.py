@@ -76,7 +76,7 @@ def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
     eventually(is_committed, 30, "the progress is not committed")
 
 
-def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[Standing, int], int]:
+def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[str, int], int]:
     """What would be put back, how it stands with the rest, and how many letters are marked."""
     with Scanner(kafka) as scanner:
         replay = Replay(kafka, scanner, selection, SystemClock())
@@ -84,7 +84,7 @@ def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple
         counts = replay.count()
     assert counts.matching == len(groups)
     assert counts.letters == sum(len(marks) for _, *marks in groups)
-    return [(group[0].key or b"").decode() for group in groups], dict(counts.others), counts.letters
+    return [(group[0].key or b"").decode() for group in groups], dict(counts.held), counts.letters
 
 
 # -- the product ---------------------------------------------------------------------------------------------------
@@ -144,7 +144,9 @@ def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
     put(kafka, kafka.topics.results, "untouched", callbacks.url)  # nobody has seen it yet
     callbacks.down()
     callbacks.up()
-    assert "3 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in replay("--dry-run")
+    assert "3 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in replay(
+        "--dry-run"
+    )
     assert postback_here("endpoints", "enable", callbacks.url, env=env).returncode == 0
 
     called_before = len(callbacks.received)
@@ -195,6 +197,18 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
     assert standings(fleet) == (["given-up", "lost"], {Standing.DELIVERED: 3, Standing.WAITING: 2}, 1)
     at_once = replace(UNDELIVERED, waiting=True)
     assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {Standing.DELIVERED: 3}, 1)
+
+
+def test_what_is_named_and_waits_is_a_failure_and_what_was_delivered_is_none(fleet: KafkaSettings) -> None:
+    for event in ("delivered", "ahead"):
+        put(fleet, fleet.topics.results, event)
+    attempt(fleet, "delivered", None)
+    commit(fleet, {fleet.topics.results: 1})
+    for event, status, said in (("delivered", 0, "1 match too and were"), ("ahead", 1, "not called back: ahead (wai")):
+        asked = ["replay", "--tenant", "default", "--undelivered", "--id", event]
+        done = postback_here(*asked, env=environment_of(fleet))
+        assert done.returncode == status
+        assert done.stderr.splitlines()[-1].startswith(f"postback: {said}")
 
 
 def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
