@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic_core import to_json
@@ -166,11 +166,18 @@ class Tally:
     """What the letters can be asked for by."""
     held_ids: dict[str, str] = field(default_factory=dict)
     """Of these, those by which a letter was asked for that cannot be put back, with its obstacle."""
+    tenants: dict[str, set[str]] = field(default_factory=dict)
+    """Of the job and webhook ids that were asked for: whose letters have them, put back or not."""
 
     @property
     def count(self) -> int:
         """How many can be put back."""
         return self.open.total()
+
+    def meet(self, letter: Letter, asked: frozenset[str]) -> None:
+        """Note whose it is."""
+        for name in asked & letter.record.ids:
+            self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
         """Count one; of its ids only those are kept that were asked for."""
@@ -253,7 +260,8 @@ class DeadLetters:
 
     def _counted(self, wanted: LetterFilter, tally: Tally) -> Iterator[Letter]:
         """Those that can be put back; all that are meant are counted as they are met."""
-        for letter in self.letters(wanted):
+        for letter in self.letters(replace(wanted, redriven_too=True)):
+            tally.meet(letter, wanted.ids)
             if letter.redriven_ms is None:
                 tally.add(letter, wanted.ids)
                 if letter.obstacle is None:

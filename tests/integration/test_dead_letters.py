@@ -184,6 +184,33 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
             assert letters.redrive(callbacks, back, 1000, ignore).count == count
 
 
+def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(fleet: KafkaSettings) -> None:
+    producer, env = Producer(fleet.client_config()), environment_of(fleet)
+    for tenant in ("acme", "globex"):
+        headers = {
+            "tenant": tenant,
+            "webhook-id": "msg_1",
+            "job-id": "job_1",
+            "callback-url": HOOK,
+            "reason": "timeout",
+        }
+        source = {"source-topic": fleet.topics.results, "source-partition": "0", "source-offset": "0"}
+        producer.produce(fleet.topics.dead_letters, b"{}", tenant, 0, headers=list((headers | source).items()))
+    assert producer.flush(20) == 0
+
+    def redrive(*asked: str) -> tuple[int, str]:
+        done = postback_here("dead-letters", "redrive", *asked, env=env)
+        return done.returncode, done.stderr.splitlines()[-1]
+
+    refused = "postback: {} is an id of several tenants, so say whose with --tenant: acme, globex"
+    assert redrive("job_1", "--dry-run") == redrive("job_1") == (2, refused.format("job_1"))
+    assert redrive("--id", "msg_1") == (2, refused.format("msg_1"))
+    assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")
+    assert redrive("job_1") == (2, refused.format("job_1"))  # the other one is not what is left of it
+    assert redrive("0:1") == (0, "postback: 1 of 1 put back")
+    assert [key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == ["acme", "globex"]
+
+
 def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
