@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from postback_command import environment_of, postback_here
 from product import PARTITIONS, Callbacks, Product, eventually
 
@@ -229,6 +229,33 @@ def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_sa
     for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
         done.result(20)
     assert standings(fleet) == (["new"], {Standing.UNKNOWN: 1}, 0)
+
+
+def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_had(fleet: KafkaSettings) -> None:
+    admin, attempts = AdminClient(fleet.client_config()), fleet.topics.attempts
+
+    def configure(name: str, value: str) -> None:
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, attempts, incremental_configs=[entry])
+        [done] = admin.incremental_alter_configs([resource]).values()
+        done.result(20)
+
+    for event in ("old", "new"):
+        put(fleet, fleet.topics.results, event)
+    attempt(fleet, "else", None)
+    commit(fleet, {fleet.topics.results: 2})
+    for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
+        done.result(20)
+
+    # As if it were gone by its age, which nothing is that is younger than the topic lets it become.
+    configure("retention.ms", str(60 * 60 * 1000))
+    eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 20, lambda: str(standings(fleet)))
+    configure("retention.ms", "1")
+    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    # What goes by size too may be of any age.
+    configure("retention.ms", str(60 * 60 * 1000))
+    configure("retention.bytes", "1000")
+    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
 
 
 def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_too(fleet: KafkaSettings) -> None:
