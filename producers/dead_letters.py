@@ -8,6 +8,7 @@ longer than letters, and a letter that outlived its time, since Kafka drops whol
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from pydantic_core import to_json
 from producers.connection import partition_counts
 from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
-from producers.scan import Place, Scanner, Stored
+from producers.scan import Place, Range, Scanner, Stored
 from producers.times import show_time
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -207,7 +208,9 @@ class DeadLetters:
         self._disabled = disabled_endpoints(self._settings)
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
-        self._marks = dict(self._read_marks())
+        self._marks = _Marks(self._ranges)
+        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
+            self._marks.add(record)
 
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
@@ -221,7 +224,7 @@ class DeadLetters:
         return Letter(
             record,
             kind,
-            self._marks.get(str(record.place)),
+            self._marks.of(record.place),
             record.endpoint in self._disabled,
             record.at_ms < self._kept_from_ms,
             kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
@@ -252,7 +255,7 @@ class DeadLetters:
         self._look()
         tally, partitions = Tally(), _Partitions(self._settings, self._clock)
         groups = (
-            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self.mark(letter)]
+            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
             for letter in self._counted(wanted, tally)
         )
         put_back(back, groups, per_second, on_done, self._clock)
@@ -267,19 +270,38 @@ class DeadLetters:
                 if letter.obstacle is None:
                     yield letter
 
-    def mark(self, letter: Letter) -> Returning:
-        """What goes with a letter that is put back, so that it is not put back once more."""
-        said = {"id": str(letter.place), "at": self._now_ms(), "reason": letter.reason}
-        headers = [(name, value) for name, value in letter.record.headers if name in _WHOSE]
-        return Returning(self._topics.redriven, str(letter.place).encode(), to_json(said), headers)
-
-    def _read_marks(self) -> Iterator[tuple[str, int]]:
-        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
-            if record.key is not None:
-                yield record.key.decode("latin-1"), record.at_ms
+    def _mark(self, letter: Letter) -> Returning:
+        return mark(self._topics, letter.place, letter.reason, letter.record.headers, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
+
+
+class _Marks:
+    """When which letters of some ranges were put back: eight bytes for each offset, however many were."""
+
+    def __init__(self, ranges: list[Range]) -> None:
+        self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
+
+    def add(self, record: Stored) -> None:
+        """A record of `dead_letters.redriven`; what is said of other letters is passed over."""
+        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        if place is not None and place.partition in self._at_ms:
+            start, at_ms = self._at_ms[place.partition]
+            if 0 <= place.offset - start < len(at_ms):
+                at_ms[place.offset - start] = record.at_ms
+
+    def of(self, place: Place) -> int | None:
+        """Unix milliseconds; None where it was not put back."""
+        start, at_ms = self._at_ms[place.partition]
+        return at_ms[place.offset - start] or None
+
+
+def mark(names: Topics, place: Place, reason: str, headers: list[tuple[str, bytes]], now_ms: int) -> Returning:
+    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is."""
+    said = {"id": str(place), "at": now_ms, "reason": reason}
+    whose = [(name, value) for name, value in headers if name in _WHOSE]
+    return Returning(names.redriven, str(place).encode(), to_json(said), whose)
 
 
 class _Partitions:
