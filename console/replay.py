@@ -9,7 +9,7 @@ import typer
 from console.confirm import confirmed, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
-from console.settings import checked_tenant, fleet_settings
+from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def replay(
         raise fail("--waiting: goes with --undelivered; without it, all results that match are called back", BAD_INPUT)
     selection = Selection(
         tenant=checked_tenant(tenant) if tenant is not None else None,
-        endpoint=endpoint,
+        endpoint=checked_endpoint(endpoint),
         ids=frozenset(ids or ()),
         since_ms=checked_time("--since", since),
         until_ms=checked_time("--until", until),

@@ -163,6 +163,15 @@ def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) 
     assert found == [ids for _, ids in table]
 
 
+@pytest.mark.parametrize("command", ["list", "redrive"])
+def test_an_endpoint_without_a_scheme_is_refused_before_anything_is_asked(command: str) -> None:
+    done = postback_here("dead-letters", command, "--endpoint", "hooks.example", env=environment_of(None))
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "postback: --endpoint: a whole URL, as https://hooks.example/in, or its origin, https"
+    )
+
+
 def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSettings) -> None:
     """A mark that it was put back, made when the letter was new, may be gone by then."""
     put_letters(fleet)

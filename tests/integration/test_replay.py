@@ -190,6 +190,11 @@ def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
         ([], "say whose results: --tenant or --endpoint"),
         (["--tenant", "a b"], "--tenant: "),
         (["--tenant", "a", "--since", "yesterday"], "--since: not a time: ISO 8601 as in "),
+        (
+            ["--endpoint", "hooks.example"],
+            "--endpoint: a whole URL, as https://hooks.example/in, or its origin, https://",
+        ),
+        (["--endpoint", "https:///in"], "--endpoint: a whole URL"),
         (["--tenant", "a", "--offset", "12"], "--offset: a partition and an offset of model_results, as in 3:1024"),
     ],
 )
