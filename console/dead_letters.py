@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.confirm import confirmed, told_of_change
+from console.confirm import confirmed, limited, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
@@ -90,6 +90,7 @@ def redrive(
         bool, typer.Option("--as-new-events", help="Jobs' next results get webhook ids of their own.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Put back so many at most, to try a few first.")] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -105,13 +106,16 @@ def redrive(
         tally = found.tally(wanted)
         _check_whose(wanted, tally)
         _report(tally)
-        if tally.count and not dry_run:
-            confirmed(f"Put these {tally.count} back?", yes=yes)
+        expected = limited(tally.count, limit)
+        if expected and not dry_run:
+            confirmed(f"Put these {expected} back?", yes=yes)
             # Only now: whoever makes one ends a redrive that is under way.
             with _producer() as back:
-                act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events)
-                tally = _put_back(act, tally.count)
-                done = tally.count
+                act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
+                acted = _put_back(act, expected)
+                done = acted.count
+                if limit is None:
+                    tally = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.confirm import confirmed, told_of_change
+from console.confirm import confirmed, limited, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
@@ -14,7 +16,7 @@ from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
     from producers.put_back import PutBack
-    from producers.replay import Counts, Replay, Selection
+    from producers.replay import Counts, Selection
     from producers.scan import Place
     from schemas.settings import KafkaSettings
 
@@ -50,6 +52,13 @@ def replay(
         typer.Option("--waiting", help="With --undelivered: also what waits, at once; it comes again when it is due."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Call so many back at most, to try a few first; without --undelivered they come again in a next run.",
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -82,11 +91,15 @@ def replay(
         chosen = Replay(kafka, scanner, selection, clock)
         counts = chosen.count()
         _report(counts, selection)
-        if counts.matching and not dry_run:
-            confirmed(f"Call these {counts.matching} back again?", yes=yes)
+        expected = limited(counts.matching, limit)
+        if expected and not dry_run:
+            confirmed(f"Call these {expected} back again?", yes=yes)
             # Only now: whoever makes one with the same identity ends a run that is under way.
             with _producer(kafka, marking=undelivered) as back:
-                counts = _run(chosen, back, rate, counts.matching, undelivered=undelivered)
+                act = partial(chosen.run, back, rate, limit=limit)
+                acted = _run(act, expected, undelivered=undelivered)
+                if limit is None:
+                    counts = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
     _end(selection, counts)
 
 
@@ -126,10 +139,10 @@ def _report(counts: Counts, selection: Selection) -> None:
             say(f"{count} match too and {said}")
 
 
-def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> Counts:
+def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undelivered: bool) -> Counts:
     with counting("put back", expected) as told:
         try:
-            counts = chosen.run(back, rate, told)
+            counts = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
             raise typer.Exit(INTERRUPTED) from None

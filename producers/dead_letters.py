@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 from pydantic_core import to_json
@@ -245,12 +246,14 @@ class DeadLetters:
         on_done: Callable[[int], None],
         *,
         as_new_events: bool = False,
+        limit: int | None = None,
     ) -> Tally:
-        """Put those back that are meant and can be. What it found, of which all that is open is put back now.
+        """Put those back that are meant and can be, so many at most; what it found up to the last of them.
 
-        That may be less than was counted before: since `back` was made nobody else puts any back, and only then the
-        marks are read. With `as_new_events` a job's next result has a `webhook-id` of its own, so that a consumer that
-        has taken the result with which the job was given up does not drop it as a repeat.
+        All that is open there is put back now. That may be less than was counted before: since `back` was made nobody
+        else puts any back, and only then the marks are read. With `as_new_events` a job's next result has a
+        `webhook-id` of its own, so that a consumer that has taken the result with which the job was given up does not
+        drop it as a repeat.
         """
         self._look()
         tally, partitions = Tally(), _Partitions(self._settings, self._clock)
@@ -258,7 +261,7 @@ class DeadLetters:
             [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
             for letter in self._counted(wanted, tally)
         )
-        put_back(back, groups, per_second, on_done, self._clock)
+        put_back(back, islice(groups, limit), per_second, on_done, self._clock)
         return tally
 
     def _counted(self, wanted: LetterFilter, tally: Tally) -> Iterator[Letter]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
@@ -119,14 +120,15 @@ class Replay:
             pass
         return counts
 
-    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> Counts:
-        """Put them into delivery again. What there was, of which all that is matching is put back now.
+    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None], limit: int | None = None) -> Counts:
+        """Put them into delivery again, so many at most; what there was up to the last of them.
 
-        That may be less than was counted before: only now that `back` is made nobody else puts any of them back.
+        All that is matching there is put back now. That may be less than was counted before: only now that `back` is
+        made nobody else puts any of them back.
         """
         self._look()
         counts = Counts()
-        put_back(back, self.returning(counts), per_second, on_done, self._clock)
+        put_back(back, islice(self.returning(counts), limit), per_second, on_done, self._clock)
         return counts
 
     def returning(self, counts: Counts) -> Iterator[list[Returning]]:

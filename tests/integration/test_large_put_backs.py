@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -70,3 +71,30 @@ def test_a_redrive_puts_all_back_that_it_has_counted(fleet: KafkaSettings) -> No
     assert f"{ALL} of {ALL} put back" in done.stderr
     assert set(called(fleet).values()) == {1}
     assert called(fleet).total() == ALL
+
+
+def test_a_few_are_tried_first_and_a_next_run_puts_back_the_rest(fleet: KafkaSettings) -> None:
+    fill_letters(fleet)
+    env = environment_of(fleet)
+    looked = postback_here("dead-letters", "redrive", "--limit", "10", "--dry-run", "--json", env=env)
+    tried = postback_here("dead-letters", "redrive", "--limit", "10", "--yes", "--json", env=env)
+    for done, count in ((looked, 0), (tried, 10)):
+        assert done.returncode == 0, done.stderr
+        assert f"--limit: 10 of them are put back, and {ALL - 10} are left as they are" in done.stderr
+        told = json.loads(done.stdout)
+        assert (told["redriven"], sum(each["count"] for each in told["matching"])) == (count, ALL)
+    assert called(fleet).total() == 10
+    rest = postback_here("dead-letters", "redrive", "--limit", str(ALL), "--rate", "100000", "--yes", env=env)
+    assert f"{ALL - 10} of {ALL - 10} put back" in rest.stderr
+    assert set(called(fleet).values()) == {1}
+    assert called(fleet).total() == ALL
+
+
+def test_so_many_results_are_called_back_at_most(fleet: KafkaSettings) -> None:
+    fill(fleet, fleet.topics.results)
+    asked = ("replay", "--tenant", "acme", "--id", "job_0_1", "--id", "job_1_7", "--limit", "1", "--yes")
+    done = postback_here(*asked, env=environment_of(fleet))
+    assert done.returncode == 0, done.stderr
+    assert "--limit: 1 of them are put back, and 1 are left as they are" in done.stderr
+    assert "1 of 1 put back" in done.stderr
+    assert called(fleet).total() == 1
