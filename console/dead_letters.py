@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.confirm import confirmed
-from console.errors import FAILED, fail, quiet_clients, say, telling
+from console.confirm import confirmed, limited, told_of_change
+from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
-from console.settings import checked_tenant, fleet_settings
+from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
@@ -28,9 +28,9 @@ _OBSTACLES = {
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
     "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content, which nothing can be made of",
+    "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
-_SHOWN = 10
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option(help="Whose.")]
@@ -90,31 +90,55 @@ def redrive(
         bool, typer.Option("--as-new-events", help="Jobs' next results get webhook ids of their own.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Put back so many at most, to try a few first.")] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
 
-    Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
+    Each letter is put back once, however often this is run. Exit status: 0 done, 1 a letter of a named id is held, or
+    none is left, 2 asked wrongly.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
-    with ExitStack() as stack:
-        # Its producer comes first: it ends what an earlier redrive left open, so that the marks are complete.
-        back = None if dry_run else stack.enter_context(_producer())
-        found = stack.enter_context(_opened())
+    done = 0
+    with _opened() as found:
         tally = found.tally(wanted)
+        _check_whose(wanted, tally)
         _report(tally)
-        expected, done = sum(tally.open.values()), 0
-        if back is not None and expected:
+        expected = limited(tally.count, limit)
+        if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
-            act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events)
-            done = _put_back(act, expected)
+            # Only now: whoever makes one ends a redrive that is under way.
+            with _producer() as back:
+                act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
+                acted = _put_back(act, expected)
+                done = acted.count
+                if limit is None:
+                    tally = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
+    _end(wanted, tally)
+
+
+def _check_whose(wanted: LetterFilter, tally: Tally) -> None:
+    """An id is a tenant's own: two may have the same, and whoever names one means one."""
+    for name, tenants in sorted(tally.tenants.items()):
+        if wanted.tenant is None and len(tenants) > 1:
+            raise fail(
+                f"{name} is an id of several tenants, so say whose with --tenant: {named(sorted(tenants))}", BAD_INPUT
+            )
+
+
+def _end(wanted: LetterFilter, tally: Tally) -> None:
+    """With status 1 where not all that was named is put back, or could be."""
+    if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
+        say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):
-        raise fail(f"no dead letter that is not put back yet: {', '.join(missing[:_SHOWN])}", FAILED)
+        say(f"no dead letter that is not put back yet: {named(missing)}")
+    if held or missing:
+        raise typer.Exit(FAILED)
 
 
 def _filter(
@@ -132,7 +156,7 @@ def _filter(
     return LetterFilter(
         reasons=frozenset(reasons or ()),
         tenant=checked_tenant(tenant) if tenant is not None else None,
-        endpoint=endpoint,
+        endpoint=checked_endpoint(endpoint),
         ids=frozenset(ids or ()),
         since_ms=checked_time("--since", since),
         until_ms=checked_time("--until", until),
@@ -164,19 +188,20 @@ def _producer() -> Iterator[PutBack]:
         yield back
 
 
-def _put_back(act: Callable[[Callable[[int], None]], int], expected: int) -> int:
+def _put_back(act: Callable[[Callable[[int], None]], Tally], expected: int) -> Tally:
     with counting("put back", expected) as told:
         try:
-            done = act(told)
+            tally = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
             raise typer.Exit(INTERRUPTED) from None
-    say(f"{done} of {expected} put back")
-    return done
+    told_of_change(expected, tally.count)
+    say(f"{told.done} of {tally.count} put back")
+    return tally
 
 
 def _report(tally: Tally) -> None:
-    say(f"{sum(tally.open.values())} dead letters can be put back")
+    say(f"{tally.count} dead letters can be put back")
     for (kind, reason), count in tally.open.most_common():
         say(f"  {count} {kind}: {reason}")
     for obstacle, count in tally.held.most_common():

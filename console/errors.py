@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -16,6 +16,7 @@ from console.terminal import harmless
 
 FAILED = 1
 BAD_INPUT = 2
+_NAMED = 10
 _OF_LOGS = "\n\t"
 """Stands in a text that ends with the last lines of a log."""
 
@@ -29,6 +30,12 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 def say(message: str) -> None:
     """A line for the person at the terminal; standard output is for data. What it quotes of strangers is harmless."""
     print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - this is the command's voice
+
+
+def named(names: Sequence[str]) -> str:
+    """The first of many, for a line."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 @contextmanager

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.confirm import confirmed
-from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.confirm import confirmed, limited, told_of_change
+from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.progress import INTERRUPTED, counting
-from console.settings import checked_tenant, fleet_settings
+from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
     from producers.put_back import PutBack
-    from producers.replay import Counts, Replay, Selection
+    from producers.replay import Counts, Selection
     from producers.scan import Place
     from schemas.settings import KafkaSettings
 
@@ -26,7 +27,10 @@ _LEFT = {
     "delivered": "were delivered",
     "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
     "waiting": "wait for an attempt, which is left to delivery: --waiting calls them back at once",
+    "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
+    "no_callback": "cannot be called back: they have no callback, or are no result of ours",
 }
+"""What holds results, in the order in which it is said."""
 
 
 def replay(
@@ -48,12 +52,19 @@ def replay(
         typer.Option("--waiting", help="With --undelivered: also what waits, at once; it comes again when it is due."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Call so many back at most, to try a few first; without --undelivered they come again in a next run.",
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
 
-    Exit status: 0 done, 1 nothing was found of an id or a place that was named, 2 asked wrongly.
+    Exit status: 0 done, 1 not all that was named is called back, 2 asked wrongly.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -67,7 +78,7 @@ def replay(
         raise fail("--waiting: goes with --undelivered; without it, all results that match are called back", BAD_INPUT)
     selection = Selection(
         tenant=checked_tenant(tenant) if tenant is not None else None,
-        endpoint=endpoint,
+        endpoint=checked_endpoint(endpoint),
         ids=frozenset(ids or ()),
         since_ms=checked_time("--since", since),
         until_ms=checked_time("--until", until),
@@ -76,15 +87,19 @@ def replay(
         waiting=waiting,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with telling(ProducerError), ExitStack() as stack:
-        # Its producer comes first: it ends what an earlier run left open, so that dead letters' marks are complete.
-        back = None if dry_run else stack.enter_context(_producer(kafka, marking=undelivered))
-        chosen = Replay(kafka, stack.enter_context(Scanner(kafka, clock)), selection, clock)
+    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+        chosen = Replay(kafka, scanner, selection, clock)
         counts = chosen.count()
         _report(counts, selection)
-        if back is not None and counts.matching:
-            confirmed(f"Call these {counts.matching} back again?", yes=yes)
-            _run(chosen, back, rate, counts.matching, undelivered=undelivered)
+        expected = limited(counts.matching, limit)
+        if expected and not dry_run:
+            confirmed(f"Call these {expected} back again?", yes=yes)
+            # Only now: whoever makes one with the same identity ends a run that is under way.
+            with _producer(kafka, marking=undelivered) as back:
+                act = partial(chosen.run, back, rate, limit=limit)
+                acted = _run(act, expected, undelivered=undelivered)
+                if limit is None:
+                    counts = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
     _end(selection, counts)
 
 
@@ -119,28 +134,30 @@ def _report(counts: Counts, selection: Selection) -> None:
         say(f"  and {len(counts.origins) - _SHOWN} origins more")
     if counts.letters:
         say(f"{counts.letters} dead letters are of these, and are put back with them")
-    for standing, count in sorted(counts.others.items()):
-        say(f"{count} match too and {_LEFT[standing]}")
-    if counts.disabled:
-        say(f"{counts.disabled} match too, whose endpoint is disabled: `postback endpoints enable` comes first")
-    if counts.stored_only:
-        say(
-            f"{counts.stored_only} match too and cannot be called back: they have no callback, or are no result of ours"
-        )
+    for obstacle, said in _LEFT.items():
+        if count := counts.held[obstacle]:
+            say(f"{count} match too and {said}")
 
 
-def _run(chosen: Replay, back: PutBack, rate: float, expected: int, *, undelivered: bool) -> None:
+def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undelivered: bool) -> Counts:
     with counting("put back", expected) as told:
         try:
-            done = chosen.run(back, rate, told)
+            counts = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
             raise typer.Exit(INTERRUPTED) from None
-    say(f"{done} of {expected} put back; delivery takes them up from its smallest tier")
+    told_of_change(expected, counts.matching)
+    say(f"{told.done} of {counts.matching} put back; delivery takes them up from its smallest tier")
+    return counts
 
 
 def _end(selection: Selection, counts: Counts) -> None:
+    """With status 1 where not all that was named is called back, or could be. What was delivered needs no more."""
+    held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
+    if held:
+        say(f"not called back: {named(held)}")
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise fail(f"no kept result that fits: {', '.join(missing[:_SHOWN])}{more}", FAILED)
+        say(f"no kept result that fits: {named(missing)}")
+    if held or missing:
+        raise typer.Exit(FAILED)

@@ -43,3 +43,12 @@ def checked_tenant(tenant: str) -> str:
         return TypeAdapter[str](Tenant).validate_python(tenant)
     except ValidationError:
         raise fail("--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first", BAD_INPUT) from None
+
+
+def checked_endpoint(endpoint: str | None) -> str | None:
+    """What `--endpoint` names: a whole URL or its origin. Anything else would match nothing, without a word."""
+    from telemetry.logs import origin_of
+
+    if endpoint is None or origin_of(endpoint).startswith(("http://", "https://")):
+        return endpoint
+    raise fail("--endpoint: a whole URL, as https://hooks.example/in, or its origin, https://hooks.example", BAD_INPUT)

@@ -2,15 +2,17 @@
 
 A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
 redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
-a redrive that starts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
+a redrive that acts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
 longer than letters, and a letter that outlived its time, since Kafka drops whole segments, is left where it is.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 from pydantic_core import to_json
@@ -18,7 +20,7 @@ from pydantic_core import to_json
 from producers.connection import partition_counts
 from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
-from producers.scan import Place, Scanner, Stored
+from producers.scan import Place, Range, Scanner, Stored
 from producers.times import show_time
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -55,6 +57,8 @@ class Letter:
     """Whether its endpoint is disabled now."""
     expired: bool = False
     """Whether its time is over: a mark that it was put back may be gone."""
+    lane_gone: bool = False
+    """Whether it is a job, and its lane is there no more."""
 
     @property
     def place(self) -> Place:
@@ -92,6 +96,8 @@ class Letter:
             return "too_large"
         if self.kind == "callback" and self.disabled:
             return "endpoint_disabled"
+        if self.lane_gone:
+            return "lane_gone"
         return "source_unknown" if self.kind == "other" else None
 
     def summary(self) -> dict[str, object]:
@@ -160,14 +166,30 @@ class Tally:
     """By obstacle: those that cannot."""
     ids: set[str] = field(default_factory=set)
     """What the letters can be asked for by."""
+    held_ids: dict[str, str] = field(default_factory=dict)
+    """Of these, those by which a letter was asked for that cannot be put back, with its obstacle."""
+    tenants: dict[str, set[str]] = field(default_factory=dict)
+    """Of the job and webhook ids that were asked for: whose letters have them, put back or not."""
+
+    @property
+    def count(self) -> int:
+        """How many can be put back."""
+        return self.open.total()
+
+    def meet(self, letter: Letter, asked: frozenset[str]) -> None:
+        """Note whose it is."""
+        for name in asked & letter.record.ids:
+            self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
         """Count one; of its ids only those are kept that were asked for."""
-        self.ids |= asked & letter.ids
+        named = asked & letter.ids
+        self.ids |= named
         if letter.obstacle is None:
             self.open[letter.kind, letter.reason] += 1
         else:
             self.held[letter.obstacle] += 1
+            self.held_ids |= dict.fromkeys(named, letter.obstacle)
 
 
 class DeadLetters:
@@ -178,30 +200,42 @@ class DeadLetters:
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
-        self._disabled = disabled_endpoints(settings)
-        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
         self._ranges = scanner.ranges(self._topics.dead_letters)
-        self._marks = dict(self._read_marks())
+        self._look()
+
+    def _look(self) -> None:
+        """Learn how it stands with these letters now."""
+        self._disabled = disabled_endpoints(self._settings)
+        self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
+        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
+        self._marks = _Marks(self._ranges)
+        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
+            self._marks.add(record)
 
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
         """Those that are meant, each partition's in order."""
         for record in self._scanner.read(self._ranges):
-            letter = Letter(
-                record,
-                kind_of(record, self._topics),
-                self._marks.get(str(record.place)),
-                record.endpoint in self._disabled,
-                record.at_ms < self._kept_from_ms,
-            )
+            letter = self._letter(record)
             if wanted.takes(letter):
                 yield letter
+
+    def _letter(self, record: Stored) -> Letter:
+        kind = kind_of(record, self._topics)
+        return Letter(
+            record,
+            kind,
+            self._marks.of(record.place),
+            record.endpoint in self._disabled,
+            record.at_ms < self._kept_from_ms,
+            kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
+        )
 
     def tally(self, wanted: LetterFilter) -> Tally:
         """What a redrive of these would find. Changes nothing."""
         tally = Tally()
-        for letter in self.letters(wanted):
-            tally.add(letter, wanted.ids)
+        for _ in self._counted(wanted, tally):
+            pass
         return tally
 
     def redrive(
@@ -212,33 +246,65 @@ class DeadLetters:
         on_done: Callable[[int], None],
         *,
         as_new_events: bool = False,
-    ) -> int:
-        """Put those back that are meant and can be; how many there were. `back` was made before this object.
+        limit: int | None = None,
+    ) -> Tally:
+        """Put those back that are meant and can be, so many at most; what it found up to the last of them.
 
-        With `as_new_events` a job's next result has a `webhook-id` of its own, so that a consumer that has taken the
-        result with which the job was given up does not drop it as a repeat.
+        All that is open there is put back now. That may be less than was counted before: since `back` was made nobody
+        else puts any back, and only then the marks are read. With `as_new_events` a job's next result has a
+        `webhook-id` of its own, so that a consumer that has taken the result with which the job was given up does not
+        drop it as a repeat.
         """
-        partitions = _Partitions(self._settings, self._clock)
+        self._look()
+        tally, partitions = Tally(), _Partitions(self._settings, self._clock)
         groups = (
-            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self.mark(letter)]
-            for letter in self.letters(wanted)
-            if letter.obstacle is None and letter.redriven_ms is None
+            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
+            for letter in self._counted(wanted, tally)
         )
-        return put_back(back, groups, per_second, on_done, self._clock)
+        put_back(back, islice(groups, limit), per_second, on_done, self._clock)
+        return tally
 
-    def mark(self, letter: Letter) -> Returning:
-        """What goes with a letter that is put back, so that it is not put back once more."""
-        said = {"id": str(letter.place), "at": self._now_ms(), "reason": letter.reason}
-        headers = [(name, value) for name, value in letter.record.headers if name in _WHOSE]
-        return Returning(self._topics.redriven, str(letter.place).encode(), to_json(said), headers)
+    def _counted(self, wanted: LetterFilter, tally: Tally) -> Iterator[Letter]:
+        """Those that can be put back; all that are meant are counted as they are met."""
+        for letter in self.letters(replace(wanted, redriven_too=True)):
+            tally.meet(letter, wanted.ids)
+            if letter.redriven_ms is None:
+                tally.add(letter, wanted.ids)
+                if letter.obstacle is None:
+                    yield letter
 
-    def _read_marks(self) -> Iterator[tuple[str, int]]:
-        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
-            if record.key is not None:
-                yield record.key.decode("latin-1"), record.at_ms
+    def _mark(self, letter: Letter) -> Returning:
+        return mark(self._topics, letter.place, letter.reason, letter.record.headers, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
+
+
+class _Marks:
+    """When which letters of some ranges were put back: eight bytes for each offset, however many were."""
+
+    def __init__(self, ranges: list[Range]) -> None:
+        self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
+
+    def add(self, record: Stored) -> None:
+        """A record of `dead_letters.redriven`; what is said of other letters is passed over."""
+        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        if place is not None and place.partition in self._at_ms:
+            start, at_ms = self._at_ms[place.partition]
+            if 0 <= place.offset - start < len(at_ms):
+                at_ms[place.offset - start] = record.at_ms
+
+    def of(self, place: Place) -> int | None:
+        """Unix milliseconds; None where it was not put back."""
+        start, at_ms = self._at_ms[place.partition]
+        return at_ms[place.offset - start] or None
+
+
+def mark(names: Topics, place: Place, reason: str, headers: list[tuple[str, bytes]], now_ms: int) -> Returning:
+    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is."""
+    said = {"id": str(place), "at": now_ms, "reason": reason}
+    whose = [(name, value) for name, value in headers if name in _WHOSE]
+    return Returning(names.redriven, str(place).encode(), to_json(said), whose)
 
 
 class _Partitions:
@@ -260,7 +326,7 @@ def kind_of(record: Stored, names: Topics) -> Kind:
     source = record.header(topics.SOURCE_TOPIC) or ""
     if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
         return "callback"
-    return "job" if source.startswith(names.requests()) else "other"
+    return "job" if names.lanes([source]) else "other"
 
 
 def returning(

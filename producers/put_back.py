@@ -10,11 +10,11 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
-from producers.connection import Connection, connect, kafka_errors_translated
+from producers.connection import Connection, abandon, connect, kafka_errors_translated
 from producers.errors import RequestRefused
 from schemas import topics
 from schemas.settings import KafkaSettings
-from telemetry.clock import Clock, SystemClock
+from telemetry.clock import Clock, Deadline, SystemClock
 
 MAX_RECORD_BYTES = 1_000_000
 """Of value, key and headers: a topic takes 1 MiB, and what travels with a record takes some of it."""
@@ -22,6 +22,9 @@ MAX_RECORD_BYTES = 1_000_000
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
+_ANSWER_SECONDS = 60.0
+"""How long Kafka may take to answer for a batch. It has ended the transaction by itself then."""
+_ABORT_SECONDS = 5.0
 _ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED})
 _CLOCK = SystemClock()
 
@@ -59,38 +62,75 @@ class PutBack(Connection):
     Its methods raise ProducerError.
     """
 
-    def __init__(self, settings: KafkaSettings, identity: str) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        identity: str,
+        answer_seconds: float = _ANSWER_SECONDS,
+        clock: Clock = _CLOCK,
+    ) -> None:
         self._settings = settings
+        self._answer_seconds = answer_seconds
+        self._clock = clock
+        self._in_transaction = False
         self._producer: Any = connect(
             KafkaProducer,
             settings,
             acks="all",
             allow_auto_create_topics=False,
+            max_block_ms=round(answer_seconds * 1000),
             max_request_size=2 * MAX_RECORD_BYTES,
             transaction_timeout_ms=_TRANSACTION_MS,
             transactional_id=f"{settings.topic_prefix}{identity}",
         )
-        with kafka_errors_translated(settings):
-            self._producer.init_transactions()
+        try:
+            with kafka_errors_translated(settings):
+                self._producer.init_transactions()
+        except BaseException:
+            abandon(self._producer)
+            raise
 
     def send(self, batch: Sequence[Returning]) -> None:
-        """All of them or none. Raises NotPutBack."""
+        """All of them or none. Raises NotPutBack, also where Kafka does not answer in time."""
+        deadline = Deadline.after(self._clock, self._answer_seconds)
         try:
             self._producer.begin_transaction()
-            for each in batch:
-                headers = [
-                    (name, value or b"") for name, value in each.headers
-                ]  # the client sends none without a value
-                self._producer.send(each.topic, each.value, each.key, headers, each.partition)
-            self._producer.commit_transaction()
+            self._in_transaction = True
+            sent = [self._sent(each) for each in batch]
+            # The client commits what Kafka has, also where it lost a record on the way: one to a topic that it may not
+            # see, or that was not acknowledged in time. A letter's mark would stand there without the letter.
+            for each in sent:
+                each.get(timeout=deadline.remaining)
+            self._end(self._producer._transaction_manager.begin_commit, deadline.remaining)
+            self._in_transaction = False
         except kafka_errors.KafkaError as error:
-            with contextlib.suppress(kafka_errors.KafkaError):
-                self._producer.abort_transaction()
+            self._abort()
             raise NotPutBack(error) from None
+
+    def _abort(self) -> None:
+        """End a transaction that is open. Where Kafka does not answer it is left to its timeout, or to the next run."""
+        if self._in_transaction:
+            self._in_transaction = False
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self._end(self._producer._transaction_manager.begin_abort, _ABORT_SECONDS)
+
+    def _end(self, begin: Callable[[], Any], seconds: float) -> None:
+        """As the producer's own `commit_transaction` and `abort_transaction`, which wait without a bound."""
+        result = begin()
+        self._producer._sender.wakeup()
+        if not result.wait(timeout_ms=seconds * 1000):
+            raise kafka_errors.KafkaTimeoutError("no answer in time")
+
+    def _sent(self, each: Returning) -> Any:
+        headers = [(name, value or b"") for name, value in each.headers]  # the client sends none without a value
+        return self._producer.send(each.topic, each.value, each.key, headers, each.partition)
 
     def close(self) -> None:
         """Disconnect; a transaction that is open is aborted."""
-        self._producer.close(timeout=0)
+        try:
+            self._abort()
+        finally:
+            abandon(self._producer)
 
 
 def for_delivery(

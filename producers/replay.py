@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
@@ -20,6 +21,11 @@ from schemas import topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.logs import origin_of
+
+NO_CALLBACK = "no_callback"
+"""Why a result is not called back: it has no callback, or lost what a callback needs."""
+ENDPOINT_DISABLED = "endpoint_disabled"
+"""The same: it would be given up at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,9 @@ class Counts:
 
     matching: int = 0
     """Results that can be called back."""
-    stored_only: int = 0
-    """Results that match and have no callback, or lost what a callback needs."""
-    disabled: int = 0
-    """Results that match and whose endpoint is disabled: they would be given up at once, and are not put back."""
-    others: Counter[Standing] = field(default_factory=Counter)
-    """Results that match and are not undelivered, where only such are wanted: by how it stands with them."""
+    held: Counter[str] = field(default_factory=Counter)
+    """Results that match and are not called back, by why: a standing, where only undelivered ones are wanted, or
+    NO_CALLBACK or ENDPOINT_DISABLED."""
     letters: int = 0
     """Dead letters of the results that can be called back, which are marked with it."""
     origins: Counter[str] = field(default_factory=Counter)
@@ -73,11 +76,20 @@ class Counts:
     """Those of the selection's ids that were met."""
     places: set[Place] = field(default_factory=set)
     """Those of the selection's places that were met."""
+    held_names: dict[str, str] = field(default_factory=dict)
+    """Of these ids and places, those by which a result was asked for that is not called back, with why."""
 
-    def meet(self, record: Stored, selection: Selection) -> None:
-        """Note that what was asked for by name is there."""
-        self.ids |= selection.ids & record.ids
-        self.places |= selection.places & {record.place}
+    def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
+        """Count one, and note that what was asked for by name is there."""
+        ids, places = selection.ids & record.ids, selection.places & {record.place}
+        self.ids |= ids
+        self.places |= places
+        if obstacle is None:
+            self.matching += 1
+            self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+        else:
+            self.held[obstacle] += 1
+            self.held_names |= dict.fromkeys((*ids, *map(str, places)), obstacle)
 
 
 class Replay:
@@ -88,46 +100,59 @@ class Replay:
         self._scanner = scanner
         self._selection = selection
         self._clock = clock
-        self._disabled = disabled_endpoints(settings)
         self._ranges = list(self._narrowed())
-        self._undelivered: Undelivered | None = None
         self._wanted = {Standing.UNDELIVERED, *((Standing.WAITING,) if selection.waiting else ())}
-        if selection.undelivered:
-            self._undelivered = Undelivered(settings, scanner, clock, filter(_callable, self._matching()))
+        self._undelivered: Undelivered | None = None
+        self._look()
+
+    def _look(self) -> None:
+        """Learn how it stands with these results now."""
+        self._disabled = disabled_endpoints(self._settings)
+        self._undelivered = None  # what is known of many results is not to be kept twice
+        if self._selection.undelivered:
+            results = filter(_callable, self._matching())
+            self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
         """What there is to replay. Changes nothing."""
         counts = Counts()
-        for record in self._matching():
-            counts.meet(record, self._selection)
-            self._count(record, counts)
+        for _ in self._chosen(counts):
+            pass
         return counts
 
-    def _count(self, record: Stored, counts: Counts) -> None:
-        if not _callable(record):
-            counts.stored_only += 1
-        elif (standing := self._standing(record)) not in self._wanted:
-            counts.others[standing] += 1
-        elif record.endpoint in self._disabled:
-            counts.disabled += 1
-        else:
-            counts.matching += 1
-            counts.letters += len(self._marks(record))
-            counts.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
+    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None], limit: int | None = None) -> Counts:
+        """Put them into delivery again, so many at most; what there was up to the last of them.
 
-    def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None]) -> int:
-        """Put them into delivery again; how many there were."""
-        return put_back(back, self.returning(), per_second, on_done, self._clock)
+        All that is matching there is put back now. That may be less than was counted before: only now that `back` is
+        made nobody else puts any of them back.
+        """
+        self._look()
+        counts = Counts()
+        put_back(back, islice(self.returning(counts), limit), per_second, on_done, self._clock)
+        return counts
 
-    def returning(self) -> Iterator[list[Returning]]:
+    def returning(self, counts: Counts) -> Iterator[list[Returning]]:
         """What is put back, each result in a group with the marks of its dead letters."""
+        for record in self._chosen(counts):
+            now_ms = int(self._clock.time() * 1000)
+            returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
+            yield [returning, *self._marks(record)]
+
+    def _chosen(self, counts: Counts) -> Iterator[Stored]:
+        """The results that are put back; all that match are counted as they are met."""
         for record in self._matching():
-            if not _callable(record) or record.endpoint in self._disabled:
-                continue
-            if self._standing(record) in self._wanted:
-                now_ms = int(self._clock.time() * 1000)
-                returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
-                yield [returning, *self._marks(record)]
+            obstacle = self._obstacle(record)
+            counts.add(record, self._selection, obstacle)
+            if obstacle is None:
+                counts.letters += len(self._marks(record))
+                yield record
+
+    def _obstacle(self, record: Stored) -> str | None:
+        if not _callable(record):
+            return NO_CALLBACK
+        if (standing := self._standing(record)) not in self._wanted:
+            return standing
+        return ENDPOINT_DISABLED if record.endpoint in self._disabled else None
 
     def _standing(self, record: Stored) -> Standing:
         """Where all are wanted, each counts as undelivered."""

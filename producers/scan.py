@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
-from producers.connection import connect, kafka_errors_translated, partition_counts
+from producers.connection import admin_client, connect, kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
 from producers.reader import SKEW_MS, CommittedReader
 from schemas import topics
@@ -134,13 +135,30 @@ class Scanner(CommittedReader):
             self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def kept_from_ms(self, topic: str) -> int:
-        """The time from which on everything is kept that was written to a topic, Unix milliseconds; 0 is ever since."""
+        """The time from which on everything is kept that was written to a topic, Unix milliseconds; 0 is ever since.
+
+        Of a partition from which all is gone no record says that. What it had was as old as the topic lets it become,
+        where it deletes by age alone; else it may have been written just now.
+        """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
         with kafka_errors_translated(self._settings):
             starts = self._consumer.beginning_offsets(partitions)
             first = self._consumer.offsets_for_times(dict.fromkeys(partitions, 0))
-        return max((first[p].timestamp for p in partitions if starts[p] > 0 and first.get(p)), default=0)
+        cut = [p for p in partitions if starts[p] > 0]
+        kept = [first[p].timestamp for p in cut if first.get(p)]
+        if len(kept) < len(cut):
+            kept.append(int(self._clock.time() * 1000) - self._retention_ms(topic))
+        return max(kept, default=0)
+
+    def _retention_ms(self, topic: str) -> int:
+        """How old records get at least; 0 where that is not their age alone, or where the broker does not show it."""
+        with admin_client(self._settings) as admin:
+            resources = [ConfigResource(ConfigResourceType.TOPIC, topic)]
+            shown = admin.describe_configs(resources, config_filter="all")["topic"].get(topic, {})
+        config = {name: entry["value"] for name, entry in shown.items()}
+        by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
+        return max(0, int(config["retention.ms"])) if by_age_alone else 0
 
     def read(self, ranges: Sequence[Range]) -> Iterator[Stored]:
         """The records of these ranges, which may be of several topics; each partition's in order."""
@@ -149,6 +167,9 @@ class Scanner(CommittedReader):
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
+            # Of the partitions that it has already this leaves everything as it was: paused, those that were read to
+            # their end.
+            self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)
         deadline = Deadline.after(self._clock, _STALL_SECONDS)

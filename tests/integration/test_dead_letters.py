@@ -7,6 +7,7 @@ import json
 import pytest
 from clocks import HandClock
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from kafka import KafkaProducer
 from postback_command import environment_of, postback, postback_here
 
@@ -163,6 +164,15 @@ def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) 
     assert found == [ids for _, ids in table]
 
 
+@pytest.mark.parametrize("command", ["list", "redrive"])
+def test_an_endpoint_without_a_scheme_is_refused_before_anything_is_asked(command: str) -> None:
+    done = postback_here("dead-letters", command, "--endpoint", "hooks.example", env=environment_of(None))
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "postback: --endpoint: a whole URL, as https://hooks.example/in, or its origin, https"
+    )
+
+
 def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSettings) -> None:
     """A mark that it was put back, made when the letter was new, may be gone by then."""
     put_letters(fleet)
@@ -170,7 +180,7 @@ def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSetting
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, HandClock(CLOCK.time() + days * 24 * 3600))
             assert letters.tally(EVERYTHING).held["expired"] == (3 if count == 0 else 0)
-            assert letters.redrive(EVERYTHING, back, 1000, ignore) == count
+            assert letters.redrive(EVERYTHING, back, 1000, ignore).count == count
 
 
 def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet: KafkaSettings) -> None:
@@ -181,7 +191,82 @@ def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, CLOCK)
             assert letters.tally(callbacks).held["endpoint_disabled"] == 1 - count
-            assert letters.redrive(callbacks, back, 1000, ignore) == count
+            assert letters.redrive(callbacks, back, 1000, ignore).count == count
+
+
+def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(fleet: KafkaSettings) -> None:
+    producer, env = Producer(fleet.client_config()), environment_of(fleet)
+    for tenant in ("acme", "globex"):
+        headers = {
+            "tenant": tenant,
+            "webhook-id": "msg_1",
+            "job-id": "job_1",
+            "callback-url": HOOK,
+            "reason": "timeout",
+        }
+        source = {"source-topic": fleet.topics.results, "source-partition": "0", "source-offset": "0"}
+        producer.produce(fleet.topics.dead_letters, b"{}", tenant, 0, headers=list((headers | source).items()))
+    assert producer.flush(20) == 0
+
+    def redrive(*asked: str) -> tuple[int, str]:
+        done = postback_here("dead-letters", "redrive", *asked, env=env)
+        return done.returncode, done.stderr.splitlines()[-1]
+
+    refused = "postback: {} is an id of several tenants, so say whose with --tenant: acme, globex"
+    assert redrive("job_1", "--dry-run") == redrive("job_1") == (2, refused.format("job_1"))
+    assert redrive("--id", "msg_1") == (2, refused.format("msg_1"))
+    assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")
+    assert redrive("job_1") == (2, refused.format("job_1"))  # the other one is not what is left of it
+    assert redrive("0:1") == (0, "postback: 1 of 1 put back")
+    assert [key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == ["acme", "globex"]
+
+
+def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    env = environment_of(fleet)
+    for more in ("--dry-run", "--yes"):
+        done = postback_here("dead-letters", "redrive", "0:0", "job_2", "job_3", more, env=env)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
+    assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
+    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # nobody has named any
+
+
+def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_is_there(fleet: KafkaSettings) -> None:
+    retired = fleet.topics.requests("retired")
+    producer = Producer(fleet.client_config())
+    for number, lane in enumerate((fleet.topics.requests(), retired, fleet.topics.requests())):
+        headers = {"job-id": f"job_{number}", "reason": "engine_error", "source-topic": lane, "source-partition": "1"}
+        producer.produce(
+            fleet.topics.dead_letters,
+            b"{}",
+            f"job_{number}",
+            0,
+            headers=list((headers | {"source-offset": "7"}).items()),
+        )
+    assert producer.flush(20) == 0
+    env = environment_of(fleet)
+
+    counted = postback_here("dead-letters", "redrive", "--dry-run", "--json", env=env)
+    done = postback_here("dead-letters", "redrive", "--json", env=env)
+    for told, count in ((counted, 0), (done, 2)):
+        assert told.returncode == 0, told.stderr
+        assert json.loads(told.stdout)["redriven"] == count
+        assert json.loads(told.stdout)["held"] == {"lane_gone": 1}
+    assert (
+        "1 cannot be put back: their lane is gone, and `postback topics create --engine LANE` comes first"
+        in done.stderr
+    )
+
+    assert postback_here("topics", "create", "--engine", "retired", env=env).returncode == 0
+    try:
+        assert json.loads(postback_here("dead-letters", "redrive", "--json", env=env).stdout)["redriven"] == 1
+        assert [key for key, *_ in stands_in(fleet, retired)] == ["job_1"]
+    finally:
+        admin = AdminClient(fleet.client_config())
+        for deleted in admin.delete_topics([retired, f"{retired}.batch"]).values():
+            deleted.result(20)
 
 
 def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is_the_same_one(
@@ -199,12 +284,13 @@ def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is
 def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     with PutBack(fleet, REDRIVE) as first, Scanner(fleet) as scanner:
-        slow = DeadLetters(fleet, scanner, CLOCK)
-        with PutBack(fleet, REDRIVE) as second, Scanner(fleet) as other:
-            quick = DeadLetters(fleet, other, CLOCK)
-            assert quick.redrive(EVERYTHING, second, 1000, ignore) == 2
+
+        def overtaken(done: int) -> None:
+            with PutBack(fleet, REDRIVE) as second, Scanner(fleet) as other:
+                assert DeadLetters(fleet, other, CLOCK).redrive(EVERYTHING, second, 1000, ignore).count == 1
+
         with pytest.raises(NotPutBack, match="another run may have taken over"):
-            slow.redrive(EVERYTHING, first, 1000, ignore)
+            DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, first, 1, overtaken)
     assert len(stands_in(fleet, fleet.topics.tier(0.3))) == 1
     assert len(stands_in(fleet, fleet.topics.redriven)) == 2
 
@@ -220,6 +306,6 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
         died.send(topic, b"half", b"0:0")
     died.flush()
     with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
-        assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore) == 2
+        assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore).count == 2
     died.close(timeout=0)
     assert [value for _, value, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == [b'{"job_id":"job_1"}']

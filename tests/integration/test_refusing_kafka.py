@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -49,10 +51,10 @@ def test_a_kafka_without_the_new_groups_ends_a_worker_with_the_version_that_is_n
     assert "Traceback" not in done.stderr
 
 
-def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_away(there: KafkaSettings) -> None:
+def deny(there: KafkaSettings, topic: str) -> None:
     denied = AclBinding(
         ResourceType.TOPIC,
-        there.topics.results,
+        topic,
         ResourcePatternType.LITERAL,
         "User:ANONYMOUS",
         "*",
@@ -62,7 +64,29 @@ def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_
     admin = AdminClient(there.client_config())
     for made in admin.create_acls([denied]).values():
         made.result(20)
+
+
+def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_away(there: KafkaSettings) -> None:
+    deny(there, there.topics.results)
     done = postback("worker", "--engine", "echo", env=environment_of(there))
     assert (done.returncode, done.stdout) == (1, "")
     refused = f"postback: Kafka refuses access to the topic {there.topics.results} (TOPIC_AUTHORIZATION_FAILED): check"
     assert done.stderr.splitlines()[-1].startswith(refused)
+
+
+def test_a_letter_that_may_not_go_back_is_not_marked_as_if_it_had(there: KafkaSettings) -> None:
+    """The client commits the mark alone, where nobody asks what became of the letter."""
+    headers = {"webhook-id": "msg_1", "job-id": "job_1", "callback-url": "https://hooks.example/", "reason": "timeout"}
+    source = {"source-topic": there.topics.results, "source-partition": "0", "source-offset": "0"}
+    producer = Producer(there.client_config())
+    producer.produce(there.topics.dead_letters, b"{}", "job_1", 0, headers=list((headers | source).items()))
+    assert producer.flush(20) == 0
+    deny(there, there.topics.tier(0.3))
+
+    env = environment_of(there)
+    done = postback("dead-letters", "redrive", "--yes", env=env)
+    assert done.returncode == 1
+    assert "TopicAuthorizationFailedError" in done.stderr
+    assert "Traceback" not in done.stderr
+    listed = json.loads(postback("dead-letters", "list", "--json", env=env).stdout)
+    assert [(one["id"], one["redriven_at"]) for one in listed] == [("0:0", None)]

@@ -12,7 +12,7 @@ from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from producers.endpoints import put_endpoints
-from producers.replay import Replay, Selection
+from producers.replay import Counts, Replay, Selection
 from producers.scan import Place, Scanner
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, State
@@ -98,7 +98,7 @@ def found(kept: Kept, selection: Selection) -> set[str]:
     """The jobs of what a selection would put back; its count says the same."""
     with Scanner(kept.fleet) as scanner:
         replay = Replay(kept.fleet, scanner, selection, SystemClock())
-        records = [record for group in replay.returning() for record in group]
+        records = [record for group in replay.returning(Counts()) for record in group]
         assert replay.count().matching == len(records)
     return {dict(record.headers)["job-id"].decode() for record in records}
 
@@ -127,7 +127,7 @@ def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_
     assert found(kept, acme) == {"elsewhere"}
     assert found(kept, Selection(tenant="globex")) == {"theirs"}
     done = postback_here("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
-    assert "2 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in done.stderr
+    assert "2 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in done.stderr
 
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2)])
     assert found(kept, acme) == {"early", "late", "elsewhere"}
@@ -169,12 +169,33 @@ def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(k
     assert set(waiting(kept.fleet)) == {"late"}
 
 
+def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
+    for more in ("--dry-run", "--yes"):
+        done = postback_here("replay", *asked, more, env=environment_of(kept.fleet))
+        assert done.returncode == 1
+        said = "postback: not called back: late (endpoint_disabled), stored (no_callback)"
+        assert done.stderr.splitlines()[-1] == said
+    assert set(waiting(kept.fleet)) == {"elsewhere"}
+    done = postback_here("replay", "--tenant", "acme", "--offset", "0:0", env=environment_of(kept.fleet))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "postback: not called back: 0:0 (endpoint_disabled)",
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         ([], "say whose results: --tenant or --endpoint"),
         (["--tenant", "a b"], "--tenant: "),
         (["--tenant", "a", "--since", "yesterday"], "--since: not a time: ISO 8601 as in "),
+        (
+            ["--endpoint", "hooks.example"],
+            "--endpoint: a whole URL, as https://hooks.example/in, or its origin, https://",
+        ),
+        (["--endpoint", "https:///in"], "--endpoint: a whole URL"),
         (["--tenant", "a", "--offset", "12"], "--offset: a partition and an offset of model_results, as in 3:1024"),
     ],
 )

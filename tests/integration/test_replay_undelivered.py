@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from postback_command import environment_of, postback_here
 from product import PARTITIONS, Callbacks, Product, eventually
 
 from devkit.receiver import Behaviour
-from producers.replay import Replay, Selection
+from producers.replay import Counts, Replay, Selection
 from producers.scan import Scanner
 from producers.topics import create_topics
 from producers.undelivered import Standing
@@ -76,15 +76,15 @@ def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
     eventually(is_committed, 30, "the progress is not committed")
 
 
-def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[Standing, int], int]:
+def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[str, int], int]:
     """What would be put back, how it stands with the rest, and how many letters are marked."""
     with Scanner(kafka) as scanner:
         replay = Replay(kafka, scanner, selection, SystemClock())
-        groups = list(replay.returning())
+        groups = list(replay.returning(Counts()))
         counts = replay.count()
     assert counts.matching == len(groups)
     assert counts.letters == sum(len(marks) for _, *marks in groups)
-    return [(group[0].key or b"").decode() for group in groups], dict(counts.others), counts.letters
+    return [(group[0].key or b"").decode() for group in groups], dict(counts.held), counts.letters
 
 
 # -- the product ---------------------------------------------------------------------------------------------------
@@ -144,7 +144,9 @@ def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
     put(kafka, kafka.topics.results, "untouched", callbacks.url)  # nobody has seen it yet
     callbacks.down()
     callbacks.up()
-    assert "3 match too, whose endpoint is disabled: `postback endpoints enable` comes first" in replay("--dry-run")
+    assert "3 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in replay(
+        "--dry-run"
+    )
     assert postback_here("endpoints", "enable", callbacks.url, env=env).returncode == 0
 
     called_before = len(callbacks.received)
@@ -197,6 +199,18 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
     assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {Standing.DELIVERED: 3}, 1)
 
 
+def test_what_is_named_and_waits_is_a_failure_and_what_was_delivered_is_none(fleet: KafkaSettings) -> None:
+    for event in ("delivered", "ahead"):
+        put(fleet, fleet.topics.results, event)
+    attempt(fleet, "delivered", None)
+    commit(fleet, {fleet.topics.results: 1})
+    for event, status, said in (("delivered", 0, "1 match too and were"), ("ahead", 1, "not called back: ahead (wai")):
+        asked = ["replay", "--tenant", "default", "--undelivered", "--id", event]
+        done = postback_here(*asked, env=environment_of(fleet))
+        assert done.returncode == status
+        assert done.stderr.splitlines()[-1].startswith(f"postback: {said}")
+
+
 def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.results, "first")
     assert standings(fleet) == ([], {Standing.WAITING: 1}, 0)
@@ -215,6 +229,33 @@ def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_sa
     for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
         done.result(20)
     assert standings(fleet) == (["new"], {Standing.UNKNOWN: 1}, 0)
+
+
+def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_had(fleet: KafkaSettings) -> None:
+    admin, attempts = AdminClient(fleet.client_config()), fleet.topics.attempts
+
+    def configure(name: str, value: str) -> None:
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, attempts, incremental_configs=[entry])
+        [done] = admin.incremental_alter_configs([resource]).values()
+        done.result(20)
+
+    for event in ("old", "new"):
+        put(fleet, fleet.topics.results, event)
+    attempt(fleet, "else", None)
+    commit(fleet, {fleet.topics.results: 2})
+    for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
+        done.result(20)
+
+    # As if it were gone by its age, which nothing is that is younger than the topic lets it become.
+    configure("retention.ms", str(60 * 60 * 1000))
+    eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 20, lambda: str(standings(fleet)))
+    configure("retention.ms", "1")
+    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    # What goes by size too may be of any age.
+    configure("retention.ms", str(60 * 60 * 1000))
+    configure("retention.bytes", "1000")
+    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
 
 
 def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_too(fleet: KafkaSettings) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from clocks import SetClock
 
-from producers.dead_letters import Letter, _Partitions, returning
+from producers.dead_letters import Letter, _Partitions, kind_of, returning
 from producers.scan import Place, Stored
 from schemas.settings import KafkaSettings
 
@@ -31,10 +31,29 @@ def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
         (letter(None, abridged="1"), "too_large"),
         (letter(b"x" * 1_000_000), "too_large"),
         (replace(letter(), expired=True), "expired"),
+        (replace(letter(), lane_gone=True), "lane_gone"),
     ],
 )
 def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:
     assert given.obstacle == obstacle
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("model_requests", "job"),
+        ("model_requests.batch", "job"),
+        ("model_requests.big", "job"),
+        ("model_requests.big.batch", "job"),
+        ("model_requests.shadow", "other"),
+        ("model_requests_of_somebody_else", "other"),
+        ("another.model_requests", "other"),
+        ("model_results", "callback"),
+        ("callback_retries.5s", "callback"),
+    ],
+)
+def test_what_was_given_up_is_known_by_the_topic_where_it_stood(source: str, kind: str) -> None:
+    assert kind_of(letter(source_topic=source).record, KAFKA.topics) == kind
 
 
 def test_a_job_that_is_put_back_says_what_it_said_and_is_judged_by_that_again() -> None:

@@ -1,0 +1,104 @@
+"""A redrive that Ctrl-C or a broker that freezes cuts off: it ends with a line, and loses and doubles nothing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Producer
+from postback_command import environment_of, postback_here, started
+from product import eventually
+
+from devkit.broker import Broker
+from devkit.committed import committed_records
+from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from producers.put_back import NotPutBack, PutBack
+from producers.scan import Scanner
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+
+pytestmark = pytest.mark.broker
+
+LETTERS = 1000
+CLOCK = SystemClock()
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Broker]:
+    """A broker that may be frozen."""
+    with Broker.start() as broker:
+        yield broker
+
+
+@pytest.fixture
+def given_up(own: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSettings:
+    """A fleet with callbacks that were given up."""
+    fleet = make_fleet(own.bootstrap_servers)
+    producer = Producer({**fleet.client_config(), "linger.ms": 20})
+    for number in range(LETTERS):
+        job = f"job_{number}"
+        headers = {"webhook-id": f"msg_{job}", "job-id": job, "callback-url": "https://hooks.example/"}
+        headers |= {"reason": "timeout", "source-topic": fleet.topics.results}
+        headers |= {"source-partition": "0", "source-offset": str(number)}
+        producer.produce(fleet.topics.dead_letters, b"{}", job, 0, headers=list(headers.items()))
+    assert producer.flush(30) == 0
+    return fleet
+
+
+def called(fleet: KafkaSettings) -> Counter[bytes]:
+    """The jobs in the smallest tier."""
+    return Counter(record.key() or b"" for record in committed_records(fleet.client_config(), fleet.topics.tier(0.3)))
+
+
+def assert_a_next_run_puts_back_the_rest(fleet: KafkaSettings) -> None:
+    done = postback_here("dead-letters", "redrive", "--rate", "100000", "--yes", env=environment_of(fleet))
+    assert done.returncode == 0, done.stderr
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([fleet.topics.tier(0.3)])
+    assert set(called(fleet).values()) == {1}
+    assert called(fleet).total() == LETTERS
+
+
+def test_ctrl_c_in_the_middle_of_a_batch_ends_it_with_a_line_and_the_status_of_a_shell(
+    own: Broker, given_up: KafkaSettings, clean_processes: None
+) -> None:
+    asked = ("dead-letters", "redrive", "--rate", "100", "--yes")
+    with started(*asked, env=environment_of(given_up)) as process:
+        eventually(lambda: called(given_up).total() >= 100, 60, "nothing is put back")
+        own.pause()
+        try:
+            time.sleep(2)  # by then its next batch is on the way, and not answered for
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            own.resume()
+    last = said.splitlines()[-1]
+    assert last.startswith("postback: stopped; ")
+    assert last.endswith(f" of {LETTERS} are put back, and another run goes on with the rest")
+    assert process.returncode == 130
+    assert_a_next_run_puts_back_the_rest(given_up)
+
+
+def test_a_broker_that_freezes_ends_it_in_time_with_what_is_not_put_back(own: Broker, given_up: KafkaSettings) -> None:
+    with Scanner(given_up) as scanner, PutBack(given_up, REDRIVE, answer_seconds=3) as back:
+        letters = DeadLetters(given_up, scanner, CLOCK)
+        told = list[int]()
+        frozen_at = list[float]()
+
+        def freeze(done: int) -> None:
+            told.append(done)
+            frozen_at.append(CLOCK.monotonic())
+            own.pause()
+
+        try:
+            with pytest.raises(NotPutBack, match="Those before it are put back"):
+                letters.redrive(LetterFilter(), back, 100, freeze)
+            # The client's own limits are 30 s for each request and none for a commit.
+            assert CLOCK.monotonic() - frozen_at[0] < 25
+        finally:
+            own.resume()
+        assert told == [100]
+    assert_a_next_run_puts_back_the_rest(given_up)
