@@ -96,7 +96,8 @@ def redrive(
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
 
-    Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left.
+    Each letter is put back once, however often this is run. Exit status: 0 done, 1 no letter of a named id is left,
+    or the answer at the terminal was no.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     with ExitStack() as stack:

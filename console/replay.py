@@ -53,7 +53,8 @@ def replay(
 ) -> None:
     """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
 
-    Exit status: 0 done, 1 nothing was found of an id or a place that was named, 2 asked wrongly.
+    Exit status: 0 done, 1 nothing was found of an id or a place that was named, or the answer at the terminal was no,
+    2 asked wrongly.
     """
     quiet_clients()
     from producers.errors import ProducerError
