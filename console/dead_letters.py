@@ -98,7 +98,7 @@ def redrive(
     """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
 
     Each letter is put back once, however often this is run. Exit status: 0 done, 1 a letter of a named id is held, or
-    none is left, 2 asked wrongly.
+    none is left, or the answer at the terminal was no, 2 asked wrongly.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0

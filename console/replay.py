@@ -64,7 +64,7 @@ def replay(
 ) -> None:
     """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
 
-    Exit status: 0 done, 1 not all that was named is called back, 2 asked wrongly.
+    Exit status: 0 done, 1 not all that was named is called back, or the answer at the terminal was no, 2 asked wrongly.
     """
     quiet_clients()
     from producers.errors import ProducerError

@@ -1,13 +1,15 @@
 """A webhook consumer that verifies: for development, the demo, and tests of delivery. Not a service for production.
 
 It answers 200 to what was signed with a key that it knows and 401 to anything else, and hands each request on as one
-`Received`. To try a sender's patience it can answer with another status, late, or only from the n-th attempt on.
+`Received`. To try a sender's patience it can answer with another status, late, or only from the n-th attempt on, and
+ask to be left alone for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from telemetry.clock import Clock, SystemClock
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _UNAUTHORIZED = 401
-_FAILING = 503
+_SUCCESSES = range(200, 300)
 _CLOCK = SystemClock()
 
 
@@ -66,7 +68,10 @@ class Behaviour:
     status: int = 200
     delay_seconds: float = 0.0
     fail_first: int = 0
-    """How many attempts of each event are answered with 503 first."""
+    """How many attempts of each event are answered with `fail_status` first."""
+    fail_status: int = 503
+    retry_after_seconds: int | None = None
+    """Sent as `Retry-After` to a verified request that gets no success."""
 
 
 _FRIENDLY = Behaviour()
@@ -76,7 +81,8 @@ class Receiver:
     """An HTTP server on which any path takes webhooks. `port` 0 is any free one.
 
     `keys` is asked at every request, so that rotated keys are known at once; `sink` gets each request before it is
-    answered, so that what a sender counts as delivered is never lost here. Starting raises OSError for a busy port.
+    answered, so that what a sender counts as delivered is never lost here. With `tls` it speaks https. Starting raises
+    OSError for a busy port.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Receiver:
         host: str = "127.0.0.1",
         port: int = 0,
         behaviour: Behaviour = _FRIENDLY,
+        tls: ssl.SSLContext | None = None,
         clock: Clock = _CLOCK,
     ) -> None:
         self._keys = keys
@@ -94,6 +101,7 @@ class Receiver:
         self._host = host
         self._port = port
         self._behaviour = behaviour
+        self._tls = tls
         self._clock = clock
         self._attempts: Counter[str | None] = Counter()
         self._runner: web.ServerRunner | None = None
@@ -107,13 +115,13 @@ class Receiver:
     def url(self) -> str:
         """A URL that senders on this machine can post to."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}/"
+        return f"{'https' if self._tls else 'http'}://{host}:{self._port}/"
 
     async def start(self) -> Self:
         """Listen from now on."""
         self._runner = web.ServerRunner(web.Server(self._answer, access_log=None), access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024, ssl_context=self._tls)
         await site.start()
         self._port = int(self._runner.addresses[0][1])
         return self
@@ -144,7 +152,11 @@ class Receiver:
         self._sink(Received(webhook_id, problem is None, problem, headers, _json(body), body, received_at, status))
         if problem is None and self._behaviour.delay_seconds:
             await asyncio.sleep(self._behaviour.delay_seconds)
-        return web.Response(status=status)
+        return web.Response(status=status, headers=self._headers(status, verified=problem is None))
+
+    def _headers(self, status: int, *, verified: bool) -> dict[str, str]:
+        seconds = self._behaviour.retry_after_seconds
+        return {} if seconds is None or not verified or status in _SUCCESSES else {"Retry-After": str(seconds)}
 
     def _problem(self, headers: dict[str, str], body: bytes, now: float) -> str | None:
         keys = self._keys()
@@ -160,7 +172,7 @@ class Receiver:
         if self._behaviour.fail_first:
             self._attempts[webhook_id] += 1
             if self._attempts[webhook_id] <= self._behaviour.fail_first:
-                return _FAILING
+                return self._behaviour.fail_status
         return self._behaviour.status
 
 

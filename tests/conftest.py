@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ TIER_DELAYS_SECONDS = (0.3, 0.6)
 _ADMIN_TIMEOUT_SECONDS = 30.0
 _EXIT_GRACE_SECONDS = 5.0
 _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
+_SHOWN = pytest.StashKey[list[str]]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,19 @@ def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iter
     started = Product(fleet, tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """For tests whose counts are evidence: a line that the run shows at its end, whatever is captured."""
+    lines = request.config.stash.setdefault(_SHOWN, [])
+    return lambda line: lines.append(f"{request.node.nodeid}: {line}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what tests have counted."""
+    for line in config.stash.get(_SHOWN, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -54,14 +55,16 @@ class Callbacks:
         self._thread.start()
         self._receiver: Receiver | None = None
         self._reserved: socket.socket | None = None
+        self._deaf: socket.socket | None = None
         self.port = 0
+        self._scheme = "http"
         self.received: list[Received] = []
         self.before_answer: Callable[[Received], None] = lambda received: None
         """Called before each answer, on the receiver's thread."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?token=secret"
+        return f"{self._scheme}://127.0.0.1:{self.port}/hook?token=secret"
 
     @property
     def events(self) -> dict[str, list[Received]]:
@@ -72,9 +75,11 @@ class Callbacks:
                 found.setdefault(one.event["data"]["id"], []).append(one)
         return found
 
-    def up(self, behaviour: Behaviour | None = None) -> None:
-        """Listen; at the same port as before."""
-        self._receiver = Receiver(self._keys, self._take, port=self.port, behaviour=behaviour or Behaviour())
+    def up(self, behaviour: Behaviour | None = None, tls: ssl.SSLContext | None = None) -> None:
+        """Listen; at the same port as before. With `tls` over https."""
+        self.down()
+        self._scheme = "https" if tls else "http"
+        self._receiver = Receiver(self._keys, self._take, port=self.port, behaviour=behaviour or Behaviour(), tls=tls)
         asyncio.run_coroutine_threadsafe(self._receiver.start(), self._loop).result(10)
         self.port = self._receiver.port
         self._release()
@@ -84,9 +89,16 @@ class Callbacks:
         if self._receiver is not None:
             asyncio.run_coroutine_threadsafe(self._receiver.stop(), self._loop).result(10)
             self._receiver = None
-            self._reserved = socket.socket()
-            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._reserved.bind(("127.0.0.1", self.port))
+            self._reserved = self._bound()
+        if self._deaf is not None:
+            self._deaf.close()
+            self._deaf = None
+
+    def hang(self) -> None:
+        """Take connections, at the same port, and never answer: the kernel takes them, and nobody reads."""
+        self.down()
+        self._deaf = self._bound()
+        self._deaf.listen(128)
 
     def end(self) -> None:
         self.down()
@@ -94,6 +106,13 @@ class Callbacks:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def _bound(self) -> socket.socket:
+        """Beside another one at the port that does not listen."""
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", self.port))
+        return bound
 
     def _release(self) -> None:
         if self._reserved is not None:

@@ -218,7 +218,7 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
     assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")
     assert redrive("job_1") == (2, refused.format("job_1"))  # the other one is not what is left of it
     assert redrive("0:1") == (0, "postback: 1 of 1 put back")
-    assert [key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == ["acme", "globex"]
+    assert sorted(key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))) == ["acme", "globex"]
 
 
 def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:

@@ -39,7 +39,10 @@ CLOCK = SystemClock()
 
 @dataclass
 class Site:
-    """A consumer of webhooks: `/ok` takes all, `/flaky` the third attempt of each, `/down` none, `/gone` is gone."""
+    """A consumer of webhooks: `/ok` takes all, `/flaky` the third attempt of each, `/down` none, `/gone` is gone.
+
+    `/moved` leads to `/ok`, and `/late` is behind a gateway that is the first time too impatient for it.
+    """
 
     origin: str = ""
     got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -48,8 +51,10 @@ class Site:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.got.append((request.path, headers, await request.read()))
         tries = sum(1 for _, earlier, _ in self.got if earlier["webhook-id"] == headers["webhook-id"])
-        status = {"/ok": 204, "/flaky": 200 if tries == 3 else 500, "/down": 503, "/gone": 410}[request.path]
-        return web.Response(status=status)
+        status = {"/ok": 204, "/down": 503, "/gone": 410, "/moved": 302}
+        status |= {"/flaky": 200 if tries == 3 else 500, "/late": 200 if tries == 2 else 504}
+        location = {"Location": "/ok"} if request.path == "/moved" else {}
+        return web.Response(status=status[request.path], headers=location)
 
 
 @pytest.fixture
@@ -127,19 +132,19 @@ def read_all(fleet: KafkaSettings, topic: str, wanted: int) -> list[Message]:
 async def test_every_result_is_delivered_retried_or_dead_lettered(
     fleet: KafkaSettings, delivery: Metrics, site: Site, keyring: Keyring
 ) -> None:
-    kinds = {"ok": f"{site.origin}/ok", "flaky": f"{site.origin}/flaky", "down": f"{site.origin}/down"}
-    kinds |= {"gone": f"{site.origin}/gone", "private": "http://10.0.0.1/"}
+    kinds = {kind: f"{site.origin}/{kind}" for kind in ("ok", "flaky", "down", "gone", "moved", "late")}
+    kinds |= {"private": "http://10.0.0.1/"}
     put_results(fleet, {f"{kind}-{number}": url for kind, url in kinds.items() for number in range(8)})
-    letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 3 * 8)
-    # ok 1 attempt, flaky 3, down 3 (two tiers), gone 1, private 1.
-    attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 1) * 8)
+    letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 4 * 8)
+    # ok 1 attempt, flaky 3, down 3 (two tiers), gone 1, moved 3, late 2, private 1.
+    attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 3 + 2 + 1) * 8)
 
     assert Counter(dict(letter.headers())["reason"] for letter in letters) == {
-        b"callback_exhausted": 8,
+        b"callback_exhausted": 2 * 8,
         b"endpoint_gone": 8,
         b"callback_refused": 8,
     }
-    assert {letter.key().decode().split("-")[0] for letter in letters} == {"down", "gone", "private"}
+    assert {letter.key().decode().split("-")[0] for letter in letters} == {"down", "gone", "moved", "private"}
     said = [json.loads(attempt.value()) for attempt in attempts]
     assert Counter((one["job_id"].split("-")[0], one["attempt"], one["status"]) for one in said) == {
         ("ok", 1, 204): 8,
@@ -150,9 +155,21 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
         ("down", 2, 503): 8,
         ("down", 3, 503): 8,
         ("gone", 1, 410): 8,
+        ("moved", 1, 302): 8,
+        ("moved", 2, 302): 8,
+        ("moved", 3, 302): 8,
+        ("late", 1, 504): 8,
+        ("late", 2, 200): 8,
         ("private", 1, None): 8,
     }
-    assert Counter(path for path, _, _ in site.got) == {"/ok": 8, "/flaky": 24, "/down": 24, "/gone": 8}
+    assert Counter(path for path, _, _ in site.got) == {
+        "/ok": 8,
+        "/flaky": 24,
+        "/down": 24,
+        "/gone": 8,
+        "/moved": 24,  # and none of them is followed
+        "/late": 16,
+    }
     secrets, public_keys = keyring.secrets("acme", CLOCK.time()), keyring.public_keys(CLOCK.time())
     for _, headers, body in site.got:
         verify(headers, body, secrets, [], CLOCK.time())

@@ -89,6 +89,17 @@ async def test_another_status_is_answered_after_the_delay(received: list[Receive
     assert received[0].status == 410
 
 
+async def test_a_failing_receiver_can_ask_for_patience_and_a_content_one_does_not(received: list[Received]) -> None:
+    behaviour = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=7)
+    answers = []
+    receiver = Receiver(lambda: KEYS, received.append, behaviour=behaviour)
+    async with receiver, aiohttp.ClientSession() as session:
+        for headers in (signed(), signed(), {}):
+            async with session.post(receiver.url, data=BODY, headers=headers) as response:
+                answers.append((response.status, response.headers.get("Retry-After")))
+    assert answers == [(429, "7"), (204, None), (401, None)]
+
+
 async def test_only_posts_of_a_bounded_size_are_read(received: list[Received]) -> None:
     async with Receiver(lambda: KEYS, received.append) as receiver, aiohttp.ClientSession() as session:
         async with session.get(receiver.url) as response:

@@ -1,0 +1,76 @@
+"""A receiver asks for six seconds, and delivery processes die and join meanwhile: nobody calls it any sooner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from product import PARTITIONS, Product, eventually
+
+from devkit.receiver import Behaviour
+from producers.topics import create_topics
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+TIERS = (1.0, 3.0, 8.0)
+"""What is asked for lies between two of them, so that a record changes its tier while it waits."""
+ASKED_SECONDS = 6
+EVENTS = 40
+ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
+
+
+@pytest.fixture
+def patient(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
+    create_topics(kafka)
+    started = Product(kafka, tmp_path)
+    yield started
+    started.end()
+
+
+def put_results(product: Product, names: list[str]) -> None:
+    """Each is of a tenant of its own: of an origin, what one event was told holds up the tenant's others too."""
+    producer = Producer(product.kafka.client_config())
+    for count, name in enumerate(names):
+        result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+        headers = {"webhook-id": f"msg_{name}", "job-id": name, "tenant": name}
+        headers |= {"callback-url": product.callbacks.url}
+        topic, partition = product.kafka.topics.results, count % PARTITIONS
+        producer.produce(topic, write_result(result), name, partition, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def attempts(product: Product) -> list[dict[str, Any]]:
+    return [json.loads(message.value()) for message in product.read(product.kafka.topics.attempts)]
+
+
+def test_a_retry_after_is_met_in_full_by_whoever_makes_the_next_attempt(patient: Product) -> None:
+    patient.callbacks.up(ASKING)
+    doomed, other = (patient.deliver(name) for name in ("d1", "d2"))
+    eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")
+    names = [f"event-{number}" for number in range(EVENTS)]
+    put_results(patient, names)
+    eventually(lambda: len(attempts(patient)) >= EVENTS, 60, lambda: f"{len(attempts(patient))} attempts are made")
+    doomed.kill()
+    patient.deliver("d3")
+    eventually(lambda: len(attempts(patient)) >= 2 * EVENTS, 90, lambda: f"{len(attempts(patient))} attempts are made")
+    patient.wait_until_nothing_is_left()
+
+    said = sorted(attempts(patient), key=lambda one: (one["job_id"], one["attempt"]))
+    assert [(one["job_id"], one["attempt"], one["status"]) for one in said] == [
+        (name, *each) for name in sorted(names) for each in ((1, 429), (2, 204))
+    ]
+    for first, second in zip(said[::2], said[1::2], strict=True):
+        answered = first["at"] + first["duration_ms"]
+        assert second["at"] - answered >= 1000 * ASKED_SECONDS - 2  # times are whole milliseconds
+    assert {name: [one.status for one in got] for name, got in patient.callbacks.events.items()} == {
+        name: [429, 204] for name in names
+    }
+    assert patient.dead_letters() == []

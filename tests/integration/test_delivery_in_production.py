@@ -1,0 +1,114 @@
+"""`postback deliver` as it runs in production: over https, with certificates that its environment names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import Authority
+from product import CLOCK, Callbacks, Product, Role, eventually
+
+from producers.topics import create_topics
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.signature import verify
+
+pytestmark = pytest.mark.broker
+
+PUBLIC = "http://93.184.215.14/hook"
+"""Plain http to a public address: in development an attempt would be made."""
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return new_authority(tmp_path, "authority")
+
+
+def new_authority(folder: Path, name: str) -> Authority:
+    (folder / name).mkdir()
+    return Authority.create(folder / name)
+
+
+def put_result(product: Product, name: str, tenant: str, url: str) -> None:
+    result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+    headers = {"tenant": tenant, "webhook-id": f"msg_{name}", "job-id": name, "callback-url": url}
+    encoded = [(header, value.encode()) for header, value in headers.items()]
+    product.put([write_result(result)], encoded, topic=product.kafka.topics.results)
+
+
+def deliver(product: Product, ca_file: Path, **certificates: Path) -> Role:
+    return product.deliver(
+        "d1",
+        POSTBACK_ENV="production",
+        POSTBACK_DELIVERY__CA_FILE=str(ca_file),
+        POSTBACK_DELIVERY__CLIENT_CERTIFICATES=json.dumps({name: str(path) for name, path in certificates.items()}),
+    )
+
+
+def said_of(product: Product, name: str) -> list[dict[str, Any]]:
+    """The attempts of an event, the first one first."""
+    said = [json.loads(message.value()) for message in product.read(product.kafka.topics.attempts)]
+    return sorted((one for one in said if one["job_id"] == name), key=lambda one: int(one["attempt"]))
+
+
+def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_that_has_it(
+    product: Product, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = new_authority(tmp_path, "stranger")
+    product.callbacks.up(tls=authority.server(asks_for_client=True))
+    plain = Callbacks(product.keyring)
+    plain.up()
+    try:
+        deliver(product, authority.ca_file, acme=authority.client_file("acme"), globex=stranger.client_file("globex"))
+        for tenant in ("globex", "initech", "acme"):
+            put_result(product, tenant, tenant, product.callbacks.url)
+        put_result(product, "public", "acme", PUBLIC)
+        put_result(product, "listed", "acme", plain.url)
+        eventually(lambda: len(product.dead_letters()) == 3, 60, lambda: f"there is {product.dead_letters()}")
+        eventually(lambda: len(said_of(product, "acme")) == 1, 30, "the event of the tenant is not delivered")
+        eventually(lambda: len(plain.received) == 1, 30, "an address that the operator lists is not called")
+    finally:
+        plain.end()
+
+    [received] = product.callbacks.received
+    assert (received.webhook_id, received.status) == ("msg_acme", 200)
+    verify(received.headers, received.body, product.keyring.secrets("acme", CLOCK.time()), [], CLOCK.time())
+    assert [(one["attempt"], one["status"]) for one in said_of(product, "acme")] == [(1, 200)]
+    letters = {letter["job-id"]: letter for letter in product.dead_letters()}
+    assert {name: (letter["reason"], letter["attempts"]) for name, letter in letters.items()} == {
+        "globex": ("callback_exhausted", "3"),
+        "initech": ("callback_exhausted", "3"),
+        "public": ("callback_refused", "1"),
+    }
+    assert letters["public"]["reason-detail"] == "callback_url: https is required"
+    for name in ("globex", "initech"):
+        # In TLS 1.3 the refusal may come after the request was sent.
+        assert {one["error"] for one in said_of(product, name)} <= {"tls_failed", "connection_closed"}
+
+
+def test_authorities_that_are_replaced_are_trusted_without_a_restart(
+    product: Product, authority: Authority, tmp_path: Path
+) -> None:
+    """The file is looked at every ten seconds; the event waits in the tiers meanwhile."""
+    product.kafka = product.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
+    create_topics(product.kafka)
+    product.callbacks.up(tls=authority.server(asks_for_client=True))
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text(new_authority(tmp_path, "former").ca_file.read_text())
+    role = deliver(product, ca_file, acme=authority.client_file("acme"))
+    put_result(product, "acme", "acme", product.callbacks.url)
+    eventually(lambda: bool(said_of(product, "acme")), 60, "no attempt is made")
+    assert product.callbacks.received == []
+
+    renewed = tmp_path / "renewed.pem"
+    renewed.write_text(authority.ca_file.read_text())
+    renewed.replace(ca_file)
+    eventually(lambda: said_of(product, "acme")[-1]["status"] == 200, 60, lambda: str(said_of(product, "acme")))
+    *failed, delivered = said_of(product, "acme")
+    assert {one["error"] for one in failed} == {"tls_failed"}
+    assert (delivered["error"], delivered["attempt"]) == (None, len(failed) + 1)
+    [received] = product.callbacks.received
+    assert received.verified
+    assert role.process.poll() is None

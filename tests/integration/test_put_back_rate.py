@@ -1,0 +1,114 @@
+"""Dead letters and results are put back no faster than asked, and at a terminal not before somebody has said yes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from confluent_kafka import Message, Producer
+from postback_command import POSTBACK, environment_of, started
+
+from devkit.committed import committed_records
+from producers.scan import Scanner
+from schemas import topics as names
+from schemas.codec import write_result
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+
+pytestmark = pytest.mark.broker
+
+HOOK = "https://hooks.example/in"
+COUNT = 40
+RATE = 10
+
+
+def put_results(fleet: KafkaSettings, count: int, **why: str) -> list[str]:
+    """As they are settled; with a reason they are dead letters. Their jobs."""
+    producer, kind = Producer(fleet.client_config()), "letter" if why else "result"
+    jobs = [f"{kind}-{number}" for number in range(count)]
+    for job in jobs:
+        result = Result(job_id=job, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+        headers = {names.WEBHOOK_ID: f"msg_{job}", names.JOB_ID: job, names.CALLBACK_URL: HOOK, **why}
+        topic = fleet.topics.dead_letters if why else fleet.topics.results
+        producer.produce(topic, write_result(result), job, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+    return jobs
+
+
+def put_letters(fleet: KafkaSettings, count: int) -> list[str]:
+    where = {names.SOURCE_TOPIC: fleet.topics.results, names.SOURCE_PARTITION: "0", names.SOURCE_OFFSET: "0"}
+    return put_results(fleet, count, **{names.REASON: "callback_exhausted", names.ATTEMPTS: "10"}, **where)
+
+
+def stands_in(fleet: KafkaSettings, topic: str) -> list[Message]:
+    with Scanner(fleet) as scanner:
+        scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
+    return committed_records(fleet.client_config(), topic)
+
+
+def due(fleet: KafkaSettings) -> list[Message]:
+    """What is put back: in the smallest tier."""
+    return stands_in(fleet, fleet.topics.tier(min(fleet.tier_delays_seconds)))
+
+
+def test_what_is_put_back_comes_no_faster_than_asked(fleet: KafkaSettings) -> None:
+    results, letters = put_results(fleet, COUNT), put_letters(fleet, COUNT)
+    commands = (("dead-letters", "redrive"), ("replay", "--tenant", "default"))
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(started(*command, "--rate", str(RATE), env=environment_of(fleet)))
+            for command in commands
+        ]
+        for process in running:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said
+    at_ms = {message.key().decode(): message.timestamp()[1] for message in due(fleet)}
+    assert len(due(fleet)) == len(at_ms) == 2 * COUNT
+    for jobs in (letters, results):
+        times = [at_ms[job] for job in jobs]
+        # The last ones follow three seconds after the beginning; that of the first ones may have taken one of them.
+        assert max(times) - min(times) >= 1000 * (COUNT / RATE - 2)
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A person's side of it, and the command's."""
+    person, command = os.openpty()
+    yield person, command
+    os.close(command)
+    os.close(person)
+
+
+def at_a_terminal(terminal: tuple[int, int], fleet: KafkaSettings, *arguments: str, answer: str) -> tuple[int, str]:
+    """Exit status, and what was asked, of a command to which somebody gives an answer."""
+    person, command = terminal
+    asked = b""
+    with subprocess.Popen(
+        [POSTBACK, *arguments], env=environment_of(fleet), stdin=command, stdout=subprocess.DEVNULL, stderr=command
+    ) as process:
+        try:
+            while b"[y/N]" not in asked:
+                asked += os.read(person, 65536)
+            os.write(person, answer.encode())
+            status = process.wait(60)
+        finally:
+            process.kill()
+    return status, (asked + os.read(person, 65536)).decode()
+
+
+@pytest.mark.parametrize("command", [("dead-letters", "redrive"), ("replay", "--tenant", "default")])
+def test_at_a_terminal_nothing_is_put_back_without_a_yes(
+    fleet: KafkaSettings, terminal: tuple[int, int], command: tuple[str, ...]
+) -> None:
+    jobs = put_letters(fleet, 3) if command[0] == "dead-letters" else put_results(fleet, 3)
+    status, said = at_a_terminal(terminal, fleet, *command, answer="n\n")
+    assert status == 1
+    assert "3 back" in said
+    assert "postback: nothing was done" in said
+    assert due(fleet) == stands_in(fleet, fleet.topics.redriven) == []
+    status, said = at_a_terminal(terminal, fleet, *command, answer="y\n")
+    assert status == 0, said
+    assert sorted(message.key().decode() for message in due(fleet)) == jobs
