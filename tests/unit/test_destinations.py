@@ -276,3 +276,33 @@ async def test_only_so_many_idle_origins_are_remembered() -> None:
     for number in range(10_050):
         await desk.attempt(DOWN, ("acme", f"https://{number}.example"))
     assert len(desk.destinations) == 10_000
+
+
+async def test_origins_that_are_turned_away_are_not_remembered() -> None:
+    desk = Desk()
+    with ExitStack() as stack:
+        taken = [await desk.places(stack, ("acme", f"https://x{number}.example")) for number in range(12_000)]
+        assert len(desk.destinations) == sum(count > 0 for count in taken) <= desk.destinations.held
+    assert len(desk.destinations) == 0
+
+
+async def test_a_tenant_s_many_origins_that_fail_do_not_push_out_the_breaker_of_another_tenant() -> None:
+    desk = Desk(breaker_failures=1, breaker_open_seconds=40)
+    await desk.attempt(DOWN, ("other", HERE[1]))
+    for number in range(12_000):
+        await desk.attempt(DOWN, ("acme", f"https://{number}.example"))
+    with ExitStack() as stack:
+        for number in range(12_000):
+            await desk.places(stack, ("globex", f"https://{number}.example"))
+    with pytest.raises(DestinationBusy):
+        await desk.attempt(OK, ("other", HERE[1]))
+
+
+async def test_what_is_known_of_an_origin_outlasts_what_it_has_of_the_window() -> None:
+    desk = Desk(breaker_failures=2)
+    await desk.attempt(DOWN)
+    with await desk.destinations.place(HERE, SIZE) as place:
+        assert len(desk.destinations) == 1
+        place.outcome = DOWN
+    assert desk.said == [(HERE, State.OPEN, 5.0)]
+    assert len(desk.destinations) == 1

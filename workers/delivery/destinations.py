@@ -33,14 +33,15 @@ from typing import Self
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
 from workers.delivery.post import FailedDelivery, FailureReason, PostOutcome
+from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
 
 Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle destinations whose failures are remembered, and as many that answered; beyond that the one that was called
-longest ago is forgotten."""
+"""Idle destinations whose failures are remembered, and as many that answered; beyond that one is forgotten, of the
+tenant that has most."""
 _TENANT_FACTOR = 2
 """How many times what is left of the window a tenant may have."""
 
@@ -116,7 +117,10 @@ class Destinations:
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
-        self._loads: OrderedDict[Destination, _Load] = OrderedDict()
+        self._loads: dict[Destination, _Load] = {}
+        """Of those that hold something of the window, by which they are bounded."""
+        self._idle = Remembered[_Load](_REMEMBERED)
+        """Of those that hold nothing and have failed lately."""
         self._answering: OrderedDict[Destination, None] = OrderedDict()
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
@@ -125,7 +129,7 @@ class Destinations:
 
     def __len__(self) -> int:
         """Of how many destinations something is known."""
-        return len(self._loads)
+        return len(self._loads) + len(self._idle)
 
     @property
     def held(self) -> int:
@@ -141,12 +145,11 @@ class Destinations:
         return Place(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
-        load = self._loads.get(destination)
+        """What is known of it, or a new one: it is kept once it holds something, not for who is turned away."""
+        load = self._loads.get(destination) or self._idle.get(destination)
         if load is None:
-            load = self._loads[destination] = _Load(
-                Breaker(self._settings), self._settings.destination_concurrency, destination in self._answering
-            )
-        self._loads.move_to_end(destination)
+            breaker, answers = Breaker(self._settings), destination in self._answering
+            load = _Load(breaker, self._settings.destination_concurrency, answers)
         return load
 
     async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
@@ -175,6 +178,9 @@ class Destinations:
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
         """So much more of the window is the destination's."""
+        if load.held == 0:
+            self._idle.pop(destination)
+            self._loads[destination] = load
         share = self._shares.get(destination[0])
         if share is None:
             share = self._shares[destination[0]] = _Share()
@@ -194,6 +200,10 @@ class Destinations:
             share.strangers -= units
         if share.held == 0:
             del self._shares[destination[0]]
+        if load.held == 0:
+            del self._loads[destination]
+            if not (load.breaker.pristine and load.allowed == self._settings.destination_concurrency):
+                self._idle.put(destination, load)
 
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
@@ -213,7 +223,6 @@ class Destinations:
                 self._let_go(destination, load, units)
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
-                self._forget(destination, load)
             if isinstance(error, TimeoutError):
                 raise DestinationBusy from None
             raise
@@ -227,16 +236,6 @@ class Destinations:
             if not place.done():
                 place.set_result(None)
                 load.running += 1
-        self._forget(destination, load)
-
-    def _forget(self, destination: Destination, load: _Load) -> None:
-        """Drop what need not be remembered: a destination without failures, or too many of those that have some."""
-        if load.held == 0 and load.breaker.pristine and load.allowed == self._settings.destination_concurrency:
-            self._loads.pop(destination, None)
-        if len(self._loads) > _REMEMBERED:
-            oldest = next(iter(self._loads))
-            if self._loads[oldest].held == 0:
-                del self._loads[oldest]
 
     # -- what attempts show ----------------------------------------------------------------------------------------
 
