@@ -405,6 +405,33 @@ async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     assert topics_of(await first) == [TOPICS.attempts]
 
 
+async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_deferred_a_few_times(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    handler = make(DeliverySettings(destination_concurrency=2, destination_queue_records=0))
+    gates, running = [asyncio.Event() for _ in range(3)], []
+
+    async def begin(gate: asyncio.Event) -> None:
+        consumer.gate = gate
+        consumer.arrived.clear()
+        running.append(asyncio.ensure_future(handler.handle(result_record(consumer.url))))
+        await consumer.arrived.wait()
+
+    await begin(gates[0])
+    await begin(gates[1])
+    await handler.handle(result_record(consumer.url))  # from here on there is a crowd
+    clock.ms += 6_000
+    gates[0].set()
+    await running[0]  # so one takes six seconds, and the turn of the fiftieth comes in five minutes
+    await begin(gates[2])
+    often, seldom = (result_record(consumer.url, deferred=number) for number in (b"3", b"2"))
+    crowd = [await handler.handle(record) for record in [often] * 50 + [seldom]]
+    assert [topics_of(outputs) for outputs in crowd] == [[TOPICS.tier(5)]] * 49 + [[TOPICS.tier(300)], [TOPICS.tier(5)]]
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*running)
+
+
 async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
     make: Maker, consumer: Consumer, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,6 +87,10 @@ class Breaker:
         """How long it stays open."""
         return max(0.0, self._until - now) if self._open else 0.0
 
+    def leaves_alone(self, now: float) -> bool:
+        """Whether nobody may be let through: until its time is over, and while its probe is under way."""
+        return self._open and (self._probing or now < self._until)
+
     def patience(self, now: float) -> float:
         """How long whoever is turned away does well to wait: no less than it is open in all, the longest time at most.
 

@@ -17,8 +17,8 @@ The window is counted in units: a record is one, and a large one is as many as i
 no more than half of the bytes that the stage may take. The other half is for what is parked or waits to be settled, so
 that large records of hung origins never stop the stage from fetching.
 
-What may not start now is `DestinationBusy`: it is deferred at once to a tier. Local to each process; a lock is not
-needed, since all of it runs on one event loop.
+What may not start now is `TurnedAway`: it is deferred at once to a tier. Local to each process; a lock is not needed,
+since all of it runs on one event loop.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Self
 
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
+from workers.delivery.crowd import Crowd
 from workers.delivery.post import FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
@@ -46,13 +47,26 @@ _TENANT_FACTOR = 2
 """How many times what is left of the window a tenant may have."""
 
 
-class DestinationBusy(Exception):  # noqa: N818 - it names what happened
-    """The destination has its share of this process, or is left alone for the time being."""
+class TurnedAway(Exception):  # noqa: N818 - it names what happened
+    """No attempt may start now."""
 
-    def __init__(self, wait_seconds: float = 0.0) -> None:
+
+class DestinationBusy(TurnedAway):
+    """The destination has its share of this process."""
+
+    def __init__(self, turn_seconds: float) -> None:
+        super().__init__()
+        self.turn_seconds = turn_seconds
+        """How long it takes for all that were turned away lately, this one being the last; 0 if unknown."""
+
+
+class OriginLeftAlone(TurnedAway):
+    """The destination's breaker lets nobody through for the time being."""
+
+    def __init__(self, wait_seconds: float) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
-        """How long it does well to wait before it asks again."""
+        """How long one does well to wait before one asks again."""
 
 
 @dataclass(slots=True)
@@ -62,6 +76,8 @@ class _Share:
     held: int = 0
     strangers: int = 0
     """Of those: what its origins have whose last attempt was not answered."""
+    crowd: Crowd = field(default_factory=Crowd)
+    """Of its origins that have nothing and get nothing."""
 
 
 _NOTHING = _Share()
@@ -80,6 +96,7 @@ class _Load:
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
     """Units of the window: what runs, what waits, and what was told to go and has not gone yet."""
+    crowd: Crowd = field(default_factory=Crowd)
 
 
 @dataclass(slots=True)
@@ -137,7 +154,7 @@ class Destinations:
         return self._held
 
     async def place(self, destination: Destination, size: int) -> Place:
-        """One of the destination's places, to be entered at once. Raises DestinationBusy when none is, or gets, free.
+        """One of the destination's places, to be entered at once. Raises TurnedAway when none is, or gets, free.
 
         `size` is the record's, in bytes. The holder says what its attempt has shown by setting the place's outcome.
         """
@@ -155,20 +172,21 @@ class Destinations:
     async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
-        if load.breaker.state(now) is not State.CLOSED:
-            if not (self._has_room(destination, load) and load.breaker.take_probe(now)):
-                raise DestinationBusy(load.breaker.patience(now))
-            self._hold(destination, load, units)
-            load.running += 1
-            return True
+        if load.breaker.leaves_alone(now):
+            raise OriginLeftAlone(load.breaker.patience(now))
         if not self._has_room(destination, load):
-            raise DestinationBusy
-        if load.running < load.allowed:
-            self._hold(destination, load, units)
-            load.running += 1
-        else:
+            raise self._busy(destination, load)
+        if load.breaker.state(now) is State.CLOSED and load.running >= load.allowed:
             await self._queue_up(destination, load, units)
-        return False
+            return False
+        self._hold(destination, load, units)
+        load.running += 1
+        return load.breaker.take_probe(now)
+
+    def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
+        """Its turn comes as others of the destination end; where it has none that could, as others of its tenant do."""
+        crowd = load.crowd if load.held else self._shares.get(destination[0], _NOTHING).crowd
+        return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:
         """Whether the thresholds let the destination have one record more."""
@@ -208,7 +226,7 @@ class Destinations:
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
         if len(load.waiting) >= self._settings.destination_queue_records:
-            raise DestinationBusy
+            raise self._busy(destination, load)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
         self._hold(destination, load, units)
@@ -224,12 +242,15 @@ class Destinations:
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
             if isinstance(error, TimeoutError):
-                raise DestinationBusy from None
+                raise self._busy(destination, load) from None
             raise
 
     def _leave(self, destination: Destination, load: _Load, units: int) -> None:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
+        now = self._clock.monotonic()
         load.running -= 1
+        load.crowd.serve(now)
+        self._shares[destination[0]].crowd.serve(now)
         self._let_go(destination, load, units)
         while load.waiting and load.running < load.allowed:
             place = load.waiting.popleft()
@@ -283,5 +304,5 @@ class Destinations:
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
-                place.set_exception(DestinationBusy(seconds))
+                place.set_exception(OriginLeftAlone(seconds))
         load.waiting.clear()
