@@ -528,6 +528,38 @@ async def test_a_retry_after_of_a_year_holds_its_event_for_a_day_and_others_of_t
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
 
 
+LONG_AGO = b"900000000"
+"""Milliseconds, more than ten days."""
+
+
+async def test_an_event_that_has_waited_for_long_is_given_up_untried_only_where_probe_after_probe_fails(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    consumer.statuses = [500]
+    handler = make(DeliverySettings(breaker_failures=1, breaker_open_seconds=10, breaker_longest_seconds=20))
+    await handler.handle(result_record(consumer.url))
+    [output] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO))
+    assert output.topic != TOPICS.dead_letters
+    clock.ms += 10_000
+    await handler.handle(result_record(consumer.url))
+    [letter] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO, attempt=b"2"))
+    assert (letter.topic, headers_of(letter)["reason"]) == (TOPICS.dead_letters, "callback_exhausted")
+    detail = "it has waited for 10.4 days, and its origin fails whenever it is tried"
+    assert headers_of(letter)["reason-detail"] == detail
+    assert headers_of(letter)["attempts"] == "2"
+    assert len(consumer.requests) == 2
+
+
+async def test_an_event_that_has_waited_for_long_is_not_given_up_since_its_origin_asks_for_time(
+    make: Maker, consumer: Consumer
+) -> None:
+    handler = make(DeliverySettings(breaker_failures=1, breaker_open_seconds=10, breaker_longest_seconds=10))
+    consumer.statuses, consumer.headers = [429], {"Retry-After": "3600"}
+    await handler.handle(result_record(consumer.url))
+    [deferred] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO))
+    assert deferred.topic in TOPICS.tiers.values()
+
+
 async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:

@@ -68,6 +68,8 @@ class Breaker:
         self._open = False
         self._until = 0.0
         self._seconds = 0.0
+        self._asked = False
+        """Whether it is open for so long since the origin said so."""
         self._failures = 0
         """In a row."""
         self._openings = 0
@@ -99,6 +101,11 @@ class Breaker:
         left = self.seconds_left(now)
         return max(left, min(self._seconds, self._settings.breaker_longest_seconds)) if left else 0.0
 
+    def is_dead(self, now: float) -> bool:
+        """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""
+        longest = self._settings.breaker_longest_seconds
+        return self.state(now) is State.OPEN and self._seconds >= longest and not self._asked
+
     @property
     def pristine(self) -> bool:
         """Whether there is nothing about the origin that needs to be remembered."""
@@ -123,8 +130,9 @@ class Breaker:
         elif not self._open:
             self._judge_usual(verdict, now)
         # else it was on its way when the breaker opened, and says nothing new
-        if wait_seconds > 0:
-            self._open_for(max(wait_seconds, self.seconds_left(now)), now)
+        if wait_seconds > self.seconds_left(now):
+            self._open_for(wait_seconds, now)
+            self._asked = True
 
     def _judge_probe(self, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.ANSWERS:
@@ -150,6 +158,7 @@ class Breaker:
         longest = self._settings.breaker_longest_seconds
         seconds = min(self._settings.breaker_open_seconds * 2 ** min(self._openings, 30), longest)
         self._openings += 1
+        self._asked = False
         self._open_for(seconds, now)
 
     def _open_for(self, seconds: float, now: float) -> None:

@@ -114,7 +114,7 @@ class DeliveryHandler(TierPace):
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
-            return (self._left_alone(record, pending, alone.wait_seconds),)
+            return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
             tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.tiers)
             return (self._deferred(record, pending, tier),)
@@ -136,11 +136,11 @@ class DeliveryHandler(TierPace):
             return None
         return hop(not_before_ms, now_ms, self._schedule.tiers)
 
-    def _left_alone(self, record: Record, pending: PendingDelivery, alone_seconds: float) -> Output:
-        """Deferred for as long as its origin is left alone, or longer, but not for ever."""
-        if alone_seconds > 0 and pending.waited_ms > self._longest_waited_ms:
+    def _left_alone(self, record: Record, pending: PendingDelivery, alone: OriginLeftAlone) -> Output:
+        """Deferred for as long as its origin is left alone, or longer; but not for ever where that is dead."""
+        if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
-        wait_seconds = deferral_seconds(alone_seconds, pending.waited_ms) if alone_seconds > 0 else 0.0
+        wait_seconds = deferral_seconds(alone.wait_seconds, pending.waited_ms) if alone.wait_seconds > 0 else 0.0
         return self._deferred(record, pending, deferral_tier(wait_seconds, self._schedule.tiers))
 
     def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
@@ -148,14 +148,13 @@ class DeliveryHandler(TierPace):
         return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier))
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
-        """The dead letter of an event whose origin others found dead whenever it came round, for too long."""
+        """The dead letter of an event that has waited for too long, and whose origin others have found dead."""
         log.warning(
             "A callback was given up untried.", action="callback-given-up", reason=EXHAUSTED, **_fields(pending)
         )
         days = pending.waited_ms / 86_400_000
-        return self._dead_letter(
-            record, EXHAUSTED, f"its origin has not answered for {days:.1f} days", pending.attempts
-        )
+        detail = f"it has waited for {days:.1f} days, and its origin fails whenever it is tried"
+        return self._dead_letter(record, EXHAUSTED, detail, pending.attempts)
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event whose endpoint is disabled."""

@@ -63,10 +63,12 @@ class DestinationBusy(TurnedAway):
 class OriginLeftAlone(TurnedAway):
     """The destination's breaker lets nobody through for the time being."""
 
-    def __init__(self, wait_seconds: float) -> None:
+    def __init__(self, wait_seconds: float, *, dead: bool) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
         """How long one does well to wait before one asks again."""
+        self.dead = dead
+        """Whether it fails whenever it is tried, and has not merely asked to be left alone."""
 
 
 @dataclass(slots=True)
@@ -173,7 +175,7 @@ class Destinations:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
         if load.breaker.leaves_alone(now):
-            raise OriginLeftAlone(load.breaker.patience(now))
+            raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
         if not self._has_room(destination, load):
             raise self._busy(destination, load)
         if load.breaker.state(now) is State.CLOSED and load.running >= load.allowed:
@@ -304,5 +306,5 @@ class Destinations:
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
-                place.set_exception(OriginLeftAlone(seconds))
+                place.set_exception(OriginLeftAlone(seconds, dead=False))
         load.waiting.clear()
