@@ -321,3 +321,15 @@ async def test_an_origin_that_has_nothing_has_its_turn_as_others_of_its_tenant_e
                 await desk.attempt(OK, ("acme", f"https://y{number}.example"))
             turns.append(busy.value.turn_seconds)
     assert turns == [6.0, 12.0, 18.0]
+
+
+async def test_a_tenant_s_many_origins_that_answer_do_not_make_another_s_a_stranger() -> None:
+    desk = Desk(window_records=90)
+    await desk.attempt(OK)
+    for number in range(12_000):
+        await desk.attempt(OK, ("other", f"https://{number}.example"))
+    with ExitStack() as stack:
+        for number in range(100):
+            await desk.places(stack, ("acme", f"https://x{number}.example"))
+        assert await desk.places(stack) > 0
+        assert await desk.places(stack, ("acme", "https://y.example")) == 0

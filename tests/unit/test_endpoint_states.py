@@ -242,6 +242,16 @@ def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_
     assert len(fleet.kept) == MOST_FAILING + 1
 
 
+def test_a_tenant_whose_urls_all_fail_does_not_make_the_failures_of_another_s_be_forgotten() -> None:
+    fleet = Fleet(processes=1)
+    for minute in range(0, 8, 2):
+        fleet.now_ms = NOW_MS + minute * MINUTE
+        fleet.attempt(DOWN)
+        for number in range(12_000):
+            fleet.attempt(DOWN, pending=url_of_its_own(number, tenant="globex"))
+    assert (fleet.states, list(fleet.kept)) == ([State.FAILING], [key_bytes(KEY)])
+
+
 def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else_is_attempted() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)

@@ -24,7 +24,7 @@ since all of it runs on one event loop.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -140,7 +140,7 @@ class Destinations:
         """Of those that hold something of the window, by which they are bounded."""
         self._idle = Remembered[_Load](_REMEMBERED)
         """Of those that hold nothing and have failed lately."""
-        self._answering: OrderedDict[Destination, None] = OrderedDict()
+        self._answering = Remembered[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
         self._held = 0
@@ -291,15 +291,12 @@ class Destinations:
             return
         answers = verdict is Verdict.ANSWERS
         if answers:
-            self._answering[destination] = None
-            self._answering.move_to_end(destination)
-            if len(self._answering) > _REMEMBERED:
-                self._answering.popitem(last=False)
+            self._answering.put(destination, None)
         if answers != load.answers:
             load.answers = answers
             self._shares[destination[0]].strangers += -load.held if answers else load.held
             if not answers:
-                self._answering.pop(destination, None)
+                self._answering.pop(destination)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
         """The breaker has opened: whoever waits need not, and what comes when it closes comes slowly."""
