@@ -133,7 +133,14 @@ def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReas
 
 @pytest.mark.parametrize(
     ("asked", "at", "seconds"),
-    [(0.0, 0.0, 5.0), (0.0, 4.0, 5.0), (0.0, 5.0, 0.0), (3600.0, 0.0, 3600.0), (3600.0, 3599.0, 18.0)],
+    [
+        (0.0, 0.0, 5.0),
+        (0.0, 4.0, 5.0),
+        (0.0, 5.0, 5.0),
+        (3600.0, 0.0, 3600.0),
+        (3600.0, 3599.0, 18.0),
+        (3600.0, 3600.0, 18.0),
+    ],
 )
 def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by_more_than_the_longest(
     asked: float, at: float, seconds: float

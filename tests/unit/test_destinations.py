@@ -203,7 +203,7 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
     with await desk.destinations.place(HERE, SIZE) as probe:
         with pytest.raises(OriginLeftAlone) as busy:
             await desk.attempt(OK)
-        assert busy.value.wait_seconds == 0
+        assert busy.value.wait_seconds == 5  # however soon the probe ends: it may hang
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [State.OPEN, State.CLOSED]
     for allowed in (2, 3, 4, 4):

@@ -96,10 +96,10 @@ class Breaker:
     def patience(self, now: float) -> float:
         """How long whoever is turned away does well to wait: no less than it is open in all, the longest time at most.
 
-        What comes round every few seconds until then costs more than what comes late by as long again.
+        What comes round every few seconds until then, or while a probe hangs, costs more than what comes late by as
+        long again.
         """
-        left = self.seconds_left(now)
-        return max(left, min(self._seconds, self._settings.breaker_longest_seconds)) if left else 0.0
+        return max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
 
     def is_dead(self, now: float) -> bool:
         """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""

@@ -140,7 +140,7 @@ class DeliveryHandler(TierPace):
         """Deferred for as long as its origin is left alone, or longer; but not for ever where that is dead."""
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
-        wait_seconds = deferral_seconds(alone.wait_seconds, pending.waited_ms) if alone.wait_seconds > 0 else 0.0
+        wait_seconds = deferral_seconds(alone.wait_seconds, pending.waited_ms)
         return self._deferred(record, pending, deferral_tier(wait_seconds, self._schedule.tiers))
 
     def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
