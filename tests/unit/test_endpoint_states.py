@@ -302,3 +302,24 @@ def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_
         fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
     fleet.attempt(GONE, pending=url_of_its_own(MOST_DISABLED))
     assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
+
+
+def test_what_was_decided_and_never_settled_makes_room_after_a_minute() -> None:
+    states = EndpointStates(DeliverySettings(), Metrics())
+    for number in range(MOST_DISABLED):
+        assert states.learn(url_of_its_own(number), GONE, NOW_MS)
+    another = url_of_its_own(MOST_DISABLED)
+    assert not states.learn(another, GONE, NOW_MS + MINUTE - 1)
+    assert states.learn(another, GONE, NOW_MS + MINUTE)
+
+
+def test_that_no_more_can_be_disabled_is_said_of_each_tenant_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.delivery.endpoint_states.MOST_DISABLED", 0)
+    states = EndpointStates(DeliverySettings(), Metrics())
+    for number, (tenant, after_ms, said) in enumerate(
+        [("acme", 0, 1), ("acme", MINUTE - 1, 1), ("globex", MINUTE - 1, 2), ("acme", MINUTE, 3)]
+    ):
+        assert not states.learn(url_of_its_own(number, tenant), GONE, NOW_MS + after_ms)
+        assert sum("not-disabled" in record.getMessage() for record in caplog.records) == said

@@ -194,7 +194,10 @@ class Destinations:
         """Whether the thresholds let the destination have one record more."""
         share = self._shares.get(destination[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
-        return left > 0 and (load.held < left or load.held == 0) and (load.answers or share.strangers < left)
+        tenant_has_room = left > 0
+        origin_has_room = load.held < left or load.held == 0
+        strangers_have_room = load.answers or share.strangers < left
+        return tenant_has_room and origin_has_room and strangers_have_room
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
         """So much more of the window is the destination's."""
@@ -236,7 +239,7 @@ class Destinations:
             async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
         except BaseException as error:
-            if place.done() and not place.cancelled() and place.exception() is None:
+            if _was_given(place):
                 # It became ours in the same moment as we were told to go: the next one has it.
                 self._leave(destination, load, units)
             else:
@@ -305,3 +308,8 @@ class Destinations:
             if not place.done():
                 place.set_exception(OriginLeftAlone(seconds, dead=False))
         load.waiting.clear()
+
+
+def _was_given(place: asyncio.Future[None]) -> bool:
+    """Whether whoever waits for it has it: nobody has told it to go, and it has not gone."""
+    return place.done() and not place.cancelled() and place.exception() is None

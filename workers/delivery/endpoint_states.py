@@ -104,6 +104,8 @@ class EndpointStates:
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
         """What was decided and is not read back yet, and when."""
         self._said_of: Counter[str] = Counter()
+        self._said_full_ms: dict[str, int] = {}
+        """When it was last said of a tenant that it has as many as can be."""
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
@@ -178,9 +180,9 @@ class EndpointStates:
         return streak
 
     def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> EndpointRecord | None:
+        self._unsay_old(now_ms)
         if self._is_full(pending):
-            if self._is_new(("", pending.tenant), now_ms):
-                self._say_full(pending)
+            self._say_full(pending, now_ms)
             return None
         if self._is_new((pending.tenant, pending.url), now_ms):
             self._say_disabled(pending, reason)
@@ -242,14 +244,16 @@ class EndpointStates:
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """Whether this was not said within the last minute."""
-        while self._said and now_ms - next(iter(self._said.values())) >= _SAID_MS:
-            self._unsay(next(iter(self._said)))
+        """Whether it was not decided within the last minute; by now it is."""
         if what in self._said:
             return False
         self._said[what] = now_ms
         self._said_of[what[0]] += 1
         return True
+
+    def _unsay_old(self, now_ms: int) -> None:
+        while self._said and now_ms - next(iter(self._said.values())) >= _SAID_MS:
+            self._unsay(next(iter(self._said)))
 
     def _unsay(self, what: EndpointKey) -> None:
         if self._said.pop(what, None) is not None:
@@ -267,7 +271,11 @@ class EndpointStates:
             webhook_id=pending.webhook_id,
         )
 
-    def _say_full(self, pending: PendingDelivery) -> None:
+    def _say_full(self, pending: PendingDelivery, now_ms: int) -> None:
+        said_ms = self._said_full_ms.get(pending.tenant)
+        if said_ms is not None and now_ms - said_ms < _SAID_MS:
+            return
+        self._said_full_ms[pending.tenant] = now_ms
         log.warning(
             "An endpoint is not disabled: its tenant has as many that are as can be.",
             action="inference.endpoint.not-disabled",
