@@ -10,13 +10,16 @@ from virtual_time import VirtualLoop
 
 from schemas.topics import TIER_DELAYS_SECONDS
 from workers.delivery.destinations import Destination, DestinationBusy, Destinations
-from workers.delivery.post import Delivered
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.retries import Schedule, busy_tier
 from workers.delivery.settings import DeliverySettings
 
 TIERS = Schedule(TIER_DELAYS_SECONDS).tiers
 # A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.
 SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
+A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
+HERE: Destination = ("acme", "https://a.example")
+DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
 
 
 class LoopClock:
@@ -37,20 +40,22 @@ class Consumer:
     """Takes as long for each event; what it has no place for comes round through the tiers."""
 
     takes_seconds: float
-    destinations: Destinations = field(default_factory=lambda: Destinations(SETTINGS, LoopClock()))
+    settings: DeliverySettings = SETTINGS
     delivered: list[float] = field(default_factory=list)
     """When each was, in order."""
     writes: int = 0
 
+    def __post_init__(self) -> None:
+        self.destinations = Destinations(self.settings, LoopClock())
+
     @property
     def a_second(self) -> float:
-        return SETTINGS.destination_concurrency / self.takes_seconds
+        return self.settings.destination_concurrency / self.takes_seconds
 
-    async def deliver(self, destination: Destination = ("acme", "https://a.example")) -> None:
-        deferred = 0
+    async def deliver(self, deferred: int) -> None:
         while True:
             try:
-                with await self.destinations.place(destination, 2_000) as place:
+                with await self.destinations.place(HERE, 2_000) as place:
                     await asyncio.sleep(self.takes_seconds)
                     place.outcome = Delivered(200, self.takes_seconds)
                     self.delivered.append(asyncio.get_running_loop().time())
@@ -61,11 +66,23 @@ class Consumer:
             self.writes += 1
             await asyncio.sleep(tier)
 
-    def empty(self, backlog: int) -> None:
+    async def be_away(self) -> None:
+        """Until one probe is answered."""
+        for _ in range(self.settings.breaker_failures):
+            with await self.destinations.place(HERE, 2_000) as place:
+                place.outcome = DOWN
+        await asyncio.sleep(self.settings.breaker_open_seconds)
+        with await self.destinations.place(HERE, 2_000) as place:
+            place.outcome = Delivered(200, 0.1)
+
+    def empty(self, backlog: int, *, after_an_outage: bool = False) -> None:
         """Deliver so many events that are due at once."""
 
         async def all_of_them() -> None:
-            await asyncio.gather(*(self.deliver() for _ in range(backlog)))
+            if after_an_outage:
+                await self.be_away()
+            # What an outage held up was deferred often.
+            await asyncio.gather(*(self.deliver(9 if after_an_outage else 0) for _ in range(backlog)))
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(all_of_them())
@@ -90,3 +107,11 @@ def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_sec
     assert consumer.delivered[backlog * 9 // 10] < 0.9 * ideal * 1.15 + takes_seconds + 10
     assert consumer.delivered[-1] < ideal + 310  # the last one may have been told to wait longest
     assert consumer.writes < writes_each * backlog
+
+
+def test_after_an_outage_the_first_few_attempts_at_once_do_not_make_the_backlog_wait_for_longer() -> None:
+    consumer = Consumer(2.0, A_QUARTER)
+    consumer.empty(3_600, after_an_outage=True)
+    assert consumer.delivered[1_800] < 3_600 / consumer.a_second / 2 + 30
+    assert consumer.delivered[-1] < 3_600 / consumer.a_second + 310
+    assert consumer.writes < 30 * 3_600

@@ -25,9 +25,9 @@ class Crowd:
     _served: float = 0.0
     _served_last: float = 0.0
 
-    def serve(self, now: float) -> None:
-        """One attempt is over."""
-        self._served += 1
+    def serve(self, now: float, weight: float = 1.0) -> None:
+        """One attempt is over. Where fewer run at once than soon will, it counts for as many as would be over then."""
+        self._served += weight
         self._served_last = now
 
     def turn_away(self, now: float) -> float:

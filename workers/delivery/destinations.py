@@ -254,7 +254,7 @@ class Destinations:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
         now = self._clock.monotonic()
         load.running -= 1
-        load.crowd.serve(now)
+        load.crowd.serve(now, self._weight(load))
         self._shares[destination[0]].crowd.serve(now)
         self._let_go(destination, load, units)
         while load.waiting and load.running < load.allowed:
@@ -262,6 +262,14 @@ class Destinations:
             if not place.done():
                 place.set_result(None)
                 load.running += 1
+
+    def _weight(self, load: _Load) -> float:
+        """How many attempts one that is over stands for, where fewer may run at once than soon will.
+
+        Each answer lets one more run, so while an attempt runs they become twice as many: it was one of half as many.
+        """
+        most = self._settings.destination_concurrency
+        return 1.0 if load.allowed == most else 2 * most / load.allowed
 
     # -- what attempts show ----------------------------------------------------------------------------------------
 
