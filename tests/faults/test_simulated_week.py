@@ -102,7 +102,7 @@ def reasons(product: Product) -> dict[str, str]:
 
 def reason(letter: dict[str, str]) -> str:
     """Told apart: what has had all of its attempts, and what waited for a dead origin for too long."""
-    untried = "its origin has not answered" in letter["reason-detail"]
+    untried = "its origin fails whenever it is tried" in letter["reason-detail"]
     return UNANSWERED if untried else letter["reason"]
 
 

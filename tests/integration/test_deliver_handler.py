@@ -462,6 +462,33 @@ async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     assert topics_of(await first) == [TOPICS.attempts]
 
 
+async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_deferred_a_few_times(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    handler = make(DeliverySettings(destination_concurrency=2, destination_queue_records=0))
+    gates, running = [asyncio.Event() for _ in range(3)], []
+
+    async def begin(gate: asyncio.Event) -> None:
+        consumer.gate = gate
+        consumer.arrived.clear()
+        running.append(asyncio.ensure_future(handler.handle(result_record(consumer.url))))
+        await consumer.arrived.wait()
+
+    await begin(gates[0])
+    await begin(gates[1])
+    await handler.handle(result_record(consumer.url))  # from here on there is a crowd
+    clock.ms += 6_000
+    gates[0].set()
+    await running[0]  # so one takes six seconds, and the turn of the fiftieth comes in five minutes
+    await begin(gates[2])
+    often, seldom = (result_record(consumer.url, deferred=number) for number in (b"3", b"2"))
+    crowd = [await handler.handle(record) for record in [often] * 50 + [seldom]]
+    assert [topics_of(outputs) for outputs in crowd] == [[TOPICS.tier(5)]] * 49 + [[TOPICS.tier(300)], [TOPICS.tier(5)]]
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*running)
+
+
 async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
     make: Maker, consumer: Consumer, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -653,6 +680,38 @@ async def test_a_retry_after_of_a_year_holds_its_event_for_a_day_and_others_of_t
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(7200)]
     clock.ms += 3_600_000
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
+
+
+LONG_AGO = b"900000000"
+"""Milliseconds, more than ten days."""
+
+
+async def test_an_event_that_has_waited_for_long_is_given_up_untried_only_where_probe_after_probe_fails(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    consumer.statuses = [500]
+    handler = make(DeliverySettings(breaker_failures=1, breaker_open_seconds=10, breaker_longest_seconds=20))
+    await handler.handle(result_record(consumer.url))
+    [output] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO))
+    assert output.topic != TOPICS.dead_letters
+    clock.ms += 10_000
+    await handler.handle(result_record(consumer.url))
+    [letter] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO, attempt=b"2"))
+    assert (letter.topic, headers_of(letter)["reason"]) == (TOPICS.dead_letters, "callback_exhausted")
+    detail = "it has waited for 10.4 days, and its origin fails whenever it is tried"
+    assert headers_of(letter)["reason-detail"] == detail
+    assert headers_of(letter)["attempts"] == "2"
+    assert len(consumer.requests) == 2
+
+
+async def test_an_event_that_has_waited_for_long_is_not_given_up_since_its_origin_asks_for_time(
+    make: Maker, consumer: Consumer
+) -> None:
+    handler = make(DeliverySettings(breaker_failures=1, breaker_open_seconds=10, breaker_longest_seconds=10))
+    consumer.statuses, consumer.headers = [429], {"Retry-After": "3600"}
+    await handler.handle(result_record(consumer.url))
+    [deferred] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO))
+    assert deferred.topic in TOPICS.tiers.values()
 
 
 async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(

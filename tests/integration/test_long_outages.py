@@ -7,7 +7,7 @@ import json
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -33,6 +33,7 @@ from workers.stage.record import Output, Record
 TOPICS = Topics("t.")
 START = 1_700_000_000.0
 DAY = 86_400.0
+NOTHING_MORE: Mapping[str, str] = {}
 TIERS = {name: delay for delay, name in TOPICS.tiers.items()}
 
 
@@ -122,12 +123,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def listening(port: socket.socket) -> AsyncIterator[None]:
-    """A real server that answers 200."""
+async def listening(
+    port: socket.socket, status: int = 200, headers: Mapping[str, str] = NOTHING_MORE
+) -> AsyncIterator[None]:
+    """A real server that answers so."""
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
-        return web.Response()
+        return web.Response(status=status, headers=headers)
 
     application = web.Application()
     application.router.add_post("/{path:.*}", answer)
@@ -148,7 +151,19 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     assert max(at for at, _ in world.letters.values()) < 13 * DAY
     reasons = {record.header(names.REASON) for _, record in world.letters.values()}
     assert reasons == {"callback_exhausted"}
-    assert any("has not answered" in (record.header(names.REASON_DETAIL) or "") for _, record in world.letters.values())
+    assert any("its origin fails" in (record.header(names.REASON_DETAIL) or "") for _, record in world.letters.values())
+
+
+async def test_an_origin_that_asks_for_a_day_each_time_is_asked_ten_times_and_what_it_said_last_is_told(
+    world: World, dead_origin: str, port: socket.socket
+) -> None:
+    events = [world.add(f"{dead_origin}/job/{number}", at=3 * number) for number in range(5)]
+    async with listening(port, 429, {"Retry-After": "86400"}):
+        await world.run()
+    assert set(world.letters) == set(events)
+    assert world.posts == 10 * len(events)
+    details = {letter.header(names.REASON_DETAIL) for _, letter in world.letters.values()}
+    assert details == {"the last attempt: throttled (status 429)"}
 
 
 async def test_an_outage_of_days_writes_each_event_some_forty_times_and_not_once_for_each_probe(

@@ -133,7 +133,14 @@ def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReas
 
 @pytest.mark.parametrize(
     ("asked", "at", "seconds"),
-    [(0.0, 0.0, 5.0), (0.0, 4.0, 5.0), (0.0, 5.0, 0.0), (3600.0, 0.0, 3600.0), (3600.0, 3599.0, 18.0)],
+    [
+        (0.0, 0.0, 5.0),
+        (0.0, 4.0, 5.0),
+        (0.0, 5.0, 5.0),
+        (3600.0, 0.0, 3600.0),
+        (3600.0, 3599.0, 18.0),
+        (3600.0, 3600.0, 18.0),
+    ],
 )
 def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by_more_than_the_longest(
     asked: float, at: float, seconds: float
@@ -141,3 +148,26 @@ def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by
     breaker = breaker_that_saw("xx")
     breaker.judge(Verdict.FAILS, 0.0, probe=False, wait_seconds=asked)
     assert breaker.patience(at) == seconds
+
+
+def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longest_time() -> None:
+    breaker = breaker_that_saw("xxx")
+    probe(breaker, 5.0, Verdict.FAILS)
+    assert not breaker.is_dead(14.9)
+    probe(breaker, 15.0, Verdict.FAILS)
+    assert breaker.is_dead(32.9)
+    assert not breaker.is_dead(33.0)  # the next probe may find it well
+    probe(breaker, 33.0, Verdict.FAILS)
+    assert breaker.is_dead(33.0)
+    probe(breaker, 51.0, Verdict.ANSWERS)
+    assert not breaker.is_dead(51.0)
+
+
+@pytest.mark.parametrize(("asked", "dead"), [(0.0, True), (17.0, True), (60.0, False)])
+def test_what_asks_to_be_left_alone_for_longer_than_it_would_be_is_not_dead(asked: float, dead: bool) -> None:
+    breaker = breaker_that_saw("xxx")
+    for at in (5.0, 15.0, 33.0):
+        assert breaker.take_probe(at)
+        breaker.judge(Verdict.FAILS, at, probe=True, wait_seconds=asked if at == 33.0 else 0.0)
+    assert breaker.is_dead(34.0) is dead
+    assert breaker.seconds_left(33.0) == max(18.0, asked)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.delivery.breaker import State
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, Place
+from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone, Place, TurnedAway
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
 
@@ -47,7 +47,7 @@ class Desk:
         while True:
             try:
                 stack.enter_context(await self.destinations.place(destination, size))
-            except DestinationBusy:
+            except TurnedAway:
                 return taken
             taken += 1
 
@@ -67,7 +67,7 @@ async def test_equal_hung_origins_of_a_tenant_share_half_the_window_with_those_t
         held = dict.fromkeys(range(6), 0)
         for _ in range(64):  # all six ask in turn
             for number in held:
-                with suppress(DestinationBusy):
+                with suppress(TurnedAway):
                     stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example"), SIZE))
                     held[number] += 1
         assert set(held.values()) == {10}
@@ -145,7 +145,7 @@ def test_whatever_happens_each_tenant_leaves_a_third_of_what_it_found(
         held: list[tuple[str, Place]] = []
         for number, (tenant, origin, outcome) in enumerate(steps):
             desk.clock.now += 1.0
-            with suppress(DestinationBusy):
+            with suppress(TurnedAway):
                 held.append((tenant, await desk.destinations.place((tenant, origin), SIZE)))
             if held and ends[number % len(ends)] == 0:
                 _, place = held.pop(number * 7 % len(held))
@@ -175,7 +175,7 @@ def test_whatever_strangers_of_a_tenant_hang_a_sixth_is_left_to_its_origins_that
             await desk.attempt(OK, destination)
         with ExitStack() as stack:
             for number in strangers:
-                with suppress(DestinationBusy):
+                with suppress(TurnedAway):
                     stack.enter_context(await desk.destinations.place(("acme", f"https://x{number}.example"), SIZE))
             assert desk.destinations.held <= window // 2 + 1
             assert sum([await desk.places(stack, destination) for destination in known]) >= window // 6
@@ -188,7 +188,7 @@ async def test_a_dead_origin_is_deferred_for_as_long_as_it_is_left_alone() -> No
     for _ in range(3):
         await desk.attempt(DOWN)
     desk.clock.now = 10.0
-    with pytest.raises(DestinationBusy) as busy:
+    with pytest.raises(OriginLeftAlone) as busy:
         await desk.attempt(OK)
     assert busy.value.wait_seconds == 40
     assert desk.said == [(HERE, State.OPEN, 40.0)]
@@ -201,9 +201,9 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
     with await desk.destinations.place(HERE, SIZE) as probe:
-        with pytest.raises(DestinationBusy) as busy:
+        with pytest.raises(OriginLeftAlone) as busy:
             await desk.attempt(OK)
-        assert busy.value.wait_seconds == 0
+        assert busy.value.wait_seconds == 5  # however soon the probe ends: it may hang
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [State.OPEN, State.CLOSED]
     for allowed in (2, 3, 4, 4):
@@ -241,7 +241,7 @@ async def test_each_429_halves_the_attempts_at_once_and_each_answer_adds_one() -
 async def test_a_retry_after_holds_the_whole_origin_for_an_hour_at_most() -> None:
     desk = Desk()
     await desk.attempt(FailedDelivery(FailureReason.THROTTLED, 0.1, 429, 86_400.0))
-    with pytest.raises(DestinationBusy) as busy:
+    with pytest.raises(OriginLeftAlone) as busy:
         await desk.attempt(OK)
     assert busy.value.wait_seconds == 3600
     desk.clock.now = 3600.0
@@ -256,7 +256,7 @@ async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens()
         assert desk.destinations.held == 4
         place.outcome = DOWN
     ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [error.wait_seconds for error in ended if isinstance(error, DestinationBusy)] == [7.0] * 3
+    assert [error.wait_seconds for error in ended if isinstance(error, OriginLeftAlone)] == [7.0] * 3
     assert desk.destinations.held == 0
 
 
@@ -276,3 +276,60 @@ async def test_only_so_many_idle_origins_are_remembered() -> None:
     for number in range(10_050):
         await desk.attempt(DOWN, ("acme", f"https://{number}.example"))
     assert len(desk.destinations) == 10_000
+
+
+async def test_origins_that_are_turned_away_are_not_remembered() -> None:
+    desk = Desk()
+    with ExitStack() as stack:
+        taken = [await desk.places(stack, ("acme", f"https://x{number}.example")) for number in range(12_000)]
+        assert len(desk.destinations) == sum(count > 0 for count in taken) <= desk.destinations.held
+    assert len(desk.destinations) == 0
+
+
+async def test_a_tenant_s_many_origins_that_fail_do_not_push_out_the_breaker_of_another_tenant() -> None:
+    desk = Desk(breaker_failures=1, breaker_open_seconds=40)
+    await desk.attempt(DOWN, ("other", HERE[1]))
+    for number in range(12_000):
+        await desk.attempt(DOWN, ("acme", f"https://{number}.example"))
+    with ExitStack() as stack:
+        for number in range(12_000):
+            await desk.places(stack, ("globex", f"https://{number}.example"))
+    with pytest.raises(OriginLeftAlone):
+        await desk.attempt(OK, ("other", HERE[1]))
+
+
+async def test_what_is_known_of_an_origin_outlasts_what_it_has_of_the_window() -> None:
+    desk = Desk(breaker_failures=2)
+    await desk.attempt(DOWN)
+    with await desk.destinations.place(HERE, SIZE) as place:
+        assert len(desk.destinations) == 1
+        place.outcome = DOWN
+    assert desk.said == [(HERE, State.OPEN, 5.0)]
+    assert len(desk.destinations) == 1
+
+
+async def test_an_origin_that_has_nothing_has_its_turn_as_others_of_its_tenant_end() -> None:
+    desk, turns = Desk(window_records=30), []
+    with ExitStack() as stack:
+        with await desk.destinations.place(("acme", "https://first.example"), SIZE):
+            for number in range(30):
+                await desk.places(stack, ("acme", f"https://x{number}.example"))
+            desk.clock.now = 6.0
+        await desk.places(stack, ("acme", "https://next.example"))
+        for number in range(3):
+            with pytest.raises(DestinationBusy) as busy:
+                await desk.attempt(OK, ("acme", f"https://y{number}.example"))
+            turns.append(busy.value.turn_seconds)
+    assert turns == [6.0, 12.0, 18.0]
+
+
+async def test_a_tenant_s_many_origins_that_answer_do_not_make_another_s_a_stranger() -> None:
+    desk = Desk(window_records=90)
+    await desk.attempt(OK)
+    for number in range(12_000):
+        await desk.attempt(OK, ("other", f"https://{number}.example"))
+    with ExitStack() as stack:
+        for number in range(100):
+            await desk.places(stack, ("acme", f"https://x{number}.example"))
+        assert await desk.places(stack) > 0
+        assert await desk.places(stack, ("acme", "https://y.example")) == 0

@@ -23,7 +23,7 @@ DOWN = FailedDelivery(FailureReason.SERVER_ERROR, 0.1, 500)
 GONE = FailedDelivery(FailureReason.GONE, 0.1, 410)
 REFUSED = FailedDelivery(FailureReason.REFUSED, 0.1)
 ASTRAY = FailedDelivery(FailureReason.ADDRESS_REFUSED, 0.1)
-PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, 0, None)
+PENDING = PendingDelivery(URL, "https://a.example", "acme", "job_1", "msg_1", None, 0, 0, 0, None, None)
 OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
 
@@ -251,6 +251,16 @@ def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_
     assert len(fleet.kept) == MOST_FAILING + 1
 
 
+def test_a_tenant_whose_urls_all_fail_does_not_make_the_failures_of_another_s_be_forgotten() -> None:
+    fleet = Fleet(processes=1)
+    for minute in range(0, 8, 2):
+        fleet.now_ms = NOW_MS + minute * MINUTE
+        fleet.attempt(DOWN)
+        for number in range(12_000):
+            fleet.attempt(DOWN, pending=url_of_its_own(number, tenant="globex"))
+    assert (fleet.states, list(fleet.kept)) == ([State.FAILING], [key_bytes(KEY)])
+
+
 def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else_is_attempted() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
@@ -301,3 +311,24 @@ def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_
         fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
     fleet.attempt(GONE, pending=url_of_its_own(MOST_DISABLED))
     assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
+
+
+def test_what_was_decided_and_never_settled_makes_room_after_a_minute() -> None:
+    states = EndpointStates(DeliverySettings(), Metrics())
+    for number in range(MOST_DISABLED):
+        assert states.learn(url_of_its_own(number), GONE, NOW_MS)
+    another = url_of_its_own(MOST_DISABLED)
+    assert not states.learn(another, GONE, NOW_MS + MINUTE - 1)
+    assert states.learn(another, GONE, NOW_MS + MINUTE)
+
+
+def test_that_no_more_can_be_disabled_is_said_of_each_tenant_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.delivery.endpoint_states.MOST_DISABLED", 0)
+    states = EndpointStates(DeliverySettings(), Metrics())
+    for number, (tenant, after_ms, said) in enumerate(
+        [("acme", 0, 1), ("acme", MINUTE - 1, 1), ("globex", MINUTE - 1, 2), ("acme", MINUTE, 3)]
+    ):
+        assert not states.learn(url_of_its_own(number, tenant), GONE, NOW_MS + after_ms)
+        assert sum("not-disabled" in record.getMessage() for record in caplog.records) == said

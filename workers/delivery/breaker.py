@@ -68,6 +68,8 @@ class Breaker:
         self._open = False
         self._until = 0.0
         self._seconds = 0.0
+        self._asked = False
+        """Whether it is open for so long since the origin said so."""
         self._failures = 0
         """In a row."""
         self._openings = 0
@@ -87,13 +89,22 @@ class Breaker:
         """How long it stays open."""
         return max(0.0, self._until - now) if self._open else 0.0
 
+    def leaves_alone(self, now: float) -> bool:
+        """Whether nobody may be let through: until its time is over, and while its probe is under way."""
+        return self._open and (self._probing or now < self._until)
+
     def patience(self, now: float) -> float:
         """How long whoever is turned away does well to wait: no less than it is open in all, the longest time at most.
 
-        What comes round every few seconds until then costs more than what comes late by as long again.
+        What comes round every few seconds until then, or while a probe hangs, costs more than what comes late by as
+        long again.
         """
-        left = self.seconds_left(now)
-        return max(left, min(self._seconds, self._settings.breaker_longest_seconds)) if left else 0.0
+        return max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
+
+    def is_dead(self, now: float) -> bool:
+        """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""
+        longest = self._settings.breaker_longest_seconds
+        return self.state(now) is State.OPEN and self._seconds >= longest and not self._asked
 
     @property
     def pristine(self) -> bool:
@@ -119,8 +130,9 @@ class Breaker:
         elif not self._open:
             self._judge_usual(verdict, now)
         # else it was on its way when the breaker opened, and says nothing new
-        if wait_seconds > 0:
-            self._open_for(max(wait_seconds, self.seconds_left(now)), now)
+        if wait_seconds > self.seconds_left(now):
+            self._open_for(wait_seconds, now)
+            self._asked = True
 
     def _judge_probe(self, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.ANSWERS:
@@ -146,6 +158,7 @@ class Breaker:
         longest = self._settings.breaker_longest_seconds
         seconds = min(self._settings.breaker_open_seconds * 2 ** min(self._openings, 30), longest)
         self._openings += 1
+        self._asked = False
         self._open_for(seconds, now)
 
     def _open_for(self, seconds: float, now: float) -> None:

@@ -5,7 +5,7 @@ It reads `model_results` and the tiers. One record ends in one of these ways:
     no callback-url           done without a trace: the result is only stored
     its endpoint is disabled  dead_letters; no attempt
     early                     hops to another tier; no attempt
-    its destination is busy   deferred to the smallest tier; no attempt
+    its destination is busy   deferred to the smallest tier, to a longer one where its turn is far off; no attempt
     its origin does not       deferred to the tier that fits the time for which the origin is left alone; no attempt
       answer
     we lack descriptors,     deferred to the smallest tier; no attempt
@@ -31,7 +31,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery import outputs
 from workers.delivery.breaker import State
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, Place
+from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone, Place
 from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
 from workers.delivery.keyring import Keyring
@@ -43,6 +43,7 @@ from workers.delivery.retries import (
     GiveUp,
     Retry,
     Schedule,
+    busy_tier,
     decide,
     deferral_seconds,
     deferral_tier,
@@ -113,10 +114,13 @@ class DeliveryHandler(TierPace):
                 # Only now, since most records of a hung destination come here many times and go no further.
                 body = event_body(record.value, pending.webhook_id)
                 return await self._attempt(record, pending, body, place)
+        except OriginLeftAlone as alone:
+            return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
-            return (self._turned_away(record, pending, busy.wait_seconds),)
+            tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.tiers)
+            return (self._deferred(record, pending, tier),)
         except Exhausted:
-            return (self._turned_away(record, pending, 0.0),)
+            return (self._deferred(record, pending, self._schedule.smallest_tier),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""
@@ -133,26 +137,25 @@ class DeliveryHandler(TierPace):
         left = left_ms(pending.not_before_ms, self._now_ms(), pending.left_ms, self.tier_ms(record))
         return left if is_early(left, pending.attempts, self._schedule) else None
 
-    def _turned_away(self, record: Record, pending: PendingDelivery, left_alone_seconds: float) -> Output:
-        """Deferred: briefly where its destination is busy, longer where its origin is dead, but not for ever."""
-        wait_seconds = 0.0
-        if left_alone_seconds > 0:
-            if pending.waited_ms > self._longest_waited_ms:
-                return self._unanswered(record, pending)
-            wait_seconds = deferral_seconds(left_alone_seconds, pending.waited_ms)
-        tier = deferral_tier(wait_seconds, self._schedule.tiers)
+    def _left_alone(self, record: Record, pending: PendingDelivery, alone: OriginLeftAlone) -> Output:
+        """Deferred for as long as its origin is left alone, or longer; but not for ever where that is dead."""
+        if alone.dead and pending.waited_ms > self._longest_waited_ms:
+            return self._unanswered(record, pending)
+        wait_seconds = deferral_seconds(alone.wait_seconds, pending.waited_ms)
+        return self._deferred(record, pending, deferral_tier(wait_seconds, self._schedule.tiers))
+
+    def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
         self._metrics.deferred.inc()
         return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier))
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
-        """The dead letter of an event whose origin others found dead whenever it came round, for too long."""
+        """The dead letter of an event that has waited for too long, and whose origin others have found dead."""
         log.warning(
             "A callback was given up untried.", action="callback-given-up", reason=EXHAUSTED, **_fields(pending)
         )
         days = pending.waited_ms / 86_400_000
-        return self._dead_letter(
-            record, EXHAUSTED, f"its origin has not answered for {days:.1f} days", pending.attempts
-        )
+        detail = f"it has waited for {days:.1f} days, and its origin fails whenever it is tried"
+        return self._dead_letter(record, EXHAUSTED, detail, pending.attempts)
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event whose endpoint is disabled."""

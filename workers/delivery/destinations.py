@@ -17,14 +17,14 @@ The window is counted in units: a record is one, and a large one is as many as i
 no more than half of the bytes that the stage may take. The other half is for what is parked or waits to be settled, so
 that large records of hung origins never stop the stage from fetching.
 
-What may not start now is `DestinationBusy`: it is deferred at once to a tier. Local to each process; a lock is not
-needed, since all of it runs on one event loop.
+What may not start now is `TurnedAway`: it is deferred at once to a tier. Local to each process; a lock is not needed,
+since all of it runs on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,26 +32,43 @@ from typing import Self
 
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
+from workers.delivery.crowd import Crowd
 from workers.delivery.post import FailedDelivery, FailureReason, PostOutcome
+from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
 
 Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle destinations whose failures are remembered, and as many that answered; beyond that the one that was called
-longest ago is forgotten."""
+"""Idle destinations whose failures are remembered, and as many that answered; beyond that one is forgotten, of the
+tenant that has most."""
 _TENANT_FACTOR = 2
 """How many times what is left of the window a tenant may have."""
 
 
-class DestinationBusy(Exception):  # noqa: N818 - it names what happened
-    """The destination has its share of this process, or is left alone for the time being."""
+class TurnedAway(Exception):  # noqa: N818 - it names what happened
+    """No attempt may start now."""
 
-    def __init__(self, wait_seconds: float = 0.0) -> None:
+
+class DestinationBusy(TurnedAway):
+    """The destination has its share of this process."""
+
+    def __init__(self, turn_seconds: float) -> None:
+        super().__init__()
+        self.turn_seconds = turn_seconds
+        """How long it takes for all that were turned away lately, this one being the last; 0 if unknown."""
+
+
+class OriginLeftAlone(TurnedAway):
+    """The destination's breaker lets nobody through for the time being."""
+
+    def __init__(self, wait_seconds: float, *, dead: bool) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
-        """How long it does well to wait before it asks again."""
+        """How long one does well to wait before one asks again."""
+        self.dead = dead
+        """Whether it fails whenever it is tried, and has not merely asked to be left alone."""
 
 
 @dataclass(slots=True)
@@ -61,6 +78,8 @@ class _Share:
     held: int = 0
     strangers: int = 0
     """Of those: what its origins have whose last attempt was not answered."""
+    crowd: Crowd = field(default_factory=Crowd)
+    """Of its origins that have nothing and get nothing."""
 
 
 _NOTHING = _Share()
@@ -79,6 +98,7 @@ class _Load:
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
     """Units of the window: what runs, what waits, and what was told to go and has not gone yet."""
+    crowd: Crowd = field(default_factory=Crowd)
 
 
 @dataclass(slots=True)
@@ -116,8 +136,11 @@ class Destinations:
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
-        self._loads: OrderedDict[Destination, _Load] = OrderedDict()
-        self._answering: OrderedDict[Destination, None] = OrderedDict()
+        self._loads: dict[Destination, _Load] = {}
+        """Of those that hold something of the window, by which they are bounded."""
+        self._idle = Remembered[_Load](_REMEMBERED)
+        """Of those that hold nothing and have failed lately."""
+        self._answering = Remembered[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
         self._held = 0
@@ -125,7 +148,7 @@ class Destinations:
 
     def __len__(self) -> int:
         """Of how many destinations something is known."""
-        return len(self._loads)
+        return len(self._loads) + len(self._idle)
 
     @property
     def held(self) -> int:
@@ -133,7 +156,7 @@ class Destinations:
         return self._held
 
     async def place(self, destination: Destination, size: int) -> Place:
-        """One of the destination's places, to be entered at once. Raises DestinationBusy when none is, or gets, free.
+        """One of the destination's places, to be entered at once. Raises TurnedAway when none is, or gets, free.
 
         `size` is the record's, in bytes. The holder says what its attempt has shown by setting the place's outcome.
         """
@@ -141,40 +164,46 @@ class Destinations:
         return Place(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
-        load = self._loads.get(destination)
+        """What is known of it, or a new one: it is kept once it holds something, not for who is turned away."""
+        load = self._loads.get(destination) or self._idle.get(destination)
         if load is None:
-            load = self._loads[destination] = _Load(
-                Breaker(self._settings), self._settings.destination_concurrency, destination in self._answering
-            )
-        self._loads.move_to_end(destination)
+            breaker, answers = Breaker(self._settings), destination in self._answering
+            load = _Load(breaker, self._settings.destination_concurrency, answers)
         return load
 
     async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
         """Take a place; whether it is a probe's."""
         now = self._clock.monotonic()
-        if load.breaker.state(now) is not State.CLOSED:
-            if not (self._has_room(destination, load) and load.breaker.take_probe(now)):
-                raise DestinationBusy(load.breaker.patience(now))
-            self._hold(destination, load, units)
-            load.running += 1
-            return True
+        if load.breaker.leaves_alone(now):
+            raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
         if not self._has_room(destination, load):
-            raise DestinationBusy
-        if load.running < load.allowed:
-            self._hold(destination, load, units)
-            load.running += 1
-        else:
+            raise self._busy(destination, load)
+        if load.breaker.state(now) is State.CLOSED and load.running >= load.allowed:
             await self._queue_up(destination, load, units)
-        return False
+            return False
+        self._hold(destination, load, units)
+        load.running += 1
+        return load.breaker.take_probe(now)
+
+    def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
+        """Its turn comes as others of the destination end; where it has none that could, as others of its tenant do."""
+        crowd = load.crowd if load.held else self._shares.get(destination[0], _NOTHING).crowd
+        return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:
         """Whether the thresholds let the destination have one record more."""
         share = self._shares.get(destination[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
-        return left > 0 and (load.held < left or load.held == 0) and (load.answers or share.strangers < left)
+        tenant_has_room = left > 0
+        origin_has_room = load.held < left or load.held == 0
+        strangers_have_room = load.answers or share.strangers < left
+        return tenant_has_room and origin_has_room and strangers_have_room
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
         """So much more of the window is the destination's."""
+        if load.held == 0:
+            self._idle.pop(destination)
+            self._loads[destination] = load
         share = self._shares.get(destination[0])
         if share is None:
             share = self._shares[destination[0]] = _Share()
@@ -194,11 +223,15 @@ class Destinations:
             share.strangers -= units
         if share.held == 0:
             del self._shares[destination[0]]
+        if load.held == 0:
+            del self._loads[destination]
+            if not (load.breaker.pristine and load.allowed == self._settings.destination_concurrency):
+                self._idle.put(destination, load)
 
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
         """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
         if len(load.waiting) >= self._settings.destination_queue_records:
-            raise DestinationBusy
+            raise self._busy(destination, load)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
         self._hold(destination, load, units)
@@ -206,37 +239,37 @@ class Destinations:
             async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
         except BaseException as error:
-            if place.done() and not place.cancelled() and place.exception() is None:
+            if _was_given(place):
                 # It became ours in the same moment as we were told to go: the next one has it.
                 self._leave(destination, load, units)
             else:
                 self._let_go(destination, load, units)
                 with suppress(ValueError):  # whoever left meanwhile has skipped it
                     load.waiting.remove(place)
-                self._forget(destination, load)
             if isinstance(error, TimeoutError):
-                raise DestinationBusy from None
+                raise self._busy(destination, load) from None
             raise
 
     def _leave(self, destination: Destination, load: _Load, units: int) -> None:
         """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
+        now = self._clock.monotonic()
         load.running -= 1
+        load.crowd.serve(now, self._weight(load))
+        self._shares[destination[0]].crowd.serve(now)
         self._let_go(destination, load, units)
         while load.waiting and load.running < load.allowed:
             place = load.waiting.popleft()
             if not place.done():
                 place.set_result(None)
                 load.running += 1
-        self._forget(destination, load)
 
-    def _forget(self, destination: Destination, load: _Load) -> None:
-        """Drop what need not be remembered: a destination without failures, or too many of those that have some."""
-        if load.held == 0 and load.breaker.pristine and load.allowed == self._settings.destination_concurrency:
-            self._loads.pop(destination, None)
-        if len(self._loads) > _REMEMBERED:
-            oldest = next(iter(self._loads))
-            if self._loads[oldest].held == 0:
-                del self._loads[oldest]
+    def _weight(self, load: _Load) -> float:
+        """How many attempts one that is over stands for, where fewer may run at once than soon will.
+
+        Each answer lets one more run, so while an attempt runs they become twice as many: it was one of half as many.
+        """
+        most = self._settings.destination_concurrency
+        return 1.0 if load.allowed == most else 2 * most / load.allowed
 
     # -- what attempts show ----------------------------------------------------------------------------------------
 
@@ -269,20 +302,22 @@ class Destinations:
             return
         answers = verdict is Verdict.ANSWERS
         if answers:
-            self._answering[destination] = None
-            self._answering.move_to_end(destination)
-            if len(self._answering) > _REMEMBERED:
-                self._answering.popitem(last=False)
+            self._answering.put(destination, None)
         if answers != load.answers:
             load.answers = answers
             self._shares[destination[0]].strangers += -load.held if answers else load.held
             if not answers:
-                self._answering.pop(destination, None)
+                self._answering.pop(destination)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
         """The breaker has opened: whoever waits need not, and what comes when it closes comes slowly."""
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
-                place.set_exception(DestinationBusy(seconds))
+                place.set_exception(OriginLeftAlone(seconds, dead=False))
         load.waiting.clear()
+
+
+def _was_given(place: asyncio.Future[None]) -> bool:
+    """Whether whoever waits for it has it: nobody has told it to go, and it has not gone."""
+    return place.done() and not place.cancelled() and place.exception() is None

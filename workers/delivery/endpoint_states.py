@@ -18,7 +18,7 @@ What is known is bounded for each tenant, whatever URLs its jobs name. A URL of 
 its own, is never written down for failing: its schedule ends by itself, and no other event would be spared. Beyond
 MOST_FAILING no further one is on the way to being disabled. Who is disabled stays so until an operator's word, so
 beyond MOST_DISABLED nobody is added: such a URL is asked for each event, which is given up as ever when it is answered
-with 410.
+with 410. Of the failures that this process counts, the tenant's are forgotten first that has most.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
+from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
 
 MOST_DISABLED = 10_000
@@ -55,7 +56,7 @@ _FAILURES = 3
 _FAILING_MS = 300_000
 """How long they have to go on until the fleet is told; most outages are shorter, and write nothing."""
 _STREAKS = 10_000
-"""Endpoints whose failures are counted; beyond that the one that failed longest ago is forgotten."""
+"""Endpoints whose failures are counted; beyond that one is forgotten, of the tenant that has most."""
 _SAID_MS = 60_000
 """So long a decision may take to be read back: it is logged and counted once meanwhile, whatever meets it."""
 
@@ -99,10 +100,12 @@ class EndpointStates:
         self._failing_of: Counter[str] = Counter()
         self._passing: OrderedDict[EndpointKey, tuple[State, int]] = OrderedDict()
         """What is failing or enabled, and since when, Unix milliseconds: in the order in which it was written."""
-        self._streaks: OrderedDict[EndpointKey, _Streak] = OrderedDict()
+        self._streaks = Remembered[_Streak](_STREAKS)
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
         """What was decided and is not read back yet, and when."""
         self._said_of: Counter[str] = Counter()
+        self._said_full_ms: dict[str, int] = {}
+        """When it was last said of a tenant that it has as many as can be."""
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
@@ -118,7 +121,7 @@ class EndpointStates:
             return
         self._forget(endpoint)
         if record is None or record.state is State.ENABLED:
-            self._streaks.pop(endpoint, None)
+            self._streaks.pop(endpoint)
         if record is not None:
             self._remember(endpoint, record)
         self._metrics.disabled_endpoints.set(len(self._disabled))
@@ -141,7 +144,7 @@ class EndpointStates:
         if endpoint in self._disabled:
             return None  # the attempt was on its way already, and what it shows must not undo that
         if isinstance(outcome, Delivered):
-            self._streaks.pop(endpoint, None)
+            self._streaks.pop(endpoint)
             return Forget(endpoint) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
             return None  # our own rule; the endpoint was not asked
@@ -168,18 +171,18 @@ class EndpointStates:
         )
 
     def _count(self, pending: PendingDelivery, endpoint: EndpointKey, now_ms: int) -> _Streak:
-        streak = self._streaks.setdefault(endpoint, _Streak(now_ms, pending.webhook_id))
-        self._streaks.move_to_end(endpoint)
-        if len(self._streaks) > _STREAKS:
-            self._streaks.popitem(last=False)
+        streak = self._streaks.get(endpoint)
+        if streak is None:
+            streak = _Streak(now_ms, pending.webhook_id)
+            self._streaks.put(endpoint, streak)
         streak.count += 1
         streak.several |= pending.webhook_id != streak.webhook_id
         return streak
 
     def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> EndpointRecord | None:
+        self._unsay_old(now_ms)
         if self._is_full(pending):
-            if self._is_new(("", pending.tenant), now_ms):
-                self._say_full(pending)
+            self._say_full(pending, now_ms)
             return None
         if self._is_new((pending.tenant, pending.url), now_ms):
             self._say_disabled(pending, reason)
@@ -241,14 +244,16 @@ class EndpointStates:
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """Whether this was not said within the last minute."""
-        while self._said and now_ms - next(iter(self._said.values())) >= _SAID_MS:
-            self._unsay(next(iter(self._said)))
+        """Whether it was not decided within the last minute; by now it is."""
         if what in self._said:
             return False
         self._said[what] = now_ms
         self._said_of[what[0]] += 1
         return True
+
+    def _unsay_old(self, now_ms: int) -> None:
+        while self._said and now_ms - next(iter(self._said.values())) >= _SAID_MS:
+            self._unsay(next(iter(self._said)))
 
     def _unsay(self, what: EndpointKey) -> None:
         if self._said.pop(what, None) is not None:
@@ -266,7 +271,11 @@ class EndpointStates:
             webhook_id=pending.webhook_id,
         )
 
-    def _say_full(self, pending: PendingDelivery) -> None:
+    def _say_full(self, pending: PendingDelivery, now_ms: int) -> None:
+        said_ms = self._said_full_ms.get(pending.tenant)
+        if said_ms is not None and now_ms - said_ms < _SAID_MS:
+            return
+        self._said_full_ms[pending.tenant] = now_ms
         log.warning(
             "An endpoint is not disabled: its tenant has as many that are as can be.",
             action="inference.endpoint.not-disabled",

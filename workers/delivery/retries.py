@@ -29,6 +29,10 @@ _ASKS_AFTER = 0.25
 """Of the time that a record has waited: how long it waits on for an origin that is left alone."""
 _CLOCKS_DIFFER_MS = 60_000
 """Clocks of one fleet may differ by so much."""
+_FIRST_FEW = 3
+"""So often a busy destination is asked again soon, whatever waits for it."""
+_LONGEST_BUSY_SECONDS = 300.0
+"""How late it may be noticed that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
 """Of the smallest tier: no record goes another round through it for less."""
 
@@ -138,6 +142,18 @@ def deferral_seconds(left_alone_seconds: float, waited_ms: int) -> float:
     long outage a thousand times; this way it is some forty times, and late by a third of the outage at most.
     """
     return max(left_alone_seconds, _ASKS_AFTER * waited_ms / 1000)
+
+
+def busy_tier(turn_seconds: float, deferred: int, tiers: tuple[float, ...]) -> float:
+    """Where a record is deferred whose destination has its share, until its turn comes in so many seconds.
+
+    What goes round the smallest tier keeps the destination busy until what waits longer is back, so only what has no
+    turn until then waits longer: nobody's turn is missed, and a long line is not written anew every few seconds. The
+    first few times say little of how long the line is.
+    """
+    if deferred < _FIRST_FEW:
+        return tiers[0]
+    return hop(round(1000 * min(turn_seconds, _LONGEST_BUSY_SECONDS)), tiers)
 
 
 def deferral_tier(wait_seconds: float, tiers: tuple[float, ...]) -> float:

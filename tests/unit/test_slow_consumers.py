@@ -1,0 +1,117 @@
+"""A backlog of a consumer that is slow but well, in virtual time: how long it takes, and how often it is written."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from virtual_time import VirtualLoop
+
+from schemas.topics import TIER_DELAYS_SECONDS
+from workers.delivery.destinations import Destination, DestinationBusy, Destinations
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason
+from workers.delivery.retries import Schedule, busy_tier
+from workers.delivery.settings import DeliverySettings
+
+TIERS = Schedule(TIER_DELAYS_SECONDS).tiers
+# A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.
+SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
+A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
+HERE: Destination = ("acme", "https://a.example")
+DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
+
+
+class LoopClock:
+    """Shows the time of the loop that runs."""
+
+    def time(self) -> float:
+        return self.monotonic()
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("nobody blocks the loop")
+
+
+@dataclass
+class Consumer:
+    """Takes as long for each event; what it has no place for comes round through the tiers."""
+
+    takes_seconds: float
+    settings: DeliverySettings = SETTINGS
+    delivered: list[float] = field(default_factory=list)
+    """When each was, in order."""
+    writes: int = 0
+
+    def __post_init__(self) -> None:
+        self.destinations = Destinations(self.settings, LoopClock())
+
+    @property
+    def a_second(self) -> float:
+        return self.settings.destination_concurrency / self.takes_seconds
+
+    async def deliver(self, deferred: int) -> None:
+        while True:
+            try:
+                with await self.destinations.place(HERE, 2_000) as place:
+                    await asyncio.sleep(self.takes_seconds)
+                    place.outcome = Delivered(200, self.takes_seconds)
+                    self.delivered.append(asyncio.get_running_loop().time())
+                    return
+            except DestinationBusy as busy:
+                tier = busy_tier(busy.turn_seconds, deferred, TIERS)
+            deferred += 1
+            self.writes += 1
+            await asyncio.sleep(tier)
+
+    async def be_away(self) -> None:
+        """Until one probe is answered."""
+        for _ in range(self.settings.breaker_failures):
+            with await self.destinations.place(HERE, 2_000) as place:
+                place.outcome = DOWN
+        await asyncio.sleep(self.settings.breaker_open_seconds)
+        with await self.destinations.place(HERE, 2_000) as place:
+            place.outcome = Delivered(200, 0.1)
+
+    def empty(self, backlog: int, *, after_an_outage: bool = False) -> None:
+        """Deliver so many events that are due at once."""
+
+        async def all_of_them() -> None:
+            if after_an_outage:
+                await self.be_away()
+            # What an outage held up was deferred often.
+            await asyncio.gather(*(self.deliver(9 if after_an_outage else 0) for _ in range(backlog)))
+
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(all_of_them())
+
+
+@pytest.mark.parametrize(
+    ("backlog", "takes_seconds", "writes_each"),
+    [
+        (625, 0.128, 6),  # 20,000 at 500 a second
+        (625, 2.0, 30),  # 20,000 at 32 a second; all of them every few seconds were 52
+        (3125, 2.0, 45),  # 100,000 at 32 a second; 270
+        (100, 20.0, 30),  # 3,200, and each takes as long as an attempt may; 56
+    ],
+)
+def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_seconds(
+    backlog: int, takes_seconds: float, writes_each: int
+) -> None:
+    consumer = Consumer(takes_seconds)
+    consumer.empty(backlog)
+    ideal = backlog / consumer.a_second
+    assert len(consumer.delivered) == backlog
+    assert consumer.delivered[backlog * 9 // 10] < 0.9 * ideal * 1.15 + takes_seconds + 10
+    assert consumer.delivered[-1] < ideal + 310  # the last one may have been told to wait longest
+    assert consumer.writes < writes_each * backlog
+
+
+def test_after_an_outage_the_first_few_attempts_at_once_do_not_make_the_backlog_wait_for_longer() -> None:
+    consumer = Consumer(2.0, A_QUARTER)
+    consumer.empty(3_600, after_an_outage=True)
+    assert consumer.delivered[1_800] < 3_600 / consumer.a_second / 2 + 30
+    assert consumer.delivered[-1] < 3_600 / consumer.a_second + 310
+    assert consumer.writes < 30 * 3_600
