@@ -86,19 +86,16 @@ def test_a_new_owner_may_take_each_hole_of_the_one_before() -> None:
     assert not ledger.fits(MAX_SPAN)
 
 
-WIDEST_APART = (1 << 131) - 2
-"""One hole, and as many done behind it as a run of three bytes less would have."""
-
-
 @pytest.mark.parametrize(
     ("done", "suspects_from"),
     [
         (2**MAX_BITMAP - 2, 0),
         (2**MAX_SPAN - 2, MAX_SPAN - MAX_SUSPECTS),
-        (sum(WIDEST_APART << (131 * hole) for hole in range(MAX_HOLES)), 7),
-        (sum(0b10 << (2 * hole) for hole in range(MAX_HOLES)) | (2**100_000 - 1) << (2 * MAX_HOLES + 1), 7),
+        (sum((2**37 - 2) << (37 * hole) for hole in range(MAX_HOLES)), 7),
+        (sum((2**33 - 2) << (33 * hole) for hole in range(MAX_HOLES)) | (2**15_000 - 1) << 33 * MAX_HOLES, 7),
+        ((2**100_000 - 1) << MAX_HOLES, 7),
     ],
-    ids=["narrow", "wide", "holes apart", "holes together"],
+    ids=["narrow", "wide", "holes apart", "holes at the code's worst", "holes together"],
 )
 def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: int) -> None:
     base = 2**50
@@ -151,10 +148,12 @@ UNDECODABLE = [
         b"\x01\x00\x21",  # more suspects than there may be
         b"\x01\x00\x01\x00",  # and fewer than it says
         b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
-        b"\x02\x00\x00\x01",  # a run of open offsets that nothing follows
-        b"\x02\x00\x00\x01\x00",  # a run of nothing
-        b"\x02\x00\x00\x01\x80",  # half a number
-        b"\x02\x00\x00\x01" + b"\xff" * 9 + b"\x01",  # more offsets than there may be
+        b"\x02\x00\x00\x08",  # half a width
+        b"\x02\x00\x00\x02\x00\x00",  # offsets that are done from base on
+        b"\x02\x00\x00\x02\x00\x00\x07",  # the same, in front of a hole
+        b"\x02\x00\x00\x01\x00\x00\x03",  # a hole that nothing is done behind
+        b"\x02\x00\x00\x08\x00\x00\x03\x80",  # half a number
+        b"\x02\x00\x00\x01\x00\x02\x03",  # more offsets than there may be
     )
 ]
 

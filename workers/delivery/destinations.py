@@ -10,8 +10,10 @@ A destination is a (tenant, origin). Four things decide whether an attempt may s
                       hang, with however many origins, each leaves the others at least a third of what it found;
                       an origin may have no more than is left to its tenant, but for its first record: alone half the
                       window, and n that hang share what their tenant may have;
-                      strangers, which are a tenant's origins whose last attempt was not answered, may together have no
-                      more than is left to their tenant: alone half the window, so that a sixth is for those that answer
+                      strangers, which are a tenant's origins whose last attempt was not answered, may together have
+                      no more than is left to their tenant: alone half the window, and a sixth is for those that answer;
+                      and one of them no more than is left to all of them: alone two fifths of the window, so that
+                      another that nobody has called yet finds room to show that it answers
 
 The window is counted in units: a record is one, and a large one is as many as it takes for all records together to have
 no more than half of the bytes that the stage may take. The other half is for what is parked or waits to be settled, so
@@ -194,10 +196,9 @@ class Destinations:
         """Whether the thresholds let the destination have one record more."""
         share = self._shares.get(destination[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
-        tenant_has_room = left > 0
-        origin_has_room = load.held < left or load.held == 0
-        strangers_have_room = load.answers or share.strangers < left
-        return tenant_has_room and origin_has_room and strangers_have_room
+        if not load.answers:
+            left -= share.strangers
+        return left > 0 and (load.held < left or load.held == 0)
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
         """So much more of the window is the destination's."""

@@ -4,10 +4,11 @@ A broker takes 4,096 characters of it by default, so its two formats have their 
 and suspects, and are base85 of it all; what is done follows:
 
     1  a bitmap, up to MAX_BITMAP offsets above base, with any holes
-    2  runs, up to MAX_SPAN offsets with at most MAX_HOLES holes: not done, done, not done, done, …, each a LEB128
+    2  the holes, up to MAX_HOLES of them in MAX_SPAN offsets: how many are done before each, in a Rice code
 
 A hole is an offset that is not done. An owner that sees to it that a wide progress has few of them can go on behind a
-record that takes its time.
+record that takes its time. The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
+(Rice 1979): six bits for each hole and one for each 32 offsets is the most that it takes, wherever the holes are.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_BITMAP = 16_384
 """Offsets. With 32 suspects they make 2,684 characters."""
 MAX_SPAN = 131_072
 """Offsets. A destination that hangs for 20 s has 6,500 records a second done behind it before that is reached."""
-MAX_HOLES = 1_000
-"""Of more than MAX_BITMAP offsets. Each one apart, 131 offsets from the next, and 32 suspects make 3,921 characters."""
+MAX_HOLES = 3_500
+"""Of more than MAX_BITMAP offsets. With 32 suspects they make 4,089 characters: more than delivery's window has."""
 
 MAX_SUSPECTS = 32
 MAX_ATTEMPTS = 127
 
 _BITMAP = 1
-_RUNS = 2
-_OFFSET_BYTES = {_BITMAP: 2, _RUNS: 3}
+_HOLES = 2
+_OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 """Of a suspect, above base."""
 
 _OPEN = 0b01
@@ -73,13 +74,13 @@ class Progress:
     def encode(self) -> str:
         """The progress as commit metadata, in format 1 where that holds it."""
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
-        version = _BITMAP if reach <= MAX_BITMAP else _RUNS
+        version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
         out = bytearray((version, flags, len(self.suspects)))
         for offset, suspect in sorted(self.suspects.items()):
             out += (offset - self.base).to_bytes(_OFFSET_BYTES[version], "little")
             out.append(suspect.attempts | (_RUNNING if suspect.running else 0))
-        out += _bitmap(self.done) if version == _BITMAP else _runs(self.done)
+        out += _bitmap(self.done) if version == _BITMAP else _holes(self.done)
         return base64.b85encode(bytes(out)).decode("ascii")
 
     @classmethod
@@ -102,7 +103,7 @@ class Progress:
             said = raw[at + width]
             offset = base + int.from_bytes(raw[at : at + width], "little")
             suspects[offset] = Suspect(said & ~_RUNNING, bool(said & _RUNNING))
-        done = _of_bitmap(raw[done_at:]) if raw[0] == _BITMAP else _of_runs(raw[done_at:])
+        done = _of_bitmap(raw[done_at:]) if raw[0] == _BITMAP else _of_holes(raw[done_at:])
         return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects)
 
 
@@ -116,37 +117,33 @@ def _of_bitmap(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def _runs(done: int) -> bytes:
-    """What is done as runs, from base on; the last one is of done offsets."""
-    from_base_on = f"{done:b}"[::-1]
-    return b"".join(_leb128(len(run)) for run in re.findall("0+|1+", from_base_on)) if done else b""
+_RICE_BITS = 5
+_WIDTH_BYTES = 3
+_CODES = re.compile(f"(1*)0([01]{{{_RICE_BITS}}})")
+_STREAM = re.compile(f"(?:{_CODES.pattern})*1{{0,7}}")
 
 
-def _of_runs(data: bytes) -> int:
-    runs = list(_lengths(data))
-    if len(runs) % 2 or min(runs, default=1) < 1 or sum(runs) > MAX_SPAN:
-        raise UndecodableLedger("the commit's metadata has runs that cannot be")
-    from_base_on = "".join("01"[number % 2] * run for number, run in enumerate(runs))
+def _holes(done: int) -> bytes:
+    """How wide it is, and how many are done before each hole; bits that are left in the last byte are ones."""
+    width = done.bit_length()
+    from_base_on = f"{done:b}"[::-1] if done else ""
+    stream = "".join(_rice(len(run)) for run in from_base_on.split("0")[:-1])
+    padded = stream + "1" * (-len(stream) % 8)
+    return width.to_bytes(_WIDTH_BYTES, "little") + int(padded or "0", 2).to_bytes(len(padded) // 8, "big")
+
+
+def _of_holes(data: bytes) -> int:
+    width = int.from_bytes(data[:_WIDTH_BYTES], "little")
+    stream = "".join(f"{byte:08b}" for byte in data[_WIDTH_BYTES:])
+    if not _STREAM.fullmatch(stream) or width > MAX_SPAN:
+        raise UndecodableLedger("the commit's metadata has holes that cannot be")
+    runs = [len(many) << _RICE_BITS | int(rest, 2) for many, rest in _CODES.findall(stream)]
+    last = width - len(runs) - sum(runs)
+    if last < (width > 0) or (width > 0 and (not runs or runs[0])):
+        raise UndecodableLedger("the commit's metadata has holes that cannot be")
+    from_base_on = "".join("1" * run + "0" for run in runs) + "1" * last
     return int(from_base_on[::-1] or "0", 2)
 
 
-def _leb128(number: int) -> bytes:
-    """A number in groups of seven bits, the lowest first; all but the last have the eighth set."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _lengths(data: bytes) -> Iterator[int]:
-    number = shift = 0
-    for byte in data:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            yield number
-            number = shift = 0
-    if shift:
-        raise UndecodableLedger("the commit's metadata ends within a run")
+def _rice(number: int) -> str:
+    return "1" * (number >> _RICE_BITS) + f"0{number & (1 << _RICE_BITS) - 1:0{_RICE_BITS}b}"
