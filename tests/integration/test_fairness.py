@@ -10,6 +10,8 @@ import pytest
 from confluent_kafka import Message
 from product import Product, eventually
 
+from telemetry.clock import SystemClock
+
 pytestmark = pytest.mark.broker
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -49,7 +51,8 @@ def headers_of(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 
 def test_one_tenants_flood_gives_way_to_another_ones_few_jobs_and_is_answered_too(product: Product) -> None:
-    product.put(jobs("flood", 5000), of("acme", ("traceparent", TRACE.encode()), ("deadline", b"9999999999999")))
+    deadline = str(int(1000 * (SystemClock().time() + 3600))).encode()
+    product.put(jobs("flood", 5000), of("acme", ("traceparent", TRACE.encode()), ("deadline", deadline)))
     product.put(jobs("few", 20), of("globex"))
     worker = product.worker("w1", **SLOW)
     product.wait_for_results(5000 + 20, 90)
@@ -64,7 +67,7 @@ def test_one_tenants_flood_gives_way_to_another_ones_few_jobs_and_is_answered_to
     stamps = headers_of(deferred)
     assert {headers["tenant"] for headers in stamps} == {b"acme"}
     assert {(headers["deferred"], headers["traceparent"], headers["deadline"]) for headers in stamps} == {
-        (b"1", TRACE.encode(), b"9999999999999")
+        (b"1", TRACE.encode(), deadline)
     }
     results = headers_of(product.read(product.kafka.topics.results))
     ids = {headers["job-id"]: headers["webhook-id"] for headers in results}

@@ -99,7 +99,7 @@ def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address
                 passed += 60
                 outcome = await post(sender, public.url(NAME))
                 assert isinstance(outcome, FailedDelivery)
-                assert (outcome.reason, names.asked[NAME]) == (FailureReason.REFUSED, asked)
+                assert (outcome.reason, names.asked[NAME]) == (FailureReason.ADDRESS_REFUSED, asked)
             assert (len(public.connections), internal.connections) == (2, [])
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -157,7 +157,7 @@ async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
             outcome = await post(sender, str(called))
         await answers.close()
         assert isinstance(outcome, FailedDelivery)
-        assert outcome.reason is FailureReason.REFUSED
+        assert outcome.reason is FailureReason.ADDRESS_REFUSED
         assert (names.asked[name], internal.connections) == (2, [])
 
 
