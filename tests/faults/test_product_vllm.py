@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(600)]
 JOBS = 12
 LONG = 300
 CUT_OFF = 100
+LATE = 1500
+"""Tokens: a few seconds of work, far less than the 30 s that a worker has for what it has begun."""
 LOADING = 240.0
 """Seconds that vLLM may take to load here, beside other tests."""
 
@@ -51,7 +53,7 @@ def test_an_engine_that_dies_costs_no_job_and_none_outlives_its_worker(product: 
     assert worker.metrics()["postback_tokens_total{wasted}"] > 0
 
     late = [f"late-{number}" for number in range(4)]
-    product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": 3500} for name in late)
+    product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LATE} for name in late)
     # All of them: one that it has not begun yet when it is stopped is left for another worker.
     eventually(lambda: worker.metrics()["postback_in_flight"] == len(late), 30, "not every job is taken")
     second = engine_of(worker)
