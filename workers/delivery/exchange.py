@@ -21,7 +21,6 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from workers.egress import GuardedConnector
-from workers.egress.answers import is_interim
 
 USER_AGENT = f"Postback/{version('postback')}"
 
@@ -97,9 +96,7 @@ class Exchanges:
 
     async def _read(self, protocol: ResponseHandler, answer: Answer) -> bool:
         """Read the answer; whether all of it was read, so that the connection can serve the next request."""
-        message, payload = await protocol.read()
-        while is_interim(message.code):
-            message, payload = await protocol.read()  # of which there are only so many: see OneAnswerEach
+        message, payload = await protocol.read()  # interim responses end in `OneAnswerEach`
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap

@@ -32,7 +32,7 @@ _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
 
 
-def is_interim(status: int) -> bool:
+def _is_interim(status: int) -> bool:
     """Whether more is to come: this is not the answer yet."""
     return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
 
@@ -90,12 +90,11 @@ class OneAnswerEach(ResponseHandler):
         message, body = data
         if self._answer is not None:
             self._end("it answered twice")
-        elif not is_interim(message.code):
+        elif not _is_interim(message.code):
             self._answer = body
             super().feed_data(data, size)
         elif self._interim < MOST_INTERIM:
-            self._interim += 1
-            super().feed_data(data, size)
+            self._interim += 1  # nobody waits for it, so it goes no further
         else:
             self._end("it sent too many interim responses")
 
