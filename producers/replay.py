@@ -133,19 +133,20 @@ class Replay:
 
     def returning(self, counts: Counts) -> Iterator[list[Returning]]:
         """What is put back, each result in a group with the marks of its dead letters."""
-        for record in self._chosen(counts):
+        for record, marks in self._chosen(counts):
             now_ms = int(self._clock.time() * 1000)
             returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
-            yield [returning, *self._marks(record)]
+            yield [returning, *marks]
 
-    def _chosen(self, counts: Counts) -> Iterator[Stored]:
-        """The results that are put back; all that match are counted as they are met."""
+    def _chosen(self, counts: Counts) -> Iterator[tuple[Stored, list[Returning]]]:
+        """The results that are put back, with their marks; all that match are counted as they are met."""
         for record in self._matching():
             obstacle = self._obstacle(record)
             counts.add(record, self._selection, obstacle)
             if obstacle is None:
-                counts.letters += len(self._marks(record))
-                yield record
+                marks = self._marks(record)
+                counts.letters += len(marks)
+                yield record, marks
 
     def _obstacle(self, record: Stored) -> str | None:
         if not _callable(record):

@@ -95,11 +95,14 @@ class Undelivered:
 
     def marks(self, result: Stored) -> list[Returning]:
         """What is to be put back with it, so that its dead letters are not put back once more."""
-        letters, now_ms = self._open.get(_event(result), ()), int(self._clock.time() * 1000)
+        letters = self._open.get(_event(result))
+        if not letters:
+            return []
+        digest, now_ms = _digest(result), int(self._clock.time() * 1000)
         return [
             mark(self._names, letter.place, letter.reason, result.headers, now_ms)
             for letter in letters
-            if letter.digest == _digest(result)
+            if letter.digest == digest
         ]
 
     def _is_ahead(self, record: Stored) -> bool:
