@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
 
 from producers.connection import admin_client, connect, kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
 from producers.reader import SKEW_MS, CommittedReader
+from producers.topic_configs import shown_configs
 from schemas import topics
 from schemas.endpoint import EndpointKey
 from schemas.job import DEFAULT_TENANT
@@ -154,9 +154,7 @@ class Scanner(CommittedReader):
     def _retention_ms(self, topic: str) -> int:
         """How old records get at least; 0 where that is not their age alone, or where the broker does not show it."""
         with admin_client(self._settings) as admin:
-            resources = [ConfigResource(ConfigResourceType.TOPIC, topic)]
-            shown = admin.describe_configs(resources, config_filter="all")["topic"].get(topic, {})
-        config = {name: entry["value"] for name, entry in shown.items()}
+            config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
         return max(0, int(config["retention.ms"])) if by_age_alone else 0
 

@@ -8,7 +8,7 @@ difference: a topic may keep its records longer than ours, take larger ones, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,13 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
 """Where another value than ours may do as well; every other property has to be the same."""
 
 
+def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The properties that work, by topic; none of a topic whose configuration the broker does not show us."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+    answer = admin.describe_configs(resources, config_filter="all")["topic"]
+    return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}
+
+
 def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> tuple[list[ConfigDifference], list[str]]:
     """What does not do, and the topics whose configuration the broker does not show us.
 
@@ -64,9 +71,7 @@ def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> t
     """
     if not wanted:
         return [], []
-    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in wanted]
-    answer = admin.describe_configs(resources, config_filter="all")["topic"]
-    found = {topic: {name: entry["value"] for name, entry in answer[topic].items()} for topic in wanted}
+    found = shown_configs(admin, wanted)
     differences = [
         ConfigDifference(topic, name, value, found[topic][name])
         for topic, config in wanted.items()
