@@ -188,8 +188,11 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Its turn comes as others of the destination end; where it has none that could, as others of its tenant do."""
-        crowd = load.crowd if load.held else self._shares.get(destination[0], _NOTHING).crowd
+        """Its turn comes as others of the destination end, or of its tenant; where there are none, nobody knows."""
+        share = self._shares.get(destination[0])
+        if share is None:
+            return DestinationBusy(0.0)
+        crowd = load.crowd if load.held else share.crowd
         return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:

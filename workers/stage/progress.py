@@ -27,7 +27,6 @@ MAX_HOLES = 3_500
 """Of more than MAX_BITMAP offsets. With 32 suspects they make 4,089 characters: more than delivery's window has."""
 
 MAX_SUSPECTS = 32
-MAX_ATTEMPTS = 127
 
 _BITMAP = 1
 _HOLES = 2
