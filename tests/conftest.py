@@ -7,7 +7,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +15,13 @@ from typing import Protocol
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from product import Product
+from product import PARTITIONS, Product, running
 
 from devkit.broker import Broker
+from producers.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 
-PARTITIONS = 4
 TIER_DELAYS_SECONDS = (0.3, 0.6)
 _ADMIN_TIMEOUT_SECONDS = 30.0
 _EXIT_GRACE_SECONDS = 5.0
@@ -111,9 +111,21 @@ def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSet
 @pytest.fixture
 def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
     """The fleet's processes, none of which runs yet."""
-    started = Product(fleet, tmp_path)
-    yield started
-    started.end()
+    with running(fleet, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Callable[..., Product]]:
+    """Makes one with other waits: of so many seconds each."""
+    with ExitStack() as stack:
+
+        def make(*tiers: float) -> Product:
+            kafka = fleet.model_copy(update={"tier_delays_seconds": tiers, "partitions": PARTITIONS})
+            create_topics(kafka)
+            return stack.enter_context(running(kafka, tmp_path))
+
+        yield make
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,13 @@ class Product:
         ids = {dict(message.headers())[JOB_ID].decode() for message in self.read(self.kafka.topics.results)}
         assert ids == wanted
         assert len({repeats[0].webhook_id for repeats in events.values()}) == len(wanted)
+
+
+@contextmanager
+def running(kafka: KafkaSettings, folder: Path) -> Iterator[Product]:
+    """A fleet for a block, whose processes end with it."""
+    started = Product(kafka, folder)
+    try:
+        yield started
+    finally:
+        started.end()

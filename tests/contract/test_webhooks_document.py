@@ -17,7 +17,7 @@ from consumers import PROGRAMS, Consumer, consuming, modules, node
 from node_tools import STANDARDWEBHOOKS
 from openai import InvalidWebhookSignatureError
 from postback_command import environment_of, postback
-from product import CLOCK, Callbacks, Product, Role, eventually
+from product import CLOCK, Callbacks, Product, Role, eventually, running
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from devkit.receiver import Behaviour, Keys, Received
@@ -73,11 +73,8 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    product = Product(module_fleet, tmp_path_factory.mktemp("fleet"))
-    try:
+    with running(module_fleet, tmp_path_factory.mktemp("fleet")) as product:
         yield Fleet(product)
-    finally:
-        product.end()
 
 
 @pytest.fixture(scope="module")

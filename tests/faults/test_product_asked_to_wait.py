@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from confluent_kafka import Producer
 from product import PARTITIONS, Product, eventually
 
 from devkit.receiver import Behaviour
-from producers.topics import create_topics
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
-from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker
 
@@ -27,12 +24,8 @@ ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_second
 
 
 @pytest.fixture
-def patient(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
-    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
-    create_topics(kafka)
-    started = Product(kafka, tmp_path)
-    yield started
-    started.end()
+def patient(product_with_tiers: Callable[..., Product]) -> Product:
+    return product_with_tiers(*TIERS)
 
 
 def put_results(product: Product, names: list[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
-from product import PARTITIONS, Product, eventually
+from product import PARTITIONS, Product, eventually, running
 
 from devkit.broker import Broker
 from producers.topics import create_topics
@@ -29,9 +29,8 @@ def unprefixed(own_broker: Broker, tmp_path: Path, clean_processes: None) -> Ite
     """The fleet as it is set up by default: its topics have their plain names."""
     kafka = KafkaSettings(bootstrap_servers=own_broker.bootstrap_servers, partitions=PARTITIONS)
     create_topics(kafka)
-    started = Product(kafka, tmp_path)
-    yield started
-    started.end()
+    with running(kafka, tmp_path) as started:
+        yield started
 
 
 def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_survived(

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from product import PARTITIONS, Product, eventually
-
-from producers.topics import create_topics
-from schemas.settings import KafkaSettings
+from product import Product, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -21,13 +17,8 @@ TIERS = (0.3, 5.0)
 
 
 @pytest.fixture
-def patient(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
-    """The fleet, with other waits."""
-    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
-    create_topics(kafka)
-    started = Product(kafka, tmp_path)
-    yield started
-    started.end()
+def patient(product_with_tiers: Callable[..., Product]) -> Product:
+    return product_with_tiers(*TIERS)
 
 
 def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is_a_dead_letter(

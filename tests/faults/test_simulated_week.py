@@ -13,16 +13,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from postback_command import environment_of, postback_here, started
-from product import PARTITIONS, Callbacks, Product, Role, eventually
+from product import Callbacks, Product, Role, eventually
 
 from devkit.receiver import Behaviour
-from producers.topics import create_topics
-from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED
 
 pytestmark = pytest.mark.broker
@@ -76,12 +73,8 @@ class Killed:
 
 
 @pytest.fixture
-def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
-    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
-    create_topics(kafka)
-    started = Product(kafka, tmp_path)
-    yield started
-    started.end()
+def product(product_with_tiers: Callable[..., Product]) -> Product:
+    return product_with_tiers(*TIERS)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from postback_command import environment_of, postback, postback_here
-from product import Product, eventually
+from product import Product, eventually, running
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
@@ -129,9 +129,8 @@ def product(guarded: KafkaSettings, tmp_path: Path, clean_processes: None) -> It
     admin = AdminClient(guarded.client_config())
     for made in admin.create_acls(documented(guarded.topic_prefix)).values():
         made.result(20)
-    started = Product(guarded, tmp_path)
-    yield started
-    started.end()
+    with running(guarded, tmp_path) as started:
+        yield started
 
 
 def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from product import Product, eventually
+from product import Product, eventually, running
 
 from producers.topics import create_topics
 from schemas.settings import KafkaSettings
@@ -108,9 +108,8 @@ def _backlog(metrics: dict[str, float]) -> float:
 def lanes(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
     """A fleet with a lane for an engine called `gpu`."""
     create_topics(fleet, engines=["gpu"])
-    started = Product(fleet, tmp_path)
-    yield started
-    started.end()
+    with running(fleet, tmp_path) as started:
+        yield started
 
 
 def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circle_ends(lanes: Product) -> None:

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from postback_command import environment_of, postback_here
-from product import PARTITIONS, Callbacks, Product, eventually
+from product import PARTITIONS, Callbacks, Product, eventually, running
 
 from devkit.receiver import Behaviour
 from producers.replay import Counts, Replay, Selection
@@ -94,9 +94,8 @@ def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple
 def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
     kafka = fleet.model_copy(update={"tier_delays_seconds": (0.3, LONG_TIER_SECONDS), "partitions": PARTITIONS})
     create_topics(kafka)
-    started = Product(kafka, tmp_path)
-    yield started
-    started.end()
+    with running(kafka, tmp_path) as started:
+        yield started
     topic = kafka.topics.tier(LONG_TIER_SECONDS)
     admin = AdminClient(kafka.client_config())
     admin.delete_topics([topic])[topic].result(20)
