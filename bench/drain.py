@@ -14,8 +14,8 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from bench.callbacks import CLOCK, headers, result
-from bench.fleet import Command, Kafka, new_fleet, wait_for
+from bench.callbacks import CLOCK, headers, result, webhook_id
+from bench.fleet import Command, Kafka, new_fleet
 from bench.receivers import receivers
 from bench.table import table
 from schemas.settings import KafkaSettings
@@ -62,14 +62,7 @@ def _run(used: Kafka, results: int) -> Drained:
         process = Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(keyring))
         deliver = stack.enter_context(process)
         before = deliver.cpu_seconds()
-        arrived: dict[str, float] = {}
-
-        def all_came() -> bool:
-            for name, at in consumers.arrivals():
-                arrived.setdefault(name, at)
-            return len(arrived) == results
-
-        wait_for(all_came, LAST_SECONDS, look_seconds=0.5)
+        arrived = consumers.first_arrivals([webhook_id(number) for number in range(results)], LAST_SECONDS)
         cpu_seconds = deliver.cpu_seconds() - before
     return Drained(results / (max(arrived.values()) - min(arrived.values())), cpu_seconds / results * 1e6)
 

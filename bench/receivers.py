@@ -6,13 +6,15 @@ import asyncio
 import multiprocessing
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import cast
 
 import uvloop
+
+from bench.fleet import wait_for
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _ID = b"webhook-id: "
@@ -33,6 +35,18 @@ class Receivers:
         """What came since this was last asked."""
         self._link.send(True)
         arrived: list[Arrival] = self._link.recv()
+        return arrived
+
+    def first_arrivals(self, wanted: Collection[str], seconds: float) -> dict[str, float]:
+        """When each of these ids came first; waits until all have. Raises RuntimeError when time is up."""
+        arrived: dict[str, float] = {}
+
+        def all_came() -> bool:
+            for name, at in self.arrivals():
+                arrived.setdefault(name, at)
+            return all(name in arrived for name in wanted)
+
+        wait_for(all_came, seconds)
         return arrived
 
 

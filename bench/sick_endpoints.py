@@ -119,16 +119,8 @@ def _produce(kafka: KafkaSettings, ports: Sequence[int], load: Load) -> list[flo
 
 def _arrivals(consumers: Receivers, load: Load) -> dict[str, float]:
     """When the callback of each healthy endpoint's result came; waits until all have come."""
-    arrived: dict[str, float] = {}
     wanted = [webhook_id(number) for number in range(load.total) if _counts(number)]
-
-    def all_came() -> bool:
-        for name, at in consumers.arrivals():
-            arrived.setdefault(name, at)
-        return all(name in arrived for name in wanted)
-
-    wait_for(all_came, LAST_SECONDS)
-    return arrived
+    return consumers.first_arrivals(wanted, LAST_SECONDS)
 
 
 def _counts(number: int) -> bool:
