@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,6 +63,10 @@ class Answers:
         if out is not None:
             out.write(self.write(result, entry) + "\n")
         return is_first
+
+    def take(self, came: Iterable[tuple[str, Result]], tenant: str) -> int:
+        """Add those of a tenant; how many of them are the first of a job that is wanted."""
+        return sum(self.add(result) for owner, result in came if owner == tenant)
 
     def flush(self) -> None:
         """Have what is written be where others see it."""

@@ -127,9 +127,7 @@ def _wait(asked: Asked, answers: Answers, files: Files, timeout: float | None) -
             begin_anew(out)
         bar = progress.add_task("answered", total=answers.open)
         for came in reader.follow(deadline, since_ms):
-            for owner, result in came:
-                if owner == asked.tenant and answers.add(result):
-                    progress.advance(bar)
+            progress.advance(bar, answers.take(came, asked.tenant))
             answers.flush()
             if not answers.open:
                 return

@@ -251,9 +251,7 @@ def _collect(
     """Until every job has its result, or the time is up."""
     bar = progress.add_task("answered", total=answers.open)
     while answers.open and not (deadline and deadline.passed):
-        for owner, result in reader.poll():
-            if owner == tenant and answers.add(result):
-                progress.advance(bar)
+        progress.advance(bar, answers.take(reader.poll(), tenant))
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:
