@@ -134,7 +134,10 @@ class Ledgers:
 
     def assert_each_exactly_once(self, jobs: int) -> None:
         """One result for each of the ids 0 to jobs - 1, and nothing left to do."""
-        results = self.results()
-        assert {job for job, count in results.items() if count > 1} == set()
-        assert set(results) == {str(number) for number in range(jobs)}
+        self.assert_none_is_lost(jobs)
+        assert {job: count for job, count in self.results().items() if count > 1} == {}
+
+    def assert_none_is_lost(self, jobs: int) -> None:
+        """At least one result for each of the ids 0 to jobs - 1, and nothing left to do."""
+        assert set(self.results()) == {str(number) for number in range(jobs)}
         eventually(lambda: self.lag() == 0, 20, "the lag does not return to 0")

@@ -132,6 +132,14 @@ def test_nothing_changes_before_the_commit_has_returned() -> None:
     assert (ledger.base, ledger.taken) == (0, {0, 1})
 
 
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_a_progress_includes_another_where_all_that_is_done_there_is_done_in_it(one: set[int], other: set[int]) -> None:
+    def progress(done: set[int]) -> Progress:
+        return Progress(*Ledger(Progress(3)).after(done))
+
+    assert progress(one).includes(progress(other)) == (other - {0, 1, 2} <= one)
+
+
 def test_what_was_committed_unknown_to_us_is_adopted() -> None:
     ledger = ledger_of("oooo")
     known = ledger.adopt(Progress(1, 0b10))  # 0 and 2 are done

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers.stage.intake import PartitionId
+from workers.stage.intake import Committed, PartitionId
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Failure, Output, Record
@@ -49,16 +49,17 @@ class Intake:
         self.paused: list[PartitionId] = []
         self.resumed: list[tuple[str, int, int | None]] = []
         self.away = False
+        self.progress: Progress | None = None
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
         self.paused += pause
         self.resumed += resume
         return True
 
-    def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> dict[PartitionId, None]:
+    def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> Committed:
         if self.away:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return dict.fromkeys(partitions)
+        return dict.fromkeys(partitions, self.progress)
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         return None
@@ -73,6 +74,14 @@ class Settler:
 
     def listen(self) -> None:
         """Has heard nothing."""
+
+    def sweep_again(self) -> None:
+        """Has it noted."""
+        self.state = State.SWEEPING
+
+    def reread(self) -> None:
+        """Is told that all is well."""
+        self.state = State.READY
 
 
 class BusyLoop:
@@ -162,12 +171,55 @@ def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opene
     new = stage._partitions["requests", 1]
     new.paused, intake.away = False, True
     stage._take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
+    assert stage._settler.state is State.SWEEPING
     for _ in range(2):
         stage._regulate()
     assert (new.phase, intake.paused, intake.resumed) == (Phase.ASSIGNED, [new.id], [(*new.id, 0)])
     intake.away = False
     stage._take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
     assert (new.phase, new.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
+
+
+def test_an_end_behind_records_that_are_fetched_again_makes_nothing_of_them_done() -> None:
+    intake = Intake()
+    stage, _, _ = stage_with(intake, HandClock())
+    stage.assigned([("requests", 1)])
+    new = stage._partitions["requests", 1]
+    new.paused, intake.away = False, True
+    stage._take([Record("requests", 1, 0, b"")], [])
+    intake.away = False
+    stage._take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # before it could be paused
+    assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
+
+
+def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() -> None:
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock())
+    stage._take([Record("requests", 0, offset, b"") for offset in range(4)], [])
+    partition.settle([0, 1, 3])
+    intake.progress = Progress(2, 0b10)
+    stage._reread()
+    assert partition.owned
+    assert partition.ledger.taken == {2}
+    intake.progress = Progress(1)
+    stage._reread()
+    anew = stage._partitions[partition.id]
+    assert (partition.phase, anew.phase) == (Phase.GONE, Phase.ASSIGNED)
+    for _ in range(2):
+        stage._regulate()
+    assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
+    stage._take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
+    assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, {1, 2, 3})
+
+
+def test_a_partition_that_leaves_is_dropped_where_what_it_had_confirmed_is_undone() -> None:
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock())
+    stage._take([Record("requests", 0, 0, b"")], [])
+    partition.settle([0])
+    partition.phase = Phase.REVOKING
+    stage._reread()
+    assert (partition.phase, stage._partitions) == (Phase.GONE, {})
 
 
 def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:

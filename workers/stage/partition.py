@@ -31,6 +31,8 @@ class Partition:
         self.generation = generation
         self.phase = Phase.ASSIGNED
         self.ledger = Ledger(Progress(0))
+        self.confirmed = Progress(0)
+        """What Kafka has said to be committed."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
         self.parked = 0
@@ -78,7 +80,7 @@ class Partition:
         """Start from what is committed. Where the last owner left it open, the first window is run carefully."""
         progress = committed or Progress(0)
         self.had_progress = committed is not None
-        self.ledger = Ledger(progress)
+        self.ledger, self.confirmed = Ledger(progress), progress
         self.suspects = dict(progress.suspects)
         self.alone = progress.alone
         self.careful_records = window_records if progress.open else 0
@@ -97,9 +99,15 @@ class Partition:
     def settle(self, offsets: list[int]) -> None:
         """The commit of `progress(offsets)` has returned."""
         self.ledger.settle(offsets)
+        self.confirmed = Progress(*self.ledger.after(()))
         for offset in offsets:
             self.suspects.pop(offset, None)
         self.gap_since = None
+
+    def adopt(self, committed: Progress) -> None:
+        """Take over what was committed in our name unknown to us."""
+        self.ledger.adopt(committed)
+        self.confirmed = committed
 
     def give_back(self, records: Iterable[Record]) -> None:
         """These were taken and not tried; they are fetched again before resuming."""

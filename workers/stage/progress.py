@@ -70,6 +70,12 @@ class Progress:
         """Offsets of the suspects that were being tried, ascending."""
         return tuple(sorted(offset for offset, suspect in self.suspects.items() if suspect.running))
 
+    def includes(self, earlier: Progress) -> bool:
+        """Whether all that was done in `earlier` is done in this one."""
+        ahead = earlier.base - self.base
+        done = earlier.done >> -ahead if ahead <= 0 else earlier.done << ahead | (1 << ahead) - 1
+        return not done & ~self.done
+
     def encode(self) -> str:
         """The progress as commit metadata, in format 1 where that holds it."""
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)

@@ -3,20 +3,25 @@
 Settle makes one bounded attempt. What it could not finish becomes a state, and `repair` makes one bounded step out of
 it, so that the caller keeps consuming in between and rebalances are heard:
 
-    READY ──settle──► READY                      committed
-                 ├──► COMMITTING ──► READY       the commit may be called again, and was in the end applied
-                 ├──► ABORTING ────► READY       the broker refused: another generation owns the partitions
-                 └──► REBUILDING ──► SWEEPING ──► REREADING ──► READY
+    READY ──settle──► READY                          committed
+                 ├──► COMMITTING ──► READY           the commit may be called again, and was in the end applied
+                 ├──► ABORTING ────┐                 the broker refused: another generation owns the partitions
+                 ├──► REBUILDING ──┴► SWEEPING ──► REREADING ──► READY
+                 └──────────────────► SWEEPING       a topic that this producer has not written to yet
 
 REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out, since such a
 call may still be under way and could meet the next transaction (librdkafka has no KIP-890 yet). Its
 `init_transactions` ends whatever the old one left. Whether that was applied only the committed progress can tell, so
 REREADING asks for it.
 
-SWEEPING comes before that. The old producer's offsets may have reached the group coordinator after its transaction
-was ended (seen when a broker froze, or died and came back): they are then pending for ever, no marker follows, and
-whoever asks for stable offsets, this process or the partition's next owner, waits in vain. A transaction of the same
-producer id that sends offsets and is aborted makes the coordinator drop them.
+SWEEPING comes before that, since an ended transaction is not always gone. Offsets may reach the group coordinator
+after it was ended, and no marker follows (seen when a broker froze). And a transaction coordinator takes a partition
+that has no leader at that moment for one that was deleted, and ends the transaction without a marker there (Kafka
+4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen whenever the only broker was killed under load). What was
+written then stays open under the producer id: readers wait behind it, offsets stay pending for ever, and the next
+transaction of the same id decides over both. A sweep is that transaction: it writes to each partition of the topics
+that may hold such a rest, sends offsets, and is aborted. No topic is written to before its sweep, so that nothing of
+a predecessor that died is ever committed. What a sweep rolls back may have been confirmed to us; REREADING sees it.
 """
 
 from __future__ import annotations
@@ -43,6 +48,9 @@ ABORT_SECONDS = 2.0
 INIT_SECONDS = 2.0
 CALL_MARGIN_SECONDS = 1.0
 REST_SECONDS = 1.0
+OFFSETS_TOPIC = "__consumer_offsets"
+SWEEP_KEY = b"sweep"
+"""Of what is aborted at once, and seen by nobody who reads what is committed. A compacted topic takes none without."""
 OUTPUTS_A_HOME = 100
 FATAL_ERRORS_ALLOWED = 3
 FATAL_WINDOW_SECONDS = 60.0
@@ -125,7 +133,9 @@ class Settler:
         self._committing: Batch | None = None
         self._partitions_of: dict[str, int] = {}
         self._turn = 0
-        self._fresh = True
+        self._swept: set[str] = set()
+        """Topics in which nothing of an earlier transaction is open."""
+        self._unswept: set[str] = set()
         self._failures = 0
         self._rest_until = 0.0
         self._producer = Producer(self._config)
@@ -152,6 +162,11 @@ class Settler:
         After False the batch is either still being committed, and `repair` will return it, or it is not applied.
         """
         self._committing = None
+        unswept = {OFFSETS_TOPIC, *(output.topic for output in batch.outputs)} - self._swept
+        if unswept:
+            self._unswept |= unswept
+            self.state = State.SWEEPING
+            return False
         try:
             self._producer.begin_transaction()
             self.state = State.ABORTING
@@ -168,10 +183,10 @@ class Settler:
         self._committed()
         return True
 
-    def repair(self, owned: Sequence[Partition]) -> Batch | None:
+    def repair(self, held: Sequence[Partition]) -> Batch | None:
         """One bounded step towards READY. Returns a batch whose commit has come through after all.
 
-        `owned` are the partitions whose progress this process may commit.
+        `held` are the partitions that are assigned to this process.
         """
         self._metrics.repairs.labels(self.state.value).inc()
         try:
@@ -182,14 +197,13 @@ class Settler:
                 return batch
             if self.state is State.ABORTING:
                 self._call(ABORT_SECONDS, self._producer.abort_transaction)
-                self.state = State.READY
                 self._metrics.settles.labels("aborted").inc()
+                self._distrust()
             elif self.state is State.REBUILDING:
                 self._call(INIT_SECONDS, self._producer.init_transactions)
-                self.state = State.READY if self._fresh else State.SWEEPING
-                self._fresh = False
+                self.state = State.SWEEPING
             elif self.state is State.SWEEPING:
-                self._sweep(owned)
+                self._sweep(held)
                 self.state = State.REREADING
         except KafkaException as error:
             self._failed(error.args[0])
@@ -199,6 +213,11 @@ class Settler:
         """The caller has adopted what is committed: outputs that were not applied may be produced again."""
         self.state = State.READY
 
+    def sweep_again(self) -> None:
+        """The caller cannot read what is committed: something that was ended may still be open."""
+        if self.state in (State.READY, State.REREADING):
+            self._distrust()
+
     def close(self) -> None:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
         if self.state in (State.ABORTING, State.COMMITTING):
@@ -206,12 +225,37 @@ class Settler:
         self._caller.end()
         _retire(self._producer)
 
-    def _sweep(self, owned: Sequence[Partition]) -> None:
-        positions = _positions({partition: [] for partition in owned})
-        if positions:
+    def _distrust(self) -> None:
+        """Have everything swept that this process has written to."""
+        self._unswept |= self._swept
+        self._swept.clear()
+        self.state = State.SWEEPING
+
+    def _sweep(self, held: Sequence[Partition]) -> None:
+        """A transaction over all that is unswept, aborted. Without a partition there are no offsets to send yet."""
+        sizes = {topic: self._size(topic) for topic in self._unswept - {OFFSETS_TOPIC}}
+        swept = {topic for topic, size in sizes.items() if size} | ({OFFSETS_TOPIC} if held else set())
+        if swept:
             self._producer.begin_transaction()
-            self._send_offsets(positions)
+            for topic, size in sizes.items():
+                for number in range(size):
+                    self._produce(Output(topic, None, SWEEP_KEY), number)
+            if self._producer.flush(SEND_SECONDS):  # an abort drops what is not sent, and its partition gets no marker
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "what sweeps was not written in time"))
+            if held:
+                self._send_offsets(_positions({partition: [] for partition in held}))
             self._call(ABORT_SECONDS, self._producer.abort_transaction)
+        self._swept |= swept
+        self._unswept.clear()
+
+    def _size(self, topic: str) -> int:
+        """How many partitions a topic has; 0 where it is gone: then there is nothing to sweep."""
+        try:
+            return self._partition_count(topic)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return 0
+            raise
 
     def _send_offsets(self, positions: list[TopicPartition]) -> None:
         self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, self._group_metadata())
@@ -286,6 +330,7 @@ class Settler:
         old, self._producer, self._caller = self._producer, Producer(self._config), BoundedCaller("transactions")
         _retire(old)
         self._partitions_of.clear()
+        self._distrust()
         self.state = State.REBUILDING
 
     def _count_fatal(self, error: KafkaError) -> None:

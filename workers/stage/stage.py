@@ -20,6 +20,7 @@ from workers.stage.foresight import Foresight
 from workers.stage.intake import Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
+from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
@@ -206,7 +207,9 @@ class Stage:
         self._defer_surplus()
         for topic, number, offset in ends:
             partition = self._partitions.get((topic, number))
-            if partition is not None and partition.phase is Phase.OPEN and partition.ledger.fits(offset):
+            if partition is None or partition.phase is not Phase.OPEN or partition.rewind_to is not None:
+                continue  # what was dropped before this end is no gap: it is fetched again
+            if partition.ledger.fits(offset):
                 partition.last_seen = now
                 partition.at_end = True
                 partition.careful_records = 0
@@ -242,6 +245,7 @@ class Stage:
             committed = self._intake.committed([partition.id for partition in fresh], 5.0)
         except KafkaException as error:
             self.watch.trouble("the committed progress cannot be read", error)
+            self._settler.sweep_again()
             return
         for partition in fresh:
             partition.open(committed[partition.id], self._settings.limits.records)
@@ -400,7 +404,7 @@ class Stage:
                     self._apply(batch)
         elif self._settler.state is State.REREADING:
             self._reread()
-        elif (late := self._settler.repair(self._owned())) is not None:
+        elif (late := self._settler.repair(list(self._partitions.values()))) is not None:
             self._apply(late)
 
     def _compose(self) -> Batch:
@@ -444,22 +448,37 @@ class Stage:
 
     def _reread(self) -> None:
         """Find out what the old producer's last transaction did, and drop what it already contains."""
-        owned = self._owned()
+        owned = [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
         try:
             committed = self._intake.committed([partition.id for partition in owned], 2.0)
         except KafkaException as error:
             self.watch.trouble("the committed progress cannot be read", error)
+            self._settler.sweep_again()
             return
         for partition in owned:
-            progress = committed[partition.id]
-            if progress is not None:
-                partition.ledger.adopt(progress)
+            progress = committed[partition.id] or Progress(0)
+            if progress.includes(partition.confirmed):
+                partition.adopt(progress)
+            else:
+                self._begin_anew(partition, progress)
         self._forget_settled()
         self._settler.reread()
 
-    def _owned(self) -> list[Partition]:
-        """Partitions of which we have something to commit."""
-        return [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
+    def _begin_anew(self, partition: Partition, progress: Progress) -> None:
+        """What Kafka had confirmed is not there, and nor are its outputs: go on from what is."""
+        log.error(
+            "Kafka has undone what it had confirmed; the partition begins anew.",
+            action="progress-undone",
+            topic=partition.topic,
+            partition=partition.number,
+            confirmed=partition.confirmed.base,
+            base=progress.base,
+        )
+        leaving = partition.phase is Phase.REVOKING
+        self._drop([partition])
+        if not leaving:
+            anew = self._assign(partition.topic, partition.number)
+            anew.paused, anew.rewind_to = partition.paused, progress.base
 
     def _forget_settled(self) -> None:
         """Drop completions of which nothing is owed any more."""
@@ -498,12 +517,16 @@ class Stage:
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
         """Note the partitions; their ledgers open when something of them is delivered."""
         self._generation += 1
-        now = self._clock.monotonic()
         for topic, number in partitions:
-            later = self._sharing is not None and self._sharing.is_later(topic)
-            self._partitions[topic, number] = Partition(topic, number, self._generation, now, later=later)
+            self._assign(topic, number)
         held = len(self._partitions)
         log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
+
+    def _assign(self, topic: str, number: int) -> Partition:
+        later = self._sharing is not None and self._sharing.is_later(topic)
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later)
+        self._partitions[partition.id] = partition
+        return partition
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
         """Drain what is dispatched, hand the rest over untried, and say that we left cleanly."""
@@ -514,17 +537,18 @@ class Stage:
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:
             self._close(partition)
-        while not deadline.passed and not all(p.ledger.idle for p in going):
+        while not deadline.passed and not all(p.ledger.idle for p in going if p.owned):
             self._turn()
             self._clock.sleep(0.001)
+        going = [partition for partition in going if partition.owned]
         abandoned = sum(len(p.ledger.taken) for p in going)
         for partition in going:
             self._abandon(partition)
         farewell = Deadline.after(self._clock, 5.0)
-        while not farewell.passed and any(p.open_committed for p in going):
+        while not farewell.passed and any(p.open_committed for p in going if p.owned):
             self._turn()
             self._clock.sleep(0.001)
-        self._drop(going)
+        self._drop([partition for partition in going if partition.owned])
         log.info("Partitions revoked.", action="partitions-revoked", partitions=len(going), abandoned=abandoned)
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
