@@ -44,4 +44,4 @@ def test_what_a_metrics_labels_may_say_stands_beside_it() -> None:
 
     assert all(outcome in said["postback_jobs"] for outcome in Outcome)
     assert all(reason in said["postback_callbacks"] for reason in FailureReason)
-    assert all(state.value in said["postback_repairs"] for state in State if state is not State.READY)
+    assert all(state.value in said["postback_repairs"] for state in State if state not in (State.READY, State.SETTLING))

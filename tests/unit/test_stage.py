@@ -196,7 +196,7 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock())
     stage._take([Record("requests", 0, offset, b"") for offset in range(4)], [])
-    partition.settle([0, 1, 3])
+    partition.settle([0, 1, 3], partition.progress([0, 1, 3]))
     intake.progress = Progress(2, 0b10)
     stage._reread()
     assert partition.owned
@@ -212,11 +212,22 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
     assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, {1, 2, 3})
 
 
+def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_later_one() -> None:
+    stage, _, partition = stage_with(Intake(), HandClock())
+    stage._take([Record("requests", 0, 0, b"")], [])
+    on_its_way = partition.progress([0])
+    stage._take([], [("requests", 0, 3)])
+    partition.settle([0], on_its_way)
+    assert (partition.ledger.base, partition.ledger.gaps_unsettled) == (3, True)
+    partition.settle([], partition.progress([]))
+    assert not partition.ledger.gaps_unsettled
+
+
 def test_a_partition_that_leaves_is_dropped_where_what_it_had_confirmed_is_undone() -> None:
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock())
     stage._take([Record("requests", 0, 0, b"")], [])
-    partition.settle([0])
+    partition.settle([0], partition.progress([0]))
     partition.phase = Phase.REVOKING
     stage._reread()
     assert (partition.phase, stage._partitions) == (Phase.GONE, {})

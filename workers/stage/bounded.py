@@ -16,6 +16,27 @@ from confluent_kafka import KafkaError, KafkaException
 _Answer = SimpleQueue[BaseException | None]
 
 
+class Call:
+    """A call that is under way on another thread."""
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+
+    def result(self, seconds: float) -> None:
+        """Wait so long for its end; raises what it raised, and KafkaException (`_TIMED_OUT`) when it has not ended."""
+        try:
+            error = self._answer.get(timeout=seconds) if seconds > 0 else self._answer.get_nowait()
+        except Empty:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time")) from None
+        if error is not None:
+            raise error
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `result` has something to say."""
+        return not self._answer.empty()
+
+
 class BoundedCaller:
     """A thread that makes calls, one after the other. A call that is overdue is left behind, and the thread with it."""
 
@@ -24,16 +45,15 @@ class BoundedCaller:
         # A daemon: a call that hangs must not keep the process from ending.
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    def call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
-        """Call `function`; raises what it raises, and KafkaException (`_TIMED_OUT`) when it is overdue."""
+    def start(self, function: Callable[..., Any], *args: Any) -> Call:
+        """Have `function` called while the caller goes on."""
         answer: _Answer = SimpleQueue()
         self._calls.put((function, args, answer))
-        try:
-            error = answer.get(timeout=seconds)
-        except Empty:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time")) from None
-        if error is not None:
-            raise error
+        return Call(answer)
+
+    def call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
+        """Call `function`; raises what it raises, and KafkaException (`_TIMED_OUT`) when it is overdue."""
+        self.start(function, *args).result(seconds)
 
     def end(self) -> None:
         """Let the thread end after what it is doing."""

@@ -2,8 +2,7 @@
 
 A transaction costs Kafka the same whether it carries one record or a thousand. Jobs that take seconds, as those of an
 engine do, come back one by one; a small part of the time that they took is nothing to them, and saves most
-transactions. Jobs that take no time wait for nobody, unless the stage says that nobody waits for what it settles:
-while a transaction runs no record is taken, so that fewer of them are quicker for those that come.
+transactions. Jobs that take no time wait for nobody, unless the stage says that nobody waits for what it settles.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class Ledger:
     """One partition's offsets during one assignment.
 
     It changes in two phases: `after` says what the progress would be, `settle` makes it so once the commit has
-    returned. In between nothing is changed, so that a failed commit leaves nothing to undo.
+    returned. In between records may be taken and gaps seen, but nothing of what is being committed is noted, so that a
+    failed commit leaves nothing to undo.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -39,6 +40,11 @@ class Ledger:
     def base(self) -> int:
         """Every offset below is done."""
         return self._base
+
+    @property
+    def progress(self) -> Progress:
+        """What is done."""
+        return Progress(self._base, self._done)
 
     @property
     def taken(self) -> frozenset[int]:

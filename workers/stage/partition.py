@@ -96,10 +96,11 @@ class Partition:
         tried = {offset: Suspect(suspect.attempts) for offset, suspect in suspects.items() if suspect.attempts}
         return Progress(base, done, suspects=tried)
 
-    def settle(self, offsets: list[int]) -> None:
-        """The commit of `progress(offsets)` has returned."""
+    def settle(self, offsets: list[int], committed: Progress) -> None:
+        """The commit of `committed`, which was `progress(offsets)` when it began, has returned."""
         self.ledger.settle(offsets)
-        self.confirmed = Progress(*self.ledger.after(()))
+        self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)  # one may have come meanwhile
+        self.confirmed = committed
         for offset in offsets:
             self.suspects.pop(offset, None)
         self.gap_since = None

@@ -1,13 +1,14 @@
 """Settle: outputs and progress of many records in one Kafka transaction; and repair, when that goes wrong.
 
-Settle makes one bounded attempt. What it could not finish becomes a state, and `repair` makes one bounded step out of
-it, so that the caller keeps consuming in between and rebalances are heard:
+Settle makes one bounded attempt, on a thread of its own, so that records are taken while Kafka works on it. What it
+could not finish becomes a state, and `repair` makes one bounded step out of it, so that the caller keeps consuming in
+between and rebalances are heard:
 
-    READY ──settle──► READY                          committed
-                 ├──► COMMITTING ──► READY           the commit may be called again, and was in the end applied
-                 ├──► ABORTING ────┐                 the broker refused: another generation owns the partitions
-                 ├──► REBUILDING ──┴► SWEEPING ──► REREADING ──► READY
-                 └──────────────────► SWEEPING       a topic that this producer has not written to yet
+    READY ──settle──► SETTLING ──► READY                  committed
+      │                  ├──► COMMITTING ──► READY        the commit may be called again, and was in the end applied
+      │                  ├──► ABORTING ────┐              the broker refused: another generation owns the partitions
+      │                  ├──► REBUILDING ──┴► SWEEPING ──► REREADING ──► READY
+      └──────────────────────────────────► SWEEPING       a topic that this producer has not written to yet
 
 REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out, since such a
 call may still be under way and could meet the next transaction (librdkafka has no KIP-890 yet). Its
@@ -29,17 +30,19 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from telemetry.clock import Clock
+from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.bounded import BoundedCaller
+from workers.stage.bounded import BoundedCaller, Call
 from workers.stage.partition import Partition
+from workers.stage.progress import Progress
 from workers.stage.record import Output
 
 SEND_SECONDS = 5.0
@@ -62,6 +65,7 @@ class State(Enum):
     """What has to happen before the next transaction; the arrows are in the module's docstring."""
 
     READY = "ready"
+    SETTLING = "settling"
     COMMITTING = "committing"
     ABORTING = "aborting"
     REBUILDING = "rebuilding"
@@ -81,6 +85,8 @@ class Batch:
     outputs: list[Output] = field(default_factory=list)
     farewells: set[Partition] = field(default_factory=set)
     """Partitions that are given back: what is committed for them says that nobody has them."""
+    progress: dict[Partition, Progress] = field(default_factory=dict)
+    """What is committed for each, once the batch is on its way: meanwhile more of them may be seen."""
 
     def homes(self, turn: int) -> list[int]:
         """Partition numbers for outputs that name none; another choice each turn.
@@ -113,6 +119,33 @@ def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, 
     }
 
 
+class _Flight:
+    """A transaction that is under way, on the caller's thread."""
+
+    def __init__(self, batch: Batch, clock: Clock) -> None:
+        self.batch = batch
+        self.left_behind = False
+        self._clock = clock
+        self._enter(State.ABORTING, SEND_SECONDS)
+
+    def _enter(self, phase: State, seconds: float) -> None:
+        self.phase = phase
+        """What is to be done where the call that is being made fails."""
+        self._deadline = Deadline.after(self._clock, seconds + CALL_MARGIN_SECONDS)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the call that is being made takes longer than it may; see `bounded`."""
+        return self._deadline.passed
+
+    def send(self, producer: Producer, positions: list[TopicPartition], group_metadata: Any) -> None:
+        """What a transaction has to wait for."""
+        producer.send_offsets_to_transaction(positions, group_metadata, SEND_SECONDS)
+        if not self.left_behind:
+            self._enter(State.COMMITTING, COMMIT_SECONDS)
+            producer.commit_transaction(COMMIT_SECONDS)
+
+
 class Settler:
     """Owns the transactional producer. One thread calls all of it."""
 
@@ -130,6 +163,7 @@ class Settler:
         self._clock = clock
         self._metrics = metrics
         self._fatal_at: deque[float] = deque()
+        self._flight: tuple[_Flight, Call] | None = None
         self._committing: Batch | None = None
         self._partitions_of: dict[str, int] = {}
         self._turn = 0
@@ -154,34 +188,57 @@ class Settler:
 
     def listen(self) -> None:
         """Let the client say what it has to say: its log lines come with a poll. To be called again and again."""
-        self._producer.poll(0)
+        with suppress(KafkaException):  # a fatal error: the call that met it, or the next one, says it too
+            self._producer.poll(0)
 
-    def settle(self, batch: Batch) -> bool:
-        """Commit a batch; True once it is. Call only when READY. Raises IdentityShared.
-
-        After False the batch is either still being committed, and `repair` will return it, or it is not applied.
-        """
+    def settle(self, batch: Batch) -> None:
+        """Begin to commit a batch; `settled` says when it is. Call only when READY."""
         self._committing = None
         unswept = {OFFSETS_TOPIC, *(output.topic for output in batch.outputs)} - self._swept
         if unswept:
             self._unswept |= unswept
             self.state = State.SWEEPING
-            return False
+            return
+        self.state = State.ABORTING
         try:
             self._producer.begin_transaction()
-            self.state = State.ABORTING
             self._turn += 1
             homes = batch.homes(self._turn)
             for index, output in enumerate(batch.outputs):
                 self._produce(output, homes[index % len(homes)])
-            self._send_offsets(_positions(batch.offsets))
-            self.state, self._committing = State.COMMITTING, batch
-            self._call(COMMIT_SECONDS, self._producer.commit_transaction)
         except KafkaException as error:
             self._failed(error.args[0])
-            return False
+            return
+        batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
+        positions, flight = _positions(batch.progress), _Flight(batch, self._clock)
+        self._flight = flight, self._caller.start(flight.send, self._producer, positions, self._group_metadata())
+        self.state = State.SETTLING
+
+    def settled(self) -> Batch | None:
+        """Look after the transaction under way: its batch, once it is committed. Raises IdentityShared.
+
+        Where the state is no longer SETTLING, and not READY, the batch is either still being committed, and `repair`
+        will return it, or it is not applied.
+        """
+        if self._flight is None:
+            return None
+        flight, call = self._flight
+        ended = call.has_ended
+        if not (ended or flight.overdue):
+            return None
+        flight.left_behind = not ended
+        self._flight, self.state = None, flight.phase
+        if flight.phase is State.COMMITTING:
+            self._committing = flight.batch
+        try:
+            if flight.left_behind:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time"))
+            call.result(0)
+        except KafkaException as error:
+            self._failed(error.args[0])
+            return None
         self._committed()
-        return True
+        return flight.batch
 
     def repair(self, held: Sequence[Partition]) -> Batch | None:
         """One bounded step towards READY. Returns a batch whose commit has come through after all.
@@ -220,6 +277,9 @@ class Settler:
 
     def close(self) -> None:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
+        while self.state is State.SETTLING:
+            self.settled()
+            self._clock.sleep(0.001)
         if self.state in (State.ABORTING, State.COMMITTING):
             self.repair(())
         self._caller.end()
@@ -243,7 +303,9 @@ class Settler:
             if self._producer.flush(SEND_SECONDS):  # an abort drops what is not sent, and its partition gets no marker
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "what sweeps was not written in time"))
             if held:
-                self._send_offsets(_positions({partition: [] for partition in held}))
+                positions = _positions({partition: partition.progress([]) for partition in held})
+                metadata = self._group_metadata()
+                self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, metadata)
             self._call(ABORT_SECONDS, self._producer.abort_transaction)
         self._swept |= swept
         self._unswept.clear()
@@ -256,9 +318,6 @@ class Settler:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return 0
             raise
-
-    def _send_offsets(self, positions: list[TopicPartition]) -> None:
-        self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, self._group_metadata())
 
     def _call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """A transactional call, which takes its timeout last; see `bounded` for why that is not enough."""
@@ -345,12 +404,11 @@ class Settler:
             )
 
 
-def _positions(offsets_of: Mapping[Partition, list[int]]) -> list[TopicPartition]:
-    positions = []
-    for partition, offsets in offsets_of.items():
-        progress = partition.progress(offsets)
-        positions.append(TopicPartition(partition.topic, partition.number, progress.base, progress.encode()))
-    return positions
+def _positions(progress_of: Mapping[Partition, Progress]) -> list[TopicPartition]:
+    return [
+        TopicPartition(partition.topic, partition.number, progress.base, progress.encode())
+        for partition, progress in progress_of.items()
+    ]
 
 
 def _retire(producer: Producer) -> None:

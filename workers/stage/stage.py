@@ -1,4 +1,4 @@
-"""The stage: records in, outputs and progress out; many at once, finished in any order, one transaction each round."""
+"""The stage: records in, outputs and progress out; many at once, finished in any order, one transaction at a time."""
 
 from __future__ import annotations
 
@@ -117,6 +117,8 @@ class Stage:
         self._casualties: list[tuple[Partition, Record]] = []
         self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
+        self._settle_began = 0.0
+        """Monotonic seconds."""
         self._generation = 0
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
@@ -186,6 +188,8 @@ class Stage:
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
+        if self._settler.state is State.SETTLING:
+            return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
         busy = self._window.running or self._window.parked > len(self._waiting)  # a front that is not due only waits
@@ -390,22 +394,29 @@ class Stage:
             self._metrics.in_flight.dec(ended)
 
     def _transact(self) -> None:
-        """One bounded step: a settle where all is well, else a step of repair."""
-        if self._settler.resting:
+        """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair."""
+        if self._settler.state is State.SETTLING:
+            self._land()
+        if self._settler.resting or self._settler.state is State.SETTLING:
             return
         if self._settler.state is State.READY:
             if self._company.expects(self._clock.monotonic()):
                 return
             batch = self._compose()
             if batch.offsets:
-                started = self._clock.monotonic()
-                if self._settler.settle(batch):
-                    self._metrics.job_seconds.labels("settle").observe(self._clock.monotonic() - started)
-                    self._apply(batch)
+                self._company.left()
+                self._settle_began = self._clock.monotonic()
+                self._settler.settle(batch)
         elif self._settler.state is State.REREADING:
             self._reread()
         elif (late := self._settler.repair(list(self._partitions.values()))) is not None:
             self._apply(late)
+
+    def _land(self) -> None:
+        batch = self._settler.settled()
+        if batch is not None:
+            self._metrics.job_seconds.labels("settle").observe(self._clock.monotonic() - self._settle_began)
+            self._apply(batch)
 
     def _compose(self) -> Batch:
         """Everything that is complete, and the partitions that have something to say of themselves alone."""
@@ -439,7 +450,7 @@ class Stage:
     def _apply(self, batch: Batch) -> None:
         """The commit has returned: now the ledgers change."""
         for partition, offsets in batch.offsets.items():
-            partition.settle(offsets)
+            partition.settle(offsets, batch.progress[partition])
             partition.open_committed = partition not in batch.farewells
         if self._announced is not None and self._announced is self._isolation.cohort:
             self._announced.committed = True

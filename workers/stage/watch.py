@@ -89,7 +89,7 @@ class Watch:
 
     def look(self, partitions: Sequence[Partition]) -> None:
         """Once a second: publish what operators scale by, and note how it stands with Kafka."""
-        if self._settler.state is State.READY:
+        if self._settler.state in (State.READY, State.SETTLING):
             self._unready_since = None
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
