@@ -91,7 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=40.0, help="twice the deadline of a callback that hangs")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
     parser.add_argument(
-        "--runs", type=int, default=3, help="of a whole process, and of each side where endpoints are sick"
+        "--runs", type=int, default=5, help="of a whole process, and of each side where endpoints are sick"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
