@@ -199,9 +199,10 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     egress = read_settings(EgressSettings)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
-    lanes = [kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True)]
+    lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
-    ids = await topic_ids(kafka, [*lanes, *others, kafka.topics.results, kafka.topics.dead_letters])
+    outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
+    ids = await topic_ids(kafka, [lane, *outputs])
     handler = InferenceHandler(
         engine,
         enricher,
@@ -219,7 +220,10 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
-    return group_stage(stage, kafka, lanes, process.replica, handler, process.clock, process.metrics, handler, handler)
+    read = [lane, bulk_lane]
+    return group_stage(
+        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, handler, outputs
+    )
 
 
 def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
@@ -251,7 +255,8 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     process.pages[JWKS_PATH] = partial(jwks_page, keyring, process.clock)
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
-    await topic_ids(kafka, [*read, kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters])
+    others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
+    await topic_ids(kafka, [*read, *others])
     handler = DeliveryHandler(
         kafka.topics,
         keyring,
@@ -271,4 +276,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         revoke_drain_seconds=_REVOKE_DRAIN_SECONDS,
         company_seconds=COMPANY_SECONDS,
     )
-    return group_stage(stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler)
+    outputs = [*kafka.topics.tiers.values(), *others]
+    return group_stage(
+        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, outputs=outputs
+    )

@@ -11,7 +11,7 @@ from telemetry.metrics import Metrics
 from tests.clocks import HandClock
 from workers.stage.intake import Committed, PartitionId
 from workers.stage.partition import Partition, Phase
-from workers.stage.progress import Progress
+from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import State
@@ -78,6 +78,9 @@ class Settler:
     def sweep_again(self) -> None:
         """Has it noted."""
         self.state = State.SWEEPING
+
+    def carries(self, partition: Partition) -> bool:
+        return False
 
     def reread(self) -> None:
         """Is told that all is well."""
@@ -201,7 +204,7 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
     stage._reread()
     assert partition.owned
     assert partition.ledger.taken == {2}
-    intake.progress = Progress(1)
+    intake.progress = Progress(1, open=True, suspects={2: Suspect(running=True)})
     stage._reread()
     anew = stage._partitions[partition.id]
     assert (partition.phase, anew.phase) == (Phase.GONE, Phase.ASSIGNED)
@@ -210,6 +213,7 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
     assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
     stage._take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
     assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, {1, 2, 3})
+    assert (anew.careful_records, anew.suspects) == (0, {})  # nobody died
 
 
 def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_later_one() -> None:

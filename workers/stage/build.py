@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from confluent_kafka import KafkaError
 
@@ -28,8 +28,9 @@ def group_stage(
     metrics: Metrics,
     pace: Pace | None = None,
     sharing: Sharing | None = None,
+    outputs: Iterable[str] = (),
 ) -> Stage:
-    """A stage that reads `topics` as a member of the group `<prefix><name>`.
+    """A stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
 
     Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends
     at once what a killed one left open.
@@ -44,7 +45,7 @@ def group_stage(
     intake = GroupIntake(
         client_config(kafka), group, topics, on_error=on_error, prefetch_records=2 * settings.limits.records
     )
-    settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics)
+    settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
     foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
     stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight)
     errors.append(stage)

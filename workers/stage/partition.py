@@ -43,6 +43,8 @@ class Partition:
         """Of the record values that are taken and not settled."""
         self.had_progress = False
         """Whether anything was ever committed: only then can retention have removed what is owed."""
+        self.begins_anew = False
+        """Whether it was this process's before: then nobody died who had it open."""
         self.begun = False
         """Whether a record of this assignment was seen: before the first one, any gap may be what retention removed."""
         self.open_committed = False
@@ -79,6 +81,8 @@ class Partition:
     def open(self, committed: Progress | None, window_records: int) -> None:
         """Start from what is committed. Where the last owner left it open, the first window is run carefully."""
         progress = committed or Progress(0)
+        if self.begins_anew:
+            progress = progress.given_back()
         self.had_progress = committed is not None
         self.ledger, self.confirmed = Ledger(progress), progress
         self.suspects = dict(progress.suspects)
@@ -91,10 +95,8 @@ class Partition:
         base, done = self.ledger.after(offsets)
         settled = set(offsets)
         suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}
-        if self.phase is not Phase.REVOKING:
-            return Progress(base, done, open=True, alone=self.alone, suspects=suspects)
-        tried = {offset: Suspect(suspect.attempts) for offset, suspect in suspects.items() if suspect.attempts}
-        return Progress(base, done, suspects=tried)
+        progress = Progress(base, done, open=True, alone=self.alone, suspects=suspects)
+        return progress.given_back() if self.phase is Phase.REVOKING else progress
 
     def settle(self, offsets: list[int], committed: Progress) -> None:
         """The commit of `committed`, which was `progress(offsets)` when it began, has returned."""
@@ -109,6 +111,7 @@ class Partition:
         """Take over what was committed in our name unknown to us."""
         self.ledger.adopt(committed)
         self.confirmed = committed
+        self.open_committed = self.open_committed and committed.open
 
     def give_back(self, records: Iterable[Record]) -> None:
         """These were taken and not tried; they are fetched again before resuming."""

@@ -72,9 +72,14 @@ class Progress:
 
     def includes(self, earlier: Progress) -> bool:
         """Whether all that was done in `earlier` is done in this one."""
-        ahead = earlier.base - self.base
-        done = earlier.done >> -ahead if ahead <= 0 else earlier.done << ahead | (1 << ahead) - 1
-        return not done & ~self.done
+        if earlier.base > self.base:
+            return False  # base is not done
+        return not earlier.done >> (self.base - earlier.base) & ~self.done
+
+    def given_back(self) -> Progress:
+        """As it is where nothing is being tried any more."""
+        tried = {offset: Suspect(suspect.attempts) for offset, suspect in self.suspects.items() if suspect.attempts}
+        return Progress(self.base, self.done, suspects=tried)
 
     def encode(self) -> str:
         """The progress as commit metadata, in format 1 where that holds it."""

@@ -22,14 +22,16 @@ that has no leader at that moment for one that was deleted, and ends the transac
 written then stays open under the producer id: readers wait behind it, offsets stay pending for ever, and the next
 transaction of the same id decides over both. A sweep is that transaction: it writes to each partition of the topics
 that may hold such a rest, sends offsets, and is aborted. No topic is written to before its sweep, so that nothing of
-a predecessor that died is ever committed. What a sweep rolls back may have been confirmed to us; REREADING sees it.
+a predecessor that died is ever committed. What a sweep rolls back may have been confirmed to us; REREADING sees it by
+the offsets. It does not see outputs that are rolled back while their offsets are not: that takes a marker that was
+written for the offsets and skipped for an output, which one broker does not do and three copies rule out.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -41,7 +43,7 @@ from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.bounded import BoundedCaller, Call
-from workers.stage.partition import Partition
+from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Output
 
@@ -156,7 +158,9 @@ class Settler:
         group_metadata: Callable[[], Any],
         clock: Clock,
         metrics: Metrics,
+        outputs: Iterable[str] = (),
     ) -> None:
+        """`outputs`: topics that are swept at the start, before they are written to: others may wait behind a rest."""
         self._config = producer_config(config, transactional_id)
         self._transactional_id = transactional_id
         self._group_metadata = group_metadata
@@ -169,7 +173,7 @@ class Settler:
         self._turn = 0
         self._swept: set[str] = set()
         """Topics in which nothing of an earlier transaction is open."""
-        self._unswept: set[str] = set()
+        self._unswept = set(outputs)
         self._failures = 0
         self._rest_until = 0.0
         self._producer = Producer(self._config)
@@ -274,6 +278,12 @@ class Settler:
         """The caller cannot read what is committed: something that was ended may still be open."""
         if self.state in (State.READY, State.REREADING):
             self._distrust()
+            self._rest()
+
+    def carries(self, partition: Partition) -> bool:
+        """Whether progress of the partition is under way, and may yet be committed."""
+        under_way = self._committing if self._flight is None else self._flight[0].batch
+        return under_way is not None and partition in under_way.offsets
 
     def close(self) -> None:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
@@ -292,10 +302,14 @@ class Settler:
         self.state = State.SWEEPING
 
     def _sweep(self, held: Sequence[Partition]) -> None:
-        """A transaction over all that is unswept, aborted. Without a partition there are no offsets to send yet."""
+        """A transaction over all that is unswept, aborted.
+
+        The marker of one partition's offsets ends those of all. They are one's that was opened, so that they do no harm
+        where the sweep itself gets no marker; where none was, they are swept once more before anything is committed.
+        """
         sizes = {topic: self._size(topic) for topic in self._unswept - {OFFSETS_TOPIC}}
-        swept = {topic for topic, size in sizes.items() if size} | ({OFFSETS_TOPIC} if held else set())
-        if swept:
+        opened = [partition for partition in held if partition.phase is Phase.OPEN or partition.open_committed]
+        if held or any(sizes.values()):
             self._producer.begin_transaction()
             for topic, size in sizes.items():
                 for number in range(size):
@@ -303,21 +317,24 @@ class Settler:
             if self._producer.flush(SEND_SECONDS):  # an abort drops what is not sent, and its partition gets no marker
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "what sweeps was not written in time"))
             if held:
-                positions = _positions({partition: partition.progress([]) for partition in held})
+                positions = _positions({partition: partition.progress([]) for partition in [*opened, *held][:1]})
                 metadata = self._group_metadata()
                 self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, metadata)
             self._call(ABORT_SECONDS, self._producer.abort_transaction)
-        self._swept |= swept
+        self._swept |= sizes.keys() | ({OFFSETS_TOPIC} if opened else set())
         self._unswept.clear()
 
     def _size(self, topic: str) -> int:
-        """How many partitions a topic has; 0 where it is gone: then there is nothing to sweep."""
-        try:
-            return self._partition_count(topic)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                return 0
-            raise
+        """How many partitions a topic has; 0 where it is gone: then there is nothing to sweep.
+
+        Raises where one has no leader: a transaction that waits for it would hold up the readers of all others.
+        """
+        found = self._producer.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
+        if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise KafkaException(found.error)
+        if any(partition.leader < 0 for partition in found.partitions.values()):
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"a partition of {topic} has no leader"))
+        return len(found.partitions)
 
     def _call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """A transactional call, which takes its timeout last; see `bounded` for why that is not enough."""
@@ -367,8 +384,7 @@ class Settler:
             transactional_id=self._transactional_id,
         )
         self._metrics.settles.labels("failed").inc()
-        self._rest_until = self._clock.monotonic() + min(REST_SECONDS, 0.01 * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        self._rest()
         if error.fatal():
             self._count_fatal(error)
             self._rebuild()
@@ -381,7 +397,11 @@ class Settler:
         elif error.code() == KafkaError._TIMED_OUT:
             self._rebuild()
         elif not (error.retriable() and self.state is State.COMMITTING):
-            self.state = State.ABORTING
+            self.state, self._committing = State.ABORTING, None
+
+    def _rest(self) -> None:
+        self._rest_until = self._clock.monotonic() + min(REST_SECONDS, 0.01 * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
 
     def _rebuild(self) -> None:
         self._committing = None

@@ -488,8 +488,9 @@ class Stage:
         leaving = partition.phase is Phase.REVOKING
         self._drop([partition])
         if not leaving:
+            self._generation += 1
             anew = self._assign(partition.topic, partition.number)
-            anew.paused, anew.rewind_to = partition.paused, progress.base
+            anew.begins_anew, anew.paused, anew.rewind_to = True, partition.paused, progress.base
 
     def _forget_settled(self) -> None:
         """Drop completions of which nothing is owed any more."""
@@ -556,7 +557,7 @@ class Stage:
         for partition in going:
             self._abandon(partition)
         farewell = Deadline.after(self._clock, 5.0)
-        while not farewell.passed and any(p.open_committed for p in going if p.owned):
+        while not farewell.passed and any(p.open_committed or self._settler.carries(p) for p in going if p.owned):
             self._turn()
             self._clock.sleep(0.001)
         self._drop([partition for partition in going if partition.owned])
