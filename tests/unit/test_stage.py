@@ -71,6 +71,7 @@ class Settler:
     state = State.READY
     resting = True
     failures = 0
+    offsets_swept = True
 
     def listen(self) -> None:
         """Has heard nothing."""

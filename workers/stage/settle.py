@@ -174,6 +174,8 @@ class Settler:
         self._swept: set[str] = set()
         """Topics in which nothing of an earlier transaction is open."""
         self._unswept = set(outputs)
+        self.offsets_swept = False
+        """Whether a sweep has ended what may be pending in the group: until then its partitions may give nothing."""
         self._failures = 0
         self._rest_until = 0.0
         self._producer = Producer(self._config)
@@ -274,6 +276,10 @@ class Settler:
         """The caller has adopted what is committed: outputs that were not applied may be produced again."""
         self.state = State.READY
 
+    def sweep_offsets(self) -> None:
+        """The caller holds partitions now. Call only when READY."""
+        self.state = State.SWEEPING
+
     def sweep_again(self) -> None:
         """The caller cannot read what is committed: something that was ended may still be open."""
         if self.state in (State.READY, State.REREADING):
@@ -299,6 +305,7 @@ class Settler:
         """Have everything swept that this process has written to."""
         self._unswept |= self._swept
         self._swept.clear()
+        self.offsets_swept = False
         self.state = State.SWEEPING
 
     def _sweep(self, held: Sequence[Partition]) -> None:
@@ -321,6 +328,7 @@ class Settler:
                 metadata = self._group_metadata()
                 self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, metadata)
             self._call(ABORT_SECONDS, self._producer.abort_transaction)
+        self.offsets_swept = bool(held)
         self._swept |= sizes.keys() | ({OFFSETS_TOPIC} if opened else set())
         self._unswept.clear()
 

@@ -400,6 +400,9 @@ class Stage:
         if self._settler.resting or self._settler.state is State.SETTLING:
             return
         if self._settler.state is State.READY:
+            if self._partitions and not self._settler.offsets_swept:
+                self._settler.sweep_offsets()
+                return
             if self._company.expects(self._clock.monotonic()):
                 return
             batch = self._compose()
