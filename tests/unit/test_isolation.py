@@ -57,7 +57,7 @@ def acquitted(isolation: Isolation, partition: Partition) -> None:
     """All of the cohort are settled."""
     assert isolation.cohort is not None
     offsets = [member.offset for _, member in isolation.cohort.members]
-    partition.settle(offsets)
+    partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
         isolation.settled(partition, offset)
 
@@ -394,7 +394,7 @@ class Fleet:
     def _commit(self, isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
         progress = partition.progress(offsets)
         self.committed[partition.number] = Progress.decode(progress.base, progress.encode())
-        partition.settle(offsets)
+        partition.settle(offsets, partition.progress(offsets))
         for offset in offsets:
             isolation.settled(partition, offset)
 
