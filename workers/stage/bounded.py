@@ -16,6 +16,11 @@ from confluent_kafka import KafkaError, KafkaException
 _Answer = SimpleQueue[BaseException | None]
 
 
+def overdue() -> KafkaException:
+    """What is raised for a call that takes longer than it may."""
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time"))
+
+
 class Call:
     """A call that is under way on another thread."""
 
@@ -25,9 +30,9 @@ class Call:
     def result(self, seconds: float) -> None:
         """Wait so long for its end; raises what it raised, and KafkaException (`_TIMED_OUT`) when it has not ended."""
         try:
-            error = self._answer.get(timeout=seconds) if seconds > 0 else self._answer.get_nowait()
+            error = self._answer.get(timeout=seconds)
         except Empty:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time")) from None
+            raise overdue() from None
         if error is not None:
             raise error
 

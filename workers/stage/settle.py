@@ -42,7 +42,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.bounded import BoundedCaller, Call
+from workers.stage.bounded import BoundedCaller, Call, overdue
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Output
@@ -238,7 +238,7 @@ class Settler:
             self._committing = flight.batch
         try:
             if flight.left_behind:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time"))
+                raise overdue()
             call.result(0)
         except KafkaException as error:
             self._failed(error.args[0])
@@ -342,6 +342,8 @@ class Settler:
             raise KafkaException(found.error)
         if any(partition.leader < 0 for partition in found.partitions.values()):
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"a partition of {topic} has no leader"))
+        if found.partitions:
+            self._partitions_of[topic] = len(found.partitions)  # or each would be asked for again when it is written to
         return len(found.partitions)
 
     def _call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:

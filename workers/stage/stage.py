@@ -17,7 +17,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.company import Company
 from workers.stage.foresight import Foresight
-from workers.stage.intake import Intake, PartitionId
+from workers.stage.intake import Committed, Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
@@ -245,11 +245,8 @@ class Stage:
         fresh = [p for p in map(self._partitions.get, ids) if p is not None and p.phase is Phase.ASSIGNED]
         if not fresh:
             return
-        try:
-            committed = self._intake.committed([partition.id for partition in fresh], 5.0)
-        except KafkaException as error:
-            self.watch.trouble("the committed progress cannot be read", error)
-            self._settler.sweep_again()
+        committed = self._committed(fresh, 5.0)
+        if committed is None:
             return
         for partition in fresh:
             partition.open(committed[partition.id], self._settings.limits.records)
@@ -264,6 +261,15 @@ class Stage:
                     suspects=len(partition.suspects),
                 )
         log.info("Partitions opened.", action="partitions-opened", partitions=len(fresh))
+
+    def _committed(self, partitions: list[Partition], seconds: float) -> Committed | None:
+        """What is committed for these; None where it cannot be read, since something of ours may still be open."""
+        try:
+            return self._intake.committed([partition.id for partition in partitions], seconds)
+        except KafkaException as error:
+            self.watch.trouble("the committed progress cannot be read", error)
+            self._settler.sweep_again()
+            return None
 
     def _account(self, partition: Partition, size: int) -> None:
         partition.bytes += size
@@ -463,11 +469,8 @@ class Stage:
     def _reread(self) -> None:
         """Find out what the old producer's last transaction did, and drop what it already contains."""
         owned = [p for p in self._partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
-        try:
-            committed = self._intake.committed([partition.id for partition in owned], 2.0)
-        except KafkaException as error:
-            self.watch.trouble("the committed progress cannot be read", error)
-            self._settler.sweep_again()
+        committed = self._committed(owned, 2.0)
+        if committed is None:
             return
         for partition in owned:
             progress = committed[partition.id] or Progress(0)
