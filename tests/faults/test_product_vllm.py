@@ -22,7 +22,14 @@ LOADING = 240.0
 def engine_of(worker: Role) -> list[psutil.Process]:
     """The processes that vLLM started for this worker: their titles begin with the guardian's mark."""
     children = psutil.Process(worker.process.pid).children(recursive=True)
-    return [child for child in children if child.cmdline()[:1] and "postback-" in child.cmdline()[0]]
+    return [child for child in children if "postback-" in title(child)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):  # ended since it was listed, or ending
+        return ""
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -15,7 +15,7 @@ from workers.stage import settle
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
 from workers.stage.record import Output
-from workers.stage.settle import Batch, Settler, State
+from workers.stage.settle import Batch, IdentityShared, Settler, State
 
 
 class Client:
@@ -26,6 +26,7 @@ class Client:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.asked: list[str] = []
+        self.unsent = 0
         self.sizes = {"results": [1, 1]}
         self.sent = threading.Event()
         self.sent.set()
@@ -41,6 +42,7 @@ class Client:
         if not known:
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
         self.asked.append(f"{topic}[{partition}] {'sweep' if key == settle.SWEEP_KEY else 'output'}")
+        self.unsent += 1
 
     def send_offsets_to_transaction(self, positions: list[Any], metadata: Any, timeout: float) -> None:
         self.sent.wait(10)
@@ -58,10 +60,12 @@ class Client:
         partitions = {number: SimpleNamespace(leader=leader) for number, leader in enumerate(leaders or ())}
         return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions=partitions)})
 
-    def flush(self, timeout: float) -> int:
-        return 0
+    def __len__(self) -> int:
+        """What is not yet sent; a poll sends it."""
+        return self.unsent
 
     def poll(self, timeout: float) -> int:
+        self.unsent = 0
         return 0
 
     def purge(self) -> None:
@@ -185,3 +189,23 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
         threading.Event().wait(0.01)
     threading.Event().wait(0.05)
     assert "commit" not in first.asked
+
+
+def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it_logs(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fatal error in a poll that also brings a line for the log comes as another exception; see `Settler._poll`."""
+
+    class Fenced(Client):
+        def poll(self, timeout: float) -> int:
+            super().poll(timeout)
+            raise AttributeError("'RootLogger' object has no attribute 'log'")
+
+        def abort_transaction(self, timeout: float) -> None:
+            raise KafkaException(KafkaError(KafkaError._FENCED, "another one came", fatal=True))
+
+    monkeypatch.setattr(settle, "Producer", Fenced)
+    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), outputs=["results"])
+    settler.listen()
+    with pytest.raises(IdentityShared, match="POSTBACK_REPLICA"):
+        repaired(settler, partition)
