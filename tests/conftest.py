@@ -26,7 +26,7 @@ TIER_DELAYS_SECONDS = (0.3, 0.6)
 _ADMIN_TIMEOUT_SECONDS = 30.0
 _EXIT_GRACE_SECONDS = 5.0
 _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
-_SHOWN = pytest.StashKey[list[str]]()
+_SHOWN = "shown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,16 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """For tests whose counts are evidence: a line that the run shows at its end, whatever is captured."""
-    lines = request.config.stash.setdefault(_SHOWN, [])
-    return lambda line: lines.append(f"{request.node.nodeid}: {line}")
+    # A property travels with the test's report, from whatever process ran the test.
+    return lambda line: request.node.user_properties.append((_SHOWN, line))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what tests have counted."""
-    for line in config.stash.get(_SHOWN, []):
-        terminalreporter.write_line(line)
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, line in report.user_properties:
+            if name == _SHOWN:
+                terminalreporter.write_line(f"{report.nodeid}: {line}")
 
 
 @pytest.fixture(autouse=True)
