@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -27,6 +28,10 @@ _ADMIN_TIMEOUT_SECONDS = 30.0
 _EXIT_GRACE_SECONDS = 5.0
 _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
 _SHOWN = "shown"
+
+# Its deadline of 200 ms an example is an assertion about the machine.
+hypothesis.settings.register_profile("postback", deadline=None)
+hypothesis.settings.load_profile("postback")
 
 
 @dataclass(frozen=True, slots=True)

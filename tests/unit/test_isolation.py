@@ -399,7 +399,7 @@ class Fleet:
             isolation.settled(partition, offset)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), kills=st.sampled_from(["worker", "engine"]))
 def test_every_killer_is_given_up_after_three_attempts_and_nobody_else(
     data: st.DataObject, kills: Literal["worker", "engine"]

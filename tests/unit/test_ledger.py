@@ -307,4 +307,4 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
 
 TestLedgerAgainstNaiveSets = LedgerAgainstNaiveSets.TestCase
-TestLedgerAgainstNaiveSets.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLedgerAgainstNaiveSets.settings = settings(max_examples=150, stateful_step_count=30)
