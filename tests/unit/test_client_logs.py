@@ -1,0 +1,78 @@
+"""What librdkafka says while a broker is away: it is in the log, and does not fill it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+from clocks import HandClock
+from confluent_kafka import Producer
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
+from workers import kafka
+from workers.kafka import SELDOM_SECONDS, Seldom, client_config
+
+REFUSED = "127.0.0.1:9092/1: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 3ms in state CONNECT)"
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def seldom(clock: HandClock) -> Seldom:
+    return Seldom(clock)
+
+
+def line(text: str, client: str = "rdkafka#producer-1", what: str = "FAIL") -> logging.LogRecord:
+    return logging.LogRecord("librdkafka", logging.ERROR, "", 0, "%s [%s] %s", (what, client, text), None)
+
+
+def passed(seldom: Seldom, record: logging.LogRecord) -> str | None:
+    return record.getMessage() if seldom.filter(record) else None
+
+
+def test_one_line_of_a_kind_passes_and_the_next_one_counts_those_between(seldom: Seldom, clock: HandClock) -> None:
+    text = f"[thrd:127.0.0.1:9092/1]: {REFUSED}"
+    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
+    for number in range(600):
+        clock.sleep(SELDOM_SECONDS / 601)
+        assert passed(seldom, line(text.replace("3ms", f"{number}ms"), f"rdkafka#producer-{number}")) is None
+    clock.sleep(1)
+    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text} (and 600 more like it before)"
+    clock.sleep(SELDOM_SECONDS)
+    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
+
+
+def test_another_broker_and_another_trouble_are_of_another_kind(seldom: Seldom) -> None:
+    texts = [
+        f"[thrd:127.0.0.1:9092/1]: {REFUSED}",
+        f"[thrd:127.0.0.1:9093/2]: {REFUSED}",
+        "[thrd:127.0.0.1:9092/1]: 127.0.0.1:9092/1: SASL authentication error: the password is wrong",
+    ]
+    assert None not in [passed(seldom, line(text)) for text in texts]
+    assert passed(seldom, line(texts[0], what="SESSTMOUT")) is not None
+
+
+def test_what_is_remembered_is_bounded(seldom: Seldom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "MAX_KINDS", 10)
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        assert passed(seldom, line(f"[thrd:{letter}]: gone")) is not None
+    assert len(seldom._kinds) <= 10
+
+
+def test_clients_that_come_and_go_say_once_that_nobody_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """With real clients: what they pass to the logger is what is read here."""
+    with socket.socket() as nobody, caplog.at_level(logging.INFO, "librdkafka"):
+        nobody.bind(("127.0.0.1", 0))  # without listening there
+        config = client_config(KafkaSettings(bootstrap_servers=f"127.0.0.1:{nobody.getsockname()[1]}"))
+        for _ in range(5):
+            producer = Producer({**config, "reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 10})
+            deadline = Deadline.after(SystemClock(), 0.3)
+            while not deadline.passed:
+                producer.poll(0.05)
+    said = [record.getMessage() for record in caplog.records if "Connection refused" in record.getMessage()]
+    assert len(said) == 1, said
