@@ -90,6 +90,12 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.callback_age_seconds = Histogram(
+            "postback_callback_age_seconds",
+            "Seconds from a result to the callback that delivered it: all tries and waits together.",
+            buckets=(*PHASE_BUCKETS, 259200, 604800),
+            registry=r,
+        )
         self.tokens = Counter(
             "postback_tokens_total",
             "Tokens by kind: prompt, completion, wasted (generated for a job that was cancelled or expired meanwhile).",

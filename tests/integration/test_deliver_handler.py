@@ -320,6 +320,22 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "callback_exhausted"}) == 1
 
 
+async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hops_lie_between(
+    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+) -> None:
+    consumer.statuses, handler = [503, 503, 429, 503, 200], make()
+    consumer.headers = {"Retry-After": "70"}
+    record = result_record(consumer.url)
+    while len(consumer.requests) < 5:
+        clock.ms += 1500  # nobody had time for it; of the waits that came before, the next one knows what was told
+        [*_, left] = await handler.handle(record)
+        record = delivered_from(left, record.offset + 1, clock.ms)
+        clock.ms = handler.due_ms(record) or clock.ms
+    value = metrics.registry.get_sample_value
+    assert value("postback_callback_age_seconds_count") == 1
+    assert value("postback_callback_age_seconds_sum") == pytest.approx((clock.ms - NOW_MS) / 1000, rel=0.01)
+
+
 async def test_a_throttled_callback_waits_as_long_as_it_was_told(
     make: Maker, consumer: Consumer, clock: SetClock
 ) -> None:

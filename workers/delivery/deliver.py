@@ -94,6 +94,7 @@ class DeliveryHandler(TierPace):
         self._rng = rng or random.SystemRandom()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
+        self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """See the module's list of endings."""
@@ -167,10 +168,11 @@ class DeliveryHandler(TierPace):
         now = self._clock.time()
         headers = self._headers(pending, body, now)
         outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant)
+        now_ms = self._now_ms()
         self._count(outcome)
         written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
-        now_ms = self._now_ms()
         if isinstance(outcome, Delivered):
+            self._age.observe(pending.age_ms(record.timestamp_ms, now_ms) / 1000)
             self._say_delivered(pending, outcome)
         else:
             written += self._after_failure(record, pending, outcome, now_ms)

@@ -55,6 +55,13 @@ class PendingDelivery(NamedTuple):
         """Who shares concurrency with this."""
         return self.tenant, self.origin
 
+    def age_ms(self, appended_ms: int, now_ms: int) -> int:
+        """About how long ago its result was made: earlier waits count as they were told, the last one as it was.
+
+        `appended_ms`: when its record was written, which is a new one after each wait.
+        """
+        return max(0, self.waited_ms - (self.left_ms or 0) + now_ms - appended_ms)
+
 
 def read_pending(record: Record) -> PendingDelivery | None:
     """The callback that a record asks for; None where it asks for none. Raises UnusableRecord."""
