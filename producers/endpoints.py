@@ -57,10 +57,14 @@ def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
     for record in records:
         try:
             endpoint = read_key(record.key)
-            if record.value is not None:
-                last[endpoint] = read_endpoint(record.value)
-            elif endpoint in last and last[endpoint].state is not State.DISABLED:  # a tombstone never enables
-                del last[endpoint]
+            said = read_endpoint(record.value) if record.value is not None else None
         except InvalidEndpointRecord:
             continue  # delivery does not go by it either, and says so in its log
+        known = last.get(endpoint)
+        if known is not None and known.state is State.DISABLED and (said is None or said.state is State.FAILING):
+            continue  # only a word of an operator's enables one
+        if said is not None:
+            last[endpoint] = said
+        else:
+            last.pop(endpoint, None)
     return last

@@ -25,7 +25,9 @@ _TRANSACTION_MS = 60_000
 _ANSWER_SECONDS = 60.0
 """How long Kafka may take to answer for a batch. It has ended the transaction by itself then."""
 _ABORT_SECONDS = 5.0
-_ABOUT_WAITING = frozenset({topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED})
+_ABOUT_WAITING = frozenset(
+    {topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED, topics.WRITTEN}
+)
 _CLOCK = SystemClock()
 
 

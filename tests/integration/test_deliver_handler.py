@@ -244,6 +244,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
         "not-before": str(not_before),
         "left": str(not_before - NOW_MS),
         "waited": str(not_before - NOW_MS),
+        "written": str(NOW_MS),
     }
     assert (waiting.value, waiting.key, waiting.partition) == (RESULT, b"job_1", None)
     assert metrics.registry.get_sample_value("postback_callbacks_total", {"result": "server_error"}) == 1
@@ -320,6 +321,27 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "callback_exhausted"}) == 1
 
 
+async def test_a_clock_that_is_set_days_ahead_disables_no_endpoint(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    consumer.statuses, handler = [503], make()
+    for number in range(30):
+        record = result_record(consumer.url, webhook_id=f"msg_{number}".encode())
+        for output in await handler.handle(record):
+            if output.topic == TOPICS.endpoints:
+                handler.states.apply(output.key, output.value)
+        clock.ms += 60_000
+        clock.wrong_ms = 7 * 86_400_000 if number in (20, 21, 22) else 0
+    assert not handler.states.is_disabled(("acme", consumer.url))
+    clock.ms += 6 * 86_400_000
+    for number in range(3):
+        record = result_record(consumer.url, webhook_id=f"msg_{number}".encode())
+        for output in await handler.handle(record):
+            if output.topic == TOPICS.endpoints:
+                handler.states.apply(output.key, output.value)
+    assert handler.states.is_disabled(("acme", consumer.url))
+
+
 async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hops_lie_between(
     make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
 ) -> None:
@@ -387,7 +409,8 @@ async def test_an_early_record_hops_without_an_attempt_and_keeps_its_headers(
 ) -> None:
     record = result_record(consumer.url, attempt=b"3", not_before=str(NOW_MS + 400_000).encode(), deferred=b"2")
     [hopped] = await make().handle(record)
-    assert (hopped.topic, hopped.headers) == (TOPICS.tier(300), [*(record.headers or ()), ("left", b"400000")])
+    waits = [("left", b"400000"), ("written", str(NOW_MS).encode())]
+    assert (hopped.topic, hopped.headers) == (TOPICS.tier(300), [*(record.headers or ()), *waits])
     assert consumer.requests == []
     assert metrics.registry.get_sample_value("postback_job_seconds_count", {"phase": "deliver"}) == 0
 

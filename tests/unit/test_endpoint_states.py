@@ -197,6 +197,28 @@ def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile
     assert fleet.disabled == [True, True]
 
 
+def test_who_finds_that_it_fails_does_not_undo_that_an_operator_disabled_it_meanwhile() -> None:
+    fleet = Fleet()
+    fleet.now_ms += 10 * MINUTE
+    late: list[EndpointRecord | Forget] = []
+    while not late:
+        late += fleet.processes[0].learn(next(fleet._events), DOWN, fleet.now_ms)
+        fleet.now_ms += MINUTE
+    [failing] = late
+    assert isinstance(failing, EndpointRecord)
+    assert failing.state is State.FAILING
+    disabled = EndpointRecord(
+        tenant="acme", url=URL, state=State.DISABLED, at=fleet.now_ms, reason=DisabledBecause.OPERATOR
+    )
+    fleet.put(key_bytes(KEY), write_endpoint(disabled))
+    fleet.put(key_bytes(KEY), write_endpoint(failing))
+    assert fleet.disabled == [True, True]
+    fleet.attempt(OK, pending=url_of_its_own(1))
+    assert [read_endpoint(value) for value in fleet.kept.values()] == [disabled]
+    fleet.restart(1)
+    assert fleet.disabled == [True, True]
+
+
 def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_or_query(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
+from workers.stage.isolation import ATTEMPTS_ALLOWED, FEWEST, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.record import Record
@@ -54,9 +54,8 @@ def dispatched(isolation: Isolation) -> list[int]:
 
 
 def acquitted(isolation: Isolation, partition: Partition) -> None:
-    """All of the cohort are settled."""
-    assert isolation.cohort is not None
-    offsets = [member.offset for _, member in isolation.cohort.members]
+    """All that are tried are settled."""
+    offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
         isolation.settled(partition, offset)
@@ -89,19 +88,65 @@ def test_the_first_window_of_a_partition_that_was_left_open_is_suspected_and_no_
     assert dispatched(isolation) == list(range(MAX_SUSPECTS))
 
 
-def test_the_next_cohort_waits_until_the_last_one_is_settled() -> None:
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
+def test_after_a_crash_the_next_cohort_waits_until_the_last_one_is_settled() -> None:
+    suspects = {offset: Suspect(running=True) for offset in range(8)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects))
     isolation.opened(partition)
     taken(isolation, partition, range(40))
-    first = dispatched(isolation)
-    assert dispatched(isolation) == []
-    for offset in first[:-1]:
+    assert dispatched(isolation) == [0, 1, 2, 3]
+    for offset in range(3):
         isolation.settled(partition, offset)
     assert dispatched(isolation) == []
-    isolation.settled(partition, first[-1])
-    assert dispatched(isolation) == list(range(32, 40))
+    isolation.settled(partition, 3)
+    assert dispatched(isolation) == [4, 5, 6, 7]
+
+
+def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_it() -> None:
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
+    isolation.opened(partition)
+    taken(isolation, partition, range(FIRST_WINDOW))
+    tried = set(dispatched(isolation))
+    slow = {offset for offset in range(FIRST_WINDOW) if offset % 50 == 0}
+    while tried != set(range(FIRST_WINDOW)):
+        quick = [offset for cohort in isolation.cohorts for _, offset in cohort.waiting if offset not in slow]
+        partition.settle(quick, partition.progress(quick))
+        for offset in quick:
+            isolation.settled(partition, offset)
+        new = dispatched(isolation)
+        assert new
+        running = {offset for offset, suspect in reopened(partition).suspects.items() if suspect.running}
+        assert running == {offset for cohort in isolation.cohorts for _, offset in cohort.waiting}
+        assert len(running) <= MAX_SUSPECTS
+        tried.update(new)
     acquitted(isolation, partition)
     assert isolation.idle
+
+
+def test_places_that_become_free_one_by_one_are_filled_together() -> None:
+    """Each cohort has to be committed before it is dispatched."""
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
+    isolation.opened(partition)
+    taken(isolation, partition, range(100))
+    sizes = []
+    for offset in dispatched(isolation):
+        isolation.settled(partition, offset)
+        sizes.append(len(dispatched(isolation)))
+    assert [size for size in sizes if size] == [FEWEST] * (MAX_SUSPECTS // FEWEST)
+
+
+def test_those_with_attempts_leave_less_room_and_hold_nobody_up_for_ever() -> None:
+    attempted = {offset: Suspect(1) for offset in range(500, 500 + MAX_SUSPECTS - 2)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
+    isolation.opened(partition)
+    taken(isolation, partition, range(10))
+    tried = []
+    while cohort := dispatched(isolation):
+        assert len(cohort) == 2
+        assert dispatched(isolation) == []
+        assert len(reopened(partition).suspects) == MAX_SUSPECTS
+        tried += cohort
+        acquitted(isolation, partition)
+    assert tried == list(range(10))
 
 
 def test_who_is_tried_is_written_down_before_the_dispatch_and_survives_the_worker() -> None:
@@ -134,7 +179,7 @@ def test_suspects_that_ran_are_tried_before_the_first_window_and_hold_up_everyth
     isolation.opened(partition)
     taken(isolation, partition, range(10))
     assert isolation.exclusive
-    assert (dispatched(isolation), isolation.cohort and isolation.cohort.alone) == ([5], True)
+    assert (dispatched(isolation), [cohort.alone for cohort in isolation.cohorts]) == ([5], [True])
     assert isolation.exclusive
     acquitted(isolation, partition)
     assert dispatched(isolation) == [7]
@@ -296,8 +341,7 @@ def test_what_is_dispatched_when_its_partition_goes_is_not_given_back_and_holds_
     assert dispatched(isolation) == [0, 1]  # all of them of the partition that goes
     assert isolation.forget(going) == []
     assert dispatched(isolation) == [0, 1]
-    assert isolation.cohort is not None
-    assert {owner for owner, _ in isolation.cohort.members} == {staying}
+    assert {owner for cohort in isolation.cohorts for owner, _ in cohort.members} == {staying}
 
 
 def test_a_cohort_that_loses_a_partition_before_its_dispatch_gives_those_members_back() -> None:
@@ -331,6 +375,8 @@ class Fleet:
     jobs: list[int]
     """How many, by partition."""
     killers: set[tuple[int, int]]
+    slow: set[tuple[int, int]]
+    """These run until nothing else can, or until somebody kills."""
     window: int
     kills: Literal["worker", "engine"]
     committed: dict[int, Progress] = field(default_factory=dict)
@@ -353,34 +399,41 @@ class Fleet:
             offsets = [o for o in range(self.jobs[partition.number]) if (partition.number, o) not in self.outcomes]
             free = set(taken(isolation, partition, offsets))
             parked += [(partition, record(offset, partition)) for offset in free]
+        running: list[tuple[Partition, Record]] = []
         while len(self.outcomes) < sum(self.jobs):
             before = len(self.outcomes)
-            batch = self._batch(isolation, parked)
-            assert batch or len(self.outcomes) > before, "nothing is dispatched, and not everything is done"
+            batch = self._batch(isolation, parked, beside=len(running))
+            assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
+            running += batch
             if any((partition.number, one.offset) in self.killers for partition, one in batch):
                 self.deaths += 1
                 if self.kills == "worker":
                     return
-                isolation.crashed(batch)
+                isolation.crashed(running)
+                running = []
                 continue
-            for partition, one in batch:
+            ended = [(owner, one) for owner, one in running if not batch or (owner.number, one.offset) not in self.slow]
+            running = [entry for entry in running if entry not in ended]
+            for partition, one in ended:
                 self._end(isolation, partition, one.offset, "answered")
 
-    def _batch(self, isolation: Isolation, parked: list[tuple[Partition, Record]]) -> list[tuple[Partition, Record]]:
-        """What is dispatched together, after what is condemned was given up."""
+    def _batch(
+        self, isolation: Isolation, parked: list[tuple[Partition, Record]], beside: int
+    ) -> list[tuple[Partition, Record]]:
+        """What is dispatched together, after what is condemned was given up. `beside`: how many run already."""
         batch: list[tuple[Partition, Record]] = []
         if not isolation.idle:
             condemned, isolation.condemned = isolation.condemned, []
             for partition, one, attempts in condemned:
                 self._end(isolation, partition, one.offset, f"given up after {attempts}")
             cohort = isolation.next_cohort()
-            if cohort is not None:
+            if cohort is not None and not (cohort.alone and beside):
                 for partition in {owner for owner, _ in cohort.members}:
                     self._commit(isolation, partition, [])
                 cohort.committed = cohort.dispatched = True
                 batch += cohort.members
         if not isolation.exclusive:
-            free = max(0, self.window - len(batch))
+            free = max(0, self.window - len(batch) - beside)
             batch += parked[:free]
             del parked[:free]
         return batch
@@ -407,7 +460,8 @@ def test_every_killer_is_given_up_after_three_attempts_and_nobody_else(
     jobs = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=3), label="jobs")
     places = [(number, offset) for number, count in enumerate(jobs) for offset in range(count)]
     killers = data.draw(st.sets(st.sampled_from(places), max_size=3) if places else st.just(set()), label="killers")
-    fleet = Fleet(jobs, killers, data.draw(st.integers(1, 200), label="window"), kills)
+    slow = data.draw(st.sets(st.sampled_from(places), max_size=40) if places else st.just(set()), label="slow")
+    fleet = Fleet(jobs, killers, slow, data.draw(st.integers(1, 200), label="window"), kills)
     fleet.run(most_deaths=20 * len(killers))
     assert fleet.outcomes == {
         place: f"given up after {ATTEMPTS_ALLOWED}" if place in killers else "answered" for place in places

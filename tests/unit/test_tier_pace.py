@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from schemas.topics import Topics
 from workers.delivery.tier_pace import TierPace
 from workers.stage.record import Record
@@ -34,8 +36,11 @@ class TwoClocks:
         self.steady_ms += ms
 
 
-def waiting(offset: int, appended_ms: int, delay: float = 5, partition: int = 0) -> Record:
-    return Record(TOPICS.tier(delay), partition, offset, b"", timestamp_ms=appended_ms)
+def waiting(
+    offset: int, appended_ms: int, delay: float = 5, partition: int = 0, written: int | str | None = None
+) -> Record:
+    headers = [] if written is None else [("written", str(written).encode())]
+    return Record(TOPICS.tier(delay), partition, offset, b"", headers=headers, timestamp_ms=appended_ms)
 
 
 def test_a_record_is_due_after_its_tiers_delay_and_one_of_another_topic_at_once() -> None:
@@ -56,6 +61,36 @@ def test_records_from_a_clock_that_is_ahead_wait_their_delay_and_not_each_others
     clock.run(1_000)
     # The broker's clock has been set right meanwhile.
     assert pace.due_ms(waiting(3, NOW + 2_000)) == NOW + 7_000
+
+
+@pytest.mark.parametrize("behind_ms", [3_000, 6_000, 60_000])
+def test_records_from_a_clock_that_is_behind_wait_their_delay_from_when_they_were_written(behind_ms: int) -> None:
+    clock = TwoClocks()
+    pace = TierPace(TOPICS, clock)
+    clock.run(100)
+    for offset in range(3):
+        assert pace.due_ms(waiting(offset, NOW + offset - behind_ms, written=NOW + offset)) == NOW + offset + 5_000
+
+
+@pytest.mark.parametrize(
+    ("written", "later_ms"),
+    [
+        (NOW - HOUR, 0),  # a writer whose clock was behind: the one that stamps is right
+        (NOW + HOUR, 60_000),  # ahead: clocks of one fleet may differ by a minute
+        ("soon", 0),
+        ("9" * 16, 0),
+        ("", 0),
+    ],
+)
+def test_what_a_writer_says_of_its_clock_moves_nothing_by_more_than_a_minute(written: int | str, later_ms: int) -> None:
+    clock = TwoClocks()
+    clock.run(100_000)
+    assert TierPace(TOPICS, clock).due_ms(waiting(1, NOW, written=written)) == NOW + later_ms + 5_000
+
+
+def test_two_clocks_that_are_off_do_not_add_up() -> None:
+    """The writer's is ahead of ours, and the broker's is right: its record is from the future, as it says."""
+    assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000
 
 
 def test_a_wall_clock_that_is_set_holds_nothing_up_and_lets_nothing_go() -> None:

@@ -52,6 +52,7 @@ from workers.delivery.retries import (
     left_ms,
 )
 from workers.delivery.settings import DeliverySettings
+from workers.delivery.steady_wall import SteadyWall
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
@@ -89,6 +90,7 @@ class DeliveryHandler(TierPace):
         # By then an endpoint of several events is disabled. One that each event has for itself never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
+        self._steady_wall = SteadyWall(clock)  # by which days are counted
         self.states = EndpointStates(settings, metrics)
         """To be fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -109,7 +111,8 @@ class DeliveryHandler(TierPace):
             return (self._kept(record, pending),)
         left = self._left_to_wait(record, pending)
         if left is not None:
-            return (outputs.hopping(record, self._tiers[hop(left, self._schedule.tiers)], left),)
+            tier = hop(left, self._schedule.tiers)
+            return (outputs.hopping(record, self._tiers[tier], left, self._now_ms()),)
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
@@ -147,7 +150,7 @@ class DeliveryHandler(TierPace):
 
     def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
         self._metrics.deferred.inc()
-        return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier))
+        return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier), self._now_ms())
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event that has waited for too long, and whose origin others have found dead."""
@@ -172,19 +175,19 @@ class DeliveryHandler(TierPace):
         self._count(outcome)
         written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
         if isinstance(outcome, Delivered):
-            self._age.observe(pending.age_ms(record.timestamp_ms, now_ms) / 1000)
+            self._age.observe(pending.age_ms(record.timestamp_ms, self.tier_ms(record), now_ms) / 1000)
             self._say_delivered(pending, outcome)
         else:
             written += self._after_failure(record, pending, outcome, now_ms)
-        return written + self._after_change(pending, outcome, now_ms)
+        return written + self._after_change(pending, outcome)
 
-    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> list[Output]:
+    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
         """What the fleet is to know of the endpoint from now on, if that is anything new."""
         return [
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
             else outputs.endpoint_state(change, self._topics)
-            for change in self.states.learn(pending, outcome, now_ms)
+            for change in self.states.learn(pending, outcome, self._steady_wall.look()[0])
         ]
 
     def _after_failure(
@@ -195,7 +198,7 @@ class DeliveryHandler(TierPace):
             case Retry(tier_delay, not_before_ms):
                 wait_ms = not_before_ms - now_ms
                 self._say_retried(pending, outcome, wait_ms / 1000)
-                return [outputs.waiting(record, self._tiers[tier_delay], pending, not_before_ms, wait_ms)]
+                return [outputs.waiting(record, self._tiers[tier_delay], pending, wait_ms, now_ms)]
             case GiveUp(reason):
                 self._say_given_up(pending, outcome, reason)
                 return [self._dead_letter(record, reason, _detail(outcome), attempts)]

@@ -11,8 +11,8 @@ The fleet shares this through the compacted topic `callback_endpoints`:
 
 "Failing" is shared so that days can be counted over restarts, and so that a success that another process sees takes it
 back. What this process decides it writes down with the attempt, in one transaction; it is known here, as everywhere,
-when it is read back. Between the two somebody else may have disabled the endpoint, an operator perhaps: a tombstone
-therefore never enables one, and whoever meets such a tombstone writes once more that the endpoint is disabled.
+when it is read back. Between the two somebody else may have disabled the endpoint, an operator perhaps: so neither a
+tombstone nor "failing" enables one, and whoever meets such a record writes once more that the endpoint is disabled.
 
 What is known is bounded for each tenant, whatever URLs its jobs name. A URL of a single event, as where each job has
 its own, is never written down for failing: its schedule ends by itself, and no other event would be spared. Beyond
@@ -94,7 +94,7 @@ class EndpointStates:
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
         """Since when, and why."""
         self._again: list[EndpointKey] = []
-        """What is disabled and was taken out of the topic."""
+        """What is disabled, and of which the topic says something else."""
         self._disabled_of: Counter[str] = Counter()
         """How many each tenant has."""
         self._failing_of: Counter[str] = Counter()
@@ -116,7 +116,7 @@ class EndpointStates:
             log.warning("An endpoint's record is unreadable.", action="endpoint-record-unreadable", detail=str(error))
             return
         self._unsay(endpoint)
-        if record is None and endpoint in self._disabled:
+        if endpoint in self._disabled and (record is None or record.state is State.FAILING):
             self._again.append(endpoint)
             return
         self._forget(endpoint)

@@ -20,9 +20,9 @@ from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Header, Output, Record, size_of
 
-_RETRIED = frozenset({names.ATTEMPT, names.NOT_BEFORE, names.LEFT, names.WAITED})
-_HOPPED = frozenset({names.LEFT})
-_DEFERRED = frozenset({names.DEFERRED, names.LEFT, names.WAITED})
+_HOPPED = frozenset({names.LEFT, names.WRITTEN})
+_RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
+_DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -55,12 +55,13 @@ class PendingDelivery(NamedTuple):
         """Who shares concurrency with this."""
         return self.tenant, self.origin
 
-    def age_ms(self, appended_ms: int, now_ms: int) -> int:
+    def age_ms(self, appended_ms: int, tier_ms: int, now_ms: int) -> int:
         """About how long ago its result was made: earlier waits count as they were told, the last one as it was.
 
-        `appended_ms`: when its record was written, which is a new one after each wait.
+        `appended_ms`: when its record was written, which is a new one after each wait; `tier_ms`: the tier it was in.
         """
-        return max(0, self.waited_ms - (self.left_ms or 0) + now_ms - appended_ms)
+        earlier_ms = self.waited_ms - (self.left_ms or tier_ms)
+        return max(0, earlier_ms) + max(0, now_ms - appended_ms)
 
 
 def read_pending(record: Record) -> PendingDelivery | None:
@@ -116,31 +117,37 @@ def _number(headers: dict[str, bytes | None], name: str) -> int | None:
     return int(value)
 
 
-def waiting(record: Record, tier_topic: str, pending: PendingDelivery, not_before_ms: int, wait_ms: int) -> Output:
+def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
     """The record as it waits for the attempt after the one that was made."""
     headers = [
         *_without(record, _RETRIED),
         (names.ATTEMPT, str(pending.attempts + 1).encode()),
-        (names.NOT_BEFORE, str(not_before_ms).encode()),
+        (names.NOT_BEFORE, str(now_ms + wait_ms).encode()),
         (names.LEFT, str(wait_ms).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
+        (names.WRITTEN, str(now_ms).encode()),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
-def hopping(record: Record, tier_topic: str, left_ms: int) -> Output:
+def hopping(record: Record, tier_topic: str, left_ms: int, now_ms: int) -> Output:
     """The record as it waits on, in another tier."""
-    headers = [*_without(record, _HOPPED), (names.LEFT, str(left_ms).encode())]
+    headers = [
+        *_without(record, _HOPPED),
+        (names.LEFT, str(left_ms).encode()),
+        (names.WRITTEN, str(now_ms).encode()),
+    ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
-def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int) -> Output:
+def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
     """The record as it gets out of the way of others; no attempt was made."""
     headers = [
         *_without(record, _DEFERRED),
         (names.LEFT, b"0"),  # it was due, whatever the clock says when it comes out of its tier
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
+        (names.WRITTEN, str(now_ms).encode()),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 

@@ -27,7 +27,7 @@ GONE = "endpoint_gone"
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
 """Of the time that a record has waited: how long it waits on for an origin that is left alone."""
-_CLOCKS_DIFFER_MS = 60_000
+CLOCKS_DIFFER_MS = 60_000
 """Clocks of one fleet may differ by so much."""
 _FIRST_FEW = 3
 """So often a busy destination is asked again soon, whatever waits for it."""
@@ -124,7 +124,7 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
     if left_when_written_ms is None:
         return by_clock
     by_duration = max(0, left_when_written_ms - tier_ms)
-    return by_clock if by_clock <= by_duration + tier_ms + _CLOCKS_DIFFER_MS else by_duration
+    return by_clock if by_clock <= by_duration + tier_ms + CLOCKS_DIFFER_MS else by_duration
 
 
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:

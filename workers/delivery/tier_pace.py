@@ -5,39 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.topics import Topics
+from schemas.topics import WRITTEN, Topics
 from telemetry.clock import Clock
-from workers.delivery.retries import due_ms
+from workers.delivery.retries import CLOCKS_DIFFER_MS, due_ms
+from workers.delivery.steady_wall import SteadyWall
 from workers.stage.record import Record
 
 NO_TIERS: Mapping[str, float] = {}
-
-_BELIEVED_SECONDS = 300.0
-"""For how long a wall clock that was set has to go on from there before it is believed."""
-_SET_SECONDS = 1.0
-"""From which on a clock has been set, and not only corrected."""
-
-
-class _SteadyWall:
-    """The wall clock without its jumps, in Unix milliseconds.
-
-    A jump is believed after a while: a process may have been started before its machine knew the time.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._since = clock.monotonic()
-        self._believed = self._shown = clock.time() - self._since
-
-    def look(self) -> tuple[int, bool]:
-        """What it shows now, and whether it was set since the last look."""
-        now = self._clock.monotonic()
-        offset, was = self._clock.time() - now, self._believed
-        if abs(offset - self._shown) > _SET_SECONDS:
-            self._shown, self._since = offset, now
-        elif now - self._since > _BELIEVED_SECONDS:
-            self._believed = offset
-        return round(1000 * (self._believed + now)), abs(self._believed - was) > _SET_SECONDS
 
 
 @dataclass(slots=True)
@@ -57,7 +31,8 @@ class TierPace:
     A tier is a queue: when its first record is not due, nothing behind it is. Waiting goes by a steady clock: setting
     the wall clock neither holds records up nor lets them go, unless it stays so for minutes. Where the clock that
     stamps records is ahead of it, the first record from the future shows by how much, and those behind are moved by as
-    much, so that they do not wait for one another's full delay.
+    much, so that they do not wait for one another's full delay. Where it is behind, a record's own header says so: else
+    a tier that is shorter than that would not hold anything at all, and its records would go round without a pause.
 
     `former_tiers` are topics, with their delays in seconds, of a schedule that the fleet had before: nothing is put
     there any more, and what waits there still is taken out.
@@ -66,7 +41,7 @@ class TierPace:
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
         self._delays = {**former_tiers, **{name: delay for delay, name in topics.tiers.items()}}
         self._clock = clock
-        self._steady = _SteadyWall(clock)
+        self._steady = SteadyWall(clock)
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:
@@ -91,8 +66,17 @@ class TierPace:
     def _appended_ms(self, record: Record, steady_ms: int) -> int:
         front = self._fronts.setdefault((record.topic, record.partition), _Front())
         if front.offset != record.offset:
-            ahead_ms = record.timestamp_ms - steady_ms
+            stamped_ms = record.timestamp_ms + _behind_ms(record)
+            ahead_ms = stamped_ms - steady_ms
             front.ahead_ms = max(front.ahead_ms, ahead_ms) if ahead_ms > 0 else 0
-            front.appended_ms = record.timestamp_ms - front.ahead_ms
+            front.appended_ms = stamped_ms - front.ahead_ms
             front.offset = record.offset
         return front.appended_ms
+
+
+def _behind_ms(record: Record) -> int:
+    """By how much the clock that stamped it was behind its writer's, as far as clocks of a fleet may differ."""
+    written = record.header(WRITTEN)
+    if written is None or not written.isdecimal() or len(written) > 15:
+        return 0
+    return min(max(0, int(written) - record.timestamp_ms), CLOCKS_DIFFER_MS)

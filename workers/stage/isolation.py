@@ -8,6 +8,10 @@ it is given up.
 Two ways lead here. A partition whose last owner left it open brings its first window, and whatever was committed as
 running. And a handler that raises HandlerCrashed (an engine process died) brings what it was running; then all this
 happens in memory.
+
+Cohorts of a first window follow one another closely: places of members that are settled go to new ones, since one that
+takes its time, as a callback to a server that hangs, must not hold up thousands that nobody has a word against. What
+was running in a crash is tried strictly one cohort after the other.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from workers.stage.progress import MAX_SUSPECTS, Suspect
 from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
+FEWEST = MAX_SUSPECTS // 4
+"""Free places from which on a cohort of a first window is formed: each has to be committed."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cohort:
     """Suspects that are tried together."""
 
@@ -37,7 +43,7 @@ class Cohort:
 
 
 class Isolation:
-    """The suspects of one process, and the cohort that is being tried. Healthy operation never gets past `idle`."""
+    """The suspects of one process, and the cohorts that are being tried. Healthy operation never gets past `idle`."""
 
     def __init__(self) -> None:
         self._narrow: deque[tuple[Partition, Record]] = deque()
@@ -47,19 +53,26 @@ class Isolation:
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
         """Committed as running by another worker, and not yet delivered to this one."""
-        self.cohort: Cohort | None = None
+        self.cohorts: list[Cohort] = []
+        """Formed, and not all of it settled: one whose members ran in a crash, or some of first windows. Of all of them
+        only the last one may be not dispatched yet."""
         self.condemned: list[tuple[Partition, Record, int]] = []
         """To be given up, with the attempts of each."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing is suspected."""
-        return self.cohort is None and not self._narrow and not self._wide and not self.condemned
+        return not (self.cohorts or self._narrow or self._wide or self.condemned)
 
     @property
     def exclusive(self) -> bool:
         """Whether records that are not suspected must wait."""
-        return bool(self._narrow) or (self.cohort is not None and self.cohort.narrow)
+        return bool(self._narrow) or any(cohort.narrow for cohort in self.cohorts)
+
+    @property
+    def announced(self) -> Cohort | None:
+        """The cohort whose suspicion is to be committed."""
+        return self.cohorts[-1] if self.cohorts and not self.cohorts[-1].committed else None
 
     def opened(self, partition: Partition) -> None:
         """A partition brings what its last owner committed as running: that cohort killed, so it is halved."""
@@ -91,10 +104,11 @@ class Isolation:
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
         """Everything that was running in what died. Call it once per death, with all of them."""
         self._start_anew_if_idle()
-        tried, self.cohort = self.cohort, None
-        alone = tried is not None and tried.alone and tried.dispatched and len(casualties) == 1
-        if tried is not None and not tried.dispatched:
-            (self._narrow if tried.narrow else self._wide).extendleft(reversed(tried.members))
+        tried, self.cohorts = self.cohorts, []
+        alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)
+        for cohort in tried:
+            if not cohort.dispatched:
+                (self._narrow if cohort.narrow else self._wide).extendleft(reversed(cohort.members))
         self._halve(len(casualties))
         for partition, record in reversed(casualties):
             attempts = partition.suspects.get(record.offset, Suspect()).attempts + (1 if alone else 0)
@@ -104,28 +118,29 @@ class Isolation:
             self._judge(partition, record, attempts, first=True)
 
     def next_cohort(self) -> Cohort | None:
-        """Form the next cohort, once the last one is settled. Its suspicion is to be committed before its dispatch."""
-        if self.cohort is not None:
-            return self.cohort if not self.cohort.dispatched else None
+        """The cohort to be dispatched next, if any. Its suspicion is to be committed before that."""
+        if self.cohorts and not self.cohorts[-1].dispatched:
+            return self.cohorts[-1]
         narrow = bool(self._narrow)
-        pool, limit = (self._narrow, self._limit) if narrow else (self._wide, MAX_SUSPECTS)
-        members = _draw(pool, limit)
+        if narrow and self.cohorts:
+            return None
+        members = self._draw(self._narrow, self._limit) if narrow else self._draw(self._wide, self._places())
         if not members:
             return None
-        self.cohort = Cohort(members, alone=narrow and limit == 1, narrow=narrow)
-        self.cohort.waiting = {(partition, record.offset) for partition, record in members}
-        self._mark(self.cohort)
-        return self.cohort
+        cohort = Cohort(members, alone=narrow and self._limit == 1, narrow=narrow)
+        cohort.waiting = {(partition, record.offset) for partition, record in members}
+        self.cohorts.append(cohort)
+        self._mark(cohort)
+        return cohort
 
     def settled(self, partition: Partition, offset: int) -> None:
         """A record is settled; a cohort of which all are settled is acquitted."""
-        if self.cohort is None:
-            return
-        self.cohort.waiting.discard((partition, offset))
-        if not self.cohort.waiting:
-            for member, _ in self.cohort.members:
-                member.alone = False
-            self.cohort = None
+        for cohort in list(self.cohorts):
+            cohort.waiting.discard((partition, offset))
+            if not cohort.waiting:
+                for member, _ in cohort.members:
+                    member.alone = False
+                self.cohorts.remove(cohort)
 
     def forget(self, partition: Partition) -> list[Record]:
         """A partition is going: its suspects are another worker's. Returns those that were not dispatched."""
@@ -137,13 +152,12 @@ class Isolation:
             pool.extend(kept)
         self.condemned = [entry for entry in self.condemned if entry[0] is not partition]
         self._awaited = {entry for entry in self._awaited if entry[0] is not partition}
-        if self.cohort is not None:
-            members = [record for owner, record in self.cohort.members if owner is partition]
-            untried += [] if self.cohort.dispatched else members
-            self.cohort.members = [entry for entry in self.cohort.members if entry[0] is not partition]
-            self.cohort.waiting = {entry for entry in self.cohort.waiting if entry[0] is not partition}
-            if not self.cohort.waiting:
-                self.cohort = None
+        for cohort in self.cohorts:
+            members = [record for owner, record in cohort.members if owner is partition]
+            untried += [] if cohort.dispatched else members
+            cohort.members = [entry for entry in cohort.members if entry[0] is not partition]
+            cohort.waiting = {entry for entry in cohort.waiting if entry[0] is not partition}
+        self.cohorts = [cohort for cohort in self.cohorts if cohort.waiting]
         return untried
 
     def _judge(self, partition: Partition, record: Record, attempts: int, *, first: bool = False) -> None:
@@ -161,30 +175,39 @@ class Isolation:
     def _halve(self, size: int) -> None:
         self._limit = max(1, min(self._limit, (size + 1) // 2 if size > 1 else 1))
 
+    def _places(self) -> int:
+        """How many of a first window may be tried now, besides those that are."""
+        places = MAX_SUSPECTS - sum(len(cohort.waiting) for cohort in self.cohorts)
+        return places if places >= FEWEST else 0
+
     def _mark(self, cohort: Cohort) -> None:
-        """Write down, where it will be committed, who is being tried; suspicion of an earlier cohort is lifted."""
+        """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""
+        tried = {member for cohort in self.cohorts for member in cohort.waiting}
         for partition in {partition for partition, _ in cohort.members}:
             partition.alone = cohort.alone
             partition.suspects = {
-                offset: Suspect(suspect.attempts) for offset, suspect in partition.suspects.items() if suspect.attempts
+                offset: Suspect(suspect.attempts, running=(partition, offset) in tried)
+                for offset, suspect in partition.suspects.items()
+                if suspect.attempts or (partition, offset) in tried
             }
         for partition, record in cohort.members:
             attempts = partition.suspects.get(record.offset, Suspect()).attempts
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
+    def _draw(self, pool: deque[tuple[Partition, Record]], limit: int) -> list[tuple[Partition, Record]]:
+        """Take up to `limit` suspects from the front, as far as their partitions' commits have room for them.
 
-def _draw(pool: deque[tuple[Partition, Record]], limit: int) -> list[tuple[Partition, Record]]:
-    """Take up to `limit` suspects from the front, as far as their partitions' commits have room for them.
-
-    A commit has room for MAX_SUSPECTS, and those with attempts are in it already.
-    """
-    drawn: list[tuple[Partition, Record]] = []
-    named: dict[Partition, set[int]] = {}
-    while pool and len(drawn) < limit:
-        partition, record = pool[0]
-        offsets = named.setdefault(partition, {o for o, suspect in partition.suspects.items() if suspect.attempts})
-        if drawn and len(offsets | {record.offset}) > MAX_SUSPECTS:
-            break
-        offsets.add(record.offset)
-        drawn.append(pool.popleft())
-    return drawn
+        A commit has room for MAX_SUSPECTS, and those that are tried or have attempts are in it already.
+        """
+        drawn: list[tuple[Partition, Record]] = []
+        named: dict[Partition, set[int]] = {}
+        while pool and len(drawn) < limit:
+            partition, record = pool[0]
+            if partition not in named:
+                named[partition] = {offset for offset, suspect in partition.suspects.items() if suspect.attempts}
+                named[partition] |= {o for cohort in self.cohorts for owner, o in cohort.waiting if owner is partition}
+            if (drawn or self.cohorts) and len(named[partition] | {record.offset}) > MAX_SUSPECTS:
+                break
+            named[partition].add(record.offset)
+            drawn.append(pool.popleft())
+        return drawn

@@ -231,6 +231,8 @@ class Stage:
         if not partition.ledger.take(record.offset):
             return
         self._account(partition, len(record.value))
+        if partition.careful_records and not self._is_due(record):
+            partition.careful_records = 0  # its last owner cannot have begun it, nor what is behind it
         if not self._isolation.suspect(partition, record):
             party = None if self._sharing is None else self._sharing.party(record.headers)
             self._window.park(partition, record, party)
@@ -326,8 +328,12 @@ class Stage:
             return 0
         if self._sharing is not None:
             return most
-        now_ms, due_ms = self._clock.time() * 1000, self._pace.due_ms
-        return sum(1 for _ in takewhile(lambda record: (due_ms(record) or 0) <= now_ms, islice(records, most)))
+        return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
+
+    def _is_due(self, record: Record) -> bool:
+        """Whether its pace lets a record run now."""
+        due_ms = self._pace.due_ms(record)
+        return due_ms is None or due_ms <= self._clock.time() * 1000
 
     def _put_off(self) -> None:
         """Where the first parked record may not run yet, what is behind it is given back, to save memory."""
@@ -434,8 +440,7 @@ class Stage:
         for completion in self._pending[: MAX_BATCH_RECORDS >> self._settler.failures]:
             batch.offsets[completion.partition].append(completion.record.offset)
             batch.outputs += completion.outputs or ()
-        cohort = self._isolation.cohort
-        self._announced = cohort if cohort is not None and not cohort.committed else None
+        self._announced = self._isolation.announced
         announced = {partition for partition, _ in self._announced.members} if self._announced else set()
         for partition in self._partitions.values():
             if partition in announced or self._has_news(partition):
@@ -461,7 +466,7 @@ class Stage:
         for partition, offsets in batch.offsets.items():
             partition.settle(offsets, batch.progress[partition])
             partition.open_committed = partition not in batch.farewells
-        if self._announced is not None and self._announced is self._isolation.cohort:
+        if self._announced is not None:
             self._announced.committed = True
         self._metrics.settled_records.inc(sum(map(len, batch.offsets.values())))
         self._forget_settled()
@@ -509,8 +514,7 @@ class Stage:
                 kept.append(completion)
                 continue
             self._account(partition, -len(record.value))
-            if self._isolation.cohort is not None:
-                self._isolation.settled(partition, record.offset)
+            self._isolation.settled(partition, record.offset)
         self._pending = kept
         if not kept:
             self._company.left()
