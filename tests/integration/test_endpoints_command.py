@@ -100,7 +100,10 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
 
     put("globex", HOOK, State.DISABLED)
     put("acme", HOOK, State.DISABLED)
+    put("acme", HOOK, State.ENABLED)
     put("acme", HOOK, State.FAILING)
+    put("acme", f"{HOOK}3", State.DISABLED)
+    put("acme", f"{HOOK}3", State.FAILING)  # of a process that had not read that it is disabled
     put("acme", f"{HOOK}2", State.FAILING)
     put("acme", f"{HOOK}2", None)
     put("acme", "https://hooks.example/\x1b[2J", State.DISABLED)
@@ -110,6 +113,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     assert {key: record.state for key, record in known_endpoints(fleet).items()} == {
         ("acme", "https://hooks.example/\x1b[2J"): "disabled",
         ("acme", HOOK): "failing",
+        ("acme", f"{HOOK}3"): "disabled",
         ("globex", HOOK): "disabled",
     }
     assert [(one["tenant"], one["url"]) for one in listed(fleet, "--tenant", "globex")] == [("globex", HOOK)]

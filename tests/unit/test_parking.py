@@ -181,7 +181,7 @@ def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
 def test_a_party_that_is_alone_is_never_beyond_its_share() -> None:
     window, where = shared(), partition()
     assert park(window, Sender(where).send(3 * LEAST_PARKED), A) == []
-    assert window.wants_pause(where, waiting=False)
+    assert window.wants_pause(where)
 
 
 def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -> None:
@@ -190,7 +190,7 @@ def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -
     flood = sender.send(LEAST_PARKED)
     assert park(window, flood, A) == []
     assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest go
-    assert not window.wants_pause(where, waiting=False)  # nor does the flood keep out who comes next
+    assert not window.wants_pause(where)  # nor does the flood keep out who comes next
     more = sender.send(100)
     assert park(window, more, A) == more  # one goes for each that comes
     others = sender.send(1000)
@@ -218,13 +218,13 @@ def test_who_was_seen_further_on_makes_a_flood_give_way_up_to_there_and_no_furth
     sender = Sender(flooded)
     park(window, sender.send(LEAST_PARKED), A)
     flooded.foresee(LEAST_PARKED + 9)
-    assert not window.wants_pause(flooded, waiting=False)
-    assert window.wants_pause(other, waiting=False)
+    assert not window.wants_pause(flooded)
+    assert window.wants_pause(other)
     between = sender.send(9)
     assert park(window, between, A) == between
     assert flooded.foreseen
     assert park(window, sender.send(1), A) == []  # it was another party's when it was seen, and is gone
-    assert window.wants_pause(flooded, waiting=False)
+    assert window.wants_pause(flooded)
 
 
 def test_what_waits_in_the_later_place_is_never_beyond_its_share() -> None:
@@ -232,7 +232,7 @@ def test_what_waits_in_the_later_place_is_never_beyond_its_share() -> None:
     sender = Sender(where)
     for party in (A, B):
         assert park(window, sender.send(LEAST_PARKED), party) == []
-    assert window.wants_pause(where, waiting=False)
+    assert window.wants_pause(where)
 
 
 def test_without_sharing_nothing_is_beyond_a_share() -> None:
@@ -283,5 +283,5 @@ def test_the_later_place_saves_up_nothing_while_it_has_no_records() -> None:
 def test_a_full_lot_keeps_the_other_ones_partitions_out_of_nothing() -> None:
     window, first, later = shared(), partition(0), partition(0, later=True)
     park(window, Sender(first).send(LEAST_PARKED), A)
-    assert (window.wants_pause(first, waiting=False), window.wants_pause(later, waiting=False)) == (True, False)
+    assert (window.wants_pause(first), window.wants_pause(later)) == (True, False)
     assert window.batch == MOST_AT_ONCE

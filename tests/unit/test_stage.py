@@ -241,9 +241,28 @@ def test_a_partition_that_leaves_is_dropped_where_what_it_had_confirmed_is_undon
 def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
     pace = Desk()
     pace.due_at_ms = 1 << 60
-    stage, loop, _ = stage_with(Intake(), HandClock(), parked=5, pace=pace)
+    stage, loop, partition = stage_with(Intake(), HandClock(), parked=5, pace=pace)
     stage._dispatch()
-    assert (loop.calls, stage._window.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
+    assert (loop.calls, partition.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
+    pace.due_at_ms = 0
+    stage._dispatch()
+    assert [len(batch) for batch, _ in loop.calls] == [1]
+
+
+def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:
+    """A tier is a queue: nor was anything behind it."""
+
+    class Later(Desk):
+        def due_ms(self, record: Record) -> int | None:
+            return 0 if record.offset < 3 else 1 << 60
+
+    stage, _, partition = stage_with(Intake(), HandClock(), pace=Later())
+    partition.open(Progress(0, open=True), 4096)
+    stage._take([Record("requests", 0, offset, b"") for offset in range(10)], [])
+    cohort = stage._isolation.next_cohort()
+    assert cohort is not None
+    assert [record.offset for _, record in cohort.members] == [0, 1, 2]
+    assert partition.parked == 7
 
 
 def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:

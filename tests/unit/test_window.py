@@ -29,15 +29,13 @@ HOLDER = Partition("requests", 9, 1, 0.0)
 """Whose records fill a window."""
 
 
-def changes(
-    window: Window, *partitions: Partition, waiting: tuple[Partition, ...] = ()
-) -> tuple[list[Partition], list[Partition]]:
-    return window.changes(partitions, waiting=waiting)
+def changes(window: Window, *partitions: Partition) -> tuple[list[Partition], list[Partition]]:
+    return window.changes(partitions)
 
 
 def full(window: Window) -> bool:
     """Whether it takes no more."""
-    return window.wants_pause(partition(), waiting=False)
+    return window.wants_pause(partition())
 
 
 def fill(window: Window, parked: int) -> None:
@@ -45,7 +43,7 @@ def fill(window: Window, parked: int) -> None:
     having = window.first.parked
     for offset in range(having, parked):
         window.park(HOLDER, Record("requests", 0, offset, b""), None)
-    window.draw(having - parked, lambda _, records, most: most)
+    window.draw(having - parked, lambda where, records, most: most if where is HOLDER else 0)
     window.look(0.0)
     window.look(TIGHT_SECONDS)
 
@@ -203,10 +201,43 @@ def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
 
 def test_a_tier_whose_first_record_is_not_due_is_paused_and_the_others_go_on() -> None:
     window, early, other = Window(Limits()), partition(0), partition(1)
-    assert changes(window, early, other, waiting=(early,)) == ([early], [])
+    window.park(early, Record("requests", 0, 0, b""), None)
+    assert window.put_off_behind(early) == []
+    assert changes(window, early, other) == ([early], [])
     early.paused = True
-    assert changes(window, early, other, waiting=(early,)) == ([], [])
+    assert changes(window, early, other) == ([], [])
+    window.bring_back(early)
     assert changes(window, early, other) == ([], [early])
+
+
+@pytest.mark.parametrize("way", ["drawn", "brought back", "released"])
+def test_first_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
+    """Or nothing is fetched until their time has come: of the longest tier that is a day."""
+    window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
+    tiers = [partition(number) for number in range(LEAST_PARKED)]
+    for tier in tiers:
+        for offset in range(3):
+            window.park(tier, Record("requests", tier.number, offset, bytes(100)), None)
+        window.bytes += 100
+        assert [record.offset for record in window.put_off_behind(tier)] == [2, 1]
+    fill(window, LEAST_PARKED - 1)
+    assert (full(window), window.parked, window.first.bytes) == (False, LEAST_PARKED - 1, 0)
+    fill(window, LEAST_PARKED)
+    assert full(window)
+    fill(window, LEAST_PARKED // 2)
+    assert not full(window)
+    fill(window, 0)
+
+    if way == "drawn":
+        assert len(window.draw(LEAST_PARKED, lambda _, records, most: most)) == LEAST_PARKED
+    for tier in tiers:
+        if way == "brought back":
+            window.bring_back(tier)
+        elif way == "released":
+            assert [record.offset for record in window.release(tier)] == [0]
+    held = LEAST_PARKED if way == "brought back" else 0
+    assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (held, 100 * held, 0)
+    assert (len(window.put_off), {tier.parked for tier in tiers}) == (0, {held // LEAST_PARKED})
 
 
 def test_a_partition_that_goes_is_fetched_from_no_more() -> None:
@@ -237,7 +268,7 @@ def test_records_given_back_are_fetched_again_from_the_first_of_them() -> None:
     for offset in range(5):
         held.ledger.take(offset)
         window.park(held, Record("requests", 0, offset, b""), b"ab"[offset % 2 :][:1])
-    released = window.release(held, keep=2)
+    released = window.first.remove(held, keep=2)
     held.give_back(released)
     assert {record.offset for record in released} == {4, 3, 2}
     assert (held.rewind_to, held.ledger.taken, held.parked, window.parked) == (2, frozenset({0, 1}), 2, 2)

@@ -8,7 +8,7 @@ short one. Within a line the partitions take turns, and a partition's records ke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 
 from workers.stage.partition import Partition
@@ -148,6 +148,15 @@ class Lot:
         """Whether partitions are to be paused: there was no room for a while, and half of it was not free since."""
         self.parked = 0
         self.bytes = 0
+        self._put_off: dict[Partition, int] = {}
+        """Partitions whose first record waits for its time, and not for room: its bytes. They count nowhere here, or
+        enough of them would leave no room for anybody else until theirs has come."""
+        self.put_off_bytes = 0
+
+    @property
+    def put_off(self) -> Collection[Partition]:
+        """Partitions whose first record waits for its time."""
+        return self._put_off.keys()
 
     @property
     def free(self) -> int:
@@ -210,6 +219,8 @@ class Lot:
             drawn = line.take(room, ready)
             if not line.records:
                 del self._lines[party]
+        for partition in {partition for partition, _ in drawn} & self._put_off.keys():
+            self.bring_back(partition)  # its time came since it was looked at
         self._left(drawn)
         return drawn
 
@@ -235,8 +246,27 @@ class Lot:
             self._left(found[-1:])
         return found
 
+    def put_off_behind(self, partition: Partition) -> list[Record]:
+        """Have a partition's first record wait for its time, and take out what is behind it, the last one first."""
+        behind = self.remove(partition, keep=1)
+        size = len(self.first(partition).value)
+        self._put_off[partition] = size
+        self.put_off_bytes += size
+        self.parked -= 1
+        self.bytes -= size
+        return behind
+
+    def bring_back(self, partition: Partition) -> None:
+        """Its time has come, or it goes: nothing where it was not put off."""
+        size = self._put_off.pop(partition, None)
+        if size is not None:
+            self.put_off_bytes -= size
+            self.parked += 1
+            self.bytes += size
+
     def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
         """Take out a partition's records, all but the first `keep`."""
+        self.bring_back(partition)
         offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
         if len(offsets) <= keep:
             return []

@@ -115,7 +115,6 @@ class Stage:
         self._pending: list[Completion] = []
         self._company = Company(settings.company_seconds)
         self._casualties: list[tuple[Partition, Record]] = []
-        self._waiting: set[Partition] = set()
         self._announced: Cohort | None = None
         self._settle_began = 0.0
         """Monotonic seconds."""
@@ -192,7 +191,7 @@ class Stage:
             return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
-        busy = self._window.running or self._window.parked > len(self._waiting)  # a front that is not due only waits
+        busy = self._window.running or self._window.parked
         return min(IDLE_SECONDS, max(0.001, self._company.seconds)) if busy else IDLE_SECONDS
 
     # -- taking --------------------------------------------------------------------------------------------------
@@ -313,14 +312,11 @@ class Stage:
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
         """Up to `room` parked records, as their parties and partitions take turns."""
-        if not self._window.parked:
+        if not (self._window.parked or self._window.put_off):
             return []
         if self._sharing is None:
             self._put_off()
-        drawn = self._window.draw(room, self._ready)
-        # Time goes on: a front that was put off above may be due by now. Left marked, its partition would stay paused.
-        self._waiting.difference_update(partition for partition, _ in drawn)
-        return drawn
+        return self._window.draw(room, self._ready)
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
@@ -341,13 +337,11 @@ class Stage:
             if not (partition.parked and partition.dispatchable):
                 continue
             if self._ready(partition, [self._window.next_of(partition)], 1):
-                self._waiting.discard(partition)
-            elif partition not in self._waiting:
-                self._waiting.add(partition)
-                self._release(partition, keep=1)
+                self._window.bring_back(partition)
+            elif partition not in self._window.put_off:
+                self._give_back(partition, self._window.put_off_behind(partition))
 
-    def _release(self, partition: Partition, keep: int = 0) -> None:
-        released = self._window.release(partition, keep)
+    def _give_back(self, partition: Partition, released: list[Record]) -> None:
         partition.give_back(released)
         self._account(partition, -sum(len(record.value) for record in released))
 
@@ -357,7 +351,8 @@ class Stage:
         if cohort is None or not cohort.committed or (cohort.alone and self._window.running):
             return []
         cohort.dispatched = True
-        log.info("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
+        say = log.info if cohort.narrow else log.debug  # of a first window there are hundreds
+        say("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 
     def _give_up_condemned(self) -> None:
@@ -523,7 +518,7 @@ class Stage:
 
     def _regulate(self) -> None:
         """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
-        pause, resume = self._window.changes(self._partitions.values(), waiting=self._waiting)
+        pause, resume = self._window.changes(self._partitions.values())
         pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
         if not pause and not resume:
             return
@@ -581,7 +576,7 @@ class Stage:
 
     def _close(self, partition: Partition) -> None:
         """Nothing more of this partition is dispatched."""
-        self._release(partition)
+        self._give_back(partition, self._window.release(partition))
         for record in self._isolation.forget(partition):
             partition.ledger.drop(record.offset)
             self._account(partition, -len(record.value))
@@ -603,7 +598,6 @@ class Stage:
             self._on_loop(self._runner.cancel, partition)
             self._isolation.forget(partition)
             self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
-            self._waiting.discard(partition)
             self._window.release(partition)
             self._window.running -= partition.running
             self._metrics.in_flight.dec(partition.running)

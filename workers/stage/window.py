@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from workers.stage.ledger import Ledger
@@ -33,7 +33,7 @@ class Limits:
     Where there is a later place, as many of it too.
     """
     bytes: int = 256 * 1024 * 1024
-    """Bytes of record values that are taken and not settled."""
+    """Bytes of record values that are taken and not settled, those aside whose time has not come."""
 
 
 class Window:
@@ -60,7 +60,7 @@ class Window:
 
     @property
     def parked(self) -> int:
-        """Taken, and waiting for a place."""
+        """Taken, and waiting for a place; those aside whose time has not come."""
         return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
@@ -80,7 +80,8 @@ class Window:
     @property
     def heavy(self) -> bool:
         """Whether nothing more is to be taken for its bytes, whatever the partition."""
-        high, low = self.bytes >= self.limits.bytes, self.bytes <= self.limits.bytes * 3 // 4
+        held = self.bytes - self.first.put_off_bytes
+        high, low = held >= self.limits.bytes, held <= self.limits.bytes * 3 // 4
         self._heavy = high or (self._heavy and not low)
         return self._heavy
 
@@ -120,26 +121,36 @@ class Window:
         """A partition's parked record that comes next. Raises KeyError where it has none."""
         return self._lot_of(partition).first(partition)
 
-    def release(self, partition: Partition, keep: int = 0) -> list[Record]:
-        """Take out a partition's parked records, all but the first `keep`."""
-        return self._lot_of(partition).remove(partition, keep)
+    def release(self, partition: Partition) -> list[Record]:
+        """Take out a partition's parked records."""
+        return self._lot_of(partition).remove(partition)
 
-    def wants_pause(self, partition: Partition, *, waiting: bool) -> bool:
-        """Whether a partition is not to be fetched from now. `waiting`: its first parked record is not due yet."""
+    @property
+    def put_off(self) -> Collection[Partition]:
+        """Partitions whose first parked record waits for its time. Only where there is no later place."""
+        return self.first.put_off
+
+    def put_off_behind(self, partition: Partition) -> list[Record]:
+        """Have a partition's first parked record wait for its time, in nobody's way. Takes out what is behind it."""
+        return self.first.put_off_behind(partition)
+
+    def bring_back(self, partition: Partition) -> None:
+        """The time of a partition's first parked record has come."""
+        self.first.bring_back(partition)
+
+    def wants_pause(self, partition: Partition) -> bool:
+        """Whether a partition is not to be fetched from now."""
         if partition.rewind_to is not None and not partition.paused:
             return True  # seeking is done on the way from paused to resumed
-        if self._is_full_for(partition) or waiting or partition.phase is not Phase.OPEN:
+        if self._is_full_for(partition) or partition in self.put_off or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
         return _is_wide(partition.ledger, paused=partition.paused)
 
-    def changes(
-        self, partitions: Iterable[Partition], *, waiting: Iterable[Partition]
-    ) -> tuple[list[Partition], list[Partition]]:
+    def changes(self, partitions: Iterable[Partition]) -> tuple[list[Partition], list[Partition]]:
         """Which partitions to pause and which to resume."""
-        held = set(waiting)
         pause, resume = [], []
         for partition in partitions:
-            wanted = self.wants_pause(partition, waiting=partition in held)
+            wanted = self.wants_pause(partition)
             if wanted and not partition.paused:
                 pause.append(partition)
             elif partition.paused and not wanted:
