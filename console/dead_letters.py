@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.confirm import confirmed, limited, told_of_change
-from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
+from console.errors import FAILED, fail, named, quiet_clients, say, telling
+from console.ids import check_whose
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.terminal import harmless
@@ -104,7 +105,7 @@ def redrive(
     done = 0
     with _opened() as found:
         tally = found.tally(wanted)
-        _check_whose(wanted, tally)
+        check_whose(wanted.tenant, tally.tenants)
         _report(tally)
         expected = limited(tally.count, limit)
         if expected and not dry_run:
@@ -120,15 +121,6 @@ def redrive(
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
     _end(wanted, tally)
-
-
-def _check_whose(wanted: LetterFilter, tally: Tally) -> None:
-    """An id is a tenant's own: two may have the same, and whoever names one means one."""
-    for name, tenants in sorted(tally.tenants.items()):
-        if wanted.tenant is None and len(tenants) > 1:
-            raise fail(
-                f"{name} is an id of several tenants, so say whose with --tenant: {named(sorted(tenants))}", BAD_INPUT
-            )
 
 
 def _end(wanted: LetterFilter, tally: Tally) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from console.confirm import confirmed, limited, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
+from console.ids import check_whose
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
@@ -72,8 +73,8 @@ def replay(
     from producers.scan import Scanner
     from telemetry.clock import SystemClock
 
-    if tenant is None and endpoint is None:
-        raise fail("say whose results: --tenant or --endpoint", BAD_INPUT)
+    if not (tenant or endpoint or ids or offsets):
+        raise fail("say which results: --tenant, --endpoint, --id or --offset", BAD_INPUT)
     if waiting and not undelivered:
         raise fail("--waiting: goes with --undelivered; without it, all results that match are called back", BAD_INPUT)
     selection = Selection(
@@ -90,6 +91,7 @@ def replay(
     with telling(ProducerError), Scanner(kafka, clock) as scanner:
         chosen = Replay(kafka, scanner, selection, clock)
         counts = chosen.count()
+        check_whose(selection.tenant, counts.tenants)
         _report(counts, selection)
         expected = limited(counts.matching, limit)
         if expected and not dry_run:

@@ -74,6 +74,8 @@ class Counts:
     """Where the callbacks go: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
     """Those of the selection's ids that were met."""
+    tenants: dict[str, set[str]] = field(default_factory=dict)
+    """Whose each of these is."""
     places: set[Place] = field(default_factory=set)
     """Those of the selection's places that were met."""
     held_names: dict[str, str] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class Counts:
         """Count one, and note that what was asked for by name is there."""
         ids, places = selection.ids & record.ids, selection.places & {record.place}
         self.ids |= ids
+        for name in ids:
+            self.tenants.setdefault(name, set()).add(record.tenant)
         self.places |= places
         if obstacle is None:
             self.matching += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from confluent_kafka import Message, Producer
@@ -169,6 +169,25 @@ def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(k
     assert set(waiting(kept.fleet)) == {"late"}
 
 
+def test_an_id_is_enough_where_it_is_one_tenants(kept: Kept) -> None:
+    done = postback_here("replay", "--id", "msg_theirs", "--id", "elsewhere", "--yes", env=environment_of(kept.fleet))
+    assert (done.returncode, set(waiting(kept.fleet))) == (0, {"theirs", "elsewhere"})
+
+
+def test_whoever_names_an_id_of_two_tenants_is_asked_which_of_them_is_meant(kept: Kept) -> None:
+    producer = Producer({**kept.fleet.client_config(), "transactional.id": f"{kept.fleet.topic_prefix}test"})
+    producer.init_transactions(30)
+    settle(kept.fleet, replace(EARLY[0], tenant="globex"), producer)
+    name = EARLY[0].job_id
+    for asked in (["--id", name], ["--id", name, "--endpoint", "https://hooks.example"]):
+        done = postback_here("replay", *asked, "--yes", env=environment_of(kept.fleet))
+        refused = f"postback: {name} is an id of several tenants, so say whose with --tenant: acme, globex\n"
+        assert (done.returncode, done.stderr) == (2, refused)
+    assert waiting(kept.fleet) == {}
+    done = postback_here("replay", "--id", name, "--tenant", "globex", "--yes", env=environment_of(kept.fleet))
+    assert (done.returncode, set(waiting(kept.fleet))) == (0, {name})
+
+
 def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
     asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
@@ -188,7 +207,7 @@ def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ([], "say whose results: --tenant or --endpoint"),
+        ([], "say which results: --tenant, --endpoint, --id or --offset"),
         (["--tenant", "a b"], "--tenant: "),
         (["--tenant", "a", "--since", "yesterday"], "--since: not a time: ISO 8601 as in "),
         (
