@@ -196,11 +196,19 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
         (300, 300),
         (301, 300),
         (7200, 7200),
-        (4000, 7200),
+        (4000, 1800),
+        (7000, 7200),
         (90_000, 86_400),
     ],
 )
 def test_a_deferred_record_waits_in_the_tier_that_is_long_enough_or_in_the_largest_that_fits(
     left_alone: float, tier: float
 ) -> None:
-    assert deferral_tier(left_alone, STEADY.tiers) == tier
+    assert deferral_tier(left_alone, 0, STEADY.tiers) == tier
+
+
+@pytest.mark.parametrize("left_alone", [5.0, 40.0, 300.0])
+def test_what_has_waited_for_long_is_asked_for_seldom_and_late_by_a_third_at_most(left_alone: float) -> None:
+    for waited in range(0, 8 * DAY, 600):
+        tier = deferral_tier(left_alone, 1000 * waited, STEADY.tiers)
+        assert tier <= max(waited / 3, 2 * left_alone, STEADY.smallest_tier)

@@ -45,7 +45,6 @@ from workers.delivery.retries import (
     Schedule,
     busy_tier,
     decide,
-    deferral_seconds,
     deferral_tier,
     hop,
     is_early,
@@ -145,8 +144,8 @@ class DeliveryHandler(TierPace):
         """Deferred for as long as its origin is left alone, or longer; but not for ever where that is dead."""
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
-        wait_seconds = deferral_seconds(alone.wait_seconds, pending.waited_ms)
-        return self._deferred(record, pending, deferral_tier(wait_seconds, self._schedule.tiers))
+        tier = deferral_tier(alone.wait_seconds, pending.waited_ms, self._schedule.tiers)
+        return self._deferred(record, pending, tier)
 
     def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
         self._metrics.deferred.inc()

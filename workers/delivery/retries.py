@@ -27,6 +27,10 @@ GONE = "endpoint_gone"
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
 """Of the time that a record has waited: how long it waits on for an origin that is left alone."""
+_LATE_BY = 1 / 3
+"""Of the same: how late it may be noticed that the origin answers again."""
+_LATE_SECONDS = 300.0
+"""The same where it has not waited for long."""
 CLOCKS_DIFFER_MS = 60_000
 """Clocks of one fleet may differ by so much."""
 _FIRST_FEW = 3
@@ -135,15 +139,6 @@ def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
 
-def deferral_seconds(left_alone_seconds: float, waited_ms: int) -> float:
-    """How long a record waits whose origin is left alone for so long: the longer, the longer it has waited already.
-
-    Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
-    long outage a thousand times; this way it is some forty times, and late by a third of the outage at most.
-    """
-    return max(left_alone_seconds, _ASKS_AFTER * waited_ms / 1000)
-
-
 def busy_tier(turn_seconds: float, deferred: int, tiers: tuple[float, ...]) -> float:
     """Where a record is deferred whose destination has its share, until its turn comes in so many seconds.
 
@@ -156,13 +151,20 @@ def busy_tier(turn_seconds: float, deferred: int, tiers: tuple[float, ...]) -> f
     return hop(round(1000 * min(turn_seconds, _LONGEST_BUSY_SECONDS)), tiers)
 
 
-def deferral_tier(wait_seconds: float, tiers: tuple[float, ...]) -> float:
-    """Where a record is deferred that is to wait for so long: rather once and late by as long again than often.
+def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
+    """Where a record is deferred whose origin is left alone for so long: the longer, the longer it has waited already.
 
-    The tier that is long enough, if that is no more than twice as long; else the largest that fits, or the smallest.
+    Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
+    long outage a thousand times; this way it is no more than fifty times, and late by a third of the outage at most, or
+    where that is short by as long again as the origin is left alone, five minutes at most.
+
+    The tier that is long enough, if that is no longer than this; else the largest that fits, or the smallest.
     """
-    enough = [tier for tier in tiers if wait_seconds <= tier <= 2 * wait_seconds]
-    return enough[0] if enough else hop(round(1000 * wait_seconds), tiers)
+    waited_seconds = waited_ms / 1000
+    wanted = max(left_alone_seconds, _ASKS_AFTER * waited_seconds)
+    longest = max(left_alone_seconds + min(left_alone_seconds, _LATE_SECONDS), _LATE_BY * waited_seconds)
+    enough = [tier for tier in tiers if wanted <= tier <= longest]
+    return enough[0] if enough else hop(round(1000 * wanted), tiers)
 
 
 def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
