@@ -26,7 +26,7 @@ _ANSWER_SECONDS = 60.0
 """How long Kafka may take to answer for a batch. It has ended the transaction by itself then."""
 _ABORT_SECONDS = 5.0
 _ABOUT_WAITING = frozenset(
-    {topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED, topics.WRITTEN}
+    (topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED, topics.WRITTEN, topics.RESULT_AT)
 )
 _CLOCK = SystemClock()
 
@@ -141,7 +141,8 @@ def for_delivery(
     """A callback that starts anew: in the smallest tier, due now, with the `webhook-id` that it has always had."""
     kept = [(name, data) for name, data in headers if name not in _ABOUT_WAITING]
     smallest = next(iter(settings.topics.tiers.values()))
-    due_now = [(topics.NOT_BEFORE, str(now_ms).encode()), (topics.LEFT, b"0")]
+    now = str(now_ms).encode()
+    due_now = [(topics.NOT_BEFORE, now), (topics.LEFT, b"0"), (topics.WRITTEN, now), (topics.RESULT_AT, now)]
     return Returning(smallest, key, value, [*kept, *due_now])
 
 

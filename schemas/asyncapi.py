@@ -43,6 +43,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.LEFT: {**_DIGITS, "description": "Milliseconds that are left until then when the record is written."},
     topics.WAITED: {**_DIGITS, "description": "Milliseconds that it was told to wait so far, in all."},
     topics.WRITTEN: {**_DIGITS, "description": "Unix milliseconds at which it was put there, by its writer's clock."},
+    topics.RESULT_AT: {**_DIGITS, "description": "Unix milliseconds at which its result was written, or put back."},
     topics.REASON: {**_TEXT, "description": "Why the record was given up, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The same for people."},
     topics.SOURCE_TOPIC: {**_TEXT, "description": "Topic where the record stood."},
@@ -62,7 +63,8 @@ _JOB_HEADERS = (
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
 _RETRY_HEADERS = (
     *_RESULT_HEADERS,
-    *(topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED, topics.WRITTEN),
+    *(topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED),
+    *(topics.WRITTEN, topics.RESULT_AT),
 )
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
 _DEAD_HEADERS = (

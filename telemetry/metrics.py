@@ -92,7 +92,7 @@ class Metrics:
         )
         self.callback_age_seconds = Histogram(
             "postback_callback_age_seconds",
-            "Seconds from a result to the callback that delivered it: all tries and waits together.",
+            "Seconds from a result, or from when it was put back, to the callback that delivered it.",
             buckets=(*PHASE_BUCKETS, 259200, 604800),
             registry=r,
         )

@@ -124,8 +124,9 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
 
     [(key, value, _, headers)] = stands_in(fleet, fleet.topics.tier(0.3))
     assert (key, value) == ("job_1", b'{"job_id":"job_1"}')
-    assert int(headers.pop("not-before")) <= CLOCK.time() * 1000
-    assert headers.pop("left") == "0"
+    put_back_at = headers.pop("not-before")
+    assert int(put_back_at) <= CLOCK.time() * 1000
+    assert (headers.pop("left"), headers.pop("written"), headers.pop("result-at")) == ("0", put_back_at, put_back_at)
     assert headers == {"tenant": "acme", "webhook-id": "msg_1", "job-id": "job_1", "callback-url": HOOK}
     assert stands_in(fleet, fleet.topics.requests(bulk=True)) == [
         ("job_2", b'{"prompt":"p"}', 1, {"tenant": "globex", "webhook-id": "msg_2", "job-id": "job_2"})

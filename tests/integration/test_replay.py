@@ -142,7 +142,9 @@ def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(
     [result] = [record for record in results if record.key() == b"theirs"]
     headers = dict(message.headers())
     assert (message.key(), message.value()) == (result.key(), result.value())
-    assert int(headers.pop("not-before")) <= message.timestamp()[1]
+    put_back_at = headers.pop("not-before")
+    assert int(put_back_at) <= message.timestamp()[1]
+    assert (headers.pop("written"), headers.pop("result-at")) == (put_back_at, put_back_at)
     assert headers.pop("left") == b"0"
     assert headers == dict(result.headers())
     assert len(results) == len(EARLY + LATE) - 1

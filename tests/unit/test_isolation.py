@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.stage.isolation import ATTEMPTS_ALLOWED, FEWEST, Isolation
+from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.record import Record
@@ -122,16 +122,19 @@ def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_
     assert isolation.idle
 
 
-def test_places_that_become_free_one_by_one_are_filled_together() -> None:
-    """Each cohort has to be committed before it is dispatched."""
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
-    isolation.opened(partition)
-    taken(isolation, partition, range(100))
-    sizes = []
-    for offset in dispatched(isolation):
-        isolation.settled(partition, offset)
-        sizes.append(len(dispatched(isolation)))
-    assert [size for size in sizes if size] == [FEWEST] * (MAX_SUSPECTS // FEWEST)
+def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_last_ones() -> None:
+    isolation = Isolation()
+    left_open = opened(0, Progress(0, open=True))
+    ran = opened(1, Progress(0, open=True, alone=True, suspects={0: Suspect(1, running=True)}))
+    for partition in (left_open, ran):
+        isolation.opened(partition)
+    taken(isolation, left_open, range(50))
+    taken(isolation, ran, [0])
+    assert dispatched(isolation) == [0]
+    assert [cohort.alone for cohort in isolation.cohorts] == [True]
+    assert isolation.next_cohort() is None
+    acquitted(isolation, ran)
+    assert dispatched(isolation) == list(range(MAX_SUSPECTS))
 
 
 def test_those_with_attempts_leave_less_room_and_hold_nobody_up_for_ever() -> None:
@@ -375,6 +378,8 @@ class Fleet:
     jobs: list[int]
     """How many, by partition."""
     killers: set[tuple[int, int]]
+    delay: int
+    """So many turns after its dispatch a killer kills."""
     slow: set[tuple[int, int]]
     """These run until nothing else can, or until somebody kills."""
     window: int
@@ -400,19 +405,25 @@ class Fleet:
             free = set(taken(isolation, partition, offsets))
             parked += [(partition, record(offset, partition)) for offset in free]
         running: list[tuple[Partition, Record]] = []
+        fuses: dict[tuple[int, int], int] = {}
         while len(self.outcomes) < sum(self.jobs):
             before = len(self.outcomes)
             batch = self._batch(isolation, parked, beside=len(running))
             assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
             running += batch
-            if any((partition.number, one.offset) in self.killers for partition, one in batch):
+            fuses = {place: turns - 1 for place, turns in fuses.items()}
+            places = ((partition.number, one.offset) for partition, one in batch)
+            fuses |= {place: self.delay for place in places if place in self.killers}
+            if 0 in fuses.values():
                 self.deaths += 1
+                fuses.clear()
                 if self.kills == "worker":
                     return
                 isolation.crashed(running)
                 running = []
                 continue
-            ended = [(owner, one) for owner, one in running if not batch or (owner.number, one.offset) not in self.slow]
+            going_on = fuses.keys() | (self.slow if batch else set())
+            ended = [(owner, one) for owner, one in running if (owner.number, one.offset) not in going_on]
             running = [entry for entry in running if entry not in ended]
             for partition, one in ended:
                 self._end(isolation, partition, one.offset, "answered")
@@ -461,8 +472,9 @@ def test_every_killer_is_given_up_after_three_attempts_and_nobody_else(
     places = [(number, offset) for number, count in enumerate(jobs) for offset in range(count)]
     killers = data.draw(st.sets(st.sampled_from(places), max_size=3) if places else st.just(set()), label="killers")
     slow = data.draw(st.sets(st.sampled_from(places), max_size=40) if places else st.just(set()), label="slow")
-    fleet = Fleet(jobs, killers, slow, data.draw(st.integers(1, 200), label="window"), kills)
-    fleet.run(most_deaths=20 * len(killers))
+    delay = data.draw(st.integers(0, 4), label="delay")
+    fleet = Fleet(jobs, killers, delay, slow, data.draw(st.integers(1, 200), label="window"), kills)
+    fleet.run(most_deaths=12 * len(killers))
     assert fleet.outcomes == {
         place: f"given up after {ATTEMPTS_ALLOWED}" if place in killers else "answered" for place in places
     }

@@ -88,6 +88,16 @@ def test_what_a_writer_says_of_its_clock_moves_nothing_by_more_than_a_minute(wri
     assert TierPace(TOPICS, clock).due_ms(waiting(1, NOW, written=written)) == NOW + later_ms + 5_000
 
 
+def test_writers_whose_clocks_differ_do_not_empty_a_tier() -> None:
+    clock = TwoClocks()
+    pace = TierPace(TOPICS, clock)
+    clock.run(10)
+    for offset, ahead_ms in enumerate((50_000, 10_000, 0)):
+        due_ms = pace.due_ms(waiting(offset, NOW + offset, written=NOW + offset + ahead_ms))
+        assert due_ms is not None
+        assert NOW + offset + 5_000 <= due_ms <= clock.wall_ms + 5_000
+
+
 def test_two_clocks_that_are_off_do_not_add_up() -> None:
     """The writer's is ahead of ours, and the broker's is right: its record is from the future, as it says."""
     assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000

@@ -111,7 +111,7 @@ class DeliveryHandler(TierPace):
         left = self._left_to_wait(record, pending)
         if left is not None:
             tier = hop(left, self._schedule.tiers)
-            return (outputs.hopping(record, self._tiers[tier], left, self._now_ms()),)
+            return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
@@ -174,7 +174,7 @@ class DeliveryHandler(TierPace):
         self._count(outcome)
         written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
         if isinstance(outcome, Delivered):
-            self._age.observe(pending.age_ms(record.timestamp_ms, self.tier_ms(record), now_ms) / 1000)
+            self._age.observe(max(0, now_ms - pending.result_at_ms) / 1000)
             self._say_delivered(pending, outcome)
         else:
             written += self._after_failure(record, pending, outcome, now_ms)

@@ -20,7 +20,7 @@ from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
 from workers.stage.record import Header, Output, Record, size_of
 
-_HOPPED = frozenset({names.LEFT, names.WRITTEN})
+_HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
 _RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
 _DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
 
@@ -49,19 +49,13 @@ class PendingDelivery(NamedTuple):
     not_before_ms: int | None
     left_ms: int | None
     """Of its wait, when its record was written."""
+    result_at_ms: int = 0
+    """When its result was written, or was put back."""
 
     @property
     def destination(self) -> tuple[str, str]:
         """Who shares concurrency with this."""
         return self.tenant, self.origin
-
-    def age_ms(self, appended_ms: int, tier_ms: int, now_ms: int) -> int:
-        """About how long ago its result was made: earlier waits count as they were told, the last one as it was.
-
-        `appended_ms`: when its record was written, which is a new one after each wait; `tier_ms`: the tier it was in.
-        """
-        earlier_ms = self.waited_ms - (self.left_ms or tier_ms)
-        return max(0, earlier_ms) + max(0, now_ms - appended_ms)
 
 
 def read_pending(record: Record) -> PendingDelivery | None:
@@ -88,6 +82,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
         waited_ms=_number(headers, names.WAITED) or 0,
         not_before_ms=_number(headers, names.NOT_BEFORE),
         left_ms=_number(headers, names.LEFT),
+        result_at_ms=_number(headers, names.RESULT_AT) or record.timestamp_ms,
     )
 
 
@@ -125,17 +120,17 @@ def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: 
         (names.NOT_BEFORE, str(now_ms + wait_ms).encode()),
         (names.LEFT, str(wait_ms).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
-        (names.WRITTEN, str(now_ms).encode()),
+        *_written(pending, now_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
-def hopping(record: Record, tier_topic: str, left_ms: int, now_ms: int) -> Output:
+def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: int, now_ms: int) -> Output:
     """The record as it waits on, in another tier."""
     headers = [
         *_without(record, _HOPPED),
         (names.LEFT, str(left_ms).encode()),
-        (names.WRITTEN, str(now_ms).encode()),
+        *_written(pending, now_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
@@ -147,7 +142,7 @@ def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms:
         (names.LEFT, b"0"),  # it was due, whatever the clock says when it comes out of its tier
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
-        (names.WRITTEN, str(now_ms).encode()),
+        *_written(pending, now_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
@@ -184,6 +179,10 @@ def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
 def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
     """The tombstone of what was known of an endpoint."""
     return Output(topics.endpoints, None, key_bytes(key), partition=0)
+
+
+def _written(pending: PendingDelivery, now_ms: int) -> list[Header]:
+    return [(names.WRITTEN, str(now_ms).encode()), (names.RESULT_AT, str(pending.result_at_ms).encode())]
 
 
 def _without(record: Record, removed: frozenset[str]) -> list[Header]:

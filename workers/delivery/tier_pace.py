@@ -66,7 +66,7 @@ class TierPace:
     def _appended_ms(self, record: Record, steady_ms: int) -> int:
         front = self._fronts.setdefault((record.topic, record.partition), _Front())
         if front.offset != record.offset:
-            stamped_ms = record.timestamp_ms + _behind_ms(record)
+            stamped_ms = max(record.timestamp_ms, min(_written_ms(record), steady_ms))
             ahead_ms = stamped_ms - steady_ms
             front.ahead_ms = max(front.ahead_ms, ahead_ms) if ahead_ms > 0 else 0
             front.appended_ms = stamped_ms - front.ahead_ms
@@ -74,9 +74,9 @@ class TierPace:
         return front.appended_ms
 
 
-def _behind_ms(record: Record) -> int:
-    """By how much the clock that stamped it was behind its writer's, as far as clocks of a fleet may differ."""
+def _written_ms(record: Record) -> int:
+    """When its writer says that it wrote it, as far as clocks of a fleet may differ; 0 where it does not say."""
     written = record.header(WRITTEN)
     if written is None or not written.isdecimal() or len(written) > 15:
         return 0
-    return min(max(0, int(written) - record.timestamp_ms), CLOCKS_DIFFER_MS)
+    return min(int(written), record.timestamp_ms + CLOCKS_DIFFER_MS)

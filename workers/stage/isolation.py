@@ -24,8 +24,6 @@ from workers.stage.progress import MAX_SUSPECTS, Suspect
 from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
-FEWEST = MAX_SUSPECTS // 4
-"""Free places from which on a cohort of a first window is formed: each has to be committed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,9 +119,9 @@ class Isolation:
         """The cohort to be dispatched next, if any. Its suspicion is to be committed before that."""
         if self.cohorts and not self.cohorts[-1].dispatched:
             return self.cohorts[-1]
+        if self.cohorts and self.exclusive:
+            return None  # not even suspects run beside those that ran in a crash
         narrow = bool(self._narrow)
-        if narrow and self.cohorts:
-            return None
         members = self._draw(self._narrow, self._limit) if narrow else self._draw(self._wide, self._places())
         if not members:
             return None
@@ -177,8 +175,7 @@ class Isolation:
 
     def _places(self) -> int:
         """How many of a first window may be tried now, besides those that are."""
-        places = MAX_SUSPECTS - sum(len(cohort.waiting) for cohort in self.cohorts)
-        return places if places >= FEWEST else 0
+        return MAX_SUSPECTS - sum(len(cohort.waiting) for cohort in self.cohorts)
 
     def _mark(self, cohort: Cohort) -> None:
         """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""

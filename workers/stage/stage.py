@@ -230,7 +230,7 @@ class Stage:
         if not partition.ledger.take(record.offset):
             return
         self._account(partition, len(record.value))
-        if partition.careful_records and not self._is_due(record):
+        if partition.careful_records and self._was_never_due(record):
             partition.careful_records = 0  # its last owner cannot have begun it, nor what is behind it
         if not self._isolation.suspect(partition, record):
             party = None if self._sharing is None else self._sharing.party(record.headers)
@@ -331,6 +331,10 @@ class Stage:
         due_ms = self._pace.due_ms(record)
         return due_ms is None or due_ms <= self._clock.time() * 1000
 
+    def _was_never_due(self, record: Record) -> bool:
+        """Not where its stamp is from the future: then each owner counts its wait from when it sees it."""
+        return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
+
     def _put_off(self) -> None:
         """Where the first parked record may not run yet, what is behind it is given back, to save memory."""
         for partition in self._partitions.values():
@@ -338,7 +342,7 @@ class Stage:
                 continue
             if self._ready(partition, [self._window.next_of(partition)], 1):
                 self._window.bring_back(partition)
-            elif partition not in self._window.put_off:
+            elif partition not in self._window.put_off or partition.parked > 1:  # more may come until it is paused
                 self._give_back(partition, self._window.put_off_behind(partition))
 
     def _give_back(self, partition: Partition, released: list[Record]) -> None:
