@@ -12,6 +12,7 @@ from schemas.endpoint import (
     EndpointRecord,
     InvalidEndpointRecord,
     State,
+    ends_disabling,
     key_bytes,
     read_endpoint,
     read_key,
@@ -61,8 +62,8 @@ def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
         except InvalidEndpointRecord:
             continue  # delivery does not go by it either, and says so in its log
         known = last.get(endpoint)
-        if known is not None and known.state is State.DISABLED and (said is None or said.state is State.FAILING):
-            continue  # only a word of an operator's enables one
+        if known is not None and known.state is State.DISABLED and not ends_disabling(said):
+            continue
         if said is not None:
             last[endpoint] = said
         else:

@@ -25,9 +25,6 @@ _TRANSACTION_MS = 60_000
 _ANSWER_SECONDS = 60.0
 """How long Kafka may take to answer for a batch. It has ended the transaction by itself then."""
 _ABORT_SECONDS = 5.0
-_ABOUT_WAITING = frozenset(
-    (topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED, topics.WRITTEN, topics.RESULT_AT)
-)
 _CLOCK = SystemClock()
 
 
@@ -139,7 +136,7 @@ def for_delivery(
     settings: KafkaSettings, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
     """A callback that starts anew: in the smallest tier, due now, with the `webhook-id` that it has always had."""
-    kept = [(name, data) for name, data in headers if name not in _ABOUT_WAITING]
+    kept = [(name, data) for name, data in headers if name not in topics.WAITING_HEADERS]
     smallest = next(iter(settings.topics.tiers.values()))
     now = str(now_ms).encode()
     due_now = [(topics.NOT_BEFORE, now), (topics.LEFT, b"0"), (topics.WRITTEN, now), (topics.RESULT_AT, now)]

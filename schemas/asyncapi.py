@@ -61,11 +61,7 @@ _JOB_HEADERS = (
     *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
-_RETRY_HEADERS = (
-    *_RESULT_HEADERS,
-    *(topics.ATTEMPT, topics.NOT_BEFORE, topics.LEFT, topics.DEFERRED, topics.WAITED),
-    *(topics.WRITTEN, topics.RESULT_AT),
-)
+_RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),

@@ -60,6 +60,14 @@ class InvalidEndpointRecord(Exception):  # noqa: N818 - it names what the record
     """A record of `callback_endpoints` that cannot be read."""
 
 
+def ends_disabling(record: EndpointRecord | None) -> bool:
+    """Whether what was said last counts behind a record that says "disabled"; None is a tombstone.
+
+    Who writes that an endpoint fails, or that it fails no more, may not have read yet that it was disabled.
+    """
+    return record is not None and record.state is not State.FAILING
+
+
 # Reading raises InvalidEndpointRecord.
 _CODEC = CompactedCodec(
     _KEY, EndpointRecord, InvalidEndpointRecord, key_is="[tenant, url]", value_is="an endpoint's state"

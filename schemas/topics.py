@@ -46,6 +46,9 @@ DEFERRED = "deferred"
 FORWARDED = "forwarded"
 """How often a job went on to another engine's lane, decimal."""
 
+WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_AT)
+"""What is said of a callback only while it waits: one that is given up, or begins anew, has none of them."""
+
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 

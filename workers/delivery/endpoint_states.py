@@ -33,6 +33,7 @@ from schemas.endpoint import (
     EndpointRecord,
     InvalidEndpointRecord,
     State,
+    ends_disabling,
     read_endpoint,
     read_key,
 )
@@ -116,7 +117,7 @@ class EndpointStates:
             log.warning("An endpoint's record is unreadable.", action="endpoint-record-unreadable", detail=str(error))
             return
         self._unsay(endpoint)
-        if endpoint in self._disabled and (record is None or record.state is State.FAILING):
+        if endpoint in self._disabled and not ends_disabling(record):
             self._again.append(endpoint)
             return
         self._forget(endpoint)

@@ -23,6 +23,7 @@ from workers.stage.record import Header, Output, Record, size_of
 _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
 _RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
 _DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
+_WAITING = frozenset(names.WAITING_HEADERS)
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -149,7 +150,7 @@ def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms:
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
     """The record as it is kept for people: redriving it starts its attempts anew, with the same `webhook-id`."""
-    carried = _without(record, _RETRIED | _DEFERRED)
+    carried = _without(record, _WAITING)
     return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 
 
