@@ -277,6 +277,10 @@ class Product:
             {name: (value or b"").decode("latin-1") for name, value in letter.headers() or ()} for letter in letters
         ]
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """What is remembered of each POST."""
+        return [json.loads(message.value()) for message in self.read(self.kafka.topics.attempts)]
+
     def outcomes(self) -> dict[str, str]:
         """By job; there is one result of each."""
         results = self.results()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -40,23 +38,21 @@ def put_results(product: Product, names: list[str]) -> None:
     assert producer.flush(20) == 0
 
 
-def attempts(product: Product) -> list[dict[str, Any]]:
-    return [json.loads(message.value()) for message in product.read(product.kafka.topics.attempts)]
-
-
 def test_a_retry_after_is_met_in_full_by_whoever_makes_the_next_attempt(patient: Product) -> None:
     patient.callbacks.up(ASKING)
     doomed, other = (patient.deliver(name) for name in ("d1", "d2"))
     eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")
     names = [f"event-{number}" for number in range(EVENTS)]
     put_results(patient, names)
-    eventually(lambda: len(attempts(patient)) >= EVENTS, 60, lambda: f"{len(attempts(patient))} attempts are made")
+    eventually(lambda: len(patient.attempts()) >= EVENTS, 60, lambda: f"{len(patient.attempts())} attempts are made")
     doomed.kill()
     patient.deliver("d3")
-    eventually(lambda: len(attempts(patient)) >= 2 * EVENTS, 90, lambda: f"{len(attempts(patient))} attempts are made")
+    eventually(
+        lambda: len(patient.attempts()) >= 2 * EVENTS, 90, lambda: f"{len(patient.attempts())} attempts are made"
+    )
     patient.wait_until_nothing_is_left()
 
-    said = sorted(attempts(patient), key=lambda one: (one["job_id"], one["attempt"]))
+    said = sorted(patient.attempts(), key=lambda one: (one["job_id"], one["attempt"]))
     assert [(one["job_id"], one["attempt"], one["status"]) for one in said] == [
         (name, *each) for name in sorted(names) for each in ((1, 429), (2, 204))
     ]

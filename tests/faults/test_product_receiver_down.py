@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -32,8 +31,7 @@ def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is
     patient.submit({"job_id": name, "prompt": name, "callback_url": NOBODY} for name in lost)
 
     def attempts() -> list[tuple[str, int, str | None]]:
-        said = [json.loads(message.value()) for message in patient.read(patient.kafka.topics.attempts)]
-        return [(one["job_id"], one["attempt"], one["error"]) for one in said]
+        return [(one["job_id"], one["attempt"], one["error"]) for one in patient.attempts()]
 
     eventually(lambda: len(attempts()) >= len(missed + lost), 60, "not every callback was tried")
     patient.callbacks.up()

@@ -13,7 +13,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from postback_command import environment_of, postback_here, started
@@ -99,13 +98,9 @@ def reason(letter: dict[str, str]) -> str:
     return UNANSWERED if untried else letter["reason"]
 
 
-def said_of_attempts(product: Product) -> list[dict[str, Any]]:
-    return [json.loads(message.value()) for message in product.read(product.kafka.topics.attempts)]
-
-
 def attempts(product: Product) -> Counter[tuple[str, int]]:
     """How often each attempt of each job is recorded."""
-    return Counter((one["job_id"], one["attempt"]) for one in said_of_attempts(product))
+    return Counter((one["job_id"], one["attempt"]) for one in product.attempts())
 
 
 def deferrals(product: Product) -> Counter[str]:
@@ -151,7 +146,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     def is_met(error: str) -> bool:
         """Whether an attempt at the endpoint that is back after a day ended like this."""
         delivery.now_and_then("away")
-        return any(one["error"] == error and one["job_id"] in delayed for one in said_of_attempts(product))
+        return any(one["error"] == error and one["job_id"] in delayed for one in product.attempts())
 
     eventually(lambda: is_met("connect_failed"), 60, "nobody found the port closed")
     back_after_a_day.hang()

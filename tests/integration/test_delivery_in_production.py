@@ -49,8 +49,7 @@ def deliver(product: Product, ca_file: Path, **certificates: Path) -> Role:
 
 def said_of(product: Product, name: str) -> list[dict[str, Any]]:
     """The attempts of an event, the first one first."""
-    said = [json.loads(message.value()) for message in product.read(product.kafka.topics.attempts)]
-    return sorted((one for one in said if one["job_id"] == name), key=lambda one: int(one["attempt"]))
+    return sorted((one for one in product.attempts() if one["job_id"] == name), key=lambda one: int(one["attempt"]))
 
 
 def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_that_has_it(

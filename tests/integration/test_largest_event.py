@@ -71,5 +71,5 @@ def test_the_largest_event_passes_every_topic_and_is_the_same_on_each_attempt(pr
     assert {one.body for one in callbacks.events["answered"]} == {
         event_body(answered, callbacks.events["answered"][0].webhook_id or "")
     }
-    said = [json.loads(record.value()) for record in product.read(kafka.topics.attempts)]
+    said = product.attempts()
     assert {one["bytes"] for one in said} == {len(callbacks.events[name][0].body) for name in (JOB, "answered")}
