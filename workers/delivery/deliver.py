@@ -89,7 +89,7 @@ class DeliveryHandler(TierPace):
         # By then an endpoint of several events is disabled. One that each event has for itself never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
-        self._steady_wall = SteadyWall(clock)  # by which days are counted
+        self._steady_wall = SteadyWall(clock)  # for counting days; the pace has one of its own, on another thread
         self.states = EndpointStates(settings, metrics)
         """To be fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()

@@ -155,8 +155,9 @@ def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float,
     """Where a record is deferred whose origin is left alone for so long: the longer, the longer it has waited already.
 
     Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
-    long outage a thousand times; this way it is some seventy times, and late by a third of the outage at most, or
-    where that is short by as long again as the origin is left alone, five minutes at most.
+    long outage a thousand times; this way it is some forty times, seventy where it was there from the beginning, and
+    late by a third of the outage at most, or where that is short by as long again as the origin is left alone, five
+    minutes at most.
 
     The tier that is long enough, if that is no longer than this; else the largest that fits, or the smallest.
     """

@@ -175,11 +175,16 @@ class Isolation:
 
     def _places(self) -> int:
         """How many of a first window may be tried now, besides those that are."""
-        return MAX_SUSPECTS - sum(len(cohort.waiting) for cohort in self.cohorts)
+        return MAX_SUSPECTS - len(self._tried)
+
+    @property
+    def _tried(self) -> set[tuple[Partition, int]]:
+        """Who is in a cohort and not settled."""
+        return {member for cohort in self.cohorts for member in cohort.waiting}
 
     def _mark(self, cohort: Cohort) -> None:
         """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""
-        tried = {member for cohort in self.cohorts for member in cohort.waiting}
+        tried = self._tried
         for partition in {partition for partition, _ in cohort.members}:
             partition.alone = cohort.alone
             partition.suspects = {
@@ -198,11 +203,12 @@ class Isolation:
         """
         drawn: list[tuple[Partition, Record]] = []
         named: dict[Partition, set[int]] = {}
+        tried = self._tried
         while pool and len(drawn) < limit:
             partition, record = pool[0]
             if partition not in named:
-                named[partition] = {offset for offset, suspect in partition.suspects.items() if suspect.attempts}
-                named[partition] |= {o for cohort in self.cohorts for owner, o in cohort.waiting if owner is partition}
+                named[partition] = {o for o, suspect in partition.suspects.items() if suspect.attempts}
+                named[partition] |= {offset for owner, offset in tried if owner is partition}
             if (drawn or self.cohorts) and len(named[partition] | {record.offset}) > MAX_SUSPECTS:
                 break
             named[partition].add(record.offset)

@@ -340,7 +340,7 @@ class Stage:
         for partition in self._partitions.values():
             if not (partition.parked and partition.dispatchable):
                 continue
-            if self._ready(partition, [self._window.next_of(partition)], 1):
+            if self._is_due(self._window.next_of(partition)):
                 self._window.bring_back(partition)
             elif partition not in self._window.put_off or partition.parked > 1:  # more may come until it is paused
                 self._give_back(partition, self._window.put_off_behind(partition))
