@@ -15,7 +15,8 @@ from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import State
-from workers.stage.stage import IDLE_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.window import Limits
 
 
 class Handler:
@@ -241,12 +242,61 @@ def test_a_partition_that_leaves_is_dropped_where_what_it_had_confirmed_is_undon
 def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
     pace = Desk()
     pace.due_at_ms = 1 << 60
-    stage, loop, partition = stage_with(Intake(), HandClock(), parked=5, pace=pace)
+    clock = HandClock()
+    stage, loop, partition = stage_with(Intake(), clock, parked=5, pace=pace)
     stage._dispatch()
     assert (loop.calls, partition.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
-    pace.due_at_ms = 0
+    pace.due_at_ms = 0  # a clock was set
+    clock.now += LOOK_AGAIN_SECONDS
     stage._dispatch()
     assert [len(batch) for batch, _ in loop.calls] == [1]
+
+
+class Tier(Desk):
+    """A pace that lets each record go five seconds after it was appended."""
+
+    def due_ms(self, record: Record) -> int | None:
+        return record.timestamp_ms + 5_000
+
+
+def appended(offset: int, at: float) -> Record:
+    return Record("requests", 0, offset, b"", timestamp_ms=round(at * 1000))
+
+
+def test_what_waits_in_a_tier_is_fetched_once() -> None:
+    """Ten records a second come and go, and some fifty wait."""
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    for offset in range(300):
+        clock.now += 0.1
+        stage._take([appended(offset, clock.now)], [])
+        stage._dispatch()
+        stage._regulate()
+    assert (intake.paused, partition.ledger.next_offset) == ([], 300)
+    sent = [record.offset for batch, _ in loop.calls for _, record in batch]
+    assert sent == list(range(len(sent)))
+    assert abs(partition.parked - 50) <= 1
+
+
+def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() -> None:
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    stage._window.limits = Limits(records=1 << 30)  # nothing is settled here
+    log = [appended(offset, 100.0 + offset / 100) for offset in range(4_000)]
+    position, fetched = 0, 0
+    while partition.parked or position < len(log):
+        clock.now += 0.1
+        if not partition.paused:
+            came = log[position : position + 1_000]
+            position, fetched = position + len(came), fetched + len(came)
+            stage._take(came, [])
+        stage._dispatch()
+        stage._regulate()
+        if intake.resumed:
+            *_, sought = intake.resumed.pop()
+            position = position if sought is None else sought
+    assert [record.offset for batch, _ in loop.calls for _, record in batch] == list(range(len(log)))
+    assert fetched < 5 * len(log)
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:

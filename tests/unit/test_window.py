@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.stage.parking import TIGHT_SECONDS
+from workers.stage.parking import AHEAD_RECORDS, TIGHT_SECONDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 from workers.stage.record import Record
@@ -199,27 +199,80 @@ def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
     assert MAX_HOLES > HOLES_HIGH > HOLES_LOW > 0
 
 
-def test_a_tier_whose_first_record_is_not_due_is_paused_and_the_others_go_on() -> None:
-    window, early, other = Window(Limits()), partition(0), partition(1)
-    window.park(early, Record("requests", 0, 0, b""), None)
-    assert window.put_off_behind(early) == []
+def waiting(number: int, records: int, size: int = 0, *, window: Window, soon: bool) -> tuple[Partition, list[int]]:
+    """A partition whose records wait for their time, and the offsets of those that may not do so here."""
+    tier = partition(number)
+    for offset in range(records):
+        window.park(tier, Record("requests", number, offset, bytes(size)), None)
+    window.put_off_until_due(tier, soon=soon)
+    return tier, [record.offset for record in window.cut(tier)]
+
+
+def draw(window: Window, source: Partition, count: int) -> None:
+    """Take out so many of a partition's records."""
+    drawn = window.draw(count, lambda where, records, most: min(most, len(records)) if where is source else 0)
+    assert len(drawn) == count
+
+
+def test_a_tier_whose_first_record_is_not_due_for_long_keeps_that_one_and_is_paused_until_it_is_gone() -> None:
+    window, other = Window(Limits()), partition(1)
+    early, behind = waiting(0, 3, window=window, soon=False)
+    assert behind == [2, 1]
     assert changes(window, early, other) == ([early], [])
     early.paused = True
-    assert changes(window, early, other) == ([], [])
     window.bring_back(early)
+    assert changes(window, early, other) == ([], [])
+    draw(window, early, 1)
     assert changes(window, early, other) == ([], [early])
 
 
+def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
+    """Or all that waits in it is fetched again, each time that one record is due."""
+    window = Window(Limits())
+    soon, behind = waiting(0, AHEAD_RECORDS, window=window, soon=True)
+    for _ in range(100):
+        draw(window, soon, 1)
+        window.park(soon, Record("requests", 0, soon.parked, b""), None)
+        assert (behind, window.cut(soon), changes(window, soon)) == ([], [], ([], []))
+    assert (window.parked, soon.parked) == (0, AHEAD_RECORDS)
+
+
+def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_stays_is_gone() -> None:
+    window = Window(Limits())
+    tier, behind = waiting(0, AHEAD_RECORDS + 2, window=window, soon=True)
+    assert behind == [AHEAD_RECORDS + 1, AHEAD_RECORDS]
+    assert changes(window, tier) == ([tier], [])
+    tier.paused = True
+    draw(window, tier, AHEAD_RECORDS // 2 - 1)
+    assert changes(window, tier) == ([], [])
+    draw(window, tier, 1)
+    assert changes(window, tier) == ([], [tier])
+    assert window.cut(tier) == []
+
+
+def test_records_that_are_due_soon_have_a_share_of_the_bytes_and_large_ones_are_as_few_as_need_be() -> None:
+    window = Window(Limits(bytes=800_000))
+    kept = [len(range(40)) - len(waiting(number, 40, 1000, window=window, soon=True)[1]) for number in range(5)]
+    assert kept == [40, 40, 20, 20, 20]
+    assert window.first.put_off_bytes == 140_000
+    tiers = [*window.put_off]
+    for _ in range(6):
+        for tier in tiers:
+            window.cut(tier)
+    assert 50_000 < window.first.put_off_bytes <= 100_000
+    assert all(tier.parked for tier in tiers)
+
+
 @pytest.mark.parametrize("way", ["drawn", "brought back", "released"])
-def test_first_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
+def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
     """Or nothing is fetched until their time has come: of the longest tier that is a day."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
-    tiers = [partition(number) for number in range(LEAST_PARKED)]
-    for tier in tiers:
-        for offset in range(3):
-            window.park(tier, Record("requests", tier.number, offset, bytes(100)), None)
+    tiers = []
+    for number in range(LEAST_PARKED):
+        tier, behind = waiting(number, 3, 100, window=window, soon=False)
+        assert behind == [2, 1]
         window.bytes += 100
-        assert [record.offset for record in window.put_off_behind(tier)] == [2, 1]
+        tiers.append(tier)
     fill(window, LEAST_PARKED - 1)
     assert (full(window), window.parked, window.first.bytes) == (False, LEAST_PARKED - 1, 0)
     fill(window, LEAST_PARKED)
@@ -238,6 +291,7 @@ def test_first_records_that_are_not_due_take_nobodys_room_however_many_tiers_the
     held = LEAST_PARKED if way == "brought back" else 0
     assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (held, 100 * held, 0)
     assert (len(window.put_off), {tier.parked for tier in tiers}) == (0, {held // LEAST_PARKED})
+    assert {tier.parked_bytes for tier in tiers} == {100 * held // LEAST_PARKED}
 
 
 def test_a_partition_that_goes_is_fetched_from_no_more() -> None:

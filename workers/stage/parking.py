@@ -20,6 +20,12 @@ TIGHT_SECONDS = 0.2
 """How long there may be no room before partitions are paused for it: a pause throws away what was prefetched, and what
 is quick makes room sooner than a resumed partition delivers."""
 
+AHEAD_RECORDS = 512
+"""How many of a partition's records may wait here for their time, where the first of them is due soon. With one, all that
+waits in a tier is fetched again each time that one record is due."""
+AHEAD_SHARE = 1 / 8
+"""How many bytes of these all partitions may have together, as a share of what may be parked."""
+
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
 """How many of the first records of a partition's queue may be dispatched now, up to a number. Must change nothing."""
@@ -149,14 +155,20 @@ class Lot:
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, int] = {}
-        """Partitions whose first record waits for its time, and not for room: its bytes. They count nowhere here, or
-        enough of them would leave no room for anybody else until theirs has come."""
+        """Partitions whose records wait for their time, and not for room, with how many of them may. They count nowhere
+        here, or enough of them would leave no room for anybody else until theirs has come."""
         self.put_off_bytes = 0
+        self._cut: dict[Partition, int] = {}
+        """Partitions of which more was given back, with how many may be left here when they are fetched from again."""
 
     @property
     def put_off(self) -> Collection[Partition]:
         """Partitions whose first record waits for its time."""
         return self._put_off.keys()
+
+    def is_cut(self, partition: Partition) -> bool:
+        """Whether what is behind a partition's records was given back, and is not to be fetched again yet."""
+        return partition in self._cut
 
     @property
     def free(self) -> int:
@@ -205,8 +217,12 @@ class Lot:
             line = self._lines[party] = Line()
         line.add(partition, record)
         partition.parked += 1
-        self.parked += 1
-        self.bytes += len(record.value)
+        partition.parked_bytes += len(record.value)
+        if partition in self._put_off:
+            self.put_off_bytes += len(record.value)
+        else:
+            self.parked += 1
+            self.bytes += len(record.value)
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Take out up to `room` records that are ready, the parties in turn."""
@@ -219,8 +235,6 @@ class Lot:
             drawn = line.take(room, ready)
             if not line.records:
                 del self._lines[party]
-        for partition in {partition for partition, _ in drawn} & self._put_off.keys():
-            self.bring_back(partition)  # its time came since it was looked at
         self._left(drawn)
         return drawn
 
@@ -246,30 +260,41 @@ class Lot:
             self._left(found[-1:])
         return found
 
-    def put_off_behind(self, partition: Partition) -> list[Record]:
-        """Have a partition's first record wait for its time, and take out what is behind it, the last one first."""
-        behind = self.remove(partition, keep=1)
-        size = len(self.first(partition).value)
-        self._put_off[partition] = size
-        self.put_off_bytes += size
-        self.parked -= 1
-        self.bytes -= size
-        return behind
+    def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
+        """Have a partition's records wait for their time; all but the first may not, where that is not due soon."""
+        if partition not in self._put_off:
+            self.parked -= partition.parked
+            self.bytes -= partition.parked_bytes
+            self.put_off_bytes += partition.parked_bytes
+        self._put_off[partition] = AHEAD_RECORDS if soon else 1
 
     def bring_back(self, partition: Partition) -> None:
-        """Its time has come, or it goes: nothing where it was not put off."""
-        size = self._put_off.pop(partition, None)
-        if size is not None:
-            self.put_off_bytes -= size
-            self.parked += 1
-            self.bytes += size
+        """The time of a partition's first record has come: nothing where it was not put off."""
+        if self._put_off.pop(partition, None) is not None:
+            self.parked += partition.parked
+            self.bytes += partition.parked_bytes
+            self.put_off_bytes -= partition.parked_bytes
+
+    def cut(self, partition: Partition) -> list[Record]:
+        """Take out what may not wait for its time here, the last one first: nothing of a partition not put off.
+
+        It is fetched again once half of what stays is gone.
+        """
+        most = self._put_off.get(partition)
+        if most is None:
+            return []
+        if self.put_off_bytes > AHEAD_SHARE * self._capacity_bytes:
+            most = min(most, max(1, partition.parked // 2))
+        if most > 1 and partition.parked <= most:
+            return []
+        self._cut[partition] = most // 2
+        return self.remove(partition, keep=most)
 
     def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
         """Take out a partition's records, all but the first `keep`."""
-        self.bring_back(partition)
-        offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
-        if len(offsets) <= keep:
+        if partition.parked <= keep:
             return []
+        offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
         removed: list[Record] = []
         for party, line in list(self._lines.items()):
             removed += line.remove(partition, offsets[keep])
@@ -293,10 +318,20 @@ class Lot:
         return drawn
 
     def _left(self, parked: list[Parked]) -> None:
-        self.parked -= len(parked)
         for partition, record in parked:
+            size = len(record.value)
             partition.parked -= 1
-            self.bytes -= len(record.value)
+            partition.parked_bytes -= size
+            if partition in self._put_off:
+                self.put_off_bytes -= size
+            else:
+                self.parked -= 1
+                self.bytes -= size
+        for partition in {partition for partition, _ in parked}:
+            if partition.parked <= self._cut.get(partition, -1):
+                del self._cut[partition]
+            if not partition.parked:
+                self._put_off.pop(partition, None)
 
 
 def _cost(line: Line) -> int:

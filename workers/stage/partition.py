@@ -37,6 +37,10 @@ class Partition:
         """Whether its topic is the later place, in which deferred records wait."""
         self.parked = 0
         """Taken and waiting for the window."""
+        self.parked_bytes = 0
+        """Of these."""
+        self.look_again = 0.0
+        """Monotonic seconds before which the first of these need not be asked about again: it was not due."""
         self.running = 0
         """Dispatched, and the handler has not returned."""
         self.bytes = 0

@@ -31,6 +31,10 @@ from workers.stage.window import Limits, Window
 MAX_BATCH_RECORDS = 5_000
 IDLE_SECONDS = 0.02
 """How long to wait for a record where nothing else can happen; a stop is noticed after that."""
+SOON_SECONDS = 10.0
+"""How soon a record has to be due for others to wait behind it here. A later one's room is better used otherwise."""
+LOOK_AGAIN_SECONDS = 0.5
+"""How often a record that is not due is looked at: clocks are set."""
 GAP_SECONDS = 1.0
 """How long a gap alone may wait for a record to be committed with."""
 
@@ -314,9 +318,10 @@ class Stage:
         """Up to `room` parked records, as their parties and partitions take turns."""
         if not (self._window.parked or self._window.put_off):
             return []
+        drawn = self._window.draw(room, self._ready)
         if self._sharing is None:
             self._put_off()
-        return self._window.draw(room, self._ready)
+        return drawn
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
@@ -324,6 +329,8 @@ class Stage:
             return 0
         if self._sharing is not None:
             return most
+        if self._clock.monotonic() < partition.look_again:
+            return 0
         return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
 
     def _is_due(self, record: Record) -> bool:
@@ -336,14 +343,23 @@ class Stage:
         return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
 
     def _put_off(self) -> None:
-        """Where the first parked record may not run yet, what is behind it is given back, to save memory."""
+        """Where the first parked record may not run yet, the partition's are in nobody's room; few stay behind it."""
+        now = self._clock.monotonic()
         for partition in self._partitions.values():
-            if not (partition.parked and partition.dispatchable):
-                continue
-            if self._is_due(self._window.next_of(partition)):
-                self._window.bring_back(partition)
-            elif partition not in self._window.put_off or partition.parked > 1:  # more may come until it is paused
-                self._give_back(partition, self._window.put_off_behind(partition))
+            if partition.parked and partition.dispatchable:
+                if now >= partition.look_again:
+                    self._look_at_first(partition, now)
+                if behind := self._window.cut(partition):
+                    self._give_back(partition, behind)
+
+    def _look_at_first(self, partition: Partition, now: float) -> None:
+        due_ms = self._pace.due_ms(self._window.next_of(partition))
+        left = 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
+        if left > 0:
+            self._window.put_off_until_due(partition, soon=left <= SOON_SECONDS)
+            partition.look_again = now + min(left, LOOK_AGAIN_SECONDS)
+        else:
+            self._window.bring_back(partition)
 
     def _give_back(self, partition: Partition, released: list[Record]) -> None:
         partition.give_back(released)

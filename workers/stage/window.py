@@ -130,19 +130,23 @@ class Window:
         """Partitions whose first parked record waits for its time. Only where there is no later place."""
         return self.first.put_off
 
-    def put_off_behind(self, partition: Partition) -> list[Record]:
-        """Have a partition's first parked record wait for its time, in nobody's way. Takes out what is behind it."""
-        return self.first.put_off_behind(partition)
+    def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
+        """Have a partition's parked records wait for their time, in nobody's way; see `cut`."""
+        self.first.put_off_until_due(partition, soon=soon)
 
     def bring_back(self, partition: Partition) -> None:
         """The time of a partition's first parked record has come."""
         self.first.bring_back(partition)
 
+    def cut(self, partition: Partition) -> list[Record]:
+        """Take out what may not wait for its time here, the last one first."""
+        return self.first.cut(partition)
+
     def wants_pause(self, partition: Partition) -> bool:
         """Whether a partition is not to be fetched from now."""
         if partition.rewind_to is not None and not partition.paused:
             return True  # seeking is done on the way from paused to resumed
-        if self._is_full_for(partition) or partition in self.put_off or partition.phase is not Phase.OPEN:
+        if self._is_full_for(partition) or self.first.is_cut(partition) or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
         return _is_wide(partition.ledger, paused=partition.paused)
 
