@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.broker import Broker
+from devkit.kafka.cluster import SMALL_JVM
 from producers.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
@@ -45,12 +46,12 @@ class Kafka:
 
 
 @contextmanager
-def broker(bootstrap_servers: str | None) -> Iterator[Kafka]:
-    """The Kafka that is named, else a fresh one that ends with the bench."""
+def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Iterator[Kafka]:
+    """The Kafka that is named, else a fresh one, in a JVM with these flags, that ends with the bench."""
     if bootstrap_servers:
         yield Kafka(bootstrap_servers)
         return
-    with Broker.start() as own:
+    with Broker.start(jvm=jvm) as own:
         yield Kafka(own.bootstrap_servers, tuple(own.pids))
 
 

@@ -3,7 +3,8 @@
 Each run is a real `postback deliver` with topics of its own. Results for ten endpoints in turn are put on its topic on
 a schedule that waits for nothing, and the time of each callback counts from when its result was due. Only callbacks of
 the same eight endpoints count: all ten are well, or one of the two that do not count hangs, or the other refuses too.
-All ten are well twice in each round: what differs there is what the machine does, and nothing of ours.
+All ten are well twice in each round: what differs there is what the machine does, and nothing of ours. A run during
+which a hypervisor took much of the CPU for others is done again, whichever side it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+import psutil
 from confluent_kafka import Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
@@ -29,6 +32,9 @@ from workers.delivery.keyring import Keyring
 HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
+STOLEN = 0.02
+"""Of the machine's CPU time: what others may have had of it during a run that counts."""
+TRIES = 5
 MOVED = 1.1
 """How much longer the healthy ones may take beside sick ones."""
 
@@ -75,7 +81,7 @@ def compare(kafka: Kafka, load: Load, count: int) -> None:
     for number in range(count):
         # In one order and then in the other: what else the machine does changes slowly.
         for side in Side if number % 2 == 0 else reversed(Side):
-            runs[side].append(_run(kafka, load, side))
+            runs[side].append(_undisturbed(kafka, load, side))
     lines = [_line(side, runs[side]) for side in Side]
     table(("of the eight others", "p50 ms (median)", "in each run", "p99 ms (median)", "in each run"), lines)
     for side in (Side.AGAIN, Side.HUNG, Side.HUNG_AND_REFUSING):
@@ -107,6 +113,23 @@ def _all(which: str, runs: Sequence[Took]) -> list[float]:
 
 def _quantile(which: str, run: Took) -> float:
     return statistics.quantiles(run, n=100, method="inclusive")[QUANTILES[which]]
+
+
+def _undisturbed(kafka: Kafka, load: Load, side: Side) -> Took:
+    """A run during which the machine was ours; of several during which it was not, the one in which it was most."""
+    tried: list[tuple[float, Took]] = []
+    while len(tried) < TRIES and (not tried or tried[-1][0] > STOLEN):
+        before = psutil.cpu_times()
+        took = _run(kafka, load, side)
+        tried.append((_stolen(before, psutil.cpu_times()), took))
+    stolen, took = min(tried)
+    print(f"{side}: run {len(tried)} time(s), {stolen:.1%} of the CPU was taken by others", flush=True)
+    return took
+
+
+def _stolen(before: Any, after: Any) -> float:
+    """The share of the CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 where not said."""
+    return (getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before))
 
 
 def _run(used: Kafka, load: Load, side: Side) -> Took:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from devkit.kafka.cluster import Cluster, Node, load, prepare
+from devkit.kafka.cluster import SMALL_JVM, Cluster, Node, load, prepare
 from devkit.kafka.errors import PortInUse
 from devkit.kafka.process import Detached, Leashed, NodeProcess
 from devkit.kafka.scratch import Scratch
@@ -34,24 +34,34 @@ class Broker:
     A context manager. Indexes count brokers from 0.
     """
 
-    def __init__(self, cluster: Cluster, data: Path, clock: Clock, temporary: Scratch | None):
+    def __init__(
+        self, cluster: Cluster, data: Path, clock: Clock, temporary: Scratch | None, jvm: Sequence[str]
+    ) -> None:
         self.data = data
         self._cluster = cluster
         self._clock = clock
         self._temporary = temporary
-        self._processes = [Leashed(node) for node in cluster.nodes]
+        self._jvm = jvm
+        self._processes = [Leashed(node, jvm) for node in cluster.nodes]
 
     @classmethod
-    def start(cls, port: int = 0, data: Path | None = None, brokers: int = 1, clock: Clock = _CLOCK) -> Broker:
+    def start(
+        cls,
+        port: int = 0,
+        data: Path | None = None,
+        brokers: int = 1,
+        clock: Clock = _CLOCK,
+        jvm: Sequence[str] = SMALL_JVM,
+    ) -> Broker:
         """Start brokers and return when all of them serve.
 
         `port` is the first broker's, the others' follow it; 0 takes free ones. Without `data` the records are kept in a
-        temporary folder and thrown away by `stop`, or by the next start where this process was killed. Raises what
-        `devkit.kafka.errors` lists.
+        temporary folder and thrown away by `stop`, or by the next start where this process was killed. `jvm` are the
+        flags of each broker's. Raises what `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
-                return cls._start_once(port, data, brokers, clock)
+                return cls._start_once(port, data, brokers, clock, jvm)
             except PortInUse:
                 # A port that was free when it was chosen may be taken by the time the JVM listens: choose again.
                 if port or attempt == _PORT_RACES:
@@ -59,7 +69,7 @@ class Broker:
         raise AssertionError("the last attempt returns or raises")
 
     @classmethod
-    def _start_once(cls, port: int, data: Path | None, brokers: int, clock: Clock) -> Broker:
+    def _start_once(cls, port: int, data: Path | None, brokers: int, clock: Clock, jvm: Sequence[str]) -> Broker:
         temporary: Scratch | None = None
         if data is None:
             temporary = Scratch()
@@ -67,7 +77,7 @@ class Broker:
         home = data.resolve()
         broker: Broker | None = None
         try:
-            broker = cls(prepare(home, brokers, port), home, clock, temporary)
+            broker = cls(prepare(home, brokers, port), home, clock, temporary, jvm)
             wait_until_serving(dict(zip(broker._cluster.nodes, broker._processes, strict=True)), clock)
         except BaseException:
             if broker:
@@ -95,7 +105,7 @@ class Broker:
         """Start a broker again on its data and port, and return when it serves; one that still runs is killed first."""
         self.kill(index)
         node = self._cluster.nodes[index]
-        self._processes[index] = Leashed(node)
+        self._processes[index] = Leashed(node, self._jvm)
         wait_until_serving({node: self._processes[index]}, self._clock)
 
     def pause(self, index: int = 0) -> None:

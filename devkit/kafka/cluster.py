@@ -25,8 +25,10 @@ from pathlib import Path
 from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
 from devkit.kafka.jars import ensure_jars, java
 
-_JVM_FLAGS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
+SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
 """A small heap, and no compiler or collector threads that a machine with two cores would feel at start."""
+STEADY_JVM = ("-XX:+UseZGC", "-Xmx2g")
+"""A collector that stops nothing for more than a millisecond or so, for four times the memory."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -134,9 +136,9 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
     return cluster
 
 
-def serve_command(node: Node) -> list[str]:
-    """The command that runs this node until it is told to stop."""
-    return [*_java_command(f"-Djava.io.tmpdir={node.scratch}"), "kafka.Kafka", str(node.properties_file)]
+def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
+    """The command that runs this node, in a JVM with these flags, until it is told to stop."""
+    return [*_java_command(*jvm, f"-Djava.io.tmpdir={node.scratch}"), "kafka.Kafka", str(node.properties_file)]
 
 
 def check_free(port: int) -> None:
@@ -225,7 +227,7 @@ def _format(cluster: Cluster) -> None:
     running = [
         subprocess.Popen(
             [
-                *_java_command(),
+                *_java_command(*SMALL_JVM),
                 "kafka.tools.StorageTool",
                 "format",
                 "-t",
@@ -247,4 +249,4 @@ def _format(cluster: Cluster) -> None:
 
 
 def _java_command(*flags: str) -> list[str]:
-    return [java(), *_JVM_FLAGS, *flags, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]
+    return [java(), *flags, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]

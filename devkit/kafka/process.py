@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from devkit.kafka.cluster import Node, serve_command
+from devkit.kafka.cluster import SMALL_JVM, Node, serve_command
 from devkit.kafka.errors import MissingPrerequisite
 
 _LEASH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-leash")
@@ -43,10 +44,10 @@ class Leashed:
     so `setpriv` (util-linux) asks for SIGKILL on the parent's death and then becomes the JVM.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, jvm: Sequence[str]) -> None:
         if not shutil.which("setpriv"):
             raise MissingPrerequisite("setpriv", "util-linux")
-        command = ["setpriv", "--pdeathsig", "KILL", "--", *serve_command(node)]
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *serve_command(node, jvm)]
         self._process = _LEASH.submit(_popen, command, node.log).result()
 
     @property
@@ -86,7 +87,7 @@ class Detached:
     @classmethod
     def launch(cls, node: Node) -> Detached:
         """Start the node in a session of its own, as a child of init, so that nobody here has to reap it."""
-        command = ["sh", "-c", '"$@" >&2 & echo $!', "sh", *serve_command(node)]
+        command = ["sh", "-c", '"$@" >&2 & echo $!', "sh", *serve_command(node, SMALL_JVM)]
         with node.log.open("ab") as log:
             started = subprocess.run(
                 command,

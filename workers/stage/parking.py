@@ -21,8 +21,8 @@ TIGHT_SECONDS = 0.2
 is quick makes room sooner than a resumed partition delivers."""
 
 AHEAD_RECORDS = 512
-"""How many of a partition's records may wait here for their time, where the first of them is due soon. With one, all that
-waits in a tier is fetched again each time that one record is due."""
+"""How many of a partition's records may wait here for their time, where the first of them is due soon. With one, all
+that waits in a tier is fetched again each time that one record is due."""
 AHEAD_SHARE = 1 / 8
 """How many bytes of these all partitions may have together, as a share of what may be parked."""
 
