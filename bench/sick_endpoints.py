@@ -129,7 +129,7 @@ def _undisturbed(kafka: Kafka, load: Load, side: Side) -> Took:
 
 def _stolen(before: Any, after: Any) -> float:
     """The share of the CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 where not said."""
-    return (getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before))
+    return float((getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before)))
 
 
 def _run(used: Kafka, load: Load, side: Side) -> Took:
