@@ -16,6 +16,7 @@ from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import State
 from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.watch import STALL_SECONDS
 from workers.stage.window import Limits
 
 
@@ -245,6 +246,7 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     clock = HandClock()
     stage, loop, partition = stage_with(Intake(), clock, parked=5, pace=pace)
     stage._dispatch()
+    stage._regulate()
     assert (loop.calls, partition.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
     pace.due_at_ms = 0  # a clock was set
     clock.now += LOOK_AGAIN_SECONDS
@@ -297,6 +299,25 @@ def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() 
             position = position if sought is None else sought
     assert [record.offset for batch, _ in loop.calls for _, record in batch] == list(range(len(log)))
     assert fetched < 5 * len(log)
+
+
+def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled() -> None:
+    """Or nobody did it, and the partition stood still, until it went to another process."""
+
+    class Apart(Desk):
+        def due_ms(self, record: Record) -> int | None:
+            return 105_000 if record.offset < 2 else 1 << 60
+
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, parked=5, pace=Apart())
+    stage._dispatch()
+    stage._regulate()
+    assert (loop.calls, partition.parked, partition.paused) == ([], 5, False)
+    clock.now += STALL_SECONDS
+    stage._dispatch()
+    stage._regulate()
+    assert [record.offset for batch, _ in loop.calls for _, record in batch] == [0, 1]
+    assert (intake.paused, partition.parked, partition.rewind_to) == ([partition.id], 1, 3)
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:

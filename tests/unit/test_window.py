@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.stage.parking import AHEAD_RECORDS, TIGHT_SECONDS
+from workers.stage.parking import AHEAD_RECORDS, TIGHT_SECONDS, UNIT_BYTES
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 from workers.stage.record import Record
@@ -220,10 +220,18 @@ def test_a_tier_whose_first_record_is_not_due_for_long_keeps_that_one_and_is_pau
     assert behind == [2, 1]
     assert changes(window, early, other) == ([early], [])
     early.paused = True
-    window.bring_back(early)
-    assert changes(window, early, other) == ([], [])
+    window.put_off_until_due(early, soon=False)
+    assert (window.cut(early), changes(window, early, other)) == ([], ([], []))
     draw(window, early, 1)
     assert changes(window, early, other) == ([], [early])
+
+
+def test_a_tier_whose_first_record_is_due_soon_at_last_is_fetched_from_ahead_of_it() -> None:
+    window = Window(Limits())
+    early, _ = waiting(0, 3, window=window, soon=False)
+    early.paused = True
+    window.put_off_until_due(early, soon=True)
+    assert (window.cut(early), changes(window, early)) == ([], ([], [early]))
 
 
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
@@ -250,20 +258,28 @@ def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_
     assert window.cut(tier) == []
 
 
-def test_records_that_are_due_soon_have_a_share_of_the_bytes_and_large_ones_are_as_few_as_need_be() -> None:
-    window = Window(Limits(bytes=800_000))
-    kept = [len(range(40)) - len(waiting(number, 40, 1000, window=window, soon=True)[1]) for number in range(5)]
-    assert kept == [40, 40, 20, 20, 20]
-    assert window.first.put_off_bytes == 140_000
-    tiers = [*window.put_off]
-    for _ in range(6):
-        for tier in tiers:
-            window.cut(tier)
-    assert 50_000 < window.first.put_off_bytes <= 100_000
-    assert all(tier.parked for tier in tiers)
+def test_all_that_is_put_off_has_as_much_room_as_what_is_parked_and_who_has_most_makes_it() -> None:
+    window = Window(Limits(records=1024))
+    small, _ = waiting(0, 10, window=window, soon=True)
+    many, _ = waiting(1, 500, window=window, soon=True)
+    large, behind = waiting(2, 200, 2 * UNIT_BYTES, window=window, soon=True)
+    assert behind == [*range(199, 99, -1)]
+    assert [window.cut(tier) for tier in (small, many, large)] == [[], [], []]
+    more, behind = waiting(3, 500, window=window, soon=True)
+    assert behind == [*range(499, 249, -1)]
+    assert [len(window.cut(tier)) for tier in (small, many, large)] == [0, 250, 0]
+    assert (small.parked, many.parked, large.parked, more.parked) == (10, 250, 100, 250)
 
 
-@pytest.mark.parametrize("way", ["drawn", "brought back", "released"])
+def test_however_large_the_first_records_are_small_ones_are_put_off_behind_one() -> None:
+    window = Window(Limits(records=LEAST_PARKED))
+    for number in range(16):
+        waiting(number, 2, 100 * UNIT_BYTES, window=window, soon=False)
+    soon, behind = waiting(16, 30, window=window, soon=True)
+    assert (behind, soon.parked) == ([], 30)
+
+
+@pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
     """Or nothing is fetched until their time has come: of the longest tier that is a day."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
@@ -283,15 +299,11 @@ def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are
 
     if way == "drawn":
         assert len(window.draw(LEAST_PARKED, lambda _, records, most: most)) == LEAST_PARKED
-    for tier in tiers:
-        if way == "brought back":
-            window.bring_back(tier)
-        elif way == "released":
-            assert [record.offset for record in window.release(tier)] == [0]
-    held = LEAST_PARKED if way == "brought back" else 0
-    assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (held, 100 * held, 0)
-    assert (len(window.put_off), {tier.parked for tier in tiers}) == (0, {held // LEAST_PARKED})
-    assert {tier.parked_bytes for tier in tiers} == {100 * held // LEAST_PARKED}
+    for tier in tiers if way == "released" else ():
+        assert [record.offset for record in window.release(tier)] == [0]
+    assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (0, 0, 0)
+    assert (len(window.put_off), {(tier.parked, tier.parked_bytes) for tier in tiers}) == (0, {(0, 0)})
+    assert not any(map(window.first.is_cut, tiers))
 
 
 def test_a_partition_that_goes_is_fetched_from_no_more() -> None:

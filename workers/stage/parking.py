@@ -21,10 +21,8 @@ TIGHT_SECONDS = 0.2
 is quick makes room sooner than a resumed partition delivers."""
 
 AHEAD_RECORDS = 512
-"""How many of a partition's records may wait here for their time, where the first of them is due soon. With one, all
+"""How many of a partition's records may be put off until they are due, where the first of them is soon. With one, all
 that waits in a tier is fetched again each time that one record is due."""
-AHEAD_SHARE = 1 / 8
-"""How many bytes of these all partitions may have together, as a share of what may be parked."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
@@ -155,19 +153,20 @@ class Lot:
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, int] = {}
-        """Partitions whose records wait for their time, and not for room, with how many of them may. They count nowhere
-        here, or enough of them would leave no room for anybody else until theirs has come."""
+        """Partitions whose records are put off, with how many of them may be. They count nowhere else here, or enough
+        of them would leave no room for anybody else until they are due."""
+        self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
-        """Partitions of which more was given back, with how many may be left here when they are fetched from again."""
+        """Partitions that are not fetched from until no more of their records than these are left."""
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose first record waits for its time."""
+        """Partitions whose first record was not due when all of them were put off."""
         return self._put_off.keys()
 
     def is_cut(self, partition: Partition) -> bool:
-        """Whether what is behind a partition's records was given back, and is not to be fetched again yet."""
+        """Whether enough of a partition's records are put off, so that what is behind them is not to be fetched yet."""
         return partition in self._cut
 
     @property
@@ -218,11 +217,7 @@ class Lot:
         line.add(partition, record)
         partition.parked += 1
         partition.parked_bytes += len(record.value)
-        if partition in self._put_off:
-            self.put_off_bytes += len(record.value)
-        else:
-            self.parked += 1
-            self.bytes += len(record.value)
+        self._count(partition, 1, len(record.value))
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Take out up to `room` records that are ready, the parties in turn."""
@@ -261,32 +256,29 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Have a partition's records wait for their time; all but the first may not, where that is not due soon."""
-        if partition not in self._put_off:
-            self.parked -= partition.parked
-            self.bytes -= partition.parked_bytes
-            self.put_off_bytes += partition.parked_bytes
+        """Put off a partition's records, and those that come; only the first may stay where that is not due `soon`."""
+        before = self._put_off.get(partition)
+        if before is None:
+            self._count(partition, -partition.parked, -partition.parked_bytes)
         self._put_off[partition] = AHEAD_RECORDS if soon else 1
-
-    def bring_back(self, partition: Partition) -> None:
-        """The time of a partition's first record has come: nothing where it was not put off."""
-        if self._put_off.pop(partition, None) is not None:
-            self.parked += partition.parked
-            self.bytes += partition.parked_bytes
-            self.put_off_bytes -= partition.parked_bytes
+        if before is None:
+            self._count(partition, partition.parked, partition.parked_bytes)
+        elif soon and before == 1:
+            self._cut.pop(partition, None)  # time to have those here that are behind it
 
     def cut(self, partition: Partition) -> list[Record]:
-        """Take out what may not wait for its time here, the last one first: nothing of a partition not put off.
+        """Take out what may not be put off here of a partition, the last one first.
 
-        It is fetched again once half of what stays is gone.
+        All partitions together may have as much as may be parked, in units; who has more than an equal part makes room.
         """
-        most = self._put_off.get(partition)
-        if most is None:
-            return []
-        if self.put_off_bytes > AHEAD_SHARE * self._capacity_bytes:
-            most = min(most, max(1, partition.parked // 2))
+        most = self._put_off[partition]
         if most > 1 and partition.parked <= most:
-            return []
+            limit = self._capacity
+            if self._put_off_records + self.put_off_bytes // UNIT_BYTES <= limit:
+                return []
+            if len(self._put_off) * (partition.parked + partition.parked_bytes // UNIT_BYTES) <= limit:
+                return []
+            most = max(1, partition.parked // 2)
         self._cut[partition] = most // 2
         return self.remove(partition, keep=most)
 
@@ -319,19 +311,23 @@ class Lot:
 
     def _left(self, parked: list[Parked]) -> None:
         for partition, record in parked:
-            size = len(record.value)
             partition.parked -= 1
-            partition.parked_bytes -= size
-            if partition in self._put_off:
-                self.put_off_bytes -= size
-            else:
-                self.parked -= 1
-                self.bytes -= size
+            partition.parked_bytes -= len(record.value)
+            self._count(partition, -1, -len(record.value))
         for partition in {partition for partition, _ in parked}:
             if partition.parked <= self._cut.get(partition, -1):
                 del self._cut[partition]
             if not partition.parked:
                 self._put_off.pop(partition, None)
+
+    def _count(self, partition: Partition, records: int, size: int) -> None:
+        """So much more is parked here, or put off."""
+        if partition in self._put_off:
+            self._put_off_records += records
+            self.put_off_bytes += size
+        else:
+            self.parked += records
+            self.bytes += size
 
 
 def _cost(line: Line) -> int:

@@ -320,7 +320,7 @@ class Stage:
             return []
         drawn = self._window.draw(room, self._ready)
         if self._sharing is None:
-            self._put_off()
+            self._look_at_fronts()
         return drawn
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
@@ -342,24 +342,17 @@ class Stage:
         """Not where its stamp is from the future: then each owner counts its wait from when it sees it."""
         return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
 
-    def _put_off(self) -> None:
-        """Where the first parked record may not run yet, the partition's are in nobody's room; few stay behind it."""
+    def _look_at_fronts(self) -> None:
+        """Put off the records of partitions whose first one is not due: they take nobody's room."""
         now = self._clock.monotonic()
         for partition in self._partitions.values():
-            if partition.parked and partition.dispatchable:
-                if now >= partition.look_again:
-                    self._look_at_first(partition, now)
-                if behind := self._window.cut(partition):
-                    self._give_back(partition, behind)
-
-    def _look_at_first(self, partition: Partition, now: float) -> None:
-        due_ms = self._pace.due_ms(self._window.next_of(partition))
-        left = 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
-        if left > 0:
-            self._window.put_off_until_due(partition, soon=left <= SOON_SECONDS)
-            partition.look_again = now + min(left, LOOK_AGAIN_SECONDS)
-        else:
-            self._window.bring_back(partition)
+            if not (partition.parked and partition.dispatchable and now >= partition.look_again):
+                continue
+            due_ms = self._pace.due_ms(self._window.next_of(partition))
+            left = 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
+            if left > 0:
+                self._window.put_off_until_due(partition, soon=left <= SOON_SECONDS)
+                partition.look_again = now + min(left, LOOK_AGAIN_SECONDS)
 
     def _give_back(self, partition: Partition, released: list[Record]) -> None:
         partition.give_back(released)
@@ -538,6 +531,9 @@ class Stage:
 
     def _regulate(self) -> None:
         """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
+        for partition in tuple(self._window.put_off):
+            if behind := self._window.cut(partition):
+                self._give_back(partition, behind)
         pause, resume = self._window.changes(self._partitions.values())
         pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
         if not pause and not resume:

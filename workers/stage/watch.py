@@ -110,7 +110,9 @@ class Watch:
         now = self._clock.monotonic()
         found = []
         for partition in partitions:
-            if partition.phase is not Phase.OPEN or partition.paused or now - partition.last_seen < STALL_SECONDS:
+            if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
+                continue  # it is sought anyway, and further back than here
+            if now - partition.last_seen < STALL_SECONDS:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)

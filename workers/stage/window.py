@@ -33,7 +33,7 @@ class Limits:
     Where there is a later place, as many of it too.
     """
     bytes: int = 256 * 1024 * 1024
-    """Bytes of record values that are taken and not settled, those aside whose time has not come."""
+    """Bytes of record values that are taken and not settled, those aside that are put off until they are due."""
 
 
 class Window:
@@ -60,7 +60,7 @@ class Window:
 
     @property
     def parked(self) -> int:
-        """Taken, and waiting for a place; those aside whose time has not come."""
+        """Taken, and waiting for a place; those aside that were put off."""
         return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
@@ -127,19 +127,15 @@ class Window:
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose first parked record waits for its time. Only where there is no later place."""
+        """Partitions whose first record was not due when it was looked at. Only where there is no later place."""
         return self.first.put_off
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Have a partition's parked records wait for their time, in nobody's way; see `cut`."""
+        """Have a partition's parked records, and those that come, wait in nobody's room; see `cut`."""
         self.first.put_off_until_due(partition, soon=soon)
 
-    def bring_back(self, partition: Partition) -> None:
-        """The time of a partition's first parked record has come."""
-        self.first.bring_back(partition)
-
     def cut(self, partition: Partition) -> list[Record]:
-        """Take out what may not wait for its time here, the last one first."""
+        """Take out what may not be put off here, the last one first."""
         return self.first.cut(partition)
 
     def wants_pause(self, partition: Partition) -> bool:
