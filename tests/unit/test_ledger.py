@@ -50,6 +50,17 @@ def test_base_and_bitmap_follow_the_picture(picture: str, base: int, done: set[i
         }
 
 
+def test_what_was_given_back_is_owed_before_what_was_never_seen() -> None:
+    ledger = ledger_of("xoxo.ox", 7)
+    assert ledger.next_owed == ledger.next_offset == 14
+    ledger.drop(12)
+    assert (ledger.next_owed, ledger.next_offset) == (12, 14)
+    ledger.drop(8)
+    assert ledger.next_owed == 8
+    ledger.take(8)
+    assert ledger.next_owed == 12
+
+
 def test_a_gap_of_any_length_fits_where_nothing_is_owed() -> None:
     ledger = ledger_of("xx")
     assert ledger.fits(10**12)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
 from workers.stage.intake import Committed, PartitionId
+from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Output, Record
@@ -247,11 +249,11 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     stage, loop, partition = stage_with(Intake(), clock, parked=5, pace=pace)
     stage._dispatch()
     stage._regulate()
-    assert (loop.calls, partition.parked, stage._patience()) == ([], 1, IDLE_SECONDS)
+    assert (loop.calls, partition.parked, stage._patience()) == ([], 5, IDLE_SECONDS)
     pace.due_at_ms = 0  # a clock was set
     clock.now += LOOK_AGAIN_SECONDS
     stage._dispatch()
-    assert [len(batch) for batch, _ in loop.calls] == [1]
+    assert [len(batch) for batch, _ in loop.calls] == [5]
 
 
 class Tier(Desk):
@@ -301,23 +303,25 @@ def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() 
     assert fetched < 5 * len(log)
 
 
-def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled() -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
     """Or nobody did it, and the partition stood still, until it went to another process."""
-
-    class Apart(Desk):
-        def due_ms(self, record: Record) -> int | None:
-            return 105_000 if record.offset < 2 else 1 << 60
-
     clock, intake = HandClock(), Intake()
-    stage, loop, partition = stage_with(intake, clock, parked=5, pace=Apart())
+    stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    stage._take([appended(offset, 100.0 + offset / 1000) for offset in range(1_000)], [("requests", 0, 1_000)])
     stage._dispatch()
-    stage._regulate()
-    assert (loop.calls, partition.parked, partition.paused) == ([], 5, False)
+    if resumed:
+        stage._regulate()
+        clock.now += 5.4
+        stage._dispatch()
+        stage._regulate()
+        assert (intake.resumed, partition.parked, partition.paused) == ([("requests", 0, AHEAD_RECORDS)], 111, False)
     clock.now += STALL_SECONDS
-    stage._dispatch()
-    stage._regulate()
-    assert [record.offset for batch, _ in loop.calls for _, record in batch] == [0, 1]
-    assert (intake.paused, partition.parked, partition.rewind_to) == ([partition.id], 1, 3)
+    for _ in range(2):
+        stage._regulate()
+    assert intake.paused == [partition.id] * (1 + resumed)
+    assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
+    assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:

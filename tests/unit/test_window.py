@@ -199,13 +199,18 @@ def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
     assert MAX_HOLES > HOLES_HIGH > HOLES_LOW > 0
 
 
-def waiting(number: int, records: int, size: int = 0, *, window: Window, soon: bool) -> tuple[Partition, list[int]]:
-    """A partition whose records wait for their time, and the offsets of those that may not do so here."""
+def put_off(window: Window, number: int, records: int, size: int = 0, *, soon: bool) -> Partition:
+    """A partition whose records wait for their time."""
     tier = partition(number)
     for offset in range(records):
         window.park(tier, Record("requests", number, offset, bytes(size)), None)
     window.put_off_until_due(tier, soon=soon)
-    return tier, [record.offset for record in window.cut(tier)]
+    return tier
+
+
+def cut(window: Window) -> list[tuple[int, list[int]]]:
+    """What may not wait here: the partitions' numbers, and the offsets."""
+    return [(tier.number, [record.offset for record in behind]) for tier, behind in window.cut()]
 
 
 def draw(window: Window, source: Partition, count: int) -> None:
@@ -214,81 +219,81 @@ def draw(window: Window, source: Partition, count: int) -> None:
     assert len(drawn) == count
 
 
-def test_a_tier_whose_first_record_is_not_due_for_long_keeps_that_one_and_is_paused_until_it_is_gone() -> None:
+def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_go_on() -> None:
     window, other = Window(Limits()), partition(1)
-    early, behind = waiting(0, 3, window=window, soon=False)
-    assert behind == [2, 1]
-    assert changes(window, early, other) == ([early], [])
+    early = put_off(window, 0, 3, soon=False)
+    assert (cut(window), changes(window, early, other)) == ([], ([early], []))
     early.paused = True
     window.put_off_until_due(early, soon=False)
-    assert (window.cut(early), changes(window, early, other)) == ([], ([], []))
-    draw(window, early, 1)
-    assert changes(window, early, other) == ([], [early])
-
-
-def test_a_tier_whose_first_record_is_due_soon_at_last_is_fetched_from_ahead_of_it() -> None:
-    window = Window(Limits())
-    early, _ = waiting(0, 3, window=window, soon=False)
-    early.paused = True
+    assert (cut(window), changes(window, early, other)) == ([], ([], []))
     window.put_off_until_due(early, soon=True)
-    assert (window.cut(early), changes(window, early)) == ([], ([], [early]))
+    assert (cut(window), changes(window, early, other)) == ([], ([], [early]))
+    window.put_off_until_due(early, soon=False)
+    draw(window, early, 3)
+    assert changes(window, early, other) == ([], [early])
 
 
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
     """Or all that waits in it is fetched again, each time that one record is due."""
     window = Window(Limits())
-    soon, behind = waiting(0, AHEAD_RECORDS, window=window, soon=True)
+    soon = put_off(window, 0, AHEAD_RECORDS, soon=True)
     for _ in range(100):
         draw(window, soon, 1)
         window.park(soon, Record("requests", 0, soon.parked, b""), None)
-        assert (behind, window.cut(soon), changes(window, soon)) == ([], [], ([], []))
+        assert (cut(window), changes(window, soon)) == ([], ([], []))
     assert (window.parked, soon.parked) == (0, AHEAD_RECORDS)
 
 
 def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_stays_is_gone() -> None:
     window = Window(Limits())
-    tier, behind = waiting(0, AHEAD_RECORDS + 2, window=window, soon=True)
-    assert behind == [AHEAD_RECORDS + 1, AHEAD_RECORDS]
+    tier = put_off(window, 0, AHEAD_RECORDS + 2, soon=True)
+    assert cut(window) == [(0, [AHEAD_RECORDS + 1, AHEAD_RECORDS])]
     assert changes(window, tier) == ([tier], [])
     tier.paused = True
     draw(window, tier, AHEAD_RECORDS // 2 - 1)
     assert changes(window, tier) == ([], [])
     draw(window, tier, 1)
-    assert changes(window, tier) == ([], [tier])
-    assert window.cut(tier) == []
+    assert (cut(window), changes(window, tier)) == ([], ([], [tier]))
 
 
 def test_all_that_is_put_off_has_as_much_room_as_what_is_parked_and_who_has_most_makes_it() -> None:
     window = Window(Limits(records=1024))
-    small, _ = waiting(0, 10, window=window, soon=True)
-    many, _ = waiting(1, 500, window=window, soon=True)
-    large, behind = waiting(2, 200, 2 * UNIT_BYTES, window=window, soon=True)
-    assert behind == [*range(199, 99, -1)]
-    assert [window.cut(tier) for tier in (small, many, large)] == [[], [], []]
-    more, behind = waiting(3, 500, window=window, soon=True)
-    assert behind == [*range(499, 249, -1)]
-    assert [len(window.cut(tier)) for tier in (small, many, large)] == [0, 250, 0]
-    assert (small.parked, many.parked, large.parked, more.parked) == (10, 250, 100, 250)
+    small, many, large = put_off(window, 0, 10, soon=True), put_off(window, 1, 450, soon=True), partition(2)
+    assert cut(window) == []
+    large = put_off(window, 2, 210, 2 * UNIT_BYTES, soon=True)
+    assert cut(window) == [(2, [*range(209, 104, -1)])]
+    late = put_off(window, 3, 400, soon=False)
+    assert cut(window) == [(3, [*range(399, 0, -1)])]
+    assert [tier.parked for tier in (small, many, large, late)] == [10, 450, 105, 1]
 
 
-def test_however_large_the_first_records_are_small_ones_are_put_off_behind_one() -> None:
+def test_who_has_no_more_than_an_equal_part_keeps_it_however_large_the_first_records_of_others_are() -> None:
     window = Window(Limits(records=LEAST_PARKED))
-    for number in range(16):
-        waiting(number, 2, 100 * UNIT_BYTES, window=window, soon=False)
-    soon, behind = waiting(16, 30, window=window, soon=True)
-    assert (behind, soon.parked) == ([], 30)
+    for number in range(15):
+        put_off(window, number, 2, 100 * UNIT_BYTES, soon=False)
+    soon = put_off(window, 15, 30, soon=True)
+    assert cut(window) == [(number, [1]) for number in range(15)]
+    assert soon.parked == 30
+
+
+def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it() -> None:
+    window = Window(Limits())
+    due = put_off(window, 0, AHEAD_RECORDS + 1, 7, soon=True)
+    cut(window)
+    window.bring_back(due)
+    assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (AHEAD_RECORDS, 7 * AHEAD_RECORDS, 0)
+    assert not window.first.is_cut(due)
+    window.bring_back(due)
+    assert window.parked == AHEAD_RECORDS
 
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
     """Or nothing is fetched until their time has come: of the longest tier that is a day."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
-    tiers = []
-    for number in range(LEAST_PARKED):
-        tier, behind = waiting(number, 3, 100, window=window, soon=False)
-        assert behind == [2, 1]
-        window.bytes += 100
-        tiers.append(tier)
+    tiers = [put_off(window, number, 3, 100, soon=False) for number in range(LEAST_PARKED)]
+    assert sum(len(behind) for _, behind in cut(window)) >= 2 * LEAST_PARKED - 1
+    window.bytes += 100 * sum(tier.parked for tier in tiers)
     fill(window, LEAST_PARKED - 1)
     assert (full(window), window.parked, window.first.bytes) == (False, LEAST_PARKED - 1, 0)
     fill(window, LEAST_PARKED)

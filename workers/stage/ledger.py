@@ -57,6 +57,14 @@ class Ledger:
         return not self._taken
 
     @property
+    def next_owed(self) -> int:
+        """The first offset that is neither done nor taken: what is to be fetched next, be it for the second time."""
+        offset = self._base
+        while offset < self.next_offset and (offset in self._taken or self.is_done(offset)):
+            offset += 1
+        return offset
+
+    @property
     def span(self) -> int:
         """Offsets from base to behind the highest one seen."""
         return self.next_offset - self._base

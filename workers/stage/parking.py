@@ -152,9 +152,9 @@ class Lot:
         """Whether partitions are to be paused: there was no room for a while, and half of it was not free since."""
         self.parked = 0
         self.bytes = 0
-        self._put_off: dict[Partition, int] = {}
-        """Partitions whose records are put off, with how many of them may be. They count nowhere else here, or enough
-        of them would leave no room for anybody else until they are due."""
+        self._put_off: dict[Partition, bool] = {}
+        """Partitions whose records are put off, and whether the first is due soon. They count nowhere else here, or
+        enough of them would leave no room for anybody else until they are due."""
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
@@ -256,30 +256,48 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's records, and those that come; only the first may stay where that is not due `soon`."""
+        """Put off a partition's records, and those that come, as the first is not due; none come until it is `soon`."""
         before = self._put_off.get(partition)
         if before is None:
             self._count(partition, -partition.parked, -partition.parked_bytes)
-        self._put_off[partition] = AHEAD_RECORDS if soon else 1
+        self._put_off[partition] = soon
         if before is None:
             self._count(partition, partition.parked, partition.parked_bytes)
-        elif soon and before == 1:
+        if not soon:
+            self._cut[partition] = 0
+        elif before is False:
             self._cut.pop(partition, None)  # time to have those here that are behind it
 
-    def cut(self, partition: Partition) -> list[Record]:
-        """Take out what may not be put off here of a partition, the last one first.
+    def bring_back(self, partition: Partition) -> None:
+        """A partition's records wait for room, and no longer for their time."""
+        if partition in self._put_off:
+            self._count(partition, -partition.parked, -partition.parked_bytes)
+            del self._put_off[partition]
+            self._cut.pop(partition, None)
+            self._count(partition, partition.parked, partition.parked_bytes)
 
-        All partitions together may have as much as may be parked, in units; who has more than an equal part makes room.
+    def cut(self) -> list[tuple[Partition, list[Record]]]:
+        """Take out what may not be put off here: of each partition, the last one first.
+
+        All of them together may have as much as may be parked, in units. Who is not due soon makes room first.
         """
-        most = self._put_off[partition]
-        if most > 1 and partition.parked <= most:
-            limit = self._capacity
-            if self._put_off_records + self.put_off_bytes // UNIT_BYTES <= limit:
-                return []
-            if len(self._put_off) * (partition.parked + partition.parked_bytes // UNIT_BYTES) <= limit:
-                return []
-            most = max(1, partition.parked // 2)
-        self._cut[partition] = most // 2
+        found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
+        while self._put_off_records + self.put_off_bytes // UNIT_BYTES > self._capacity:
+            heaviest = self._heaviest_put_off()
+            if heaviest is None:
+                break
+            found.append((heaviest, self._keep(heaviest, heaviest.parked // 2 if self._put_off[heaviest] else 1)))
+        return found
+
+    def _heaviest_put_off(self) -> Partition | None:
+        """Of those that have more than their first record: one that is not due soon, or has more than an equal part."""
+        most = self._capacity / len(self._put_off)
+        several = [partition for partition in self._put_off if partition.parked > 1]
+        late = [partition for partition in several if not self._put_off[partition]]
+        return max(late or [partition for partition in several if _units(partition) > most], key=_units, default=None)
+
+    def _keep(self, partition: Partition, most: int) -> list[Record]:
+        self._cut[partition] = most // 2 if self._put_off[partition] else 0
         return self.remove(partition, keep=most)
 
     def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
@@ -332,6 +350,10 @@ class Lot:
 
 def _cost(line: Line) -> int:
     return line.cost
+
+
+def _units(partition: Partition) -> int:
+    return partition.parked + partition.parked_bytes // UNIT_BYTES
 
 
 def _offset(record: Record) -> int:

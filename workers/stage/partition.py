@@ -120,6 +120,7 @@ class Partition:
     def give_back(self, records: Iterable[Record]) -> None:
         """These were taken and not tried; they are fetched again before resuming."""
         for record in records:
+            self.at_end = False
             self.ledger.drop(record.offset)
             if self.rewind_to is None or record.offset < self.rewind_to:
                 self.rewind_to = record.offset

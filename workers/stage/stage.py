@@ -33,6 +33,8 @@ IDLE_SECONDS = 0.02
 """How long to wait for a record where nothing else can happen; a stop is noticed after that."""
 SOON_SECONDS = 10.0
 """How soon a record has to be due for others to wait behind it here. A later one's room is better used otherwise."""
+OVERDUE_SECONDS = 1.0
+"""How long a record has to be due, and to have no room, for what is behind it to be waiting for room too."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
 GAP_SECONDS = 1.0
@@ -353,6 +355,8 @@ class Stage:
             if left > 0:
                 self._window.put_off_until_due(partition, soon=left <= SOON_SECONDS)
                 partition.look_again = now + min(left, LOOK_AGAIN_SECONDS)
+            elif left < -OVERDUE_SECONDS:
+                self._window.bring_back(partition)
 
     def _give_back(self, partition: Partition, released: list[Record]) -> None:
         partition.give_back(released)
@@ -531,9 +535,8 @@ class Stage:
 
     def _regulate(self) -> None:
         """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
-        for partition in tuple(self._window.put_off):
-            if behind := self._window.cut(partition):
-                self._give_back(partition, behind)
+        for partition, behind in self._window.cut():
+            self._give_back(partition, behind)
         pause, resume = self._window.changes(self._partitions.values())
         pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
         if not pause and not resume:

@@ -116,8 +116,9 @@ class Watch:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            if not partition.at_end or (marks is not None and marks[1] > partition.ledger.next_offset):
-                partition.rewind_to = partition.ledger.next_offset
+            owed = partition.ledger.next_owed  # which may be something that was given back
+            if not partition.at_end or (marks is not None and marks[1] > owed):
+                partition.rewind_to = owed
                 found.append(partition)
         return found
 

@@ -134,9 +134,13 @@ class Window:
         """Have a partition's parked records, and those that come, wait in nobody's room; see `cut`."""
         self.first.put_off_until_due(partition, soon=soon)
 
-    def cut(self, partition: Partition) -> list[Record]:
-        """Take out what may not be put off here, the last one first."""
-        return self.first.cut(partition)
+    def bring_back(self, partition: Partition) -> None:
+        """A partition's parked records wait for room, and no longer for their time."""
+        self.first.bring_back(partition)
+
+    def cut(self) -> list[tuple[Partition, list[Record]]]:
+        """Take out what may not be put off here: of each partition, the last one first."""
+        return self.first.cut()
 
     def wants_pause(self, partition: Partition) -> bool:
         """Whether a partition is not to be fetched from now."""
