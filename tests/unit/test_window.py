@@ -233,6 +233,21 @@ def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_
     assert changes(window, early, other) == ([], [early])
 
 
+def test_a_tier_of_which_enough_is_here_is_not_fetched_from_each_time_that_its_first_record_is_due_soon() -> None:
+    """Or all that waits in a tier of records some time apart is fetched again for each of them."""
+    window = Window(Limits())
+    tier = put_off(window, 0, AHEAD_RECORDS + 100, soon=False)
+    assert cut(window) == [(0, [*range(AHEAD_RECORDS + 99, AHEAD_RECORDS - 1, -1)])]
+    tier.paused = True
+    for _ in range(AHEAD_RECORDS // 2):
+        window.put_off_until_due(tier, soon=True)
+        assert (cut(window), changes(window, tier)) == ([], ([], []))
+        draw(window, tier, 1)
+        window.put_off_until_due(tier, soon=False)
+    window.put_off_until_due(tier, soon=True)
+    assert changes(window, tier) == ([], [tier])
+
+
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
     """Or all that waits in it is fetched again, each time that one record is due."""
     window = Window(Limits())

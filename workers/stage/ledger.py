@@ -59,10 +59,10 @@ class Ledger:
     @property
     def next_owed(self) -> int:
         """The first offset that is neither done nor taken: what is to be fetched next, be it for the second time."""
-        offset = self._base
-        while offset < self.next_offset and (offset in self._taken or self.is_done(offset)):
-            offset += 1
-        return offset
+        given_back = ~self._done & ((1 << self.span) - 1)
+        for offset in self._taken:
+            given_back &= ~(1 << (offset - self._base))
+        return self._base + (given_back & -given_back).bit_length() - 1 if given_back else self.next_offset
 
     @property
     def span(self) -> int:

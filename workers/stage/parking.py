@@ -265,8 +265,10 @@ class Lot:
             self._count(partition, partition.parked, partition.parked_bytes)
         if not soon:
             self._cut[partition] = 0
+        elif before is False and partition.parked > AHEAD_RECORDS // 2:
+            self._cut[partition] = AHEAD_RECORDS // 2  # enough is here
         elif before is False:
-            self._cut.pop(partition, None)  # time to have those here that are behind it
+            self._cut.pop(partition, None)
 
     def bring_back(self, partition: Partition) -> None:
         """A partition's records wait for room, and no longer for their time."""

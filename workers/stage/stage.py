@@ -537,8 +537,8 @@ class Stage:
         """Pause and resume partitions. What is not possible while an assignment is being made is tried next round."""
         for partition, behind in self._window.cut():
             self._give_back(partition, behind)
+        self.watch.seek_stalled(self._partitions.values())
         pause, resume = self._window.changes(self._partitions.values())
-        pause += [p for p in self.watch.stalled(self._partitions.values()) if not p.paused]
         if not pause and not resume:
             return
         if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):

@@ -105,10 +105,9 @@ class Watch:
                 backlog = max(0, marks[1] - partition.ledger.base)
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 
-    def stalled(self, partitions: Iterable[Partition]) -> list[Partition]:
-        """Partitions that have records to give and have given none for 10 s; they are to be sought again."""
+    def seek_stalled(self, partitions: Iterable[Partition]) -> None:
+        """Have partitions sought again that have records to give and have given none for 10 s."""
         now = self._clock.monotonic()
-        found = []
         for partition in partitions:
             if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
                 continue  # it is sought anyway, and further back than here
@@ -119,8 +118,6 @@ class Watch:
             owed = partition.ledger.next_owed  # which may be something that was given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.rewind_to = owed
-                found.append(partition)
-        return found
 
     def gone(self, partition: Partition) -> None:
         """Its backlog is another worker's to report."""
