@@ -81,7 +81,7 @@ def main() -> None:
         title(
             f"Healthy endpoints beside sick ones: {load.per_second:g} results/s for {load.seconds:g} s, ten endpoints"
         )
-        sick_endpoints.compare(kafka, load, options.runs)
+        sick_endpoints.compare(kafka, load, options.runs, options.tries)
 
 
 def _options() -> argparse.Namespace:
@@ -95,6 +95,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
     parser.add_argument(
         "--runs", type=int, default=5, help="of a whole process, and of each side where endpoints are sick"
+    )
+    parser.add_argument(
+        "--tries", type=int, default=4, help="runs beside sick endpoints until one had the machine to itself"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()

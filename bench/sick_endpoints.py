@@ -34,7 +34,6 @@ PARTITIONS = 4
 LAST_SECONDS = 60.0
 STOLEN = 0.01
 """Of the machine's CPU time: what others may have had of it during a run that is not done again."""
-TRIES = 4
 MOVED = 1.1
 """How much longer the healthy ones may take beside sick ones."""
 
@@ -74,14 +73,17 @@ Took = list[float]
 QUANTILES = {"p50": 49, "p99": 98}
 
 
-def compare(kafka: Kafka, load: Load, count: int) -> None:
-    """Run the sides in turn, after a run that warms Kafka up, and print what came out. `count`: rounds."""
+def compare(kafka: Kafka, load: Load, count: int, tries: int) -> None:
+    """Run the sides in turn, after a run that warms Kafka up, and print what came out.
+
+    `count`: rounds. `tries`: how often at the most each run is done because the machine was not ours.
+    """
     _run(kafka, load, Side.WELL)
     runs: dict[Side, list[Took]] = {side: [] for side in Side}
     for number in range(count):
         # In one order and then in the other: what else the machine does changes slowly.
         for side in Side if number % 2 == 0 else reversed(Side):
-            runs[side].append(_undisturbed(kafka, load, side))
+            runs[side].append(_undisturbed(kafka, load, side, tries))
     lines = [_line(side, runs[side]) for side in Side]
     table(("of the eight others", "p50 ms (median)", "in each run", "p99 ms (median)", "in each run"), lines)
     for side in (Side.AGAIN, Side.HUNG, Side.HUNG_AND_REFUSING):
@@ -115,10 +117,10 @@ def _quantile(which: str, run: Took) -> float:
     return statistics.quantiles(run, n=100, method="inclusive")[QUANTILES[which]]
 
 
-def _undisturbed(kafka: Kafka, load: Load, side: Side) -> Took:
+def _undisturbed(kafka: Kafka, load: Load, side: Side, tries: int) -> Took:
     """A run during which the machine was ours; of several during which it was not, the one in which it was most."""
     tried: list[tuple[float, Took]] = []
-    while len(tried) < TRIES and (not tried or tried[-1][0] > STOLEN):
+    while len(tried) < tries and (not tried or tried[-1][0] > STOLEN):
         before = psutil.cpu_times()
         took = _run(kafka, load, side)
         tried.append((_stolen(before, psutil.cpu_times()), took))

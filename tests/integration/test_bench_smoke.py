@@ -51,7 +51,7 @@ def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: No
 def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
     broker: Broker, clean_processes: None
 ) -> None:
-    sizes = ("--callbacks", "100", "--slices", "2", "--queued", "500", "--runs", "1")
+    sizes = ("--callbacks", "100", "--slices", "2", "--queued", "500", "--runs", "1", "--tries", "1")
     schedule = ("--rate", "50", "--seconds", "2", "--warm-up", "1")
     printed = bench("delivery", broker.bootstrap_servers, *sizes, *schedule)
     sides = ["bare aiohttp", "bare aiohttp that signs", "delivery"]
