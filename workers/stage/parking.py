@@ -31,7 +31,12 @@ Ready = Callable[[Partition, Sequence[Record], int], int]
 
 def cost_of(record: Record) -> int:
     """Units."""
-    return 1 + len(record.value) // UNIT_BYTES
+    return _units(1, len(record.value))
+
+
+def _units(records: int, size: int) -> int:
+    """Units, about, where these are several records of `size` bytes in all."""
+    return records + size // UNIT_BYTES
 
 
 class Line:
@@ -49,7 +54,7 @@ class Line:
     @property
     def cost(self) -> int:
         """Units, about: of all its records."""
-        return self.records + self.bytes // UNIT_BYTES
+        return _units(self.records, self.bytes)
 
     def add(self, partition: Partition, record: Record) -> None:
         """At the end of its partition's queue."""
@@ -260,9 +265,10 @@ class Lot:
         before = self._put_off.get(partition)
         if before is None:
             self._count(partition, -partition.parked, -partition.parked_bytes)
-        self._put_off[partition] = soon
-        if before is None:
+            self._put_off[partition] = soon
             self._count(partition, partition.parked, partition.parked_bytes)
+        else:
+            self._put_off[partition] = soon
         if not soon:
             self._cut[partition] = 0
         elif before is False and partition.parked > AHEAD_RECORDS // 2:
@@ -284,7 +290,7 @@ class Lot:
         All of them together may have as much as may be parked, in units. Who is not due soon makes room first.
         """
         found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
-        while self._put_off_records + self.put_off_bytes // UNIT_BYTES > self._capacity:
+        while _units(self._put_off_records, self.put_off_bytes) > self._capacity:
             heaviest = self._heaviest_put_off()
             if heaviest is None:
                 break
@@ -296,7 +302,7 @@ class Lot:
         most = self._capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]
         late = [partition for partition in several if not self._put_off[partition]]
-        return max(late or [partition for partition in several if _units(partition) > most], key=_units, default=None)
+        return max(late or [one for one in several if _parked_units(one) > most], key=_parked_units, default=None)
 
     def _keep(self, partition: Partition, most: int) -> list[Record]:
         self._cut[partition] = most // 2 if self._put_off[partition] else 0
@@ -354,8 +360,8 @@ def _cost(line: Line) -> int:
     return line.cost
 
 
-def _units(partition: Partition) -> int:
-    return partition.parked + partition.parked_bytes // UNIT_BYTES
+def _parked_units(partition: Partition) -> int:
+    return _units(partition.parked, partition.parked_bytes)
 
 
 def _offset(record: Record) -> int:

@@ -337,8 +337,12 @@ class Stage:
 
     def _is_due(self, record: Record) -> bool:
         """Whether its pace lets a record run now."""
+        return self._seconds_left(record) <= 0
+
+    def _seconds_left(self, record: Record) -> float:
+        """How long its pace holds a record back; no more than nothing where it is due."""
         due_ms = self._pace.due_ms(record)
-        return due_ms is None or due_ms <= self._clock.time() * 1000
+        return 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
 
     def _was_never_due(self, record: Record) -> bool:
         """Not where its stamp is from the future: then each owner counts its wait from when it sees it."""
@@ -350,8 +354,7 @@ class Stage:
         for partition in self._partitions.values():
             if not (partition.parked and partition.dispatchable and now >= partition.look_again):
                 continue
-            due_ms = self._pace.due_ms(self._window.next_of(partition))
-            left = 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
+            left = self._seconds_left(self._window.next_of(partition))
             if left > 0:
                 self._window.put_off_until_due(partition, soon=left <= SOON_SECONDS)
                 partition.look_again = now + min(left, LOOK_AGAIN_SECONDS)
