@@ -1,6 +1,17 @@
 """How long complete records wait for others to be settled with."""
 
-from workers.stage.company import MOST_SECONDS, SHARE, Company
+from workers.stage.company import (
+    LINGER_BYTES,
+    LINGER_RECORDS,
+    LINGER_SECONDS,
+    MOST_SECONDS,
+    SHARE,
+    Company,
+    Lingering,
+)
+from workers.stage.partition import Partition
+from workers.stage.record import Output, Record
+from workers.stage.runner import Completion
 
 
 def told(took_seconds: float, times: int = 200) -> Company:
@@ -44,3 +55,42 @@ def test_where_nobody_waits_for_what_is_settled_even_the_quickest_wait_for_other
     company.came(0.0, now=10.0)
     assert company.expects(10.04)
     assert not company.expects(10.06)
+
+
+def complete(*outputs: Output, value: bytes = b"") -> Completion:
+    return Completion(Partition("t", 0, 1, 0.0), Record("t", 0, 0, value), outputs, 0.0)
+
+
+def test_what_lingers_waits_until_the_first_of_it_has_waited_long_enough() -> None:
+    lingering, first, second = Lingering(), complete(), complete()
+    lingering.add(first, 10.0)
+    lingering.add(second, 10.0 + LINGER_SECONDS * 0.9)
+    assert lingering.over(10.0 + LINGER_SECONDS * 0.9) == []
+    assert lingering.over(10.0 + LINGER_SECONDS) == [first, second]
+    assert lingering.over(99.0) == []
+    lingering.add(first, 99.0)
+    assert lingering.over(99.0) == []
+
+
+def test_what_lingers_waits_no_longer_once_there_is_much_of_it() -> None:
+    lingering = Lingering()
+    for _ in range(LINGER_RECORDS):
+        assert lingering.over(10.0) == []
+        lingering.add(complete(), 10.0)
+    assert len(lingering.over(10.0)) == LINGER_RECORDS
+
+
+def test_what_lingers_waits_no_longer_once_it_is_large() -> None:
+    lingering = Lingering()
+    for _ in range(2):
+        lingering.add(complete(value=bytes(LINGER_BYTES // 2)), 10.0)
+    assert len(lingering.over(10.0)) == 2
+    lingering.add(complete(value=b"small"), 10.0)
+    assert lingering.over(10.0) == []
+
+
+def test_a_record_lingers_only_where_all_of_its_outputs_may() -> None:
+    now, later = Output("now", b""), Output("later", b"", may_linger=True)
+    assert complete(later, later).may_linger
+    assert not complete(later, now).may_linger
+    assert not complete().may_linger

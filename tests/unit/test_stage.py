@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
+from workers.stage.company import LINGER_SECONDS
 from workers.stage.intake import Committed, PartitionId
 from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
@@ -170,6 +172,65 @@ def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> 
     stage._pending = stage._pending[:window]
     stage._dispatch()
     assert stage._window.running == 3_000 - 2 * window
+
+
+WAITS_ON = (Output("tier", b"", may_linger=True),)
+
+
+def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:
+    """The handler has returned for these, and the stage has heard of it."""
+    for offset in offsets:
+        stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), outputs, 0.0))
+    stage._collect()
+
+
+def test_what_only_waits_on_is_settled_later_and_delays_nothing_else() -> None:
+    clock = HandClock()
+    stage, _, partition = stage_with(Intake(), clock, parked=4)
+    stage._dispatch()
+    ended(stage, partition, 0, 2, outputs=WAITS_ON)
+    ended(stage, partition, 1)
+    assert stage._compose().offsets == {partition: [1]}
+    clock.now += LINGER_SECONDS
+    ended(stage, partition, 3)
+    assert stage._compose().offsets == {partition: [1, 3, 0, 2]}
+
+
+def test_a_suspect_is_settled_at_once_also_where_it_only_waits_on() -> None:
+    stage, _, partition = stage_with(Intake(), HandClock(), parked=1)
+    stage._dispatch()
+    partition.suspects[0] = Suspect(running=True)
+    ended(stage, partition, 0, outputs=WAITS_ON)
+    assert stage._compose().offsets == {partition: [0]}
+
+
+def test_a_partition_that_goes_is_held_up_by_nothing_that_only_waits_on() -> None:
+    class Noting(Settler):
+        seen: tuple[int, ...] = ()
+
+        def listen(self) -> None:
+            self.seen = max(self.seen, tuple(completion.record.offset for completion in stage._pending))
+
+    settler = Noting()
+    stage, _, partition = stage_with(Intake(), HandClock(), parked=2, settler=settler)
+    stage._dispatch()
+    ended(stage, partition, 0, outputs=WAITS_ON)
+    stage._close(partition)
+    ended(stage, partition, 1, outputs=WAITS_ON)
+    assert [completion.record.offset for completion in stage._pending] == [1]
+    stage._give_away([partition], Deadline.after(stage._clock, 0.01))
+    assert settler.seen == (1, 0)
+
+
+def test_what_waits_to_be_settled_later_is_forgotten_with_its_partition() -> None:
+    clock = HandClock()
+    stage, _, partition = stage_with(Intake(), clock, parked=2)
+    stage._dispatch()
+    ended(stage, partition, 0, 1, outputs=WAITS_ON)
+    stage._abandon(partition)
+    clock.now += LINGER_SECONDS
+    ended(stage, partition)
+    assert not stage._pending
 
 
 def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opened() -> None:

@@ -133,7 +133,7 @@ def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: 
         (names.LEFT, str(left_ms).encode()),
         *_written(pending, now_ms),
     ]
-    return Output(tier_topic, record.value, record.key, headers)
+    return Output(tier_topic, record.value, record.key, headers, may_linger=True)
 
 
 def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
@@ -145,7 +145,7 @@ def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms:
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
         *_written(pending, now_ms),
     ]
-    return Output(tier_topic, record.value, record.key, headers)
+    return Output(tier_topic, record.value, record.key, headers, may_linger=True)
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:

@@ -3,15 +3,24 @@
 A transaction costs Kafka the same whether it carries one record or a thousand. Jobs that take seconds, as those of an
 engine do, come back one by one; a small part of the time that they took is nothing to them, and saves most
 transactions. Jobs that take no time wait for nobody, unless the stage says that nobody waits for what it settles.
+
+What may linger waits longer, for others of its kind. With each transaction that it is part of, Kafka writes to one
+topic more and ends the transaction there too, and the next fetch brings that instead of what somebody waits for.
 """
 
 from __future__ import annotations
+
+from workers.stage.runner import Completion
 
 SHARE = 0.02
 """Of the time that handling took."""
 MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """Of the newest record in the moving average."""
+LINGER_SECONDS = 0.5
+LINGER_RECORDS = 500
+LINGER_BYTES = 4 * 1024 * 1024
+"""A quarter of the smallest window: where that is full nothing is fetched."""
 
 
 class Company:
@@ -40,3 +49,29 @@ class Company:
     def expects(self, now: float) -> bool:
         """Whether the first of those that are complete still waits."""
         return self._since is not None and now - self._since < self.seconds
+
+
+class Lingering:
+    """What is complete and may be settled later, in the order in which it came. The Kafka thread owns it."""
+
+    def __init__(self) -> None:
+        self.completions: list[Completion] = []
+        self._since = 0.0
+        self._bytes = 0
+
+    def add(self, completion: Completion, now: float) -> None:
+        """One more; `now` is monotonic seconds."""
+        if not self.completions:
+            self._since, self._bytes = now, 0
+        self.completions.append(completion)
+        self._bytes += len(completion.record.value)
+
+    def over(self, now: float) -> list[Completion]:
+        """Take all out, once the first has waited for LINGER_SECONDS or there is much of it; else nothing."""
+        much = len(self.completions) >= LINGER_RECORDS or self._bytes >= LINGER_BYTES
+        return self.end() if much or now >= self._since + LINGER_SECONDS else []
+
+    def end(self) -> list[Completion]:
+        """Take all out."""
+        ended, self.completions = self.completions, []
+        return ended

@@ -54,6 +54,8 @@ class Output:
     headers: Headers | None = None
     partition: int | None = None
     """None: the number of a partition that is settled in the same transaction, of this or of another record."""
+    may_linger: bool = False
+    """Whether it may be settled half a second later, with others of its kind: it says only that something waits on."""
 
 
 @dataclass(frozen=True, slots=True)

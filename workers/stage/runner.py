@@ -32,6 +32,11 @@ class Completion:
     deferred: bool = False
     """Whether it was settled untried: then it had no place in the window."""
 
+    @property
+    def may_linger(self) -> bool:
+        """Whether there are outputs, and all of them may be settled later."""
+        return bool(self.outputs) and all(output.may_linger for output in self.outputs or ())
+
 
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
     """A handler's `give_up` returned what no broker would take."""

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.company import Company
+from workers.stage.company import Company, Lingering
 from workers.stage.foresight import Foresight
 from workers.stage.intake import Committed, Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
@@ -119,6 +119,8 @@ class Stage:
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
         self._pending: list[Completion] = []
+        """Complete, and to be settled next."""
+        self._lingering = Lingering()
         self._company = Company(settings.company_seconds)
         self._casualties: list[tuple[Partition, Record]] = []
         self._announced: Cohort | None = None
@@ -413,12 +415,25 @@ class Stage:
                 partition.running -= 1
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
+            elif completion.may_linger and self._has_time(completion):
+                self._lingering.add(completion, now)
             else:
-                self._pending.append(completion)
-                self._company.came(now - completion.dispatched_at, now)
+                self._complete(completion, now)
         if ended:
             self._window.running -= ended
             self._metrics.in_flight.dec(ended)
+        for completion in self._lingering.over(now):
+            self._complete(completion, now)
+
+    def _has_time(self, completion: Completion) -> bool:
+        """Whether nobody waits for it to be settled: others do for the place of a suspect, and for a drain."""
+        partition = completion.partition
+        return partition.phase is Phase.OPEN and completion.record.offset not in partition.suspects
+
+    def _complete(self, completion: Completion, now: float) -> None:
+        """It is settled with the next transaction."""
+        self._pending.append(completion)
+        self._company.came(now - completion.dispatched_at, now)
 
     def _transact(self) -> None:
         """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair."""
@@ -520,8 +535,15 @@ class Stage:
 
     def _forget_settled(self) -> None:
         """Drop completions of which nothing is owed any more."""
+        self._pending = self._still_owed(self._pending)
+        self._lingering.completions = self._still_owed(self._lingering.completions)
+        if not self._pending:
+            self._company.left()
+
+    def _still_owed(self, completions: list[Completion]) -> list[Completion]:
+        """Those that are still to be settled; the others are done with."""
         kept = []
-        for completion in self._pending:
+        for completion in completions:
             partition, record = completion.partition, completion.record
             if not partition.owned:
                 continue
@@ -530,9 +552,7 @@ class Stage:
                 continue
             self._account(partition, -len(record.value))
             self._isolation.settled(partition, record.offset)
-        self._pending = kept
-        if not kept:
-            self._company.left()
+        return kept
 
     # -- flow ----------------------------------------------------------------------------------------------------
 
@@ -576,6 +596,8 @@ class Stage:
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:
             self._close(partition)
+        for completion in self._lingering.end():
+            self._complete(completion, self._clock.monotonic())
         while not deadline.passed and not all(p.ledger.idle for p in going if p.owned):
             self._turn()
             self._clock.sleep(0.001)
