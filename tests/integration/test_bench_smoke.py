@@ -58,7 +58,7 @@ def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
     named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert [name for name in named if name in sides] == sides
     assert "postback deliver / bare:" in printed
-    assert "p99 where one hangs / where all are well, median of the rounds" in printed
+    assert "p99 where one hangs / mean of both where all are well, median of the rounds" in printed
 
 
 def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> None:
