@@ -51,6 +51,9 @@ WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
+BETWEEN_SECONDS = 30
+"""Where a callback waits that has longer to wait than the shortest of them and less than the next, mostly since its
+origin is left alone: five seconds and five minutes are far apart, and what comes round is written anew each time."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
@@ -83,6 +86,13 @@ def tier_name(delay_seconds: float) -> str:
         if seconds % size == 0:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def tiers_of(delays_seconds: Iterable[float]) -> tuple[float, ...]:
+    """How long the tiers are of a schedule with these waits, shortest first: each wait's, and the one between."""
+    delays = set(delays_seconds)
+    between = {BETWEEN_SECONDS} if min(delays) < BETWEEN_SECONDS < max(delays) else set()
+    return tuple(sorted(delays | between))
 
 
 def tier_delay(name: str) -> float | None:
@@ -168,7 +178,7 @@ class Topics:
     @property
     def tiers(self) -> dict[float, str]:
         """Delay in seconds to topic, shortest first."""
-        return {delay: self.tier(delay) for delay in sorted(self.tier_delays_seconds)}
+        return {delay: self.tier(delay) for delay in tiers_of(self.tier_delays_seconds)}
 
     def former_tiers(self, existing: Iterable[str]) -> dict[str, float]:
         """Topic to delay in seconds, of the tiers among these topics that the schedule has no more."""

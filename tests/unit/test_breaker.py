@@ -150,6 +150,17 @@ def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by
     assert breaker.patience(at) == seconds
 
 
+def test_while_a_probe_hangs_whoever_is_turned_away_waits_until_it_has_taken_as_long_as_the_last_failure() -> None:
+    breaker = breaker_that_saw("xx")
+    breaker.judge(Verdict.FAILS, 0.0, probe=False, took_seconds=20.0)
+    assert breaker.patience(4.0) == 5.0
+    assert breaker.take_probe(5.0)
+    assert [breaker.patience(at) for at in (5.0, 10.0, 21.0, 25.0)] == [20.0, 15.0, 5.0, 5.0]
+    breaker.judge(Verdict.FAILS, 6.0, probe=True, took_seconds=1.0)
+    assert breaker.take_probe(16.0)
+    assert breaker.patience(16.0) == 10.0
+
+
 def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longest_time() -> None:
     breaker = breaker_that_saw("xxx")
     probe(breaker, 5.0, Verdict.FAILS)

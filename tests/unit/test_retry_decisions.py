@@ -61,7 +61,8 @@ TABLE = [
     # Retry-After is a floor, met with the slack on top; what is left after the tier is hopped through.
     Row(1, failed(THROTTLED, 0), Retry(5, NOW + 5_000)),
     Row(1, failed(THROTTLED, 3), Retry(5, NOW + 5_000)),
-    Row(1, failed(THROTTLED, 60), Retry(5, NOW + 60_500)),
+    Row(1, failed(THROTTLED, 20), Retry(5, NOW + 20_500)),
+    Row(1, failed(THROTTLED, 60), Retry(30, NOW + 60_500)),
     Row(1, failed(THROTTLED, 300), Retry(300, NOW + 300_500)),
     Row(1, failed(THROTTLED, DAY), Retry(86400, NOW + 86_400_500)),
     Row(4, failed(THROTTLED, 60), Retry(7200, NOW + 7_200_000)),
@@ -93,8 +94,8 @@ def test_jitter_spreads_a_wait_over_ten_percent_and_keeps_its_tier(attempt: int)
 @pytest.mark.parametrize(
     ("left_seconds", "tier"),
     [
-        (-10, 5), (0, 5), (4.9, 5), (5, 5), (299.9, 5), (300, 300), (1_799, 300), (1_800, 1800), (86_399, 72000),
-        (86_400, 86400), (10 * DAY, 86400),
+        (-10, 5), (0, 5), (4.9, 5), (5, 5), (29.9, 5), (30, 30), (299.9, 30), (300, 300), (1_799, 300), (1_800, 1800),
+        (86_399, 72000), (86_400, 86400), (10 * DAY, 86400),
     ],
 )  # fmt: skip
 def test_a_hop_takes_the_largest_tier_that_fits(left_seconds: float, tier: float) -> None:
@@ -190,8 +191,10 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
         (0, 5),
         (3, 5),
         (5, 5),
-        (10, 5),
-        (149, 5),
+        (14, 5),
+        (15, 30),
+        (30, 30),
+        (149, 30),
         (150, 300),
         (300, 300),
         (301, 300),

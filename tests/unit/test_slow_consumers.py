@@ -14,7 +14,7 @@ from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.retries import Schedule, busy_tier
 from workers.delivery.settings import DeliverySettings
 
-TIERS = Schedule(TIER_DELAYS_SECONDS).tiers
+WAITS = Schedule(TIER_DELAYS_SECONDS).waits
 # A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.
 SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
 A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
@@ -61,7 +61,7 @@ class Consumer:
                     self.delivered.append(asyncio.get_running_loop().time())
                     return
             except DestinationBusy as busy:
-                tier = busy_tier(busy.turn_seconds, deferred, TIERS)
+                tier = busy_tier(busy.turn_seconds, deferred, WAITS)
             deferred += 1
             self.writes += 1
             await asyncio.sleep(tier)

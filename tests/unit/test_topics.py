@@ -13,6 +13,7 @@ from schemas.topics import (
     Topics,
     tier_delay,
     tier_name,
+    tiers_of,
 )
 from workers.cancellations import KEPT_MS
 
@@ -74,7 +75,28 @@ def test_no_two_tiers_share_a_topic() -> None:
 
 
 def test_tiers_are_listed_from_the_shortest_delay() -> None:
-    assert list(Topics("", (300, 5)).tiers.items()) == [(5, "callback_retries.5s"), (300, "callback_retries.5m")]
+    assert list(Topics("", (0.5, 5, 0.3)).tiers.items()) == [
+        (0.3, "callback_retries.300ms"), (0.5, "callback_retries.500ms"), (5, "callback_retries.5s"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("waits", "tiers"),
+    [
+        ((5, 300), (5, 30, 300)),
+        (TIER_DELAYS_SECONDS, (5, 30, *TIER_DELAYS_SECONDS[1:])),
+        ((5, 30, 300), (5, 30, 300)),
+        ((30, 300), (30, 300)),
+        ((60, 300), (60, 300)),
+        ((5, 30), (5, 30)),
+        ((5,), (5,)),
+    ],
+)
+def test_a_tier_of_thirty_seconds_lies_between_the_waits_of_a_schedule_that_goes_past_it(
+    waits: tuple[float, ...], tiers: tuple[float, ...]
+) -> None:
+    assert tiers_of(waits) == tiers
+    assert tuple(Topics("", waits).tiers) == tiers
 
 
 def test_the_lanes_are_named_by_engine_and_urgency() -> None:

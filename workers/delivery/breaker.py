@@ -77,7 +77,9 @@ class Breaker:
         self._recent = 0
         """The last attempts as bits, the last one lowest; 1 is a failure."""
         self._counted = 0
-        self._probing = False
+        self._failed_after = 0.0
+        """How long the last failure took to be one."""
+        self._probing_since: float | None = None
 
     def state(self, now: float) -> State:
         """Where it stands."""
@@ -91,15 +93,19 @@ class Breaker:
 
     def leaves_alone(self, now: float) -> bool:
         """Whether nobody may be let through: until its time is over, and while its probe is under way."""
-        return self._open and (self._probing or now < self._until)
+        return self._open and (self._probing_since is not None or now < self._until)
 
     def patience(self, now: float) -> float:
-        """How long whoever is turned away does well to wait: no less than it is open in all, the longest time at most.
+        """How long whoever is turned away does well to wait.
 
-        What comes round every few seconds until then, or while a probe hangs, costs more than what comes late by as
-        long again.
+        No less than it is open in all, the longest time at most; and while there is a probe, until that has taken as
+        long as the last failure did. What comes round every few seconds until then costs more than what comes late by
+        as long again.
         """
-        return max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
+        seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
+        if self._probing_since is None:
+            return seconds
+        return max(seconds, self._probing_since + self._failed_after - now)
 
     def is_dead(self, now: float) -> bool:
         """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""
@@ -113,19 +119,23 @@ class Breaker:
 
     def take_probe(self, now: float) -> bool:
         """Whether the caller may make the one attempt of a half-open breaker. It has to be judged, or given back."""
-        if self._probing or self.state(now) is not State.HALF_OPEN:
+        if self._probing_since is not None or self.state(now) is not State.HALF_OPEN:
             return False
-        self._probing = True
+        self._probing_since = now
         return True
 
     def give_back_probe(self) -> None:
         """The probe has come to nothing: somebody else may make it."""
-        self._probing = False
+        self._probing_since = None
 
-    def judge(self, verdict: Verdict, now: float, *, probe: bool, wait_seconds: float = 0.0) -> None:
-        """Take in what an attempt has shown. `wait_seconds` is what the origin asked for."""
+    def judge(
+        self, verdict: Verdict, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
+    ) -> None:
+        """Take in what an attempt has shown, and how long it took. `wait_seconds` is what the origin asked for."""
+        if verdict is Verdict.FAILS:
+            self._failed_after = took_seconds
         if probe:
-            self._probing = False
+            self._probing_since = None
             self._judge_probe(verdict, now)
         elif not self._open:
             self._judge_usual(verdict, now)

@@ -120,7 +120,7 @@ class DeliveryHandler(TierPace):
         except OriginLeftAlone as alone:
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
-            tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.tiers)
+            tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.waits)
             return (self._deferred(record, pending, tier),)
         except Exhausted:
             return (self._deferred(record, pending, self._schedule.smallest_tier),)

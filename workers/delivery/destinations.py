@@ -282,10 +282,13 @@ class Destinations:
             if place.probe:
                 load.breaker.give_back_probe()
             return
-        now, verdict = self._clock.monotonic(), verdict_of(place.outcome)
+        now, outcome, verdict = self._clock.monotonic(), place.outcome, verdict_of(place.outcome)
         before = load.breaker.state(now)
-        load.breaker.judge(verdict, now, probe=place.probe, wait_seconds=asked_to_wait(place.outcome))
-        self._adjust(load, place.outcome, verdict)
+        load.breaker.judge(
+            verdict, now,
+            probe=place.probe, wait_seconds=asked_to_wait(outcome), took_seconds=outcome.duration_seconds,
+        )  # fmt: skip
+        self._adjust(load, outcome, verdict)
         self._note(destination, load, verdict)
         after = load.breaker.state(now)
         if after is State.OPEN and before is not State.OPEN:

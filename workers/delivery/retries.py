@@ -8,7 +8,7 @@ and as a duration, so that a clock that is set back, or is behind those of other
 
 Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time: whatever
 failed together comes back apart. It is met to within 2 % of the wait (the slack): chasing the rest of a long wait
-through the 5 s tier would write a record thirty times for nothing. A `Retry-After` is a floor and is met in full.
+through the smallest tiers would write a record many times for nothing. A `Retry-After` is a floor and is met in full.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from schemas.topics import TIER_DELAYS_SECONDS
+from schemas.topics import TIER_DELAYS_SECONDS, tiers_of
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.retry_after import MAX_RETRY_AFTER_SECONDS
 
@@ -43,16 +43,19 @@ _SMALLEST_TIER_SLACK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The waits between attempts, shortest first; each has its tier."""
+    """The waits between attempts, in their order, and the tiers, shortest first: one of each, and one between."""
 
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
+    waits: tuple[float, ...] = field(init=False)
+    """Each once, shortest first."""
     tiers: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.delays_seconds or min(self.delays_seconds) <= 0:
             raise ValueError("a schedule needs at least one wait, and all of them longer than nothing")
-        object.__setattr__(self, "tiers", tuple(sorted(set(self.delays_seconds))))
+        object.__setattr__(self, "waits", tuple(sorted(set(self.delays_seconds))))
+        object.__setattr__(self, "tiers", tiers_of(self.delays_seconds))
 
     @property
     def smallest_tier(self) -> float:
@@ -139,25 +142,25 @@ def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
 
-def busy_tier(turn_seconds: float, deferred: int, tiers: tuple[float, ...]) -> float:
+def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> float:
     """Where a record is deferred whose destination has its share, until its turn comes in so many seconds.
 
-    What goes round the smallest tier keeps the destination busy until what waits longer is back, so only what has no
-    turn until then waits longer: nobody's turn is missed, and a long line is not written anew every few seconds. The
-    first few times say little of how long the line is.
+    `waits` are the schedule's, shortest first. What goes round the smallest tier keeps the destination busy until what
+    waits longer is back, so only what has no turn until then waits longer: nobody's turn is missed, and a long line is
+    not written anew every few seconds. The first few times say little of how long the line is.
     """
     if deferred < _FIRST_FEW:
-        return tiers[0]
-    return hop(round(1000 * min(turn_seconds, _LONGEST_BUSY_SECONDS)), tiers)
+        return waits[0]
+    return hop(round(1000 * min(turn_seconds, _LONGEST_BUSY_SECONDS)), waits)
 
 
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
-    """Where a record is deferred whose origin is left alone for so long: the longer, the longer it has waited already.
+    """Where a record is deferred that does well to wait so long for its origin; the longer, the longer it has waited.
 
     Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
     long outage a thousand times; this way it is some forty times, seventy where it was there from the beginning, and
-    late by a third of the outage at most, or where that is short by as long again as the origin is left alone, five
-    minutes at most.
+    late by a third of the outage at most, or where that is short by as long again as it is told to wait, five minutes
+    at most.
 
     The tier that is long enough, if that is no longer than this; else the largest that fits, or the smallest.
     """
