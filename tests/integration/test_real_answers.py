@@ -30,6 +30,9 @@ pytestmark = [
 NOTICE = "No source could be used: this answer rests on none."
 ASKED = questions()
 CLOSE = (Support.EXACT, Support.FUZZY)
+FINANCE_MAX_TOKENS = 7_000
+"""More than the 6,200 characters that the profile's schema allows in strings, and what is around them: this model likes
+to fill them, with a digit for a token. One answer in six took more than a thousand."""
 MOSTLY = 16
 """Of twenty answers so many have to stand in their page exactly or nearly. A paraphrase is `lexical`."""
 
@@ -37,7 +40,7 @@ MOSTLY = 16
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gemma() -> AsyncIterator[VllmEngine]:
     """Loaded once for the module. A newline ends an answer: a base model goes on behind it."""
-    settings = VllmSettings(model=str(small_model()), max_model_len=2048, max_num_seqs=16, stop=("\n",))
+    settings = VllmSettings(model=str(small_model()), max_model_len=8192, max_num_seqs=16, stop=("\n",))
     engine = VllmEngine(settings, Metrics())
     await engine.start()
     yield engine
@@ -127,7 +130,8 @@ async def test_a_finance_answer_follows_its_schema_and_its_quotes_are_checked(
     worker: AnsweringWorker, site: Site
 ) -> None:
     asked = "How risky is it to buy the silver mine of Corrow?"
-    result = await worker.answer(asked, site.url("/mine"), site.url("/bridge"), profile="finance", max_tokens=1000)
+    urls = site.url("/mine"), site.url("/bridge")
+    result = await worker.answer(asked, *urls, profile="finance", max_tokens=FINANCE_MAX_TOKENS)
     assert (result.outcome, result.finish_reason) == ("succeeded", "stop"), result.error
     judged = json.loads(result.text or "")
     assert list(judged) == ["summary", "evidence", "risk_score", "risk_level"]
@@ -138,9 +142,8 @@ async def test_a_finance_answer_follows_its_schema_and_its_quotes_are_checked(
         assert list(item) == ["claim", "source", "quote"]
         assert item["source"] in (1, 2), "the schema allows no source that is not there"
     assert len(result.citations) == len([item for item in judged["evidence"] if item["quote"].strip()])
-    known = {site.url("/mine"), site.url("/bridge")}
     for citation in result.citations:
-        assert citation.source in known
+        assert citation.source in urls
         quoted = (result.text or "")[citation.start : citation.end]
         assert quoted in [json.dumps(item["quote"], ensure_ascii=False)[1:-1] for item in judged["evidence"]]
     borne = {citation.source for citation in result.citations if citation.support != Support.UNSUPPORTED}
