@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from itertools import pairwise
 from queue import SimpleQueue
 
 import pytest
 
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
-from workers.stage.runner import MAX_OUTPUT_BYTES, Completion, GivingUpFailed, Runner
+from workers.stage.runner import AT_A_TIME_SECONDS, MAX_OUTPUT_BYTES, Completion, GivingUpFailed, Runner
 
 RECORD = Record("requests", 0, 7, b"a job")
 LETTER = Output("dead_letters", b"a job")
@@ -168,3 +170,20 @@ async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_
     assert (runner.begun, set(handler.tasks)) == (3, {3})
     handler.gate.set()
     await settled()
+
+
+async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way() -> None:
+    class Slow(Waiting):
+        async def handle(self, record: Record) -> Sequence[Output]:
+            time.sleep(AT_A_TIME_SECONDS / 2)  # what takes the CPU does not let the loop go on either
+            return await super().handle(record)
+
+    handler, completions = Slow(), SimpleQueue[Completion]()
+    offsets = range(0, 40, 2)
+    Runner(handler, completions, pytest.fail).start(records_of(Partition("requests", 0, 1, 0.0), *offsets), 0.0)
+    seen = [0]
+    while len(handler.tasks) < len(offsets):
+        await asyncio.sleep(0)
+        seen.append(len(handler.tasks))
+    assert max(after - before for before, after in pairwise(seen)) <= 2
+    assert completions.qsize() == len(offsets)

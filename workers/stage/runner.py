@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ from workers.stage.sharing import Sharing
 
 MAX_OUTPUT_BYTES = 1_000_000
 """A larger output would abort its transaction, and every later one, for ever."""
+
+AT_A_TIME_SECONDS = 0.001
+"""How long records run one after the other before the loop looks after all else: what comes out of a tier comes
+together, and what is on its way to others would wait for all of it."""
 
 log = get_logger()
 
@@ -108,9 +113,9 @@ class Runner:
             loop.call_soon(self._begin)
 
     async def _work(self, turn: int) -> None:
-        """Run one record after the other; once one had to wait, the others are another task's."""
-        task = asyncio.current_task()
-        while self._queue and turn == self._turn:
+        """Run one record after the other for a while; once one had to wait, the others are another task's."""
+        task, end = asyncio.current_task(), time.perf_counter() + AT_A_TIME_SECONDS  # a loop's own time may stand still
+        while self._queue and turn == self._turn and time.perf_counter() < end:
             partition, record, dispatched_at = self._queue.popleft()
             self.begun += 1
             tasks = self._tasks[partition]
