@@ -5,7 +5,7 @@ a schedule that waits for nothing, and the time of each callback counts from whe
 the same eight endpoints count: all ten are well, or one of the two that do not count hangs, or the other refuses too.
 All ten are well twice in each round: what differs there is what the machine does, and nothing of ours; beside sick ones
 is compared with both. A run during which a hypervisor took much of the CPU for others is done again, whichever side it
-is. Before all of them Kafka gets many results at once: its JVM compiles what runs often, and at the rates that are
+is. Before all of them Kafka gets more results a second: its JVM compiles what runs often, and at the rates that are
 measured here that would take it a dozen runs, each quicker than the one before it.
 """
 
@@ -34,8 +34,8 @@ from workers.delivery.keyring import Keyring
 HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
-WARM_UP_FACTOR = 7.5
-"""How many times as many results come in a second while Kafka is warmed up, for half the time of a run."""
+WARM_UP_PER_SECOND = 1_500.0
+"""How many results come while Kafka is warmed up, for half the time of a run."""
 STOLEN = 0.01
 """Of the machine's CPU time: what others may have had of it during a run that is not done again."""
 MOVED = 1.1
@@ -82,7 +82,7 @@ def compare(kafka: Kafka, load: Load, count: int, tries: int) -> None:
 
     `count`: rounds. `tries`: how often at the most each run is done because the machine was not ours.
     """
-    _run(kafka, Load(WARM_UP_FACTOR * load.per_second, load.seconds / 2, 0.0), Side.HUNG_AND_REFUSING)
+    _run(kafka, Load(WARM_UP_PER_SECOND, load.seconds / 2, 0.0), Side.HUNG_AND_REFUSING)
     _run(kafka, load, Side.WELL)
     runs: dict[Side, list[Took]] = {side: [] for side in Side}
     for number in range(count):
@@ -95,7 +95,7 @@ def compare(kafka: Kafka, load: Load, count: int, tries: int) -> None:
         well, again = (_all(name, runs[side]) for side in (Side.WELL, Side.AGAIN))
         moved = _moved(again, well)
         print(f"{name} where {Side.AGAIN} / where {Side.WELL}: {statistics.median(moved):.2f} ({_spread(moved)})")
-        both_well = [statistics.mean(pair) for pair in zip(well, again, strict=True)]
+        both_well = [statistics.geometric_mean(pair) for pair in zip(well, again, strict=True)]
         for side in (Side.HUNG, Side.HUNG_AND_REFUSING):
             moved = _moved(_all(name, runs[side]), both_well)
             print(f"{name} where {side}: {_spread(moved)}")
