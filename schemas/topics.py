@@ -52,8 +52,8 @@ WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 BETWEEN_SECONDS = 30
-"""Where a callback waits that has longer to wait than the shortest of them and less than the next, mostly since its
-origin is left alone: five seconds and five minutes are far apart, and what comes round is written anew each time."""
+"""What a callback waits that is not between two attempts: mostly one whose origin is left alone, where it has longer to
+wait. Five seconds and five minutes are far apart, and what comes round is written anew each time."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS

@@ -31,8 +31,8 @@ NOTICE = "No source could be used: this answer rests on none."
 ASKED = questions()
 CLOSE = (Support.EXACT, Support.FUZZY)
 FINANCE_MAX_TOKENS = 7_000
-"""More than the 6,200 characters that the profile's schema allows in strings, and what is around them: this model likes
-to fill them, with a digit for a token. One answer in six took more than a thousand."""
+"""One for each of the 6,200 characters that the profile's schema allows in strings, and some for what is around them:
+this model likes to fill them, with digits. One answer in six took more than a thousand."""
 MOSTLY = 16
 """Of twenty answers so many have to stand in their page exactly or nearly. A paraphrase is `lexical`."""
 

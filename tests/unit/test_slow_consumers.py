@@ -13,6 +13,7 @@ from workers.delivery.destinations import Destination, DestinationBusy, Destinat
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.retries import Schedule, busy_tier
 from workers.delivery.settings import DeliverySettings
+from workers.stage.company import LINGER_SECONDS
 
 WAITS = Schedule(TIER_DELAYS_SECONDS).waits
 # A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.
@@ -64,7 +65,7 @@ class Consumer:
                 tier = busy_tier(busy.turn_seconds, deferred, WAITS)
             deferred += 1
             self.writes += 1
-            await asyncio.sleep(tier)
+            await asyncio.sleep(LINGER_SECONDS + tier)
 
     async def be_away(self) -> None:
         """Until one probe is answered."""

@@ -50,8 +50,8 @@ class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
 class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
-    Each record whose handler has to wait has a task of its own; those that need not wait share one, since making a
-    task costs as much as many of them do.
+    Each record whose handler has to wait has a task of its own; those that need not wait share one for a while, since
+    making a task costs as much as many of them do.
 
     `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
     """
