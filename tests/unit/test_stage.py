@@ -121,6 +121,16 @@ def stage_with(
     return stage, loop, partition
 
 
+WAITS_ON = (Output("tier", b"", may_linger=True),)
+
+
+def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:
+    """The handler has returned for these, and the stage has heard of it."""
+    for offset in offsets:
+        stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), outputs, 0.0))
+    stage._collect()
+
+
 def test_no_more_is_handed_over_than_there_is_room_for_while_the_event_loop_is_busy() -> None:
     stage, loop, _ = stage_with(Intake(), HandClock(), parked=100)
     for _ in range(5):
@@ -165,23 +175,11 @@ def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> 
     window = stage._window.limits.records
     for start in (0, window, 2 * window):  # each time the handler is quick, and nothing is settled
         stage._dispatch()
-        for offset in range(start, start + stage._window.running):
-            stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), [], 0.0))
-        stage._collect()
+        ended(stage, partition, *range(start, start + stage._window.running))
     assert sum(len(batch) for batch, _ in loop.calls) == 2 * window
     stage._pending = stage._pending[:window]
     stage._dispatch()
     assert stage._window.running == 3_000 - 2 * window
-
-
-WAITS_ON = (Output("tier", b"", may_linger=True),)
-
-
-def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:
-    """The handler has returned for these, and the stage has heard of it."""
-    for offset in offsets:
-        stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), outputs, 0.0))
-    stage._collect()
 
 
 def test_what_only_waits_on_is_settled_later_and_delays_nothing_else() -> None:

@@ -40,7 +40,9 @@ class Completion:
     @property
     def may_linger(self) -> bool:
         """Whether there are outputs, and all of them may be settled later."""
-        return bool(self.outputs) and all(output.may_linger for output in self.outputs or ())
+        if not self.outputs:
+            return False
+        return all(output.may_linger for output in self.outputs)
 
 
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
