@@ -88,8 +88,14 @@ def quoted(choice: Choice) -> str:
 
 def processes(parent: int | None = None) -> list[psutil.Process]:
     """Those of this process, or of another, that have a model."""
-    children = [one for one in psutil.Process(parent).children() if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in children if "workers.enrichment.embedding" in " ".join(one.cmdline())]
+    return [one for one in psutil.Process(parent).children() if has_model(one)]
+
+
+def has_model(process: psutil.Process) -> bool:
+    try:
+        return "workers.enrichment.embedding" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ended since it was listed, or a zombie
+        return False
 
 
 # -- what works --------------------------------------------------------------------
