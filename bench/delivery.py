@@ -79,9 +79,10 @@ def main() -> None:
     # The collector of a small JVM stops Kafka for 40 ms every 2.5 s, and that would be the p99 of all sides.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
-            f"Healthy endpoints beside sick ones: {load.per_second:g} results/s for {load.seconds:g} s, ten endpoints"
+            f"Healthy endpoints beside sick ones: {options.rounds} rounds, {load.per_second:g} results/s for "
+            f"{load.seconds:g} s, ten endpoints"
         )
-        sick_endpoints.compare(kafka, load, options.runs, options.tries)
+        sick_endpoints.compare(kafka, load, options.rounds, options.tries)
 
 
 def _options() -> argparse.Namespace:
@@ -93,9 +94,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
     parser.add_argument("--seconds", type=float, default=40.0, help="twice the deadline of a callback that hangs")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
-    parser.add_argument(
-        "--runs", type=int, default=5, help="of a whole process, and of each side where endpoints are sick"
-    )
+    parser.add_argument("--runs", type=int, default=5, help="of a whole process that finds results")
+    parser.add_argument("--rounds", type=int, default=20, help="beside sick endpoints: three runs each, an hour in all")
     parser.add_argument(
         "--tries", type=int, default=4, help="runs beside sick endpoints until one had the machine to itself"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,14 +52,14 @@ def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: No
 def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
     broker: Broker, clean_processes: None
 ) -> None:
-    sizes = ("--callbacks", "100", "--slices", "2", "--queued", "500", "--runs", "1", "--tries", "1")
-    schedule = ("--rate", "50", "--seconds", "2", "--warm-up", "1")
+    sizes = ("--callbacks", "100", "--slices", "2", "--queued", "500", "--runs", "1")
+    schedule = ("--rounds", "1", "--tries", "1", "--rate", "50", "--seconds", "2", "--warm-up", "1")
     printed = bench("delivery", broker.bootstrap_servers, *sizes, *schedule)
     sides = ["bare aiohttp", "bare aiohttp that signs", "delivery"]
     named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert [name for name in named if name in sides] == sides
     assert "postback deliver / bare:" in printed
-    assert "p99 where one hangs / mean of both where all are well, median of the rounds" in printed
+    assert re.search(r"p99 where one hangs / where all ten are well: .* target ≤ 1.1: not shown", printed)
 
 
 def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> None:
