@@ -237,6 +237,22 @@ async def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
     assert desk.said[-1] == (HERE, State.OPEN, 10.0)
 
 
+@pytest.mark.parametrize(("one_fails_of", "trips_after"), [(1, 20), (2, 63)])
+async def test_an_origin_that_has_answered_for_long_is_left_alone_as_soon_as_any_other(
+    one_fails_of: int, trips_after: int
+) -> None:
+    desk = Desk(breaker_failures=20)
+    with ExitStack() as stack:
+        stack.enter_context(await desk.destinations.place(HERE, SIZE))  # something always runs, so all is remembered
+        for _ in range(200):
+            await desk.attempt(OK)
+        attempts = 0
+        while not desk.said:
+            await desk.attempt(OK if attempts % one_fails_of else DOWN)
+            attempts += 1
+    assert attempts == trips_after
+
+
 async def test_each_429_halves_the_attempts_at_once_and_each_answer_adds_one() -> None:
     desk = Desk(destination_concurrency=16)
     for outcome, allowed in ((SLOW_DOWN, 8), (SLOW_DOWN, 4), (OK, 5), (SLOW_DOWN, 2), (SLOW_DOWN, 1), (SLOW_DOWN, 1)):

@@ -117,6 +117,11 @@ class Breaker:
         """Whether there is nothing about the origin that needs to be remembered."""
         return not (self._open or self._failures or self._recent)
 
+    @property
+    def confident(self) -> bool:
+        """Whether all attempts that are counted were answered, so that another answer changes nothing."""
+        return self._counted == _RECENT and self.pristine
+
     def take_probe(self, now: float) -> bool:
         """Whether the caller may make the one attempt of a half-open breaker. It has to be judged, or given back."""
         if self._probing_since is not None or self.state(now) is not State.HALF_OPEN:

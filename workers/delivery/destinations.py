@@ -35,7 +35,7 @@ from typing import Self
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
 from workers.delivery.crowd import Crowd
-from workers.delivery.post import FailedDelivery, FailureReason, PostOutcome
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
 
@@ -282,6 +282,9 @@ class Destinations:
             if place.probe:
                 load.breaker.give_back_probe()
             return
+        if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
+            self._answering.put(destination, None)
+            return  # the rule; what follows would say the same at four times the cost
         now, outcome, verdict = self._clock.monotonic(), place.outcome, verdict_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
@@ -295,6 +298,9 @@ class Destinations:
             self._turn_away(load, load.breaker.seconds_left(now))
         if after is not before:
             self._on_change(destination, after, load.breaker.seconds_left(now))
+
+    def _is_as_well_as_can_be(self, load: _Load) -> bool:
+        return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: Verdict) -> None:
         """Fewer attempts at once where the origin says that there are too many; one more for each answer."""

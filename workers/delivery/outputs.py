@@ -24,6 +24,7 @@ _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
 _RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
 _DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
 _WAITING = frozenset(names.WAITING_HEADERS)
+_NUMBERS = (names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT)
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -71,6 +72,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
         raise UnusableRecord("it is larger than a result may be, and no tier would take it")
     text = _text(url, names.CALLBACK_URL)
     trace = (headers.get(names.TRACEPARENT) or b"").decode("latin-1")
+    numbers = {name: _number(value, name) for name in _NUMBERS if (value := headers.get(name)) is not None}
     return PendingDelivery(
         url=text,
         origin=_origin(text),
@@ -78,12 +80,12 @@ def read_pending(record: Record) -> PendingDelivery | None:
         job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
         webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
         traceparent=trace if is_traceparent(trace) else None,
-        attempts=_number(headers, names.ATTEMPT) or 0,
-        deferred=_number(headers, names.DEFERRED) or 0,
-        waited_ms=_number(headers, names.WAITED) or 0,
-        not_before_ms=_number(headers, names.NOT_BEFORE),
-        left_ms=_number(headers, names.LEFT),
-        result_at_ms=_number(headers, names.RESULT_AT) or record.timestamp_ms,
+        attempts=numbers.get(names.ATTEMPT, 0),
+        deferred=numbers.get(names.DEFERRED, 0),
+        waited_ms=numbers.get(names.WAITED, 0),
+        not_before_ms=numbers.get(names.NOT_BEFORE),
+        left_ms=numbers.get(names.LEFT),
+        result_at_ms=numbers.get(names.RESULT_AT) or record.timestamp_ms,
     )
 
 
@@ -104,10 +106,7 @@ def _token(value: bytes | None, name: str) -> str:
     return text
 
 
-def _number(headers: dict[str, bytes | None], name: str) -> int | None:
-    value = headers.get(name)
-    if value is None:
-        return None
+def _number(value: bytes, name: str) -> int:
     if not value.isdigit() or len(value) > 15:
         raise UnusableRecord(f"the header {name} is not a number")
     return int(value)
