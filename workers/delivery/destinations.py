@@ -283,8 +283,8 @@ class Destinations:
                 load.breaker.give_back_probe()
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
-            self._answering.put(destination, None)
-            return  # the rule; what follows would say the same at four times the cost
+            self._note(destination, load, Verdict.ANSWERS)
+            return  # the rule: its breaker and its places have nothing to learn
         now, outcome, verdict = self._clock.monotonic(), place.outcome, verdict_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
