@@ -22,6 +22,7 @@ from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
+from workers.stage.returning import FEW, Returning
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
 from workers.stage.sharing import Sharing
@@ -129,6 +130,10 @@ class Stage:
         self._generation = 0
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
+        self._returning = Returning()
+        self._stands_back = False
+        """Whether a transaction waits until the event loop has begun what is new: to make one keeps the interpreter for
+        a millisecond, and that is longer than to begin a few records takes."""
         self._stopping: Deadline | None = None
         """Once it is to end: until when dispatched records are awaited."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -190,12 +195,14 @@ class Stage:
         self.watch.beat()
         self._settler.listen()
         self._collect()
-        self._dispatch()
-        self._transact()
+        sent = self._dispatch()
+        self._stands_back = 0 < sent <= FEW and not self._stands_back
+        if not self._stands_back:
+            self._transact()
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._settler.state is State.SETTLING:
+        if self._settler.state is State.SETTLING or self._returning.held_up or self._stands_back:
             return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
@@ -286,10 +293,11 @@ class Stage:
 
     # -- dispatching ---------------------------------------------------------------------------------------------
 
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> int:
+        """Hand over what may run now; how many records."""
         if self._casualties:
             if self._window.running:
-                return  # the death is still spreading; whatever runs may be to blame
+                return 0  # the death is still spreading; whatever runs may be to blame
             self._isolation.crashed(self._casualties)
             self._casualties = []
         batch: list[tuple[Partition, Record]] = []
@@ -301,13 +309,14 @@ class Stage:
             room = self._pace.room() - (self._dispatched - self._runner.begun)
             batch += self._parked(min(self._free(), room) - len(batch))
         if not batch:
-            return
+            return 0
         for partition, _ in batch:
             partition.running += 1
         self._window.running += len(batch)
         self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
+        return len(batch)
 
     def _free(self) -> int:
         """How many further records the handler may have at once.
@@ -321,11 +330,27 @@ class Stage:
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
         """Up to `room` parked records, as their parties and partitions take turns."""
         if not (self._window.parked or self._window.put_off):
+            self._returning.held_up = False
             return []
-        drawn = self._window.draw(room, self._ready)
-        if self._sharing is None:
-            self._look_at_fronts()
+        if self._sharing is not None:
+            return self._window.draw(room, self._ready)
+        drawn = self._window.draw(room, self._ready_at_once)
+        drawn += self._returned(room - len(drawn), len(drawn))
+        self._look_at_fronts()
         return drawn
+
+    def _returned(self, room: int, new: int) -> list[tuple[Partition, Record]]:
+        """Of the parked records that their pace held back a few, where so many new ones are dispatched."""
+        few = self._returning.room(new, self._dispatched - self._runner.begun + new)
+        drawn = self._window.draw(min(room, few), self._ready)
+        self._returning.went(len(drawn), few)
+        return drawn
+
+    def _ready_at_once(self, partition: Partition, records: Sequence[Record], most: int) -> int:
+        """How many of the first `most` may run now, of those that wait for nothing but a place."""
+        if not partition.dispatchable or self._clock.monotonic() < partition.look_again:
+            return 0
+        return sum(1 for _ in takewhile(self._is_unpaced, islice(records, most)))
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
@@ -336,6 +361,9 @@ class Stage:
         if self._clock.monotonic() < partition.look_again:
             return 0
         return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
+
+    def _is_unpaced(self, record: Record) -> bool:
+        return self._pace.due_ms(record) is None
 
     def _is_due(self, record: Record) -> bool:
         """Whether its pace lets a record run now."""
