@@ -173,6 +173,10 @@ class InferenceHandler:
         """Every job is due at once."""
         return None
 
+    def holds(self, topic: str) -> bool:
+        """No lane's jobs wait for a time."""
+        return False
+
     # -- sharing: whose turn it is -------------------------------------------------------------------------------
 
     @property

@@ -13,7 +13,15 @@ import pytest
 import workers.stage.runner
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
-from workers.stage.runner import AT_A_TIME_SECONDS, MAX_OUTPUT_BYTES, Completion, GivingUpFailed, Runner
+from workers.stage.runner import (
+    AT_A_TIME_SECONDS,
+    HELD_AT_A_TIME_SECONDS,
+    MAX_OUTPUT_BYTES,
+    NEW_TO_ONE_HELD,
+    Completion,
+    GivingUpFailed,
+    Runner,
+)
 
 RECORD = Record("requests", 0, 7, b"a job")
 LETTER = Output("dead_letters", b"a job")
@@ -176,18 +184,55 @@ async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_
     await settled()
 
 
-async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way() -> None:
+@pytest.mark.parametrize(("held", "most"), [(False, AT_A_TIME_SECONDS), (True, HELD_AT_A_TIME_SECONDS)])
+async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(held: bool, most: float) -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
-            time.sleep(AT_A_TIME_SECONDS / 2)  # what takes the CPU does not let the loop go on either
+            time.sleep(most / 2)  # what takes the CPU does not let the loop go on either
             return await super().handle(record)
 
     handler, completions = Slow(), SimpleQueue[Completion]()
-    offsets = range(0, 40, 2)
-    Runner(handler, completions, pytest.fail).start(records_of(Partition("requests", 0, 1, 0.0), *offsets), 0.0)
+    offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, held=held)
+    Runner(handler, completions, pytest.fail).start(records_of(partition, *offsets), 0.0)
     seen = [0]
     while len(handler.tasks) < len(offsets):
         await asyncio.sleep(0)
         seen.append(len(handler.tasks))
     assert max(after - before for before, after in pairwise(seen)) <= 2
     assert completions.qsize() == len(offsets)
+
+
+async def test_what_is_new_begins_before_what_was_held_back_which_has_its_share_nevertheless() -> None:
+    runner, handler, _ = waiting_runner()
+    held, new = Partition("tier", 0, 1, 0.0, held=True), Partition("requests", 0, 1, 0.0)
+    runner.start(records_of(held, *range(0, 12, 2)), 0.0)
+    runner.start(records_of(new, *range(100, 120, 2)), 0.0)
+    await settled()
+    begun = [offset >= 100 for offset in handler.tasks]
+    assert begun == [*([True] * NEW_TO_ONE_HELD + [False]) * 2, True, True, False, False, False, False]
+
+
+async def test_what_is_new_waits_for_no_more_than_a_few_of_those_that_were_held_back() -> None:
+    class Slow(Waiting):
+        async def handle(self, record: Record) -> Sequence[Output]:
+            time.sleep(HELD_AT_A_TIME_SECONDS)
+            return await super().handle(record)
+
+    handler = Slow()
+    runner = Runner(handler, SimpleQueue[Completion](), pytest.fail)
+    runner.start(records_of(Partition("tier", 0, 1, 0.0, held=True), *range(0, 80, 2)), 0.0)
+    await asyncio.sleep(0)
+    before = len(handler.tasks)
+    runner.start(records_of(Partition("requests", 0, 1, 0.0), 100), 0.0)
+    while len(handler.tasks) < 41:
+        await asyncio.sleep(0)
+    assert list(handler.tasks).index(100) <= before + 1
+
+
+async def test_cancelling_a_partition_ends_also_what_was_held_back() -> None:
+    runner, handler, _ = waiting_runner()
+    gone, kept = (Partition("tier", number, 1, 0.0, held=True) for number in range(2))
+    runner.start([*records_of(gone, 0, 2), *records_of(kept, 4)], 0.0)
+    runner.cancel(gone)
+    await settled()
+    assert (runner.begun, set(handler.tasks)) == (3, {4})

@@ -17,10 +17,9 @@ from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Output, Record
-from workers.stage.returning import FEW
 from workers.stage.runner import Completion
 from workers.stage.settle import Batch, State
-from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.stage import FEW, IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
 from workers.stage.watch import STALL_SECONDS
 from workers.stage.window import Limits
 
@@ -47,6 +46,9 @@ class Desk:
 
     def due_ms(self, record: Record) -> int | None:
         return self.due_at_ms
+
+    def holds(self, topic: str) -> bool:
+        return topic == "tier"
 
 
 class Intake:
@@ -327,13 +329,6 @@ def appended(offset: int, at: float) -> Record:
     return Record("requests", 0, offset, b"", timestamp_ms=round(at * 1000))
 
 
-def let_go(stage: Stage) -> None:
-    """Dispatch what may be, beside an event loop that begins it at once."""
-    stage._runner.begun = stage._dispatched
-    while stage._dispatch():
-        stage._runner.begun = stage._dispatched
-
-
 def test_what_waits_in_a_tier_is_fetched_once() -> None:
     """Ten records a second come and go, and some fifty wait."""
     clock, intake = HandClock(), Intake()
@@ -341,7 +336,7 @@ def test_what_waits_in_a_tier_is_fetched_once() -> None:
     for offset in range(300):
         clock.now += 0.1
         stage._take([appended(offset, clock.now)], [])
-        let_go(stage)
+        stage._dispatch()
         stage._regulate()
     assert (intake.paused, partition.ledger.next_offset) == ([], 300)
     sent = [record.offset for batch, _ in loop.calls for _, record in batch]
@@ -361,7 +356,7 @@ def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() 
             came = log[position : position + 1_000]
             position, fetched = position + len(came), fetched + len(came)
             stage._take(came, [])
-        let_go(stage)
+        stage._dispatch()
         stage._regulate()
         if intake.resumed:
             *_, sought = intake.resumed.pop()
@@ -376,11 +371,11 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     stage._take([appended(offset, 100.0 + offset / 1000) for offset in range(1_000)], [("requests", 0, 1_000)])
-    let_go(stage)
+    stage._dispatch()
     if resumed:
         stage._regulate()
         clock.now += 5.4
-        let_go(stage)
+        stage._dispatch()
         stage._regulate()
         assert (intake.resumed, partition.parked, partition.paused) == ([("requests", 0, AHEAD_RECORDS)], 111, False)
     clock.now += STALL_SECONDS
@@ -389,53 +384,6 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
     assert intake.paused == [partition.id] * (1 + resumed)
     assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
     assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
-
-
-def two_partitions(clock: HandClock, pace: Desk, **kept: Any) -> tuple[Stage, BusyLoop]:
-    """A stage with a partition of results and one of a tier, both open."""
-    stage, loop, _ = stage_with(Intake(), clock, pace=pace, **kept)
-    stage.assigned([("tier", 0)])
-    tier = stage._partitions["tier", 0]
-    tier.open(Progress(0), 0)
-    tier.open_committed, tier.paused = True, False
-    return stage, loop
-
-
-class Due(Desk):
-    """A pace that lets all go that waits in the tier."""
-
-    def due_ms(self, record: Record) -> int | None:
-        return 0 if record.topic == "tier" else None
-
-
-def records_of(topic: str, *offsets: int) -> list[Record]:
-    return [Record(topic, 0, offset, b"") for offset in offsets]
-
-
-def test_what_comes_out_of_a_tier_goes_a_few_at_a_time_and_what_is_new_waits_behind_no_more() -> None:
-    stage, loop = two_partitions(HandClock(), Due(1 << 30), company_seconds=IDLE_SECONDS)
-    stage._take(records_of("tier", *range(100)), [])
-    assert [stage._dispatch() for _ in range(3)] == [FEW, 0, 0]
-    assert stage._patience() == 0.001
-    stage._take(records_of("requests", 0, 1), [])
-    stage._dispatch()
-    assert [record.topic for _, record in loop.calls[-1][0]] == ["requests"] * 2
-    stage._runner.begun = stage._dispatched
-    assert stage._dispatch() == FEW
-    let_go(stage)
-    assert (stage._dispatched, stage._patience()) == (102, IDLE_SECONDS)
-
-
-def test_what_comes_out_of_a_tier_has_its_share_although_what_is_new_never_ends() -> None:
-    stage, loop = two_partitions(HandClock(), Due(1 << 30))
-    stage._window.limits = Limits(records=1 << 30)  # nothing is settled here
-    stage._take(records_of("tier", *range(400)), [])
-    for start in range(0, 1_600, 2):
-        stage._take(records_of("requests", start, start + 1), [])
-        stage._dispatch()
-    sent = [record.topic for batch, _ in loop.calls for _, record in batch]
-    assert sent.count("requests") == 1_600
-    assert sent.count("tier") == pytest.approx(400, abs=FEW)
 
 
 def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_and_not_for_many() -> None:
@@ -449,15 +397,21 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
     settler = Counting()
     stage, _, partition = stage_with(Intake(), HandClock(), settler=settler, pace=Desk(1 << 30))
     begun = []
-    for offset in range(3):
-        stage._pending = [Completion(partition, Record("requests", 0, offset, b""), (), 0.0)]
-        stage._take(records_of("requests", offset), [])
+
+    def take(*records: Record) -> None:
+        stage._pending = [Completion(partition, Record("requests", 0, 999, b""), (), 0.0)]
+        stage._take(list(records), [])
         stage._turn()
         begun.append(settler.begun)
-    assert begun == [0, 1, 1]
-    stage._take(records_of("requests", *range(10, 11 + FEW)), [])
-    stage._turn()
-    assert settler.begun == 2
+
+    for offset in range(3):
+        take(Record("requests", 0, offset, b""))
+    assert (begun, stage._patience()) == ([0, 1, 1], 0.001)
+    take(*(Record("requests", 0, offset, b"") for offset in range(3, 4 + FEW)))
+    assert begun[-1] == 2
+    partition.held = True
+    take(Record("requests", 0, 100, b""))
+    assert begun[-1] == 3, "what was held back is not waited for"
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:

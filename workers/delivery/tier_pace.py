@@ -52,6 +52,10 @@ class TierPace:
         """How long the tier is in which a record has waited; 0 for one of another topic."""
         return round(1000 * self._delays.get(record.topic, 0))
 
+    def holds(self, topic: str) -> bool:
+        """Those of tiers."""
+        return topic in self._delays
+
     def due_ms(self, record: Record) -> int | None:
         """Its append time plus the tier's constant, as Unix milliseconds; None for a record of another topic."""
         delay = self._delays.get(record.topic)

@@ -25,7 +25,9 @@ class Phase(Enum):
 class Partition:
     """One assignment of one partition. A later assignment of the same partition is another object."""
 
-    def __init__(self, topic: str, number: int, generation: int, now: float, *, later: bool = False) -> None:
+    def __init__(
+        self, topic: str, number: int, generation: int, now: float, *, later: bool = False, held: bool = False
+    ) -> None:
         self.topic = topic
         self.number = number
         self.generation = generation
@@ -35,6 +37,8 @@ class Partition:
         """What Kafka has said to be committed."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
+        self.held = held
+        """Whether its records are held back until they are due."""
         self.parked = 0
         """Taken and waiting for the window."""
         self.parked_bytes = 0

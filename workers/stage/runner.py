@@ -19,8 +19,12 @@ MAX_OUTPUT_BYTES = 1_000_000
 """A larger output would abort its transaction, and every later one, for ever."""
 
 AT_A_TIME_SECONDS = 0.001
-"""How long records run one after the other before the loop looks after all else: what comes out of a tier comes
-together, and what is on its way to others would wait for all of it."""
+"""How long records run one after the other before the loop looks after all else."""
+HELD_AT_A_TIME_SECONDS = 0.00025
+"""And how long those that were held back until now. They come together, by the hundred, and for whatever is new or on
+its way to others even a millisecond is as long as all the rest that it waits for."""
+NEW_TO_ONE_HELD = 4
+"""How many new records go before one that was held back, where there are both."""
 
 log = get_logger()
 
@@ -45,6 +49,10 @@ class Completion:
         return all(output.may_linger for output in self.outputs)
 
 
+_Dispatched = tuple[Partition, Record, float]
+"""With the monotonic seconds of the dispatch, and not begun."""
+
+
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
     """A handler's `give_up` returned what no broker would take."""
 
@@ -53,7 +61,8 @@ class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
     Each record whose handler has to wait has a task of its own; those that need not wait share one for a while, since
-    making a task costs as much as many of them do.
+    making a task costs as much as many of them do. New records begin before those that were held back until they were
+    due, since somebody waits for them: who has waited for seconds loses nothing by some milliseconds.
 
     `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
     """
@@ -69,8 +78,10 @@ class Runner:
         self._on_defect = on_defect
         self._sharing = sharing
         self._completions = completions
-        self._queue: deque[tuple[Partition, Record, float]] = deque()
-        """Dispatched and not begun, with the monotonic seconds of the dispatch."""
+        self._new: deque[_Dispatched] = deque()
+        self._held: deque[_Dispatched] = deque()
+        """Those that were held back until they were due."""
+        self._new_in_a_row = 0
         self.begun = 0
         """Of those dispatched: whose handlers have begun, or never will. Also read on the Kafka thread."""
         self._beginning = False
@@ -82,7 +93,8 @@ class Runner:
 
     def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
         """Run the handler for each of these."""
-        self._queue.extend((partition, record, now) for partition, record in dispatched)
+        for partition, record in dispatched:
+            (self._held if partition.held else self._new).append((partition, record, now))
         if not self._beginning:
             self._begin()
 
@@ -98,16 +110,18 @@ class Runner:
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
-        kept = deque(entry for entry in self._queue if entry[0] is not partition)
-        self.begun += len(self._queue) - len(kept)
-        self._queue = kept
+        for queue in (self._new, self._held):
+            kept = [entry for entry in queue if entry[0] is not partition]
+            self.begun += len(queue) - len(kept)
+            queue.clear()
+            queue.extend(kept)
         for task in self._tasks.pop(partition, {}).values():
             if task is not None:
                 task.cancel()
 
     def _begin(self) -> None:
-        """Make a task for what is in the queue, and look again once that has ended or waits for something."""
-        self._beginning = bool(self._queue)
+        """Make a task for what is in the queues, and look again once that has ended or waits for something."""
+        self._beginning = bool(self._new or self._held)
         if self._beginning:
             self._turn += 1
             loop = asyncio.get_running_loop()
@@ -116,9 +130,10 @@ class Runner:
 
     async def _work(self, turn: int) -> None:
         """Run one record after the other for a while; once one had to wait, the others are another task's."""
-        task, end = asyncio.current_task(), time.perf_counter() + AT_A_TIME_SECONDS  # a loop's own time may stand still
-        while self._queue and turn == self._turn and time.perf_counter() < end:
-            partition, record, dispatched_at = self._queue.popleft()
+        most = AT_A_TIME_SECONDS if self._new else HELD_AT_A_TIME_SECONDS
+        task, end = asyncio.current_task(), time.perf_counter() + most  # a loop's own time may stand still
+        while turn == self._turn and time.perf_counter() < end and (queue := self._next_queue()):
+            partition, record, dispatched_at = queue.popleft()
             self.begun += 1
             tasks = self._tasks[partition]
             tasks[record.offset] = task
@@ -126,6 +141,14 @@ class Runner:
                 await self._run(partition, record, dispatched_at)
             finally:
                 del tasks[record.offset]
+
+    def _next_queue(self) -> deque[_Dispatched]:
+        """Where the next record to begin is; empty where there is none."""
+        if self._new and (not self._held or self._new_in_a_row < NEW_TO_ONE_HELD):
+            self._new_in_a_row += 1
+            return self._new
+        self._new_in_a_row = 0
+        return self._held
 
     async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
         try:

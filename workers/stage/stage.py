@@ -22,7 +22,6 @@ from workers.stage.isolation import Cohort, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
-from workers.stage.returning import FEW, Returning
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
 from workers.stage.sharing import Sharing
@@ -38,6 +37,8 @@ OVERDUE_SECONDS = 1.0
 """How long a record has to be due, and to have no room, for what is behind it to be waiting for room too."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
+FEW = 8
+"""Records for which a transaction waits until the event loop has begun them."""
 GAP_SECONDS = 1.0
 """How long a gap alone may wait for a record to be committed with."""
 
@@ -58,6 +59,10 @@ class Pace(Protocol):
         """
         ...
 
+    def holds(self, topic: str) -> bool:
+        """Whether the topic's records have such a time, and so go behind those that have none, by milliseconds."""
+        ...
+
 
 class Unpaced:
     """A handler that takes whatever the window allows."""
@@ -69,6 +74,10 @@ class Unpaced:
     def due_ms(self, record: Record) -> int | None:
         """Everything is due."""
         return None
+
+    def holds(self, topic: str) -> bool:
+        """No topic is held."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +139,7 @@ class Stage:
         self._generation = 0
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
-        self._returning = Returning()
         self._stands_back = False
-        """Whether a transaction waits until the event loop has begun what is new: to make one keeps the interpreter for
-        a millisecond, and that is longer than to begin a few records takes."""
         self._stopping: Deadline | None = None
         """Once it is to end: until when dispatched records are awaited."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -195,14 +201,15 @@ class Stage:
         self.watch.beat()
         self._settler.listen()
         self._collect()
-        sent = self._dispatch()
-        self._stands_back = 0 < sent <= FEW and not self._stands_back
+        # To begin a transaction keeps the interpreter for a millisecond or two. A few new records are begun in less
+        # time than that, so that it waits for them; not where there are many, or for others that come right after.
+        self._stands_back = 0 < self._dispatch() <= FEW and not self._stands_back
         if not self._stands_back:
             self._transact()
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._settler.state is State.SETTLING or self._returning.held_up or self._stands_back:
+        if self._settler.state is State.SETTLING or self._stands_back:
             return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
@@ -294,7 +301,7 @@ class Stage:
     # -- dispatching ---------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> int:
-        """Hand over what may run now; how many records."""
+        """Hand over what may run now; how many records of it are new."""
         if self._casualties:
             if self._window.running:
                 return 0  # the death is still spreading; whatever runs may be to blame
@@ -316,7 +323,7 @@ class Stage:
         self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
-        return len(batch)
+        return sum(not partition.held for partition, _ in batch)
 
     def _free(self) -> int:
         """How many further records the handler may have at once.
@@ -330,27 +337,11 @@ class Stage:
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
         """Up to `room` parked records, as their parties and partitions take turns."""
         if not (self._window.parked or self._window.put_off):
-            self._returning.held_up = False
             return []
-        if self._sharing is not None:
-            return self._window.draw(room, self._ready)
-        drawn = self._window.draw(room, self._ready_at_once)
-        drawn += self._returned(room - len(drawn), len(drawn))
-        self._look_at_fronts()
+        drawn = self._window.draw(room, self._ready)
+        if self._sharing is None:
+            self._look_at_fronts()
         return drawn
-
-    def _returned(self, room: int, new: int) -> list[tuple[Partition, Record]]:
-        """Of the parked records that their pace held back a few, where so many new ones are dispatched."""
-        few = self._returning.room(new, self._dispatched - self._runner.begun + new)
-        drawn = self._window.draw(min(room, few), self._ready)
-        self._returning.went(len(drawn), few)
-        return drawn
-
-    def _ready_at_once(self, partition: Partition, records: Sequence[Record], most: int) -> int:
-        """How many of the first `most` may run now, of those that wait for nothing but a place."""
-        if not partition.dispatchable or self._clock.monotonic() < partition.look_again:
-            return 0
-        return sum(1 for _ in takewhile(self._is_unpaced, islice(records, most)))
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
@@ -361,9 +352,6 @@ class Stage:
         if self._clock.monotonic() < partition.look_again:
             return 0
         return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
-
-    def _is_unpaced(self, record: Record) -> bool:
-        return self._pace.due_ms(record) is None
 
     def _is_due(self, record: Record) -> bool:
         """Whether its pace lets a record run now."""
@@ -611,7 +599,8 @@ class Stage:
 
     def _assign(self, topic: str, number: int) -> Partition:
         later = self._sharing is not None and self._sharing.is_later(topic)
-        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later)
+        held = self._pace.holds(topic)
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, held=held)
         self._partitions[partition.id] = partition
         return partition
 
