@@ -72,17 +72,17 @@ def main() -> None:
         keyring = Keyring.create(path, CLOCK)
         rounds = uvloop.run(_all(f"http://127.0.0.1:{consumers.ports[0]}/hook", keyring, options))
         _report(rounds)
-    load = sick_endpoints.Load(options.rate, options.seconds, options.warm_up)
+    load = sick_endpoints.Load(options.rate, options.turn, options.rounds)
     with broker(options.bootstrap_servers) as kafka:
         title(f"A whole process that finds {options.queued:,} results")
         drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
     # The collector of a small JVM stops Kafka for 40 ms every 2.5 s, and that would be the p99 of all sides.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
-            f"Healthy endpoints beside sick ones: {options.rounds} rounds, {load.per_second:g} results/s for "
-            f"{load.seconds:g} s, ten endpoints"
+            f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "
+            f"ten endpoints, {load.per_second:g} results/s for one after the other, {load.turn_seconds:g} s each"
         )
-        sick_endpoints.compare(kafka, load, options.rounds, options.tries)
+        sick_endpoints.compare(kafka, load, options.outages)
 
 
 def _options() -> argparse.Namespace:
@@ -92,15 +92,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--queued", type=int, default=30_000, help="results that a whole process finds")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--seconds", type=float, default=40.0, help="twice the deadline of a callback that hangs")
-    parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before those that count")
+    parser.add_argument("--turn", type=float, default=10.2, help="seconds; three are what a wait of 30 s takes")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each fleet in an outage; four do not count")
     parser.add_argument("--runs", type=int, default=5, help="of a whole process that finds results")
-    parser.add_argument("--rounds", type=int, default=20, help="beside sick endpoints: three runs each, an hour in all")
-    parser.add_argument(
-        "--tries", type=int, default=4, help="runs beside sick endpoints until one had the machine to itself"
-    )
+    parser.add_argument("--outages", type=int, default=6, help="ten minutes each")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.rounds < sick_endpoints.BEGINNING_ROUNDS + 2:
+        parser.error(
+            f"--rounds: {options.rounds}, and {sick_endpoints.BEGINNING_ROUNDS} of them do not count: give more"
+        )
+    return options
 
 
 def _report(rounds: Sequence[Round]) -> None:

@@ -146,13 +146,17 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self.stop()
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+    def stop(self) -> None:
+        """Send SIGTERM and do not wait, so that several end at the same time."""
+        self._process.terminate()
 
     def sample(self) -> Sample:
         """Its metrics and its CPU time now. Raises RuntimeError once it has ended."""

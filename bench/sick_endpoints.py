@@ -1,12 +1,15 @@
 """Callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
 
-Each run is a real `postback deliver` with topics of its own. Results for ten endpoints in turn are put on its topic on
-a schedule that waits for nothing, and the time of each callback counts from when its result was due. Only callbacks of
-the same eight endpoints count: all ten are well, or one of the two that do not count hangs, or the other refuses too.
-What the machine does makes two runs of one side differ by a fifth; it takes many rounds to show a tenth. A run during
-which a hypervisor took much of the CPU for others is done again, whichever side it is. Before all of them Kafka gets
-more results a second: its JVM compiles what runs often, and at the rates that are measured here that would take it a
-dozen runs, each quicker than the one before it.
+Three fleets live at the same time on one Kafka, each a real `postback deliver` with topics of its own: all ten of its
+endpoints are well, one of them hangs, or another one refuses too. Results for the ten in turn come on a schedule that
+waits for nothing, to one fleet after the other, a few seconds each. The time of a callback counts from when its result
+was due, and only the eight endpoints count that are well in every fleet.
+
+Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
+half a minute at a time. A round takes as long as a record that waits for a sick endpoint takes to come round, so that
+this meets the turns of its own fleet. In the beginning of an outage it does not, since such waits are shorter then:
+those rounds do not count, and of the others it is said how much was written in the fleet's own turns. Before all of
+them Kafka gets more results a second: its JVM compiles what runs often.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from confluent_kafka import Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
 from bench.fleet import Command, Kafka, new_fleet, wait_for
-from bench.paired import ratio
+from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
 from bench.table import table
+from devkit.committed import committed_records
 from schemas.settings import KafkaSettings
 from workers.delivery.keyring import Keyring
 
@@ -36,97 +40,118 @@ HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
 WARM_UP_PER_SECOND = 1_500.0
-"""How many results come while Kafka is warmed up, for half the time of a run."""
-STOLEN = 0.01
-"""Of the machine's CPU time: what others may have had of it during a run that is not done again."""
+"""How many results come while Kafka is warmed up, for one round."""
+BEGINNING_ROUNDS = 4
+"""Of each outage, which do not count: the processes have just started, and what waits comes round in anybody's turn."""
+UNSTEADY_SECONDS = 1.0
+"""Of the beginning of each turn, which do not count: the fleet was idle, and its connections are closed."""
 MOVED = 1.1
 """How much longer the healthy ones may take beside sick ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What is sent in each run."""
-
-    per_second: float
-    """Results for all ten endpoints together."""
-    seconds: float
-    warm_up_seconds: float
-
-    @property
-    def first(self) -> int:
-        """The first result that counts."""
-        return round(self.per_second * self.warm_up_seconds)
-
-    @property
-    def total(self) -> int:
-        """How many results there are."""
-        return self.first + round(self.per_second * self.seconds)
-
-
 class Side(StrEnum):
-    """What the two endpoints that do not count are."""
+    """What the two endpoints of a fleet are that do not count."""
 
     WELL = "all ten are well"
     HUNG = "one hangs"
     HUNG_AND_REFUSING = "one hangs, one refuses"
 
 
+SICK = (Side.HUNG, Side.HUNG_AND_REFUSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What comes during an outage."""
+
+    per_second: float
+    """Results for the ten endpoints of a fleet together, in its turn."""
+    turn_seconds: float
+    rounds: int
+    """Each a turn of every fleet."""
+
+    @property
+    def per_turn(self) -> int:
+        """How many results come in a turn."""
+        return round(self.per_second * self.turn_seconds)
+
+    @property
+    def turns(self) -> int:
+        """How many turns there are."""
+        return len(Side) * self.rounds
+
+    @property
+    def total(self) -> int:
+        """How many results come."""
+        return self.per_turn * self.turns
+
+    @property
+    def first_turn(self) -> int:
+        """The first that counts."""
+        return len(Side) * BEGINNING_ROUNDS
+
+    def counts(self, number: int) -> bool:
+        """Whether this result's callback counts, of those that come in one turn after the other."""
+        turn, place = divmod(number, self.per_turn)
+        return turn >= self.first_turn and place >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
+
+
 Took = list[float]
-"""Milliseconds that the callbacks of the healthy endpoints took, in one run."""
+"""Milliseconds that the callbacks of the healthy endpoints took, in one turn."""
 
 QUANTILES = {"p50": 49, "p99": 98}
 
 
-def compare(kafka: Kafka, load: Load, rounds: int, tries: int) -> None:
-    """Run the sides in turn, after runs that warm Kafka up, and print what came out.
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What came out of a fleet's turns during an outage."""
 
-    `tries`: how often at the most each run is done because the machine was not ours.
-    """
-    _run(kafka, Load(WARM_UP_PER_SECOND, load.seconds / 2, 0.0), Side.HUNG_AND_REFUSING)
-    _run(kafka, load, Side.WELL)
-    runs: dict[Side, list[Took]] = {side: [] for side in Side}
-    for number in range(rounds):
-        # In one order and then in the other: what else the machine does changes slowly.
-        for side in Side if number % 2 == 0 else reversed(Side):
-            runs[side].append(_undisturbed(kafka, load, side, tries))
-    lines = [_line(side, runs[side]) for side in Side]
-    table(("of the eight others", "p50 ms (median)", "in each run", "p99 ms (median)", "in each run"), lines)
-    for side in (Side.HUNG, Side.HUNG_AND_REFUSING):
-        for name in QUANTILES:
-            pairs = zip(_all(name, runs[side]), _all(name, runs[Side.WELL]), strict=True)
-            moved = ratio([sick / well for sick, well in pairs])
-            print(f"{name} where {side} / where {Side.WELL}: {moved}, target ≤ {MOVED}: {moved.kept(MOVED)}")
+    took: list[Took]
+    waiting: int
+    """Records that the fleet put into tiers in all turns that count, whosever they were."""
+    in_turn: int
+    """And in its own."""
 
 
-def _line(name: str, runs: Sequence[Took]) -> tuple[str, ...]:
-    cells = [(f"{statistics.median(_all(which, runs)):.1f}", _each(which, runs)) for which in QUANTILES]
-    return name, *(text for pair in cells for text in pair)
+Outage = dict[Side, Turns]
 
 
-def _each(which: str, runs: Sequence[Took]) -> str:
-    return ", ".join(f"{quantile:.1f}" for quantile in _all(which, runs))
+def compare(kafka: Kafka, load: Load, count: int) -> None:
+    """So many outages, after one that warms Kafka up, and print what came out."""
+    _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, 1), list(Side))
+    before, outages = psutil.cpu_times(), list[Outage]()
+    for number in range(count):
+        # In one order and then in the other: what one turn leaves behind meets the next.
+        outages.append(_outage(kafka, load, list(Side) if number % 2 == 0 else list(reversed(Side))))
+        print(f"after outage {number + 1}: p99 where {Side.HUNG} {_moved('p99', outages, Side.HUNG)}", flush=True)
+    stolen = _stolen(before, psutil.cpu_times())
+    head = ("of the eight others, in a turn", "p50 ms (median)", "half of all", "p99 ms (median)", "half of all")
+    table(head, [_line(side, outages) for side in Side])
+    print(f"{stolen:.1%} of the CPU was taken by others")
+    for side in SICK:
+        waiting, own = sum(seen[side].waiting for seen in outages), sum(seen[side].in_turn for seen in outages)
+        print(f"where {side}: {waiting:,} records were put into tiers, {own / max(1, waiting):.0%} in its turns")
+        for which in QUANTILES:
+            moved = _moved(which, outages, side)
+            print(f"{which} where {side} / where {Side.WELL}: {moved}, target ≤ {MOVED}: {moved.kept(MOVED)}")
 
 
-def _all(which: str, runs: Sequence[Took]) -> list[float]:
-    return [_quantile(which, run) for run in runs]
+def _line(side: Side, outages: Sequence[Outage]) -> tuple[str, ...]:
+    cells: list[str] = []
+    for which in QUANTILES:
+        low, middle, high = statistics.quantiles(_all(which, outages, side), n=4, method="inclusive")
+        cells += f"{middle:.1f}", f"{low:.1f}-{high:.1f}"
+    return str(side), *cells
 
 
-def _quantile(which: str, run: Took) -> float:
-    return statistics.quantiles(run, n=100, method="inclusive")[QUANTILES[which]]
+def _moved(which: str, outages: Sequence[Outage], side: Side) -> Ratio:
+    pairs = zip(_all(which, outages, side), _all(which, outages, Side.WELL), strict=True)
+    return ratio([sick / well for sick, well in pairs])
 
 
-def _undisturbed(kafka: Kafka, load: Load, side: Side, tries: int) -> Took:
-    """A run during which the machine was ours; of several during which it was not, the one in which it was most."""
-    tried: list[tuple[float, Took]] = []
-    while len(tried) < tries and (not tried or tried[-1][0] > STOLEN):
-        before = psutil.cpu_times()
-        took = _run(kafka, load, side)
-        tried.append((_stolen(before, psutil.cpu_times()), took))
-    stolen, took = min(tried)
-    p50, p99 = (_quantile(which, took) for which in QUANTILES)
-    counted = f"{len(tried)} run(s), {stolen:.1%} of the CPU was taken by others in the one that counts"
-    print(f"{side}: p50 {p50:.1f} ms, p99 {p99:.1f} ms; {counted}", flush=True)
-    return took
+def _all(which: str, outages: Sequence[Outage], side: Side) -> list[float]:
+    turns = (took for seen in outages for took in seen[side].took)
+    return [statistics.quantiles(took, n=100, method="inclusive")[QUANTILES[which]] for took in turns]
 
 
 def _stolen(before: Any, after: Any) -> float:
@@ -134,37 +159,47 @@ def _stolen(before: Any, after: Any) -> float:
     return float((getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before)))
 
 
-def _run(used: Kafka, load: Load, side: Side) -> Took:
-    kafka = new_fleet(used, PARTITIONS)
+def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
+    """New fleets, of which each has its turn in every round, in this order."""
+    fleets = [new_fleet(used, PARTITIONS) for _ in order]
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         consumers = stack.enter_context(receivers(ENDPOINTS, hung=1, note=True))
         refusing = stack.enter_context(refusing_port())
-        *well, eleventh = consumers.ports
+        *well, hung = consumers.ports
         ports = {
             Side.WELL: well,
-            Side.HUNG: [*well[:-1], eleventh],
-            Side.HUNG_AND_REFUSING: [*well[:HEALTHY], eleventh, refusing],
-        }[side]
+            Side.HUNG: [*well[:-1], hung],
+            Side.HUNG_AND_REFUSING: [*well[:HEALTHY], hung, refusing],
+        }
         keyring = Path(folder) / "keyring.json"
         Keyring.create(keyring, CLOCK)
-        process = Command(kafka, "deliver", POSTBACK_REPLICA="d0", POSTBACK_KEYRING=str(keyring))
-        deliver = stack.enter_context(process)
-        wait_for(deliver.ready, 60)
-        due = _produce(kafka, ports, load)
-        return _took(_arrivals(consumers, load), due, load)
+        own = {"POSTBACK_REPLICA": "d0", "POSTBACK_KEYRING": str(keyring)}
+        processes = [stack.enter_context(Command(kafka, "deliver", **own)) for kafka in fleets]
+        for process in processes:
+            wait_for(process.ready, 60)
+        began = CLOCK.time()
+        due = _produce(fleets, [ports[side] for side in order], load)
+        arrived = _arrivals(consumers, load)
+        for process in processes:
+            process.stop()
+    return {
+        side: Turns(_took(arrived, due, load, place), *_waiting(kafka, load, began, place))
+        for place, (side, kafka) in enumerate(zip(order, fleets, strict=True))
+    }
 
 
-def _produce(kafka: KafkaSettings, ports: Sequence[int], load: Load) -> list[float]:
-    """Put results on `model_results` on an open schedule; monotonic seconds at which each was due."""
-    producer = Producer({**kafka.client_config(), "linger.ms": 0})
-    start, due = time.monotonic() + 0.1, []
+def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], load: Load) -> list[float]:
+    """Put results on each fleet's `model_results` in its turns, on an open schedule; when each was due, monotonic."""
+    producer = Producer({**fleets[0].client_config(), "linger.ms": 0})
+    start, due = time.monotonic(), []
     for number in range(load.total):
         due.append(start + number / load.per_second)
         time.sleep(max(0.0, due[-1] - time.monotonic()))
-        url = f"http://127.0.0.1:{ports[number % ENDPOINTS]}/hook"
-        partition = number % kafka.partitions
-        producer.produce(kafka.topics.results, result(number), partition=partition, headers=dict(headers(number, url)))
+        place = number // load.per_turn % len(fleets)
+        url = f"http://127.0.0.1:{ports[place][number % ENDPOINTS]}/hook"
+        topic, partition = fleets[place].topics.results, number % PARTITIONS
+        producer.produce(topic, result(number), partition=partition, headers=dict(headers(number, url)))
         producer.poll(0)
     producer.flush(30)
     return due
@@ -172,14 +207,27 @@ def _produce(kafka: KafkaSettings, ports: Sequence[int], load: Load) -> list[flo
 
 def _arrivals(consumers: Receivers, load: Load) -> dict[str, float]:
     """When the callback of each healthy endpoint's result came; waits until all have come."""
-    wanted = [webhook_id(number) for number in range(load.total) if _counts(number)]
+    wanted = [webhook_id(number) for number in range(load.total) if _is_healthy(number)]
     return consumers.first_arrivals(wanted, LAST_SECONDS)
 
 
-def _counts(number: int) -> bool:
+def _is_healthy(number: int) -> bool:
     return number % ENDPOINTS < HEALTHY
 
 
-def _took(arrived: dict[str, float], due: Sequence[float], load: Load) -> Took:
-    counted = (number for number in range(load.first, load.total) if _counts(number))
-    return [(arrived[webhook_id(number)] - due[number]) * 1000 for number in counted]
+def _took(arrived: dict[str, float], due: Sequence[float], load: Load, place: int) -> list[Took]:
+    """What the callbacks took in the turns of the fleet that has this place in each round."""
+    turns = (range(turn * load.per_turn, (turn + 1) * load.per_turn) for turn in range(place, load.turns, len(Side)))
+    took = ([(arrived[webhook_id(n)] - due[n]) * 1000 for n in numbers if load.counts(n)] for numbers in turns)
+    return [turn for turn in took if turn]
+
+
+def _waiting(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
+    """How many records were put into the fleet's tiers in all turns that count, and in its own."""
+    tiers = kafka.topics.tiers.values()
+    written = (
+        record.timestamp()[1] / 1000 for tier in tiers for record in committed_records(kafka.client_config(), tier)
+    )
+    turns = [int((at - began) // load.turn_seconds) for at in written]
+    during = [turn for turn in turns if load.first_turn <= turn < load.turns]
+    return len(during), sum(turn % len(Side) == place for turn in during)

@@ -53,12 +53,13 @@ def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
     broker: Broker, clean_processes: None
 ) -> None:
     sizes = ("--callbacks", "100", "--slices", "2", "--queued", "500", "--runs", "1")
-    schedule = ("--rounds", "1", "--tries", "1", "--rate", "50", "--seconds", "2", "--warm-up", "1")
+    schedule = ("--outages", "1", "--rounds", "6", "--turn", "1.5", "--rate", "50")
     printed = bench("delivery", broker.bootstrap_servers, *sizes, *schedule)
     sides = ["bare aiohttp", "bare aiohttp that signs", "delivery"]
     named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert [name for name in named if name in sides] == sides
     assert "postback deliver / bare:" in printed
+    assert re.search(r"where one hangs: [0-9,]+ records were put into tiers", printed)
     assert re.search(r"p99 where one hangs / where all ten are well: .* target ≤ 1.1: not shown", printed)
 
 
