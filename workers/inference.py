@@ -173,8 +173,8 @@ class InferenceHandler:
         """Every job is due at once."""
         return None
 
-    def holds(self, topic: str) -> bool:
-        """No lane's jobs wait for a time."""
+    def paces(self, topic: str) -> bool:
+        """No lane's have."""
         return False
 
     # -- sharing: whose turn it is -------------------------------------------------------------------------------

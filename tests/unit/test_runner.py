@@ -15,9 +15,9 @@ from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import (
     AT_A_TIME_SECONDS,
-    HELD_AT_A_TIME_SECONDS,
     MAX_OUTPUT_BYTES,
-    NEW_TO_ONE_HELD,
+    OTHERS_TO_ONE_PACED,
+    PACED_AT_A_TIME_SECONDS,
     Completion,
     GivingUpFailed,
     Runner,
@@ -184,15 +184,15 @@ async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_
     await settled()
 
 
-@pytest.mark.parametrize(("held", "most"), [(False, AT_A_TIME_SECONDS), (True, HELD_AT_A_TIME_SECONDS)])
-async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(held: bool, most: float) -> None:
+@pytest.mark.parametrize(("paced", "most"), [(False, AT_A_TIME_SECONDS), (True, PACED_AT_A_TIME_SECONDS)])
+async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(paced: bool, most: float) -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
             time.sleep(most / 2)  # what takes the CPU does not let the loop go on either
             return await super().handle(record)
 
     handler, completions = Slow(), SimpleQueue[Completion]()
-    offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, held=held)
+    offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, paced=paced)
     Runner(handler, completions, pytest.fail).start(records_of(partition, *offsets), 0.0)
     seen = [0]
     while len(handler.tasks) < len(offsets):
@@ -202,36 +202,35 @@ async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way
     assert completions.qsize() == len(offsets)
 
 
-async def test_what_is_new_begins_before_what_was_held_back_which_has_its_share_nevertheless() -> None:
+async def test_others_begin_before_what_is_paced_which_has_its_share_nevertheless() -> None:
     runner, handler, _ = waiting_runner()
-    held, new = Partition("tier", 0, 1, 0.0, held=True), Partition("requests", 0, 1, 0.0)
-    runner.start(records_of(held, *range(0, 12, 2)), 0.0)
-    runner.start(records_of(new, *range(100, 120, 2)), 0.0)
+    paced, others = Partition("tier", 0, 1, 0.0, paced=True), Partition("requests", 0, 1, 0.0)
+    runner.start(records_of(paced, *range(0, 12, 2)), 0.0)
+    runner.start(records_of(others, *range(100, 120, 2)), 0.0)
     await settled()
     begun = [offset >= 100 for offset in handler.tasks]
-    assert begun == [*([True] * NEW_TO_ONE_HELD + [False]) * 2, True, True, False, False, False, False]
+    assert begun == [*([True] * OTHERS_TO_ONE_PACED + [False]) * 2, True, True, False, False, False, False]
 
 
-async def test_what_is_new_waits_for_no_more_than_a_few_of_those_that_were_held_back() -> None:
+async def test_a_record_waits_for_no_more_than_a_slice_of_those_that_are_paced() -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
-            time.sleep(HELD_AT_A_TIME_SECONDS)
+            time.sleep(PACED_AT_A_TIME_SECONDS)
             return await super().handle(record)
 
     handler = Slow()
     runner = Runner(handler, SimpleQueue[Completion](), pytest.fail)
-    runner.start(records_of(Partition("tier", 0, 1, 0.0, held=True), *range(0, 80, 2)), 0.0)
+    runner.start(records_of(Partition("tier", 0, 1, 0.0, paced=True), *range(0, 80, 2)), 0.0)
     await asyncio.sleep(0)
-    before = len(handler.tasks)
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 100), 0.0)
     while len(handler.tasks) < 41:
         await asyncio.sleep(0)
-    assert list(handler.tasks).index(100) <= before + 1
+    assert list(handler.tasks).index(100) == 1
 
 
-async def test_cancelling_a_partition_ends_also_what_was_held_back() -> None:
+async def test_cancelling_a_paced_partition_ends_its_records_and_no_others() -> None:
     runner, handler, _ = waiting_runner()
-    gone, kept = (Partition("tier", number, 1, 0.0, held=True) for number in range(2))
+    gone, kept = (Partition("tier", number, 1, 0.0, paced=True) for number in range(2))
     runner.start([*records_of(gone, 0, 2), *records_of(kept, 4)], 0.0)
     runner.cancel(gone)
     await settled()

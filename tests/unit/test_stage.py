@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers.stage.company import LINGER_SECONDS
+from workers.stage.company import FEW_RECORDS, LINGER_SECONDS
 from workers.stage.intake import Committed, PartitionId
 from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
@@ -19,7 +19,7 @@ from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import Batch, State
-from workers.stage.stage import FEW, IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
 from workers.stage.watch import STALL_SECONDS
 from workers.stage.window import Limits
 
@@ -47,7 +47,7 @@ class Desk:
     def due_ms(self, record: Record) -> int | None:
         return self.due_at_ms
 
-    def holds(self, topic: str) -> bool:
+    def paces(self, topic: str) -> bool:
         return topic == "tier"
 
 
@@ -132,6 +132,12 @@ def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[O
     for offset in offsets:
         stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), outputs, 0.0))
     stage._collect()
+
+
+def test_a_partition_is_paced_where_its_topic_is() -> None:
+    stage, _, _ = stage_with(Intake(), HandClock())
+    stage.assigned([("tier", 0)])
+    assert [partition.paced for partition in stage._partitions.values()] == [False, True]
 
 
 def test_no_more_is_handed_over_than_there_is_room_for_while_the_event_loop_is_busy() -> None:
@@ -396,22 +402,23 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
 
     settler = Counting()
     stage, _, partition = stage_with(Intake(), HandClock(), settler=settler, pace=Desk(1 << 30))
-    begun = []
+    offset = 0
 
-    def take(*records: Record) -> None:
-        stage._pending = [Completion(partition, Record("requests", 0, 999, b""), (), 0.0)]
-        stage._take(list(records), [])
+    def begun_beside(new: int) -> int:
+        """How many transactions had been begun after a round with something complete and so many new records."""
+        nonlocal offset
+        stage._complete(Completion(partition, Record("requests", 0, 9_999, b""), (), 0.0), 0.0)
+        stage._take([Record("requests", 0, offset + number, b"") for number in range(new)], [])
+        offset += new
         stage._turn()
-        begun.append(settler.begun)
+        return settler.begun
 
-    for offset in range(3):
-        take(Record("requests", 0, offset, b""))
-    assert (begun, stage._patience()) == ([0, 1, 1], 0.001)
-    take(*(Record("requests", 0, offset, b"") for offset in range(3, 4 + FEW)))
-    assert begun[-1] == 2
-    partition.held = True
-    take(Record("requests", 0, 100, b""))
-    assert begun[-1] == 3, "what was held back is not waited for"
+    assert (begun_beside(1), stage._patience()) == (0, 0.001)
+    assert begun_beside(1) == 1
+    assert (begun_beside(FEW_RECORDS), begun_beside(0)) == (1, 2)
+    assert begun_beside(FEW_RECORDS + 1) == 3
+    partition.paced = True
+    assert begun_beside(1) == 4, "what is paced is not waited for"
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:

@@ -52,8 +52,8 @@ class TierPace:
         """How long the tier is in which a record has waited; 0 for one of another topic."""
         return round(1000 * self._delays.get(record.topic, 0))
 
-    def holds(self, topic: str) -> bool:
-        """Those of tiers."""
+    def paces(self, topic: str) -> bool:
+        """A tier's have, also where the schedule has that tier no more."""
         return topic in self._delays
 
     def due_ms(self, record: Record) -> int | None:

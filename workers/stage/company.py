@@ -4,6 +4,9 @@ A transaction costs Kafka the same whether it carries one record or a thousand. 
 engine do, come back one by one; a small part of the time that they took is nothing to them, and saves most
 transactions. Jobs that take no time wait for nobody, unless the stage says that nobody waits for what it settles.
 
+To compose one keeps the interpreter for a millisecond or two, and the event loop begins a few records in less. So what
+is complete makes way, once, where a few were handed over in the same round.
+
 What may linger waits longer, for others of its kind. With each transaction that it is part of, Kafka writes to one
 topic more and ends the transaction there too, and the next fetch brings that instead of what somebody waits for.
 """
@@ -17,6 +20,8 @@ SHARE = 0.02
 MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """Of the newest record in the moving average."""
+FEW_RECORDS = 8
+"""For which a transaction makes way: of more of them each would win little."""
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 500
 LINGER_BYTES = 4 * 1024 * 1024
@@ -30,6 +35,8 @@ class Company:
         self._least_seconds = least_seconds
         self._average = 0.0
         self._since: float | None = None
+        self.made_way = False
+        """Whether what is complete has waited for a round for others to begin."""
 
     @property
     def seconds(self) -> float:
@@ -44,11 +51,18 @@ class Company:
 
     def left(self) -> None:
         """What was complete is settled, or of no use any more."""
-        self._since = None
+        self._since, self.made_way = None, False
 
     def expects(self, now: float) -> bool:
         """Whether the first of those that are complete still waits."""
         return self._since is not None and now - self._since < self.seconds
+
+    def makes_way(self, handed_over: int) -> bool:
+        """Whether what is complete waits for a round more, where so many records were handed over in this one."""
+        if self._since is None or self.made_way or not 0 < handed_over <= FEW_RECORDS:
+            return False
+        self.made_way = True
+        return True
 
 
 class Lingering:

@@ -26,7 +26,7 @@ class Partition:
     """One assignment of one partition. A later assignment of the same partition is another object."""
 
     def __init__(
-        self, topic: str, number: int, generation: int, now: float, *, later: bool = False, held: bool = False
+        self, topic: str, number: int, generation: int, now: float, *, later: bool = False, paced: bool = False
     ) -> None:
         self.topic = topic
         self.number = number
@@ -37,7 +37,7 @@ class Partition:
         """What Kafka has said to be committed."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
-        self.held = held
+        self.paced = paced
         """Whether its records are held back until they are due."""
         self.parked = 0
         """Taken and waiting for the window."""

@@ -20,11 +20,11 @@ MAX_OUTPUT_BYTES = 1_000_000
 
 AT_A_TIME_SECONDS = 0.001
 """How long records run one after the other before the loop looks after all else."""
-HELD_AT_A_TIME_SECONDS = 0.00025
-"""And how long those that were held back until now. They come together, by the hundred, and for whatever is new or on
-its way to others even a millisecond is as long as all the rest that it waits for."""
-NEW_TO_ONE_HELD = 4
-"""How many new records go before one that was held back, where there are both."""
+PACED_AT_A_TIME_SECONDS = 0.00025
+"""And how long those of a paced partition, which come by the hundred. A callback is on its way for a millisecond and a
+half in all: one more that it waits for another's would be seen."""
+OTHERS_TO_ONE_PACED = 4
+"""How many others go before a record of a paced partition, where there are both."""
 
 log = get_logger()
 
@@ -50,7 +50,7 @@ class Completion:
 
 
 _Dispatched = tuple[Partition, Record, float]
-"""With the monotonic seconds of the dispatch, and not begun."""
+"""A record that is not begun, and the monotonic seconds of its dispatch."""
 
 
 class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
@@ -61,8 +61,8 @@ class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
     Each record whose handler has to wait has a task of its own; those that need not wait share one for a while, since
-    making a task costs as much as many of them do. New records begin before those that were held back until they were
-    due, since somebody waits for them: who has waited for seconds loses nothing by some milliseconds.
+    making a task costs as much as many of them do. Records of paced partitions begin after all others: they have waited
+    for seconds, and lose nothing by some milliseconds.
 
     `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
     """
@@ -78,10 +78,10 @@ class Runner:
         self._on_defect = on_defect
         self._sharing = sharing
         self._completions = completions
-        self._new: deque[_Dispatched] = deque()
-        self._held: deque[_Dispatched] = deque()
-        """Those that were held back until they were due."""
-        self._new_in_a_row = 0
+        self._others: deque[_Dispatched] = deque()
+        self._paced: deque[_Dispatched] = deque()
+        self._others_in_a_row = 0
+        """Begun while there were paced ones."""
         self.begun = 0
         """Of those dispatched: whose handlers have begun, or never will. Also read on the Kafka thread."""
         self._beginning = False
@@ -94,7 +94,7 @@ class Runner:
     def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
         """Run the handler for each of these."""
         for partition, record in dispatched:
-            (self._held if partition.held else self._new).append((partition, record, now))
+            (self._paced if partition.paced else self._others).append((partition, record, now))
         if not self._beginning:
             self._begin()
 
@@ -110,7 +110,7 @@ class Runner:
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
-        for queue in (self._new, self._held):
+        for queue in (self._others, self._paced):
             kept = [entry for entry in queue if entry[0] is not partition]
             self.begun += len(queue) - len(kept)
             queue.clear()
@@ -121,7 +121,7 @@ class Runner:
 
     def _begin(self) -> None:
         """Make a task for what is in the queues, and look again once that has ended or waits for something."""
-        self._beginning = bool(self._new or self._held)
+        self._beginning = bool(self._others or self._paced)
         if self._beginning:
             self._turn += 1
             loop = asyncio.get_running_loop()
@@ -130,9 +130,8 @@ class Runner:
 
     async def _work(self, turn: int) -> None:
         """Run one record after the other for a while; once one had to wait, the others are another task's."""
-        most = AT_A_TIME_SECONDS if self._new else HELD_AT_A_TIME_SECONDS
-        task, end = asyncio.current_task(), time.perf_counter() + most  # a loop's own time may stand still
-        while turn == self._turn and time.perf_counter() < end and (queue := self._next_queue()):
+        task, began = asyncio.current_task(), time.perf_counter()  # a loop's own time may stand still
+        while turn == self._turn and (queue := self._next_queue(time.perf_counter() - began)):
             partition, record, dispatched_at = queue.popleft()
             self.begun += 1
             tasks = self._tasks[partition]
@@ -142,13 +141,15 @@ class Runner:
             finally:
                 del tasks[record.offset]
 
-    def _next_queue(self) -> deque[_Dispatched]:
-        """Where the next record to begin is; empty where there is none."""
-        if self._new and (not self._held or self._new_in_a_row < NEW_TO_ONE_HELD):
-            self._new_in_a_row += 1
-            return self._new
-        self._new_in_a_row = 0
-        return self._held
+    def _next_queue(self, seconds: float) -> deque[_Dispatched] | None:
+        """Where the next record to begin is, after so many seconds; None once it is the turn of all else."""
+        if seconds >= (AT_A_TIME_SECONDS if self._others else PACED_AT_A_TIME_SECONDS):
+            return None
+        if self._others and self._paced and self._others_in_a_row < OTHERS_TO_ONE_PACED:
+            self._others_in_a_row += 1
+            return self._others
+        self._others_in_a_row = 0
+        return self._paced or self._others
 
     async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
         try:

@@ -37,8 +37,6 @@ OVERDUE_SECONDS = 1.0
 """How long a record has to be due, and to have no room, for what is behind it to be waiting for room too."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
-FEW = 8
-"""Records for which a transaction waits until the event loop has begun them."""
 GAP_SECONDS = 1.0
 """How long a gap alone may wait for a record to be committed with."""
 
@@ -59,8 +57,8 @@ class Pace(Protocol):
         """
         ...
 
-    def holds(self, topic: str) -> bool:
-        """Whether the topic's records have such a time, and so go behind those that have none, by milliseconds."""
+    def paces(self, topic: str) -> bool:
+        """Whether the topic's records have such a time."""
         ...
 
 
@@ -75,8 +73,8 @@ class Unpaced:
         """Everything is due."""
         return None
 
-    def holds(self, topic: str) -> bool:
-        """No topic is held."""
+    def paces(self, topic: str) -> bool:
+        """No topic's have."""
         return False
 
 
@@ -139,7 +137,6 @@ class Stage:
         self._generation = 0
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
-        self._stands_back = False
         self._stopping: Deadline | None = None
         """Once it is to end: until when dispatched records are awaited."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -201,15 +198,11 @@ class Stage:
         self.watch.beat()
         self._settler.listen()
         self._collect()
-        # To begin a transaction keeps the interpreter for a millisecond or two. A few new records are begun in less
-        # time than that, so that it waits for them; not where there are many, or for others that come right after.
-        self._stands_back = 0 < self._dispatch() <= FEW and not self._stands_back
-        if not self._stands_back:
-            self._transact()
+        self._transact(self._dispatch())
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._settler.state is State.SETTLING or self._stands_back:
+        if self._settler.state is State.SETTLING or self._company.made_way:
             return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
@@ -301,7 +294,7 @@ class Stage:
     # -- dispatching ---------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> int:
-        """Hand over what may run now; how many records of it are new."""
+        """Hand over what may run now; how many records of it are of partitions that are not paced."""
         if self._casualties:
             if self._window.running:
                 return 0  # the death is still spreading; whatever runs may be to blame
@@ -323,7 +316,7 @@ class Stage:
         self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
         self._on_loop(self._runner.start, batch, self._clock.monotonic())
-        return sum(not partition.held for partition, _ in batch)
+        return sum(not partition.paced for partition, _ in batch)
 
     def _free(self) -> int:
         """How many further records the handler may have at once.
@@ -451,8 +444,11 @@ class Stage:
         self._pending.append(completion)
         self._company.came(now - completion.dispatched_at, now)
 
-    def _transact(self) -> None:
-        """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair."""
+    def _transact(self, handed_over: int) -> None:
+        """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair.
+
+        `handed_over`: records that were dispatched in this round, and are not paced.
+        """
         if self._settler.state is State.SETTLING:
             self._land()
         if self._settler.resting or self._settler.state is State.SETTLING:
@@ -461,7 +457,7 @@ class Stage:
             if self._partitions and not self._settler.offsets_swept:
                 self._settler.sweep_offsets()
                 return
-            if self._company.expects(self._clock.monotonic()):
+            if self._company.expects(self._clock.monotonic()) or self._company.makes_way(handed_over):
                 return
             batch = self._compose()
             if batch.offsets:
@@ -599,8 +595,8 @@ class Stage:
 
     def _assign(self, topic: str, number: int) -> Partition:
         later = self._sharing is not None and self._sharing.is_later(topic)
-        held = self._pace.holds(topic)
-        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, held=held)
+        paced = self._pace.paces(topic)
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, paced=paced)
         self._partitions[partition.id] = partition
         return partition
 
