@@ -93,15 +93,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--queued", type=int, default=30_000, help="results that a whole process finds")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
     parser.add_argument("--turn", type=float, default=10.2, help="seconds; three are what a wait of 30 s takes")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each fleet in an outage; four do not count")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each fleet in an outage; four do not count")
     parser.add_argument("--runs", type=int, default=5, help="of a whole process that finds results")
-    parser.add_argument("--outages", type=int, default=6, help="ten minutes each")
+    parser.add_argument("--outages", type=int, default=9, help="five minutes each, and half a minute to end")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     options = parser.parse_args()
     if options.rounds < sick_endpoints.BEGINNING_ROUNDS + 2:
-        parser.error(
-            f"--rounds: {options.rounds}, and {sick_endpoints.BEGINNING_ROUNDS} of them do not count: give more"
-        )
+        parser.error(f"--rounds: {options.rounds}, of which {sick_endpoints.BEGINNING_ROUNDS} do not count: give more")
+    if options.turn <= sick_endpoints.UNSTEADY_SECONDS:
+        parser.error(f"--turn: {options.turn}, of which {sick_endpoints.UNSTEADY_SECONDS:g} s do not count: give more")
     return options
 
 

@@ -6,10 +6,14 @@ waits for nothing, to one fleet after the other, a few seconds each. The time of
 was due, and only the eight endpoints count that are well in every fleet.
 
 Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
-half a minute at a time. A round takes as long as a record that waits for a sick endpoint takes to come round, so that
-this meets the turns of its own fleet. In the beginning of an outage it does not, since such waits are shorter then:
-those rounds do not count, and of the others it is said how much was written in the fleet's own turns. Before all of
-them Kafka gets more results a second: its JVM compiles what runs often.
+half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, so
+that this meets the turns of its own fleet, and of what came round it is said how much did. Only such rounds count: in
+the first two minutes of an outage the waits are shorter, and come round in anybody's turn; after five of them they are
+longer, and little comes round. What all fleets have the broker and the two cores do in the meantime meets every turn
+alike, and is not seen.
+
+The rounds of an outage share their processes, so that each outage gives one ratio, the median of its rounds. Before all
+of them Kafka gets more results a second: its JVM compiles what runs often.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
 from bench.fleet import Command, Kafka, new_fleet, wait_for
@@ -34,13 +38,14 @@ from bench.receivers import Receivers, receivers, refusing_port
 from bench.table import table
 from devkit.committed import committed_records
 from schemas.settings import KafkaSettings
+from schemas.topics import DEFERRED
 from workers.delivery.keyring import Keyring
 
 HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
 WARM_UP_PER_SECOND = 1_500.0
-"""How many results come while Kafka is warmed up, for one round."""
+"""How many results come a second while Kafka is warmed up, for one round."""
 BEGINNING_ROUNDS = 4
 """Of each outage, which do not count: the processes have just started, and what waits comes round in anybody's turn."""
 UNSTEADY_SECONDS = 1.0
@@ -107,10 +112,11 @@ class Turns:
     """What came out of a fleet's turns during an outage."""
 
     took: list[Took]
-    waiting: int
-    """Records that the fleet put into tiers in all turns that count, whosever they were."""
-    in_turn: int
-    """And in its own."""
+    """In each that counts."""
+    back: int
+    """How many records the fleet put back into a tier during the rounds that count."""
+    back_in_turn: int
+    """How many of them in its own turns."""
 
 
 Outage = dict[Side, Turns]
@@ -129,8 +135,10 @@ def compare(kafka: Kafka, load: Load, count: int) -> None:
     table(head, [_line(side, outages) for side in Side])
     print(f"{stolen:.1%} of the CPU was taken by others")
     for side in SICK:
-        waiting, own = sum(seen[side].waiting for seen in outages), sum(seen[side].in_turn for seen in outages)
-        print(f"where {side}: {waiting:,} records were put into tiers, {own / max(1, waiting):.0%} in its turns")
+        back, own = sum(fleets[side].back for fleets in outages), sum(fleets[side].back_in_turn for fleets in outages)
+        print(
+            f"where {side}: {back:,} records were put back into tiers, {own / max(1, back):.0%} in that fleet's turns"
+        )
         for which in QUANTILES:
             moved = _moved(which, outages, side)
             print(f"{which} where {side} / where {Side.WELL}: {moved}, target ≤ {MOVED}: {moved.kept(MOVED)}")
@@ -145,13 +153,20 @@ def _line(side: Side, outages: Sequence[Outage]) -> tuple[str, ...]:
 
 
 def _moved(which: str, outages: Sequence[Outage], side: Side) -> Ratio:
-    pairs = zip(_all(which, outages, side), _all(which, outages, Side.WELL), strict=True)
-    return ratio([sick / well for sick, well in pairs])
+    return ratio([_median_ratio(which, fleets[side], fleets[Side.WELL]) for fleets in outages])
+
+
+def _median_ratio(which: str, sick: Turns, well: Turns) -> float:
+    pairs = zip(_each(which, sick), _each(which, well), strict=True)
+    return statistics.median(beside / alone for beside, alone in pairs)
 
 
 def _all(which: str, outages: Sequence[Outage], side: Side) -> list[float]:
-    turns = (took for seen in outages for took in seen[side].took)
-    return [statistics.quantiles(took, n=100, method="inclusive")[QUANTILES[which]] for took in turns]
+    return [quantile for fleets in outages for quantile in _each(which, fleets[side])]
+
+
+def _each(which: str, turns: Turns) -> list[float]:
+    return [statistics.quantiles(took, n=100, method="inclusive")[QUANTILES[which]] for took in turns.took]
 
 
 def _stolen(before: Any, after: Any) -> float:
@@ -184,7 +199,7 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
         for process in processes:
             process.stop()
     return {
-        side: Turns(_took(arrived, due, load, place), *_waiting(kafka, load, began, place))
+        side: Turns(_took(arrived, due, load, place), *_put_back(kafka, load, began, place))
         for place, (side, kafka) in enumerate(zip(order, fleets, strict=True))
     }
 
@@ -222,12 +237,14 @@ def _took(arrived: dict[str, float], due: Sequence[float], load: Load, place: in
     return [turn for turn in took if turn]
 
 
-def _waiting(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
-    """How many records were put into the fleet's tiers in all turns that count, and in its own."""
-    tiers = kafka.topics.tiers.values()
-    written = (
-        record.timestamp()[1] / 1000 for tier in tiers for record in committed_records(kafka.client_config(), tier)
-    )
-    turns = [int((at - began) // load.turn_seconds) for at in written]
-    during = [turn for turn in turns if load.first_turn <= turn < load.turns]
-    return len(during), sum(turn % len(Side) == place for turn in during)
+def _put_back(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
+    """How many records that had been in a tier before were put into one in the rounds that count, and in its turns."""
+    connection, tiers = kafka.client_config(), kafka.topics.tiers.values()
+    written = (record for tier in tiers for record in committed_records(connection, tier) if _was_back(record))
+    turns = [int((record.timestamp()[1] / 1000 - began) // load.turn_seconds) for record in written]
+    counted = [turn for turn in turns if load.first_turn <= turn < load.turns]
+    return len(counted), sum(turn % len(Side) == place for turn in counted)
+
+
+def _was_back(record: Message) -> bool:
+    return int(dict(record.headers() or ()).get(DEFERRED) or b"0") > 1

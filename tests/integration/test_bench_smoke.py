@@ -59,7 +59,7 @@ def test_callbacks_are_compared_with_bare_aiohttp_and_beside_sick_endpoints(
     named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert [name for name in named if name in sides] == sides
     assert "postback deliver / bare:" in printed
-    assert re.search(r"where one hangs: [0-9,]+ records were put into tiers", printed)
+    assert re.search(r"where one hangs: [0-9,]+ records were put back into tiers", printed)
     assert re.search(r"p99 where one hangs / where all ten are well: .* target ≤ 1.1: not shown", printed)
 
 
