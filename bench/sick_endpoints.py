@@ -7,7 +7,7 @@ was due, and only the eight endpoints count that are well in every fleet.
 
 Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
 half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, so
-that this meets the turns of its own fleet, and of what came round it is said how much did. Only such rounds count: in
+that this may meet the turns of its own fleet; of what came round it is said how much did. Only such rounds count: in
 the first two minutes of an outage the waits are shorter, and come round in anybody's turn; after five of them they are
 longer, and little comes round. What all fleets have the broker and the two cores do in the meantime meets every turn
 alike, and is not seen.
@@ -96,9 +96,8 @@ class Load:
         return len(Side) * BEGINNING_ROUNDS
 
     def counts(self, number: int) -> bool:
-        """Whether this result's callback counts, of those that come in one turn after the other."""
-        turn, place = divmod(number, self.per_turn)
-        return turn >= self.first_turn and place >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
+        """Whether this result's callback counts in a turn that does."""
+        return number % self.per_turn >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
 
 
 Took = list[float]
@@ -231,10 +230,10 @@ def _is_healthy(number: int) -> bool:
 
 
 def _took(arrived: dict[str, float], due: Sequence[float], load: Load, place: int) -> list[Took]:
-    """What the callbacks took in the turns of the fleet that has this place in each round."""
-    turns = (range(turn * load.per_turn, (turn + 1) * load.per_turn) for turn in range(place, load.turns, len(Side)))
-    took = ([(arrived[webhook_id(n)] - due[n]) * 1000 for n in numbers if load.counts(n)] for numbers in turns)
-    return [turn for turn in took if turn]
+    """What the callbacks took in each turn that counts of the fleet that has this place in a round."""
+    turns = range(load.first_turn + place, load.turns, len(Side))
+    numbers = (range(turn * load.per_turn, (turn + 1) * load.per_turn) for turn in turns)
+    return [[(arrived[webhook_id(n)] - due[n]) * 1000 for n in turn if load.counts(n)] for turn in numbers]
 
 
 def _put_back(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
