@@ -238,6 +238,8 @@ class VllmEngine:
         }
         if not on_cpu:
             arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        elif _cpu_has_amx():
+            arguments["worker_cls"] = "workers.engines.cpu_worker.AmxWorker"
         return arguments | settings.extra
 
     def _discard(self) -> None:
@@ -411,6 +413,12 @@ def _cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_has_amx() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _prepare_environment(model: str) -> None:
