@@ -7,9 +7,9 @@ was due, and only the eight endpoints count that are well in every fleet.
 
 Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
 half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, so
-that this may meet the turns of its own fleet; of what came round it is said how much did. Only such rounds count: in
-the first two minutes of an outage the waits are shorter, and come round in anybody's turn; after five of them they are
-longer, and little comes round. What all fleets have the broker and the two cores do in the meantime meets every turn
+that this may meet the turns of its own fleet; of what came round it is said how much did. For the same reason an origin
+that fails is left alone for 30 s from the first time on, not for five. Only rounds count in which much comes round: not
+the first, nor any after five minutes, when the waits are longer. What all fleets have the broker and the two cores do in the meantime meets every turn
 alike, and is not seen.
 
 The rounds of an outage share their processes, so that each outage gives one ratio, the median of its rounds. Before all
@@ -47,7 +47,9 @@ LAST_SECONDS = 60.0
 WARM_UP_PER_SECOND = 1_500.0
 """How many results come a second while Kafka is warmed up, for one round."""
 BEGINNING_ROUNDS = 4
-"""Of each outage, which do not count: the processes have just started, and what waits comes round in anybody's turn."""
+"""Of each outage, which do not count: the processes have just started, and little waits."""
+OPEN_SECONDS = 30
+"""For how long an origin is left alone the first time, of which a round is about as long."""
 UNSTEADY_SECONDS = 1.0
 """Of the beginning of each turn, which do not count: the fleet was idle, and its connections are closed."""
 MOVED = 1.1
@@ -188,7 +190,11 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
         }
         keyring = Path(folder) / "keyring.json"
         Keyring.create(keyring, CLOCK)
-        own = {"POSTBACK_REPLICA": "d0", "POSTBACK_KEYRING": str(keyring)}
+        own = {
+            "POSTBACK_REPLICA": "d0",
+            "POSTBACK_KEYRING": str(keyring),
+            "POSTBACK_DELIVERY__BREAKER_OPEN_SECONDS": str(OPEN_SECONDS),
+        }
         processes = [stack.enter_context(Command(kafka, "deliver", **own)) for kafka in fleets]
         for process in processes:
             wait_for(process.ready, 60)
