@@ -23,7 +23,7 @@ _WEIGHT = 0.05
 FEW_RECORDS = 8
 """For which a transaction makes way: of more of them each would win little."""
 LINGER_SECONDS = 0.5
-LINGER_RECORDS = 500
+LINGER_RECORDS = 100
 LINGER_BYTES = 4 * 1024 * 1024
 """A quarter of the smallest window: where that is full nothing is fetched."""
 
