@@ -376,11 +376,13 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
     """Or nobody did it, and the partition stood still, until it went to another process."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
-    stage._take([appended(offset, 100.0 + offset / 1000) for offset in range(1_000)], [("requests", 0, 1_000)])
+    stage._window.limits = Limits(records=1 << 30)  # nothing is settled here
+    count = 2 * AHEAD_RECORDS - 24
+    stage._take([appended(offset, 100.0 + offset / 1000) for offset in range(count)], [("requests", 0, count)])
     stage._dispatch()
     if resumed:
         stage._regulate()
-        clock.now += 5.4
+        clock.now += 5.0 + (AHEAD_RECORDS - 112) / 1000
         stage._dispatch()
         stage._regulate()
         assert (intake.resumed, partition.parked, partition.paused) == ([("requests", 0, AHEAD_RECORDS)], 111, False)
@@ -390,6 +392,45 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
     assert intake.paused == [partition.id] * (1 + resumed)
     assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
     assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
+
+
+def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
+    """A stage with so many records of a tier and as many others, all of them due."""
+    stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, company_seconds=IDLE_SECONDS)
+    stage.assigned([("tier", 0)])
+    tier = stage._partitions["tier", 0]
+    tier.open(Progress(0), 0)
+    tier.open_committed = True
+    stage._take([Record("tier", 0, offset, b"") for offset in range(records)], [])
+    return stage, loop
+
+
+def handed_over(loop: BusyLoop) -> list[tuple[int, int]]:
+    """Of the tier and of others, in each round in which there were any."""
+    rounds = [[partition.paced for partition, _ in batch] for batch, _ in loop.calls]
+    return [(sum(paced), len(paced) - sum(paced)) for paced in rounds]
+
+
+def test_of_a_tier_whose_records_are_due_together_a_few_are_handed_over_in_each_round() -> None:
+    """Or what has just come waits behind hundreds that have waited for seconds."""
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
+    patience = []
+    for _ in range(3):
+        stage._dispatch()
+        patience.append(stage._patience())
+    assert handed_over(loop) == [(16, 40), (16, 0), (8, 0)]
+    assert patience == [0.001, 0.001, IDLE_SECONDS]
+
+
+@pytest.mark.parametrize("room", [1, 2, 5, 40])
+def test_neither_a_tier_nor_others_keep_all_the_places_where_there_are_few(room: int) -> None:
+    stage, loop = stage_beside_a_tier(Desk(room), 400)
+    for _ in range(400 // room):
+        stage._dispatched = 0  # all of them have begun
+        stage._dispatch()
+    tier, others = map(sum, zip(*handed_over(loop), strict=True))
+    assert tier + others == 400
+    assert abs(tier - 80) <= 1
 
 
 def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_and_not_for_many() -> None:

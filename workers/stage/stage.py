@@ -35,6 +35,11 @@ SOON_SECONDS = 10.0
 """How soon a record has to be due for others to wait behind it here. A later one's room is better used otherwise."""
 OVERDUE_SECONDS = 1.0
 """How long a record has to be due, and to have no room, for what is behind it to be waiting for room too."""
+PACED_AT_ONCE = 16
+"""How many records of paced partitions are handed over in a round, at most. What was put into a tier together is due
+together, by the hundred: what comes meanwhile would wait until all of it is begun."""
+PACED_SHARE = 0.2
+"""Of the places that are free: what those records have, however many others wait."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
 GAP_SECONDS = 1.0
@@ -135,6 +140,12 @@ class Stage:
         self._settle_began = 0.0
         """Monotonic seconds."""
         self._generation = 0
+        self._is_paced = False
+        """Whether there ever was a paced partition."""
+        self._owed = 0.0
+        """Places that are paced records' due, and were not given to them yet."""
+        self._more_is_due = False
+        """Whether there may be paced records that are due and were not handed over in the last round."""
         self._dispatched = 0
         """Records that were handed to the runner, ever."""
         self._stopping: Deadline | None = None
@@ -202,7 +213,7 @@ class Stage:
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._settler.state is State.SETTLING or self._company.made_way:
+        if self._settler.state is State.SETTLING or self._company.made_way or self._more_is_due:
             return 0.001
         if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
             return 0.0
@@ -331,10 +342,22 @@ class Stage:
         """Up to `room` parked records, as their parties and partitions take turns."""
         if not (self._window.parked or self._window.put_off):
             return []
-        drawn = self._window.draw(room, self._ready)
-        if self._sharing is None:
-            self._look_at_fronts()
+        if self._sharing is not None:
+            return self._window.draw(room, self._ready)
+        drawn = self._drawn(room) if self._is_paced else self._window.draw(room, self._ready)
+        self._look_at_fronts()
         return drawn
+
+    def _drawn(self, room: int) -> list[tuple[Partition, Record]]:
+        """A few paced records, which have a share of the places, and all others that there is room for."""
+        self._owed = min(PACED_AT_ONCE, self._owed + max(0, room) * PACED_SHARE)
+        paced = self._window.draw(min(room, int(self._owed)), self._ready_if_paced)
+        self._owed -= len(paced)
+        others = self._window.draw(room - len(paced), self._ready_if_not_paced)
+        left = min(PACED_AT_ONCE, room - len(others)) - len(paced)
+        paced += self._window.draw(left, self._ready_if_paced)
+        self._more_is_due = len(paced) == PACED_AT_ONCE
+        return others + paced
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """How many of the first `most` may run now; those of a stage that shares wait for nothing but their turn."""
@@ -345,6 +368,12 @@ class Stage:
         if self._clock.monotonic() < partition.look_again:
             return 0
         return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
+
+    def _ready_if_paced(self, partition: Partition, records: Sequence[Record], most: int) -> int:
+        return self._ready(partition, records, most) if partition.paced else 0
+
+    def _ready_if_not_paced(self, partition: Partition, records: Sequence[Record], most: int) -> int:
+        return 0 if partition.paced else self._ready(partition, records, most)
 
     def _is_due(self, record: Record) -> bool:
         """Whether its pace lets a record run now."""
@@ -596,6 +625,7 @@ class Stage:
     def _assign(self, topic: str, number: int) -> Partition:
         later = self._sharing is not None and self._sharing.is_later(topic)
         paced = self._pace.paces(topic)
+        self._is_paced |= paced
         partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, paced=paced)
         self._partitions[partition.id] = partition
         return partition
