@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from workers.stage.parking import AHEAD_RECORDS, TIGHT_SECONDS, UNIT_BYTES
+from workers.stage.parking import AHEAD_RECORDS, PUT_OFF_SHARE, TIGHT_SECONDS, UNIT_BYTES
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 from workers.stage.record import Record
-from workers.stage.window import HOLES_HIGH, HOLES_LOW, LEAST_PARKED, NARROW, SPAN_HIGH, SPAN_LOW, Limits, Window
+from workers.stage.window import (
+    FEW_AT_ONCE,
+    HOLES_HIGH,
+    HOLES_LOW,
+    LEAST_PARKED,
+    MOST_AT_ONCE,
+    NARROW,
+    SPAN_HIGH,
+    SPAN_LOW,
+    Limits,
+    Window,
+)
 
 
 def partition(
@@ -271,24 +282,33 @@ def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_
     assert (cut(window), changes(window, tier)) == ([], ([], [tier]))
 
 
-def test_all_that_is_put_off_has_as_much_room_as_what_is_parked_and_who_has_most_makes_it() -> None:
+def test_all_that_is_put_off_has_four_times_the_room_of_what_is_parked_and_who_has_most_makes_it() -> None:
     window = Window(Limits(records=1024))
-    small, many, large = put_off(window, 0, 10, soon=True), put_off(window, 1, 450, soon=True), partition(2)
+    small, many, large = put_off(window, 0, 40, soon=True), put_off(window, 1, 1800, soon=True), partition(2)
     assert cut(window) == []
-    large = put_off(window, 2, 210, 2 * UNIT_BYTES, soon=True)
-    assert cut(window) == [(2, [*range(209, 104, -1)])]
-    late = put_off(window, 3, 400, soon=False)
-    assert cut(window) == [(3, [*range(399, 0, -1)])]
-    assert [tier.parked for tier in (small, many, large, late)] == [10, 450, 105, 1]
+    large = put_off(window, 2, 840, 2 * UNIT_BYTES, soon=True)
+    assert cut(window) == [(2, [*range(839, 419, -1)])]
+    late = put_off(window, 3, 1600, soon=False)
+    assert cut(window) == [(3, [*range(1599, 0, -1)])]
+    assert [tier.parked for tier in (small, many, large, late)] == [40, 1800, 420, 1]
 
 
 def test_who_has_no_more_than_an_equal_part_keeps_it_however_large_the_first_records_of_others_are() -> None:
     window = Window(Limits(records=LEAST_PARKED))
     for number in range(15):
-        put_off(window, number, 2, 100 * UNIT_BYTES, soon=False)
-    soon = put_off(window, 15, 30, soon=True)
+        put_off(window, number, 2, 400 * UNIT_BYTES, soon=False)
+    soon = put_off(window, 15, 120, soon=True)
     assert cut(window) == [(number, [1]) for number in range(15)]
-    assert soon.parked == 30
+    assert soon.parked == 120
+
+
+def test_few_are_asked_for_at_once_where_what_is_behind_them_may_be_a_tiers() -> None:
+    window = Window(Limits(records=4096))
+    assert window.batch == MOST_AT_ONCE
+    tier = put_off(window, 0, 1, soon=True)
+    assert window.batch == FEW_AT_ONCE
+    window.release(tier)
+    assert window.batch == MOST_AT_ONCE
 
 
 def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it() -> None:
@@ -306,8 +326,8 @@ def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it(
 def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
     """Or nothing is fetched until their time has come: of the longest tier that is a day."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
-    tiers = [put_off(window, number, 3, 100, soon=False) for number in range(LEAST_PARKED)]
-    assert sum(len(behind) for _, behind in cut(window)) >= 2 * LEAST_PARKED - 1
+    tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
+    assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1
     window.bytes += 100 * sum(tier.parked for tier in tiers)
     fill(window, LEAST_PARKED - 1)
     assert (full(window), window.parked, window.first.bytes) == (False, LEAST_PARKED - 1, 0)
@@ -318,7 +338,7 @@ def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are
     fill(window, 0)
 
     if way == "drawn":
-        assert len(window.draw(LEAST_PARKED, lambda _, records, most: most)) == LEAST_PARKED
+        assert len(window.draw(len(tiers), lambda _, records, most: most)) == len(tiers)
     for tier in tiers if way == "released" else ():
         assert [record.offset for record in window.release(tier)] == [0]
     assert (window.parked, window.first.bytes, window.first.put_off_bytes) == (0, 0, 0)

@@ -20,9 +20,11 @@ TIGHT_SECONDS = 0.2
 """How long there may be no room before partitions are paused for it: a pause throws away what was prefetched, and what
 is quick makes room sooner than a resumed partition delivers."""
 
-AHEAD_RECORDS = 512
+AHEAD_RECORDS = 2048
 """How many of a partition's records may be put off until they are due, where the first of them is soon. With one, all
 that waits in a tier is fetched again each time that one record is due."""
+PUT_OFF_SHARE = 4
+"""How much may be put off in all: so many times what may be parked."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
@@ -287,10 +289,11 @@ class Lot:
     def cut(self) -> list[tuple[Partition, list[Record]]]:
         """Take out what may not be put off here: of each partition, the last one first.
 
-        All of them together may have as much as may be parked, in units. Who is not due soon makes room first.
+        All of them together may have PUT_OFF_SHARE times what may be parked, in units. Who is not due soon makes room
+        first.
         """
         found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
-        while _units(self._put_off_records, self.put_off_bytes) > self._capacity:
+        while _units(self._put_off_records, self.put_off_bytes) > PUT_OFF_SHARE * self._capacity:
             heaviest = self._heaviest_put_off()
             if heaviest is None:
                 break
@@ -299,7 +302,7 @@ class Lot:
 
     def _heaviest_put_off(self) -> Partition | None:
         """Of those that have more than their first record: one that is not due soon, or has more than an equal part."""
-        most = self._capacity / len(self._put_off)
+        most = PUT_OFF_SHARE * self._capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]
         late = [partition for partition in several if not self._put_off[partition]]
         return max(late or [one for one in several if _parked_units(one) > most], key=_parked_units, default=None)

@@ -21,6 +21,8 @@ LEAST_PARKED = 512
 """Records. A resumed partition delivers after up to half a second; half of these have to last as long."""
 MOST_AT_ONCE = 2_000
 """Records to ask for."""
+FEW_AT_ONCE = 100
+"""The same where some are put off: those behind them come by the thousand, and what is among them is to begin soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,9 @@ class Window:
 
         Where there is a later place as many as ever, since a lot that is full may be the one that overflows.
         """
-        return MOST_AT_ONCE if self.later is not self.first else max(1, min(MOST_AT_ONCE, self.first.free))
+        if self.later is not self.first:
+            return MOST_AT_ONCE
+        return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
 
     def park(self, partition: Partition, record: Record, party: Party) -> None:
         """A record that was taken waits from now on."""
