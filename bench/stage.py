@@ -223,7 +223,7 @@ def _loop_consumer_config(task: Task, group: str) -> dict[str, object]:
     """As `workers.stage.intake.GroupIntake` has it."""
     return {
         "fetch.wait.max.ms": 100,
-        "fetch.queue.backoff.ms": 20,
+        "fetch.queue.backoff.ms": 2,
         "queued.min.messages": 2 * task.window,
         "queued.max.messages.kbytes": 16_384,
         **task.kafka.client_config(),

@@ -11,11 +11,16 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka import client_config
 from workers.stage.foresight import Foresight, Scout
-from workers.stage.intake import BESIDE_PACED, GroupIntake, Prefetch
+from workers.stage.intake import GroupIntake
 from workers.stage.record import Handler
 from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
 from workers.stage.stage import Pace, Stage, StageSettings
+
+
+AHEAD_OF_PACED = 1000
+"""Records that are fetched ahead where some partitions are paced: they stand in one line, and what comes out of a tier
+by the thousand stands before what has just come. What of it is given back was fetched for nothing."""
 
 
 def group_stage(
@@ -42,10 +47,9 @@ def group_stage(
             stage.watch.broker_error(error)
 
     group = f"{kafka.topic_prefix}{settings.name}"
-    prefetch = Prefetch(records=2 * settings.limits.records)
-    if pace is not None and any(map(pace.paces, topics)):
-        prefetch = BESIDE_PACED
-    intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch=prefetch)
+    paced = pace is not None and any(map(pace.paces, topics))
+    prefetch = AHEAD_OF_PACED if paced else 2 * settings.limits.records
+    intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
     foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
     stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight)

@@ -56,20 +56,6 @@ class Contact:
     """For how long nothing was heard although something was asked; infinite where nobody can be reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefetch:
-    """How much of each partition a client fetches ahead of who takes it, about: it fetches until there is so much."""
-
-    records: int
-    bytes: int = 1024 * 1024
-    """In one answer of the broker's."""
-
-
-BESIDE_PACED = Prefetch(records=1000, bytes=128 * 1024)
-"""Where some partitions are paced. All that is fetched stands in one line, and what comes out of a tier by the thousand
-when it is resumed stands before what has just come; what of it is given back was fetched for nothing."""
-
-
 class Intake(Protocol):
     """A source of records with shared progress. One thread calls all of it."""
 
@@ -113,6 +99,7 @@ class GroupIntake:
     """A member of a consumer group (KIP-848) that reads committed records only.
 
     `topics` must exist. `config` are librdkafka properties of the connection. `on_error` hears of broker errors.
+    `prefetch_records` are how many are fetched ahead of who takes them, about.
     """
 
     def __init__(
@@ -122,7 +109,7 @@ class GroupIntake:
         topics: Sequence[str],
         *,
         on_error: Callable[[KafkaError], None],
-        prefetch: Prefetch,
+        prefetch_records: int = 10_000,
     ) -> None:
         self._topics = list(topics)
         self._coordinator = Coordinator()
@@ -130,9 +117,8 @@ class GroupIntake:
         self._consumer = Consumer(
             {
                 "fetch.wait.max.ms": 100,  # a resumed partition waits for the fetch under way: keep that short
-                "fetch.queue.backoff.ms": 2,  # while one partition has enough here, all others wait for so long
-                "queued.min.messages": prefetch.records,
-                "max.partition.fetch.bytes": prefetch.bytes,
+                "fetch.queue.backoff.ms": 2,  # where enough is here, whatever comes waits for so long
+                "queued.min.messages": prefetch_records,  # of all partitions: all that is here stands in one line
                 "queued.max.messages.kbytes": 16_384,
                 **config,
                 "group.id": group,
