@@ -422,6 +422,21 @@ def test_of_a_tier_whose_records_are_due_together_a_few_are_handed_over_in_each_
     assert patience == [0.001, 0.001, IDLE_SECONDS]
 
 
+def test_a_stage_that_has_handed_over_all_of_a_tier_looks_no_more_often_than_before() -> None:
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 16)
+    for _ in range(2):
+        stage._dispatch()
+    assert (handed_over(loop), stage._patience()) == ([(16, 16)], IDLE_SECONDS)
+
+
+def test_what_is_due_in_a_tier_is_all_handed_over_where_nothing_else_is_fetched_for_it() -> None:
+    """Or a window that is full of it keeps new records from coming for seconds."""
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
+    stage._window.first.full = True
+    stage._dispatch()
+    assert handed_over(loop) == [(40, 40)]
+
+
 @pytest.mark.parametrize("room", [1, 2, 5, 40])
 def test_neither_a_tier_nor_others_keep_all_the_places_where_there_are_few(room: int) -> None:
     stage, loop = stage_beside_a_tier(Desk(room), 400)

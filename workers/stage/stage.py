@@ -306,6 +306,7 @@ class Stage:
 
     def _dispatch(self) -> int:
         """Hand over what may run now; how many records of it are of partitions that are not paced."""
+        self._more_is_due = False
         if self._casualties:
             if self._window.running:
                 return 0  # the death is still spreading; whatever runs may be to blame
@@ -349,7 +350,12 @@ class Stage:
         return drawn
 
     def _drawn(self, room: int) -> list[tuple[Partition, Record]]:
-        """A few paced records, which have a share of the places, and all others that there is room for."""
+        """A few paced records, which have a share of the places, and all others that there is room for.
+
+        As many of them as of others where the window is full: then none of these comes, and all wait for it to empty.
+        """
+        if self._window.first.full or self._window.tight:
+            return self._window.draw(room, self._ready)
         self._owed = min(PACED_AT_ONCE, self._owed + max(0, room) * PACED_SHARE)
         paced = self._window.draw(min(room, int(self._owed)), self._ready_if_paced)
         self._owed -= len(paced)
