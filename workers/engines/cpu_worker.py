@@ -6,8 +6,12 @@ small model that is none, and the first instruction on a tile ends the worker wi
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
+
+log = logging.getLogger(__name__)  # as vLLM itself does: in its processes nobody has set up ours
 
 
 class AmxWorker(CPUWorker):
@@ -19,5 +23,6 @@ class AmxWorker(CPUWorker):
 
     def init_device(self) -> None:
         """As vLLM's does."""
-        torch.cpu._init_amx()
+        if not torch.cpu._init_amx():
+            log.warning("Linux refuses AMX: where the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
         super().init_device()  # type: ignore[no-untyped-call]
