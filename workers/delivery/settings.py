@@ -41,8 +41,8 @@ class DeliverySettings(BaseSettings):
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once; what a tenant and a destination may have of them shrinks with what is left."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=16 * 1024 * 1024)
-    """Bytes of results that are taken and not settled, those aside that wait in a tier for their time; those that are
-    handled have half of them at most."""
+    """Bytes of results that are taken and not settled; those that are handled have half of them at most. What waits in
+    a tier for its time has a quarter as many besides."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)

@@ -24,7 +24,7 @@ AHEAD_RECORDS = 2048
 """How many of a partition's records may be put off until they are due, where the first of them is soon. With one, all
 that waits in a tier is fetched again each time that one record is due."""
 PUT_OFF_SHARE = 4
-"""How much may be put off in all: so many times what may be parked."""
+"""So many times what may be parked may be put off, in units, and no more than a part in so many of the window's bytes."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
@@ -152,6 +152,8 @@ class Lot:
     def __init__(self, capacity: int, capacity_bytes: int) -> None:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
+        self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
+        """Units."""
         self._lines: dict[Party, Line] = {}
         """In the order in which their turns come."""
         self._tight_since: float | None = None
@@ -289,11 +291,10 @@ class Lot:
     def cut(self) -> list[tuple[Partition, list[Record]]]:
         """Take out what may not be put off here: of each partition, the last one first.
 
-        All of them together may have PUT_OFF_SHARE times what may be parked, in units. Who is not due soon makes room
-        first.
+        Of what all of them may have together, see PUT_OFF_SHARE. Who is not due soon makes room first.
         """
         found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
-        while _units(self._put_off_records, self.put_off_bytes) > PUT_OFF_SHARE * self._capacity:
+        while _units(self._put_off_records, self.put_off_bytes) > self._put_off_capacity:
             heaviest = self._heaviest_put_off()
             if heaviest is None:
                 break
@@ -302,7 +303,7 @@ class Lot:
 
     def _heaviest_put_off(self) -> Partition | None:
         """Of those that have more than their first record: one that is not due soon, or has more than an equal part."""
-        most = PUT_OFF_SHARE * self._capacity / len(self._put_off)
+        most = self._put_off_capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]
         late = [partition for partition in several if not self._put_off[partition]]
         return max(late or [one for one in several if _parked_units(one) > most], key=_parked_units, default=None)
