@@ -17,7 +17,6 @@ from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
 from workers.stage.stage import Pace, Stage, StageSettings
 
-
 AHEAD_OF_PACED = 1000
 """Records that are fetched ahead where some partitions are paced: they stand in one line, and what comes out of a tier
 by the thousand stands before what has just come. What of it is given back was fetched for nothing."""

@@ -24,7 +24,7 @@ AHEAD_RECORDS = 2048
 """How many of a partition's records may be put off until they are due, where the first of them is soon. With one, all
 that waits in a tier is fetched again each time that one record is due."""
 PUT_OFF_SHARE = 4
-"""So many times what may be parked may be put off, in units, and no more than a part in so many of the window's bytes."""
+"""So many times what may be parked may be put off, in units, and a part in so many of the window's bytes at most."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
