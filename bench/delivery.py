@@ -38,7 +38,7 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
-from workers.process import tune_interpreter
+from workers.process import collect_garbage_seldom
 from workers.stage.record import Record
 
 TARGET = 0.5
@@ -66,7 +66,7 @@ def main() -> None:
         f"Signed callbacks and a bare aiohttp loop: {options.slices} slices each of {options.callbacks:,} callbacks of "
         f"2 KB, {options.in_flight} in flight"
     )
-    tune_interpreter()
+    collect_garbage_seldom()
     with tempfile.TemporaryDirectory() as folder, receivers(1) as consumers:
         path = Path(folder) / "keyring.json"
         keyring = Keyring.create(path, CLOCK)

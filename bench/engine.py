@@ -32,7 +32,7 @@ from schemas.settings import FleetSettings
 from telemetry.metrics import Metrics
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
-from workers.process import tune_interpreter
+from workers.process import collect_garbage_seldom
 from workers.roles import Process, inference_stage
 
 TARGET = 0.9
@@ -113,7 +113,7 @@ def _report(rounds: Sequence[Round]) -> None:
 
 async def _rounds(used: Kafka, work: Workload, rounds: int) -> list[Round]:
     engine = VllmEngine(VllmSettings(model=work.model, max_model_len=work.max_model_len), Metrics())
-    tune_interpreter()
+    collect_garbage_seldom()
     await engine.start()
     try:
         return [await _round(used, work, engine) for _ in range(rounds)]

@@ -28,7 +28,7 @@ from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.process import tune_interpreter
+from workers.process import collect_garbage_seldom
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
 from workers.stage.settle import producer_config
@@ -123,7 +123,7 @@ def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
 
 def _as_a_worker(side: Callable[[Task], Measured], task: Task) -> Measured:
     """The interpreter is set up on both sides as a worker's is."""
-    tune_interpreter()
+    collect_garbage_seldom()
     return side(task)
 
 

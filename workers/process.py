@@ -172,14 +172,20 @@ def alive(stages: Sequence[Stage], beside: Sequence[SideTask] = ()) -> bool:
     return all(stage.watch.alive for stage in stages) and all(task.alive for task in beside)
 
 
-def tune_interpreter() -> None:
-    """Let the collector look at new objects every 50,000 allocations, not 700, and a thread wait 0.5 ms, not 5.
+def collect_garbage_seldom() -> None:
+    """Let the collector look at new objects every 50,000 allocations rather than every 700.
 
-    A job leaves dozens of objects, and reference counting frees them all: looking took a tenth of the stage's CPU. And
-    its Kafka thread asks for the interpreter several times between taking a record and handing it over, each time for
-    as long as the event loop's may go on.
+    A job leaves dozens of them, and reference counting frees them all: looking took a tenth of the stage's CPU.
     """
     gc.set_threshold(50_000, 20, 20)
+
+
+def change_threads_often() -> None:
+    """Let a thread wait for the interpreter for half a millisecond, not five, while another one computes.
+
+    A stage's Kafka thread asks for it several times between taking a record and handing it over: for records on which
+    somebody waits for milliseconds. Where nobody does it costs several hundredths of the rate.
+    """
     sys.setswitchinterval(0.0005)
 
 
@@ -213,7 +219,7 @@ async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Seque
 
     When a stage dies, or what runs beside them, the others are drained and its error is raised.
     """
-    tune_interpreter()
+    collect_garbage_seldom()
     running = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
     watched = [asyncio.create_task(task.ended(), name=f"beside-{index}") for index, task in enumerate(beside)]
     stopping = asyncio.create_task(stop.wait(), name="stop")

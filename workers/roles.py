@@ -34,6 +34,7 @@ from workers.process import (
     SideTask,
     alive,
     allow_open_files,
+    change_threads_often,
     readiness_of,
     replica_of,
     run_stages,
@@ -268,6 +269,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     )
     stack.push_async_callback(handler.close)
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
+    change_threads_often()
     limits = Limits(settings.window_records, settings.window_bytes)
     stage = StageSettings(
         DELIVERY_GROUP,

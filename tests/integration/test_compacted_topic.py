@@ -106,7 +106,7 @@ async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
             raise ValueError("a defect")
 
     monkeypatch.setattr(EndpointStates, "apply", poisoned)
-    monkeypatch.setattr("workers.process.tune_interpreter", lambda: None)  # it is the test process's too
+    monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
     ports: list[int] = []

@@ -77,7 +77,7 @@ class Draining:
 
 @pytest.fixture(autouse=True)
 def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.tune_interpreter", lambda: None)  # it is the test process's too
+    monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
 
 
 async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:
