@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from schemas.settings import KafkaSettings
-from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.delivery.tier_pace import TierPace
@@ -20,19 +18,17 @@ from workers.stage.stage import StageSettings, Unpaced
 def test_less_is_fetched_ahead_where_a_tier_may_stand_before_what_has_just_come(
     paced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: Mapping[str, Any] = {}
+    found: dict[str, Any] = {}
     kafka, clock = KafkaSettings(), SystemClock()
     real = build.GroupIntake
 
     def intake(*args: Any, **options: Any) -> Any:
-        nonlocal found
-        found = options
+        found.update(options)
         return real(*args, **options)
 
     monkeypatch.setattr(build, "GroupIntake", intake)
-    topics: Topics = kafka.topics
-    pace = TierPace(topics, clock) if paced else Unpaced()
-    read = [topics.results, *topics.tiers.values()]
+    pace = TierPace(kafka.topics, clock) if paced else Unpaced()
+    read = [kafka.topics.results, *kafka.topics.tiers.values()]
     handler: Any = None
     build.group_stage(StageSettings("some"), kafka, read, "a", handler, clock, Metrics(), pace)
     assert found["prefetch_records"] == (build.AHEAD_OF_PACED if paced else 2048)
