@@ -6,11 +6,11 @@ waits for nothing, to one fleet after the other, a few seconds each. The time of
 was due, and only the eight endpoints count that are well in every fleet.
 
 Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
-half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, so
-that this may meet the turns of its own fleet; of what came round it is said how much did. For the same reason an origin
-that fails is left alone for 30 s from the first time on, not for five. Only rounds count in which much comes round: not
-the first, nor any after five minutes, when the waits are longer. What all fleets have the broker and the two cores do
-in the meantime meets every turn alike, and is not seen.
+half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, and
+four as one that waits two minutes, so that this may meet the turns of its own fleet; of what came round it is said how
+much did. For the same reason an origin that fails is left alone for 30 s from the first time on, not for five. Only
+rounds count in which much comes round: not the first, nor any after five minutes, when the waits are longer. What all
+fleets have the broker and the two cores do in the meantime meets every turn alike, and is not seen.
 
 The rounds of an outage share their processes, so that each outage gives one ratio, the median of its rounds. Before all
 of them Kafka gets more results a second: its JVM compiles what runs often.

@@ -35,8 +35,8 @@ class KafkaSettings(BaseModel):
     fewer. Of three copies two have to be written before a record counts as written (`min.insync.replicas`)."""
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """The waits between a callback's attempts, as JSON; each has a topic, which `postback topics create` makes, and so
-    have 30 seconds where that lies between them. What waits in the topics of an earlier schedule is delivered all the
-    same."""
+    have 30 seconds and two minutes where they lie between. What waits in the topics of an earlier schedule is delivered
+    all the same."""
     extra: dict[str, SecretStr] = Field(default_factory=dict)
     """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
 

@@ -51,7 +51,7 @@ WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
-BETWEEN_SECONDS = 30
+BETWEEN_SECONDS = (30, 120)
 """What a callback waits that is not between two attempts: mostly one whose origin is left alone, where it has longer to
 wait. Five seconds and five minutes are far apart, and what comes round is written anew each time."""
 
@@ -89,9 +89,9 @@ def tier_name(delay_seconds: float) -> str:
 
 
 def tiers_of(delays_seconds: Iterable[float]) -> tuple[float, ...]:
-    """How long the tiers are of a schedule with these waits, shortest first: each wait's, and the one between."""
+    """How long the tiers are of a schedule with these waits, shortest first: each wait's, and those between."""
     delays = set(delays_seconds)
-    between = {BETWEEN_SECONDS} if min(delays) < BETWEEN_SECONDS < max(delays) else set()
+    between = {seconds for seconds in BETWEEN_SECONDS if min(delays) < seconds < max(delays)}
     return tuple(sorted(delays | between))
 
 

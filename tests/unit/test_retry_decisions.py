@@ -94,8 +94,8 @@ def test_jitter_spreads_a_wait_over_ten_percent_and_keeps_its_tier(attempt: int)
 @pytest.mark.parametrize(
     ("left_seconds", "tier"),
     [
-        (-10, 5), (0, 5), (4.9, 5), (5, 5), (29.9, 5), (30, 30), (299.9, 30), (300, 300), (1_799, 300), (1_800, 1800),
-        (86_399, 72000), (86_400, 86400), (10 * DAY, 86400),
+        (-10, 5), (0, 5), (4.9, 5), (5, 5), (29.9, 5), (30, 30), (119.9, 30), (120, 120), (299.9, 120), (300, 300),
+        (1_799, 300), (1_800, 1800), (86_399, 72000), (86_400, 86400), (10 * DAY, 86400),
     ],
 )  # fmt: skip
 def test_a_hop_takes_the_largest_tier_that_fits(left_seconds: float, tier: float) -> None:
@@ -194,7 +194,10 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
         (14, 5),
         (15, 30),
         (30, 30),
-        (149, 30),
+        (59, 30),
+        (60, 120),
+        (120, 120),
+        (149, 120),
         (150, 300),
         (300, 300),
         (301, 300),

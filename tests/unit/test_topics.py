@@ -83,16 +83,18 @@ def test_tiers_are_listed_from_the_shortest_delay() -> None:
 @pytest.mark.parametrize(
     ("waits", "tiers"),
     [
-        ((5, 300), (5, 30, 300)),
-        (TIER_DELAYS_SECONDS, (5, 30, *TIER_DELAYS_SECONDS[1:])),
-        ((5, 30, 300), (5, 30, 300)),
-        ((30, 300), (30, 300)),
-        ((60, 300), (60, 300)),
+        ((5, 300), (5, 30, 120, 300)),
+        (TIER_DELAYS_SECONDS, (5, 30, 120, *TIER_DELAYS_SECONDS[1:])),
+        ((5, 30, 300), (5, 30, 120, 300)),
+        ((30, 300), (30, 120, 300)),
+        ((60, 300), (60, 120, 300)),
+        ((120, 300), (120, 300)),
+        ((5, 120), (5, 30, 120)),
         ((5, 30), (5, 30)),
         ((5,), (5,)),
     ],
 )
-def test_a_tier_of_thirty_seconds_lies_between_the_waits_of_a_schedule_that_goes_past_it(
+def test_tiers_of_thirty_seconds_and_two_minutes_lie_between_the_waits_of_a_schedule_that_goes_past_them(
     waits: tuple[float, ...], tiers: tuple[float, ...]
 ) -> None:
     assert tiers_of(waits) == tiers

@@ -43,7 +43,7 @@ _SMALLEST_TIER_SLACK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The waits between attempts, in their order, and the tiers, shortest first: one of each, and one between."""
+    """The waits between attempts, in their order, and the tiers, shortest first: one of each, and those between."""
 
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
@@ -147,8 +147,8 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 
     `waits` are the schedule's, shortest first. What goes round the smallest tier keeps the destination busy until what
     waits longer is back, so only what has no turn until then waits longer: nobody's turn is missed, and a long line is
-    not written anew every few seconds. The first few times say little of how long the line is. The tier between is not
-    among them: who waits there would be missing from the line, which is counted as it comes round (`crowd.py`).
+    not written anew every few seconds. The first few times say little of how long the line is. Those between the waits
+    are no choice: who waits there would be missing from the line, which is counted as it comes round (`crowd.py`).
     """
     if deferred < _FIRST_FEW:
         return waits[0]
