@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--queued", type=int, default=30_000, help="results that a whole process finds")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--turn", type=float, default=10.2, help="seconds; three are what a wait of 30 s takes")
+    parser.add_argument("--turn", type=float, default=10.1, help="seconds; three are a wait of 30 s, twelve one of 120")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each fleet in an outage; four do not count")
     parser.add_argument("--runs", type=int, default=5, help="of a whole process that finds results")
     parser.add_argument("--outages", type=int, default=9, help="five minutes each, and half a minute to end")
