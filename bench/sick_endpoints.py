@@ -9,11 +9,11 @@ Such short turns meet the same machine: runs of a minute that follow each other 
 half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, and
 four as one that waits two minutes, so that this may meet the turns of its own fleet; of what came round it is said how
 much did. For the same reason an origin that fails is left alone for 30 s from the first time on, not for five. Only
-rounds count in which much comes round: not the first, nor any after five minutes, when the waits are longer. What all
+rounds count in which much comes round: not the first, nor any after seven minutes, when the waits are longer. What all
 fleets have the broker and the two cores do in the meantime meets every turn alike, and is not seen.
 
-The rounds of an outage share their processes, so that each outage gives one ratio, the median of its rounds. Before all
-of them Kafka gets more results a second: its JVM compiles what runs often.
+The rounds of an outage share their processes, so that each outage gives one ratio, the estimate of its rounds. Before
+all of them Kafka gets more results a second: its JVM compiles what runs often.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
 WARM_UP_PER_SECOND = 1_500.0
-"""How many results come a second while Kafka is warmed up, for one round."""
+"""How many results come a second while Kafka is warmed up."""
+WARM_UP_ROUNDS = 2
 BEGINNING_ROUNDS = 4
 """Of each outage, which do not count: the processes have just started, and little waits."""
 OPEN_SECONDS = 30
@@ -125,7 +126,7 @@ Outage = dict[Side, Turns]
 
 def compare(kafka: Kafka, load: Load, count: int) -> None:
     """So many outages, after one that warms Kafka up, and print what came out."""
-    _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, 1), list(Side))
+    _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, WARM_UP_ROUNDS), list(Side))
     before, outages = psutil.cpu_times(), list[Outage]()
     for number in range(count):
         # In one order and then in the other: what one turn leaves behind meets the next.
@@ -154,12 +155,12 @@ def _line(side: Side, outages: Sequence[Outage]) -> tuple[str, ...]:
 
 
 def _moved(which: str, outages: Sequence[Outage], side: Side) -> Ratio:
-    return ratio([_median_ratio(which, fleets[side], fleets[Side.WELL]) for fleets in outages])
+    return ratio([_ratio_of_rounds(which, fleets[side], fleets[Side.WELL]) for fleets in outages])
 
 
-def _median_ratio(which: str, sick: Turns, well: Turns) -> float:
+def _ratio_of_rounds(which: str, sick: Turns, well: Turns) -> float:
     pairs = zip(_each(which, sick), _each(which, well), strict=True)
-    return statistics.median(beside / alone for beside, alone in pairs)
+    return ratio([beside / alone for beside, alone in pairs]).estimate
 
 
 def _all(which: str, outages: Sequence[Outage], side: Side) -> list[float]:
