@@ -77,7 +77,7 @@ def main() -> None:
         title(f"A whole process that finds {options.queued:,} results")
         drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
     # The collector of a small JVM stops Kafka for 40 ms every 2.5 s, and that would be the p99 of all sides; one that
-    # stops nothing takes half of the machine for a second of each minute, and that would be the p99 of some turns.
+    # stops nothing works beside it, and where that is once a minute it is the p99 of some turns.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
             f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "

@@ -29,7 +29,7 @@ SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
 """A small heap, and no compiler or collector threads that a machine with two cores would feel at start."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
 """A collector that stops nothing for more than a millisecond or so, and so much memory that it seldom works at all: it
-takes a core for a second."""
+needs a core while it does."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
