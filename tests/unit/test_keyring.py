@@ -24,9 +24,9 @@ from workers.delivery.keyring import (
     KeyringExists,
     KeyringMissing,
     KeyringUnreadable,
-    _jwk,
-    is_open_to_others,
 )
+from workers.delivery.keyring.file import is_open_to_others
+from workers.delivery.keyring.jwk import jwk
 
 NOW = 1_700_000_000.0
 
@@ -375,7 +375,7 @@ def test_the_jwk_of_rfc_8037_has_its_thumbprint() -> None:
     # RFC 8037, appendix A.2 and A.3.
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
     public = base64.urlsafe_b64decode(x + "=")
-    assert _jwk(public) == {
+    assert jwk(public) == {
         "kty": "OKP",
         "crv": "Ed25519",
         "x": x,
@@ -388,5 +388,5 @@ def test_the_jwk_of_rfc_8037_has_its_thumbprint() -> None:
 def test_the_jwk_set_holds_the_keys_that_sign_now_newest_first(keyring: Keyring) -> None:
     keyring.rotate(None, NOW)
     publics = [base64.b64decode(key.removeprefix("whpk_")) for key in keyring.public_keys(NOW)]
-    assert keyring.jwks(NOW) == {"keys": [_jwk(public) for public in publics]}
+    assert keyring.jwks(NOW) == {"keys": [jwk(public) for public in publics]}
     assert len(keyring.jwks(NOW + OVERLAP_SECONDS)["keys"]) == 1

@@ -1,0 +1,30 @@
+"""The errors of the keyring: the tree is in the package's docstring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class KeyringError(Exception):
+    """The keyring cannot be used."""
+
+
+class KeyringMissing(KeyringError):  # noqa: N818 - the tree above reads as what happened
+    """There is no keyring at this path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"there is no keyring at {path}: make one with `postback keys init`, or set POSTBACK_KEYRING")
+
+
+class KeyringExists(KeyringError):  # noqa: N818
+    """There is a keyring at this path already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists and is left as it is: rotate its keys with `postback keys rotate`")
+
+
+class KeyringUnreadable(KeyringError):  # noqa: N818
+    """The file cannot serve as a keyring."""
+
+    def __init__(self, path: Path, problem: str, fix: str) -> None:
+        super().__init__(f"keyring {path}: {problem}; {fix}")
