@@ -345,7 +345,7 @@ def returning(
     deadline = _number(record.header(topics.DEADLINE))
     if deadline is not None and deadline <= now_ms:
         headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
-    dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID} if as_new_event else set())
+    dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID, topics.JOB_ORIGIN} if as_new_event else set())
     dropped |= {_SAID[name] for name, _ in headers if name in _SAID}
     headers = [(_SAID.get(name, name), value) for name, value in headers if name not in dropped]
     lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))

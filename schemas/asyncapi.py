@@ -33,7 +33,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.WEBHOOK_ID: {
         "type": "string",
         "pattern": "^msg_[0-9a-f]{32}$",
-        "description": "The event's identifier: the same on every attempt, never from user text.",
+        "description": "The event's identifier: the same on every attempt, derived from where the job first stood and "
+        "from its value. On a job it counts only beside a `job-origin` from which it is derived.",
+    },
+    topics.JOB_ORIGIN: {
+        **_TEXT,
+        "description": "Where a job first stood, as `topic UUID:partition:offset`: written where a worker moves it.",
     },
     topics.SAID_TENANT: {**_TEXT, "description": "What the record said for `tenant`, where that was not believed."},
     topics.SAID_JOB_ID: {**_TEXT, "description": "The same for `job-id`."},
@@ -58,7 +63,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 _JOB_HEADERS = (
     *(topics.TENANT, topics.DEADLINE, topics.PRIORITY, topics.IDEMPOTENCY_KEY, topics.TRACEPARENT, topics.SCHEMA),
-    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
+    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
 _RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
@@ -66,7 +71,7 @@ _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.S
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),
     *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
-    *(topics.SAID_TENANT, topics.SAID_JOB_ID),
+    *(topics.SAID_TENANT, topics.SAID_JOB_ID, topics.JOB_ORIGIN),
 )
 
 _INFO = {

@@ -46,17 +46,37 @@ _READABLE_BYTES = 4 * MAX_JOB_BYTES
 
 
 class Origin(NamedTuple):
-    """Where a record first stood. `topic_id` is the topic's UUID, since a name may be used again."""
+    """Where a record stands or first stood. `topic_id` is the topic's UUID, since a name may be used again."""
 
     topic_id: str
     partition: int
     offset: int
 
+    def __str__(self) -> str:
+        return f"{self.topic_id}:{self.partition}:{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """Read the text form. The caller has matched it against `_PLACE`."""
+        topic_id, partition, offset = text.rsplit(":", 2)
+        return cls(topic_id, int(partition), int(offset))
+
     @property
     def digest(self) -> str:
         """32 hexadecimal digits that belong to this place alone."""
-        place = f"{self.topic_id}:{self.partition}:{self.offset}"
-        return hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return self._hashed()
+
+    def webhook_id(self, value: bytes | None) -> str:
+        """The `webhook-id` of a job that first stood here with this value.
+
+        Headers can be forged, and a place can be guessed. Since the value is hashed too, a record can have another
+        job's `webhook-id` only if it is the same job: same prompt, same callback URL.
+        """
+        return f"msg_{self._hashed(b':', hashlib.sha256(value or b'').digest())}"
+
+    def _hashed(self, *more: bytes) -> str:
+        place = str(self).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(b"".join((place, *more))).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,11 @@ class ReceivedJob:
     job_id: str
     tenant: str
     webhook_id: str
-    """From coordinates or carried, never from user text, so that no consumer drops a second job as a repeat."""
+    """From `origin` and the value, so that no consumer takes another job's event for a repeat of this one's."""
+    place: Origin
+    """Where the record stands now. No other record stands there."""
+    origin: Origin
+    """Where the job first stood: `place`, unless a worker moved the job or an operator put it back."""
     deadline_ms: int
     """Unix milliseconds after which nobody wants the answer."""
     priority: int
@@ -86,7 +110,8 @@ class CodecError(Exception):
 class InvalidJob(CodecError):  # noqa: N818 - it names what the record is, as the design does
     """A record that is no job. Its text names fields and reasons, and repeats no input.
 
-    `job_id`, `tenant` and `webhook_id` are always usable; `custom_id` and `callback_url` are what could be read safely.
+    `job_id`, `tenant`, `webhook_id` and `origin` are always usable, and mean the same as in a `ReceivedJob`;
+    `custom_id` and `callback_url` are what could be read safely.
     """
 
     def __init__(
@@ -96,6 +121,7 @@ class InvalidJob(CodecError):  # noqa: N818 - it names what the record is, as th
         job_id: str,
         tenant: str,
         webhook_id: str,
+        origin: Origin,
         custom_id: str | None = None,
         callback_url: str | None = None,
         traceparent: str | None = None,
@@ -105,6 +131,7 @@ class InvalidJob(CodecError):  # noqa: N818 - it names what the record is, as th
         self.job_id = job_id
         self.tenant = tenant
         self.webhook_id = webhook_id
+        self.origin = origin
         self.custom_id = custom_id
         self.callback_url = callback_url
         self.traceparent = traceparent
@@ -124,6 +151,8 @@ def _rule(pattern: str, reason: str | None) -> _HeaderRule:
     return _HeaderRule(re.compile(pattern), reason)
 
 
+_PLACE = r"[A-Za-z0-9._-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
+"""An origin as text: the topic's UUID (22 characters of URL-safe base64), partition and offset."""
 _NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
 _HEADER_RULES = {
     topics.TENANT: _rule(
@@ -134,8 +163,9 @@ _HEADER_RULES = {
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
     topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a version of the job's schema that is known here: 1"),
     topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    # Anybody can write a header; only what looks like our own stamp is taken for it.
+    # Anybody can write a header: these two count together, and only where one proves the other; see `_origin`.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
+    topics.JOB_ORIGIN: _rule(_PLACE, None),
     # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
     topics.TRACEPARENT: _rule(
         r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x20-\x7e]{0,256})?",
@@ -153,12 +183,15 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
     try:
         job = _read_body(value)
     except _Refused as refused:
-        raise _invalid(refused.problems + problems, refused.document, said, origin) from None
+        raise _invalid(
+            refused.problems + problems, refused.document, said, _origin(said, value, origin), value
+        ) from None
     if said:
         problems += _conflicts(job, said) + _too_far(said, timestamp_ms)
     if problems:
-        raise _invalid(problems, job.model_dump(include={"job_id", "custom_id", "callback_url"}), said, origin)
-    return _received(job, said, origin, timestamp_ms)
+        shown = job.model_dump(include={"job_id", "custom_id", "callback_url"})
+        raise _invalid(problems, shown, said, _origin(said, value, origin), value)
+    return _received(job, said, value, origin, timestamp_ms)
 
 
 def write_job(job: Job) -> bytes:
@@ -268,15 +301,25 @@ def _too_far(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
     return (Problem(f"headers.{topics.DEADLINE}", "is further off than the seven days for which a lane keeps a job"),)
 
 
-def _received(job: Job, said: dict[str, str], origin: Origin, timestamp_ms: int) -> ReceivedJob:
-    digest = origin.digest
+def _origin(said: dict[str, str], value: bytes | None, place: Origin) -> Origin:
+    """Where the job first stood, as the record says it where its `webhook-id` is derived from that; else `place`."""
+    if topics.JOB_ORIGIN not in said or topics.WEBHOOK_ID not in said:
+        return place
+    carried = Origin.parse(said[topics.JOB_ORIGIN])
+    return carried if carried.webhook_id(value) == said[topics.WEBHOOK_ID] else place
+
+
+def _received(job: Job, said: dict[str, str], value: bytes | None, place: Origin, timestamp_ms: int) -> ReceivedJob:
+    origin = _origin(said, value, place)
     get = said.get
     deadline = get(topics.DEADLINE)
     return ReceivedJob(
         job=job,
-        job_id=job.job_id or get(topics.JOB_ID) or f"job_{digest}",
+        job_id=job.job_id or get(topics.JOB_ID) or f"job_{origin.digest}",
         tenant=get(topics.TENANT, DEFAULT_TENANT),
-        webhook_id=get(topics.WEBHOOK_ID) or f"msg_{digest}",
+        webhook_id=origin.webhook_id(value),
+        place=place,
+        origin=origin,
         deadline_ms=int(deadline) if deadline else timestamp_ms + round(job.ttl_seconds * 1000),
         priority=int(get(topics.PRIORITY, job.priority)),
         traceparent=get(topics.TRACEPARENT),
@@ -290,7 +333,9 @@ _CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
 _URL: TypeAdapter[str] = TypeAdapter(Url)
 
 
-def _invalid(problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin) -> InvalidJob:
+def _invalid(
+    problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin, value: bytes | None
+) -> InvalidJob:
     """The refusal, with whatever of its address could be read safely."""
     body = document if isinstance(document, dict) else {}
     callback = openai.callback_of(body) if openai.is_batch_line(body) else body.get("callback_url")
@@ -298,7 +343,8 @@ def _invalid(problems: tuple[Problem, ...], document: object, said: dict[str, st
         problems,
         job_id=_valid(_IDENTIFIER, body.get("job_id")) or said.get(topics.JOB_ID) or f"job_{origin.digest}",
         tenant=said.get(topics.TENANT, DEFAULT_TENANT),
-        webhook_id=said.get(topics.WEBHOOK_ID) or f"msg_{origin.digest}",
+        webhook_id=origin.webhook_id(value),
+        origin=origin,
         custom_id=_valid(_CUSTOM_ID, body.get("custom_id")),
         callback_url=_valid(_URL, callback),
         traceparent=said.get(topics.TRACEPARENT),

@@ -16,6 +16,10 @@ SCHEMA = "schema"
 JOB_ID = "job-id"
 """Stamped when a record leaves the topic where it got its identity, and carried from then on."""
 WEBHOOK_ID = "webhook-id"
+JOB_ORIGIN = "job-origin"
+"""Where a job first stood, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
+Readers believe it, and `webhook-id` with it, only where the `webhook-id` is derived from both this place and the value
+(`schemas.codec.Origin.webhook_id`)."""
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
 """On a dead letter: what its record said where it was not believed. A redrive makes it what the record says again."""

@@ -7,6 +7,7 @@ bytes → ReceivedJob → GroundedPrompt → Completion → Result.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -155,6 +156,7 @@ class InferenceHandler:
         self._preparing = 0
         self._enriching = 0
         self._traced = collecting()
+        self._requests = itertools.count()
 
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
@@ -394,7 +396,7 @@ class InferenceHandler:
 
         Raises EngineKeepsFailing.
         """
-        request = _request(received, asked)
+        request = _request(received, asked, next(self._requests))
         wait = FIRST_RETRY_SECONDS
         tries = _Tries(self.engine_watch)
         abort = partial(self._abort, request.request_id)
@@ -536,8 +538,8 @@ class InferenceHandler:
     ) -> Output:
         """The record with the identity that its result has: it got it where it stands, and would lose it elsewhere."""
         self._metrics.dead_letters.labels(reason).inc()
-        carried = [(name, value) for name, value in record.headers or () if name not in _IDENTITY | _SAID]
-        identity = _identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
+        carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS_OF_LETTERS]
+        identity = [*_identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent), _origin(whose)]
         said = _not_believed(record, whose.tenant, whose.job_id)
         return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried + identity + said)
 
@@ -548,7 +550,8 @@ def _key(received: ReceivedJob) -> JobKey:
 
 _IDENTITY = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT})
 _SAID = frozenset({names.SAID_TENANT, names.SAID_JOB_ID})
-_STAMPS = _IDENTITY | {names.DEADLINE}
+_STAMPS = _IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
+_STAMPS_OF_LETTERS = _IDENTITY | _SAID | {names.JOB_ORIGIN}
 _NO_TENANT = DEFAULT_TENANT.encode()
 _BULK = ".batch"
 
@@ -557,7 +560,7 @@ def _moved(record: Record, received: ReceivedJob, lane: str, why: tuple[str, byt
     """The record for another lane. What it got where it first stood, its identity and its deadline, goes with it."""
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS and name != why[0]]
     identity = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
-    stamps = [*identity, (names.DEADLINE, str(received.deadline_ms).encode()), why]
+    stamps = [*identity, _origin(received), (names.DEADLINE, str(received.deadline_ms).encode()), why]
     return Output(lane, record.value, record.key, carried + stamps, record.partition)
 
 
@@ -570,6 +573,11 @@ def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None
     if traceparent is not None:
         headers.append((names.TRACEPARENT, traceparent.encode()))
     return headers
+
+
+def _origin(whose: ReceivedJob | InvalidJob) -> Header:
+    """What proves the `webhook-id` to the next reader of the job."""
+    return names.JOB_ORIGIN, str(whose.origin).encode()
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
@@ -599,10 +607,14 @@ def _asked(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_m
     return Asked(grounded.prompt, grounded.messages, evidence, enrich_ms, profile, form)
 
 
-def _request(received: ReceivedJob, asked: Asked) -> GenerationRequest:
+def _request(received: ReceivedJob, asked: Asked, number: int) -> GenerationRequest:
+    """The engine's request. Nothing that a producer writes is in its id, or one job's abort would end another's.
+
+    `number` tells apart two runs of one record: a cancelled one may still be ending when the record runs again.
+    """
     job = received.job
     return GenerationRequest(
-        request_id=received.webhook_id,  # unique in the fleet, which a job_id of the producer's need not be
+        request_id=f"{received.place.digest}-{number}",
         prompt=asked.prompt,
         messages=asked.messages,
         max_tokens=job.max_tokens,
@@ -626,6 +638,7 @@ def _invalid(received: ReceivedJob, field: str, reason: str, *, callback: bool =
         job_id=received.job_id,
         tenant=received.tenant,
         webhook_id=received.webhook_id,
+        origin=received.origin,
         custom_id=received.job.custom_id,
         callback_url=received.job.callback_url if callback else None,
         traceparent=received.traceparent,

@@ -57,7 +57,9 @@ def test_a_bare_prompt_with_a_callback_is_a_whole_job() -> None:
         job=Job(prompt="Why is the sky blue?", callback_url=CALLBACK),
         job_id=f"job_{ORIGIN.digest}",
         tenant="default",
-        webhook_id=f"msg_{ORIGIN.digest}",
+        webhook_id=ORIGIN.webhook_id(encoded(BARE)),
+        place=ORIGIN,
+        origin=ORIGIN,
         deadline_ms=TIMESTAMP_MS + 24 * 3600 * 1000,
         priority=0,
         traceparent=None,
@@ -75,12 +77,11 @@ def test_headers_say_what_the_body_leaves_open() -> None:
         ("traceparent", TRACEPARENT.encode()),
         ("schema", b"1"),
         ("job-id", b"carried"),
-        ("webhook-id", b"msg_" + b"0a" * 16),
     )
 
     assert (received.tenant, received.deadline_ms, received.priority) == ("acme", 1_700_000_005_000, 7)
     assert (received.idempotency_key, received.traceparent) == ("once-1", TRACEPARENT)
-    assert (received.job_id, received.webhook_id) == ("carried", "msg_" + "0a" * 16)
+    assert received.job_id == "carried"
 
 
 def test_the_last_header_of_a_name_counts() -> None:
@@ -99,15 +100,12 @@ def test_identifiers_come_from_the_place_in_the_topic_and_differ_for_every_other
     assert read(BARE) == received[0]
 
 
-@pytest.mark.parametrize("forged", [b"msg_1", b"evt_" + b"0a" * 16, b"msg_" + b"0A" * 16, b"\xff", b""])
-def test_a_webhook_id_that_we_did_not_make_is_not_taken_over(forged: bytes) -> None:
-    assert read(BARE, ("webhook-id", forged)).webhook_id == f"msg_{ORIGIN.digest}"
+def test_two_jobs_of_one_job_id_have_a_webhook_id_each() -> None:
+    other = ORIGIN._replace(offset=42)
+    received = [read({**BARE, "job_id": "mine"}, origin=place) for place in (ORIGIN, other)]
 
-
-def test_the_webhook_id_does_not_depend_on_the_producers_job_id() -> None:
-    received = read({**BARE, "job_id": "mine"})
-
-    assert (received.job_id, received.webhook_id) == ("mine", f"msg_{ORIGIN.digest}")
+    assert [one.job_id for one in received] == ["mine", "mine"]
+    assert received[0].webhook_id != received[1].webhook_id
 
 
 @pytest.mark.parametrize(
@@ -289,14 +287,15 @@ def test_a_value_of_exactly_the_limit_is_a_job_and_one_byte_more_is_none() -> No
 
 
 def test_what_can_be_read_of_an_invalid_job_says_where_its_refusal_goes() -> None:
+    wrong = {"prompt": 5, "job_id": "mine", "custom_id": "row 1", "callback_url": CALLBACK}
     invalid = refusal(
-        {"prompt": 5, "job_id": "mine", "custom_id": "row 1", "callback_url": CALLBACK},
+        wrong,
         ("tenant", b"acme"),
         ("traceparent", TRACEPARENT.encode()),
     )
 
     assert (invalid.job_id, invalid.custom_id, invalid.callback_url) == ("mine", "row 1", CALLBACK)
-    assert (invalid.tenant, invalid.webhook_id) == ("acme", f"msg_{ORIGIN.digest}")
+    assert (invalid.tenant, invalid.webhook_id) == ("acme", ORIGIN.webhook_id(encoded(wrong)))
     assert invalid.traceparent == TRACEPARENT
 
 
