@@ -6,16 +6,26 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from console.errors import say
+from console.output import without_lines
 
 if TYPE_CHECKING:
+    from producers.newest import Moment
     from producers.receipts import Entry
+    from producers.results import Settled
     from schemas.result import Result
 
 SHOWN = 20
 """Problems that are spelled out; more help nobody."""
+
+
+class _Line(NamedTuple):
+    """Where a job's result was written: the file, and the line in it, from 0."""
+
+    out: TextIO
+    number: int
 
 
 @dataclass(slots=True)
@@ -30,12 +40,17 @@ class Answers:
     errors: TextIO | None = None
     """Where lines go of what did not succeed, if not to `out`."""
     outcomes: dict[str, str] = field(default_factory=dict)
-    """By job id, of the jobs that were named; of the last one where a job has several results."""
+    """By job id, of the jobs that were named."""
     _of_all: Counter[str] = field(default_factory=Counter)
     """How many results of each outcome, where all are wanted: those of a week would not fit into memory by id."""
-    unsuccessful: list[str] = field(default_factory=list)
-    """A sentence for each of them, as many as are shown."""
-    _failures: int = 0
+    _unsuccessful: dict[str, str] = field(default_factory=dict)
+    """A sentence for each job that did not succeed, as many as are shown."""
+    _newest: dict[str, Moment] = field(default_factory=dict)
+    """By job id, the moment of the result that counts, of those that `take` was given."""
+    _lines: dict[str, _Line] = field(default_factory=dict)
+    """By job id, of the same."""
+    _written: Counter[TextIO] = field(default_factory=Counter)
+    _superseded: list[_Line] = field(default_factory=list)
 
     @property
     def open(self) -> int:
@@ -48,25 +63,55 @@ class Answers:
         return not self.open and self.counts.keys() <= {"succeeded"}
 
     def add(self, result: Result) -> bool:
-        """Whether it is wanted, and the first of its job where jobs are named."""
+        """Whether it is wanted, and the first of its job where jobs are named. A later one of a job counts instead."""
         entry, is_first = None, True
+        outcome = result.outcome.value
         if self.entries is None:
-            self._of_all[result.outcome.value] += 1
+            self._of_all[outcome] += 1
         elif result.job_id not in self.entries:
             return False
         else:
             entry, is_first = self.entries[result.job_id], result.job_id not in self.outcomes
-            self.outcomes[result.job_id] = result.outcome.value
-        if result.outcome.value != "succeeded":
+            self.outcomes[result.job_id] = outcome
+        self._unsuccessful.pop(result.job_id, None)
+        if outcome != "succeeded":
             self._note_failure(result, entry)
-        out = self.errors if self.errors is not None and result.outcome.value != "succeeded" else self.out
+        out = self.errors if self.errors is not None and outcome != "succeeded" else self.out
         if out is not None:
-            out.write(self.write(result, entry) + "\n")
+            self._write(out, self.write(result, entry), result.job_id)
         return is_first
 
-    def take(self, came: Iterable[tuple[str, Result]], tenant: str) -> int:
-        """Add those of a tenant; how many of them are the first of a job that is wanted."""
-        return sum(self.add(result) for owner, result in came if owner == tenant)
+    def take(self, came: Iterable[Settled], tenant: str) -> int:
+        """Add those of a tenant that are the newest of their jobs so far; how many are the first of a wanted job."""
+        first = 0
+        for owner, result, moment in came:
+            newest = self._newest.get(result.job_id)
+            if owner != tenant or (newest is not None and moment <= newest):
+                continue
+            if self.entries is None or result.job_id in self.entries:
+                self._newest[result.job_id] = moment
+            first += self.add(result)
+        return first
+
+    def settle(self) -> None:
+        """Take the lines out again whose jobs have a newer result, where they stand in files: call it at the end."""
+        stay = 0
+        for out in {line.out for line in self._superseded}:
+            numbers = {line.number for line in self._superseded if line.out is out}
+            if not without_lines(out, numbers):
+                stay += len(numbers)
+        self._superseded.clear()
+        if stay:
+            say(f"{stay} jobs were answered again meanwhile: of their lines the last ones count")
+
+    def _write(self, out: TextIO, line: str, job_id: str) -> None:
+        out.write(line + "\n")
+        if self.entries is None:
+            return
+        if (earlier := self._lines.get(job_id)) is not None:
+            self._superseded.append(earlier)
+        self._lines[job_id] = _Line(out, self._written[out])
+        self._written[out] += 1
 
     def flush(self) -> None:
         """Have what is written be where others see it."""
@@ -75,17 +120,16 @@ class Answers:
                 out.flush()
 
     def _note_failure(self, result: Result, entry: Entry | None) -> None:
-        self._failures += 1
-        if len(self.unsuccessful) < SHOWN:
+        if len(self._unsuccessful) < SHOWN:
             name = f"{name_of(entry)}: " if entry is not None else ""
             why = f": {result.error.message}" if result.error else ""
-            self.unsuccessful.append(f"{name}{result.job_id} {result.outcome}{why}")
+            self._unsuccessful[result.job_id] = f"{name}{result.job_id} {result.outcome}{why}"
 
     def tell(self) -> None:
         """Say which jobs did not succeed."""
-        for sentence in self.unsuccessful:
+        for sentence in self._unsuccessful.values():
             say(sentence)
-        say_more(self._failures)
+        say_more(self.counts.total() - self.counts["succeeded"], len(self._unsuccessful))
 
     @property
     def found(self) -> str:
@@ -96,7 +140,7 @@ class Answers:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many jobs, or results where no jobs are named, ended in each outcome."""
+        """How many jobs ended in each outcome."""
         return Counter(self.outcomes.values()) if self.entries is not None else self._of_all
 
     @property
@@ -111,10 +155,10 @@ def name_of(entry: Entry) -> str:
     return f"line {entry.line}" + (f" ({entry.custom_id})" if entry.custom_id is not None else "")
 
 
-def say_more(found: int) -> None:
+def say_more(found: int, shown: int = SHOWN) -> None:
     """Where not all that were found are shown, how many are not."""
-    if found > SHOWN:
-        say(f"and {found - SHOWN} more")
+    if found > shown:
+        say(f"and {found - shown} more")
 
 
 def as_line(result: Result, entry: Entry | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -31,5 +32,25 @@ def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
 
 def begin_anew(out: TextIO | None) -> None:
     """Take out what an earlier run has written. A pipe or a terminal holds nothing."""
-    if out is not None and stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+    if out is not None and _is_file(out):
         out.truncate(0)
+
+
+def without_lines(out: TextIO, numbers: Container[int]) -> bool:
+    """Take these lines, counted from 0, out of a file of `written`. False where it is none: what a pipe had is gone.
+
+    The file is rewritten in place, a line at a time, so its size is no matter.
+    """
+    if out is sys.stdout or not _is_file(out):
+        return False
+    out.flush()
+    with Path(out.name).open("rb") as lines, Path(out.name).open("r+b") as kept:
+        for number, line in enumerate(lines):
+            if number not in numbers:
+                kept.write(line)  # never beyond what is read already
+        kept.truncate()
+    return True
+
+
+def _is_file(out: TextIO) -> bool:
+    return stat.S_ISREG(os.fstat(out.fileno()).st_mode)

@@ -59,10 +59,11 @@ def results(
         float | None, typer.Option(min=0, help="With --wait: seconds to wait; else until all are there.")
     ] = None,
 ) -> None:
-    """Collect the results that Kafka keeps, one a line: seven days of them.
+    """Collect the results that Kafka keeps, one a line and a job: seven days of them.
 
-    With --wait those too that are settled from now on, each as it comes. A job that was submitted twice under one id
-    has two. Exit status: 0 every job that was named has a result, 1 some have none yet, 2 asked wrongly.
+    With --wait those too that are settled from now on, each as it comes. Where a job has several results, as after a
+    redrive, the newest counts. Exit status: 0 every job that was named has a result, 1 some have none yet, 2 asked
+    wrongly.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -94,7 +95,9 @@ def results(
                 _wait(asked, answers, (out, apart), timeout)
             else:
                 _collect(asked, answers, (out, apart))
+            answers.settle()
         except KeyboardInterrupt:
+            answers.settle()
             say(", ".join([f"stopped; {answers.found}", *answers.summary]))
             raise typer.Exit(INTERRUPTED) from None
     _end(named, answers, to_output=status)
@@ -107,7 +110,8 @@ def _collect(asked: Asked, answers: Answers, files: Files) -> None:
     from producers.scan import Scanner
 
     with Scanner(asked.kafka) as scanner:
-        found = kept_results(asked.kafka, scanner, Selection(tenant=asked.tenant, since_ms=asked.since_ms))
+        selection = Selection(tenant=asked.tenant, since_ms=asked.since_ms)
+        found = kept_results(asked.kafka, scanner, selection, answers.entries)
         for out in files:
             begin_anew(out)
         for result in found:

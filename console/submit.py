@@ -239,9 +239,11 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
             _collect(request.tenant, reader, answers, progress, deadline)
         except KeyboardInterrupt:
             progress.stop()
+            answers.settle()
             say(f"stopped waiting for {answers.open} jobs, which go on")
             _hint(request)
             raise typer.Exit(INTERRUPTED) from None
+        answers.settle()
     _end(request, answers)
 
 

@@ -1,17 +1,21 @@
-"""Read results as they are settled, or those that are kept: for anybody who wants no webhooks."""
+"""Read results as they are settled, or those that are kept: for anybody who wants no webhooks.
+
+A job has several where it was redriven or submitted twice. Of those that are kept, the newest is given (`newest`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from kafka import TopicPartition
 
 from producers.connection import kafka_errors_translated, needed, partition_counts
 from producers.errors import RequestRefused
+from producers.newest import Moment, Moments, superseded
 from producers.reader import SKEW_MS, CommittedReader
 from producers.replay import Selection
-from producers.scan import Scanner, Stored
+from producers.scan import Place, Range, Scanner, Stored
 from schemas import topics
 from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT
@@ -25,10 +29,18 @@ _CLOCK = SystemClock()
 _PURPOSE = "that is to be read to collect results"
 
 
+class Settled(NamedTuple):
+    """A result that came, and of which time it is."""
+
+    tenant: str
+    result: Result
+    moment: Moment
+
+
 class ResultsReader(CommittedReader):
     """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs.
 
-    With `since_ms`, Unix milliseconds, it sees those too that were settled from about then on.
+    With `since_ms`, Unix milliseconds, it sees the newest result of each job too that was settled from about then on.
     """
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
@@ -37,6 +49,7 @@ class ResultsReader(CommittedReader):
             count = partition_counts(settings, [topic])[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
         super().__init__(settings)
+        self._moments = Moments()
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
             self._kept: dict[Any, int] = self._consumer.end_offsets(partitions)
@@ -45,9 +58,18 @@ class ResultsReader(CommittedReader):
                 starts = self._at(partitions, max(0, since_ms - SKEW_MS), self._kept)
             for partition, offset in starts.items():
                 self._consumer.seek(partition, offset)
+        self._superseded = self._superseded_from(starts)
 
-    def poll(self, from_ms: int = 0) -> Iterator[tuple[str, Result]]:
-        """The results that came since, each with its tenant; waits up to 0.2 s where there are none.
+    def _superseded_from(self, starts: dict[Any, int]) -> set[Place]:
+        """Those of the results from here on that are kept now, and whose job has a newer one."""
+        ranges = [Range(p.topic, p.partition, starts[p], stop) for p, stop in self._kept.items() if starts[p] < stop]
+        if not ranges:
+            return set()
+        with Scanner(self._settings) as scanner:
+            return _superseded(scanner.read(ranges))
+
+    def poll(self, from_ms: int = 0) -> Iterator[Settled]:
+        """The results that came since; waits up to 0.2 s where there are none.
 
         Those that were settled before `from_ms`, Unix milliseconds, are left out.
         """
@@ -55,16 +77,16 @@ class ResultsReader(CommittedReader):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
         for records in batches.values():
             for record in records:
-                if record.timestamp < from_ms:
+                place = Place(record.partition, record.offset)
+                moment = self._moments.of(record.timestamp, place)
+                if record.timestamp < from_ms or place in self._superseded:
                     continue
                 try:
-                    yield _tenant(record.headers), read_result(record.value)
+                    yield Settled(_tenant(record.headers), read_result(record.value), moment)
                 except InvalidResult:
                     continue  # no worker wrote it, so nobody waits for it
 
-    def follow(
-        self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK
-    ) -> Iterator[list[tuple[str, Result]]]:
+    def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
         """What each `poll` gives, until the deadline passes; what was settled before it was made is read first.
 
         Raises RequestRefused where that is late and Kafka gives nothing of it.
@@ -83,21 +105,41 @@ class ResultsReader(CommittedReader):
             return {partition: self._consumer.position(partition) for partition in self._kept}
 
 
-def kept_results(settings: KafkaSettings, scanner: Scanner, selection: Selection) -> Iterator[Result]:
-    """The results of a selection that `model_results` keeps now, each partition's in order.
+def kept_results(
+    settings: KafkaSettings, scanner: Scanner, selection: Selection, job_ids: Container[str] | None = None
+) -> Iterator[Result]:
+    """The newest result of each job among those of a selection that `model_results` keeps now; the topic is read twice.
 
-    Raises ProducerError, before the first where the topic cannot be read at all.
+    With `job_ids` only those of these jobs. Raises ProducerError, before the first where the topic cannot be read.
     """
+
+    def selected() -> Iterator[Stored]:
+        return filter(selection.takes, scanner.read(ranges))
+
     with needed(_PURPOSE):
         ranges = scanner.ranges(settings.topics.results, selection.since_ms, selection.until_ms)
-    return _readable(filter(selection.takes, scanner.read(ranges)))
+        older = _superseded(selected(), job_ids)
+    return (
+        result
+        for record, result in _readable(selected())
+        if record.place not in older and (job_ids is None or result.job_id in job_ids)
+    )
 
 
-def _readable(records: Iterable[Stored]) -> Iterator[Result]:
+def _superseded(records: Iterable[Stored], job_ids: Container[str] | None = None) -> set[Place]:
+    moments = Moments()
+    return superseded(
+        (record.tenant, result.job_id, moments.of(record.at_ms, record.place))
+        for record, result in _readable(records)
+        if job_ids is None or result.job_id in job_ids
+    )
+
+
+def _readable(records: Iterable[Stored]) -> Iterator[tuple[Stored, Result]]:
     with needed(_PURPOSE):
         for record in records:
             try:
-                yield read_result(record.value)
+                yield record, read_result(record.value)
             except InvalidResult:
                 continue  # no worker wrote it
 

@@ -219,7 +219,7 @@ def _settled(results: ResultsReader, expected: int) -> Counter[str]:
     found: Counter[str] = Counter()
     deadline = Deadline.after(_CLOCK, START_SECONDS)
     while not deadline.passed:
-        batch = [result.job_id for _, result in results.poll()]
+        batch = [settled.result.job_id for settled in results.poll()]
         found.update(batch)
         if not batch and found.total() >= expected:
             break

@@ -17,6 +17,7 @@ import pytest
 from answering_jobs import answering
 from kafka import KafkaProducer
 from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
+from product import eventually
 
 from devkit.broker import Broker
 from producers import results
@@ -136,11 +137,18 @@ def test_a_time_collects_all_results_of_a_tenant(submitted: Submitted) -> None:
     assert (none.returncode, none.stdout) == (0, "0 results\n")
 
 
-def settle(fleet: KafkaSettings, job_id: str, tenant: str = "acme") -> None:
+def settle(
+    fleet: KafkaSettings,
+    job_id: str,
+    tenant: str = "acme",
+    outcome: Outcome = Outcome.SUCCEEDED,
+    partition: int | None = None,
+) -> None:
     """One result, as a worker writes it."""
     producer = KafkaProducer(bootstrap_servers=fleet.bootstrap_servers)
-    result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1)
-    producer.send(fleet.topics.results, write_result(result), job_id.encode(), [(topics.TENANT, tenant.encode())])
+    result = Result(job_id=job_id, custom_id=f"line-{job_id}", outcome=outcome, text="42", created_at=1)
+    headers = [(topics.TENANT, tenant.encode())]
+    producer.send(fleet.topics.results, write_result(result), job_id.encode(), headers, partition)
     producer.close()
 
 
@@ -170,6 +178,49 @@ def test_waiting_writes_each_result_as_it_is_settled_and_ends_with_the_last_of_t
         left, said = process.communicate(timeout=60)
     assert [json.loads(line)["job_id"] for line in left.splitlines()] == ["w3"]
     assert (process.returncode, said) == (0, "postback: 3 of 3 jobs have a result, 3 succeeded\n")
+
+
+def test_after_a_redrive_the_newest_result_of_each_job_counts_and_has_the_one_line(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs = [f"r{number}" for number in range(6)]
+    for number, job in enumerate(jobs):  # whichever partition is read last, it has old results
+        settle(fleet, job, outcome=Outcome.REJECTED, partition=number % 2)
+    for number, job in enumerate(jobs):
+        settle(fleet, job, partition=1 - number % 2)
+    settle(fleet, jobs[0], outcome=Outcome.FAILED, partition=2)
+    named = [argument for job in jobs for argument in ("--id", job)]
+    output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
+    files = ("--openai", "--output", str(output), "--errors", str(errors))
+    for which in (("--since", "-1h"), named, [*named, "--wait"]):
+        asked = ("results", *which, "--tenant", "acme")
+        status = postback_here(*asked, "--status", env=environment_of(fleet))
+        of = "6 of 6 jobs have a result" if "--id" in which else "6 results"
+        assert (status.returncode, status.stdout) == (0, f"{of}, 5 succeeded, 1 failed\n")
+        assert postback_here(*asked, *files, env=environment_of(fleet)).returncode == 0
+        well, not_well = (
+            [json.loads(line)["custom_id"] for line in file.read_text().splitlines()] for file in (output, errors)
+        )
+        assert (sorted(well), not_well) == ([f"line-{job}" for job in jobs[1:]], ["line-r0"])
+
+
+def test_a_job_that_is_answered_again_while_others_are_waited_for_has_one_line_in_the_end(
+    module_fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
+    files = ("--openai", "--output", str(output), "--errors", str(errors))
+    named = ("--id", "again", "--id", "last", "--tenant", "acme")
+    settle(module_fleet, "again", outcome=Outcome.REJECTED, partition=0)
+    with waiting(*named, *files, env=environment_of(module_fleet)) as process:
+        eventually(lambda: errors.exists() and errors.read_text().count("\n") == 1, 60, "it is not written")
+        settle(module_fleet, "again", partition=1)
+        eventually(lambda: output.read_text().count("\n") == 1, 60, "the newer one is not written")
+        settle(module_fleet, "last")
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "postback: 2 of 2 jobs have a result, 2 succeeded\n")
+    assert errors.read_text() == ""
+    lines = map(json.loads, output.read_text().splitlines())
+    assert [line["custom_id"] for line in lines] == ["line-again", "line-last"]
 
 
 def test_waiting_ends_with_the_time_after_all_that_was_there_and_shows_how_far_it_is_on_a_terminal(

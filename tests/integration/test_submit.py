@@ -101,12 +101,12 @@ def test_results_that_were_there_before_and_aborted_ones_are_not_seen(fleet: Kaf
     with answering(fleet, {}), ResultsReader(fleet) as early:
         while not (seen := list(early.poll())):
             pass
-        assert [result.outcome for _, result in seen] == [Outcome.SUCCEEDED]
+        assert [settled.result.outcome for settled in seen] == [Outcome.SUCCEEDED]
         with ResultsReader(fleet) as late, Client(fleet) as client:
             receipt = client.submit([Job(prompt="late")], tenant="acme")
             while not (seen := list(late.poll())):
                 pass
-    assert [(tenant, result.job_id) for tenant, result in seen] == [("acme", receipt.job_ids[0])]
+    assert [(settled.tenant, settled.result.job_id) for settled in seen] == [("acme", receipt.job_ids[0])]
 
 
 def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaSettings) -> None:

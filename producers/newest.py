@@ -1,0 +1,65 @@
+"""Which result of a job counts where it has several, as after a redrive: the newest.
+
+A topic's partitions are read side by side, so the result that is read last need not be the newest. Their order is that
+of `Moment`, which everything that counts or writes results goes by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from typing import NamedTuple
+
+from producers.scan import Place
+
+_TABLE = "CREATE TABLE result (job BLOB NOT NULL, at_ms INTEGER, partition INTEGER, offset INTEGER)"
+_OLDER = """
+    SELECT partition, offset FROM (
+        SELECT partition, offset, row_number() OVER (PARTITION BY job ORDER BY at_ms DESC, partition DESC, offset DESC)
+        AS age FROM result
+    ) WHERE age > 1
+"""
+
+
+class Moment(NamedTuple):
+    """When a result was settled. Of one job's results the greatest is the newest.
+
+    Brokers stamp the topic (LogAppendTime), so that workers' clocks count for nothing; brokers' clocks are to differ by
+    less than a redrive takes. Partition and offset decide only between records of one millisecond.
+    """
+
+    at_ms: int
+    """Unix milliseconds."""
+    partition: int
+    offset: int
+
+
+class Moments:
+    """The moments of records, each partition's in the order of its offsets, however its clock was set back."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, int] = {}
+
+    def of(self, at_ms: int, place: Place) -> Moment:
+        """The moment of the record there, whose timestamp is `at_ms`, Unix milliseconds."""
+        latest = self._latest[place.partition] = max(at_ms, self._latest.get(place.partition, 0))
+        return Moment(latest, place.partition, place.offset)
+
+
+def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[Place]:
+    """Where results stand whose job has a newer one; given are tenant, job id and moment of each.
+
+    The index of all results is on disk, in SQLite's temporary directory, some 50 bytes for each; in memory are those
+    that are superseded.
+    """
+    rows = ((_digest(tenant, job_id), *moment) for tenant, job_id, moment in results)
+    with closing(sqlite3.connect("")) as index:  # "": a file of its own, which SQLite removes (sqlite3_open, SQLite)
+        index.execute(_TABLE)
+        index.executemany("INSERT INTO result VALUES (?, ?, ?, ?)", rows)
+        return {Place(partition, offset) for partition, offset in index.execute(_OLDER)}
+
+
+def _digest(tenant: str, job_id: str) -> bytes:
+    return hashlib.blake2b(f"{tenant}\0{job_id}".encode(), digest_size=16).digest()
