@@ -60,7 +60,7 @@ def _is_read(read: Callable[[], URL]) -> bool:
     """Whether there is a host in what is read."""
     try:
         return bool(read().host)
-    except ValueError:
+    except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
         return False
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Origin",
     "Problem",
     "ReceivedJob",
+    "read_address",
     "read_job",
     "read_result",
     "rejected_result",
@@ -192,6 +193,12 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
         shown = job.model_dump(include={"job_id", "custom_id", "callback_url"})
         raise _invalid(problems, shown, said, _origin(said, value, origin), value)
     return _received(job, said, value, origin, timestamp_ms)
+
+
+def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
+    """Whose a record is and where its refusal may be sent, whatever else is in it. Names no problem; raises nothing."""
+    said, _ = _read_headers(headers) if headers else ({}, ())
+    return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
 def write_job(job: Job) -> bytes:

@@ -61,6 +61,13 @@ class Metrics:
         self.quarantined = Counter(
             "postback_quarantined_total", "Records given up after killing their worker while alone.", registry=r
         )
+        self.handler_defects = Counter(
+            "postback_handler_defects_total",
+            "Exceptions that a handler should not have raised at a record, by call: handle, defer, give_up, "
+            "last_resort, due_ms, party. Each is an error in the log; any is worth an alert.",
+            ["call"],
+            registry=r,
+        )
         self.dead_letters = Counter(
             "postback_dead_letters_total",
             "Records given up into `dead_letters`, by the reason that `postback dead-letters list` shows.",

@@ -28,6 +28,6 @@ def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: 
     ]
     kept = list(carried)
     if len(record.value) + len(record.key or b"") + size_of(kept) > MAX_LETTER_BYTES:
-        whose = [(name, value) for name, value in kept if name in _WHOSE and len(value or b"") <= _LONGEST_NAME]
-        return Output(topic, None, None, [*whose, *why, (names.ABRIDGED, b"1")])
+        whose = {name: value for name, value in kept if name in _WHOSE and len(value or b"") <= _LONGEST_NAME}
+        return Output(topic, None, None, [*whose.items(), *why, (names.ABRIDGED, b"1")])
     return Output(topic, record.value, record.key, kept + why)

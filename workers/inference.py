@@ -25,7 +25,6 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.traces import collecting, parse_traceparent, span
 from workers.cancellations import Cancellations
-from workers.dead_letters import dead_letter
 from workers.egress import EgressPolicy, EgressRefused, check_url
 from workers.engine_watch import EngineWatch
 from workers.engines.base import (
@@ -52,11 +51,12 @@ from workers.enrichment import (
     ground,
     room_for_sources,
 )
+from workers.job_identity import IDENTITY, identity_headers, job_letter, origin_header
 from workers.json_answers import NotJson, require_json
 from workers.pace import AnswerRate, EnrichmentLead
 from workers.registry import Forward, Registry, UnknownModel, times_in
 from workers.settings import WorkerSettings
-from workers.stage.record import Failure, HandlerCrashed, Header, Headers, Output, Record, size_of
+from workers.stage.record import Failure, HandlerCrashed, Headers, Output, Record, size_of
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
@@ -200,7 +200,7 @@ class InferenceHandler:
     def defer(self, record: Record) -> Sequence[Output]:
         """The job for the bulk lane, with identity and deadline. One that does not belong here goes its way now."""
         try:
-            received = self._read(record)
+            received = self._accepted(record)
             forward = self._route(received, record)
         except InvalidJob as invalid:
             return self._rejected(record, invalid)
@@ -218,7 +218,7 @@ class InferenceHandler:
         self._preparing += 1
         preparing = True
         try:
-            received = self._read(record)
+            received = self._accepted(record)
             forward = self._route(received, record)
             if forward is not None:
                 return [forward]
@@ -245,7 +245,7 @@ class InferenceHandler:
                 self._preparing -= 1
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """A failed result, and the record itself as a dead letter."""
+        """A failed result, and the record itself as a dead letter. Delivery judges the callback before it calls."""
         try:
             received = self._read(record)
         except InvalidJob as invalid:
@@ -257,19 +257,24 @@ class InferenceHandler:
         letter = self._dead_letter(record, received, failure.code, failure.message, failure.attempts)
         return [*self._settled(record, received, result), letter]
 
-    def _read(self, record: Record) -> ReceivedJob:
+    def _accepted(self, record: Record) -> ReceivedJob:
         """The job in a record. Raises InvalidJob, also for a callback that may not be called."""
+        received = self._read(record)
+        if received.job.callback_url is not None:
+            try:
+                self._check_callback(received.job.callback_url)
+            except EgressRefused as refused:
+                raise _invalid(received, "callback_url", str(refused), callback=False) from None
+        return received
+
+    def _read(self, record: Record) -> ReceivedJob:
+        """The job in a record, its callback not judged. Raises InvalidJob."""
         origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         received = read_job(record.value, record.headers, origin, record.timestamp_ms)
         if record.unreadable is not None:
             raise _invalid(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
             raise _invalid(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
-        if received.job.callback_url is not None:
-            try:
-                self._check_callback(received.job.callback_url)
-            except EgressRefused as refused:
-                raise _invalid(received, "callback_url", str(refused), callback=False) from None
         return received
 
     def _route(self, received: ReceivedJob, record: Record) -> Output | None:
@@ -512,7 +517,7 @@ class InferenceHandler:
             result = self._failed(received, "result_too_large", message)
             value = write_result(result)
         self._outcomes[result.outcome].inc()
-        headers = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
+        headers = identity_headers(received.tenant, received.job_id, received.webhook_id, received.traceparent)
         if received.job.callback_url is not None:
             headers.append((names.CALLBACK_URL, received.job.callback_url.encode()))
         return [Output(self._topics.results, value, received.job_id.encode(), headers)]
@@ -526,7 +531,7 @@ class InferenceHandler:
             job_id=invalid.job_id,
             fields=[problem.field for problem in invalid.problems],
         )
-        headers = _identity(invalid.tenant, invalid.job_id, invalid.webhook_id, invalid.traceparent)
+        headers = identity_headers(invalid.tenant, invalid.job_id, invalid.webhook_id, invalid.traceparent)
         if invalid.callback_url is not None:
             headers.append((names.CALLBACK_URL, invalid.callback_url.encode()))
         value = write_result(rejected_result(invalid, int(self._clock.time())))
@@ -536,22 +541,15 @@ class InferenceHandler:
     def _dead_letter(
         self, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
     ) -> Output:
-        """The record with the identity that its result has: it got it where it stands, and would lose it elsewhere."""
         self._metrics.dead_letters.labels(reason).inc()
-        carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS_OF_LETTERS]
-        identity = [*_identity(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent), _origin(whose)]
-        said = _not_believed(record, whose.tenant, whose.job_id)
-        return dead_letter(self._topics.dead_letters, record, reason, detail, attempts, carried + identity + said)
+        return job_letter(self._topics.dead_letters, record, whose, reason, detail, attempts)
 
 
 def _key(received: ReceivedJob) -> JobKey:
     return received.tenant, received.job_id
 
 
-_IDENTITY = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID, names.TRACEPARENT})
-_SAID = frozenset({names.SAID_TENANT, names.SAID_JOB_ID})
-_STAMPS = _IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
-_STAMPS_OF_LETTERS = _IDENTITY | _SAID | {names.JOB_ORIGIN}
+_STAMPS = IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
 _NO_TENANT = DEFAULT_TENANT.encode()
 _BULK = ".batch"
 
@@ -559,32 +557,9 @@ _BULK = ".batch"
 def _moved(record: Record, received: ReceivedJob, lane: str, why: tuple[str, bytes]) -> Output:
     """The record for another lane. What it got where it first stood, its identity and its deadline, goes with it."""
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS and name != why[0]]
-    identity = _identity(received.tenant, received.job_id, received.webhook_id, received.traceparent)
-    stamps = [*identity, _origin(received), (names.DEADLINE, str(received.deadline_ms).encode()), why]
+    identity = identity_headers(received.tenant, received.job_id, received.webhook_id, received.traceparent)
+    stamps = [*identity, origin_header(received), (names.DEADLINE, str(received.deadline_ms).encode()), why]
     return Output(lane, record.value, record.key, carried + stamps, record.partition)
-
-
-def _identity(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> list[Header]:
-    headers: list[Header] = [
-        (names.TENANT, tenant.encode()),
-        (names.JOB_ID, job_id.encode()),
-        (names.WEBHOOK_ID, webhook_id.encode()),
-    ]
-    if traceparent is not None:
-        headers.append((names.TRACEPARENT, traceparent.encode()))
-    return headers
-
-
-def _origin(whose: ReceivedJob | InvalidJob) -> Header:
-    """What proves the `webhook-id` to the next reader of the job."""
-    return names.JOB_ORIGIN, str(whose.origin).encode()
-
-
-def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """What the record says of tenant and job id where it does not count as that; bytes of any kind."""
-    stated = dict(record.headers or ())
-    pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
-    return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
 async def _answer(completion: Completion, asked: Asked, max_tokens: int) -> Answer:

@@ -14,6 +14,7 @@ from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers import last_resort
 from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import COMPANY_SECONDS, DeliveryHandler
 from workers.delivery.jwks import JWKS_PATH, jwks_page
@@ -222,8 +223,9 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
     read = [lane, bulk_lane]
+    resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
     return group_stage(
-        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, handler, outputs
+        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort
     )
 
 
@@ -279,6 +281,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
         company_seconds=COMPANY_SECONDS,
     )
     outputs = [*kafka.topics.tiers.values(), *others]
+    resort = last_resort.for_callbacks(kafka.topics, process.metrics)
     return group_stage(
-        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, outputs=outputs
+        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, None, outputs, resort
     )

@@ -10,6 +10,8 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.codec import Origin, read_result
 from schemas.result import MAX_RESULT_BYTES, Result
@@ -444,3 +446,39 @@ async def test_the_engines_queue_is_kept_filled_whatever_is_in_enrichment() -> N
     async with working(enrich_ahead=2, waiting_target=10) as worker:
         assert worker.handler.room() == 10
         assert worker.handler.due_ms(record()) is None
+
+
+# -- records that must not end a stage -----------------------------------------------------------------------------
+
+ODD_HOOK = "https://[2001:db8::1::2]/hook"
+"""The published pattern takes it, and no address is spelled so."""
+
+
+async def test_a_callback_that_only_looks_like_a_url_is_rejected_with_its_field() -> None:
+    async with working() as worker:
+        result, letter = await worker.outputs(record(callback_url=ODD_HOOK))
+    read = read_result(result.value)
+    assert (read.outcome, read.error and read.error.message) == (
+        "rejected",
+        "callback_url: (not a URL): not a URL that can be read",
+    )
+    assert "callback-url" not in headers_of(result)
+    assert headers_of(letter)["reason"] == "rejected"
+
+
+async def test_giving_a_job_up_judges_no_callback() -> None:
+    async with working() as worker:
+        worker.handler._check_callback = None  # type: ignore[assignment]  # it is not to be called
+        result, letter = worker.handler.give_up(record(callback_url=ODD_HOOK), Failure("internal_error", "why", 1))
+    assert read_result(result.value).outcome == "failed"
+    assert headers_of(result)["callback-url"] == ODD_HOOK
+    assert headers_of(letter)["reason"] == "internal_error"
+
+
+@given(
+    st.none()
+    | st.lists(st.tuples(st.sampled_from(["tenant", "x"]) | st.text(max_size=9), st.none() | st.binary(max_size=9)))
+)
+def test_every_record_counts_for_a_party_whatever_its_headers_are(headers: Any) -> None:
+    handler: Any = InferenceHandler
+    assert handler.party(None, headers)

@@ -7,19 +7,21 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
 import workers.stage.runner
+from telemetry.metrics import Metrics
+from workers.stage.defects import Defects
 from workers.stage.partition import Partition
-from workers.stage.record import Failure, Output, Record
+from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import (
     AT_A_TIME_SECONDS,
     MAX_OUTPUT_BYTES,
     OTHERS_TO_ONE_PACED,
     PACED_AT_A_TIME_SECONDS,
     Completion,
-    GivingUpFailed,
     Runner,
 )
 
@@ -47,30 +49,61 @@ class Handler:
         return self._last_resort
 
 
-async def run(handler: Handler) -> tuple[list[Completion], list[Exception]]:
-    """The completions and the defects of one record."""
+Resort = Sequence[Output] | Exception | None
+"""The stage's last resort: its outputs, its error, or None where the stage has none."""
+
+
+async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Completion], dict[str, float]]:
+    """The completions of one record, and how many defects of which calls were counted."""
     completions: SimpleQueue[Completion] = SimpleQueue()
-    defects: list[Exception] = []
-    before = asyncio.all_tasks()
-    Runner(handler, completions, defects.append).start([(Partition("requests", 0, 1, 0.0), RECORD)], 5.0)
+    metrics, before = Metrics(), asyncio.all_tasks()
+
+    def resort(record: Record, failure: Failure) -> Sequence[Output]:
+        assert (record, failure.code) == (RECORD, "handler_defect")
+        if isinstance(last_resort, Exception):
+            raise last_resort
+        return last_resort or ()
+
+    runner = Runner(handler, completions, Defects(metrics), None, None if last_resort is None else resort)
+    runner.start([(Partition("requests", 0, 1, 0.0), RECORD)], 5.0)
     await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
-    return [completions.get() for _ in range(completions.qsize())], defects
+    samples = [sample for metric in metrics.handler_defects.collect() for sample in metric.samples]
+    counted = {one.labels["call"]: one.value for one in samples if one.name.endswith("_total") and one.value}
+    return [completions.get() for _ in range(completions.qsize())], counted
 
 
 async def test_a_record_whose_handler_raises_is_given_up() -> None:
     handler = Handler(ZeroDivisionError("a secret"), [LETTER])
     (completion,), defects = await run(handler)
     assert completion.outputs == [LETTER]
-    assert defects == []
+    assert defects == {"handle": 1}
     (failure,) = handler.failures
     assert failure.code == "internal_error"
     assert "a secret" not in failure.message
 
 
+async def test_a_handler_that_returns_no_outputs_at_all_has_a_defect_and_killed_nothing() -> None:
+    nothing: Any = None
+    (completion,), defects = await run(Handler(nothing, [LETTER]))
+    assert (completion.outputs, defects) == ([LETTER], {"handle": 1})
+
+
+async def test_a_handler_that_lets_the_end_of_a_task_of_its_own_through_does_not_leave_its_record_open() -> None:
+    class Careless(Handler):
+        async def handle(self, record: Record) -> Sequence[Output]:
+            helper = asyncio.ensure_future(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(helper.cancel)
+            await helper
+            raise AssertionError
+
+    (completion,), defects = await run(Careless((), [LETTER]))
+    assert (completion.outputs, defects) == ([LETTER], {"handle": 1})
+
+
 async def test_a_header_without_a_value_may_go_on_with_an_output() -> None:
     moved = Output("dead_letters", b"a job", headers=[("trace", None)])
     (completion,), defects = await run(Handler([moved], [LETTER]))
-    assert (completion.outputs, defects) == ([moved], [])
+    assert (completion.outputs, defects) == ([moved], {})
 
 
 LARGE = b"x" * (MAX_OUTPUT_BYTES + 1)
@@ -85,22 +118,73 @@ WIDE = [("\U0001f4e8" * (MAX_OUTPUT_BYTES // 4 + 1), b"")]
         Output("results", None, LARGE),
         Output("results", b"", headers=[("note", LARGE)]),
         Output("r", b"", headers=WIDE),
+        Output("r", b"", headers=[("", b"")] * 200_000),
     ],
-    ids=["value", "key", "headers", "names of wide characters"],
+    ids=["value", "key", "headers", "names of wide characters", "headers of nothing"],
 )
 async def test_an_output_that_no_broker_would_take_is_not_produced(output: Output) -> None:
     (completion,), defects = await run(Handler([output], [LETTER]))
     assert completion.outputs == [LETTER]
-    assert defects == []
+    assert defects == {}
 
 
-@pytest.mark.parametrize("last_resort", [KeyError("callback_url"), [Output("dead_letters", LARGE)]])
-async def test_a_handler_that_cannot_even_give_up_ends_the_stage(last_resort: Sequence[Output] | Exception) -> None:
-    completions, defects = await run(Handler(ValueError(), last_resort))
-    assert completions == []
-    assert [type(defect) for defect in defects] == [
-        type(last_resort) if isinstance(last_resort, Exception) else GivingUpFailed
-    ]
+UNABLE: list[Sequence[Output] | Exception] = [
+    KeyError("a secret"),
+    RecursionError(),
+    [Output("dead_letters", LARGE)],
+    [Output("dead_letters", b"", headers=[("\ud800", b"")])],
+]
+
+
+@pytest.mark.parametrize("given_up", UNABLE)
+async def test_a_record_that_its_handler_cannot_even_give_up_is_the_last_resorts(
+    given_up: Sequence[Output] | Exception,
+) -> None:
+    (completion,), defects = await run(Handler(ValueError(), given_up), [LETTER])
+    assert (completion.outputs, defects) == ([LETTER], {"handle": 1, "give_up": 1})
+
+
+@pytest.mark.parametrize("last_resort", [None, *UNABLE])
+async def test_a_record_completes_also_where_the_last_resort_fails(last_resort: Resort) -> None:
+    (completion,), defects = await run(Handler(ValueError(), KeyError()), last_resort)
+    assert completion.outputs == ()
+    assert defects == {"handle": 1, "give_up": 1} | ({} if last_resort is None else {"last_resort": 1})
+
+
+async def test_records_behind_one_that_cannot_be_given_up_are_handled() -> None:
+    class Picky(Handler):
+        async def handle(self, record: Record) -> Sequence[Output]:
+            return [LETTER] if record.offset else await super().handle(record)
+
+    completions: SimpleQueue[Completion] = SimpleQueue()
+    runner = Runner(Picky(ValueError(), KeyError()), completions, Defects(Metrics()))
+    runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 1, 2), 0.0)
+    await settled()
+    found = [completions.get() for _ in range(completions.qsize())]
+    assert [(one.record.offset, one.outputs) for one in found] == [(0, ()), (1, [LETTER]), (2, [LETTER])]
+
+
+async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others() -> None:
+    class Sharing:
+        later_share = 0.5
+
+        def party(self, headers: Headers | None) -> bytes | None:
+            return None
+
+        def is_later(self, topic: str) -> bool:
+            return False
+
+        def defer(self, record: Record) -> Sequence[Output]:
+            if record.offset == 0:
+                raise KeyError
+            return [LETTER]
+
+    completions: SimpleQueue[Completion] = SimpleQueue()
+    metrics = Metrics()
+    runner = Runner(Handler((), KeyError()), completions, Defects(metrics), Sharing(), lambda *_: [LETTER])
+    runner.defer(records_of(Partition("requests", 0, 1, 0.0), 0, 1), 0.0)
+    assert [completions.get().outputs for _ in range(completions.qsize())] == [[LETTER], [LETTER]]
+    assert metrics.handler_defects.labels("defer")._value.get() == 1
 
 
 class Waiting:
@@ -127,7 +211,7 @@ class Waiting:
 
 def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[Completion]]:
     handler, completions = Waiting(), SimpleQueue[Completion]()
-    return Runner(handler, completions, pytest.fail), handler, completions
+    return Runner(handler, completions, Defects(Metrics())), handler, completions
 
 
 def records_of(partition: Partition, *offsets: int) -> list[tuple[Partition, Record]]:
@@ -193,7 +277,7 @@ async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way
 
     handler, completions = Slow(), SimpleQueue[Completion]()
     offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, paced=paced)
-    Runner(handler, completions, pytest.fail).start(records_of(partition, *offsets), 0.0)
+    Runner(handler, completions, Defects(Metrics())).start(records_of(partition, *offsets), 0.0)
     seen = [0]
     while len(handler.tasks) < len(offsets):
         await asyncio.sleep(0)
@@ -219,7 +303,7 @@ async def test_a_record_waits_for_no_more_than_a_slice_of_those_that_are_paced()
             return await super().handle(record)
 
     handler = Slow()
-    runner = Runner(handler, SimpleQueue[Completion](), pytest.fail)
+    runner = Runner(handler, SimpleQueue[Completion](), Defects(Metrics()))
     runner.start(records_of(Partition("tier", 0, 1, 0.0, paced=True), *range(0, 80, 2)), 0.0)
     await asyncio.sleep(0)
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 100), 0.0)

@@ -16,7 +16,7 @@ from workers.stage.intake import Committed, PartitionId
 from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, Suspect
-from workers.stage.record import Failure, Output, Record
+from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import Batch, State
 from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
@@ -138,6 +138,32 @@ def test_a_partition_is_paced_where_its_topic_is() -> None:
     stage, _, _ = stage_with(Intake(), HandClock())
     stage.assigned([("tier", 0)])
     assert [partition.paced for partition in stage._partitions.values()] == [False, True]
+
+
+def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_record_run() -> None:
+    class Raising(Desk):
+        later_share = 0.5
+
+        def due_ms(self, record: Record) -> int | None:
+            raise KeyError(record.offset)
+
+        def party(self, headers: Headers | None) -> bytes | None:
+            raise OverflowError(headers)
+
+        def is_later(self, topic: str) -> bool:
+            return False
+
+        def defer(self, record: Record) -> Sequence[Output]:
+            raise AssertionError(record)
+
+    for shared in (False, True):
+        stage, loop, _ = stage_with(Intake(), HandClock(), pace=Raising())
+        stage._sharing = Raising() if shared else None
+        stage._take([Record("requests", 0, 0, b"")], [])
+        stage._dispatch()
+        (([(_, record)], _),) = loop.calls
+        assert record.offset == 0
+        assert stage._metrics.handler_defects.labels("party" if shared else "due_ms")._value.get() >= 1
 
 
 def test_no_more_is_handed_over_than_there_is_room_for_while_the_event_loop_is_busy() -> None:

@@ -23,6 +23,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
 """What cannot stand in a path or a query (RFC 3986, sections 3.3 and 3.4), a % that begins no octet among it."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_BRACKETED: Final = re.compile(r"[^/?#]*//[^/?#]*\[")
+"""A URL with a bracket in its authority. Only an IPv6 address may stand in brackets (RFC 3986, section 3.2.2)."""
+_PARTS_USED: Final = ("raw_user", "raw_password", "raw_host", "host", "port", "raw_path_qs", "host_port_subcomponent")
+"""By this module, the connector and aiohttp's request."""
 
 
 def check_url(url: str | URL, policy: EgressPolicy) -> URL:
@@ -30,9 +34,9 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
 
     Its scheme, host and port are made plain: they are those that are judged and connected to. Its path and query are
     the text's own, since servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover them as they stand;
-    only what can stand in no request line is percent-encoded, as UTF-8. Raises EgressRefused.
+    only what can stand in no request line is percent-encoded, as UTF-8. Raises EgressRefused and nothing else.
     """
-    parsed = url if isinstance(url, URL) else _readable(url)
+    parsed = _readable(url)
     if parsed.scheme not in ("http", "https"):
         raise refusal(Refusal.SCHEME, parsed)
     if parsed.raw_user is not None or parsed.raw_password is not None:
@@ -76,25 +80,40 @@ def refusal(reason: Refusal, url: URL) -> EgressRefused:
     return EgressRefused(reason, origin_of(str(url)))
 
 
-def _readable(text: str) -> URL:
-    if _CONTROL.search(text):  # yarl would leave some out and read on
-        raise EgressRefused(Refusal.URL, NO_ORIGIN)
+def _readable(url: str | URL) -> URL:
+    """The URL with every part that is used later already evaluated: yarl reports some faults only on access.
+
+    Raises EgressRefused.
+    """
     try:
-        plain, written = URL(text), URL(text, encoded=True)
-        plain.port  # noqa: B018 - yarl finds some faults only when a part is asked for
-        path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
-        if not query and text.partition("#")[0].endswith("?"):
-            path += "?"  # an empty query, which yarl does not tell from none
-        return URL.build(
-            scheme=plain.scheme,
-            authority=plain.raw_authority,
-            path=path,
-            query_string=query,
-            fragment=plain.raw_fragment,
-            encoded=True,
-        )
+        parsed = url if isinstance(url, URL) else _spelled_plainly(url)
+        for part in _PARTS_USED:
+            getattr(parsed, part)  # yarl keeps the value, so a later access cannot raise
+        str(parsed)
     except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
         raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
+    return parsed
+
+
+def _spelled_plainly(text: str) -> URL:
+    """Raises what yarl raises, and EgressRefused."""
+    if _CONTROL.search(text):  # yarl would leave some out and read on
+        raise EgressRefused(Refusal.URL, NO_ORIGIN)
+    plain, written = URL(text), URL(text, encoded=True)
+    path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
+    if not query and text.partition("#")[0].endswith("?"):
+        path += "?"  # an empty query, which yarl does not tell from none
+    spelled = URL.build(
+        scheme=plain.scheme,
+        authority=plain.raw_authority,
+        path=path,
+        query_string=query,
+        fragment=plain.raw_fragment,
+        encoded=True,
+    )
+    if _BRACKETED.match(text) and ":" not in (spelled.raw_host or ""):
+        raise EgressRefused(Refusal.HOST, NO_ORIGIN)  # yarl drops the brackets, and reads [cafe.cc:80] as cafe.cc:80
+    return spelled
 
 
 def _quoted(text: str) -> str:

@@ -96,7 +96,7 @@ def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | 
         if _site(canonical) != _site(URL(url)):
             return None
         return _URL.validate_python(str(canonical))
-    except (ValueError, ValidationError):
+    except (ValueError, TypeError, LookupError, ValidationError):  # yarl: IndexError for https://a[]@/
         return None
 
 

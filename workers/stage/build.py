@@ -10,6 +10,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka import client_config
+from workers.stage.defects import LastResort
 from workers.stage.foresight import Foresight, Scout
 from workers.stage.intake import GroupIntake
 from workers.stage.record import Handler
@@ -33,8 +34,11 @@ def group_stage(
     pace: Pace | None = None,
     sharing: Sharing | None = None,
     outputs: Iterable[str] = (),
+    last_resort: LastResort | None = None,
 ) -> Stage:
     """A stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
+
+    `last_resort` writes the dead letter of a record that the handler cannot give up; without one it is passed over.
 
     Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends
     at once what a killed one left open.
@@ -51,6 +55,6 @@ def group_stage(
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
     foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight)
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight, last_resort)
     errors.append(stage)
     return stage

@@ -13,9 +13,14 @@ Headers = Sequence[Header]
 """A record's headers: a name may stand there more than once, the last one counts."""
 
 
+HEADER_OVERHEAD_BYTES = 10
+"""Of each header beside its name and value: two lengths of at most five bytes (KIP-82). Headers may be empty, and a
+compressed record may have a million of them."""
+
+
 def size_of(headers: Headers) -> int:
-    """Bytes of names and values, as they count for a broker."""
-    return sum([len(name.encode()) + len(value or b"") for name, value in headers])
+    """Bytes of the headers as they count for a broker, or somewhat more. Raises UnicodeEncodeError for no name."""
+    return sum([len(name.encode()) + len(value or b"") + HEADER_OVERHEAD_BYTES for name, value in headers])
 
 
 @dataclass(slots=True)
@@ -63,7 +68,7 @@ class Failure:
     """Why a record is given up: its handler raised, it killed its worker, or the handler says so itself."""
 
     code: str
-    """The stage's own are `internal_error` and `worker_killed`."""
+    """The stage's own are `internal_error`, `worker_killed` and `handler_defect`."""
     message: str
     attempts: int
 
@@ -85,5 +90,8 @@ class Handler(Protocol):
         ...
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """The outputs for a record that cannot be handled: its failed result and its dead letter."""
+        """The outputs for a record that cannot be handled: its failed result and its dead letter.
+
+        An exception is a defect: the stage's last resort then writes the dead letter.
+        """
         ...

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from telemetry.logs import get_logger
+from workers.stage.defects import HANDLER_DEFECT, Call, Defects, LastResort
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Record, size_of
 from workers.stage.sharing import Sharing
@@ -25,8 +24,6 @@ PACED_AT_A_TIME_SECONDS = 0.00025
 half in all: one more that it waits for another's would be seen."""
 OTHERS_TO_ONE_PACED = 4
 """How many others go before a record of a paced partition, where there are both."""
-
-log = get_logger()
 
 
 @dataclass(slots=True)
@@ -53,8 +50,8 @@ _Dispatched = tuple[Partition, Record, float]
 """A record that is not begun, and the monotonic seconds of its dispatch."""
 
 
-class GivingUpFailed(Exception):  # noqa: N818 - it names what happened
-    """A handler's `give_up` returned what no broker would take."""
+class OutputTooLarge(Exception):  # noqa: N818 - it names what is wrong
+    """An output is larger than a broker takes."""
 
 
 class Runner:
@@ -64,19 +61,22 @@ class Runner:
     making a task costs as much as many of them do. Records of paced partitions begin after all others: they have waited
     for seconds, and lose nothing by some milliseconds.
 
-    `on_defect` hears of a handler that cannot even give a record up; the stage has to end then.
+    A record completes whatever its handler does: where `handle` raises it is given up, where `give_up` raises the last
+    resort stands in, and where that raises, or there is none, the record is settled without outputs.
     """
 
     def __init__(
         self,
         handler: Handler,
         completions: SimpleQueue[Completion],
-        on_defect: Callable[[Exception], None],
+        defects: Defects,
         sharing: Sharing | None = None,
+        last_resort: LastResort | None = None,
     ) -> None:
         self._handler = handler
-        self._on_defect = on_defect
+        self._defects = defects
         self._sharing = sharing
+        self._last_resort = last_resort or _pass_over
         self._completions = completions
         self._others: deque[_Dispatched] = deque()
         self._paced: deque[_Dispatched] = deque()
@@ -153,12 +153,17 @@ class Runner:
 
     async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
         try:
-            outputs: Sequence[Output] | None = await self._handler.handle(record)
-            outputs = outputs and self._checked(record, outputs)
+            outputs: Sequence[Output] | None = self._checked(record, await self._handler.handle(record))
         except HandlerCrashed:
             outputs = None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The handler let the end of something of its own through: nobody cancelled the record.
+            outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
         except Exception as error:
-            outputs = self._after_defect(record, error)
+            outputs = self._after_defect("handle", record, error)
         self._completions.put(Completion(partition, record, outputs, dispatched_at))
 
     def _deferred(self, record: Record) -> Sequence[Output]:
@@ -166,40 +171,47 @@ class Runner:
         try:
             return self._checked(record, self._sharing.defer(record))
         except Exception as error:
-            return self._after_defect(record, error)
+            return self._after_defect("defer", record, error)
 
     def _checked(self, record: Record, outputs: Sequence[Output]) -> Sequence[Output]:
-        if any(map(_is_too_large, outputs)):
-            return self._failed(record, "an output is larger than a record may be")
-        return outputs
+        try:
+            return _within_bounds(outputs)
+        except OutputTooLarge:
+            return self._given_up(record, Failure("internal_error", "an output is larger than a record may be", 1))
 
-    def _after_defect(self, record: Record, error: Exception) -> Sequence[Output]:
-        log.error(
-            "The handler raised; the record is given up.",
-            action="handler-raised",
-            error=type(error).__qualname__,  # its text may quote the prompt
-            stack="".join(traceback.format_tb(error.__traceback__)),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
-        return self._failed(record, f"the worker met an unexpected {type(error).__qualname__}")
-
-    def _failed(self, record: Record, message: str) -> Sequence[Output]:
+    def _after_defect(self, call: Call, record: Record, error: Exception) -> Sequence[Output]:
+        self._defects.met(call, record, error)
+        message = f"the worker met an unexpected {type(error).__qualname__}"
         return self._given_up(record, Failure("internal_error", message, 1))
 
     def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """The last resort. Where it does not hold the stage is told and ends: the base would stand still for ever."""
+        """Raises nothing: the partition's base would stand still for ever behind a record that does not complete."""
         try:
-            outputs = self._handler.give_up(record, failure)
-            if any(map(_is_too_large, outputs)):
-                raise GivingUpFailed(
-                    f"{record.topic}[{record.partition}]@{record.offset}: its last output is too large"
-                )
+            return _within_bounds(self._handler.give_up(record, failure))
         except Exception as error:
-            self._on_defect(error)
-            raise
-        return outputs
+            self._defects.met("give_up", record, error)
+            message = f"the worker can neither handle the record nor give it up ({type(error).__qualname__})"
+        try:
+            return _within_bounds(self._last_resort(record, Failure(HANDLER_DEFECT, message, failure.attempts)))
+        except Exception as error:
+            self._defects.met("last_resort", record, error)
+            return ()
+
+
+class _Stray(Exception):  # noqa: N818 - it names what was met
+    """A CancelledError that is not for the record's own task."""
+
+
+def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
+    """The last resort of a stage that was made without one."""
+    return ()
+
+
+def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
+    """The outputs, all of which a broker takes. Raises OutputTooLarge, and others for what are no outputs at all."""
+    if any(map(_is_too_large, outputs)):
+        raise OutputTooLarge
+    return outputs
 
 
 def _is_too_large(output: Output) -> bool:

@@ -16,6 +16,7 @@ from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.company import Company, Lingering
+from workers.stage.defects import Defects, LastResort
 from workers.stage.foresight import Foresight
 from workers.stage.intake import Committed, Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
@@ -24,7 +25,7 @@ from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
-from workers.stage.sharing import Sharing
+from workers.stage.sharing import Party, Sharing
 from workers.stage.watch import Watch
 from workers.stage.window import Limits, Window
 
@@ -116,6 +117,7 @@ class Stage:
         pace: Pace | None = None,
         sharing: Sharing | None = None,
         foresight: Foresight | None = None,
+        last_resort: LastResort | None = None,
     ) -> None:
         self._settings = settings
         self._intake = intake
@@ -126,8 +128,8 @@ class Stage:
         self._sharing = sharing
         self._foresight = foresight
         self._completions: SimpleQueue[Completion] = SimpleQueue()
-        self._defect: Exception | None = None
-        self._runner = Runner(handler, self._completions, self._end_with, sharing)
+        self._defects = Defects(metrics)
+        self._runner = Runner(handler, self._completions, self._defects, sharing, last_resort)
         self._window = Window(settings.limits, None if sharing is None else sharing.later_share)
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
@@ -169,9 +171,6 @@ class Stage:
         """Drain and end; `run` returns when that is done. May be called from any thread and more than once."""
         self._stopping = self._stopping or Deadline.after(self._clock, self._settings.drain_seconds)
 
-    def _end_with(self, defect: Exception) -> None:
-        self._defect = defect
-
     # -- on the Kafka thread -------------------------------------------------------------------------------------
 
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
@@ -191,8 +190,6 @@ class Stage:
         loop.call_soon_threadsafe(_end, ended, error)
 
     def _round(self) -> None:
-        if self._defect is not None:
-            raise self._defect
         self._window.look(self._clock.monotonic())
         if self._window.tight:
             self._clock.sleep(0.001)
@@ -259,8 +256,14 @@ class Stage:
         if partition.careful_records and self._was_never_due(record):
             partition.careful_records = 0  # its last owner cannot have begun it, nor what is behind it
         if not self._isolation.suspect(partition, record):
-            party = None if self._sharing is None else self._sharing.party(record.headers)
-            self._window.park(partition, record, party)
+            self._window.park(partition, record, self._party_of(record))
+
+    def _party_of(self, record: Record) -> Party:
+        try:
+            return None if self._sharing is None else self._sharing.party(record.headers)
+        except Exception as error:
+            self._defects.met("party", record, error)
+            return None
 
     def _defer_surplus(self) -> None:
         surplus = self._window.surplus(self._partitions.values())
@@ -387,7 +390,11 @@ class Stage:
 
     def _seconds_left(self, record: Record) -> float:
         """How long its pace holds a record back; no more than nothing where it is due."""
-        due_ms = self._pace.due_ms(record)
+        try:
+            due_ms = self._pace.due_ms(record)
+        except Exception as error:
+            self._defects.met("due_ms", record, error)
+            due_ms = None
         return 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
 
     def _was_never_due(self, record: Record) -> bool:

@@ -86,7 +86,7 @@ class Entry:
         """By which names it can be invalidated."""
         for url in (self.asked_url, self.url):
             yield target_of_url(url)
-            yield target_of_host(URL(url).host or "")
+            yield target_of_host(_host(url))
 
 
 def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()) -> str:
@@ -110,13 +110,28 @@ def target_of_url(url: str) -> str:
 def target_of_host(host: str) -> str:
     """What an invalidation of everything of this host is called."""
     name = host.lower().strip("[]").rstrip(".")
-    with suppress(ValueError):  # no host at all: nothing was read from there
+    with suppress(*_NOT_READ):  # no host at all: nothing was read from there
         name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
     return f"h:{_hashed(name)}"
 
 
+_NOT_READ: Final = (ValueError, TypeError, LookupError)
+"""What yarl raises for a text that is no URL, when it is read or only when a part is asked for."""
+
+
 def _plain(url: str) -> str:
-    return str(URL(url).with_fragment(None))
+    """Without its fragment; as it stands where it cannot be read, since an entry may come from anywhere."""
+    try:
+        return str(URL(url).with_fragment(None))
+    except _NOT_READ:
+        return url
+
+
+def _host(url: str) -> str:
+    try:
+        return URL(url).host or ""
+    except _NOT_READ:
+        return ""
 
 
 def _hashed(text: str) -> str:
