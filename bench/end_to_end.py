@@ -1,8 +1,8 @@
 """Jobs a second from `model_requests` to `model_results`, where the engine costs nothing: `python -m bench.end_to_end`.
 
 Real `postback worker --engine echo` processes, which share the partitions evenly before the jobs come, all at once. The
-clock runs from the first commit that was seen to the last one; a read_committed reader then sees that every job has one
-result. Everything, Kafka and the producer too, shares this machine's cores.
+clock runs from the first commit that was seen to the one after which a read_committed reader finds a result of every
+job; each job has exactly one. Everything, Kafka and the producer too, shares this machine's cores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.fleet import (
+    START_SECONDS,
     Command,
     Kafka,
     Sample,
@@ -28,16 +29,19 @@ from bench.fleet import (
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from schemas.codec import read_result
+from schemas.settings import KafkaSettings
 
 GOAL = 10_000
 PARTITIONS = 12
 SETTLED = "postback_settled_records_total"
+DEFERRED = "postback_deferred_total"
 LOOK_SECONDS = 0.1
+STILL_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run, from the first commit seen to the last."""
+    """One run, from the first commit seen to the one that brought the last result."""
 
     jobs_per_second: float
     cpu_us_per_job: float
@@ -83,15 +87,13 @@ def measure(used: Kafka, jobs: int, workers: int) -> Measured:
         commands = [Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA=f"w{n}") for n in range(workers)]
         for command in commands:
             stack.enter_context(command)
-        wait_for(lambda: shared_evenly(kafka, "inference", workers), 60)
+        wait_for(lambda: shared_evenly(kafka, "inference", workers), START_SECONDS)
         prefill(kafka, values)
-        first: list[Sample] = wait_for(lambda: _begun(commands), 60)
+        first: list[Sample] = wait_for(lambda: _begun(commands), START_SECONDS)
         broker_first = used.cpu_seconds()
-        last = _finished(commands, jobs)
-        broker_seconds = used.cpu_seconds() - broker_first
-    results = committed_records(kafka.client_config(), kafka.topics.results)
-    assert_exactly_once((str(read_result(message.value()).custom_id) for message in results), jobs)
-    return _between(first, last, broker_seconds)
+        last, broker_last = _finished(kafka, used, commands, jobs)
+    assert_exactly_once(_answered(kafka), jobs)
+    return _between(first, last, broker_last - broker_first)
 
 
 def _job(number: int) -> bytes:
@@ -110,17 +112,44 @@ def _begun(commands: Sequence[Command]) -> list[Sample] | None:
     return samples if any(sample[SETTLED] for sample in samples) else None
 
 
-def _finished(commands: Sequence[Command], jobs: int) -> list[Sample]:
+def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jobs: int) -> tuple[list[Sample], float]:
+    """Wait for every job's result; return the workers' samples once all were settled, and Kafka's CPU seconds then.
+
+    The results decide, since a record may be settled without one: a deferred job is settled into its later place.
+    Raises RuntimeError where nothing was settled for STILL_SECONDS although results are missing.
+    """
+    last: tuple[list[Sample], float] | None = None
+    most, moved_at, answered = 0.0, time.monotonic(), 0
     while True:
-        samples = _samples(commands)
-        if sum(sample[SETTLED] for sample in samples) >= jobs:
-            return samples
+        now = _samples(commands), used.cpu_seconds()
+        settled = sum(sample[SETTLED] for sample in now[0])
+        if last is None and sum(map(_done, now[0])) >= jobs:
+            last = now
+        if settled >= jobs:  # not before: to read them takes the workers' cores
+            answered = len(set(_answered(kafka)))
+        if answered >= jobs:
+            return last or now
+        if settled > most:
+            most, moved_at = settled, time.monotonic()
+        elif time.monotonic() - moved_at > STILL_SECONDS:
+            raise RuntimeError(f"{jobs} jobs have {answered} results, and none came for {STILL_SECONDS:.0f} s")
         time.sleep(LOOK_SECONDS)
+
+
+def _answered(kafka: KafkaSettings) -> list[str]:
+    """The custom_id of each result that is committed."""
+    results = committed_records(kafka.client_config(), kafka.topics.results)
+    return [str(read_result(message.value()).custom_id) for message in results]
+
+
+def _done(sample: Sample) -> float:
+    """Jobs that are answered. A deferred one is settled twice."""
+    return sample[SETTLED] - sample[DEFERRED]
 
 
 def _between(first: Sequence[Sample], last: Sequence[Sample], broker_seconds: float) -> Measured:
     seconds = max(sample.at for sample in last) - min(sample.at for sample in first)
-    jobs = sum(end[SETTLED] - start[SETTLED] for start, end in zip(first, last, strict=True))
+    jobs = sum(_done(end) - _done(start) for start, end in zip(first, last, strict=True))
     cpu = sum(end.cpu_seconds - start.cpu_seconds for start, end in zip(first, last, strict=True))
     settles = sum(
         end["postback_settles_total"] - start["postback_settles_total"] for start, end in zip(first, last, strict=True)

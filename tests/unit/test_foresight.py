@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from tests.clocks import HandClock
 from workers.stage.foresight import PATIENCE_SECONDS, Foresight
 from workers.stage.intake import PartitionId
@@ -34,26 +36,57 @@ class Scout:
         pass
 
 
+class Walk:
+    """A lot of ten places that tenant A fills, and who looks ahead of it once that has lasted."""
+
+    def __init__(self) -> None:
+        self.clock, self.lot, self.partition = HandClock(), Lot(10, 10**9), Partition("requests", 0, 1, 0.0)
+        self.scout = Scout()
+        looking: Any = self.scout
+        self.foresight = Foresight(looking, self.clock)
+        self.partition.open(Progress(0), 0)
+        self.park(10, b"A")
+        self.look()
+        self.clock.now += TIGHT_SECONDS
+        self.look()
+        self.clock.now += PATIENCE_SECONDS
+
+    def park(self, count: int, party: bytes) -> None:
+        for offset in range(count):
+            self.lot.add(self.partition, Record("requests", 0, offset, b""), party)
+
+    def drain(self) -> None:
+        self.lot.draw(10, lambda _, records, most: most)
+
+    def look(self) -> None:
+        self.lot.look(self.clock.monotonic())
+        self.foresight.look(self.lot, [self.partition])
+
+    @property
+    def familiar(self) -> list[Party]:
+        return [party for _, party in self.scout.aims]
+
+
 def test_it_looks_past_who_fills_the_lot_and_past_nobody_once_the_lot_is_drained() -> None:
-    clock, lot, partition = HandClock(), Lot(10, 10**9), Partition("requests", 0, 1, 0.0)
-    scout: Any = Scout()
-    foresight = Foresight(scout, clock)
-    partition.open(Progress(0), 0)
-    for offset in range(10):
-        lot.add(partition, Record("requests", 0, offset, b""), b"A")
+    walk = Walk()
+    walk.look()
+    assert walk.scout.aims == [({("requests", 0): 0}, b"A")]
+    walk.drain()
+    walk.look()
+    walk.park(1, b"B")
+    walk.look()
+    assert walk.familiar == [b"A"], "neither nobody nor a passer-by is who fills the lot"
 
-    def look() -> None:
-        lot.look(clock.monotonic())
-        foresight.look(lot, [partition])
 
-    look()
-    clock.now += TIGHT_SECONDS
-    look()
-    clock.now += PATIENCE_SECONDS
-    look()
-    assert scout.aims == [({("requests", 0): 0}, b"A")]
-    lot.draw(10, lambda _, records, most: most)
-    look()
-    lot.add(partition, Record("requests", 0, 10, b""), b"B")
-    look()
-    assert [familiar for _, familiar in scout.aims] == [b"A"], "neither nobody nor a passer-by is who fills the lot"
+@pytest.mark.parametrize("passer_by", [None, b"B"])
+def test_a_lot_that_one_round_empties_is_still_its_fillers(passer_by: bytes | None) -> None:
+    """The lot counts as full until the next round begins. With nobody as the familiar party, everybody is another one,
+    and a tenant who was alone was deferred: 37,356 of its 100,000 jobs in one run."""
+    walk = Walk()
+    walk.lot.look(walk.clock.monotonic())
+    walk.drain()
+    if passer_by is not None:
+        walk.park(1, passer_by)
+    walk.foresight.look(walk.lot, [walk.partition])
+    assert walk.lot.full
+    assert walk.familiar == [b"A"]

@@ -52,7 +52,7 @@ class Scout:
         self._read: dict[PartitionId, int] = {}
         """The offset to read on from, of partitions in which only the familiar party was met."""
 
-    def aim(self, places: Mapping[PartitionId, int], familiar: Party) -> None:
+    def aim(self, places: Mapping[PartitionId, int], familiar: bytes) -> None:
         """Read these partitions, from these offsets on or from where reading stopped."""
         if familiar != self._familiar:
             self._familiar, self._aims = familiar, frozenset()
@@ -121,9 +121,9 @@ class Foresight:
         if newest != self._generation:
             self._generation = newest
             self._scout.forget()  # what was seen is noted in partitions that may be gone since
-        if lot.full and not lot.contended:  # else whoever is alone there now may not be who fills it
+        if lot.filler is not None:
             blocked = {place: p.ledger.next_offset for place, p in held.items() if _is_blocked(p)}
-            self._scout.aim(blocked, lot.sole)
+            self._scout.aim(blocked, lot.filler)
         for place, offset in self._scout.look().items():
             partition = held.get(place)
             if partition is not None and not partition.ledger.is_done(offset):

@@ -159,6 +159,8 @@ class Lot:
         self._tight_since: float | None = None
         self.full = False
         """Whether partitions are to be paused: there was no room for a while, and half of it was not free since."""
+        self.filler: Party = None
+        """The only party that waited when the lot was last found full; None where it was not, or several waited."""
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
@@ -202,6 +204,8 @@ class Lot:
         high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         self.full = high or (self.full and not low)
+        # Noted here, where the lot is full for certain: a moment later it may be empty, or only a passer-by's.
+        self.filler = next(iter(self._lines)) if self.full and not self.contended else None
 
     @property
     def contended(self) -> bool:
@@ -212,11 +216,6 @@ class Lot:
     def can_give_way(self) -> bool:
         """Whether a party has more than one record here: of others nothing is taken out, see `surplus`."""
         return self.parked > len(self._lines)
-
-    @property
-    def sole(self) -> Party:
-        """The only party that waits; None also where there is none, or several."""
-        return next(iter(self._lines)) if len(self._lines) == 1 else None
 
     def add(self, partition: Partition, record: Record, party: Party) -> None:
         """Park a record."""

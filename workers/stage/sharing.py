@@ -27,7 +27,7 @@ class Sharing(Protocol):
         """The least part of the window's places that go to the later place while both it and the rest have records."""
         ...
 
-    def party(self, headers: Headers | None) -> Party:
+    def party(self, headers: Headers | None) -> bytes:
         """Whom a record with these headers counts for.
 
         Called on the Kafka thread for each record, and for each that is only looked at: must be cheap, and not raise.

@@ -1,0 +1,205 @@
+"""A tenant who is alone is never deferred: the rounds of a whole stage, beside an engine of any pace. No Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from telemetry.metrics import Metrics
+from tests.clocks import HandClock
+from workers.stage.foresight import Foresight
+from workers.stage.intake import Committed, Contact, PartitionId
+from workers.stage.partition import Partition
+from workers.stage.record import Failure, Headers, Output, Record
+from workers.stage.runner import Completion, Runner
+from workers.stage.settle import Batch, State
+from workers.stage.sharing import Party
+from workers.stage.stage import Stage, StageSettings
+from workers.stage.window import Limits
+
+TENANT = b"acme"
+JOBS = 3_000
+"""In each partition: six times what may be parked."""
+PARTITIONS = 2
+MORE_THAN_ARE_PARKED = 5_000
+FETCHED = 400
+"""Of a partition at once."""
+
+
+class Handler:
+    """Is never called."""
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        raise AssertionError(record)
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        raise AssertionError(failure)
+
+
+class Engine:
+    """A pace that has as much room as the test says."""
+
+    def __init__(self) -> None:
+        self.free = 0
+
+    def room(self) -> int:
+        return self.free
+
+    def due_ms(self, record: Record) -> int | None:
+        return None
+
+    def paces(self, topic: str) -> bool:
+        return False
+
+
+class Tenants:
+    """Everything is one tenant's, and there is a later place that has nothing."""
+
+    later_share = 0.2
+
+    def party(self, headers: Headers | None) -> bytes:
+        return TENANT
+
+    def is_later(self, topic: str) -> bool:
+        return False
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        raise AssertionError(record)
+
+
+class Log:
+    """An intake over partitions that hold JOBS records each, and pauses and seeks as it is told."""
+
+    def __init__(self, clock: HandClock) -> None:
+        self._clock = clock
+        self._positions = {("requests", number): 0 for number in range(PARTITIONS)}
+        self._fetched: set[PartitionId] = set(self._positions)
+
+    def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
+        self._clock.now += timeout_seconds
+        records = []
+        for place in sorted(self._fetched):
+            start = self._positions[place]
+            self._positions[place] = min(JOBS, start + min(limit, FETCHED))
+            records += [Record(*place, offset, b"") for offset in range(start, self._positions[place])]
+        return records, []
+
+    def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
+        self._fetched.difference_update(pause)
+        for topic, number, offset in resume:
+            self._fetched.add((topic, number))
+            if offset is not None:
+                self._positions[topic, number] = offset
+        return True
+
+    def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> Committed:
+        return dict.fromkeys(partitions)
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        return None
+
+    def contact(self) -> Contact:
+        return Contact(member=True, silent_seconds=0.0)
+
+
+class Settler:
+    """Commits each batch by the next time that it is asked."""
+
+    state = State.READY
+    resting = False
+    failures = 0
+    offsets_swept = True
+    _batch: Batch | None = None
+
+    def listen(self) -> None:
+        """Has heard nothing."""
+
+    def settle(self, batch: Batch) -> None:
+        batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
+        self._batch, self.state = batch, State.SETTLING
+
+    def settled(self) -> Batch | None:
+        self.state = State.READY
+        return self._batch
+
+
+class Scout:
+    """Meets another party in each record where it looks for anybody but the tenant."""
+
+    def __init__(self) -> None:
+        self.aims = 0
+        self._met: dict[PartitionId, int] = {}
+
+    def aim(self, places: Mapping[PartitionId, int], familiar: Party) -> None:
+        self.aims += 1
+        self._met = {} if familiar == TENANT else dict.fromkeys(places, JOBS - 1)
+
+    def look(self) -> dict[PartitionId, int]:
+        return self._met
+
+    def rest(self) -> None:
+        self._met = {}
+
+    def forget(self) -> None:
+        self._met = {}
+
+
+class Loop:
+    """Completes at once whatever it is to start, and keeps what it is to defer."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, int]] = []
+        self.deferred = 0
+        self.stage: Stage | None = None
+
+    def call_soon_threadsafe(self, call: Callable[..., None], *args: Any) -> None:
+        assert self.stage is not None
+        if call == self.stage._runner.defer:
+            self.deferred += len(args[0])
+        elif call == self.stage._runner.start:
+            batch: list[tuple[Partition, Record]] = args[0]
+            self.stage._runner.begun += len(batch)
+            self.done += [(record.partition, record.offset) for _, record in batch]
+            for partition, record in batch:
+                self.stage._completions.put(Completion(partition, record, (), 0.0))
+
+
+PACES = st.lists(
+    st.tuples(st.integers(1, 200), st.sampled_from([0, 0, 1, 64, MORE_THAN_ARE_PARKED])), min_size=1, max_size=12
+)
+"""For so many rounds the engine has use for so many jobs."""
+
+
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking takes long
+@given(PACES)
+def test_a_tenant_alone_is_never_deferred_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
+    clock, loop, scout, engine = HandClock(), Loop(), Scout(), Engine()
+    log: Any = Log(clock)
+    settler: Any = Settler()
+    looking: Any = scout
+    stage = Stage(
+        StageSettings("requests", Limits(records=512)),
+        Handler(),
+        log,
+        settler,
+        clock,
+        Metrics(),
+        engine,
+        Tenants(),
+        Foresight(looking, clock),
+    )
+    told: Any = loop
+    stage._loop, loop.stage = told, stage
+    assert isinstance(stage._runner, Runner)
+    stage.assigned([("requests", number) for number in range(PARTITIONS)])
+    for rounds, free in [(150, 0), *paces, (400, MORE_THAN_ARE_PARKED)]:
+        engine.free = free
+        for _ in range(rounds):
+            stage._round()
+            clock.now += 0.01
+    assert loop.deferred == 0
+    assert scout.aims > 0, "the lot was never full for long enough"
+    assert sorted(loop.done) == [(number, offset) for number in range(PARTITIONS) for offset in range(JOBS)]
