@@ -55,7 +55,8 @@ _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tok
 """Where a body has what a job calls differently."""
 
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
-_FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "stop"}
+_FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
+"""Those that OpenAI has too."""
 
 
 class UnusableLine(ValueError):  # noqa: N818 - it names what the line is
@@ -299,7 +300,7 @@ _ANSWERS = {
 
 
 def _finish_reason(result: Result) -> str:
-    return _FINISH_REASONS[result.finish_reason or "stop"]
+    return result.finish_reason if result.finish_reason in _FINISH_REASONS else "stop"
 
 
 def _usage(result: Result) -> dict[str, int] | None:

@@ -102,8 +102,14 @@ class Result(WireModel):
     notes: list[str] = Field(default_factory=list)
     """What the reader should know, for example which source was left out and why."""
     usage: Usage | None = None
-    finish_reason: Literal["stop", "length", "abort"] | None = None
-    """Why generation ended: by itself, at `max_tokens`, or stopped from outside."""
+    finish_reason: Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"] | None = (
+        None
+    )
+    """Why generation ended: by itself (`stop`), at `max_tokens` (`length`), or stopped from outside (`abort`).
+
+    After any other reason the outcome is `failed`, its error's code `unfinished`, and there is no text: a filter held
+    the answer back, the model called a tool instead, it repeated itself, or the engine gave a reason that is not known.
+    """
     timings: Timings | None = None
     engine: str | None = None
     """What generated the answer, for example `vllm`."""

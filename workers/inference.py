@@ -67,6 +67,12 @@ LEAD_MEMORY_SECONDS = 5.0
 MAX_HEADER_BYTES = 64 * 1024
 """Of a job, with its key: they travel on with it, and a compressed record may have more of them than a topic takes."""
 LONG_ANSWER_CHARS = 10_000
+_ABORTED = "the engine ended the request, which was not asked for"
+_UNFINISHED = {
+    "content_filter": "the engine's content filter held the answer back",
+    "tool_calls": "the model called a tool instead of answering, and jobs have no tools",
+    "repetition": "the model repeated itself until the engine ended the answer",
+}
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 _CHECKED_URLS = 4096
 _NO_SPAN = nullcontext()
@@ -116,6 +122,20 @@ class _Tries:
         self._seen = self._watch.begun
         if self._failures >= FAILURES:
             raise EngineKeepsFailing(f"the engine failed at it {FAILURES} times while it answered others: {failure}")
+
+
+class _Abort:
+    """Has the engine end one request when it is called. An engine may end one by itself, which is a failure of it."""
+
+    def __init__(self, engine: Engine, request_id: str) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self.asked = False
+
+    def __call__(self) -> None:
+        self.asked = True
+        task = asyncio.ensure_future(self._engine.abort(self._request_id))
+        task.add_done_callback(_report)
 
 
 class InferenceHandler:
@@ -404,7 +424,7 @@ class InferenceHandler:
         request = _request(received, asked, next(self._requests))
         wait = FIRST_RETRY_SECONDS
         tries = _Tries(self.engine_watch)
-        abort = partial(self._abort, request.request_id)
+        abort = _Abort(self._engine, request.request_id)
         with self.cancellations.told(_key(received), abort), self.engine_watch.asking():
             while not self._unwanted(received):
                 remaining = self._remaining(received)
@@ -414,6 +434,8 @@ class InferenceHandler:
                     completion = await self._engine.generate(request)
                     if completion.finish_reason != "abort":  # which a request does too that waits for the engine
                         self.engine_watch.answered(number)
+                    elif not abort.asked:
+                        raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
                     return completion
                 except EngineDied as died:
                     self.engine_watch.failed(died)
@@ -435,10 +457,6 @@ class InferenceHandler:
             return _NO_SPAN
         return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
 
-    def _abort(self, request_id: str) -> None:
-        task = asyncio.ensure_future(self._engine.abort(request_id))
-        task.add_done_callback(_report)
-
     def _unwanted(self, received: ReceivedJob) -> bool:
         """Whether it is cancelled, or its time is up."""
         return self.cancellations.holds(_key(received)) or self._remaining(received) <= 0
@@ -449,11 +467,15 @@ class InferenceHandler:
     # -- results -------------------------------------------------------------------------------------------------
 
     async def _succeeded(self, received: ReceivedJob, asked: Asked, completion: Completion, timings: Timings) -> Result:
-        """The answer, unless it is not the JSON that was asked for, or does not stand on its sources as it should."""
+        """The answer, unless it is not whole, not the JSON that was asked for, or not borne out by its sources."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
+        if completion.finish_reason not in ("stop", "length"):
+            why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for a reason not known here")
+            error = ResultError(code="unfinished", message=why)
+            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         try:
             answer = await _answer(completion, asked, received.job.max_tokens)
         except (NotJson, Unsupported) as wrong:

@@ -18,6 +18,7 @@ from schemas.job import Message, ResponseFormat
 from telemetry.metrics import Metrics
 from workers.engines import loading
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
+from workers.engines.finish import finish_reason, is_failure
 from workers.engines.guardian import marked
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
@@ -185,6 +186,13 @@ async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_e
     assert completion.finish_reason == "abort"
     assert 0 < completion.completion_tokens < 480
     assert completion.text
+
+
+async def test_each_word_of_vllm_s_for_why_it_ended_is_known(vllm_engine: VllmEngine) -> None:
+    from vllm.v1.engine import FINISH_REASON_STRINGS
+
+    known = {word: "failure" if is_failure(word) else finish_reason(word) for word in FINISH_REASON_STRINGS}
+    assert known == {word: "failure" if word == "error" else word for word in FINISH_REASON_STRINGS}
 
 
 async def test_a_higher_priority_runs_first(vllm_engine: VllmEngine) -> None:

@@ -46,12 +46,19 @@ class GenerationRequest:
     """Its prompt may not be cut at its start, where it says how sources are to be read: PromptTooLong instead."""
 
 
+FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
+"""Why generation ended: `other` is what no engine of ours knows, so that the answer may be cut off anywhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine generated. An aborted request completes too, with `finish_reason` abort."""
+    """What the engine generated. An aborted request completes too, with `finish_reason` abort.
+
+    Only after `stop` and `length` is `text` an answer.
+    """
 
     text: str
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     confidence: float | None = None

@@ -13,7 +13,6 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
@@ -31,6 +30,7 @@ from workers.engines.base import (
     RequestRejected,
 )
 from workers.engines.dialect import Dialect, Problem, problem_in
+from workers.engines.finish import finish_reason, is_failure
 from workers.engines.prompts import prompt_room
 from workers.engines.settings import OpenAISettings
 from workers.retry_after import parse_retry_after
@@ -49,6 +49,7 @@ _COMING_UP = {502, 503, 504}
 _OVERLOADED = {408, 409, 429, 502, 503}
 """What it says of itself rather than of the request."""
 _NAMES_SHOWN = 8
+_REASON_SHOWN = 40
 _FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
 
 
@@ -376,9 +377,18 @@ def _billed(body: bytes) -> int:
 
 
 def _completion(answer: _Answer) -> Completion:
+    """Raises EngineFailed where the server says that it failed."""
     choice, usage = answer.choices[0], answer.usage or _Usage()
     text = choice.message.content if choice.message is not None else choice.text
-    reason: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+    if is_failure(choice.finish_reason):
+        raise EngineFailed("the server failed while it generated", wasted_tokens=usage.completion_tokens)
+    reason = finish_reason(choice.finish_reason)
+    if reason == "other":
+        log.warning(
+            "The engine's server gave an unknown reason for ending an answer; the job fails as unfinished.",
+            action="finish-reason-unknown",
+            reason=repr(choice.finish_reason)[:_REASON_SHOWN],
+        )
     values = choice.logprobs.values() if choice.logprobs is not None else []
     confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
     return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -39,6 +39,7 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
+from workers.engines.finish import finish_reason, is_failure
 from workers.engines.guardian import Guardian
 from workers.engines.load_failures import known_reason, reason
 from workers.engines.loading import load_again, short
@@ -53,7 +54,6 @@ log = get_logger()
 
 # vLLM's names for what a job calls otherwise; anything else that it refuses is the prompt's fault.
 _FIELDS = {"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "seed": "seed", "stop": "stop"}
-_FINISH: dict[str, Literal["stop", "length", "abort"]] = {"length": "length", "abort": "abort"}
 
 
 class VllmEngine:
@@ -281,7 +281,7 @@ class VllmEngine:
             raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
-        if output.outputs[0].finish_reason == "error":
+        if is_failure(output.outputs[0].finish_reason):
             raise _ended_by_an_error(request, len(output.outputs[0].token_ids))
         return _completion(output, len(tokens))
 
@@ -384,7 +384,7 @@ def _completion(output: Any, prompt_tokens: int) -> Completion:
     confidence = None
     if answer.cumulative_logprob is not None and count:
         confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
-    return Completion(answer.text, _FINISH.get(answer.finish_reason, "stop"), prompt_tokens, count, confidence)
+    return Completion(answer.text, finish_reason(answer.finish_reason), prompt_tokens, count, confidence)
 
 
 def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
