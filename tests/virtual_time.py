@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -16,6 +19,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds."""
         return self._selector_of_ours.now
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an asynchronous test on such a loop: a machine that is busy makes nothing late there."""
+
+    @functools.wraps(test)
+    def synchronous(*args: Any, **kwargs: Any) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    del synchronous.__wrapped__  # type: ignore[attr-defined]  # or pytest takes it for asynchronous
+    return synchronous
 
 
 class _Skipping(selectors.DefaultSelector):  # type: ignore[valid-type,misc]  # which one it is depends on the platform

@@ -2,6 +2,7 @@
 
 `engine_process.py KIND MODEL`. A line on standard input is a request, `{"id", "prompt", "max_tokens"}`; a line on
 standard output is what came of one, `{"id", "finish_reason" | "error"}`, or `{"ready", "restarts"}` of the engine.
+The line `running` is answered with `{"running"}` once so many requests are with the engine: `running 3`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ async def main() -> None:
     say(ready=True)
     async with asyncio.TaskGroup() as answering:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            if line.strip() == "restarts":
+            if line.startswith("running "):
+                wanted = int(line.removeprefix("running "))
+                while (load := engine.load()).running + load.waiting < wanted:
+                    await asyncio.sleep(0.01)
+                say(running=wanted)
+            elif line.strip() == "restarts":
                 say(restarts=metrics.registry.get_sample_value("postback_engine_restarts_total"))
             else:
                 answering.create_task(answer(engine, json.loads(line)))

@@ -1,7 +1,7 @@
 """A worker process around the kernel alone, for tests that stop and kill it. Run as a program; settings come as JSON.
 
-A record says in its JSON what its handler does: `id` is written to the output, `ms` is how long that takes, `kill` ends
-the process, `crash` ends what would be an engine process.
+A record says in its JSON what its handler does: `id` is written to the output, `ms` is how long that takes, `until` is
+a file that has to be there before, `kill` ends the process, `crash` ends what would be an engine process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvloop
 
@@ -25,10 +26,6 @@ from workers.stage.record import Failure, HandlerCrashed, Output, Record
 from workers.stage.stage import StageSettings
 from workers.stage.window import Limits
 
-DRY_SECONDS = 0.5
-
-log = logs.get_logger()
-
 
 class DirectedHandler:
     """Does what the record says."""
@@ -36,23 +33,9 @@ class DirectedHandler:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._topics = kafka.topics
         self._death = asyncio.Event()
-        self._running = 0
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """One output with the record's id."""
-        self._running += 1
-        try:
-            return await self._obey(record)
-        finally:
-            self._running -= 1
-            if not self._running:
-                asyncio.get_running_loop().call_later(DRY_SECONDS, self._check_dry)
-
-    def _check_dry(self) -> None:
-        if not self._running:
-            log.warning("Nothing runs.", action="ran-dry")
-
-    async def _obey(self, record: Record) -> Sequence[Output]:
         job = json.loads(record.value)
         if job.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -60,6 +43,8 @@ class DirectedHandler:
             death, self._death = self._death, asyncio.Event()
             death.set()
             raise HandlerCrashed
+        while "until" in job and not Path(job["until"]).exists():
+            await asyncio.sleep(0.05)
         try:
             await asyncio.wait_for(self._death.wait(), job["ms"] / 1000)
         except TimeoutError:

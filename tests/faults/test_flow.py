@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from itertools import chain, count, islice
+from pathlib import Path
 
 from kernel_fleet import Ledgers, StageProcesses, eventually
 
@@ -19,28 +22,45 @@ def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(
 
 
 def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
-    ledgers: Ledgers, processes: StageProcesses
+    ledgers: Ledgers, processes: StageProcesses, tmp_path: Path
 ) -> None:
-    jobs = ledgers.submit({"id": n, "ms": 3_000 if n % 200 == 0 else 100} for n in range(2_400))
-    processes.window = 20
+    """The first job of each partition ends when the test says so: until then the drain of those that go cannot end."""
+    over = tmp_path / "over"
+    held = ({"id": n, "ms": 0, "until": str(over)} for n in range(4))
+    jobs = ledgers.submit(chain(held, ({"id": n, "ms": 400} for n in range(4, 1_000))))
+    processes.window, processes.drain_seconds = 20, 120
     processes.start("a")
-    ledgers.wait_for_results(100, 30)
+    ledgers.wait_for_results(40, 60)
     processes.start("b")
-    eventually(lambda: "partitions-revoked" in processes.log("a"), 30, "nothing is given to the newcomer")
-    assert "ran-dry" not in processes.log("a")
-    ledgers.wait_for_results(jobs, 90)
+    before = Counter[int]()
+
+    def two_stand_still_while_two_go_on() -> bool:
+        nonlocal before
+        now = Counter(int(job) % 4 for job in ledgers.results())
+        grown = sorted(now[partition] - before[partition] for partition in range(4))
+        if grown[1] > 0:
+            before = now  # not yet: partitions that are drained have no new results
+        return grown[1] == 0 and grown[2] >= 15
+
+    eventually(two_stand_still_while_two_go_on, 90, "the partitions that stay stand still while the others are drained")
+    assert "partitions-revoked" not in processes.log("a")
+    over.touch()
+    eventually(lambda: "partitions-revoked" in processes.log("a"), 60, "nothing is given to the newcomer")
+    ledgers.wait_for_results(jobs, 120)
     ledgers.assert_each_exactly_once(jobs)
 
 
 def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledgers, processes: StageProcesses) -> None:
-    jobs = ledgers.submit({"id": number, "ms": 200} for number in range(6_000))
     processes.window = 40
     processes.start("same")
     first = processes.running.pop("same")
     processes.start("same")
     second = processes.running["same"]
-    end = time.monotonic() + 60
+    numbers, jobs = count(), 0
+    end = time.monotonic() + 120
     while first.poll() is None and second.poll() is None and time.monotonic() < end:
+        # There is work for as long as both live: only who settles can meet the other.
+        jobs += ledgers.submit({"id": number, "ms": 200} for number in islice(numbers, 80))
         time.sleep(0.2)
     codes = {first.poll(), second.poll()}
     processes.running["other"] = first

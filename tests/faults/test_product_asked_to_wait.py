@@ -1,4 +1,4 @@
-"""A receiver asks for six seconds, and delivery processes die and join meanwhile: nobody calls it any sooner."""
+"""A receiver asks for ten seconds, and delivery processes die and join meanwhile: nobody calls it any sooner."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from schemas.result import Outcome, Result
 
 pytestmark = pytest.mark.broker
 
-TIERS = (1.0, 3.0, 8.0)
+TIERS = (1.0, 4.0, 14.0)
 """What is asked for lies between two of them, so that a record changes its tier while it waits."""
-ASKED_SECONDS = 6
+ASKED_SECONDS = 10
+"""Longer than it takes to see the first attempts and to kill a process: death at the second attempt would repeat it."""
 EVENTS = 40
 ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
 

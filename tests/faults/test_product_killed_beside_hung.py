@@ -48,7 +48,7 @@ def test_healthy_endpoints_get_theirs_before_the_first_attempt_at_the_hung_one_h
     names = [f"found-{number}" for number in range(FOUND)]
     urls = [hung if number % HUNG_ONE_IN == 0 else product.callbacks.url for number in range(FOUND)]
     put_results(product, names, urls)
-    restarted = product.deliver("d1")
+    restarted = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")  # the longest that there is
     healthy = {name for name, url in zip(names, urls, strict=True) if url != hung}
     eventually(lambda: len(product.callbacks.events) == len(healthy), 120, "a healthy endpoint waits")
     assert set(product.callbacks.events) == healthy

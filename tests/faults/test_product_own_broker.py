@@ -56,10 +56,12 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
 
     for number in range(40):
         producer.send(
-            "model_requests", {"prompt": f"[[sleep 1]] {number}", "callback_url": url, "job_id": f"job-{number}"}
+            # Longer than this test can overlook, shorter than what follows: the broker is frozen for about as long.
+            "model_requests",
+            {"prompt": f"[[sleep 10]] {number}", "callback_url": url, "job_id": f"job-{number}"},
         )
     producer.close()
-    eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 20, "no job is taken")
+    eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
     # Delivery has nothing to do, so that nothing of its own tells it; before, it took a request's 60 s to time out.
     eventually(

@@ -66,7 +66,7 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
     product.callbacks.before_answer = kill_the_first_sender
     names = [f"job-{number}" for number in range(20)]
     product.submit({"job_id": name, "prompt": name, "callback_url": product.callbacks.url} for name in names)
-    assert doomed.process.wait(30) == -signal.SIGKILL
+    assert doomed.process.wait(90) == -signal.SIGKILL
 
     heir = product.deliver("d1")
     product.wait_for_callbacks(len(names), 60)
@@ -88,5 +88,5 @@ def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
     both = {topics.requests(): PARTITIONS // 2, topics.requests(bulk=True): PARTITIONS // 2}
     workers = [product.worker(name) for name in ("w1", "w2")]
     eventually(
-        lambda: all(lanes_of(worker) == both for worker in workers), 30, lambda: str([lanes_of(w) for w in workers])
+        lambda: all(lanes_of(worker) == both for worker in workers), 60, lambda: str([lanes_of(w) for w in workers])
     )

@@ -148,13 +148,13 @@ def hub() -> Iterator[str]:
 
 def ends_with(worker: Role, said: str) -> None:
     """With status 1, and with this as the last line, which is the only one that speaks of it."""
-    assert worker.process.wait(120) == 1
+    assert worker.process.wait(400) == 1
     assert worker.said().splitlines()[-1] == f"postback: {said}"
     assert "Traceback" not in worker.said()
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
     product: Product, hub: str, tmp_path: Path
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_worker_whose_model_is_not_there_ends_with_one_line_that_says_what_a_model_is(
     product: Product, tmp_path: Path
 ) -> None:

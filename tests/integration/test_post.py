@@ -146,13 +146,14 @@ SUPPLIES: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
     "start": starting,
     "poster": posting,
     "hasty": lambda: posting(deadline_seconds=0.3),
+    "unhurried": lambda: posting(deadline_seconds=1.5),
 }
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a test on asyncio's loop and on uvloop, which raise different errors for the same broken connection.
 
-    `start`, `poster` (20 s) and `hasty` (0.3 s) are made on the loop; every other argument is pytest's.
+    `start`, `poster` (20 s), `hasty` (0.3 s) and `unhurried` (1.5 s) are made on the loop; others are pytest's.
     """
     signature = inspect.signature(test)
     supplied = [name for name in signature.parameters if name in SUPPLIES]
@@ -535,7 +536,7 @@ async def test_interim_responses_without_end_meet_the_deadline(start: Start, has
 
 
 @on_both_loops
-async def test_a_body_that_drips_meets_the_same_deadline(start: Start, hasty: Poster) -> None:
+async def test_a_body_that_drips_meets_the_same_deadline(start: Start, unhurried: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
@@ -544,10 +545,10 @@ async def test_a_body_that_drips_meets_the_same_deadline(start: Start, hasty: Po
             await asyncio.sleep(0.02)
 
     server = await start(script)
-    assert failure(await post(hasty, server.url)) == (FailureReason.TIMEOUT, 200)
+    assert failure(await post(unhurried, server.url)) == (FailureReason.TIMEOUT, 200)
     # Nor does half a body stay in the way of the next callback.
     server.script = always(OK)
-    assert isinstance(await post(hasty, server.url), Delivered)
+    assert isinstance(await post(unhurried, server.url), Delivered)
     assert server.connections == 2
 
 

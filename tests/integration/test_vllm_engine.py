@@ -180,7 +180,8 @@ async def test_a_stop_text_ends_the_answer_and_is_not_in_it(vllm_engine: VllmEng
 async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_engine: VllmEngine) -> None:
     generating = asyncio.create_task(vllm_engine.generate(request("long", max_tokens=480)))
     await busy(vllm_engine, 1)
-    await asyncio.sleep(0.5)
+    # A short request in the same batches: when it ends, the long one has some tokens, and far fewer than 480.
+    await vllm_engine.generate(request("short", max_tokens=8))
     await vllm_engine.abort("long")
     completion = await generating
     assert completion.finish_reason == "abort"
@@ -226,7 +227,7 @@ async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_
 async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
     engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics())
     starting = asyncio.create_task(engine.start())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(250):
         while not marked(engine._guardian.mark):
             await asyncio.sleep(0.1)
     starting.cancel()
@@ -236,7 +237,7 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
     assert marked(engine._guardian.mark) == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1_200)
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

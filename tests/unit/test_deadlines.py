@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from virtual_time import in_virtual_time
 
 from workers.delivery.deadlines import Deadlines
 
@@ -21,12 +22,14 @@ async def attempt(deadlines: Deadlines, seconds: float) -> str:
     return "in time"
 
 
+@in_virtual_time
 async def test_what_hangs_is_late_and_what_does_not_is_in_time() -> None:
     deadlines = Deadlines(0.2)
     attempts = [attempt(deadlines, seconds) for seconds in (0.0, 60.0, 0.01, 60.0)]
     assert await asyncio.gather(*attempts) == ["in time", "late", "in time", "late"]
 
 
+@in_virtual_time
 async def test_one_that_begins_while_another_runs_has_all_of_its_own_time() -> None:
     deadlines, loop = Deadlines(0.3), asyncio.get_running_loop()
     first = asyncio.create_task(attempt(deadlines, 60.0))
@@ -34,9 +37,10 @@ async def test_one_that_begins_while_another_runs_has_all_of_its_own_time() -> N
     began = loop.time()
     assert await attempt(deadlines, 60.0) == "late"
     assert first.done()
-    assert loop.time() - began >= 0.3
+    assert loop.time() - began == pytest.approx(0.3)
 
 
+@in_virtual_time
 async def test_the_alarm_of_one_that_ended_hurts_nobody_and_the_next_has_its_own() -> None:
     deadlines = Deadlines(0.1)
     assert await attempt(deadlines, 0.0) == "in time"
@@ -45,6 +49,7 @@ async def test_the_alarm_of_one_that_ended_hurts_nobody_and_the_next_has_its_own
     assert await attempt(deadlines, 60.0) == "late"
 
 
+@in_virtual_time
 async def test_a_task_that_is_cancelled_is_cancelled_and_not_late() -> None:
     deadlines = Deadlines(60.0)
     task = asyncio.create_task(attempt(deadlines, 60.0))

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AbstractContextManager
 
 import pytest
+from virtual_time import in_virtual_time
 
 from telemetry.clock import SystemClock
 from workers.enrichment.search.allowance import Allowance, current_allowance
@@ -19,12 +20,14 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
+@in_virtual_time
 async def test_a_search_ends_when_its_seconds_are_used_up() -> None:
     with pytest.raises(TimeoutError):
         async with Allowance(0.01):
             await forever()
 
 
+@in_virtual_time
 async def test_the_seconds_stand_still_in_line_and_run_on_behind_it() -> None:
     with pytest.raises(TimeoutError):
         async with Allowance(0.05) as allowance:
@@ -34,6 +37,7 @@ async def test_the_seconds_stand_still_in_line_and_run_on_behind_it() -> None:
             await forever()
 
 
+@in_virtual_time
 async def test_the_seconds_stand_still_as_long_as_one_of_several_requests_is_in_line() -> None:
     async def request(seconds: float) -> None:
         with current_allowance().in_line():
@@ -44,6 +48,7 @@ async def test_the_seconds_stand_still_as_long_as_one_of_several_requests_is_in_
     assert allowance.left_seconds > 0
 
 
+@in_virtual_time
 async def test_a_request_that_stays_in_line_beyond_its_search_does_no_harm() -> None:
     async with Allowance(LONG) as allowance:
         line: AbstractContextManager[None] = allowance.in_line()
@@ -52,6 +57,7 @@ async def test_a_request_that_stays_in_line_beyond_its_search_does_no_harm() -> 
     assert 0 < allowance.left_seconds <= LONG
 
 
+@in_virtual_time
 async def test_who_has_no_allowance_has_all_the_time() -> None:
     with current_allowance().in_line():
         await asyncio.sleep(0)
