@@ -33,3 +33,20 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     ledgers.assert_each_exactly_once(JOBS)
     for replica in ("a", "b", "d"):
         assert processes.terminate(replica) == 0
+
+
+def test_a_worker_that_was_paused_past_its_session_suspects_nothing_of_its_own(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    """It knows that it did not die. Its backlog was tried a few records at a time, as after a crash."""
+    ledgers.submit({"id": number, "ms": 50} for number in range(2_000))
+    processes.window = 20
+    processes.start("a")
+    eventually(lambda: len(ledgers.results()) > 100, 60, "it does not begin")
+    processes.send("a", signal.SIGSTOP)
+    time.sleep(9)
+    processes.send("a", signal.SIGCONT)
+    eventually(lambda: "partitions-lost" in processes.log("a"), 60, "the pause was not long enough")
+    ledgers.wait_for_results(2_000, 90)
+    ledgers.assert_each_exactly_once(2_000)
+    assert "partition-left-open" not in processes.log("a")

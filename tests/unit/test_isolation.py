@@ -15,6 +15,7 @@ from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.record import Record
 
 FIRST_WINDOW = 1000
+NO_BOUND = 1 << 30
 
 
 def opened(number: int = 0, progress: Progress | None = None, window: int = FIRST_WINDOW) -> Partition:
@@ -46,7 +47,7 @@ def crashed(isolation: Isolation, partition: Partition, offsets: range | list[in
 
 def dispatched(isolation: Isolation) -> list[int]:
     """The next cohort's offsets, as the stage would commit and dispatch it."""
-    cohort = isolation.next_cohort()
+    cohort = isolation.next_cohort(NO_BOUND)
     if cohort is None:
         return []
     cohort.committed = cohort.dispatched = True
@@ -74,7 +75,7 @@ def test_nothing_is_suspected_in_a_partition_that_was_left_cleanly() -> None:
     isolation, partition = Isolation(), opened()
     isolation.opened(partition)
     assert taken(isolation, partition, range(100)) == list(range(100))
-    assert (isolation.idle, isolation.exclusive, isolation.next_cohort()) == (True, False, None)
+    assert (isolation.idle, isolation.exclusive, isolation.next_cohort(NO_BOUND)) == (True, False, None)
 
 
 # -- a partition that was left open --------------------------------------------------------------------------------
@@ -122,6 +123,65 @@ def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_
     assert isolation.idle
 
 
+def test_each_partition_that_was_left_open_has_places_of_its_own() -> None:
+    """With places for all of them together a backlog of twelve partitions went on at a twelfth of the pace."""
+    isolation = Isolation()
+    partitions = [opened(number, Progress(0, open=True)) for number in range(12)]
+    for partition in partitions:
+        isolation.opened(partition)
+        taken(isolation, partition, range(100))
+    cohort = isolation.next_cohort(NO_BOUND)
+    assert cohort is not None
+    for partition in partitions:
+        tried = [one.offset for owner, one in cohort.members if owner is partition]
+        assert tried == list(range(MAX_SUSPECTS))
+        assert set(reopened(partition).suspects) == set(tried)
+
+
+def test_no_more_of_first_windows_is_tried_than_there_is_room_for_and_all_partitions_get_their_turn() -> None:
+    isolation = Isolation()
+    partitions = [opened(number, Progress(0, open=True)) for number in range(4)]
+    for partition in partitions:
+        isolation.opened(partition)
+        taken(isolation, partition, range(MAX_SUSPECTS))
+    tried: list[int] = []
+    for room in (0, 40, 40, 40, 40):
+        cohort = isolation.next_cohort(room)
+        members = [] if cohort is None else cohort.members
+        assert len(members) == min(room, 4 * MAX_SUSPECTS - len(tried))
+        tried += [partition.number for partition, _ in members]
+        if cohort is not None:
+            cohort.committed = cohort.dispatched = True
+    assert set(tried[:80]) == {0, 1, 2, 3}, "a partition waited although others had had their turn"
+    assert len(tried) == 4 * MAX_SUSPECTS
+
+
+@pytest.mark.parametrize("state", ["to come", "waiting", "tried", "awaited", "ran in a crash", "condemned"])
+def test_it_tells_whether_anything_of_a_partition_is_suspected(state: str) -> None:
+    running = {5: Suspect(2 if state == "condemned" else 0, running=True)}
+    suspects = running if state in ("awaited", "condemned") else {}
+    isolation = Isolation()
+    partition = opened(progress=Progress(0, open=True, alone=state == "condemned", suspects=suspects), window=1)
+    other = opened(1)
+    assert not isolation.involves(other)
+    isolation.opened(partition)
+    if state == "ran in a crash":
+        partition.careful_records = 0
+        crashed(isolation, partition, [5])
+    elif state in ("waiting", "tried"):
+        taken(isolation, partition, [0])
+    elif state == "condemned":
+        partition.careful_records = 0
+        taken(isolation, partition, [5])
+    if state == "tried":
+        assert dispatched(isolation) == [0]
+    assert isolation.involves(partition)
+    assert not isolation.involves(other)
+    if state == "tried":
+        acquitted(isolation, partition)
+        assert not isolation.involves(partition)
+
+
 def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_last_ones() -> None:
     isolation = Isolation()
     left_open = opened(0, Progress(0, open=True))
@@ -132,7 +192,7 @@ def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_la
     taken(isolation, ran, [0])
     assert dispatched(isolation) == [0]
     assert [cohort.alone for cohort in isolation.cohorts] == [True]
-    assert isolation.next_cohort() is None
+    assert isolation.next_cohort(NO_BOUND) is None
     acquitted(isolation, ran)
     assert dispatched(isolation) == list(range(MAX_SUSPECTS))
 
@@ -156,10 +216,10 @@ def test_who_is_tried_is_written_down_before_the_dispatch_and_survives_the_worke
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
     isolation.opened(partition)
     taken(isolation, partition, range(8))
-    cohort = isolation.next_cohort()
+    cohort = isolation.next_cohort(NO_BOUND)
     assert cohort is not None
     assert not cohort.committed
-    assert isolation.next_cohort() is cohort
+    assert isolation.next_cohort(NO_BOUND) is cohort
     assert reopened(partition).suspects == {offset: Suspect(0, running=True) for offset in range(8)}
 
 
@@ -213,7 +273,7 @@ def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
     isolation.opened(partition)
     taken(isolation, partition, [4])
     assert [(owner, condemned.offset, times) for owner, condemned, times in isolation.condemned] == [(partition, 4, 3)]
-    assert isolation.next_cohort() is None
+    assert isolation.next_cohort(NO_BOUND) is None
 
 
 @pytest.mark.parametrize("way", ["worker", "engine"])
@@ -282,7 +342,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
         taken(isolation, partition, range(3))
     else:
         crashed(isolation, partition, range(3))
-    assert isolation.next_cohort() is not None  # formed, and not dispatched
+    assert isolation.next_cohort(NO_BOUND) is not None  # formed, and not dispatched
     crashed(isolation, partition, [10, 11])
     tried: set[int] = set()
     while cohort := dispatched(isolation):
@@ -311,7 +371,7 @@ def test_what_is_committed_after_a_crash_can_be_read_however_many_ran(casualties
     isolation.crashed(
         [(partition, record(offset, partition)) for partition in partitions for offset in range(casualties)]
     )
-    assert isolation.next_cohort() is not None
+    assert isolation.next_cohort(NO_BOUND) is not None
     for partition in partitions:
         assert reopened(partition).phase is Phase.OPEN
 
@@ -352,7 +412,7 @@ def test_a_cohort_that_loses_a_partition_before_its_dispatch_gives_those_members
     for owner in (going, staying):
         owner.careful_records = 2
         taken(isolation, owner, range(2))
-    assert isolation.next_cohort() is not None
+    assert isolation.next_cohort(NO_BOUND) is not None
     assert [untried.offset for untried in isolation.forget(going)] == [0, 1]
     assert dispatched(isolation) == [0, 1]
     acquitted(isolation, staying)
@@ -437,7 +497,7 @@ class Fleet:
             condemned, isolation.condemned = isolation.condemned, []
             for partition, one, attempts in condemned:
                 self._end(isolation, partition, one.offset, f"given up after {attempts}")
-            cohort = isolation.next_cohort()
+            cohort = isolation.next_cohort(NO_BOUND)
             if cohort is not None and not (cohort.alone and beside):
                 for partition in {owner for owner, _ in cohort.members}:
                     self._commit(isolation, partition, [])

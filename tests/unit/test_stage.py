@@ -513,10 +513,93 @@ def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting
     stage, _, partition = stage_with(Intake(), HandClock(), pace=Later())
     partition.open(Progress(0, open=True), 4096)
     stage._take([Record("requests", 0, offset, b"") for offset in range(10)], [])
-    cohort = stage._isolation.next_cohort()
+    cohort = stage._isolation.next_cohort(10)
     assert cohort is not None
     assert [record.offset for _, record in cohort.members] == [0, 1, 2]
     assert partition.parked == 7
+
+
+def regained(stage: Stage, intake: Intake, progress: Progress | None) -> Partition:
+    """The partition after another assignment, with this committed, and its first records."""
+    stage.assigned([("requests", 0)])
+    intake.progress = progress
+    stage._take([Record("requests", 0, offset, b"") for offset in range(4)], [])
+    return stage._partitions["requests", 0]
+
+
+def committed(stage: Stage, partition: Partition, *offsets: int) -> Progress:
+    """Settles these, and returns what Kafka has of it."""
+    progress = partition.progress(list(offsets))
+    partition.settle(list(offsets), progress)
+    return Progress.decode(progress.base, progress.encode())
+
+
+def test_a_partition_that_comes_back_as_this_process_left_it_is_not_suspected() -> None:
+    """A pause of nine seconds, without any death, had a backlog tried 32 records at a time."""
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock(), parked=4)
+    left = committed(stage, partition, 0, 2)
+    stage.lost([partition.id])
+    assert left.open
+    anew = regained(stage, intake, left)
+    assert anew is not partition
+    assert (anew.careful_records, anew.parked, stage._isolation.idle) == (0, 2, True)
+
+
+def test_a_commit_that_came_through_after_the_partition_was_lost_is_this_processs_too() -> None:
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock(), parked=4)
+    committed(stage, partition, 0)
+    partition.sent = partition.progress([1])
+    stage.lost([partition.id])
+    sent = Progress.decode(partition.sent.base, partition.sent.encode())
+    assert regained(stage, intake, sent).careful_records == 0
+
+
+@pytest.mark.parametrize("meanwhile", ["another owner settled", "another owner suspected", "first seen"])
+def test_a_partition_that_another_owner_left_open_is_suspected_also_by_who_had_it_before(meanwhile: str) -> None:
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock(), parked=4)
+    left = committed(stage, partition, 0)
+    if meanwhile != "first seen":
+        stage.lost([partition.id])
+    else:
+        stage.revoked([partition.id])
+        stage._left.clear()
+    found = {
+        "another owner settled": Progress(2, open=True),
+        "another owner suspected": Progress(left.base, left.done, open=True, suspects={1: Suspect(running=True)}),
+        "first seen": left,
+    }[meanwhile]
+    anew = regained(stage, intake, found)
+    assert stage._isolation.involves(anew)
+
+
+def test_a_partition_whose_first_window_was_not_through_is_suspected_again() -> None:
+    """This process is alive, and the one that left the partition open is dead all the same."""
+    intake = Intake()
+    stage, _, partition = stage_with(intake, HandClock())
+    stage.lost([partition.id])
+    stage._left.clear()
+    found = Progress(0, open=True)
+    first = regained(stage, intake, found)
+    assert stage._isolation.involves(first)
+    stage.lost([first.id])
+    assert stage._isolation.involves(regained(stage, intake, found))
+
+
+def test_first_windows_of_many_partitions_take_no_more_places_than_the_window_has() -> None:
+    stage, loop, _ = stage_with(Intake(), HandClock(), pace=Desk(20))
+    stage.assigned([("requests", number) for number in range(1, 5)])
+    for partition in stage._partitions.values():
+        partition.open(Progress(0, open=True), 100)
+        partition.open_committed = True
+    stage._take([Record("requests", number, offset, b"") for number in range(5) for offset in range(50)], [])
+    for _ in range(3):
+        stage._dispatch()
+        if stage._isolation.announced is not None:
+            stage._isolation.announced.committed = True
+    assert sum(len(batch) for batch, _ in loop.calls) == 20
 
 
 def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:

@@ -9,14 +9,14 @@ Two ways lead here. A partition whose last owner left it open brings its first w
 running. And a handler that raises HandlerCrashed (an engine process died) brings what it was running; then all this
 happens in memory.
 
-Cohorts of a first window follow one another closely: places of members that are settled go to new ones, since one that
-takes its time, as a callback to a server that hangs, must not hold up thousands that nobody has a word against. What
-was running in a crash is tried strictly one cohort after the other.
+First windows are tried beside all else, MAX_SUSPECTS records of each partition at once: so many fit into its commit.
+Places of members that are settled go to new ones, since a callback to a server that hangs must not hold up thousands
+of others. Records that were running in a crash are tried strictly one cohort after the other.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from workers.stage.partition import Partition
@@ -46,8 +46,9 @@ class Isolation:
     def __init__(self) -> None:
         self._narrow: deque[tuple[Partition, Record]] = deque()
         """Suspects that were running when something died: run before all else, in halves, with nothing beside them."""
-        self._wide: deque[tuple[Partition, Record]] = deque()
-        """The first window of partitions that were left open: run in cohorts, beside everything else."""
+        self._wide: dict[Partition, deque[Record]] = {}
+        """The first window of each partition that was left open: run in cohorts, beside everything else. No queue is
+        empty, and the partition that was drawn from last stands last."""
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
         """Committed as running by another worker, and not yet delivered to this one."""
@@ -72,6 +73,14 @@ class Isolation:
         """The cohort whose suspicion is to be committed."""
         return self.cohorts[-1] if self.cohorts and not self.cohorts[-1].committed else None
 
+    def involves(self, partition: Partition) -> bool:
+        """Whether records of the partition are suspected, or are to be when they come."""
+        if partition.careful_records or any(suspect.running for suspect in partition.suspects.values()):
+            return True
+        suspected = {*self._wide, *self._tried(), *(owner for owner, _ in self._narrow)}
+        suspected.update(owner for owner, _, _ in self.condemned)
+        return partition in suspected
+
     def opened(self, partition: Partition) -> None:
         """A partition brings what its last owner committed as running: that cohort killed, so it is halved."""
         self._start_anew_if_idle()
@@ -94,7 +103,7 @@ class Isolation:
             self._judge(partition, record, known.attempts)
         elif partition.careful_records > 0:
             partition.careful_records -= 1
-            self._wide.append((partition, record))
+            self._wide.setdefault(partition, deque()).append(record)
         else:
             return False
         return True
@@ -106,7 +115,7 @@ class Isolation:
         alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)
         for cohort in tried:
             if not cohort.dispatched:
-                (self._narrow if cohort.narrow else self._wide).extendleft(reversed(cohort.members))
+                self._put_back(cohort)
         self._halve(len(casualties))
         for partition, record in reversed(casualties):
             attempts = partition.suspects.get(record.offset, Suspect()).attempts + (1 if alone else 0)
@@ -115,14 +124,17 @@ class Isolation:
                 partition.suspects[record.offset] = Suspect(attempts)
             self._judge(partition, record, attempts, first=True)
 
-    def next_cohort(self) -> Cohort | None:
-        """The cohort to be dispatched next, if any. Its suspicion is to be committed before that."""
+    def next_cohort(self, room: int) -> Cohort | None:
+        """The cohort to be dispatched next, if any. Its suspicion is to be committed before that.
+
+        `room`: how many records of first windows the handler may be given now.
+        """
         if self.cohorts and not self.cohorts[-1].dispatched:
             return self.cohorts[-1]
         if self.cohorts and self.exclusive:
             return None  # not even suspects run beside those that ran in a crash
         narrow = bool(self._narrow)
-        members = self._draw(self._narrow, self._limit) if narrow else self._draw(self._wide, self._places())
+        members = self._draw_narrow() if narrow else self._draw_wide(room)
         if not members:
             return None
         cohort = Cohort(members, alone=narrow and self._limit == 1, narrow=narrow)
@@ -143,11 +155,9 @@ class Isolation:
     def forget(self, partition: Partition) -> list[Record]:
         """A partition is going: its suspects are another worker's. Returns those that were not dispatched."""
         untried = [record for owner, record, _ in self.condemned if owner is partition]
-        for pool in (self._narrow, self._wide):
-            untried += [record for owner, record in pool if owner is partition]
-            kept = [(owner, record) for owner, record in pool if owner is not partition]
-            pool.clear()
-            pool.extend(kept)
+        untried += [record for owner, record in self._narrow if owner is partition]
+        untried += self._wide.pop(partition, ())
+        self._narrow = deque(entry for entry in self._narrow if entry[0] is not partition)
         self.condemned = [entry for entry in self.condemned if entry[0] is not partition]
         self._awaited = {entry for entry in self._awaited if entry[0] is not partition}
         for cohort in self.cohorts:
@@ -173,44 +183,65 @@ class Isolation:
     def _halve(self, size: int) -> None:
         self._limit = max(1, min(self._limit, (size + 1) // 2 if size > 1 else 1))
 
-    def _places(self) -> int:
-        """How many of a first window may be tried now, besides those that are."""
-        return MAX_SUSPECTS - len(self._tried)
+    def _put_back(self, cohort: Cohort) -> None:
+        """It was not dispatched: its members are the first of those that are to be tried."""
+        if cohort.narrow:
+            self._narrow.extendleft(reversed(cohort.members))
+            return
+        for partition, record in reversed(cohort.members):
+            self._wide.setdefault(partition, deque()).appendleft(record)
 
-    @property
-    def _tried(self) -> set[tuple[Partition, int]]:
-        """Who is in a cohort and not settled."""
-        return {member for cohort in self.cohorts for member in cohort.waiting}
+    def _tried(self) -> defaultdict[Partition, set[int]]:
+        """The offsets that are in a cohort and not settled."""
+        tried: defaultdict[Partition, set[int]] = defaultdict(set)
+        for cohort in self.cohorts:
+            for partition, offset in cohort.waiting:
+                tried[partition].add(offset)
+        return tried
 
     def _mark(self, cohort: Cohort) -> None:
         """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""
-        tried = self._tried
+        tried = self._tried()
         for partition in {partition for partition, _ in cohort.members}:
             partition.alone = cohort.alone
             partition.suspects = {
-                offset: Suspect(suspect.attempts, running=(partition, offset) in tried)
+                offset: Suspect(suspect.attempts, running=offset in tried[partition])
                 for offset, suspect in partition.suspects.items()
-                if suspect.attempts or (partition, offset) in tried
+                if suspect.attempts or offset in tried[partition]
             }
         for partition, record in cohort.members:
             attempts = partition.suspects.get(record.offset, Suspect()).attempts
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
-    def _draw(self, pool: deque[tuple[Partition, Record]], limit: int) -> list[tuple[Partition, Record]]:
-        """Take up to `limit` suspects from the front, as far as their partitions' commits have room for them.
-
-        A commit has room for MAX_SUSPECTS, and those that are tried or have attempts are in it already.
-        """
+    def _draw_narrow(self) -> list[tuple[Partition, Record]]:
+        """Take up to a cohort of suspects from the front, as far as their partitions' commits have room for them."""
         drawn: list[tuple[Partition, Record]] = []
-        named: dict[Partition, set[int]] = {}
-        tried = self._tried
-        while pool and len(drawn) < limit:
-            partition, record = pool[0]
-            if partition not in named:
-                named[partition] = {o for o, suspect in partition.suspects.items() if suspect.attempts}
-                named[partition] |= {offset for owner, offset in tried if owner is partition}
+        named = self._named()
+        while self._narrow and len(drawn) < self._limit:
+            partition, record = self._narrow[0]
             if (drawn or self.cohorts) and len(named[partition] | {record.offset}) > MAX_SUSPECTS:
                 break
             named[partition].add(record.offset)
-            drawn.append(pool.popleft())
+            drawn.append(self._narrow.popleft())
         return drawn
+
+    def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
+        """Take up to `room` records of first windows, of each partition as many as its commit has room for."""
+        drawn: list[tuple[Partition, Record]] = []
+        named = self._named() if self._wide else {}
+        for partition in list(self._wide):
+            places = min(MAX_SUSPECTS - len(named[partition]), room - len(drawn))
+            if places <= 0:
+                continue
+            queue = self._wide.pop(partition)
+            drawn += [(partition, queue.popleft()) for _ in range(min(places, len(queue)))]
+            if queue:
+                self._wide[partition] = queue
+        return drawn
+
+    def _named(self) -> defaultdict[Partition, set[int]]:
+        """The offsets that each partition's commit names: those that are tried, and those with attempts."""
+        named = self._tried()
+        for partition in {*named, *self._wide, *(partition for partition, _ in self._narrow)}:
+            named[partition].update(offset for offset, suspect in partition.suspects.items() if suspect.attempts)
+        return named

@@ -35,6 +35,8 @@ class Partition:
         self.ledger = Ledger(Progress(0))
         self.confirmed = Progress(0)
         """What Kafka has said to be committed."""
+        self.sent: Progress | None = None
+        """What was last sent to be committed, and may be, unknown to us."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
         self.paced = paced

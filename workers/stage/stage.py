@@ -133,6 +133,8 @@ class Stage:
         self._window = Window(settings.limits, None if sharing is None else sharing.later_share)
         self._isolation = Isolation()
         self._partitions: dict[PartitionId, Partition] = {}
+        self._left: dict[PartitionId, Partition] = {}
+        """Partitions that this process had and has no more, if none of their records was suspected then."""
         self._pending: list[Completion] = []
         """Complete, and to be settled next."""
         self._lingering = Lingering()
@@ -279,6 +281,7 @@ class Stage:
         if committed is None:
             return
         for partition in fresh:
+            self._recognise(partition, committed[partition.id])
             partition.open(committed[partition.id], self._settings.limits.records)
             self._isolation.opened(partition)
             if partition.careful_records:
@@ -291,6 +294,16 @@ class Stage:
                     suspects=len(partition.suspects),
                 )
         log.info("Partitions opened.", action="partitions-opened", partitions=len(fresh))
+
+    def _recognise(self, partition: Partition, committed: Progress | None) -> None:
+        """Suspect nothing in a partition that comes back as this process left it: its last owner is alive.
+
+        A pause that is longer than the group's session does that. Another owner would have found the partition open,
+        and would have committed whom it suspects before any record could kill it.
+        """
+        before = self._left.pop(partition.id, None)
+        if before is not None and committed is not None:
+            partition.begins_anew |= committed in (before.confirmed, before.sent)
 
     def _committed(self, partitions: list[Partition], seconds: float) -> Committed | None:
         """What is committed for these; None where it cannot be read, since something of ours may still be open."""
@@ -316,13 +329,13 @@ class Stage:
             self._isolation.crashed(self._casualties)
             self._casualties = []
         batch: list[tuple[Partition, Record]] = []
+        # What has not begun is nothing that the handler knows of, and room for it has been given out already.
+        room = min(self._free(), self._pace.room() - (self._dispatched - self._runner.begun))
         if not self._isolation.idle:
             self._give_up_condemned()
-            batch += self._cohort()
+            batch += self._cohort(room)
         if not self._isolation.exclusive:
-            # What has not begun is nothing that the handler knows of, and room for it has been given out already.
-            room = self._pace.room() - (self._dispatched - self._runner.begun)
-            batch += self._parked(min(self._free(), room) - len(batch))
+            batch += self._parked(room - len(batch))
         if not batch:
             return 0
         for partition, _ in batch:
@@ -418,9 +431,9 @@ class Stage:
         partition.give_back(released)
         self._account(partition, -sum(len(record.value) for record in released))
 
-    def _cohort(self) -> list[tuple[Partition, Record]]:
+    def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
         """The next cohort, once its suspicion is committed and, where it is to run alone, nothing else runs."""
-        cohort = self._isolation.next_cohort()
+        cohort = self._isolation.next_cohort(room)
         if cohort is None or not cohort.committed or (cohort.alone and self._window.running):
             return []
         cohort.dispatched = True
@@ -506,6 +519,8 @@ class Stage:
                 self._company.left()
                 self._settle_began = self._clock.monotonic()
                 self._settler.settle(batch)
+                for partition, progress in batch.progress.items():
+                    partition.sent = progress
         elif self._settler.state is State.REREADING:
             self._reread()
         elif (late := self._settler.repair(list(self._partitions.values()))) is not None:
@@ -695,6 +710,8 @@ class Stage:
 
     def _drop(self, partitions: list[Partition]) -> None:
         for partition in partitions:
+            if not self._isolation.involves(partition):
+                self._left[partition.id] = partition
             self._on_loop(self._runner.cancel, partition)
             self._isolation.forget(partition)
             self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
