@@ -61,6 +61,12 @@ def submit(
         str | None, typer.Option(help="Where the results of jobs go that name no callback of their own.")
     ] = None,
     tenant: Annotated[str, typer.Option(help="On whose behalf.")] = "default",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|any", help="Ask for this model instead of those that the lines name; any: whichever answers."
+        ),
+    ] = None,
     bulk: Annotated[
         bool, typer.Option("--bulk", help="Take the lane of what may wait behind everything else.")
     ] = False,
@@ -95,7 +101,7 @@ def submit(
     if check and wait:
         raise fail("--check sends nothing, so there is nothing to --wait for", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    read = _checked_jobs(file, callback_url)
+    read = _checked_jobs(file, callback_url, model)
     if check:
         begun = _begun(read, tenant, receipt)
         warn_of_refused(begun.jobs, fleet)
@@ -154,12 +160,12 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
     return receipt
 
 
-def _checked_jobs(file: str, callback_url: str | None) -> JobFile:
+def _checked_jobs(file: str, callback_url: str | None, model: str | None) -> JobFile:
     from producers.jsonl import read_jobs
 
-    url = _checked_url(callback_url)
+    url, model = _checked_url(callback_url), _checked_model(model)
     with lines_of(file) as lines:
-        read = read_jobs(lines, url)
+        read = read_jobs(lines, url, model)
     name = "standard input" if file == "-" else file
     for found in read.problems[:SHOWN]:
         say(f"{name}:{found.line}: {found.problem}")
@@ -183,6 +189,19 @@ def _checked_url(url: str | None) -> str | None:
         return TypeAdapter[str](Url).validate_python(url) if url is not None else None
     except ValidationError:
         raise fail("--callback-url: is not an http or https URL without credentials", BAD_INPUT) from None
+
+
+def _checked_model(model: str | None) -> str | None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from schemas.job import Identifier
+
+    try:
+        return TypeAdapter[str](Identifier).validate_python(model) if model is not None else None
+    except ValidationError:
+        raise fail(
+            "--model: is not a name of 1 to 256 characters of printable ASCII without spaces", BAD_INPUT
+        ) from None
 
 
 def _send(request: Request, progress: Progress) -> None:

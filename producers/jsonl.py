@@ -14,6 +14,9 @@ from schemas.job import Job
 from schemas.openai import is_batch_line, passed_over
 from schemas.problems import Problem
 
+ANY_MODEL = "any"
+"""Instead of a model's name: whichever model answers."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -40,10 +43,10 @@ class JobFile:
     problems: list[LineProblem] = field(default_factory=list)
 
 
-def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFile:
+def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: str | None = None) -> JobFile:
     """Read every line before anything is sent. Blank lines are passed over.
 
-    `callback_url` is for the jobs that name none.
+    `callback_url` is for the jobs that name none. `model` is for all of them, whatever they name; see ANY_MODEL.
     """
     read = JobFile()
     first_lines: dict[tuple[str, str], int] = {}
@@ -57,7 +60,7 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None) -> JobFil
             read.problems += [LineProblem(number, problem) for problem in invalid.problems]
             continue
         read.problems += [LineProblem(number, problem) for problem in _repeated(job, number, first_lines)]
-        read.jobs.append(_with_callback(job, callback_url))
+        read.jobs.append(_with_model(_with_callback(job, callback_url), model))
         read.lines.append(number)
         line_of_batch = _batch_line(content) if job.custom_id is not None else None
         read.urls.append(line_of_batch["url"] if line_of_batch is not None else None)
@@ -82,3 +85,9 @@ def _with_callback(job: Job, callback_url: str | None) -> Job:
     if callback_url is None or job.callback_url is not None:
         return job
     return job.model_copy(update={"callback_url": callback_url})
+
+
+def _with_model(job: Job, model: str | None) -> Job:
+    if model is None:
+        return job
+    return job.model_copy(update={"model_id": None if model == ANY_MODEL else model})

@@ -221,7 +221,10 @@ def read_result(value: bytes | None) -> Result:
 
 
 def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
-    """What the author of an invalid job is told; `created_at` in Unix seconds. Echoes no input but its identifiers."""
+    """What the author of an invalid job is told; `created_at` in Unix seconds.
+
+    Echoes no input but identifiers: the job's own, and the name of a model that no engine has, cut and in quotes.
+    """
     return Result(
         job_id=invalid.job_id,
         custom_id=invalid.custom_id,

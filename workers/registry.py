@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,9 +10,9 @@ MAX_FORWARDS = 3
 """More would be two workers that each say that the other has the model."""
 
 
-_NOBODY_HAS_IT = (
-    "no engine of this fleet has this model: leave it out, or have the operator name it in POSTBACK_WORKER__MODELS"
-)
+_NAMES_SHOWN = 8
+_NAME_SHOWN = 64
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._:/@+-]")
 
 
 class UnknownModel(Exception):  # noqa: N818 - it names what is wrong with the job
@@ -34,12 +35,15 @@ class Ours:
 class Registry:
     """Routes jobs by `model_id`.
 
-    `served` are the names that this worker's engine answers to; `models` says for the others which lane has them, None
-    being the shared lane; `lane` is the worker's own.
+    `served` are the names that this worker's engine answers to, first that which is shown; `models` says for the others
+    which lane has them, None being the shared lane; `lane` is the worker's own.
     """
 
     def __init__(self, served: Iterable[str], lane: str | None, models: Mapping[str, str | None]) -> None:
-        self._served = frozenset(served)
+        names = tuple(served)
+        self._served = frozenset(names)
+        self.shown = tuple(dict.fromkeys((*names[:1], *models)))
+        """The models that a job may name, as far as this worker knows the fleet. Where a model is kept is not said."""
         self._lane = lane
         self._models = dict(models)
 
@@ -48,13 +52,29 @@ class Registry:
         if model_id is None or model_id in self._served:
             return Ours()
         if model_id not in self._models:
-            raise UnknownModel(_NOBODY_HAS_IT)
+            raise UnknownModel(self._why_unknown(model_id))
         if self._models[model_id] == self._lane:
             return Ours()
         times = times_in(forwarded) + 1
         if times > MAX_FORWARDS:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)
+
+    def _why_unknown(self, model_id: str) -> str:
+        """For the job's author, who needs to see both the name that the job has and those that would do."""
+        more = len(self.shown) - _NAMES_SHOWN
+        names = ", ".join(map(_quoted, self.shown[:_NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+        return (
+            f"no engine of this fleet has the model {_quoted(model_id)}; there is {names}: name one of these or leave "
+            "it out (`postback submit --model` does either), or have the operator add an alias to "
+            "POSTBACK_WORKER__MODELS"
+        )
+
+
+def _quoted(name: str) -> str:
+    """A name for people: cut, and without characters that names of models do not have."""
+    plain = _UNUSUAL.sub("?", name[:_NAME_SHOWN])
+    return f'"{plain}…"' if len(name) > _NAME_SHOWN else f'"{plain}"'
 
 
 def times_in(header: str | None) -> int:

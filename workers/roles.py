@@ -208,7 +208,7 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     handler = InferenceHandler(
         engine,
         enricher,
-        Registry({kind, "default", *engine.models}, settings.lane, settings.models),
+        Registry((*engine.models, kind, "default"), settings.lane, settings.models),
         egress.callback_policy(development=process.development),
         kafka.topics,
         ids,

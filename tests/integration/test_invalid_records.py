@@ -60,7 +60,11 @@ CASES = [
     Case("a private address", job(callback_url="http://10.0.0.1/hook"), "callback_url: ", told=False),
     Case("a forbidden port", job(callback_url="http://1.1.1.1:22/"), "callback_url: ", told=False),
     Case("credentials", job(callback_url="http://a:b@example.com/"), "callback_url: is not an http", told=False),
-    Case("an unknown model", job(model_id="gpt-17"), "model_id: no engine of this fleet has this model"),
+    Case(
+        "an unknown model",
+        job(model_id="gpt-17"),
+        'model_id: no engine of this fleet has the model "gpt-17"; there is ',
+    ),
     Case("an adapter", job(adapter="polite"), "adapter: this engine has no adapters"),
     Case("no room", job(context_window=16, max_tokens=16), "context_window: "),
     Case("a priority of 99", job(priority=99), "priority: "),

@@ -166,8 +166,11 @@ def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_ha
     assert refused.returncode == 1
     said = refused.stderr.splitlines()[0]
     assert said.startswith("postback: line 1 (row 1): job_")
-    assert " rejected: model_id: no engine of this fleet has this model: leave it out, or have the operator" in said
-    assert "POSTBACK_WORKER__MODELS" in said
+    assert ' rejected: model_id: no engine of this fleet has the model "gpt-4o-mini"; there is "echo": name one' in said
+    assert "`postback submit --model`" in said
+    for model in ("any", "echo"):
+        instead = postback(*arguments, "--model", model, env=env, given=json.dumps(line).encode())
+        assert instead.stderr == "postback: 1 of 1 jobs accepted, 1 succeeded\n"
     assert worker.terminate() == 0
 
     product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
@@ -493,6 +496,11 @@ def test_a_file_that_is_no_receipt_is_left_as_it_is_and_nothing_is_sent(fleet: K
     [
         (["absent.jsonl"], b"", "absent.jsonl: No such file or directory"),
         (["-"], b"\n", "standard input holds no job; nothing was sent"),
+        (
+            ["-", "--model", "a model"],
+            b"{}",
+            "--model: is not a name of 1 to 256 characters of printable ASCII without spaces",
+        ),
         (["-", "--callback-url", "ftp://x"], b"{}", "--callback-url: is not an http or https URL without credentials"),
         (["-", "--tenant", "a b"], b'{"prompt": "q"}', "--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
     ],

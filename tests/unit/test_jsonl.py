@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from producers.jsonl import LineProblem, read_jobs
+from schemas.codec import write_job
 from schemas.job import Job, Message
 from schemas.problems import Problem
 
@@ -96,3 +99,16 @@ def test_the_same_job_id_twice_is_a_problem() -> None:
 def test_the_same_custom_id_twice_is_a_problem_also_in_lines_of_two_kinds() -> None:
     lines = [json.dumps(BATCH_LINE).encode(), b'{"prompt": "x"}', b'{"custom_id": "request-1", "prompt": "x"}']
     assert read_jobs(lines).problems == [LineProblem(3, Problem("custom_id", "stands on line 1 too"))]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"), [(None, ["gpt-4o-mini", "mine", None]), ("any", [None] * 3), ("m", ["m"] * 3)]
+)
+def test_all_lines_ask_for_one_model_or_for_any_where_that_is_wanted(
+    asked: str | None, named: list[str | None]
+) -> None:
+    batch = json.dumps(BATCH_LINE).replace('"echo"', '"gpt-4o-mini"').encode()
+    lines = [batch, b'{"prompt": "x", "model_id": "mine"}', b'{"prompt": "x"}']
+    jobs = read_jobs(lines, model=asked).jobs
+    assert [job.model_id for job in jobs] == named
+    assert [json.loads(write_job(job)).get("model_id") for job in jobs] == named

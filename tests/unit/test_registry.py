@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from workers.registry import MAX_FORWARDS, Forward, Ours, Registry, UnknownModel
 
-SHARED = Registry({"vllm", "default", "small"}, None, {"big": "gpu", "mine": None})
-GPU = Registry({"vllm", "default", "big"}, "gpu", {"small": None, "alias": "gpu"})
+SHARED = Registry(("small", "vllm", "default"), None, {"big": "gpu", "mine": None})
+GPU = Registry(("big", "vllm", "default"), "gpu", {"small": None, "alias": "gpu"})
 
 
 @pytest.mark.parametrize("model", [None, "vllm", "default", "small", "mine"])
@@ -28,9 +30,27 @@ def test_what_is_served_here_is_never_forwarded_whatever_the_registry_says() -> 
     assert Registry({"small"}, None, {"small": "gpu"}).route("small", None) == Ours()
 
 
-def test_a_model_that_nobody_has_is_unknown() -> None:
-    with pytest.raises(UnknownModel, match=r"has this model: .* POSTBACK_WORKER__MODELS"):
+def test_a_model_that_no_engine_has_is_named_beside_those_that_there_are() -> None:
+    with pytest.raises(UnknownModel) as unknown:
         SHARED.route("gpt-17", None)
+    assert str(unknown.value) == (
+        'no engine of this fleet has the model "gpt-17"; there is "small", "big", "mine": name one of these or leave '
+        "it out (`postback submit --model` does either), or have the operator add an alias to POSTBACK_WORKER__MODELS"
+    )
+
+
+@given(st.from_regex(r"\A[\x21-\x7e]{1,256}\Z"), st.lists(st.from_regex(r"\A[\x21-\x7e]{1,256}\Z"), max_size=50))
+def test_whatever_a_model_is_called_the_refusal_is_short_and_holds_nothing_but_plain_names(
+    name: str, others: list[str]
+) -> None:
+    registry = Registry(("small", "/private/place"), None, dict.fromkeys(others))
+    assume(name not in {"small", "/private/place", *others})
+    with pytest.raises(UnknownModel) as unknown:
+        registry.route(name, None)
+    said = str(unknown.value)
+    assert len(said) < 1_000
+    assert "/private/place" not in said or "/private/place" in "".join((name, *others))
+    assert not set(said) & set("<>&'\\$%")
 
 
 def test_forwarding_is_counted_and_a_circle_ends() -> None:
