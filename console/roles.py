@@ -59,8 +59,9 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.process import ProcessError, PropertyRefused
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
+    from workers.stage.topic_ids import TopicMadeAnew
 
-    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused)
+    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused, TopicMadeAnew)
     of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:

@@ -69,7 +69,7 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
     client = _asking(kafka)
     found: dict[str, str] = {}
     for _ in range(_TOPIC_ASKED):
-        found |= await _known_ids(client, kafka, [name for name in topics if name not in found])
+        found |= await known_ids(client, kafka, [name for name in topics if name not in found])
         missing = [name for name in topics if name not in found]
         if not missing:
             return found
@@ -77,7 +77,7 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
     raise TopicMissing(f"the topic {missing[0]} does not exist; `postback topics create` makes it")
 
 
-async def _known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
+async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
     """The UUIDs of those that are known. Raises BrokerAway and AccessRefused."""
     asked = client.describe_topics(TopicCollection(list(topics)), request_timeout=TOPIC_SECONDS)
     found = {}

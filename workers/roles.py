@@ -49,6 +49,7 @@ from workers.settings import WorkerSettings
 from workers.stage.build import group_stage
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.window import Limits
+from workers.topic_watch import TopicWatch
 
 _REVOKE_DRAIN_SECONDS = 5.0
 """For delivery's attempts under way: longer than a record waits for its destination, and than most consumers take. An
@@ -204,7 +205,8 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
-    ids = await topic_ids(kafka, [lane, *outputs])
+    ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
+    process.beside.append(TopicWatch(kafka, ids))
     handler = InferenceHandler(
         engine,
         enricher,
@@ -224,9 +226,8 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     )
     read = [lane, bulk_lane]
     resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
-    return group_stage(
-        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort
-    )
+    made_of = process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort, ids
+    return group_stage(stage, kafka, read, *made_of)
 
 
 def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
@@ -259,7 +260,8 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
     others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
-    await topic_ids(kafka, [*read, *others])
+    ids = await topic_ids(kafka, [*read, *others])
+    process.beside.append(TopicWatch(kafka, ids))
     handler = DeliveryHandler(
         kafka.topics,
         keyring,
@@ -282,6 +284,5 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     )
     outputs = [*kafka.topics.tiers.values(), *others]
     resort = last_resort.for_callbacks(kafka.topics, process.metrics)
-    return group_stage(
-        stage, kafka, read, process.replica, handler, process.clock, process.metrics, handler, None, outputs, resort
-    )
+    made_of = process.replica, handler, process.clock, process.metrics, handler, None, outputs, resort, ids
+    return group_stage(stage, kafka, read, *made_of)

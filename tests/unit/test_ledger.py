@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from workers.stage.ledger import Ledger
-from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, MAX_SUSPECTS, Progress, Suspect, UndecodableLedger
+from workers.stage.progress import (
+    MAX_BITMAP,
+    MAX_HOLES,
+    MAX_SPAN,
+    MAX_SUSPECTS,
+    Progress,
+    Suspect,
+    UndecodableLedger,
+    topic_mark,
+)
 
 
 def ledger_of(picture: str, first: int = 0) -> Ledger:
@@ -112,7 +121,7 @@ def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: 
     base = 2**50
     suspects = {base + suspects_from + number: Suspect(127, running=True) for number in range(MAX_SUSPECTS)}
     assert done.bit_length() <= MAX_SPAN
-    fullest = Progress(base, done, True, True, suspects)
+    fullest = Progress(base, done, True, True, suspects, topic_mark("any"))
     text = fullest.encode()
     assert len(text) <= 4096
     assert Progress.decode(base, text) == fullest
@@ -163,7 +172,10 @@ def test_what_was_committed_unknown_to_us_is_adopted() -> None:
 UNDECODABLE = [
     base64.b85encode(data).decode()
     for data in (
-        b"\x03\x00\x00",  # a format that is not there yet
+        b"\x00\x00\x00",  # a format that never was
+        b"\x05\x00\x00",  # and one that is not there yet
+        b"\x03\x00\x00\x01\x02\x03",  # half a mark
+        b"\x04\x00\x01\x01\x02\x03\x04",  # a mark in place of a suspect
         b"\x01\x00\x21",  # more suspects than there may be
         b"\x01\x00\x01\x00",  # and fewer than it says
         b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
@@ -218,13 +230,33 @@ bitmaps = st.one_of(
     is_open=st.booleans(),
     alone=st.booleans(),
     above=suspects,
+    topic=st.none() | st.uuids().map(str).map(topic_mark),
 )
 @settings(max_examples=60)
 def test_every_progress_survives_the_round_trip(
-    base: int, done: int, is_open: bool, alone: bool, above: dict[int, Suspect]
+    base: int, done: int, is_open: bool, alone: bool, above: dict[int, Suspect], topic: bytes | None
 ) -> None:
-    progress = Progress(base, done, is_open, alone, {base + offset: suspect for offset, suspect in above.items()})
+    suspects = {base + offset: suspect for offset, suspect in above.items()}
+    progress = Progress(base, done, is_open, alone, suspects, topic)
     assert Progress.decode(base, progress.encode()) == progress
+    assert progress.given_back().topic == topic
+
+
+@pytest.mark.parametrize(
+    ("data", "done", "is_open", "suspects"),
+    [
+        (b"\x01\x01\x00\x06", 0b110, True, {}),
+        (b"\x01\x02\x01\x02\x00\x83\x02", 0b10, False, {7: Suspect(3, running=True)}),
+        (b"\x02\x00\x00\x02\x00\x00\x03", 0b10, False, {}),
+    ],
+    ids=["bitmap", "bitmap and suspect", "holes"],
+)
+def test_progress_of_a_release_before_the_mark_is_read_as_of_no_topic_in_particular(
+    data: bytes, done: int, is_open: bool, suspects: dict[int, Suspect]
+) -> None:
+    read = Progress.decode(5, base64.b85encode(data).decode())
+    assert (read.base, read.done, read.open, dict(read.suspects), read.topic) == (5, done, is_open, suspects, None)
+    assert not read.is_of_another_topic(topic_mark("any"))
 
 
 class LedgerAgainstNaiveSets(RuleBasedStateMachine):

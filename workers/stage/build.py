@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import KafkaError
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.kafka import client_config
+from workers.kafka import asking_config, client_config
 from workers.stage.defects import LastResort
 from workers.stage.foresight import Foresight, Scout
 from workers.stage.intake import GroupIntake
@@ -17,6 +17,7 @@ from workers.stage.record import Handler
 from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
 from workers.stage.stage import Pace, Stage, StageSettings
+from workers.stage.topic_ids import Identities, KafkaTopicIds
 
 AHEAD_OF_PACED = 1000
 """Records that are fetched ahead where some partitions are paced: they stand in one line, and what comes out of a tier
@@ -35,10 +36,13 @@ def group_stage(
     sharing: Sharing | None = None,
     outputs: Iterable[str] = (),
     last_resort: LastResort | None = None,
+    topic_ids: Mapping[str, str] | None = None,
 ) -> Stage:
     """A stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
 
     `last_resort` writes the dead letter of a record that the handler cannot give up; without one it is passed over.
+    `topic_ids` are the UUIDs by which the handler knows the topics that it reads: the stage ends with TopicMadeAnew
+    where one has another UUID now. Of a topic that is left out, the first UUID that it meets counts.
 
     Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends
     at once what a killed one left open.
@@ -55,6 +59,7 @@ def group_stage(
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
     foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight, last_resort)
+    identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight, last_resort, identities)
     errors.append(stage)
     return stage

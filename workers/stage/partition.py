@@ -71,6 +71,11 @@ class Partition:
         self.rewind_to: int | None = None
         """Where to seek before resuming, because records were given back untried."""
         self.gap_since: float | None = None
+        self.topic_mark: bytes | None = None
+        """Of the topic that its offsets are of, once it is open."""
+        self.position = 0
+        """The offset that was delivered last; 0 once another one is sought. The client gives no earlier one by itself,
+        unless the log went back."""
         self._foreseen = -1
 
     @property
@@ -88,8 +93,9 @@ class Partition:
         """Whether its parked records may be handed to the handler."""
         return self.phase is Phase.OPEN and self.open_committed
 
-    def open(self, committed: Progress | None, window_records: int) -> None:
+    def open(self, committed: Progress | None, window_records: int, topic_mark: bytes | None = None) -> None:
         """Start from what is committed. Where the last owner left it open, the first window is run carefully."""
+        self.topic_mark = topic_mark
         progress = committed or Progress(0)
         if self.begins_anew:
             progress = progress.given_back()
@@ -105,7 +111,7 @@ class Partition:
         base, done = self.ledger.after(offsets)
         settled = set(offsets)
         suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}
-        progress = Progress(base, done, open=True, alone=self.alone, suspects=suspects)
+        progress = Progress(base, done, open=True, alone=self.alone, suspects=suspects, topic=self.topic_mark)
         return progress.given_back() if self.phase is Phase.REVOKING else progress
 
     def settle(self, offsets: list[int], committed: Progress) -> None:

@@ -1,10 +1,16 @@
 """A partition's progress as it is committed beside the offset: what is done above it, and who may kill a worker.
 
-A broker takes 4,096 characters of it by default, so its two formats have their bounds. Both begin with version, flags
-and suspects, and are base85 of it all; what is done follows:
+A broker takes 4,096 characters of it by default, so its formats have their bounds. Each begins with version, flags and
+the number of suspects; the topic's mark and the suspects follow, and what is done comes last. All of it is base85:
 
-    1  a bitmap, up to MAX_BITMAP offsets above base, with any holes
-    2  the holes, up to MAX_HOLES of them in MAX_SPAN offsets: how many are done before each, in a Rice code
+    1  a bitmap, up to MAX_BITMAP offsets above base, with any holes; no mark
+    2  the holes, up to MAX_HOLES of them in MAX_SPAN offsets: how many are done before each, in a Rice code; no mark
+    3  as 1, with a mark
+    4  as 2, with a mark
+
+The mark is four bytes of a hash of the topic's UUID. A group may keep its offsets when a topic is deleted and made anew
+under its name, and offsets of the old topic say nothing of the new one. Releases before the mark wrote 1 and 2; their
+progress is taken for the topic's that is there.
 
 A hole is an offset that is not done. An owner that sees to it that a wide progress has few of them can go on behind a
 record that takes its time. The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
@@ -15,27 +21,36 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_BITMAP = 16_384
-"""Offsets. With 32 suspects they make 2,684 characters."""
+"""Offsets. With 32 suspects they make 2,689 characters."""
 MAX_SPAN = 131_072
 """Offsets. A destination that hangs for 20 s has 6,500 records a second done behind it before that is reached."""
 MAX_HOLES = 3_500
-"""Of more than MAX_BITMAP offsets. With 32 suspects they make 4,089 characters: more than delivery's window has."""
+"""Of more than MAX_BITMAP offsets. With 32 suspects they make 4,094 characters: more than delivery's window has."""
 
 MAX_SUSPECTS = 32
 
 _BITMAP = 1
 _HOLES = 2
+_MARKED = 2
+"""What a version with a mark is above the same one without."""
+_MARK_BYTES = 4
 _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 """Of a suspect, above base."""
 
 _OPEN = 0b01
 _ALONE = 0b10
 _RUNNING = 0b1000_0000
+
+
+def topic_mark(topic_id: str) -> bytes:
+    """Four bytes by which the topic of this UUID is known again."""
+    return hashlib.sha256(topic_id.encode()).digest()[:_MARK_BYTES]
 
 
 class UndecodableLedger(ValueError):  # noqa: N818 - it says what is wrong with the text
@@ -64,6 +79,8 @@ class Progress:
     alone: bool = False
     """Whether the running suspect has its whole worker to itself."""
     suspects: Mapping[int, Suspect] = field(default_factory=dict)
+    topic: bytes | None = None
+    """The mark of the topic whose offsets these are; None where it is not known."""
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -79,14 +96,19 @@ class Progress:
     def given_back(self) -> Progress:
         """As it is where nothing is being tried any more."""
         tried = {offset: Suspect(suspect.attempts) for offset, suspect in self.suspects.items() if suspect.attempts}
-        return Progress(self.base, self.done, suspects=tried)
+        return Progress(self.base, self.done, suspects=tried, topic=self.topic)
+
+    def is_of_another_topic(self, mark: bytes | None) -> bool:
+        """Whether the topic that is there now, with this mark, is not the one whose offsets these are."""
+        return None not in (self.topic, mark) and self.topic != mark
 
     def encode(self) -> str:
-        """The progress as commit metadata, in format 1 where that holds it."""
+        """The progress as commit metadata, as a bitmap where that holds it."""
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
         version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
-        out = bytearray((version, flags, len(self.suspects)))
+        out = bytearray((version if self.topic is None else version + _MARKED, flags, len(self.suspects)))
+        out += self.topic or b""
         for offset, suspect in sorted(self.suspects.items()):
             out += (offset - self.base).to_bytes(_OFFSET_BYTES[version], "little")
             out.append(suspect.attempts | (_RUNNING if suspect.running else 0))
@@ -102,19 +124,21 @@ class Progress:
             raw = base64.b85decode(metadata)
         except (ValueError, binascii.Error) as error:
             raise UndecodableLedger("the commit's metadata is not base85") from error
-        if len(raw) < 3 or raw[0] not in _OFFSET_BYTES:
+        if len(raw) < 3 or not 0 < raw[0] <= _HOLES + _MARKED:
             raise UndecodableLedger("the commit's metadata has an unknown version")
-        width = _OFFSET_BYTES[raw[0]]
-        done_at = 3 + (width + 1) * raw[2]
+        version, mark = (raw[0], 0) if raw[0] <= _MARKED else (raw[0] - _MARKED, _MARK_BYTES)
+        width, suspects_at = _OFFSET_BYTES[version], 3 + mark
+        done_at = suspects_at + (width + 1) * raw[2]
         if raw[2] > MAX_SUSPECTS or len(raw) < done_at:
             raise UndecodableLedger("the commit's metadata has the wrong length")
         suspects = {}
-        for at in range(3, done_at, width + 1):
+        for at in range(suspects_at, done_at, width + 1):
             said = raw[at + width]
             offset = base + int.from_bytes(raw[at : at + width], "little")
             suspects[offset] = Suspect(said & ~_RUNNING, bool(said & _RUNNING))
-        done = _of_bitmap(raw[done_at:]) if raw[0] == _BITMAP else _of_holes(raw[done_at:])
-        return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects)
+        done = _of_bitmap(raw[done_at:]) if version == _BITMAP else _of_holes(raw[done_at:])
+        topic = raw[3:suspects_at] if mark else None
+        return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects, topic)
 
 
 def _bitmap(done: int) -> bytes:

@@ -26,6 +26,7 @@ from workers.stage.record import Handler, Record
 from workers.stage.runner import Completion, Runner
 from workers.stage.settle import Batch, Settler, State
 from workers.stage.sharing import Party, Sharing
+from workers.stage.topic_ids import Identities, TopicMadeAnew
 from workers.stage.watch import Watch
 from workers.stage.window import Limits, Window
 
@@ -118,7 +119,9 @@ class Stage:
         sharing: Sharing | None = None,
         foresight: Foresight | None = None,
         last_resort: LastResort | None = None,
+        identities: Identities | None = None,
     ) -> None:
+        """Without `identities`, topics are known by their names alone, and are never made anew."""
         self._settings = settings
         self._intake = intake
         self._settler = settler
@@ -127,6 +130,9 @@ class Stage:
         self._pace: Pace = pace or Unpaced()
         self._sharing = sharing
         self._foresight = foresight
+        self._identities = identities
+        self._made_anew: TopicMadeAnew | None = None
+        """What the stage ends with, once it is drained and has left the group."""
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._defects = Defects(metrics)
         self._runner = Runner(handler, self._completions, self._defects, sharing, last_resort)
@@ -187,6 +193,7 @@ class Stage:
             self._intake.leave()
             if self._foresight is not None:
                 self._foresight.close()
+            error = self._made_anew
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
@@ -223,6 +230,8 @@ class Stage:
 
     def _take(self, records: list[Record], ends: list[tuple[str, int, int]]) -> None:
         if not records and not ends:
+            return
+        if self._has_other_records(records, ends):
             return
         self._open({(r.topic, r.partition) for r in records} | {(topic, number) for topic, number, _ in ends})
         now = self._clock.monotonic()
@@ -277,12 +286,23 @@ class Stage:
         fresh = [p for p in map(self._partitions.get, ids) if p is not None and p.phase is Phase.ASSIGNED]
         if not fresh:
             return
-        committed = self._committed(fresh, 5.0)
-        if committed is None:
+        marks = self._marks({partition.topic for partition in fresh})
+        committed = self._committed(fresh, 5.0) if marks is not None else None
+        if committed is None or marks is None:
             return
         for partition in fresh:
-            self._recognise(partition, committed[partition.id])
-            partition.open(committed[partition.id], self._settings.limits.records)
+            mark, progress = marks[partition.topic], committed[partition.id]
+            if progress is not None and progress.is_of_another_topic(mark):
+                log.error(
+                    "A topic was made anew: its committed progress is the old topic's. The partition begins at 0.",
+                    action="topic-made-anew",
+                    topic=partition.topic,
+                    partition=partition.number,
+                    base=progress.base,
+                )
+                progress, partition.rewind_to = None, 0
+            self._recognise(partition, progress)
+            partition.open(progress, self._settings.limits.records, mark)
             self._isolation.opened(partition)
             if partition.careful_records:
                 log.warning(
@@ -304,6 +324,42 @@ class Stage:
         before = self._left.pop(partition.id, None)
         if before is not None and committed is not None:
             partition.begins_anew |= committed in (before.confirmed, before.sent)
+
+    def _marks(self, topics: set[str]) -> dict[str, bytes | None] | None:
+        """The marks of these topics; None where Kafka does not tell, or where one was made anew and the stage ends."""
+        if self._identities is None:
+            return dict.fromkeys(topics)
+        try:
+            return {**self._identities.marks(topics, 5.0)}
+        except KafkaException as error:
+            self.watch.trouble("the identity of a topic cannot be asked for", error)
+        except TopicMadeAnew as anew:
+            log.error(
+                "A topic was made anew; draining, then this process ends.", action="topic-replaced", topic=anew.topic
+            )
+            self._made_anew = anew
+            self.stop()
+        return None
+
+    def _has_other_records(self, records: list[Record], ends: list[tuple[str, int, int]]) -> bool:
+        """Whether these are of a topic that was made anew. For a moment the client reads it before the group knows.
+
+        Kafka is asked where a partition goes back although nobody sought, and where its first record comes some time
+        after it was opened.
+        """
+        doubtful = set()
+        for topic, number, offset in ends:
+            partition = self._partitions.get((topic, number))
+            if partition is not None and offset < partition.position:
+                doubtful.add(topic)
+        for record in records:
+            partition = self._partitions.get((record.topic, record.partition))
+            if partition is not None:
+                comes_late = partition.phase is Phase.OPEN and not partition.begun
+                if comes_late or record.offset < partition.position:
+                    doubtful.add(record.topic)
+                partition.position = record.offset
+        return bool(doubtful) and self._marks(doubtful) is None and self._made_anew is not None
 
     def _committed(self, partitions: list[Partition], seconds: float) -> Committed | None:
         """What is committed for these; None where it cannot be read, since something of ours may still be open."""
@@ -578,6 +634,8 @@ class Stage:
             return
         for partition in owned:
             progress = committed[partition.id] or Progress(0)
+            if progress.is_of_another_topic(partition.topic_mark):
+                progress = Progress(0)
             if progress.includes(partition.confirmed):
                 partition.adopt(progress)
             else:
@@ -637,6 +695,7 @@ class Stage:
             for partition in pause:
                 partition.paused = True
             for partition in resume:
+                partition.position = partition.position if partition.rewind_to is None else 0
                 partition.paused, partition.rewind_to = False, None
                 partition.last_seen = self._clock.monotonic()  # it could give nothing while it was paused
 

@@ -1,0 +1,90 @@
+"""Topics are deleted and made anew under running processes: new jobs are answered once, under identities of their own.
+
+The group keeps the old topic's offsets, and the processes the old topic's UUID: without a look at it the new jobs count
+as done, and repeat identities that were given out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+from kernel_fleet import Ledgers, StageProcesses, eventually
+from product import PARTITIONS, Product, Role
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
+
+JOBS = 200
+
+
+def make_anew(kafka: KafkaSettings, topic: str) -> None:
+    """Delete a topic and make it again, as soon as Kafka lets us."""
+    admin, deadline = AdminClient(kafka.client_config()), Deadline.after(SystemClock(), 30)
+    admin.delete_topics([topic])[topic].result(20)
+    while True:
+        try:
+            admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(20)
+            return
+        except KafkaException:  # it is still being deleted
+            if deadline.passed:
+                raise
+            deadline.clock.sleep(0.05)
+
+
+def test_each_new_job_is_answered_once_however_long_the_old_partitions_were(
+    fleet: KafkaSettings, ledgers: Ledgers, processes: StageProcesses
+) -> None:
+    """Two partitions had fewer records than they have now, and two had none."""
+    ledgers.submit(({"id": number, "ms": 1} for number in range(60)), partitions=2)
+    processes.start("a")
+    ledgers.wait_for_results(60, 60)
+    eventually(lambda: ledgers.lag() == 0, 20, "the progress of the old topic is not committed")
+
+    make_anew(fleet, fleet.topics.requests())
+    ledgers.submit({"id": number, "ms": 1} for number in range(60, 60 + JOBS))
+    ended = 0
+
+    def all_are_answered() -> bool:
+        nonlocal ended
+        ended += processes.keep_alive("a")
+        return len(ledgers.results()) >= 60 + JOBS
+
+    eventually(all_are_answered, 90, "the new jobs are not answered")
+    ledgers.assert_each_exactly_once(60 + JOBS)
+    log = processes.log("a")
+    assert (ended, '"topic-replaced"' in log, '"topic-made-anew"' in log) == (1, True, True)
+    assert processes.terminate("a") == 0
+
+
+def test_new_jobs_and_results_are_answered_and_called_back_under_identities_of_their_own(product: Product) -> None:
+    product.callbacks.up()
+    roles = {"worker": product.worker("w1"), "deliver": product.deliver("d1")}
+    start: dict[str, Callable[[], Role]] = {
+        "worker": lambda: product.worker("w1"),
+        "deliver": lambda: product.deliver("d1"),
+    }
+    ended: list[str] = []
+
+    def are_called_back(jobs: int) -> bool:
+        for name, role in roles.items():
+            if role.process.poll() is not None:
+                assert (role.process.returncode, "was deleted and made anew" in role.said()) == (1, True), role.said()
+                ended.append(name)
+                roles[name] = start[name]()
+        return len(product.callbacks.events) >= jobs
+
+    def answer(jobs: int) -> None:
+        product.submit({"prompt": f"job {number}", "callback_url": product.callbacks.url} for number in range(JOBS))
+        eventually(lambda: are_called_back(jobs), 90, f"{jobs} jobs are not called back")
+
+    answer(JOBS)
+    product.wait_until_nothing_is_left()
+    make_anew(product.kafka, product.kafka.topics.requests())
+    make_anew(product.kafka, product.kafka.topics.results)
+    answer(2 * JOBS)
+    assert {"worker", "deliver"} <= set(ended)
+    events = product.callbacks.events
+    assert len({repeats[0].webhook_id for repeats in events.values()}) == len(events) == 2 * JOBS
+    assert {len(repeats) for repeats in events.values()} == {1}

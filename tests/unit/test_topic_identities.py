@@ -1,0 +1,170 @@
+"""A topic that was made anew under its name is seen where its partitions are opened, where they go back, and beside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from clocks import HandClock
+from confluent_kafka import KafkaError, KafkaException
+from test_stage import BusyLoop, Handler, Intake, Settler
+
+from schemas.settings import KafkaSettings
+from telemetry.metrics import Metrics
+from workers import topic_watch
+from workers.process import BrokerAway
+from workers.stage.partition import Partition, Phase
+from workers.stage.progress import Progress, topic_mark
+from workers.stage.record import Record
+from workers.stage.settle import State
+from workers.stage.stage import Stage, StageSettings
+from workers.stage.topic_ids import Identities, TopicMadeAnew
+from workers.topic_watch import TopicWatch
+
+OLD, NEW = topic_mark("old"), topic_mark("new")
+
+
+class Cluster:
+    """Says which topics there are, by UUID; None is a broker that does not answer."""
+
+    def __init__(self, **ids: str) -> None:
+        self.ids: dict[str, str] | None = ids
+        self.asked = 0
+
+    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
+        self.asked += 1
+        if self.ids is None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return {name: self.ids[name] for name in topics if name in self.ids}
+
+
+def stage_of(cluster: Cluster, intake: Intake, **began_with: str) -> tuple[Stage, Partition]:
+    """A stage with one partition that is assigned and fetched from; `began_with` are the UUIDs its process knows."""
+    loop: Any = BusyLoop()
+    parts: tuple[Any, ...] = (Handler(), intake, Settler(), HandClock(), Metrics())
+    stage = Stage(StageSettings("requests"), *parts, identities=Identities(cluster, began_with))
+    stage._loop = loop
+    stage.assigned([("requests", 0)])
+    (partition,) = stage._partitions.values()
+    partition.paused = False
+    return stage, partition
+
+
+def records(*offsets: int) -> list[Record]:
+    return [Record("requests", 0, offset, b"") for offset in offsets]
+
+
+def test_progress_of_the_same_topic_is_gone_on_from_and_says_again_which_topic_it_is_of() -> None:
+    intake = Intake()
+    intake.progress = Progress(5, 0b10, topic=OLD)
+    stage, partition = stage_of(Cluster(requests="old"), intake)
+    stage._take(records(5, 6, 7), [])
+    assert partition.ledger.taken == {5, 7}
+    assert Progress.decode(5, partition.progress([]).encode()).topic == OLD
+
+
+def test_progress_of_an_earlier_release_is_taken_for_the_topic_that_is_there() -> None:
+    intake = Intake()
+    intake.progress = Progress(5)
+    stage, partition = stage_of(Cluster(requests="new"), intake)
+    stage._take(records(5), [])
+    assert partition.ledger.taken == {5}
+    assert partition.progress([]).topic == NEW
+
+
+def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_beginning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    intake = Intake()
+    intake.progress = Progress(50, 0b10, open=True, topic=OLD)
+    stage, partition = stage_of(Cluster(requests="new"), intake)
+    stage._take(records(50, 51), [("requests", 0, 52)])
+    assert (partition.phase, partition.ledger.base, partition.ledger.taken) == (Phase.OPEN, 0, set())
+    stage._regulate()
+    stage._regulate()
+    assert intake.resumed == [("requests", 0, 0)]
+    stage._take(records(0, 1), [])
+    assert (partition.ledger.taken, partition.careful_records) == ({0, 1}, 0)
+    settler: Any = stage._settler
+    settler.state = State.REREADING
+    stage._reread()  # before anything is committed of the new topic
+    assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, {0, 1})
+
+
+def test_a_topic_that_the_process_knew_by_another_uuid_ends_it_before_a_record_is_taken() -> None:
+    stage, partition = stage_of(Cluster(requests="new"), Intake(), requests="old")
+    stage._take(records(0), [])
+    assert (partition.phase, stage._stopping is not None) == (Phase.ASSIGNED, True)
+    assert isinstance(stage._made_anew, TopicMadeAnew)
+
+
+@pytest.mark.parametrize("delivered", [(records(3), []), (records(9, 0), []), ([], [("requests", 0, 0)])])
+def test_a_partition_that_goes_back_unsought_is_asked_about(delivered: tuple[list[Record], Any]) -> None:
+    cluster = Cluster(requests="old")
+    stage, partition = stage_of(cluster, Intake())
+    stage._take(records(7, 8), [])
+    asked = cluster.asked
+    stage._take(*delivered)  # a log that was cut short is the same topic still
+    assert (cluster.asked, stage._stopping) == (asked + 1, None)
+    stage._take(records(9), [])
+    cluster.ids = {"requests": "new"}
+    stage._take(*delivered)
+    assert stage._stopping is not None
+    assert partition.ledger.taken <= {3, 7, 8, 9, 0}
+
+
+def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_other() -> None:
+    cluster = Cluster(requests="old")
+    stage, partition = stage_of(cluster, Intake())
+    stage._take([], [("requests", 0, 0)])
+    stage._take(records(0), [])
+    asked = cluster.asked
+    stage._take(records(1), [("requests", 0, 2)])
+    stage._take(records(2), [("requests", 0, 3)])
+    assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, {0, 1, 2})
+
+
+def test_what_was_sought_goes_back_without_a_question() -> None:
+    cluster = Cluster(requests="old")
+    stage, partition = stage_of(cluster, Intake())
+    stage._take(records(7, 8), [])
+    partition.rewind_to = 7
+    stage._regulate()
+    stage._regulate()
+    stage._take(records(7), [])
+    assert cluster.asked == 1
+
+
+@pytest.mark.parametrize("ids", [None, {}], ids=["no answer", "the topic is gone"])
+def test_a_partition_waits_unopened_until_kafka_tells_which_topic_it_is_of(ids: dict[str, str] | None) -> None:
+    cluster, intake = Cluster(requests="old"), Intake()
+    cluster.ids = ids
+    stage, partition = stage_of(cluster, intake)
+    stage._take(records(0), [])
+    assert (partition.phase, partition.rewind_to, stage._stopping) == (Phase.ASSIGNED, 0, None)
+    cluster.ids = {"requests": "old"}
+    stage._regulate()
+    stage._regulate()
+    stage._take(records(0), [])
+    assert partition.ledger.taken == {0}
+
+
+async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([BrokerAway("away"), {"results": "old"}, {}, {"results": "new"}])
+    watch = TopicWatch(KafkaSettings(), {"results": "old"}, look_seconds=0)
+    seen: list[list[str]] = []
+
+    async def known_ids(*_: object) -> dict[str, str]:
+        seen.append(watch.reasons())
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(topic_watch, "known_ids", known_ids)
+    with pytest.raises(TopicMadeAnew, match="the topic results was deleted and made anew"):
+        await asyncio.wait_for(watch.ended(), 30)
+    gone = ["the topic results does not exist any more; `postback topics create` makes it"]
+    assert (seen, watch.alive) == ([[], [], [], gone], True)

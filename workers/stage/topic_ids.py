@@ -1,0 +1,82 @@
+"""Topics by their UUIDs: a topic that is deleted and made anew under its name is another topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from workers.stage.progress import topic_mark
+
+
+class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
+    """A topic was deleted and made anew. This process holds progress and identities of the old one."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            f"the topic {topic} was deleted and made anew while this process ran; it ends, so that the next one begins "
+            "with the new topic. Where nothing restarts it, start it again"
+        )
+        self.topic = topic
+
+
+class TopicIds(Protocol):
+    """Asks Kafka for the UUIDs of topics."""
+
+    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
+        """The UUID of each of these topics that exists. Raises KafkaException."""
+        ...
+
+
+class KafkaTopicIds:
+    """`TopicIds` of a cluster. Connects when it is asked for the first time."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = config
+        self._client: AdminClient | None = None
+
+    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
+        """One request; it may take `seconds` in all."""
+        self._client = self._client or AdminClient(self._config)
+        asked = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=seconds)
+        found = {}
+        for name, future in asked.items():
+            try:
+                found[name] = str(future.result(seconds).topic_id)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+            except TimeoutError:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+        return found
+
+
+class Identities:
+    """Which topics a stage works with: those that it met first, or those that its process began with."""
+
+    def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
+        self._ask = ask
+        self._ids = dict(began_with)
+
+    def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
+        """The marks of these topics, as `progress.topic_mark` makes them.
+
+        Raises TopicMadeAnew; and KafkaException, also where a topic is not there: it may be made anew in a moment.
+        """
+        asked = list(topics)
+        found = self._ask(asked, seconds)
+        require_same(self._ids, found)
+        for topic in asked:
+            if topic not in found:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"the topic {topic} is gone"))
+        self._ids |= found
+        return {topic: topic_mark(found[topic]) for topic in asked}
+
+
+def require_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises TopicMadeAnew for a topic that has another UUID now. One that is missing may be made anew yet."""
+    for topic, found in now.items():
+        if before.get(topic, found) != found:
+            raise TopicMadeAnew(topic)
