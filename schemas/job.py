@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from schemas.bounded import BoundedModel
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest job that a worker accepts, as bytes of its record's value."""
 
 DEFAULT_MAX_TOKENS = 512
+MAX_TOKENS = 131_072
+"""The most tokens that an answer may have."""
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """A day less than lanes keep their records (`schemas.topics.LANES_KEPT_MS`): a job whose time has run out is still
@@ -35,7 +39,7 @@ Url = Annotated[
 """An http or https URL (RFC 3986) without credentials. Whether its address may be reached is for the egress guard."""
 
 
-class WireModel(BaseModel):
+class WireModel(BoundedModel):
     """Frozen, and blind to fields it does not know: an older reader survives a newer writer."""
 
     model_config = ConfigDict(
@@ -55,12 +59,11 @@ class TextPart(WireModel):
     text: str
 
 
-# fail_fast: a hostile job may have 100,000 wrong parts, and a second would go by in describing each of them.
 class Message(WireModel):
     """One chat message in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
     def text(self) -> str:
@@ -126,7 +129,7 @@ class Job(WireModel):
     """An alias in the registry of models; the worker's own model where it is absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
     """The question as one text; either this or `messages`."""
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
@@ -138,7 +141,7 @@ class Job(WireModel):
         default_factory=list, max_length=4
     )
     """Texts that end the answer and are not part of it."""
-    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=131_072)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=MAX_TOKENS)
     """The most tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     response_format: ResponseFormat | None = None

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from schemas.bounded import BoundedModel
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest
 from workers.engines.prompts import plain_text
@@ -23,7 +24,7 @@ _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
 """What only our settings have us send, by the names that servers refuse it under."""
 
 
-class Problem(BaseModel):
+class Problem(BoundedModel):
     """The error object of OpenAI's protocol."""
 
     message: str = ""
@@ -36,7 +37,7 @@ class Problem(BaseModel):
         return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
 
 
-class _Refusal(BaseModel):
+class _Refusal(BoundedModel):
     error: Problem
 
 

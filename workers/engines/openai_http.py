@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_TOKENS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.engines.base import (
@@ -50,17 +52,20 @@ _OVERLOADED = {408, 409, 429, 502, 503}
 """What it says of itself rather than of the request."""
 _NAMES_SHOWN = 8
 _REASON_SHOWN = 40
+_MOST_CHOICES = 64
+"""One is asked for. Without a bound, an answer of 8 MiB could hold three million, in a gigabyte of memory."""
+_MOST_MODELS = 10_000
 _FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
 
 
-class _TokenLogprob(BaseModel):
+class _TokenLogprob(BoundedModel):
     logprob: float | None = None
 
 
-class _Logprobs(BaseModel):
-    content: list[_TokenLogprob] | None = None
+class _Logprobs(BoundedModel):
+    content: list[_TokenLogprob] | None = Field(default=None, max_length=MAX_TOKENS)
     """Of chat completions."""
-    token_logprobs: list[float | None] | None = None
+    token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
     """Of completions."""
 
     def values(self) -> list[float]:
@@ -69,23 +74,23 @@ class _Logprobs(BaseModel):
         return [value for value in given if value is not None]
 
 
-class _Message(BaseModel):
+class _Message(BoundedModel):
     content: str | None = None
 
 
-class _Choice(BaseModel):
+class _Choice(BoundedModel):
     message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class _Usage(BaseModel):
+class _Usage(BoundedModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class _Bill(BaseModel):
+class _Bill(BoundedModel):
     usage: _Usage | None = None
 
     @property
@@ -95,10 +100,10 @@ class _Bill(BaseModel):
 
 
 class _Answer(_Bill):
-    choices: list[_Choice] = Field(min_length=1)
+    choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
-class _Model(BaseModel):
+class _Model(BoundedModel):
     id: str
     parent: str | None = None
     """Of a LoRA adapter, the model that it is for, which is the one that has a window."""
@@ -106,8 +111,8 @@ class _Model(BaseModel):
     """vLLM's servers say it: tokens of prompt and answer together. It is not in OpenAI's protocol."""
 
 
-class _Models(BaseModel):
-    data: list[_Model]
+class _Models(BoundedModel):
+    data: list[_Model] = Field(max_length=_MOST_MODELS)
 
     @property
     def names(self) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from http import HTTPStatus
 from itertools import zip_longest
 
-from pydantic import BaseModel, SecretStr
+from pydantic import Field, SecretStr
 
+from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, links, shortened
-from workers.enrichment.search.service import Answer, Refused, Service, Web, asked_to_wait
+from workers.enrichment.search.service import MOST_RESULTS, Answer, Refused, Service, Web, asked_to_wait
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
@@ -21,25 +22,25 @@ _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
 _WINDOWS = ("Limit", "Remaining", "Reset")
 
 
-class _Result(BaseModel):
+class _Result(BoundedModel):
     url: str | None = None
     title: str | None = None
 
 
-class _Web(BaseModel):
-    results: list[_Result] = []
+class _Web(BoundedModel):
+    results: list[_Result] = Field(default=[], max_length=MOST_RESULTS)
 
 
-class _Answer(BaseModel):
+class _Answer(BoundedModel):
     web: _Web = _Web()
     """Absent where nothing was found."""
 
 
-class _Error(BaseModel):
+class _Error(BoundedModel):
     code: str = ""
 
 
-class _ErrorAnswer(BaseModel):
+class _ErrorAnswer(BoundedModel):
     error: _Error = _Error()
 
 

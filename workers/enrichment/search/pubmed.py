@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.articles import Articles
 from workers.enrichment.search.base import SearchProvider
@@ -21,12 +22,12 @@ _SYNTAX: Final = re.compile(r'["\[\]()*]|\b(?:AND|OR|NOT)\b')
 _WORD: Final = re.compile(r"\w+(?:-\w+)*")
 
 
-class _Ids(BaseModel):
-    idlist: list[str] = []
+class _Ids(BoundedModel):
+    idlist: list[str] = Field(default=[])
     error: str | None = Field(default=None, alias="ERROR")
 
 
-class _Search(BaseModel):
+class _Search(BoundedModel):
     esearchresult: _Ids
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import Field
 
+from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, links
-from workers.enrichment.search.service import Refused, Service, Web
+from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, Web
 from workers.enrichment.search.settings import SearchSettings
 
 
-class _Result(BaseModel):
+class _Result(BoundedModel):
     url: str | None = None
     title: str | None = None
 
 
-class _Answer(BaseModel):
-    results: list[_Result]
+class _Answer(BoundedModel):
+    results: list[_Result] = Field(max_length=MOST_RESULTS)
     """In the order of their score already."""
-    unresponsive_engines: list[Any] = []
+    unresponsive_engines: list[Any] = Field(default=[])
 
 
 class Searxng:

@@ -16,7 +16,10 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
 from workers.retry_after import parse_retry_after
 
-MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""Sixty articles of PubMed have 3 MB; empty objects take 25 times their text in memory."""
+MOST_RESULTS: Final = 1_000
+"""A service that lists more does not answer our query, which asks for 50 at most."""
 REQUEST_SECONDS: Final = 30.0
 """For a caller without a budget; a job's own is shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import Field
 
+from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, links, shortened
-from workers.enrichment.search.service import Answer, Service, Web, asked_to_wait, retry_after
+from workers.enrichment.search.service import MOST_RESULTS, Answer, Service, Web, asked_to_wait, retry_after
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 300
@@ -30,24 +31,24 @@ _PARAMETERS = {
 }
 
 
-class _Page(BaseModel):
+class _Page(BoundedModel):
     title: str
     index: int = _MAX_RESULTS
     """The place among the results: `pages` is in the order of page ids."""
     canonicalurl: str | None = None
     fullurl: str | None = None
-    pageprops: dict[str, str] = {}
+    pageprops: dict[str, str] = Field(default={})
 
 
-class _Query(BaseModel):
-    pages: list[_Page] = []
+class _Query(BoundedModel):
+    pages: list[_Page] = Field(default=[], max_length=MOST_RESULTS)
 
 
-class _Error(BaseModel):
+class _Error(BoundedModel):
     code: str
 
 
-class _Answer(BaseModel):
+class _Answer(BoundedModel):
     query: _Query = _Query()
     """Absent where nothing was found."""
     error: _Error | None = None
