@@ -20,7 +20,7 @@ from workers.enrichment import Evidence, NumberedSource, cited
 from workers.enrichment.cite import BEARING
 
 FOLDER: Final = Path(__file__).parent / "evaluation"
-TABLES: Final = ("support.toml", "support_held_out.toml")
+TABLES: Final = ("support.toml", "support_held_out.toml", "support_unseen.toml")
 _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences", "lose support")
 
 

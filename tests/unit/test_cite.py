@@ -47,7 +47,7 @@ def levels(text: str) -> list[tuple[str, Support]]:
         ("The Halvorsen bridge in Tarnby opened in 1988 [1].", Support.UNSUPPORTED),
         ("Penguins are birds that live in the far south [1].", Support.UNSUPPORTED),
         ("The Halvorsen bridge in Tarnby never opened [1].", Support.UNSUPPORTED),
-        ("It does contain salt [2].", Support.LEXICAL),
+        ("It does contain salt [2].", Support.UNSUPPORTED),
         ("It does not contain salt [2].", Support.EXACT),
         ("The Halvorsen bridge opened in 1987 [9].", Support.DANGLING),
         ('On the bridge: "carries the coast road over the river Vesla" [1].', Support.EXACT),

@@ -21,6 +21,7 @@ A job's sources go down this list; each step has a type, so that a signature say
     grounding  numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
     links      no link in the answer that was not given                     str, Evidence → str
     cite       which sentence of the answer rests on which source           str, Evidence → Citation
+      contradiction, clauses   whether a source says otherwise in the same words; negation is data
     profile    how a kind of question is answered, as data: before all of this what is searched, behind it
     answer     what the answer must stand on, and what the result says      str, Evidence, Profile → Answer
 

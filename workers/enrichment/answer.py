@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from schemas.result import Citation, SourceDetails, Support
-from workers.enrichment.cite import BEARING, SourceTexts, cited, supported_share, used, words
+from workers.enrichment.cite import BEARING, SourceTexts, cited, supported_share, used
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.grounding import MAX_TITLE_CHARS, harmless
 from workers.enrichment.links import without_unknown_links
@@ -136,7 +136,7 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
         place = _place(text, quote, behind)
         behind = place[1] if place is not None else behind
         start, end = place or (0, len(text))
-        name, support = sources.name(number), sources.support(words(quote), number)
+        name, support = sources.name(number), sources.support(quote, number)
         citations.append(Citation(start=start, end=end, source=name, support=support))
     return citations
 

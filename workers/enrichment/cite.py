@@ -3,9 +3,9 @@
 Support, from the strongest:
 
     exact        the sentence's words stand in a passage as they are, in that order
-    fuzzy        four fifths of them do, close together, with every number and without a negation more or less
+    fuzzy        four fifths of them do, close together, with every number
     lexical      most of its content words and all its numbers occur in the source
-    unsupported  none of these
+    unsupported  none of these, or the source says otherwise in the same words (see `contradiction`)
     dangling     no source has that number
 
 What a sentence puts between quotation marks has to stand in the source, exactly or nearly; else it is unsupported.
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import islice
 from typing import Final
 
 from schemas.result import Citation, Support
+from workers.enrichment.clauses import Clause, clauses
+from workers.enrichment.contradiction import Source
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.links import LINK_REMOVED, URL, without_unknown_links
 
@@ -50,8 +52,6 @@ _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
-_NEGATION_WORDS: Final = "no not never none nor neither without cannot 不 没 沒 未 無 无"
-_NEGATIONS: Final = frozenset(_NEGATION_WORDS.split())
 _COMMON_WORDS: Final = (
     "a an the and or but if of in on at to from by for with as is are was were be been being it its this that these "
     "those he she they them his her their we you i has have had do does did which who whom what when where there then "
@@ -70,8 +70,10 @@ class _Sentence:
     words: tuple[str, ...]
     numbers: tuple[int, ...]
     """The source numbers in its markers."""
-    quotes: tuple[tuple[str, ...], ...] = ()
-    """The words of what it puts between quotation marks, where those are more than a name."""
+    text: str = ""
+    """As it is written, without its markers."""
+    quotes: tuple[str, ...] = ()
+    """What it puts between quotation marks, where that is more than a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,18 @@ class _Read:
     id: str
     passages: tuple[_Passage, ...]
     vocabulary: frozenset[str]
-    is_negated: bool
+    texts: tuple[str, ...]
 
     @classmethod
     def of(cls, source: NumberedSource) -> _Read:
-        passages = tuple(_Passage.of(text) for text in (source.title or "", *source.passages))
+        texts = (source.title or "", *source.passages)
+        passages = tuple(_Passage.of(text) for text in texts)
         vocabulary = frozenset(word for passage in passages for word in passage.vocabulary)
-        return cls(source.id, passages, vocabulary, _negated(vocabulary))
+        return cls(source.id, passages, vocabulary, texts)
+
+    def clauses(self) -> Source:
+        """Its clauses, which cost more than its words: only what has a sentence's words is asked for them."""
+        return Source([_without_links(text) for text in self.texts], _COMMON)
 
 
 class SourceTexts:
@@ -110,6 +117,9 @@ class SourceTexts:
     def __init__(self, evidence: Evidence) -> None:
         self._sources = {source.number: _Read.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
+        self._clauses_of: dict[int, Source] = {}
+        self._said: tuple[str, list[Clause]] = ("", [])
+        """What was held against a source last, and its clauses: it is held against all of them."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -121,11 +131,24 @@ class SourceTexts:
         read = self._sources.get(number)
         return f"[{number}]" if read is None else read.id
 
-    def support(self, said: Sequence[str], number: int) -> Support:
-        """How far the source of that number bears these words out."""
+    def support(self, text: str, number: int) -> Support:
+        """How far the source of that number bears this text out."""
         read = self._sources.get(number)
         if read is None:
             return Support.DANGLING
+        level = self._by_words(words(text), read)
+        if level not in BEARING:
+            return level
+        if number not in self._clauses_of:
+            self._clauses_of[number] = read.clauses()
+        return Support.UNSUPPORTED if self._clauses_of[number].denies(self._clauses(text)) else level
+
+    def _clauses(self, text: str) -> list[Clause]:
+        if self._said[0] != text:
+            self._said = text, clauses(_without_links(text), _COMMON)
+        return self._said[1]
+
+    def _by_words(self, said: Sequence[str], read: _Read) -> Support:
         if not said or not _numbers(said) <= read.vocabulary:
             return Support.UNSUPPORTED
         line = _line(said)
@@ -133,7 +156,7 @@ class SourceTexts:
             return Support.EXACT
         content = {word for word in said if word not in _COMMON}
         share = len(content & read.vocabulary) / len(content) if content else 0.0
-        if share < LEXICAL_SHARE or (_negated(said) and not read.is_negated):
+        if share < LEXICAL_SHARE:
             return Support.UNSUPPORTED
         if share >= FUZZY_SHARE - 0.1 and any(self._is_close(said, passage) for passage in read.passages):
             return Support.FUZZY
@@ -202,7 +225,7 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
     """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
-    level = sources.support(sentence.words, number)
+    level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:
         return level
     weakest = max((sources.support(quote, number) for quote in sentence.quotes), key=_STRENGTH.index)
@@ -229,11 +252,12 @@ def _sentences(text: str) -> Iterator[_Sentence]:
 def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
     part = text[start:stop]
     numbers = tuple(int(number) for marker in _MARKER.finditer(part) for number in re.findall(r"\d+", marker.group(1)))
-    found = words(_MARKER.sub(" ", part))
+    plain = _MARKER.sub(" ", part)
+    found = words(plain)
     if found or numbers:
         begin = start + len(part) - len(part.lstrip())
-        quotes = tuple(quote for quote in map(words, _QUOTED.findall(part)) if len(quote) >= _QUOTE_WORDS)
-        yield _Sentence(begin, begin + len(part.strip()), found, numbers, quotes)
+        quotes = tuple(quote for quote in _QUOTED.findall(part) if len(words(quote)) >= _QUOTE_WORDS)
+        yield _Sentence(begin, begin + len(part.strip()), found, numbers, plain, quotes)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -241,8 +265,11 @@ def words(text: str) -> tuple[str, ...]:
 
     Addresses are none: most of them are gone from an answer, and still stand in its sources.
     """
-    said = URL.sub(" ", text.replace(LINK_REMOVED, " "))
-    return tuple(_WORD.findall(unicodedata.normalize("NFKC", said).casefold()))
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", _without_links(text)).casefold()))
+
+
+def _without_links(text: str) -> str:
+    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
 
 
 def _line(some: Sequence[str]) -> str:
@@ -254,13 +281,8 @@ def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
     if sum(block.size for block in blocks) < FUZZY_SHARE * len(sentence):
         return False
     window = passage[blocks[0].b : blocks[-1].b + blocks[-1].size]
-    together = len(window) <= 2 * len(sentence)
-    return together and _negated(window) == _negated(sentence) and _numbers(sentence) <= _numbers(window)
+    return len(window) <= 2 * len(sentence) and _numbers(sentence) <= _numbers(window)
 
 
 def _numbers(some: Sequence[str]) -> set[str]:
     return {word for word in some if word[0].isdigit()}
-
-
-def _negated(some: Iterable[str]) -> bool:
-    return any(word in _NEGATIONS or word.endswith(("n't", "n’t")) for word in some)  # noqa: RUF001 - typographic

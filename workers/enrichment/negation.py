@@ -1,0 +1,56 @@
+"""The words by which a statement is negated, and the words that say the opposite of each other. Data, no logic.
+
+English has negations, prefixes and opposites; German, French and Spanish have negations only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+NEGATIONS_WORDS: Final = (
+    "no not never none nor neither without cannot nobody nothing nowhere hardly scarcely barely nicht nichts nie "
+    "niemals niemand ohne weder kein keine keinen keinem keiner keines pas jamais sans ni rien aucun aucune nunca "
+    "jamás sin ningún ninguno ninguna nadie tampoco 不 没 沒 未 無 无 非"
+)
+NEGATIONS: Final = frozenset(NEGATIONS_WORDS.split())
+"""Words that negate those behind them. English words in `n't` do so, too."""
+
+NEGATING_PHRASES: Final = {
+    "fail": "to", "unabl": "to", "refus": "to", "yet": "to", "instead": "of", "rather": "than",
+    "lack": "", "absenc": "", "absent": "",
+}  # fmt: skip
+"""Stems that negate what is behind them, and the word that has to follow, if any."""
+
+NO_NEGATIONS: Final = frozenset(
+    [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
+)
+"""Pairs of words that begin like a negation: "no fewer than 40" asserts something."""
+
+PREFIXES: Final = ("un", "in", "im", "il", "ir", "non", "dis")
+"""A word with one of these negates the word without it, where the other text has that word."""
+
+NO_PREFIXES_WORDS: Final = (
+    "disclose discount discover disease dispatch display distance distress import important impress incline income "
+    "increase indeed index inform information inland input inside insight instead intense intend intent invest "
+    "irrigate union unit unite united until"
+)
+NO_PREFIXES: Final = frozenset(NO_PREFIXES_WORDS.split())
+"""Words that only look as if they had a prefix."""
+
+_OPPOSITES: Final = """
+above/below accept/reject active/inactive after/before allow/forbid allow/prevent always/rarely approve/reject
+asset/liability begin/end benign/malignant best/worst better/worse big/small bigger/smaller borrow/lend bought/sold
+buy/sell cheap/expensive common/rare credit/debit creditor/debtor day/night decline/grow decline/increase decline/rise
+decline/rose decrease/grow decrease/increase decrease/rise decrease/rose deficit/surplus difficult/easy down/up
+earlier/later early/late east/west exclude/include expand/shrink export/import external/internal fail/succeed
+failure/success fall/grow fall/increase fall/rise fall/rose false/true faster/slower father/mother fell/grew
+fell/increase fell/increased fell/rise fell/rose female/male few/many fewer/more first/last forbid/permit
+frequent/rare gain/lose gain/loss gained/lost greater/less greater/lower greater/smaller grew/shrank grow/shrink
+hard/soft harder/softer heavier/lighter high/low higher/lower highest/lowest improve/worsen increase/lower
+increase/reduce inferior/superior input/output large/small larger/smaller largest/smallest least/most left/right
+less/more longer/shorter lose/win loss/profit lost/won lower/raise maximum/minimum men/women negative/positive
+newer/older north/south older/younger open/close oppose/support permit/prohibit reduce/raise safe/dangerous start/end
+start/stop strengthen/weaken strong/weak stronger/weaker survive/die victory/defeat warm/cold warmer/colder wet/dry
+"""
+OPPOSITES: Final = tuple(tuple(pair.split("/")) for pair in _OPPOSITES.split())
+"""Pairs of words of which one denies the other, where a statement has one in the place of the other."""
