@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from producers.connection import partition_counts
 from producers.endpoints import disabled_endpoints, is_at
@@ -28,6 +28,8 @@ from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
+BROKERS_DIFFER_MS = 60_000
+"""By how much the clocks of two brokers, which stamp records, may differ."""
 REDRIVE = "redrive"
 """The identity of every redrive's producer."""
 
@@ -225,7 +227,7 @@ class DeadLetters:
         return Letter(
             record,
             kind,
-            self._marks.of(record.place),
+            self._marks.of(record),
             record.endpoint in self._disabled,
             record.at_ms < self._kept_from_ms,
             kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
@@ -274,14 +276,20 @@ class DeadLetters:
                     yield letter
 
     def _mark(self, letter: Letter) -> Returning:
-        return mark(self._topics, letter.place, letter.reason, letter.record.headers, self._now_ms())
+        record = letter.record
+        return mark(self._topics, letter.place, record.at_ms, letter.reason, record.headers, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
 
 
 class _Marks:
-    """When which letters of some ranges were put back: eight bytes for each offset, however many were."""
+    """When which letters of some ranges were put back: eight bytes for each offset, however many were.
+
+    `dead_letters` may be deleted and made anew, and marks of its old letters stand at the places of new ones. So a mark
+    counts only for the letter whose time it names, and never for one that is younger than itself. The time is kept as a
+    remainder; marks of earlier releases name none.
+    """
 
     def __init__(self, ranges: list[Range]) -> None:
         self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
@@ -292,17 +300,47 @@ class _Marks:
         if place is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
             if 0 <= place.offset - start < len(at_ms):
-                at_ms[place.offset - start] = record.at_ms
+                marked_ms = min(record.at_ms, _LATEST_MS)
+                at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
 
-    def of(self, place: Place) -> int | None:
+    def of(self, letter: Stored) -> int | None:
         """Unix milliseconds; None where it was not put back."""
-        start, at_ms = self._at_ms[place.partition]
-        return at_ms[place.offset - start] or None
+        start, at_ms = self._at_ms[letter.place.partition]
+        marked = at_ms[letter.place.offset - start]
+        marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
+        is_its_own = remainder in (0, _remainder(letter.at_ms)) and marked_ms >= letter.at_ms - BROKERS_DIFFER_MS
+        return marked_ms if marked and is_its_own else None
 
 
-def mark(names: Topics, place: Place, reason: str, headers: list[tuple[str, bytes]], now_ms: int) -> Returning:
-    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is."""
-    said = {"id": str(place), "at": now_ms, "reason": reason}
+_REMAINDER_BITS = 16
+_NO_MORE = (1 << _REMAINDER_BITS) - 1
+_LATEST_MS = 1 << 46
+"""In the year 4199. Whoever may write marks may stamp them with any time, and both numbers have 63 bits together."""
+
+
+def _remainder(letter_ms: int) -> int:
+    """Never 0, which stands for a mark that names no time."""
+    return 1 + letter_ms % _NO_MORE
+
+
+def _named_remainder(value: bytes | None) -> int:
+    """Of the time of the letter that a mark is about; 0 where it names none."""
+    try:
+        said = from_json(value or b"")
+    except ValueError:
+        return 0
+    letter_ms = said.get("letter_at") if isinstance(said, dict) else None
+    return _remainder(letter_ms) if isinstance(letter_ms, int) else 0
+
+
+def mark(
+    names: Topics, place: Place, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
+) -> Returning:
+    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is.
+
+    `letter_ms` is the letter's timestamp, Unix milliseconds: another letter may come to stand at its place.
+    """
+    said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
     whose = [(name, value) for name, value in headers if name in _WHOSE]
     return Returning(names.redriven, str(place).encode(), to_json(said), whose)
 

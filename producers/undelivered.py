@@ -24,16 +24,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from producers.connection import committed_offsets
-from producers.dead_letters import DeadLetters, LetterFilter, mark
+from producers.dead_letters import BROKERS_DIFFER_MS, DeadLetters, LetterFilter, mark
 from producers.put_back import Returning
 from producers.scan import Place, Range, Scanner, Stored
 from schemas import topics
 from schemas.groups import DELIVERY_GROUP
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
-
-_SKEW_MS = 60_000
-"""By how much the clocks of two brokers, which stamp results and attempts, may differ."""
 
 Event = int
 """A tenant and a `webhook-id`, as 128 bits of their hash: a number takes less room than two texts."""
@@ -57,6 +54,7 @@ class _Open(NamedTuple):
     digest: bytes
     """Of its value."""
     place: Place
+    at_ms: int
     reason: str
 
 
@@ -87,7 +85,7 @@ class Undelivered:
         """Of one of the results that this was made with."""
         event = _event(result)
         # A job that was redriven has a second result of the same event, which the first one's attempt says nothing of.
-        if self._delivered_ms[event] >= result.at_ms - _SKEW_MS:
+        if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return Standing.DELIVERED
         if event in self._waiting or self._is_ahead(result):
             return Standing.WAITING
@@ -100,7 +98,7 @@ class Undelivered:
             return []
         digest, now_ms = _digest(result), int(self._clock.time() * 1000)
         return [
-            mark(self._names, letter.place, letter.reason, result.headers, now_ms)
+            mark(self._names, letter.place, letter.at_ms, letter.reason, result.headers, now_ms)
             for letter in letters
             if letter.digest == digest
         ]
@@ -117,7 +115,7 @@ class Undelivered:
         for record in scanner.read(list(self._ahead(tiers))):
             if (record.topic, record.place) not in given_up and _event(record) in self._delivered_ms:
                 self._waiting.add(_event(record))
-        for record in scanner.read(scanner.ranges(names.attempts, since_ms - _SKEW_MS)):
+        for record in scanner.read(scanner.ranges(names.attempts, since_ms - BROKERS_DIFFER_MS)):
             self._read_attempt(record)
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
 
@@ -128,7 +126,9 @@ class Undelivered:
             if letter.kind != "callback" or event not in self._delivered_ms:
                 continue
             if letter.redriven_ms is None:
-                self._open[event].append(_Open(_digest(letter.record), letter.place, sys.intern(letter.reason)))
+                self._open[event].append(
+                    _Open(_digest(letter.record), letter.place, letter.record.at_ms, sys.intern(letter.reason))
+                )
             if letter.source is not None:
                 yield letter.source
 

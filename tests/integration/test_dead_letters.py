@@ -16,9 +16,10 @@ from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
 from producers.endpoints import put_endpoints
 from producers.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
+from producers.topics import create_topics
 from schemas.endpoint import EndpointRecord, State
 from schemas.settings import KafkaSettings
-from telemetry.clock import SystemClock
+from telemetry.clock import Deadline, SystemClock
 
 pytestmark = pytest.mark.broker
 
@@ -310,3 +311,21 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
         assert DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000, ignore).count == 2
     died.close(timeout=0)
     assert [value for _, value, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == [b'{"job_id":"job_1"}']
+
+
+def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_put_back(fleet: KafkaSettings) -> None:
+    """They stand at the places of the old ones, whose marks are kept."""
+    topic, admin = fleet.topics.dead_letters, AdminClient(fleet.client_config())
+    put_letters(fleet)
+    with Scanner(fleet) as scanner, PutBack(fleet, REDRIVE) as back:
+        redriven = DeadLetters(fleet, scanner, CLOCK).redrive(EVERYTHING, back, 1000.0, lambda done: None)
+        assert redriven.count == 2
+        assert DeadLetters(fleet, scanner, CLOCK).tally(EVERYTHING).count == 0
+    admin.delete_topics([topic])[topic].result(20)
+    deadline = Deadline.after(CLOCK, 30)
+    while topic not in create_topics(fleet).created:  # it is still being deleted
+        assert not deadline.passed
+        CLOCK.sleep(0.1)
+    put_letters(fleet)
+    with Scanner(fleet) as scanner:
+        assert DeadLetters(fleet, scanner, CLOCK).tally(EVERYTHING).count == 2

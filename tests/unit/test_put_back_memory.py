@@ -5,15 +5,27 @@ from __future__ import annotations
 import sys
 import tracemalloc
 
-from producers.dead_letters import _Marks
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers.dead_letters import _Marks, mark
 from producers.scan import Place, Range, Stored
 from producers.undelivered import _event
+from schemas.topics import Topics
 
 LETTERS = 20_000
 
 
-def marked(partition: int, offset: int, at_ms: int = 1_700_000_000_000) -> Stored:
-    return Stored("marks", Place(0, 0), at_ms, str(Place(partition, offset)).encode(), b"{}", [])
+AT_MS = 1_700_000_000_000
+
+
+def marked(partition: int, offset: int, at_ms: int = AT_MS, value: bytes | None = b"{}") -> Stored:
+    return Stored("marks", Place(0, 0), at_ms, str(Place(partition, offset)).encode(), value, [])
+
+
+def letter(partition: int, offset: int, at_ms: int = AT_MS) -> Stored:
+    return Stored("letters", Place(partition, offset), at_ms, None, b"{}", [])
 
 
 def result(tenant: str, webhook_id: str) -> Stored:
@@ -24,13 +36,46 @@ def result(tenant: str, webhook_id: str) -> Stored:
 def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over() -> None:
     marks = _Marks([Range("letters", 0, 10, 13), Range("letters", 2, 0, 1)])
     for record in (
-        *(marked(0, 11, 5), marked(0, 9), marked(0, 13), marked(1, 11), marked(2, 0, 6), marked(2, 0, 7)),
+        *(marked(0, 11), marked(0, 9), marked(0, 13), marked(1, 11), marked(2, 0, AT_MS + 6), marked(2, 0, AT_MS + 7)),
         Stored("marks", Place(0, 0), 1, None, b"{}", []),
         Stored("marks", Place(0, 0), 1, b"\xff:1", b"{}", []),
     ):
         marks.add(record)
-    assert [marks.of(Place(0, offset)) for offset in (10, 11, 12)] == [None, 5, None]
-    assert marks.of(Place(2, 0)) == 7
+    assert [marks.of(letter(0, offset)) for offset in (10, 11, 12)] == [None, AT_MS, None]
+    assert marks.of(letter(2, 0)) == AT_MS + 7
+
+
+@pytest.mark.parametrize(
+    ("marked_ms", "value", "counts"),
+    [
+        (AT_MS + 5, b'{"letter_at":%d}' % AT_MS, True),
+        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # by another broker, whose clock is behind
+        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the letter that stood there a second ago
+        (AT_MS - 70_000, b'{"letter_at":%d}' % AT_MS, False),
+        (AT_MS + 5, b"{}", True),  # of an earlier release
+        (AT_MS - 70_000, b"{}", False),
+        (AT_MS + 5, None, True),
+        (1 << 46, None, True),
+        (AT_MS + 5, b"[1]", True),
+        (AT_MS + 5, b'{"letter_at":"x"}', True),
+        (AT_MS + 5, b'{"letter_at":' + b"9" * 99 + b"}", False),
+    ],
+)
+def test_a_mark_of_a_letter_that_stood_there_before_counts_for_nothing(
+    marked_ms: int, value: bytes | None, counts: bool
+) -> None:
+    """`dead_letters` was deleted and made anew: another letter has the old one's place."""
+    marks = _Marks([Range("letters", 0, 0, 1)])
+    marks.add(marked(0, 0, marked_ms, value))
+    assert marks.of(letter(0, 0)) == (marked_ms if counts else None)
+
+
+@given(st.integers(AT_MS - 10**9, AT_MS + 10**9), st.integers(0, 10**10))
+def test_a_mark_that_is_written_for_a_letter_counts_for_it(letter_ms: int, later_ms: int) -> None:
+    marks, place = _Marks([Range("letters", 0, 0, 1)]), Place(0, 0)
+    written = mark(Topics(), place, letter_ms, "rejected", [], letter_ms + later_ms)
+    marks.add(Stored("marks", place, letter_ms + later_ms, written.key, written.value, []))
+    assert marks.of(letter(0, 0, letter_ms)) == letter_ms + later_ms
 
 
 def test_a_mark_takes_eight_bytes_and_one_of_a_letter_that_is_gone_takes_none() -> None:
@@ -43,7 +88,7 @@ def test_a_mark_takes_eight_bytes_and_one_of_a_letter_that_is_gone_takes_none() 
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert marks.of(Place(0, LETTERS)) is not None
+    assert marks.of(letter(0, LETTERS)) is not None
     assert after - before < 9 * LETTERS
 
 
