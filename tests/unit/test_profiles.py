@@ -56,7 +56,7 @@ def test_a_profile_of_the_folder_takes_the_place_of_ours_with_its_name(tmp_path:
     assert profiles["finance"].required
 
 
-def test_a_jobs_own_search_stays_and_only_the_end_of_a_long_question_is_searched_for(tmp_path: Path) -> None:
+def test_a_jobs_own_search_stays_and_only_the_question_of_a_long_prompt_is_searched_for(tmp_path: Path) -> None:
     profile = Profiles.load()["medical"]
     own = Sources(search=Search(provider="wikipedia", query="x"), profile="medical")
     assert profile.applied(own, "Why?").search == own.search

@@ -4,6 +4,7 @@ A job's sources go down this list; each step has a type, so that a signature say
 
     enrich     the way of one job, under one budget                         Sources → Evidence
     search/    providers that turn a query into links or abstracts         str → Found
+      words    the question in a prompt, and the words of it to match      str → str
     read       one URL, from the cache or fetched and read                  str → Reading
     cache/     what was read before: in memory, in Redis, in a file
     fetch      one URL, redirect by redirect, behind the egress guard       str → Page

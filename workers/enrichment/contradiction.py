@@ -141,8 +141,7 @@ def _negates_otherwise(
 def _negations(tokens: Sequence[Token]) -> list[_Negation]:
     """The negations in these tokens. One behind which nothing stands negates what stands before it."""
     found: list[_Negation] = []
-    at = 0
-    begin = 0
+    at = begin = 0
     while at < len(tokens):
         length = negations_at(tokens, at)
         if not length:
@@ -389,9 +388,6 @@ def _agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
     return any(
         _relations(passive, mine[one], mine[other]) & _relations(active, its[one], its[other]) for one, other in pairs
     )
-
-
-# -- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def _stems(tokens: Sequence[Token]) -> frozenset[str]:

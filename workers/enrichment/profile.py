@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from schemas.job import Identifier, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
 from workers.enrichment.grounding import GroundedPrompt
+from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
-MAX_QUERY_CHARS: Final = 300
-"""Of a question that is searched for; of a longer one the end, where questions are."""
+_SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
+"""Marks and words of the services' own languages: a question means nothing by them."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
 """What a field is called in a file."""
@@ -124,10 +126,9 @@ class Profiles:
 
 
 def _query(question: str) -> str:
-    words = question.split()
-    while len(words) > 1 and len(" ".join(words)) > MAX_QUERY_CHARS:
-        words.pop(0)
-    return " ".join(words)[-MAX_QUERY_CHARS:]
+    """What to search for, in plain words."""
+    plain = _SYNTAX.sub(lambda found: found[0].lower() if found[0].isalpha() else " ", question_in(question))
+    return " ".join(plain.split())
 
 
 def _read(path: Path, providers: Collection[str] | None = None) -> Profile:

@@ -11,8 +11,7 @@ from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider
 from workers.enrichment.search.markup import parse, text_of
 from workers.enrichment.search.service import Refused, Service, Web
 from workers.enrichment.search.settings import SearchSettings
-
-MAX_QUERY_WORDS: Final = 20
+from workers.enrichment.search.words import search_words
 
 _ATOM: Final = "{http://www.w3.org/2005/Atom}"
 _ARXIV: Final = "{http://arxiv.org/schemas/atom}"
@@ -23,12 +22,6 @@ _ABSTRACT_URL: Final = re.compile(rf"https?://arxiv\.org/abs/({_ID})(v\d+)?", re
 _AN_ID: Final = re.compile(rf"(?:arxiv:)?({_ID}(?:v\d+)?)", re.ASCII | re.IGNORECASE)
 _SYNTAX: Final = re.compile(r"\b(?:ti|au|abs|co|jr|cat|rn|id|all):|\b(?:AND|OR|ANDNOT)\b")
 """What shows that a query is written in arXiv's own language."""
-_WORD: Final = re.compile(r"\w+(?:-\w+)*")
-_COMMON_WORDS: Final = (
-    "a an and are as at be by can do does for from how in is it of on or that the this to was what when where which "
-    "who why will with"
-)
-_COMMON: Final = frozenset(_COMMON_WORDS.split())
 _WITHDRAWN: Final = re.compile(
     r"(?:this (?:paper|article|submission|manuscript) (?:has been|is) )?withdrawn\b", re.IGNORECASE
 )
@@ -57,10 +50,10 @@ def _terms(query: str) -> dict[str, str]:
         return {"id_list": identifier.group(1)}
     if _SYNTAX.search(query):
         return {"search_query": query}
-    words = [word for word in _WORD.findall(query) if word.casefold() not in _COMMON] or _WORD.findall(query)
+    words = search_words(query)
     if not words:
         raise Unreadable("there is no word in the query")
-    return {"search_query": " OR ".join(f"all:{word}" for word in words[:MAX_QUERY_WORDS])}
+    return {"search_query": " OR ".join(f"all:{word}" for word in words)}
 
 
 def _read(body: bytes) -> list[Found]:

@@ -14,12 +14,10 @@ from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.eutils import EUtils
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SECOND_WITH_KEY, SearchSettings
-
-MAX_QUERY_WORDS: Final = 20
+from workers.enrichment.search.words import search_words
 
 _SYNTAX: Final = re.compile(r'["\[\]()*]|\b(?:AND|OR|NOT)\b')
 """What shows that a query is written in PubMed's own language."""
-_WORD: Final = re.compile(r"\w+(?:-\w+)*")
 
 
 class _Ids(BoundedModel):
@@ -42,11 +40,11 @@ class Pubmed:
         """See `SearchProvider`. Articles without an abstract, and retracted ones, are left out.
 
         PubMed wants every word of a query in an article, and hardly any has all of a question's: where that finds
-        nothing, any of the words will do, the best match first.
+        nothing, any of its question's words will do, the best match first.
         """
         ids = await self._ids(query, limit)
         if not ids and not _SYNTAX.search(query):
-            ids = await self._ids(" OR ".join(_WORD.findall(query)[:MAX_QUERY_WORDS]), limit)
+            ids = await self._ids(" OR ".join(search_words(query)), limit)
         found = await self._articles.named(ids) if ids else {}
         return [found[number] for number in ids if number in found]
 

@@ -1,0 +1,173 @@
+"""What to search for: the question in a prompt, and the words of a query that a service is to match. Pure.
+
+A prompt may be long: instructions as a system prompt has them, documents that were pasted, and a question at the start,
+in the middle or at the end. Pasted parts that are marked as such and instructions are left out; of what is left, a
+labelled question counts first; then one in a paragraph that only asks and instructs; then the last question of the last
+paragraph, the first paragraph's, and the longest one; then an order ("Summarise …").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+MAX_QUESTION_CHARS: Final = 300
+"""Code points of a question that is searched for."""
+MAX_WORDS: Final = 12
+"""Words of a query, where a service is to match any of them: with more, it finds what has the commoner ones."""
+_ENOUGH: Final = 3
+"""A question with fewer words to search for ("Is it safe then?") is about what stands before it."""
+
+_WORD: Final = re.compile(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001 - typographic
+_PASTED: Final = re.compile(
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|\"\"\".*?(?:\"\"\"|\Z)"
+    r"|<(?P<tag>[A-Za-z][\w-]{0,30})>.*?(?:</(?P=tag)>|\Z)|^[ \t]*>[^\n]*$",
+    re.DOTALL | re.MULTILINE,
+)
+_DOCUMENT: Final = re.compile(
+    r"^\W{0,4}(?:document|context|text|article|abstract|passage|background|source|excerpt|transcript|e-?mail)s?"
+    r"(?: \w{1,3})?\W{0,4}:",
+    re.IGNORECASE,
+)
+"""Such a label begins a paragraph that is pasted."""
+_LABEL: Final = re.compile(
+    r"^\W{0,4}(?:(?:user|my|the|final|research) )?(?:question|query|task|q|frage|pregunta|user|human)\W{0,4}:\s*",
+    re.IGNORECASE,
+)
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"')\]”’]*\s+|(?<=[。！？])\s*|\n")  # noqa: RUF001 - full-width marks
+_QUESTION: Final = re.compile(r"[?？][\"')\]”’*_]*$")  # noqa: RUF001 - as above
+_ORDER: Final = re.compile(
+    r"(?:please |now )*(?:summari[sz]e|explain|describe|compare|list|find|discuss|review|outline|tell me|give me|"
+    r"assess|evaluate|analy[sz]e|estimate|identify|report)\b",
+    re.IGNORECASE,
+)
+_INSTRUCTION: Final = re.compile(
+    r"\byou(?:'re|’re| are| will| should| must| may| have)\b|\byour\b|\b(?:do not|don't|don’t|never|always|make sure|"  # noqa: RUF001
+    r"ensure|avoid|act as|respond|reply|cite|quote|use only|based on|step by step|bullets?|json|markdown|concise|"
+    r"assistant|question below|following (?:question|document|text)|instructions?|the user)\b",
+    re.IGNORECASE,
+)
+
+_STOP_WORDS: Final = (
+    "a about after again all also am an and any are as at be because been before being below best between but by can "
+    "could did do does doing each few for from further give had has have having he her here hers him his how i if in "
+    "into is it its itself just know like list may me might more most much must my no nor not of off on once only or "
+    "other our out over own please same say see shall she should so some such tell than that the their them then there "
+    "these they this those through to too under until up use used very was we were what when where whether which while "
+    "who whom whose why will with would you your "
+    "question questions answer answers explain describe discuss document documents source sources text summarise "
+    "summarize user assistant instruction instructions "
+    "aber als am auf bei das dem den der des die ein eine einem einen einer für hat ist mit nicht oder sich sie sind "
+    "und von warum was welche welcher welches wie wird wurde zu zum zur "
+    "au aux avec ce ces cette comment dans de des du elle en est et il ils la le les leur on ou par pour pourquoi "
+    "quand que quel quelle quels quelles qui sa se ses son sont sur un une "
+    "al como con cuál cuáles cuando cómo del el ella es está la las los más o para por que qué se son su sus un una y"
+)
+_STOPPED: Final = frozenset(_STOP_WORDS.split())
+
+
+def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
+    """The words of the query's question, each once, without stop words: `most` at most, in their order.
+
+    All words where there are none but stop words.
+    """
+    question = question_in(query)
+    return (_telling(question) or _once(_WORD.findall(question)))[:most]
+
+
+def question_in(prompt: str) -> str:
+    """The question of a prompt on one line, at most `MAX_QUESTION_CHARS` long and cut between two words.
+
+    What it is about is put before it where it does not say that itself. A text in which nothing is asked is taken from
+    its start, without instructions where anything else is left.
+    """
+    paragraphs = [_sentences(part) for part in re.split(r"\n\s*\n", _PASTED.sub("\n\n", prompt))]
+    paragraphs = [part for part in paragraphs if part] or [part for part in [_sentences(prompt)] if part]
+    return _cut(_asked(paragraphs) or " ".join(_subject(paragraphs)))
+
+
+def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
+    """The question with what it is about; empty where nothing is asked."""
+    own = [part for part in paragraphs if not _DOCUMENT.match(part[0])] or paragraphs
+    for kind, where in ((_labelled, paragraphs), (_question, own), (_order, own)):
+        if paragraphs and (chosen := kind(where)) is not None:
+            part, at = chosen
+            question = _LABEL.sub("", part[at])
+            if len(_telling(question)) >= _ENOUGH:
+                return question
+            before = [one for one in part[:at] if not _INSTRUCTION.search(one)][-1:]
+            return " ".join([*(before or _before(paragraphs, part)), question])
+    return ""
+
+
+def _before(paragraphs: Sequence[Sequence[str]], part: Sequence[str]) -> list[str]:
+    """The first sentence of the prompt, outside this paragraph, that is no instruction."""
+    others = (one for other in paragraphs if other is not part for one in other)
+    return [one for one in others if not _INSTRUCTION.search(one)][:1]
+
+
+_Place = tuple[Sequence[str], int]
+
+
+def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
+    places = [(part, at) for part in paragraphs for at, one in enumerate(part) if _LABEL.match(one)]
+    for part, at in reversed(places):
+        if _WORD.search(_LABEL.sub("", part[at])):
+            return part, at
+        if at + 1 < len(part):
+            return part, at + 1  # the label has a line of its own
+    return None
+
+
+def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
+    """The last question of the last paragraph, the last of the first, or the longest between.
+
+    Paragraphs that only ask and instruct go first: others may be a document that was pasted.
+    """
+    asking = [part for part in paragraphs if all(_is_question(one) or _INSTRUCTION.search(one) for one in part)]
+    for part in (*reversed(asking), paragraphs[-1], paragraphs[0]):
+        if (at := _last(part, _is_question)) is not None:
+            return part, at
+    places = [(part, at) for part in paragraphs for at, one in enumerate(part) if _is_question(one)]
+    return max(places, key=lambda place: len(_telling(place[0][place[1]])), default=None)
+
+
+def _is_question(sentence: str) -> bool:
+    """Whether it asks for more than a form of the answer."""
+    return _QUESTION.search(sentence) is not None and bool(_telling(sentence))
+
+
+def _order(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
+    for part in (paragraphs[-1], *paragraphs[:-1]):
+        at = _last(part, lambda one: _ORDER.match(one) is not None and len(_telling(one)) >= _ENOUGH)
+        if at is not None:
+            return part, at
+    return None
+
+
+def _last(part: Sequence[str], test: Callable[[str], bool]) -> int | None:
+    return next((at for at in reversed(range(len(part))) if test(part[at])), None)
+
+
+def _subject(paragraphs: Sequence[Sequence[str]]) -> list[str]:
+    said = [one for part in paragraphs for one in part]
+    return [one for one in said if not _INSTRUCTION.search(one)] or said
+
+
+def _sentences(text: str) -> list[str]:
+    return [plain for one in _SENTENCE_END.split(text) if (plain := " ".join(one.split())) and _WORD.search(plain)]
+
+
+def _telling(text: str) -> list[str]:
+    return [word for word in _once(_WORD.findall(text)) if word.casefold() not in _STOPPED]
+
+
+def _once(words: Iterable[str]) -> list[str]:
+    return list({word.casefold(): word for word in reversed(list(words))}.values())[::-1]
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_QUESTION_CHARS:
+        return text
+    return text[: MAX_QUESTION_CHARS + 1].rpartition(" ")[0] or text[:MAX_QUESTION_CHARS]
