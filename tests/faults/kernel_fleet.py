@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from devkit.committed import committed_records
+from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 
 PROGRAM = Path(__file__).with_name("stage_process.py")
@@ -128,6 +130,17 @@ class Ledgers:
         admin = AdminClient(self.kafka.client_config())
         asked = TopicPartition(self.kafka.topics.requests(), 0, offset)
         admin.delete_records([asked])[asked].result(20)
+
+    def set_session(self, seconds: int, group: str = "inference") -> None:
+        """How long a member of the group may be silent until it is expelled."""
+        resource = ConfigResource(
+            ConfigResourceType.GROUP,
+            f"{self.kafka.topic_prefix}{group}",
+            {"consumer.session.timeout.ms": str(1000 * seconds)},
+        )
+        with admin_client(self.kafka) as admin:
+            answer = admin.alter_configs([resource], raise_on_unknown=False)
+        assert set(answer["group"].values()) == {"OK"}
 
     def wait_for_results(self, jobs: int, seconds: float) -> None:
         eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")

@@ -1,0 +1,133 @@
+"""Transactional calls that fail, hang or come back late: what the settler does next, against a client that obeys."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from test_settle import Client, batch_of, landed, repaired
+
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.stage import settle
+from workers.stage.partition import Partition
+from workers.stage.progress import Progress
+from workers.stage.settle import Settler, State
+
+Make = Callable[[type[Client]], Settler]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A settler with a client of this class."""
+
+    def made(client: type[Client]) -> Settler:
+        monkeypatch.setattr(settle, "Producer", client)
+        return Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics())
+
+    return made
+
+
+@pytest.fixture
+def held() -> Partition:
+    partition = Partition("requests", 0, 1, 0.0)
+    partition.open(Progress(5), 0)
+    partition.ledger.take(5)
+    return partition
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """What hangs waits for it, and no longer than the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def settled(settler: Settler, partition: Partition) -> object:
+    """Have a batch settled, topics swept first; None where it did not come through."""
+    repaired(settler, partition)
+    settler.settle(batch_of(partition, 5))
+    if settler.state is not State.SETTLING:
+        repaired(settler, partition)
+        settler.settle(batch_of(partition, 5))
+    return landed(settler)
+
+
+@pytest.mark.parametrize(
+    ("error", "next_state"),
+    [
+        (KafkaError(KafkaError._TIMED_OUT), State.REBUILDING),
+        (KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True), State.ABORTING),
+        (KafkaError(KafkaError._FENCED, "another one came", fatal=True), State.REBUILDING),
+        (KafkaError(KafkaError._TRANSPORT, "try again", retriable=True), State.COMMITTING),
+    ],
+    ids=["timed out", "to be aborted", "fatal", "retriable"],
+)
+def test_a_commit_that_fails_is_no_commit(make: Make, held: Partition, error: KafkaError, next_state: State) -> None:
+    class Failing(Client):
+        failed = False
+
+        def commit_transaction(self, timeout: float) -> None:
+            if not Failing.failed:
+                Failing.failed = True
+                raise KafkaException(error)
+            super().commit_transaction(timeout)
+
+    settler = make(Failing)
+    first = settler._producer
+    assert settled(settler, held) is None
+    assert settler.state is next_state
+    assert (settler._producer is not first) == (next_state is State.REBUILDING)
+    batch = settler.repair([held])
+    assert (batch is not None) == (next_state is State.COMMITTING), "only a commit that was called again comes through"
+    assert settler.state is not State.SETTLING
+
+
+def test_a_call_that_hangs_is_left_behind_with_its_producer(
+    make: Make, held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka's own timeouts do not always hold, and rebalances went unheard meanwhile."""
+
+    class Hanging(Client):
+        def abort_transaction(self, timeout: float) -> None:
+            released.wait(5)
+
+    settler = make(Hanging)
+    settler.repair([held])
+    assert settler.state is State.SWEEPING
+    monkeypatch.setattr(settle, "ABORT_SECONDS", -0.9)  # and the margin of a second
+    hung = settler._producer
+    settler.repair([held])
+    assert settler.state is State.REBUILDING
+    assert settler._producer is not hung
+
+
+def test_progress_is_sent_with_the_member_it_is_of(make: Make, held: Partition) -> None:
+    """The broker refuses it where the member has been expelled: two owners of a partition never both settle."""
+    members = []
+
+    class Noting(Client):
+        def send_offsets_to_transaction(self, positions: list[Any], metadata: Any, timeout: float) -> None:
+            members.append(metadata)
+            super().send_offsets_to_transaction(positions, metadata, timeout)
+
+    assert settled(make(Noting), held) is not None
+    assert set(members) == {"member"}
+
+
+def test_a_sweep_is_aborted_only_once_all_of_it_is_written(make: Make, held: Partition) -> None:
+    """An abort drops records that are not sent, and their partitions get no marker."""
+    unsent = []
+
+    class Noting(Client):
+        def abort_transaction(self, timeout: float) -> None:
+            unsent.append(len(self))
+            super().abort_transaction(timeout)
+
+    assert settled(make(Noting), held) is not None
+    assert unsent
+    assert set(unsent) == {0}
