@@ -59,9 +59,18 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.process import ProcessError, PropertyRefused
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
+    from workers.stage.stage import NothingCompletes
     from workers.stage.topic_ids import TopicMadeAnew
 
-    of_the_process = (ProcessError, EngineError, KeyringError, IdentityShared, GroupRefused, TopicMadeAnew)
+    of_the_process = (
+        ProcessError,
+        EngineError,
+        KeyringError,
+        IdentityShared,
+        GroupRefused,
+        NothingCompletes,
+        TopicMadeAnew,
+    )
     of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:

@@ -235,6 +235,7 @@ class InferenceHandler:
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """Answer one job: it ends in exactly one result, or goes on to the lane of the engine that has its model."""
+        record.shows_health = False  # until the engine has answered it
         self._preparing += 1
         preparing = True
         try:
@@ -406,6 +407,7 @@ class InferenceHandler:
         )
         if completion is None or completion.finish_reason == "abort":
             return self._settled(record, received, self._cut_off(received, completion))
+        record.shows_health = True
         return self._settled(record, received, await self._succeeded(received, asked, completion, timings))
 
     async def _asked_and_completed(self, received: ReceivedJob, asked: Asked) -> tuple[Asked, Completion | None]:

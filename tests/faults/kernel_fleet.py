@@ -42,6 +42,8 @@ class StageProcesses:
     logs: Path
     window: int = 200
     drain_seconds: float = 10.0
+    sick: set[str] = field(default_factory=set)
+    """Replicas whose engine dies at every record."""
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, *replicas: str) -> None:
@@ -51,6 +53,7 @@ class StageProcesses:
                 "replica": replica,
                 "window": self.window,
                 "drain_seconds": self.drain_seconds,
+                "sick": replica in self.sick,
             }
             with (self.logs / f"{replica}.log").open("ab") as log:
                 self.running[replica] = subprocess.Popen([sys.executable, PROGRAM, json.dumps(told)], stderr=log)

@@ -2,6 +2,7 @@
 
 A record says in its JSON what its handler does: `id` is written to the output, `ms` is how long that takes, `until` is
 a file that has to be there before, `kill` ends the process, `crash` ends what would be an engine process.
+With the setting `sick` every record ends the engine.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from workers.stage.window import Limits
 class DirectedHandler:
     """Does what the record says."""
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    def __init__(self, kafka: KafkaSettings, *, sick: bool) -> None:
         self._topics = kafka.topics
+        self._sick = sick
         self._death = asyncio.Event()
 
     async def handle(self, record: Record) -> Sequence[Output]:
@@ -39,7 +41,7 @@ class DirectedHandler:
         job = json.loads(record.value)
         if job.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if job.get("crash"):
+        if job.get("crash") or self._sick:
             death, self._death = self._death, asyncio.Event()
             death.set()
             raise HandlerCrashed
@@ -72,7 +74,7 @@ async def main() -> None:
         kafka,
         [kafka.topics.requests()],
         told["replica"],
-        DirectedHandler(kafka),
+        DirectedHandler(kafka, sick=told["sick"]),
         SystemClock(),
         Metrics(),
     )

@@ -420,6 +420,24 @@ async def test_a_job_in_an_engine_that_dies_is_the_stage_s_to_judge_and_so_are_i
         assert (await worker.result(record(offset=9))).outcome == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("job", "shows"),
+    [
+        ({"prompt": "What is it?"}, True),
+        ({"prompt": ""}, False),
+        ({"prompt": "What is it?", "model_id": "another"}, False),
+        ({"prompt": "[[sleep 30]]", "ttl_seconds": 1}, False),
+    ],
+)
+async def test_a_result_shows_that_the_engine_works_only_where_the_engine_made_it(
+    job: dict[str, Any], shows: bool
+) -> None:
+    given = record(job)
+    async with working() as worker:
+        await worker.outputs(given)
+    assert given.shows_health is shows
+
+
 async def test_a_job_that_is_given_up_gets_a_failed_result_and_a_dead_letter_with_its_attempts() -> None:
     given = record(job_id="killer")
     async with working() as worker:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
+from workers.stage.isolation import ATTEMPTS_ALLOWED, DEATHS_IN_A_ROW, MAX_ATTEMPTED, Isolation
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 from workers.stage.record import Record
@@ -57,6 +57,14 @@ def dispatched(isolation: Isolation) -> list[int]:
 def acquitted(isolation: Isolation, partition: Partition) -> None:
     """All that are tried are settled."""
     offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
+    partition.settle(offsets, partition.progress(offsets))
+    for offset in offsets:
+        isolation.settled(partition, offset)
+
+
+def answered(isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
+    """These complete and are settled."""
+    isolation.completed()
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
         isolation.settled(partition, offset)
@@ -185,7 +193,7 @@ def test_it_tells_whether_anything_of_a_partition_is_suspected(state: str) -> No
 def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_last_ones() -> None:
     isolation = Isolation()
     left_open = opened(0, Progress(0, open=True))
-    ran = opened(1, Progress(0, open=True, alone=True, suspects={0: Suspect(1, running=True)}))
+    ran = opened(1, Progress(0, open=True, alone=True, suspects={0: Suspect(running=True)}))
     for partition in (left_open, ran):
         isolation.opened(partition)
     taken(isolation, left_open, range(50))
@@ -285,6 +293,7 @@ def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: s
     isolation.opened(partition)
     taken(isolation, partition, [0])
     if way == "engine":
+        isolation.completed()  # another one
         assert dispatched(isolation) == [0]
         crashed(isolation, partition, [0])
     assert len(isolation.condemned) == 1
@@ -315,11 +324,111 @@ def test_what_ran_in_an_engine_that_died_is_halved_until_one_is_alone() -> None:
         sizes.append(len(cohort))
         crashed(isolation, partition, cohort)
     assert sizes == [4, 2, 1, 1]
-    assert partition.suspects[0].attempts == 2
+    assert [partition.suspects[offset].attempts for offset in (0, 1)] == [1, 1]
+
+
+def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_after_three_attempts() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(4))
+    tried = []
+    while cohort := dispatched(isolation):
+        tried += [cohort]
+        if 0 in cohort:
+            crashed(isolation, partition, cohort)
+        else:
+            answered(isolation, partition, cohort)
+        if not isolation.exclusive and partition.suspects.get(0) == Suspect(2):
+            assert isolation.needs_others or isolation.next_cohort(NO_BOUND) is not None
+            isolation.completed()  # one that was never suspected: they run beside a suspect's wait
+    assert tried == [[0, 1], [0], [1], [2], [3], [0], [0]]
+    assert [(one.offset, attempts) for _, one, attempts in isolation.condemned] == [(0, 3)]
+
+
+# -- a machine on which everything dies ----------------------------------------------------------------------------
+
+
+def test_a_machine_that_kills_at_every_record_condemns_none_and_is_sick() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(40))
+    deaths = 0
+    while not isolation.sick:
+        crashed(isolation, partition, dispatched(isolation))
+        deaths += 1
+    assert deaths == 5 + DEATHS_IN_A_ROW  # 20 records, 10, 5, 3, 2, and then each alone
+    assert isolation.condemned == []
+
+
+def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, [0])
+    for _ in range(2):
+        crashed(isolation, partition, dispatched(isolation))
+    assert isolation.needs_others
+    isolation.try_anyway()  # none has come for a while
+    assert not isolation.sick
     crashed(isolation, partition, dispatched(isolation))
-    assert [condemned.offset for _, condemned, _ in isolation.condemned] == [0]
-    assert dispatched(isolation) == [1]  # the neighbours are tried alone too, and none has an attempt
-    assert {offset for offset, suspect in partition.suspects.items() if suspect.attempts} <= {0}
+    assert isolation.sick
+    assert (isolation.condemned, partition.suspects) == ([], {0: Suspect(2)})
+
+
+def test_what_completed_before_a_death_says_nothing_of_what_comes_after_it() -> None:
+    isolation, partition = Isolation(), opened()
+    isolation.completed()
+    crashed(isolation, partition, [0])
+    for _ in range(2):
+        crashed(isolation, partition, dispatched(isolation))
+    assert dispatched(isolation) == []
+    assert isolation.needs_others
+    assert not isolation.exclusive, "others are held up by a suspect that waits for them"
+
+
+def test_the_last_attempt_is_no_attempt_where_the_process_had_completed_nothing_since_it_began() -> None:
+    """Across restarts the ledger carries the attempts: a machine on which each worker dies would condemn them all."""
+    isolation = Isolation()
+    partition = opened(progress=Progress(0, open=True, suspects={0: Suspect(2)}), window=0)
+    for healthy, attempts in ((False, 2), (False, 2), (True, 3)):
+        isolation = Isolation()
+        isolation.opened(partition)
+        taken(isolation, partition, [0])
+        assert dispatched(isolation) == []
+        if healthy:
+            isolation.completed()
+        else:
+            isolation.try_anyway()
+        assert dispatched(isolation) == [0]
+        partition = reopened(partition)
+        Isolation().opened(partition)
+        assert partition.suspects[0].attempts == attempts
+        partition.suspects[0] = Suspect(attempts)
+
+
+def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_healthy_one_answers_everything() -> None:
+    jobs = 300
+    found = opened(window=64)
+    for restart in range(80):
+        isolation = Isolation()
+        isolation.opened(found)
+        taken(isolation, found, [offset for offset in range(jobs) if offset not in found.suspects])
+        taken(isolation, found, sorted(found.suspects))
+        crashed(isolation, found, range(restart, restart + 40))
+        while not isolation.sick and (cohort := dispatched(isolation)):
+            crashed(isolation, found, cohort)
+        assert isolation.condemned == []
+        attempted = {offset: suspect for offset, suspect in reopened(found).suspects.items() if suspect.attempts}
+        assert len(attempted) <= MAX_ATTEMPTED
+        found = opened(progress=Progress(0, suspects=attempted), window=64)
+    assert len(found.suspects) == MAX_ATTEMPTED
+    isolation = Isolation()
+    isolation.opened(found)
+    taken(isolation, found, range(jobs))
+    isolation.completed()
+    tried = []
+    while cohort := dispatched(isolation):
+        tried += cohort
+        answered(isolation, found, cohort)
+    assert isolation.idle
+    assert set(tried) >= found.suspects.keys()
+    assert isolation.condemned == []
 
 
 def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> None:
@@ -447,6 +556,7 @@ class Fleet:
     committed: dict[int, Progress] = field(default_factory=dict)
     outcomes: dict[tuple[int, int], str] = field(default_factory=dict)
     deaths: int = 0
+    passers_by: int = 0
 
     def run(self, most_deaths: int) -> None:
         while len(self.outcomes) < sum(self.jobs):
@@ -469,6 +579,12 @@ class Fleet:
         while len(self.outcomes) < sum(self.jobs):
             before = len(self.outcomes)
             batch = self._batch(isolation, parked, beside=len(running))
+            if isolation.needs_others and not (batch or running or parked):
+                self.passers_by += 1
+                assert self.passers_by <= 2 * len(self.killers), "others complete, and a suspect goes on waiting"
+                isolation.completed()  # a job comes that was not there, and is answered
+                continue
+            assert not isolation.sick
             assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
             running += batch
             fuses = {place: turns - 1 for place, turns in fuses.items()}
@@ -513,6 +629,8 @@ class Fleet:
         place = (partition.number, offset)
         assert place not in self.outcomes, "handled twice"
         self.outcomes[place] = outcome
+        if outcome == "answered":
+            isolation.completed()
         self._commit(isolation, partition, [offset])
 
     def _commit(self, isolation: Isolation, partition: Partition, offsets: list[int]) -> None:

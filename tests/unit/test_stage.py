@@ -19,7 +19,15 @@ from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import Completion
 from workers.stage.settle import Batch, State
-from workers.stage.stage import IDLE_SECONDS, LOOK_AGAIN_SECONDS, MAX_BATCH_RECORDS, Stage, StageSettings
+from workers.stage.stage import (
+    IDLE_SECONDS,
+    LOOK_AGAIN_SECONDS,
+    MAX_BATCH_RECORDS,
+    OTHERS_SECONDS,
+    NothingCompletes,
+    Stage,
+    StageSettings,
+)
 from workers.stage.watch import STALL_SECONDS
 from workers.stage.window import Limits
 
@@ -600,6 +608,60 @@ def test_first_windows_of_many_partitions_take_no_more_places_than_the_window_ha
         if stage._isolation.announced is not None:
             stage._isolation.announced.committed = True
     assert sum(len(batch) for batch, _ in loop.calls) == 20
+
+
+def died(stage: Stage, loop: BusyLoop) -> list[int]:
+    """Dispatches, and has everything that runs die with the engine; the offsets of it."""
+    stage._dispatch()
+    if stage._isolation.announced is not None:
+        stage._isolation.announced.committed = True
+        stage._dispatch()
+    batch, _ = loop.calls[-1]
+    for partition, record in batch:
+        stage._completions.put(Completion(partition, record, None, 0.0))
+    stage._collect()
+    return [record.offset for _, record in batch]
+
+
+def test_a_stage_in_which_record_after_record_dies_alone_stops_and_says_why() -> None:
+    stage, loop, _ = stage_with(Intake(), HandClock(), parked=20)
+    tried = []
+    while stage._stopping is None:
+        tried.append(died(stage, loop))
+        stage._turn()
+    assert [len(offsets) for offsets in tried[-4:]] == [1] * 4
+    assert isinstance(stage._sick, NothingCompletes)
+    assert stage._isolation.condemned == []
+
+
+def test_a_suspect_before_its_last_attempt_waits_ten_seconds_for_others_where_there_are_none() -> None:
+    clock = HandClock()
+    stage, loop, _ = stage_with(Intake(), clock, parked=1)
+    for _ in range(3):
+        assert died(stage, loop) == [0]
+    stage._turn()
+    calls = len(loop.calls)
+    clock.now += OTHERS_SECONDS - 1
+    stage._dispatch()
+    assert (len(loop.calls), stage._stopping) == (calls, None)
+    clock.now += 1
+    assert died(stage, loop) == [0]
+    stage._turn()
+    assert isinstance(stage._sick, NothingCompletes)
+
+
+def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once_others_completed() -> None:
+    stage, loop, partition = stage_with(Intake(), HandClock(), parked=1)
+    for _ in range(3):
+        assert died(stage, loop) == [0]
+    stage._take([Record("requests", 0, offset, b"") for offset in (1, 2)], [])
+    stage._turn()
+    assert [record.offset for _, record in loop.calls[-1][0]] == [1, 2]
+    ended(stage, partition, 1, 2)
+    assert died(stage, loop) == [0]
+    stage._turn()
+    assert [call[1].offset for call in loop.calls if len(call) == 4] == [0]
+    assert stage._sick is None
 
 
 def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:

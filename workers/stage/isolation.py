@@ -12,6 +12,11 @@ happens in memory.
 First windows are tried beside all else, MAX_SUSPECTS records of each partition at once: so many fit into its commit.
 Places of members that are settled go to new ones, since a callback to a server that hangs must not hold up thousands
 of others. Records that were running in a crash are tried strictly one cohort after the other.
+
+A sick machine kills at every record, and none is to blame. So the third attempt waits until another record has
+completed since the last death; a death that nothing preceded counts for no third attempt. DEATHS_IN_A_ROW records that
+die alone while none completes make the process `sick`, as does one that is tried for lack of others: the process is to
+end, and the records stay in Kafka for other workers.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ from workers.stage.progress import MAX_SUSPECTS, Suspect
 from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
+DEATHS_IN_A_ROW = 4
+"""Of different records that ran alone, while none completed. Three killers side by side are taken for killers."""
+MAX_ATTEMPTED = MAX_SUSPECTS // 2
+"""Records of a partition with attempts. Each has a place in every commit until it is settled; the others are tried."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +58,16 @@ class Isolation:
         self._wide: dict[Partition, deque[Record]] = {}
         """The first window of each partition that was left open: run in cohorts, beside everything else. No queue is
         empty, and the partition that was drawn from last stands last."""
+        self._last: deque[tuple[Partition, Record]] = deque()
+        """Before their last attempt: they wait until another record has completed, and hold up nothing meanwhile."""
+        self._healthy = False
+        """Whether a record has completed since the last death, or since this process began."""
+        self._died_alone: set[tuple[Partition, int]] = set()
+        """Since a record has completed last."""
+        self._for_lack_of_others = False
+        """Whether a last attempt is under way although no other record has completed."""
+        self.sick = False
+        """Whether the records cannot be to blame."""
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
         """Committed as running by another worker, and not yet delivered to this one."""
@@ -61,12 +80,17 @@ class Isolation:
     @property
     def idle(self) -> bool:
         """Whether nothing is suspected."""
-        return not (self.cohorts or self._narrow or self._wide or self.condemned)
+        return not (self.cohorts or self._narrow or self._wide or self._last or self.condemned)
 
     @property
     def exclusive(self) -> bool:
         """Whether records that are not suspected must wait."""
         return bool(self._narrow) or any(cohort.narrow for cohort in self.cohorts)
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether all that is left are records before their last attempt, which wait until another one completes."""
+        return bool(self._last) and not (self._healthy or self.cohorts or self._narrow or self._wide or self.condemned)
 
     @property
     def announced(self) -> Cohort | None:
@@ -77,17 +101,18 @@ class Isolation:
         """Whether records of the partition are suspected, or are to be when they come."""
         if partition.careful_records or any(suspect.running for suspect in partition.suspects.values()):
             return True
-        suspected = {*self._wide, *self._tried(), *(owner for owner, _ in self._narrow)}
+        suspected = {*self._wide, *self._tried(), *(owner for owner, _ in (*self._narrow, *self._last))}
         suspected.update(owner for owner, _, _ in self.condemned)
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
         """A partition brings what its last owner committed as running: that cohort killed, so it is halved."""
-        self._start_anew_if_idle()
+        self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:
             offset = running[0]
-            partition.suspects[offset] = Suspect(partition.suspects[offset].attempts + 1, running=True)
+            attempts = partition.suspects[offset].attempts
+            partition.suspects[offset] = Suspect(attempts + _has_room(partition, attempts), running=True)
         if running:
             self._halve(len(running))
         self._awaited.update((partition, offset) for offset in running)
@@ -98,7 +123,7 @@ class Isolation:
         self._awaited.discard((partition, record.offset))
         known = partition.suspects.get(record.offset)
         if known is not None:
-            if known.attempts:
+            if 0 < known.attempts < ATTEMPTS_ALLOWED - 1:
                 self._halve(1)
             self._judge(partition, record, known.attempts)
         elif partition.careful_records > 0:
@@ -108,21 +133,43 @@ class Isolation:
             return False
         return True
 
+    def completed(self) -> None:
+        """A record has completed: what runs them works."""
+        self._healthy, self._for_lack_of_others = True, False
+        self._died_alone.clear()
+
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
         """Everything that was running in what died. Call it once per death, with all of them."""
-        self._start_anew_if_idle()
+        self._start_anew_if_calm()
         tried, self.cohorts = self.cohorts, []
         alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)
+        healthy, self._healthy = self._healthy, False
+        if alone and not healthy:
+            self._died_alone.update((partition, record.offset) for partition, record in casualties)
+            self.sick = self._for_lack_of_others or len(self._died_alone) >= DEATHS_IN_A_ROW
         for cohort in tried:
             if not cohort.dispatched:
                 self._put_back(cohort)
         self._halve(len(casualties))
         for partition, record in reversed(casualties):
-            attempts = partition.suspects.get(record.offset, Suspect()).attempts + (1 if alone else 0)
-            partition.suspects.pop(record.offset, None)
+            attempts = partition.suspects.pop(record.offset, Suspect()).attempts
+            if alone and _counts(attempts, healthy=healthy):
+                attempts += _has_room(partition, attempts)
             if attempts:
                 partition.suspects[record.offset] = Suspect(attempts)
-            self._judge(partition, record, attempts, first=True)
+            self._judge(partition, record, attempts, first=not alone)
+        waiting, self._narrow = self._narrow, deque()
+        for partition, record in waiting:  # one that was next may have to wait for another proof
+            self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
+
+    def try_anyway(self) -> None:
+        """Have a record before its last attempt run although none completes: there may be no other for days."""
+        self._for_lack_of_others = True
+        self._try_last()
+
+    def _try_last(self) -> None:
+        self._narrow.append(self._last.popleft())
+        self._limit = 1
 
     def next_cohort(self, room: int) -> Cohort | None:
         """The cohort to be dispatched next, if any. Its suspicion is to be committed before that.
@@ -131,6 +178,8 @@ class Isolation:
         """
         if self.cohorts and not self.cohorts[-1].dispatched:
             return self.cohorts[-1]
+        if self._last and self._healthy and not self.exclusive:
+            self._try_last()
         if self.cohorts and self.exclusive:
             return None  # not even suspects run beside those that ran in a crash
         narrow = bool(self._narrow)
@@ -155,9 +204,10 @@ class Isolation:
     def forget(self, partition: Partition) -> list[Record]:
         """A partition is going: its suspects are another worker's. Returns those that were not dispatched."""
         untried = [record for owner, record, _ in self.condemned if owner is partition]
-        untried += [record for owner, record in self._narrow if owner is partition]
+        untried += [record for owner, record in (*self._narrow, *self._last) if owner is partition]
         untried += self._wide.pop(partition, ())
         self._narrow = deque(entry for entry in self._narrow if entry[0] is not partition)
+        self._last = deque(entry for entry in self._last if entry[0] is not partition)
         self.condemned = [entry for entry in self.condemned if entry[0] is not partition]
         self._awaited = {entry for entry in self._awaited if entry[0] is not partition}
         for cohort in self.cohorts:
@@ -171,13 +221,15 @@ class Isolation:
     def _judge(self, partition: Partition, record: Record, attempts: int, *, first: bool = False) -> None:
         if attempts >= ATTEMPTS_ALLOWED:
             self.condemned.append((partition, record, attempts))
+        elif attempts == ATTEMPTS_ALLOWED - 1:
+            self._last.append((partition, record))
         elif first:
             self._narrow.appendleft((partition, record))
         else:
             self._narrow.append((partition, record))
 
-    def _start_anew_if_idle(self) -> None:
-        if self.idle and not self._awaited:
+    def _start_anew_if_calm(self) -> None:
+        if not (self.exclusive or self._awaited):
             self._limit = MAX_SUSPECTS
 
     def _halve(self, size: int) -> None:
@@ -203,7 +255,10 @@ class Isolation:
         """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""
         tried = self._tried()
         for partition in {partition for partition, _ in cohort.members}:
-            partition.alone = cohort.alone
+            partition.alone = cohort.alone and all(
+                _counts(owner.suspects.get(record.offset, Suspect()).attempts, healthy=self._healthy)
+                for owner, record in cohort.members
+            )
             partition.suspects = {
                 offset: Suspect(suspect.attempts, running=offset in tried[partition])
                 for offset, suspect in partition.suspects.items()
@@ -245,3 +300,13 @@ class Isolation:
         for partition in {*named, *self._wide, *(partition for partition, _ in self._narrow)}:
             named[partition].update(offset for offset, suspect in partition.suspects.items() if suspect.attempts)
         return named
+
+
+def _counts(attempts: int, *, healthy: bool) -> bool:
+    """Whether killing alone is an attempt for a record with so many. The last one takes another record's completion."""
+    return healthy or attempts < ATTEMPTS_ALLOWED - 1
+
+
+def _has_room(partition: Partition, attempts: int) -> bool:
+    """Whether the partition's commits have room for an attempt more of a record that has so many."""
+    return attempts > 0 or sum(suspect.attempts > 0 for suspect in partition.suspects.values()) < MAX_ATTEMPTED

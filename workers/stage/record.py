@@ -37,6 +37,9 @@ class Record:
     """When the record was appended or created, Unix milliseconds."""
     unreadable: str | None = None
     """What the client could not make anything of, `headers` being None then: the reason, as a phrase."""
+    shows_health: bool = True
+    """Whether its completion shows that the engine, or whatever else runs records, works. A handler that settles the
+    record without it sets False."""
 
     def header(self, name: str) -> str | None:
         """The last header of this name as text; None where it is absent or is not UTF-8."""

@@ -186,6 +186,7 @@ class Runner:
 
     def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """Raises nothing: the partition's base would stand still for ever behind a record that does not complete."""
+        record.shows_health = False
         try:
             return _within_bounds(self._handler.give_up(record, failure))
         except Exception as error:

@@ -44,10 +44,23 @@ PACED_SHARE = 0.2
 """Of the places that are free: what those records have, however many others wait."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
+OTHERS_SECONDS = 10.0
+"""How long a suspect's last attempt waits for other records where there are none."""
 GAP_SECONDS = 1.0
 """How long a gap alone may wait for a record to be committed with."""
 
 log = get_logger()
+
+
+class NothingCompletes(Exception):  # noqa: N818 - it names what happens
+    """What runs the records, such as an engine, died at one record after the other, and completed none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the engine died each time at jobs that ran alone, and has completed none since: the fault seems to be the "
+            "machine's or its GPU's. No job was given up; other workers go on with them. See the engine's log and the "
+            "GPU's health before this worker starts again"
+        )
 
 
 class Pace(Protocol):
@@ -147,6 +160,9 @@ class Stage:
         self._company = Company(settings.company_seconds)
         self._casualties: list[tuple[Partition, Record]] = []
         self._announced: Cohort | None = None
+        self._alone_since = 0.0
+        """Monotonic seconds since which there may be nothing but suspects before their last attempt."""
+        self._sick: NothingCompletes | None = None
         self._settle_began = 0.0
         """Monotonic seconds."""
         self._generation = 0
@@ -193,7 +209,7 @@ class Stage:
             self._intake.leave()
             if self._foresight is not None:
                 self._foresight.close()
-            error = self._made_anew
+            error = self._made_anew or self._sick
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
@@ -384,11 +400,15 @@ class Stage:
                 return 0  # the death is still spreading; whatever runs may be to blame
             self._isolation.crashed(self._casualties)
             self._casualties = []
+            if self._isolation.sick:
+                self._end_as_sick()
+                return 0
         batch: list[tuple[Partition, Record]] = []
         # What has not begun is nothing that the handler knows of, and room for it has been given out already.
         room = min(self._free(), self._pace.room() - (self._dispatched - self._runner.begun))
         if not self._isolation.idle:
             self._give_up_condemned()
+            self._wait_for_others()
             batch += self._cohort(room)
         if not self._isolation.exclusive:
             batch += self._parked(room - len(batch))
@@ -497,6 +517,28 @@ class Stage:
         say("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 
+    def _wait_for_others(self) -> None:
+        """Try a suspect for the last time although no other record completes, once none has come for a while."""
+        now = self._clock.monotonic()
+        if not self._isolation.needs_others or self._window.running or self._window.parked:
+            self._alone_since = now
+        elif now - self._alone_since >= OTHERS_SECONDS:
+            self._alone_since = now
+            log.warning(
+                "A record killed its worker twice, and no other one has completed since; it is tried again.",
+                action="suspect-tried-without-others",
+            )
+            self._isolation.try_anyway()
+
+    def _end_as_sick(self) -> None:
+        """Give everything back, so that other workers do it, and end with NothingCompletes."""
+        self._sick = NothingCompletes()
+        log.critical(
+            "Records killed their worker while they ran alone, and none completed; ending the process, giving up none.",
+            action="nothing-completes",
+        )
+        self.stop()
+
     def _give_up_condemned(self) -> None:
         for partition, record, attempts in self._isolation.condemned:
             log.error(
@@ -533,6 +575,8 @@ class Stage:
             if not completion.deferred:
                 ended += 1
                 partition.running -= 1
+            if completion.outputs is not None and not completion.deferred and completion.record.shows_health:
+                self._isolation.completed()
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
             elif completion.may_linger and self._has_time(completion):
