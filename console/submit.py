@@ -162,6 +162,7 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
 
 def _checked_jobs(file: str, callback_url: str | None, model: str | None) -> JobFile:
     from producers.jsonl import read_jobs
+    from schemas.unknown import described
 
     url, model = _checked_url(callback_url), _checked_model(model)
     with lines_of(file) as lines:
@@ -169,12 +170,12 @@ def _checked_jobs(file: str, callback_url: str | None, model: str | None) -> Job
     name = "standard input" if file == "-" else file
     for found in read.problems[:SHOWN]:
         say(f"{name}:{found.line}: {found.problem}")
+    say_more(len(read.problems))
+    for field, count in read.unknown.most_common(SHOWN):
+        say(f"{described(field)} of {count} lines is not known here, and is ignored")
+    say_more(len(read.unknown))
     if read.problems:
-        say_more(len(read.problems))
         raise fail(f"{len(read.problems)} problems; nothing was sent", BAD_INPUT)
-    for member, count in read.passed_over.most_common(SHOWN):
-        say(f"body.{member:.64} of {count} lines is not known here, and is passed over")
-    say_more(len(read.passed_over))
     if not read.jobs:
         raise fail(f"{name} holds no job; nothing was sent", BAD_INPUT)
     return read

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic_core import from_json
 
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import Job
-from schemas.openai import is_batch_line, passed_over
+from schemas.openai import is_batch_line
 from schemas.problems import Problem
+from schemas.unknown import UnknownFields, unknown_in
 
 ANY_MODEL = "any"
 """Instead of a model's name: whichever model answers."""
@@ -38,9 +38,13 @@ class JobFile:
     """The line on which each job stands."""
     urls: list[str | None] = field(default_factory=list)
     """What each line of an OpenAI Batch asks, as in `/v1/chat/completions`; None for a bare job."""
-    passed_over: Counter[str] = field(default_factory=Counter)
-    """Members of OpenAI's bodies that a job does not know, with the number of lines that have them."""
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Fields that are ignored, by their place (`ttl`, `body.presence_penalty`): how many lines have them."""
     problems: list[LineProblem] = field(default_factory=list)
+
+    def count(self, unknown: UnknownFields | None) -> None:
+        """Count the unknown fields of one line."""
+        self.unknown.update(unknown.names if unknown is not None else ())
 
 
 def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: str | None = None) -> JobFile:
@@ -55,16 +59,17 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: st
         if not content:
             continue
         try:
-            job = read_job(content, None, Origin("", 0, number), 0).job
+            received = read_job(content, None, Origin("", 0, number), 0)
         except InvalidJob as invalid:
             read.problems += [LineProblem(number, problem) for problem in invalid.problems]
+            read.count(unknown_in(_document(content)))
             continue
+        job = received.job
+        read.count(received.unknown)
         read.problems += [LineProblem(number, problem) for problem in _repeated(job, number, first_lines)]
         read.jobs.append(_with_model(_with_callback(job, callback_url), model))
         read.lines.append(number)
-        line_of_batch = _batch_line(content) if job.custom_id is not None else None
-        read.urls.append(line_of_batch["url"] if line_of_batch is not None else None)
-        read.passed_over.update(passed_over(line_of_batch) if line_of_batch is not None else ())
+        read.urls.append(_batch_url(content) if job.custom_id is not None else None)
     return read
 
 
@@ -75,10 +80,18 @@ def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) ->
             yield Problem(kind, f"stands on line {first} too")
 
 
-def _batch_line(content: bytes) -> dict[str, Any] | None:
-    """The line as it stands, where it is one of a Batch that became a job."""
-    document = from_json(content)
-    return document if is_batch_line(document) else None
+def _document(content: bytes) -> object:
+    """The JSON value; None where there is none."""
+    try:
+        return from_json(content)
+    except ValueError:
+        return None
+
+
+def _batch_url(content: bytes) -> str | None:
+    """The URL of a line of a Batch; None for a job as it stands."""
+    document = _document(content)
+    return document["url"] if is_batch_line(document) else None
 
 
 def _with_callback(job: Job, callback_url: str | None) -> Job:

@@ -22,6 +22,7 @@ from schemas import openai, topics
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
 from schemas.problems import Problem, problems_of
 from schemas.result import Outcome, Result, ResultError
+from schemas.unknown import UnknownFields, taken_from, unknown_fields
 
 __all__ = [
     "CodecError",
@@ -102,6 +103,8 @@ class ReceivedJob:
     """The record's timestamp, Unix milliseconds."""
     idempotency_key: str | None = None
     """The producer's name for its submission. Nothing goes by it: two records with one key are two jobs."""
+    unknown: UnknownFields | None = None
+    """Fields that are ignored, since no job has them."""
 
 
 class CodecError(Exception):
@@ -182,7 +185,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
     """
     said, problems = _read_headers(headers) if headers else ({}, ())
     try:
-        job = _read_body(value)
+        job, unknown = _read_body(value)
     except _Refused as refused:
         raise _invalid(
             refused.problems + problems, refused.document, said, _origin(said, value, origin), value
@@ -192,7 +195,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
     if problems:
         shown = job.model_dump(include={"job_id", "custom_id", "callback_url"})
         raise _invalid(problems, shown, said, _origin(said, value, origin), value)
-    return _received(job, said, value, origin, timestamp_ms)
+    return _received(job, unknown, said, value, origin, timestamp_ms)
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
@@ -243,27 +246,29 @@ class _Refused(Exception):  # noqa: N818 - private, becomes InvalidJob
         self.problems = problems
 
 
-def _read_body(value: bytes | None) -> Job:
+def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
     if not value:
         raise _Refused(None, Problem("value", "is empty"))
     if len(value) > MAX_JOB_BYTES:
         raise _Refused(_document(value), Problem("value", f"is larger than {MAX_JOB_BYTES} bytes"))
     try:
-        return Job.model_validate_json(value, strict=True)
+        job = Job.model_validate_json(value, strict=True, extra="allow")
     except ValidationError as error:
         document = _document(value)
         if openai.is_batch_line(document):
             return _read_batch_line(document)
         raise _Refused(document, *problems_of(error)) from None
+    return job, taken_from(job)
 
 
-def _read_batch_line(line: dict[str, Any]) -> Job:
+def _read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
     try:
-        return Job.model_validate(openai.job_fields(line), strict=True)
+        job = Job.model_validate(openai.job_fields(line), strict=True)
     except openai.UnusableLine as unusable:
         raise _Refused(line, *unusable.problems) from None
     except ValidationError as error:
         raise _Refused(line, *(openai.problem_in_line(found, line) for found in problems_of(error))) from None
+    return job, unknown_fields(f"body.{name}" for name in openai.passed_over(line))
 
 
 def _document(value: bytes) -> object:
@@ -319,7 +324,14 @@ def _origin(said: dict[str, str], value: bytes | None, place: Origin) -> Origin:
     return carried if carried.webhook_id(value) == said[topics.WEBHOOK_ID] else place
 
 
-def _received(job: Job, said: dict[str, str], value: bytes | None, place: Origin, timestamp_ms: int) -> ReceivedJob:
+def _received(
+    job: Job,
+    unknown: UnknownFields | None,
+    said: dict[str, str],
+    value: bytes | None,
+    place: Origin,
+    timestamp_ms: int,
+) -> ReceivedJob:
     origin = _origin(said, value, place)
     get = said.get
     deadline = get(topics.DEADLINE)
@@ -335,6 +347,7 @@ def _received(job: Job, said: dict[str, str], value: bytes | None, place: Origin
         traceparent=get(topics.TRACEPARENT),
         received_ms=timestamp_ms,
         idempotency_key=get(topics.IDEMPOTENCY_KEY),
+        unknown=unknown,
     )
 
 

@@ -50,6 +50,18 @@ _TAKEN_BY_URL = {
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
+MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
+"""Members of the bodies that a job takes."""
+NOT_TAKEN: Final = frozenset(
+    (
+        *("audio", "frequency_penalty", "function_call", "include", "instructions", "logit_bias", "logprobs"),
+        *("max_tool_calls", "moderation", "parallel_tool_calls", "prediction", "presence_penalty", "prompt"),
+        *("prompt_cache_options", "prompt_cache_retention", "reasoning", "reasoning_effort", "stream_options"),
+        *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
+    )
+)
+"""Members that OpenAI has and a job does not: none of them is a misspelling of another."""
+
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
 """Where a body has what a job calls differently."""

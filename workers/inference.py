@@ -20,6 +20,7 @@ from schemas.job import DEFAULT_TENANT, Message, ResponseFormat, Sources
 from schemas.problems import Problem
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result, ResultError, Timings, Usage
 from schemas.topics import Topics
+from schemas.unknown import UnknownFields
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -75,6 +76,7 @@ _UNFINISHED = {
 }
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 _CHECKED_URLS = 4096
+_TOLD_OF = 1024
 _NO_SPAN = nullcontext()
 
 log = get_logger()
@@ -177,6 +179,7 @@ class InferenceHandler:
         self._enriching = 0
         self._traced = collecting()
         self._requests = itertools.count()
+        self._told_of: set[tuple[str, ...]] = set()
 
     # -- pace: how the engine holds the stage back ---------------------------------------------------------------
 
@@ -245,6 +248,8 @@ class InferenceHandler:
                 return [forward]
             queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
             self._phases["queued"].observe(queued_ms / 1000)
+            if received.unknown is not None:
+                self._tell_of(received.unknown)
             if self._unwanted(received):
                 return self._settled(record, received, self._cut_off(received, None))
             if received.job.sources is not None:
@@ -514,8 +519,26 @@ class InferenceHandler:
     def _failed(self, received: ReceivedJob, code: str, message: str) -> Result:
         return self._result(received, Outcome.FAILED, error=ResultError(code=code, message=message))
 
-    def _result(self, received: ReceivedJob, outcome: Outcome, **fields: object) -> Result:
+    def _tell_of(self, unknown: UnknownFields) -> None:
+        """Once for all jobs that have the same ones: a producer has them in each of its jobs."""
+        if unknown.names in self._told_of:
+            return
+        if len(self._told_of) >= _TOLD_OF:
+            self._told_of.clear()
+        self._told_of.add(unknown.names)
+        log.warning(
+            "Jobs have unknown fields, which are ignored; their results name them.",
+            action="fields-unknown",
+            fields=list(unknown.names),
+            count=unknown.count,
+        )
+
+    def _result(
+        self, received: ReceivedJob, outcome: Outcome, *, notes: Sequence[str] = (), **fields: object
+    ) -> Result:
         job = received.job
+        if received.unknown is not None:
+            notes = [*notes, str(received.unknown)]
         return Result.model_validate(
             {
                 "job_id": received.job_id,
@@ -524,6 +547,7 @@ class InferenceHandler:
                 "outcome": outcome,
                 "engine": self._engine.name,
                 "metadata": job.metadata,
+                "notes": list(notes),
                 "created_at": int(self._clock.time()),
                 **fields,
             }

@@ -175,10 +175,11 @@ def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_ha
 
     product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
     results = tmp_path / "results.jsonl"
-    line["body"] = {**body, "presence_penalty": 1}
+    line["body"] = {**body, "presence_penalty": 1, "temprature": 1}
     answered = postback(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
     assert answered.stderr.splitlines() == [
-        "postback: body.presence_penalty of 1 lines is not known here, and is passed over",
+        "postback: `body.presence_penalty` of 1 lines is not known here, and is ignored",
+        "postback: `body.temprature` (did you mean `body.temperature`?) of 1 lines is not known here, and is ignored",
         "postback: 1 of 1 jobs accepted, 1 succeeded",
     ]
     assert json.loads(results.read_text())["text"] == "Why "

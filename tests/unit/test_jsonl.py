@@ -40,14 +40,15 @@ def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
     ]
 
 
-def test_members_of_openais_bodies_that_get_nothing_are_counted() -> None:
+def test_fields_that_are_ignored_are_counted_by_their_place_also_on_lines_that_are_no_jobs() -> None:
     def with_body(number: int, **more: object) -> bytes:
         body = {**BATCH_LINE["body"], **more}  # type: ignore[dict-item] # it is a dict
         return json.dumps({**BATCH_LINE, "custom_id": f"request-{number}", "body": body}).encode()
 
     taken = {"temperature": 1, "top_p": 0.5, "stop": "x", "n": 1, "user": "u", "logit_bias": None}
-    lines = [with_body(1, top_k=5, **taken), with_body(2, top_k=5, max_output_tokens=9), b'{"prompt": "x", "top_k": 5}']
-    assert read_jobs(lines).passed_over == {"top_k": 2, "max_output_tokens": 1}
+    lines = [with_body(1, top_k=5, **taken), with_body(2, top_k=5, max_output_tokens=9)]
+    lines += [b'{"prompt": "x", "top_k": 5, "ttl": null}', b'{"promt": "x"}', b"[]", b"{"]
+    assert read_jobs(lines).unknown == {"body.top_k": 2, "body.max_output_tokens": 1, "top_k": 1, "promt": 1}
 
 
 def test_a_callback_is_for_the_jobs_that_name_none() -> None:

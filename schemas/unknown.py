@@ -1,0 +1,124 @@
+"""Fields of a job that no reader knows: misspelt ones, mostly. They are ignored, and named, so that this is noticed.
+
+Names are the author's input: few are kept, each cut, and without anything but printable ASCII. Values are not kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from schemas import openai
+from schemas.job import Job, JsonSchemaFormat, ResponseFormat, Search, Sources, WireModel
+
+MAX_NAMES = 5
+MAX_NAME_CHARACTERS = 64
+_ALIKE = 0.75
+_LEAST_PART = 3
+_OTHER = re.compile(r"[^\x21-\x7e]")
+_MODELS: dict[str, type[WireModel]] = {
+    "": Job,
+    "sources": Sources,
+    "sources.search": Search,
+    "response_format": ResponseFormat,
+    "response_format.json_schema": JsonSchemaFormat,
+}
+_KNOWN = {
+    place: tuple(info.alias or name for name, info in model.model_fields.items()) for place, model in _MODELS.items()
+}
+_CALLED = {
+    **dict.fromkeys(("max_completion_tokens", "max_output_tokens", "max_new_tokens"), "max_tokens"),
+    "webhook_url": "callback_url",
+    "model_name": "model_id",
+}
+"""Other people's words for ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownFields:
+    """The fields of one job that are ignored."""
+
+    names: tuple[str, ...]
+    """Their places, such as `sources.require`, at most MAX_NAMES."""
+    count: int
+
+    def __str__(self) -> str:
+        """A sentence for the job's author."""
+        named = ", ".join(map(described, self.names))
+        more = f" and {self.count - len(self.names)} more" if self.count > len(self.names) else ""
+        return f"unknown fields of the job were ignored: {named}{more}"
+
+
+def taken_from(job: Job) -> UnknownFields | None:
+    """What a job was read with (`extra="allow"`) beside its fields, which is removed from it; None where there is none.
+
+    Its values could be many times larger than the record was. Members of messages are removed too and not named:
+    without `role` and `content` a message is none, so neither can be misspelt unnoticed.
+    """
+    for message in job.messages or ():
+        _removed(message)
+        if not isinstance(message.content, str):
+            for part in message.content:
+                _removed(part)
+    names = [*_removed(job)]
+    if job.sources is not None:
+        names += _below("sources", job.sources)
+        names += _below("sources.search", job.sources.search)
+    if job.response_format is not None:
+        names += _below("response_format", job.response_format)
+        names += _below("response_format.json_schema", job.response_format.json_schema)
+    return unknown_fields(names) if names else None
+
+
+def unknown_in(document: object) -> UnknownFields | None:
+    """The same of a JSON value that is no valid job, for the author who looks for the mistake."""
+    if not isinstance(document, dict) or openai.is_batch_line(document):
+        return None
+    return unknown_fields(name for name, value in document.items() if value is not None and name not in _KNOWN[""])
+
+
+def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
+    """These names, bounded; None where there are none."""
+    found = list(names)
+    shown = tuple(_OTHER.sub("?", name[:MAX_NAME_CHARACTERS]) for name in found[:MAX_NAMES])
+    return UnknownFields(shown, len(found)) if found else None
+
+
+@lru_cache(maxsize=1024)
+def described(name: str) -> str:
+    """A name in its quotes, with the field that may have been meant."""
+    meant = _meant(name)
+    return f"`{name}` (did you mean `{meant}`?)" if meant else f"`{name}`"
+
+
+def _meant(name: str) -> str | None:
+    """The known field that a name is most like, at the same place; None where it is like none."""
+    place, dot, own = name.rpartition(".")
+    if place == "body":
+        known = openai.MEMBERS
+        if own in openai.NOT_TAKEN:
+            return None
+    else:
+        known = _KNOWN.get(place, ())
+    known = tuple(field for field in known if field != own)  # that of another of OpenAI's bodies
+    alike = difflib.get_close_matches(own.lower(), known, 1, _ALIKE)
+    parts = [field for field in known if len(own) >= _LEAST_PART and own.lower() in field.split("_")]
+    meant = next(iter((*alike, *(field for field in (_CALLED.get(own),) if field in known), *parts)), None)
+    return f"{place}{dot}{meant}" if meant else None
+
+
+def _below(place: str, model: WireModel | None) -> Iterator[str]:
+    return (f"{place}.{name}" for name in (_removed(model) if model is not None else ()))
+
+
+def _removed(model: WireModel) -> list[str]:
+    """The names that ask for something."""
+    extra: Mapping[str, object] | None = model.__pydantic_extra__
+    if not extra:
+        return []
+    names = [name for name, value in extra.items() if value is not None]
+    model.__pydantic_extra__.clear()  # type: ignore[union-attr]
+    return names
