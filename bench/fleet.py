@@ -158,6 +158,10 @@ class Command:
         """Send SIGTERM and do not wait, so that several end at the same time."""
         self._process.terminate()
 
+    def wait(self) -> int:
+        """Wait for its end; its exit status."""
+        return self._process.wait(60)
+
     def sample(self) -> Sample:
         """Its metrics and its CPU time now. Raises RuntimeError once it has ended."""
         self._ensure_alive()
