@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from console.answers import SHOWN, say_more
@@ -16,30 +16,53 @@ if TYPE_CHECKING:
     from schemas.settings import FleetSettings
 
 _LISTS = ("POSTBACK_EGRESS__ALLOW_CALLBACKS", "POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES")
+_UNREADABLE = "not a URL that can be read"
+_FIXES = {
+    _UNREADABLE: "correct its host, port or brackets",
+    "https is required": "use https",
+    "this port is not allowed": "use a port of POSTBACK_EGRESS__PORTS",
+    "this spelling of an address is not allowed": "write four decimal numbers, or an IPv6 address in brackets",
+    "the address is not public": f"use a public address, or list its network in {_LISTS[0]}",
+    "the operator denies it": "take it out of POSTBACK_EGRESS__DENY",
+}
+"""How to mend what the guard refuses, by its reason."""
 
 
-def warn_of_refused(jobs: Sequence[Job], fleet: FleetSettings) -> None:
-    """Say which callbacks a worker of this environment would refuse: such a job ends as `rejected`, and calls nobody.
+def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> None:
+    """Name the lines whose callback a worker of this environment would refuse: such a job ends as `rejected`.
 
-    It is no more than a warning, since the workers may have other settings than whoever submits.
+    `jobs` come with their line numbers. It is no more than a warning: the workers may have other settings.
     """
-    urls = Counter(job.callback_url for job in jobs if job.callback_url is not None)
-    if not urls:
+    lines: defaultdict[str, list[int]] = defaultdict(list)
+    for number, job in jobs:
+        if job.callback_url is not None:
+            lines[job.callback_url].append(number)
+    if not lines:
         return
     refusal = _judged_by(fleet)
-    refused: Counter[str] = Counter()
-    for url, count in urls.items():
+    refused: defaultdict[str, list[int]] = defaultdict(list)
+    for url, numbers in lines.items():
         if (reason := refusal(url)) is not None:
-            refused[reason] += count
-    for reason, count in refused.most_common(SHOWN):
-        say(f"{count} jobs will be rejected, and nobody called back, where workers have these settings: {reason}")
+            refused[reason] += numbers
+    for reason, numbers in sorted(refused.items(), key=lambda one: min(one[1]))[:SHOWN]:
+        say(f"{_named(sorted(numbers))}: callback_url: {reason}")
     say_more(len(refused))
     if refused:
-        say(f"where theirs differ, let {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV say so here too")
+        count = sum(map(len, refused.values()))
+        say(
+            f"workers with the settings of this shell would reject {count} jobs; where theirs differ, "
+            f"set {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV here as they have them"
+        )
+
+
+def _named(numbers: Sequence[int]) -> str:
+    """These lines, the first few by number."""
+    shown, more = ", ".join(map(str, numbers[:3])), len(numbers) - 3
+    return f"line {shown}" if len(numbers) == 1 else f"lines {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
-    """Why a URL would be refused, its origin first.
+    """Why a URL would be refused: its origin, the reason and the fix.
 
     A base install lacks what a worker judges with, and knows only the rule that is broken most: no plain http.
     """
@@ -47,24 +70,35 @@ def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
     try:
         from workers.egress import EgressRefused, EgressSettings, check_url
     except ModuleNotFoundError:
-        return _allow_all if development or any(map(os.environ.get, _LISTS)) else _plain_http
+        return _unreadable if development or any(map(os.environ.get, _LISTS)) else _plain_http
     policy = checked_settings(EgressSettings).callback_policy(development=development)
 
     def refusal(url: str) -> str | None:
         try:
             check_url(url, policy)
         except EgressRefused as refused:
-            return str(refused)
+            return _told(refused.origin, str(refused.reason))
         return None
 
     return refusal
 
 
-def _allow_all(url: str) -> str | None:
-    return None
+def _told(origin: str, reason: str) -> str:
+    from telemetry.logs import NO_ORIGIN
+
+    said = reason if origin == NO_ORIGIN else f"{origin}: {reason}"
+    return f"{said}; {_FIXES[reason]}" if reason in _FIXES else said
+
+
+def _unreadable(url: str) -> str | None:
+    from telemetry.logs import NO_ORIGIN, origin_of
+
+    return _told(NO_ORIGIN, _UNREADABLE) if origin_of(url) == NO_ORIGIN else None
 
 
 def _plain_http(url: str) -> str | None:
     from telemetry.logs import origin_of
 
-    return None if url.lower().startswith("https:") else f"{origin_of(url)}: https is required"
+    if url.lower().startswith("https:"):
+        return _unreadable(url)
+    return _unreadable(url) or _told(origin_of(url), "https is required")

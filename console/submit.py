@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from producers.jsonl import JobFile
     from producers.receipts import Receipt
     from producers.results import ResultsReader
+    from schemas.job import Job
     from schemas.settings import KafkaSettings
     from telemetry.clock import Deadline
 
@@ -104,14 +105,14 @@ def submit(
     read = _checked_jobs(file, callback_url, model)
     if check:
         begun = _begun(read, tenant, receipt)
-        warn_of_refused(begun.jobs, fleet)
+        warn_of_refused(_numbered(begun), fleet)
         say(f"{len(begun.left)} jobs can be sent; nothing was sent")
         return
     with _held(receipt):
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
         request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed)
-        warn_of_refused(begun.jobs, fleet)
+        warn_of_refused(_numbered(begun), fleet)
         request.keep()
         with telling(ProducerError), written("--results", results) as out:
             if found := look_up(request.kafka, begun):
@@ -122,6 +123,11 @@ def submit(
                 with bars() as progress:
                     _send(request, progress)
                 _end(request)
+
+
+def _numbered(receipt: Receipt) -> Iterator[tuple[int, Job]]:
+    """The jobs with their lines."""
+    return ((entry.line, job) for entry, job in zip(receipt.entries, receipt.jobs, strict=True))
 
 
 @contextmanager

@@ -73,11 +73,13 @@ def test_a_producer_is_warned_of_plain_http_unless_its_environment_says_that_wor
 from console.callbacks import warn_of_refused
 from console.settings import fleet_settings
 from schemas.job import Job
-jobs = [Job(prompt="q", callback_url=url) for url in ("http://a.example/?token=secret", "https://a.example:9/")]
-warn_of_refused(jobs, fleet_settings())
+urls = ("http://a.example/?token=secret", "https://a.example:9/", "https://[2001:db8::1::2]/hook")
+warn_of_refused(enumerate((Job(prompt="q", callback_url=url) for url in urls), start=1), fleet_settings())
 """
     warned = without_extras(code).stderr.splitlines()
-    assert warned[0].startswith("postback: 1 jobs will be rejected")
-    assert warned[0].endswith(": http://a.example: https is required")
-    assert without_extras(code, POSTBACK_ENV="development").stderr == ""
-    assert without_extras(code, POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES="a.example").stderr == ""
+    assert warned[0] == "postback: line 1: callback_url: http://a.example: https is required; use https"
+    unreadable = "postback: line 3: callback_url: not a URL that can be read; correct its host, port or brackets"
+    assert warned[1] == unreadable
+    assert without_extras(code, POSTBACK_ENV="development").stderr.splitlines()[0] == unreadable
+    listed = without_extras(code, POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES="a.example").stderr
+    assert listed.splitlines()[0] == unreadable

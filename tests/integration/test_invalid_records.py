@@ -58,6 +58,7 @@ CASES = [
     Case("600 KiB", job(prompt="x" * 600 * 1024), "value: is larger than 524288 bytes"),
     Case("no URL", job(callback_url="not a url"), "callback_url: is not an http or https URL", told=False),
     Case("a private address", job(callback_url="http://10.0.0.1/hook"), "callback_url: ", told=False),
+    Case("an IPv6 address with two gaps", job(callback_url="https://[1::2::3]/"), "callback_url: ", told=False),
     Case("a forbidden port", job(callback_url="http://1.1.1.1:22/"), "callback_url: ", told=False),
     Case("credentials", job(callback_url="http://a:b@example.com/"), "callback_url: is not an http", told=False),
     Case(
@@ -78,6 +79,7 @@ CASES = [
     Case("3 MB under compression", job(prompt="x" * 3_000_000), "value: is larger", told=False, compression="lz4"),
     Case("not JSON, and a header without a value", b"nope", "value: is not JSON", told=False, headers=(("x", None),)),
     Case("headers of 900 KB", job(), "headers: ", headers=(("x-noise", NOISE[:900_000]),)),
+    Case("headers of nothing", job(), "headers: ", headers=(("h", b""),) * 600_000, compression="lz4"),
     Case("compressed headers", job(), "headers: ", headers=(("x-zero", bytes(3_000_000)),), compression="lz4"),
 ]
 

@@ -204,13 +204,19 @@ def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
 @pytest.mark.parametrize(
     ("settings", "refused"),
     [
-        ({}, {"1 jobs": "http://other.example:8080: https", "2 jobs": "https://hook.example:9: this port"}),
+        (
+            {},
+            {
+                "line 3": "http://other.example:8080: https is required; use https",
+                "lines 1, 2": "https://hook.example:9: this port is not allowed; use a port of POSTBACK_EGRESS__PORTS",
+            },
+        ),
         ({"POSTBACK_ENV": "development", "POSTBACK_EGRESS__PORTS": "9,8080,443"}, {}),
         (
             {"POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES": "*.example"},
             {},
         ),
-        ({"POSTBACK_ENV": "development"}, {"2 jobs": "https://hook.example:9: this port is not allowed"}),
+        ({"POSTBACK_ENV": "development"}, {"lines 1, 2": "https://hook.example:9: this port is not allowed"}),
     ],
     ids=["as by default", "other ports, in development", "listed names", "in development"],
 )
@@ -224,9 +230,9 @@ def test_callbacks_that_a_worker_of_this_environment_refuses_are_warned_of_and_s
     done = postback_here(*arguments, env=environment_of(fleet, **settings))
     *warnings, last = done.stderr.splitlines()
     assert (done.returncode, last) == (0, "postback: 3 of 3 jobs accepted")
-    for count, reason in refused.items():
-        [warning] = [line for line in warnings if line.startswith(f"postback: {count} will be rejected")]
-        assert f"where workers have these settings: {reason}" in warning
+    for lines, reason in refused.items():
+        [warning] = [line for line in warnings if line.startswith(f"postback: {lines}: ")]
+        assert warning.startswith(f"postback: {lines}: callback_url: {reason}")
     assert len(warnings) == len(refused) + bool(refused)
     assert "secret" not in done.stderr
 
@@ -535,7 +541,7 @@ def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tm
     done = postback_here(*arguments, env=env)
     warned, *_, last = done.stderr.splitlines()
     assert (done.returncode, done.stdout, last) == (0, "", "postback: 2 jobs can be sent; nothing was sent")
-    assert warned.startswith("postback: 1 jobs will be rejected")
+    assert warned == "postback: line 1: callback_url: http://hook.example: https is required; use https"
     assert list(tmp_path.iterdir()) == [jobs]
 
     assert postback(*arguments[:-1], env=env).returncode == 1  # sent in vain, and the receipt is there
@@ -555,6 +561,23 @@ def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tm
     done = postback_here(*arguments, "--wait", env=env)
     said = "postback: --check sends nothing, so there is nothing to --wait for\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_check_names_each_line_whose_callback_only_looks_like_a_url_with_its_field_and_its_fix(
+    tmp_path: Path,
+) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    urls = ["https://a.example/", "https://[2001:db8::1::2]/hook", "https://[cafe.cc:443]/", "https://10.1.2.3/"]
+    bad = [f'{{"prompt": "x", "callback_url": "{url}"}}' for url in [*urls, *["https://[1::2::3]/"] * 5]]
+    jobs.write_text("\n\n" + "\n".join(bad))
+    done = postback_here("submit", str(jobs), "--check", env=environment_of(KafkaSettings()))
+    first, second, third, hint, last = [line.removeprefix("postback: ") for line in done.stderr.splitlines()]
+    unreadable = "callback_url: not a URL that can be read; correct its host, port or brackets"
+    assert first == f"lines 4, 7, 8 and 3 more: {unreadable}"
+    assert second.startswith("line 5: callback_url: this spelling of an address is not allowed; write four decimal")
+    assert third.startswith("line 6: callback_url: https://10.1.2.3: the address is not public; use a public address")
+    assert hint.startswith("workers with the settings of this shell would reject 8 jobs")
+    assert (done.returncode, last) == (0, "9 jobs can be sent; nothing was sent")
 
 
 @pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
