@@ -42,6 +42,7 @@ IMAGE = json.dumps({"messages": [{"role": "user", "content": [PICTURE]}], "callb
 LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}).encode()
 NOISE = os.urandom(1024 * 1024 - 100)
 """No compression makes it smaller, and it fills what the topic takes: as a dead letter it would be too large."""
+SMALL = (("h", b""),) * 90_000
 CASES = [
     Case("not JSON", b"{nope", "value: is not JSON", told=False),
     Case("no bytes at all", b"", "value: is empty", told=False),
@@ -79,7 +80,8 @@ CASES = [
     Case("3 MB under compression", job(prompt="x" * 3_000_000), "value: is larger", told=False, compression="lz4"),
     Case("not JSON, and a header without a value", b"nope", "value: is not JSON", told=False, headers=(("x", None),)),
     Case("headers of 900 KB", job(), "headers: ", headers=(("x-noise", NOISE[:900_000]),)),
-    Case("headers of nothing", job(), "headers: ", headers=(("h", b""),) * 600_000, compression="lz4"),
+    # Each header has two lengths besides its name and value: all together they are more than a dead letter may have.
+    Case("90,000 headers", job(prompt="x" * 850_000), "value: is larger", headers=SMALL, compression="lz4"),
     Case("compressed headers", job(), "headers: ", headers=(("x-zero", bytes(3_000_000)),), compression="lz4"),
 ]
 
