@@ -7,7 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from clocks import HandClock
 from confluent_kafka import KafkaError, KafkaException
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
@@ -17,6 +21,7 @@ from workers.stage.partition import Partition
 from workers.stage.progress import Progress
 from workers.stage.record import Output
 from workers.stage.settle import Batch, IdentityShared, Settler, State
+from workers.stage.sweep import AGAIN_SECONDS, SWEEP_PARTITIONS, Layout, LeaderMissing, Sweeps
 
 
 class Client:
@@ -24,6 +29,7 @@ class Client:
 
     sizes: dict[str, list[int]]
     """The leaders of each topic's partitions."""
+    copies = 1
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.asked: list[str] = []
@@ -58,7 +64,8 @@ class Client:
     def list_topics(self, topic: str, timeout: float) -> Any:
         leaders = self.sizes.get(topic)
         error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if leaders is None else None
-        partitions = {number: SimpleNamespace(leader=leader) for number, leader in enumerate(leaders or ())}
+        replicas = list(range(self.copies))
+        partitions = {n: SimpleNamespace(leader=leader, replicas=replicas) for n, leader in enumerate(leaders or ())}
         return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions=partitions)})
 
     def __len__(self) -> int:
@@ -212,3 +219,129 @@ def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it
     settler.listen()
     with pytest.raises(IdentityShared, match="POSTBACK_REPLICA"):
         repaired(settler, partition)
+
+
+class Copied(Client):
+    """A cluster with two copies of everything."""
+
+    copies = 2
+
+
+def test_topics_with_two_copies_are_written_to_without_a_sweep_and_swept_where_a_transaction_failed(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "Producer", Copied)
+    outputs = ["results", "letters", "attempts"]
+    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), outputs)
+    for topic in outputs:
+        client(settler).sizes[topic] = [1, 1]
+    repaired(settler, partition)
+    offsets = ["begin", "offsets requests[0]@5", "abort"]
+    assert client(settler).asked == ["init", *offsets]
+    for offset in (5, 6):
+        batch = batch_of(partition, offset)
+        settler.settle(batch)
+        assert landed(settler) is batch
+        partition.settle([offset], batch.progress[partition])
+    partition.ledger.take(7)
+    client(settler).sizes["letters"] = []
+    settler.settle(batch_of(partition, 7, "letters"))
+    asked = len(client(settler).asked)
+    client(settler).sizes["letters"] = [1, 1]
+    repaired(settler, partition)
+    swept = ["abort", "begin", "letters[0] sweep", "letters[1] sweep", "offsets requests[0]@7", "abort"]
+    assert client(settler).asked[asked:] == swept
+
+
+def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swept_once_it_has_one(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "Producer", Client)
+    clock = HandClock()
+    settler = Settler({}, "stage.a", lambda: "member", clock, Metrics(), ["results", "letters"])
+    asked = client(settler).asked
+    client(settler).sizes["letters"] = [1, -1, 1]
+    repaired(settler, partition)
+    batch = batch_of(partition, 5)
+    settler.settle(batch)
+    assert landed(settler) is batch
+    assert not [each for each in asked if each.startswith("letters")]
+    client(settler).sizes["letters"] = [1, 1, 1]
+    settler.listen()
+    assert settler.state is State.READY
+    clock.now += AGAIN_SECONDS
+    settler.listen()
+    assert settler.state is State.SWEEPING
+    repaired(settler, partition)
+    assert [each for each in asked if each.startswith("letters")] == [f"letters[{n}] sweep" for n in range(3)]
+    settler.listen()
+    clock.now += AGAIN_SECONDS
+    assert settler.state is State.READY
+
+
+def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_offsets_with_the_last(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "Producer", Client)
+    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), ["results"])
+    client(settler).sizes["results"] = [1] * (2 * SWEEP_PARTITIONS + 1)
+    repaired(settler, partition)
+    asked = client(settler).asked
+    ends = [at for at, each in enumerate(asked) if each == "abort"]
+    steps = [asked[start + 1 : end] for start, end in zip([0, *ends], ends, strict=False)]
+    assert [len(step) - 1 for step in steps] == [SWEEP_PARTITIONS, SWEEP_PARTITIONS, 2]
+    assert steps[-1][-1] == "offsets requests[0]@5"
+    assert len({each for step in steps for each in step if each.endswith("sweep")}) == 2 * SWEEP_PARTITIONS + 1
+
+
+TOPICS = ["a", "b", "c"]
+LAYOUTS = st.builds(Layout, st.sampled_from([0, 1, 3, SWEEP_PARTITIONS + 3]), st.integers(1, 2), st.booleans())
+
+
+class Sweeping(RuleBasedStateMachine):
+    """A settler's word on its topics, against what a thin topic may hold; `rests` are partitions with a rest."""
+
+    @initialize(
+        layouts=st.fixed_dictionaries(dict.fromkeys(TOPICS, LAYOUTS)), at_start=st.sets(st.sampled_from(TOPICS))
+    )
+    def begin(self, layouts: dict[str, Layout], at_start: set[str]) -> None:
+        self.layouts, self.sweeps = layouts, Sweeps(at_start)
+        self.rests = {place for topic in TOPICS if layouts[topic].copies == 1 for place in self.places(topic)}
+
+    def places(self, topic: str) -> list[tuple[str, int]]:
+        return [(topic, number) for number in range(self.layouts[topic].partitions)]
+
+    @rule(topic=st.sampled_from(TOPICS), is_led=st.booleans())
+    def leaders_change(self, topic: str, is_led: bool) -> None:
+        self.layouts[topic] = self.layouts[topic]._replace(is_led=is_led)
+
+    @rule(topics=st.sets(st.sampled_from(TOPICS), min_size=1), fails=st.booleans())
+    def write(self, topics: set[str], fails: bool) -> None:
+        if self.sweeps.need(topics):
+            return
+        assert not {topic for topic, _ in self.rests} & topics
+        if fails:
+            self.rests |= {place for topic in topics for place in self.places(topic)}
+            self.sweeps.doubt(topics)
+
+    @rule(failures=st.integers(0, 10), breaks_off=st.booleans())
+    def sweep(self, failures: int, breaks_off: bool) -> None:
+        try:
+            self.sweeps.plan({topic: self.layouts[topic] for topic in self.sweeps.owed})
+        except LeaderMissing as missing:
+            assert not self.layouts[missing.topic].is_led
+            return
+        while self.sweeps.is_planned:
+            step = self.sweeps.step(failures)
+            assert len(step) <= SWEEP_PARTITIONS
+            assert all(self.layouts[topic].is_led for topic, _ in step)
+            if breaks_off:
+                self.sweeps.doubt(())
+                return
+            self.rests.difference_update(step)
+            self.sweeps.done(step)
+        assert {topic for topic in self.sweeps.owed if self.layouts[topic].is_led} == set()
+
+
+TestSweeping = Sweeping.TestCase
+TestSweeping.settings = settings(max_examples=60, stateful_step_count=25)

@@ -21,8 +21,10 @@ that has no leader at that moment for one that was deleted, and ends the transac
 4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen whenever the only broker was killed under load). What was
 written then stays open under the producer id: readers wait behind it, offsets stay pending for ever, and the next
 transaction of the same id decides over both. A sweep is that transaction: it writes to each partition of the topics
-that may hold such a rest, sends offsets, and is aborted. No topic is written to before its sweep, so that nothing of
-a predecessor that died is ever committed. What a sweep rolls back may have been confirmed to us; REREADING sees it by
+that may hold such a rest, sends offsets, and is aborted; `sweep` says which topics these are, and takes many partitions
+in several steps. No such topic is written to before its sweep, so that nothing of a predecessor that died is ever
+committed. A topic without a leader is swept when it has one, and holds up only who has to write to it. What a sweep
+rolls back may have been confirmed to us; REREADING sees it by
 the offsets. It does not see outputs that are rolled back while their offsets are not: that takes a marker that was
 written for the offsets and skipped for an output, which one broker does not do and three copies rule out.
 """
@@ -46,6 +48,7 @@ from workers.stage.bounded import BoundedCaller, Call, overdue
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Output
+from workers.stage.sweep import AGAIN_SECONDS, Layout, LeaderMissing, Sweeps
 
 SEND_SECONDS = 5.0
 COMMIT_SECONDS = 5.0
@@ -53,7 +56,6 @@ ABORT_SECONDS = 2.0
 INIT_SECONDS = 2.0
 CALL_MARGIN_SECONDS = 1.0
 REST_SECONDS = 1.0
-OFFSETS_TOPIC = "__consumer_offsets"
 SWEEP_KEY = b"sweep"
 """Of what is aborted at once, and seen by nobody who reads what is committed. A compacted topic takes none without."""
 OUTPUTS_A_HOME = 100
@@ -160,7 +162,7 @@ class Settler:
         metrics: Metrics,
         outputs: Iterable[str] = (),
     ) -> None:
-        """`outputs`: topics that are swept at the start, before they are written to: others may wait behind a rest."""
+        """`outputs` are swept at the start where that may be needed: their readers may wait behind a rest."""
         self._config = producer_config(config, transactional_id)
         self._transactional_id = transactional_id
         self._group_metadata = group_metadata
@@ -171,9 +173,13 @@ class Settler:
         self._committing: Batch | None = None
         self._partitions_of: dict[str, int] = {}
         self._turn = 0
-        self._swept: set[str] = set()
-        """Topics in which nothing of an earlier transaction is open."""
-        self._unswept = set(outputs)
+        self._sweeps = Sweeps(outputs)
+        self._written: frozenset[str] = frozenset()
+        """Topics of the transaction that was begun last, until it is committed."""
+        self._look_again_at = 0.0
+        """Monotonic seconds at which topics are swept again that had no leader."""
+        self._commits_swept = False
+        """Whether a sweep has ended what an owner of one of our partitions may have left in the group."""
         self.offsets_swept = False
         """Whether a sweep has ended what may be pending in the group: until then its partitions may give nothing."""
         self._failures = 0
@@ -193,18 +199,22 @@ class Settler:
         return self._clock.monotonic() < self._rest_until
 
     def listen(self) -> None:
-        """Let the client say what it has to say: its log lines come with a poll. To be called again and again."""
+        """Let the client say what it has to say: its log lines come with a poll. To be called again and again.
+
+        After a while it turns to SWEEPING where topics had no leader: their readers may wait behind a rest.
+        """
         self._poll(0)
+        if self.state is State.READY and self._sweeps.postponed and self._clock.monotonic() >= self._look_again_at:
+            self.state = State.SWEEPING
 
     def settle(self, batch: Batch) -> None:
         """Begin to commit a batch; `settled` says when it is. Call only when READY."""
         self._committing = None
-        unswept = {OFFSETS_TOPIC, *(output.topic for output in batch.outputs)} - self._swept
-        if unswept:
-            self._unswept |= unswept
+        topics = frozenset(output.topic for output in batch.outputs)
+        if self._sweeps.need(topics) or not self._commits_swept:
             self.state = State.SWEEPING
             return
-        self.state = State.ABORTING
+        self.state, self._written = State.ABORTING, topics
         try:
             self._producer.begin_transaction()
             self._turn += 1
@@ -266,7 +276,6 @@ class Settler:
                 self.state = State.SWEEPING
             elif self.state is State.SWEEPING:
                 self._sweep(held)
-                self.state = State.REREADING
         except KafkaException as error:
             self._failed(error.args[0])
         return None
@@ -301,48 +310,65 @@ class Settler:
         _retire(self._producer)
 
     def _distrust(self) -> None:
-        """Have everything swept that this process has written to."""
-        self._unswept |= self._swept
-        self._swept.clear()
-        self.offsets_swept = False
+        """Have everything swept in which something may be open."""
+        self._sweeps.doubt(self._written)
+        self.offsets_swept = self._commits_swept = False
         self.state = State.SWEEPING
 
     def _sweep(self, held: Sequence[Partition]) -> None:
-        """A transaction over all that is unswept, aborted.
+        """One step of a sweep: a transaction over some of what is to be swept, aborted. Offsets go with the last one.
 
         The marker of one partition's offsets ends those of all. They are one's that was opened, so that they do no harm
         where the sweep itself gets no marker; where none was, they are swept once more before anything is committed.
         """
-        sizes = {topic: self._size(topic) for topic in self._unswept - {OFFSETS_TOPIC}}
+        if not self._sweeps.is_planned:
+            self._plan_sweep()
+        places = self._sweeps.step(self._failures)
+        is_last = self._sweeps.is_last(places)
         opened = [partition for partition in held if partition.phase is Phase.OPEN or partition.open_committed]
-        if held or any(sizes.values()):
+        if places or held:
             self._producer.begin_transaction()
-            for topic, size in sizes.items():
-                for number in range(size):
-                    self._produce(Output(topic, None, SWEEP_KEY), number)
+            for topic, number in places:
+                self._produce(Output(topic, None, SWEEP_KEY), number)
             self._wait_until_written()  # an abort drops what is not sent, and its partition gets no marker
-            if held:
+            if held and is_last:
                 positions = _positions({partition: partition.progress([]) for partition in [*opened, *held][:1]})
                 metadata = self._group_metadata()
                 self._call(SEND_SECONDS, self._producer.send_offsets_to_transaction, positions, metadata)
             self._call(ABORT_SECONDS, self._producer.abort_transaction)
-        self.offsets_swept = bool(held)
-        self._swept |= sizes.keys() | ({OFFSETS_TOPIC} if opened else set())
-        self._unswept.clear()
+        self._sweeps.done(places)
+        if is_last:
+            self.offsets_swept, self._commits_swept = bool(held), bool(opened)
+            self.state = State.REREADING
 
-    def _size(self, topic: str) -> int:
-        """How many partitions a topic has; 0 where it is gone: then there is nothing to sweep.
+    def _plan_sweep(self) -> None:
+        """Look at the topics that are owed a sweep.
 
-        Raises where one has no leader: a transaction that waits for it would hold up the readers of all others.
+        Raises where one has no leader and is written to next: a transaction that waits for it would hold up the readers
+        of all others.
         """
+        try:
+            self._sweeps.plan({topic: self._layout(topic) for topic in self._sweeps.owed})
+        except LeaderMissing as missing:
+            text = f"a partition of {missing.topic} has no leader"
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, text)) from None
+        if self._sweeps.postponed:
+            self._look_again_at = self._clock.monotonic() + AGAIN_SECONDS
+            log.warning(
+                "Topics have a partition without a leader; nothing is written to them until it has one.",
+                action="sweep-postponed",
+                topics=sorted(self._sweeps.postponed),
+            )
+
+    def _layout(self, topic: str) -> Layout:
         found = self._producer.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
         if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise KafkaException(found.error)
-        if any(partition.leader < 0 for partition in found.partitions.values()):
-            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"a partition of {topic} has no leader"))
-        if found.partitions:
-            self._partitions_of[topic] = len(found.partitions)  # or each would be asked for again when it is written to
-        return len(found.partitions)
+        partitions = found.partitions.values()
+        if partitions:
+            self._partitions_of[topic] = len(partitions)  # or each would be asked for again when it is written to
+        copies = min((len(partition.replicas) for partition in partitions), default=1)
+        return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
 
     def _call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         """A transactional call, which takes its timeout last; see `bounded` for why that is not enough."""
@@ -391,7 +417,7 @@ class Settler:
         return self._partitions_of[topic]
 
     def _committed(self) -> None:
-        self.state, self._committing = State.READY, None
+        self.state, self._committing, self._written = State.READY, None, frozenset()
         if self._failures:
             log.info("Settling again.", action="settle-repaired", transactional_id=self._transactional_id)
         self._failures = 0
