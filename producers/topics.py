@@ -26,6 +26,9 @@ REPLICAS = 3
 _HEARTBEATS_PER_SESSION = 3
 _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
+_LED_MS = 10_000
+_LED_MS_A_PARTITION = 20
+"""How long a new topic may take until each partition has a leader: it grows with their number."""
 _CLOCK = SystemClock()
 
 
@@ -167,33 +170,31 @@ def _found(admin: Any, names: list[str]) -> dict[str, _Layout]:
 
 
 def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
-    if not specs:
-        return
-    request = {
-        spec.name: {
+    """One request for each topic: Kafka takes 10,000 partitions in a request, of all its topics together."""
+    for spec in specs:
+        layout = {
             "num_partitions": spec.partitions,
             "replication_factor": report.replicas,
             "configs": spec.config | durability(report.replicas),
         }
-        for spec in specs
-    }
-    answer = admin.create_topics(request, raise_errors=False)
-    for topic in answer["topics"]:
+        (topic,) = admin.create_topics({spec.name: layout}, raise_errors=False)["topics"]
         if topic["error_code"] == kafka_errors.TopicAlreadyExistsError.errno:
-            report.existing.append(topic["name"])  # somebody else made it just now
+            report.existing.append(spec.name)  # somebody else made it just now
         elif topic["error_code"] != 0:
-            raise RequestRefused(f"the topic {topic['name']} could not be created: {_why(topic)}")
+            raise RequestRefused(f"the topic {spec.name} could not be created: {_why(topic)}")
         else:
-            report.created.append(topic["name"])
-    # Until every partition has a leader, so that whoever comes next can produce at once.
-    admin.wait_for_topics([spec.name for spec in specs])
+            report.created.append(spec.name)
+    for spec in specs:
+        # Until every partition has a leader, so that the next client can produce at once.
+        admin.wait_for_topics([spec.name], timeout_ms=_LED_MS + _LED_MS_A_PARTITION * spec.partitions)
 
 
 def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:
     """Give topics more partitions, and return when the broker that was asked knows of them."""
     if not wanted:
         return
-    admin.create_partitions(wanted)
+    for topic, partitions in wanted.items():
+        admin.create_partitions({topic: partitions})
     deadline = Deadline.after(clock, _KNOWN_SECONDS)
     while _partitions_found(admin, wanted) != wanted and not deadline.passed:
         clock.sleep(_ASK_AGAIN_SECONDS)
