@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clocks import HandClock
 from confluent_kafka import KafkaError, KafkaException
 from hypothesis import settings
 from hypothesis import strategies as st
