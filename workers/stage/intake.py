@@ -124,7 +124,8 @@ class GroupIntake:
                 "group.id": group,
                 "group.protocol": "consumer",
                 # Each member gets a share of each topic. The default, uniform, counts the partitions of all topics
-                # alike: of two workers one had the whole busy lane, and the other the whole empty one.
+                # alike: it moves fewer, and gave one of three members a whole topic, be it the only busy one
+                # (Kafka 4.3.1, `python -m bench.assignors`).
                 "group.remote.assignor": "range",
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,

@@ -1,0 +1,174 @@
+"""Which of Kafka's assignors moves fewer partitions, and how it spreads each topic: `python -m bench.assignors`.
+
+Members of a KIP-848 group join and leave, one at a time, over the topics of a worker (two lanes) and of a delivery
+process (results and tiers). After each step the owners are compared with those before. A move is *needed* where the
+owner left, or where the newcomer would have less than its share without it; all others only cost a drain.
+
+*Largest part* is how much of one topic a single member has, as a multiple of an equal part: with 2.0 of two members one
+has all of the topic. That counts where one topic is busy and another empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # the stubs do not export it
+
+from bench.fleet import Kafka, broker
+from bench.table import table, title
+
+ASSIGNORS = ("range", "uniform")
+SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
+"""Topics, and partitions of each."""
+STEPS = ((2, 3), (3, 2), (8, 9), (9, 8))
+"""Members before and after."""
+STEADY_SECONDS = 4.0
+"""Four heartbeats without a change."""
+MOST_SECONDS = 120.0
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one change of the membership did."""
+
+    moved: int
+    needed: int
+    largest_part: float
+    spread: int
+    """Partitions of all topics together that the member with most has more than the one with fewest."""
+
+
+class Members:
+    """A group whose members this thread polls in turn."""
+
+    def __init__(self, used: Kafka, assignor: str, topics: Sequence[str]) -> None:
+        self._config = {
+            "bootstrap.servers": used.servers,
+            "group.id": f"group-{uuid.uuid4().hex[:8]}",
+            "group.protocol": "consumer",
+            "group.remote.assignor": assignor,
+            "enable.auto.commit": False,
+        }
+        self._topics = list(topics)
+        self._consumers: dict[int, Consumer] = {}
+        self._joined = 0
+
+    def join(self) -> None:
+        """One more."""
+        consumer = Consumer(self._config)
+        consumer.subscribe(self._topics)
+        self._consumers[self._joined] = consumer
+        self._joined += 1
+
+    def leave(self) -> None:
+        """The one in the middle goes."""
+        names = sorted(self._consumers)
+        self._consumers.pop(names[len(names) // 2]).close()
+
+    def owners(self, partitions: int) -> dict[Place, int]:
+        """Who has which partition, once all of them are had and that has not changed for a while."""
+        last, since, end = self._owners(), time.monotonic(), time.monotonic() + MOST_SECONDS
+        while time.monotonic() < end:
+            for consumer in self._consumers.values():
+                consumer.poll(0.01)
+            found = self._owners()
+            if found != last or len(found) != partitions:
+                last, since = found, time.monotonic()
+            elif time.monotonic() - since > STEADY_SECONDS:
+                return found
+        raise RuntimeError(f"the group did not come to rest: {len(last)} of {partitions} partitions have an owner")
+
+    def _owners(self) -> dict[Place, int]:
+        return {
+            (place.topic, place.partition): name
+            for name, consumer in self._consumers.items()
+            for place in consumer.assignment()
+        }
+
+    @property
+    def names(self) -> set[int]:
+        """Who is there."""
+        return set(self._consumers)
+
+    def close(self) -> None:
+        """All go."""
+        for consumer in self._consumers.values():
+            consumer.close()
+
+
+def compared(before: dict[Place, int], after: dict[Place, int], members: set[int]) -> Step:
+    """What changed between two assignments, the second of which these members have."""
+    moved = sum(after[place] != owner for place, owner in before.items())
+    orphaned = sum(owner not in members for owner in before.values())
+    newcomers = members - set(before.values())
+    needed = orphaned or len(newcomers) * (len(after) // len(members))
+    topics = Counter(topic for topic, _ in after)
+    parts = Counter((topic, owner) for (topic, _), owner in after.items())
+    largest = max(count / max(1.0, topics[topic] / len(members)) for (topic, _), count in parts.items())
+    totals = Counter(after.values())
+    spread = max(totals.values()) - min(totals[name] for name in members)
+    return Step(moved, needed, largest, spread)
+
+
+@contextmanager
+def topics_of(used: Kafka, count: int, partitions: int) -> Iterator[list[str]]:
+    """So many topics that nobody else uses."""
+    admin = AdminClient({"bootstrap.servers": used.servers})
+    prefix = f"a{uuid.uuid4().hex[:8]}"
+    names = [f"{prefix}.{number}" for number in range(count)]
+    for made in admin.create_topics([NewTopic(name, partitions, 1) for name in names]).values():
+        made.result(60)
+    yield names
+    for gone in admin.delete_topics(names).values():
+        gone.result(60)
+
+
+def measure(used: Kafka, assignor: str, topics: Sequence[str], partitions: int) -> Iterator[tuple[str, Step]]:
+    """Each step's name and outcome."""
+    members = Members(used, assignor, topics)
+    try:
+        for before, after in STEPS:
+            while len(members.names) < before:
+                members.join()
+            owners = members.owners(partitions)
+            if after > before:
+                members.join()
+            else:
+                members.leave()
+            yield f"{before} to {after} members", compared(owners, members.owners(partitions), members.names)
+    finally:
+        members.close()
+
+
+def main() -> None:
+    """Measure both assignors with each shape, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    options = parser.parse_args()
+    title("partitions that move when members join and leave, and how a topic is spread over members")
+    rows = []
+    with broker(options.bootstrap_servers) as used:
+        for shape in options.shapes:
+            count, each = SHAPES[shape]
+            for assignor in ASSIGNORS:
+                with topics_of(used, count, each) as topics:
+                    for name, step in measure(used, assignor, topics, count * each):
+                        moved = f"{step.moved} of {count * each} ({step.needed})"
+                        rows.append((shape, assignor, name, moved, f"{step.largest_part:.1f}", step.spread))
+                        print(*rows[-1], flush=True)
+    head = ("topics of", "assignor", "step", "moved (needed)", "largest part of a topic", "spread over members")
+    table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
