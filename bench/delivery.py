@@ -144,7 +144,7 @@ async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[
 @asynccontextmanager
 async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Post]:
     """The client of aiohttp and nothing else; where it signs, with the keys in hand."""
-    now, body = CLOCK.time(), event_body(result(0), webhook_id(0))
+    now, body = CLOCK.time(), event_body(result(0), webhook_id(0), TENANT)
     signer = keyring.signer(TENANT, now)
     sent = {
         "User-Agent": USER_AGENT,

@@ -84,7 +84,7 @@ def _options() -> argparse.Namespace:
 async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Namespace) -> tuple[list[float], int]:
     """Milliseconds of each job that counts, and how many callbacks came more than once."""
     now = CLOCK.time()
-    keys = Keys(keyring.secrets("default", now), keyring.public_keys(now))
+    keys = Keys(keyring.secrets("default", now), keyring.public_keys("default", now))
     jobs = round(options.rate * (options.warm_up + options.seconds))
     arrivals = Arrivals(jobs)
     async with Receiver(lambda: keys, arrivals.note) as receiver:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.errors import say, telling
+from console.errors import BAD_INPUT, fail, say, telling
 from console.settings import checked_tenant, fleet_settings, keyring_path
+from console.times import DURATION_HELP, checked_duration
 
 if TYPE_CHECKING:
     from workers.delivery.keyring import Keyring
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and rotate the keys that callbacks are signed with.")
 
-Tenant = Annotated[str, typer.Option(help="Whose secret.")]
+Tenant = Annotated[str, typer.Option(help="Whose keys.")]
+_LONGEST_SECRET = 1024
+"""Characters; a secret of 64 bytes has 95."""
 
 
 @app.command()
@@ -31,9 +36,9 @@ def init() -> None:
             Keyring.create(path, SystemClock())
         except KeyringExists as exists:
             say(str(exists))
-            Keyring.load(path)
+            Keyring.load(path, by_root=True)
             return
-    say(f"made {path}; back it up: whoever has it can sign in your name, and without it nobody can")
+    say(f"made {path}; back it up: anyone who has it can sign in your name, and without it no one can")
 
 
 @app.command()
@@ -43,14 +48,14 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
-    """Show what a consumer needs to verify callbacks: its secret, or the fleet's public keys."""
+    """Show what a tenant's consumers need to verify its callbacks: the secrets, or the public keys."""
     from telemetry.clock import SystemClock
 
     tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
     if jwks:
-        typer.echo(json.dumps(keyring.jwks(now), indent=2))
+        typer.echo(json.dumps(keyring.jwks(tenant, now), indent=2))
         return
-    secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(now)
+    secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(tenant, now)
     if as_json:
         # No sentence in the place of a secret: a script would keep it as one.
         said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
@@ -61,27 +66,108 @@ def show(
         typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}")
     for key in public_keys:
         typer.echo(f"public key  {key}")
+    if keyring.format == 1:
+        say("the keyring has format 1: its public key is the same for all tenants; `postback keys migrate` ends that")
 
 
 @app.command()
 def rotate(
     tenant: Tenant = "default",
-    fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the fleet's key pair, not a tenant's secret.")] = False,
+    master: Annotated[bool, typer.Option("--master", help="Rotate the master: all tenants' derived keys.")] = False,
+    fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the key pair of a keyring of format 1.")] = False,
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
+    overlap: Annotated[str, typer.Option(help=f"How long old keys sign on. {DURATION_HELP}")] = "24h",
 ) -> None:
-    """Put a new key beside the old one, which signs on for 24 hours so that consumers can change over.
+    """Put new keys beside the old ones, which sign on for the overlap so that consumers can change over.
 
-    With --leaked the new key signs alone at once: keys that were rotated within the last 24 hours end with the old one.
+    A tenant's imported secrets are among its old keys. With --leaked the new keys sign alone at once: keys that were
+    rotated before and still sign end, too. --master --leaked is for a file that leaked: every key in it ends.
     """
     from telemetry.clock import SystemClock
-    from workers.delivery.keyring import OVERLAP_SECONDS, KeyringError
+    from workers.delivery.keyring import KeyringError
 
-    tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
+    if master and fleet:
+        raise fail("--master, --fleet: choose one", BAD_INPUT)
+    tenant, seconds = checked_tenant(tenant), 0.0 if leaked else checked_duration("--overlap", overlap)
+    keyring, now = _load(), SystemClock().time()
     with telling(KeyringError):
-        until = keyring.rotate(None if fleet else tenant, now, 0.0 if leaked else OVERLAP_SECONDS)
-    whose = "the fleet's key pair" if fleet else f"the secret of tenant {tenant}"
-    until_then = f"the old one signs until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
-    say(f"rotated {whose}; {'all earlier ones sign no more' if leaked else until_then}")
+        if master and leaked:
+            keyring.replace_all(now)
+        elif master:
+            keyring.rotate_master(now, seconds)
+        elif fleet:
+            keyring.rotate_fleet(now, seconds)
+        else:
+            keyring.rotate(tenant, now, seconds)
+    whose = "the master" if master else "the fleet's key pair" if fleet else f"the keys of tenant {tenant}"
+    ends = f"the old ones sign until {_minute(now + seconds)}" if seconds else "all earlier ones sign no more"
+    say(f"rotated {whose}; {ends}")
+
+
+@app.command()
+def migrate(
+    overlap: Annotated[str, typer.Option(help=f"How long the fleet's key pair signs on. {DURATION_HELP}")] = "7d",
+) -> None:
+    """Turn a keyring of format 1 into format 2, in which each tenant has a key pair of its own.
+
+    Secrets stay as they are. The key pair that signed for all tenants signs on for the overlap, so that consumers can
+    change over to /.well-known/jwks/TENANT.json. Earlier versions of Postback cannot read the new format.
+    """
+    from telemetry.clock import SystemClock
+    from workers.delivery.keyring import KeyringError
+
+    seconds, keyring = checked_duration("--overlap", overlap), _load()
+    with telling(KeyringError):
+        until = keyring.migrate(SystemClock().time(), seconds)
+    if until is None:
+        say(f"{keyring.path} has format 2 already, and is left as it is")
+    else:
+        say(f"{keyring.path} has format 2 now; the fleet's key pair signs beside tenants' own until {_minute(until)}")
+
+
+@app.command("import")
+def import_secret(
+    tenant: Tenant = "default",
+    file: Annotated[Path | None, typer.Option(help="Where the secret is; else it is read from standard input.")] = None,
+) -> None:
+    """Let a secret (whsec_…) of another sender sign a tenant's callbacks, beside the tenant's derived keys.
+
+    Consumers that have the secret go on as they are. `postback keys rotate --tenant TENANT` retires it: give them the
+    tenant's new secret within the overlap. The secret is never an argument, since other users can read those.
+    """
+    from schemas.signature import MalformedKey
+    from telemetry.clock import SystemClock
+    from workers.delivery.keyring import KeyringError
+
+    tenant, keyring = checked_tenant(tenant), _load()
+    secret = _secret_from(file)
+    with telling(KeyringError):
+        try:
+            keyring.add_secret(tenant, secret, SystemClock().time())
+        except MalformedKey as error:
+            raise fail(f"the secret: {error}", BAD_INPUT) from None
+    say(f"imported a secret of tenant {tenant}; it signs beside the derived one until the tenant's keys are rotated")
+
+
+def _secret_from(file: Path | None) -> str:
+    """One line of the file or of standard input; at a terminal it is asked for and not shown."""
+    if file is None and sys.stdin.isatty():
+        return str(typer.prompt("secret", hide_input=True, err=True)).strip()
+    try:
+        if file is None:
+            text = sys.stdin.read(_LONGEST_SECRET)
+        else:
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(_LONGEST_SECRET)
+    except OSError as error:
+        raise fail(f"--file {file}: {error.strerror}", BAD_INPUT) from None
+    except UnicodeDecodeError:
+        raise fail("the secret: it is not text", BAD_INPUT) from None
+    return text.strip()
+
+
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _load() -> Keyring:
@@ -89,4 +175,4 @@ def _load() -> Keyring:
 
     path = keyring_path(fleet_settings())
     with telling(KeyringError):
-        return Keyring.load(path)
+        return Keyring.load(path, by_root=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def receive(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
     out: Annotated[Path | None, typer.Option(help="Append the lines to this file.")] = None,
-    tenant: Annotated[str, typer.Option(help="Whose secret the callbacks are signed with.")] = "default",
+    tenant: Annotated[str, typer.Option(help="Whose callbacks are taken; other tenants' are refused.")] = "default",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     status: Annotated[int, typer.Option(min=200, max=599, help="What verified callbacks are answered with.")] = 200,
     delay: Annotated[float, typer.Option(min=0, help="Seconds before a verified callback is answered.")] = 0.0,
@@ -60,7 +60,7 @@ def _keys(tenant: str) -> Callable[[], Keys]:
         except KeyringError as error:
             say(f"{error}; the keys that were read before stay in use")
         now = clock.time()
-        return Keys(keyring.secrets(tenant, now), keyring.public_keys(now))
+        return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
 
     return current
 

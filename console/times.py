@@ -6,6 +6,7 @@ from console.errors import BAD_INPUT, fail
 
 TIME = "TIME"
 """How help texts call such a value."""
+_YEAR_SECONDS = 366 * 86_400.0
 HELP = "ISO 8601, or so long ago: -90s, -30m, -2h, -7d."
 
 
@@ -20,3 +21,19 @@ def checked_time(option: str, text: str | None) -> int | None:
         return parse_time(text, SystemClock().time())
     except NotATime as error:
         raise fail(f"{option}: {str(error)[0].lower()}{str(error)[1:]}", BAD_INPUT) from None
+
+
+DURATION_HELP = "A duration: 90s, 30m, 24h, 7d."
+
+
+def checked_duration(option: str, text: str) -> float:
+    """Seconds, at most a year, or the end of the command."""
+    from producers.times import NotADuration, parse_duration
+
+    try:
+        seconds = parse_duration(text)
+    except NotADuration as error:
+        raise fail(f"{option}: {str(error)[0].lower()}{str(error)[1:]}", BAD_INPUT) from None
+    if seconds > _YEAR_SECONDS:
+        raise fail(f"{option}: longer than 366 days", BAD_INPUT)
+    return seconds

@@ -60,6 +60,8 @@ class Keys:
     """`whsec_…`"""
     public_keys: Sequence[str]
     """`whpk_…`"""
+    tenant: str | None = None
+    """Who every event has to be for; None where that is not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ class Receiver:
             verify(headers, body, keys.secrets, keys.public_keys, now)
         except VerificationError as error:
             return str(error)
-        return None
+        return None if keys.tenant is None else _problem_of_tenant(_json(body), keys.tenant)
 
     def _status(self, webhook_id: str | None, *, verified: bool) -> int:
         if not verified:
@@ -186,6 +188,14 @@ async def _body_of(request: web.BaseRequest) -> bytes | None:
             return None
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _problem_of_tenant(event: Any, tenant: str) -> str | None:
+    """Why an event that verified is not for this tenant."""
+    named = event.get("tenant") if isinstance(event, dict) else None
+    if named == tenant:
+        return None
+    return f"the event is for another tenant than {tenant}" if named is not None else "the event names no tenant"
 
 
 def _json(body: bytes) -> Any:

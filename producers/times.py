@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-_AGO = re.compile(r"-(\d{1,9})(s|m|h|d|w)")
+_DURATION = re.compile(r"(\d{1,9})(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -13,14 +13,26 @@ class NotATime(ValueError):  # noqa: N818 - it names what the text is
     """Not a time: ISO 8601 as in 2026-03-01T14:00Z (UTC unless it says otherwise), or -90s, -30m, -2h, -7d."""
 
 
+class NotADuration(ValueError):  # noqa: N818
+    """Not a duration: 90s, 30m, 24h, 7d or 2w, for example."""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds. Raises NotADuration."""
+    parts = _DURATION.fullmatch(text.strip())
+    if parts is None:
+        raise NotADuration(NotADuration.__doc__)
+    return float(int(parts[1]) * _SECONDS[parts[2]])
+
+
 def parse_time(text: str, now: float) -> int:
     """Unix milliseconds. `now` is Unix seconds. Raises NotATime."""
-    ago = _AGO.fullmatch(text.strip())
+    text = text.strip()
     try:
-        if ago is not None:
-            at = now - int(ago[1]) * _SECONDS[ago[2]]
+        if text.startswith("-"):
+            at = now - parse_duration(text[1:])
         else:
-            said = datetime.fromisoformat(text.strip())
+            said = datetime.fromisoformat(text)
             at = (said if said.tzinfo is not None else said.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise NotATime(NotATime.__doc__) from None

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from schemas import openai, topics
-from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId, Identifier, Job, Url
 from schemas.problems import Problem, problems_of
 from schemas.result import Outcome, Result, ResultError
 from schemas.unknown import UnknownFields, taken_from, unknown_fields
@@ -159,9 +159,7 @@ _PLACE = r"[A-Za-z0-9._-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
 """An origin as text: the topic's UUID (22 characters of URL-safe base64), partition and offset."""
 _NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
 _HEADER_RULES = {
-    topics.TENANT: _rule(
-        r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"
-    ),
+    topics.TENANT: _rule(TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
     topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
     topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),

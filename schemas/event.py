@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from schemas.codec import read_result, write_result
-from schemas.job import WireModel
+from schemas.job import Tenant, WireModel
 from schemas.result import Outcome, Result
 
 EventType = Literal[
@@ -32,6 +32,8 @@ class Event(WireModel):
     created_at: int
     """Unix seconds."""
     type: EventType
+    tenant: Tenant
+    """Who the event is for. A consumer refuses an event that names another tenant, whoever signed it."""
     data: EventData
 
 
@@ -40,8 +42,8 @@ def event_type(outcome: Outcome) -> str:
     return f"inference.{outcome}"
 
 
-def event_body(result: Result | bytes, webhook_id: str) -> bytes:
-    """The webhook's body for a result or for the stored bytes of one, which go into it as they are.
+def event_body(result: Result | bytes, webhook_id: str, tenant: str) -> bytes:
+    """The webhook's body for a tenant's result or for the stored bytes of one, which go into it as they are.
 
     Raises InvalidResult where the bytes hold no result.
     """
@@ -52,10 +54,11 @@ def event_body(result: Result | bytes, webhook_id: str) -> bytes:
             stored = write_result(result)
     else:
         stored = write_result(result)
-    head = b'{"id":%b,"object":"event","created_at":%d,"type":"%b","data":{"id":%b,' % (
+    head = b'{"id":%b,"object":"event","created_at":%d,"type":"%b","tenant":%b,"data":{"id":%b,' % (
         to_json(webhook_id),
         result.created_at,
         event_type(result.outcome).encode(),
+        to_json(tenant),
         to_json(result.job_id),
     )
     return b"".join((head, stored[1:], b"}"))

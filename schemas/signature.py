@@ -161,7 +161,7 @@ def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
 
 def _mac(secret: str) -> hmac.HMAC:
     """To be copied for each content: keying one anew costs as much as hashing a small body."""
-    return hmac.new(_secret(secret), digestmod=hashlib.sha256)
+    return hmac.new(secret_bytes(secret), digestmod=hashlib.sha256)
 
 
 def _digest(keyed: hmac.HMAC, content: bytes) -> bytes:
@@ -188,7 +188,8 @@ def _webhook_headers(headers: Mapping[str, str]) -> tuple[str, str, str]:
     return lowered[ID_HEADER], lowered[TIMESTAMP_HEADER], lowered[SIGNATURE_HEADER]
 
 
-def _secret(text: str) -> bytes:
+def secret_bytes(text: str) -> bytes:
+    """The 24 to 64 bytes of a `whsec_…`. Raises MalformedKey, which never shows it."""
     data = _key_bytes(text, SECRET_PREFIX)
     if not 24 <= len(data) <= 64:
         raise MalformedKey(f"a {SECRET_PREFIX} secret has 24 to 64 bytes")

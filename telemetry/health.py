@@ -54,8 +54,11 @@ class Page:
     """How long readers and proxies may keep it (RFC 9111, section 5.2.2.1); 0 is not at all."""
 
 
-Pages = Mapping[str, Callable[[], Page]]
-"""Path to what makes its page. It is called on a thread of its own, at each request."""
+Pages = Mapping[str, Callable[[str], Page | None]]
+"""Path to the maker of its page, which is called on a thread of its own, at each request.
+
+A path that ends with `/` is a folder: its maker gets the last part of the path that was asked for, and returns None
+where there is no such page. Every other maker gets an empty text."""
 
 _NO_PAGES: Pages = MappingProxyType({})
 
@@ -171,8 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if path in own:
                 own[path]()
-            elif path in self.server.pages:
-                self._page(self.server.pages[path]())
+            elif (page := self._own_page(path)) is not None:
+                self._page(page)
             else:
                 known = " ".join([*own, *self.server.pages])
                 self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", f"{known}\n".encode())
@@ -201,6 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
         readiness = self.server.readiness()
         status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
         self._send_json(status, {"ready": readiness.ready, "reasons": list(readiness.reasons)})
+
+    def _own_page(self, path: str) -> Page | None:
+        folder, _, name = path.rpartition("/")
+        pages = self.server.pages
+        if path in pages and name:
+            return pages[path]("")
+        return pages[f"{folder}/"](name) if f"{folder}/" in pages else None
 
     def _page(self, page: Page) -> None:
         caching = f"public, max-age={page.max_age_seconds}" if page.max_age_seconds else "no-store"

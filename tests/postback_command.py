@@ -38,9 +38,9 @@ def postback(*arguments: str | Path, env: Mapping[str, str], given: bytes = b"")
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def postback_here(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def postback_here(*arguments: str, env: Mapping[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command to its end in this process: for tests that run it often, since a start takes a second."""
-    done = CliRunner().invoke(app, list(arguments), env=env)
+    done = CliRunner().invoke(app, list(arguments), env=env, input=given)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)

@@ -122,7 +122,7 @@ class Callbacks:
 
     def _keys(self) -> Keys:
         now = CLOCK.time()
-        return Keys(self._keyring.secrets("default", now), self._keyring.public_keys(now))
+        return Keys(self._keyring.secrets("default", now), self._keyring.public_keys("default", now))
 
     def _take(self, received: Received) -> None:
         self.received.append(received)

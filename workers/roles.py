@@ -17,7 +17,7 @@ from telemetry.metrics import Metrics
 from workers import last_resort
 from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import COMPANY_SECONDS, DeliveryHandler
-from workers.delivery.jwks import JWKS_PATH, jwks_page
+from workers.delivery.jwks import FLEET_JWKS_PATH, JWKS_FOLDER, fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -85,7 +85,7 @@ class Process:
         self.replica = replica_of(fleet)
         self.stages: list[Stage] = []
         self.beside: list[SideTask] = []
-        self.pages: dict[str, Callable[[], Page]] = {}
+        self.pages: dict[str, Callable[[str], Page | None]] = {}
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
@@ -256,7 +256,8 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
-    process.pages[JWKS_PATH] = partial(jwks_page, keyring, process.clock)
+    process.pages[FLEET_JWKS_PATH] = partial(fleet_jwks_page, keyring, process.clock)
+    process.pages[JWKS_FOLDER] = partial(tenant_jwks_page, keyring, process.clock)
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
     others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]

@@ -164,7 +164,8 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
 
 async def _exchange(kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children) -> Tally:
     """Submit the jobs, and take callbacks until every job has one or none come any more."""
-    keys = Keys(keyring.secrets(DEFAULT_TENANT, _CLOCK.time()), keyring.public_keys(_CLOCK.time()))
+    now = _CLOCK.time()
+    keys = Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now), DEFAULT_TENANT)
     callbacks: asyncio.Queue[Received] = asyncio.Queue()
     async with Site() as site, Receiver(lambda: keys, callbacks.put_nowait) as receiver:
         asked = [

@@ -27,7 +27,7 @@ RESULT = Result(
     created_at=1_700_000_000,
 )
 WEBHOOK_ID = "msg_" + "0a" * 16
-BODY = event_body(RESULT, WEBHOOK_ID)
+BODY = event_body(RESULT, WEBHOOK_ID, "acme")
 
 
 def body(url: str) -> Any:
@@ -43,7 +43,7 @@ def test_their_client_unwraps_our_webhook() -> None:
             client.webhooks.unwrap(BODY + b" ", headers)
 
     assert (event.id, event.object, event.created_at) == (WEBHOOK_ID, "event", 1_700_000_000)
-    assert (event.type, event.data.id) == ("inference.succeeded", "job_1")
+    assert (event.type, event.tenant, event.data.id) == ("inference.succeeded", "acme", "job_1")
 
 
 def test_their_models_read_the_answers_of_our_output_lines() -> None:

@@ -21,7 +21,7 @@ from schemas.signature import (
 
 RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Ω “blue”", created_at=1_700_000_000)
 WEBHOOK_ID = "msg_" + "0a" * 16
-BODY = event_body(RESULT, WEBHOOK_ID)
+BODY = event_body(RESULT, WEBHOOK_ID, "acme")
 
 
 def now() -> int:

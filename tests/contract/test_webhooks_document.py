@@ -43,7 +43,7 @@ class Fleet:
 
     @property
     def jwks_url(self) -> str:
-        return f"http://127.0.0.1:{self.role.port}/.well-known/jwks.json"
+        return f"http://127.0.0.1:{self.role.port}/.well-known/jwks/default.json"
 
     def call_back(self, url: str, prompt: str = PROMPT) -> None:
         self.product.submit([{"prompt": prompt, "callback_url": url}])
@@ -100,7 +100,8 @@ def in_title_case(headers: Mapping[str, str]) -> dict[str, str]:
 @pytest.fixture
 def consumer(request: pytest.FixtureRequest, fleet: Fleet, tmp_path: Path) -> Iterator[Consumer]:
     secret = fleet.secret
-    with consuming(request.param, tmp_path, WEBHOOK_SECRET=secret, JWKS_URL=fleet.jwks_url) as started:
+    where = {"WEBHOOK_SECRET": secret, "JWKS_URL": fleet.jwks_url, "TENANT": "default"}
+    with consuming(request.param, tmp_path, **where) as started:
         yield started
 
 
@@ -135,7 +136,9 @@ def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tup
     """Requests that are not genuine, or not any more, by what is wrong with them."""
     headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
     now = int(CLOCK.time())
-    stranger = Signer([generate_secret()], [generate_signing_key()])
+    nobody = Signer([generate_secret()], [generate_signing_key()])
+    stranger = Keyring.load(fleet.product.keyring.path).signer("stranger", CLOCK.time())
+    strange = body.replace(b'"tenant":"default"', b'"tenant":"stranger"')
     changed = {
         "another body": (headers, body.replace(b"succeeded", b"cancelled")),
         "the same JSON, written anew": (headers, json.dumps(json.loads(body)).encode()),
@@ -144,7 +147,9 @@ def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tup
         "no timestamp": (headers | {"webhook-timestamp": "soon"}, body),
         "signed ten minutes ago": (fleet.signer.headers(webhook_id, now - 600, body), body),
         "signed ten minutes ahead": (fleet.signer.headers(webhook_id, now + 600, body), body),
-        "another's keys": (stranger.headers(webhook_id, now, body), body),
+        "keys of no one": (nobody.headers(webhook_id, now, body), body),
+        "another tenant's event": (stranger.headers(webhook_id, now, strange), strange),
+        "another tenant's keys": (stranger.headers(webhook_id, now, body), body),
         "a signature of another kind": (
             headers | {"webhook-signature": signatures_of(genuine, other_version)},
             body,
@@ -208,6 +213,7 @@ def test_what_goes_over_the_wire_is_what_the_page_says(fleet: Fleet) -> None:
     assert PROMPT.encode() in body
     assert (event["id"], event["object"], event["data"]["text"]) == (fields["webhook-id"], "event", PROMPT)
     assert event["data"]["id"] == event["data"]["job_id"]
+    assert event["tenant"] == "default"
 
 
 def raw_request(fleet: Fleet) -> tuple[bytes, bytes]:
@@ -265,7 +271,6 @@ def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
 def test_while_keys_rotate_old_and_new_verify_and_a_leaked_one_ends_without_a_restart(fleet: Fleet) -> None:
     before = keys_of(fleet)
     assert postback("keys", "rotate", env=environment(fleet)).returncode == 0
-    rotate(fleet, None)
     rotated = keys_of(fleet)
     assert (rotated.secrets[1:], rotated.public_keys[1:]) == (before.secrets, before.public_keys)
     callback = callback_signed_with(fleet, rotated)
@@ -275,8 +280,7 @@ def test_while_keys_rotate_old_and_new_verify_and_a_leaked_one_ends_without_a_re
         verify(callback.headers, callback.body, [], [key], CLOCK.time())
     assert published(fleet) == rotated.public_keys
 
-    rotate(fleet, "default", overlap_seconds=0)
-    rotate(fleet, None, overlap_seconds=0)
+    rotate(fleet, overlap_seconds=0)
     ended = keys_of(fleet)
     callback = callback_signed_with(fleet, ended)
     with pytest.raises(WebhookVerificationError):
@@ -299,7 +303,7 @@ def test_a_broken_keyring_stops_no_callback_and_is_said(fleet: Fleet) -> None:
         assert "hush" not in fleet.role.said()
     finally:
         path.write_text(whole)
-    rotate(fleet, "default")
+    rotate(fleet)
     callback_signed_with(fleet, keys_of(fleet))
 
 
@@ -312,12 +316,12 @@ def said(fleet: Fleet) -> str:
 def keys_of(fleet: Fleet) -> Keys:
     """All that sign now, newest first."""
     keyring, now = Keyring.load(fleet.product.keyring.path), CLOCK.time()
-    return Keys(keyring.secrets("default", now), keyring.public_keys(now))
+    return Keys(keyring.secrets("default", now), keyring.public_keys("default", now))
 
 
-def rotate(fleet: Fleet, whose: str | None, overlap_seconds: float = OVERLAP_SECONDS) -> None:
-    """A tenant's secret, or the fleet's key pair, by somebody else than the process that signs."""
-    Keyring.load(fleet.product.keyring.path).rotate(whose, CLOCK.time(), overlap_seconds)
+def rotate(fleet: Fleet, overlap_seconds: float = OVERLAP_SECONDS) -> None:
+    """The tenant's keys, by somebody else than the process that signs."""
+    Keyring.load(fleet.product.keyring.path).rotate("default", CLOCK.time(), overlap_seconds)
 
 
 def environment(fleet: Fleet) -> dict[str, str]:
@@ -361,12 +365,12 @@ def signed_with(received: Received, keys: Keys) -> bool:
 
 
 def assert_no_key_is_told(fleet: Fleet, secrets: list[str]) -> None:
-    """Neither the log nor a page of the process holds a secret, the master or a seed."""
+    """Neither the log nor a page of the process holds a secret or a master."""
     content = json.loads(fleet.product.keyring.path.read_text())
     hidden = [secret.removeprefix("whsec_") for secret in secrets]
-    hidden += [content["master"], *(key["seed"] for key in content["fleet"])]
+    hidden += [master["secret"] for master in content["masters"]]
     told = fleet.role.said()
-    for path in ("/metrics", "/healthz", "/readyz", "/.well-known/jwks.json"):
+    for path in ("/metrics", "/healthz", "/readyz", "/.well-known/jwks.json", "/.well-known/jwks/default.json"):
         with urllib.request.urlopen(f"http://127.0.0.1:{fleet.role.port}{path}", timeout=30) as answer:
             told += answer.read().decode()
     assert "keyring-reloaded" in told

@@ -125,11 +125,11 @@ def test_who_was_away_is_told_to_ask_for_what_was_settled_before() -> None:
 def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> None:
     assert "at most 1 MiB" in DOCUMENT
     longest = Result(job_id="j" * 256, outcome=Outcome.SUCCEEDED, text="x", created_at=1)
-    envelope = len(event_body(longest, "m" * 256)) - len(longest.model_dump_json(exclude_none=True))
+    envelope = len(event_body(longest, "m" * 256, "t" * 63)) - len(longest.model_dump_json(exclude_none=True))
     assert MAX_RESULT_BYTES + max(envelope, 2_048) < 1024 * 1024
 
     secret = generate_secret()
-    body = event_body(longest.model_copy(update={"text": "Ω" * (MAX_RESULT_BYTES // 2 - 1_000)}), "msg_1")
+    body = event_body(longest.model_copy(update={"text": "Ω" * (MAX_RESULT_BYTES // 2 - 1_000)}), "msg_1", "acme")
     headers = Signer([secret]).headers("msg_1", int(CLOCK.time()), body)
     assert Webhook(secret).verify(body, headers)["data"]["text"].startswith("Ω")
 

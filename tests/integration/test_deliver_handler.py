@@ -197,7 +197,7 @@ async def test_a_delivered_callback_leaves_one_attempt_record(
         "status": 200,
         "duration_ms": 0.0,
         "error": None,
-        "bytes": len(event_body(RESULT, "msg_1")),
+        "bytes": len(event_body(RESULT, "msg_1", "acme")),
     }
     value = metrics.registry.get_sample_value
     assert value("postback_callbacks_total", {"result": "delivered"}) == 1
@@ -209,13 +209,13 @@ async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
 ) -> None:
     await make().handle(result_record(consumer.url))
     [(headers, body)] = consumer.requests
-    secrets, public_keys = keyring.secrets("acme", clock.time()), keyring.public_keys(clock.time())
+    secrets, public_keys = keyring.secrets("acme", clock.time()), keyring.public_keys("acme", clock.time())
     verify(headers, body, secrets, [], clock.time())
     verify(headers, body, [], public_keys, clock.time())
     assert [part.split(",")[0] for part in headers["webhook-signature"].split(" ")] == ["v1", "v1a"]
     assert (headers["webhook-id"], headers["traceparent"]) == ("msg_1", TRACEPARENT)
     assert headers["content-type"] == "application/json"
-    assert body == event_body(RESULT, "msg_1")
+    assert body == event_body(RESULT, "msg_1", "acme")
 
 
 async def test_the_official_library_verifies_a_callback(make: Maker, consumer: Consumer, keyring: Keyring) -> None:
@@ -305,7 +305,7 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     assert visited == [*(TOPICS.tier(delay) for delay in TIER_DELAYS_SECONDS), TOPICS.dead_letters]
     assert len(consumer.requests) == 10
     assert {(headers["webhook-id"], body) for headers, body in consumer.requests} == {
-        ("msg_1", event_body(RESULT, "msg_1"))
+        ("msg_1", event_body(RESULT, "msg_1", "acme"))
     }
     assert sum(TIER_DELAYS_SECONDS) * 1000 <= clock.ms - NOW_MS <= sum(TIER_DELAYS_SECONDS) * 1100 + 60_000
     assert 0 < hops < 100

@@ -170,7 +170,7 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
         "/moved": 24,  # and none of them is followed
         "/late": 16,
     }
-    secrets, public_keys = keyring.secrets("acme", CLOCK.time()), keyring.public_keys(CLOCK.time())
+    secrets, public_keys = keyring.secrets("acme", CLOCK.time()), keyring.public_keys("acme", CLOCK.time())
     for _, headers, body in site.got:
         verify(headers, body, secrets, [], CLOCK.time())
         verify(headers, body, [], public_keys, CLOCK.time())

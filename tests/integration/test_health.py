@@ -94,10 +94,10 @@ def test_a_check_that_raises_is_a_500_and_the_server_lives_on() -> None:
 
 
 def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
-    pages: dict[str, Callable[[], Page]] = {}
+    pages: dict[str, Callable[[str], Page | None]] = {}
     with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
         assert ask(server, "/keys")[0] == 404
-        pages["/keys"] = lambda: Page("application/jwk-set+json", b"{}", max_age_seconds=60)
+        pages["/keys"] = lambda _: Page("application/jwk-set+json", b"{}", max_age_seconds=60)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         connection.request("GET", "/keys?fresh")
         response = connection.getresponse()

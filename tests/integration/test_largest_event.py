@@ -66,10 +66,10 @@ def test_the_largest_event_passes_every_topic_and_is_the_same_on_each_attempt(pr
     }
     for one in callbacks.events[JOB]:
         assert (one.webhook_id, one.headers[names.TRACEPARENT]) == (WEBHOOK, TRACE)
-        assert one.body == event_body(value, WEBHOOK)
+        assert one.body == event_body(value, WEBHOOK, TENANT)
         verify(one.headers, one.body, product.keyring.secrets(TENANT, CLOCK.time()), [], one.received_at)
     assert {one.body for one in callbacks.events["answered"]} == {
-        event_body(answered, callbacks.events["answered"][0].webhook_id or "")
+        event_body(answered, callbacks.events["answered"][0].webhook_id or "", "default")
     }
     said = product.attempts()
     assert {one["bytes"] for one in said} == {len(callbacks.events[name][0].body) for name in (JOB, "answered")}

@@ -25,7 +25,7 @@ from telemetry.clock import SystemClock
 SECRET = generate_secret()
 SIGNING_KEY = generate_signing_key()
 KEYS = Keys([SECRET], [public_key_of(SIGNING_KEY)])
-BODY = b'{"id":"msg_1","type":"inference.succeeded","data":{"text":"\\u00fc"}}'
+BODY = b'{"id":"msg_1","type":"inference.succeeded","tenant":"acme","data":{"text":"\\u00fc"}}'
 
 
 def signed(webhook_id: str = "msg_1", body: bytes = BODY, secret: str = SECRET) -> dict[str, str]:
@@ -149,9 +149,20 @@ async def test_on_a_terminal_callbacks_are_shown_for_people_and_the_file_still_h
     env: dict[str, str], tmp_path: Path
 ) -> None:
     assert postback("keys", "init", env=env).returncode == 0
-    secret = keys_of(env, "default")["secrets"][0]
+    secret = keys_of(env, "acme")["secrets"][0]
     screen, terminal = os.openpty()
-    command = [POSTBACK, "receive", "--port", "0", "--out", tmp_path / "out.jsonl", "--fail-first", "1"]
+    command = [
+        POSTBACK,
+        "receive",
+        "--port",
+        "0",
+        "--out",
+        tmp_path / "out.jsonl",
+        "--fail-first",
+        "1",
+        "--tenant",
+        "acme",
+    ]
     with subprocess.Popen(command, env=env, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
         try:
             url = line_of(process.stderr).removeprefix("postback: receiving at ")
@@ -206,17 +217,6 @@ def test_keys_are_shown_only_when_that_is_asked(env: dict[str, str], tmp_path: P
     assert hidden == {**revealed, "secrets": []}  # a script would take whatever stands there for a secret
     jwks = json.loads(postback("keys", "show", "--jwks", env=env).stdout)
     assert jwks["keys"][0]["crv"] == "Ed25519"
-
-
-def test_the_fleets_key_pair_and_a_leaked_key_can_be_rotated(env: dict[str, str]) -> None:
-    postback("keys", "init", env=env)
-    before = keys_of(env, "default")
-    assert postback("keys", "rotate", "--fleet", env=env).returncode == 0
-    assert postback("keys", "rotate", "--leaked", env=env).returncode == 0
-    after = keys_of(env, "default")
-    assert after["public_keys"][1:] == before["public_keys"]
-    assert len(after["secrets"]) == 1
-    assert after["secrets"] != before["secrets"]
 
 
 def test_a_keyring_that_is_there_is_left_as_it_is(env: dict[str, str], tmp_path: Path) -> None:

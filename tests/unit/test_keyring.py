@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schemas.signature import Signer
-from workers.delivery.jwks import jwks_page
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
@@ -25,10 +24,11 @@ from workers.delivery.keyring import (
     KeyringMissing,
     KeyringUnreadable,
 )
-from workers.delivery.keyring.file import is_open_to_others
 from workers.delivery.keyring.jwk import jwk
+from workers.delivery.private_file import is_open_to_others
 
 NOW = 1_700_000_000.0
+KEY = base64.b64encode(os.urandom(32)).decode()
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_create_never_overwrites_keys(keyring: Keyring, path: Path) -> None:
 def test_a_loaded_keyring_has_the_keys_that_were_created(keyring: Keyring, path: Path) -> None:
     loaded = Keyring.load(path)
     assert loaded.secrets("acme", NOW) == keyring.secrets("acme", NOW)
-    assert loaded.signing_keys(NOW) == keyring.signing_keys(NOW)
+    assert loaded.signing_keys("acme", NOW) == keyring.signing_keys("acme", NOW)
 
 
 def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp
 
 
 def test_a_tenant_secret_is_hkdf_sha256_of_the_master(keyring: Keyring, path: Path) -> None:
-    master = base64.b64decode(json.loads(path.read_text())["master"])
+    master = base64.b64decode(json.loads(path.read_text())["masters"][0]["secret"])
     # RFC 5869 by hand: extract with a zero salt, then one block of expand.
     pseudo_random_key = hmac.digest(bytes(32), master, "sha256")
     expected = hmac.digest(pseudo_random_key, b"postback/webhook-secret/acme/1\x01", "sha256")
@@ -78,7 +78,7 @@ def test_a_tenant_secret_is_hkdf_sha256_of_the_master(keyring: Keyring, path: Pa
 
 
 def test_a_signing_key_is_its_seed_and_its_public_key(keyring: Keyring) -> None:
-    [signing], [public] = keyring.signing_keys(NOW), keyring.public_keys(NOW)
+    [signing], [public] = keyring.signing_keys("acme", NOW), keyring.public_keys("acme", NOW)
     raw = base64.b64decode(signing.removeprefix("whsk_"), validate=True)
     assert Ed25519PrivateKey.from_private_bytes(raw[:32]).public_key().public_bytes_raw() == raw[32:]
     assert public == "whpk_" + base64.b64encode(raw[32:]).decode()
@@ -104,16 +104,6 @@ def test_two_rotations_in_a_day_keep_three_secrets_newest_first(keyring: Keyring
     assert keyring.secrets("acme", NOW + OVERLAP_SECONDS) == [third, second]
 
 
-def test_a_rotated_fleet_key_signs_beside_the_new_one_for_a_day(keyring: Keyring) -> None:
-    [old], [secret] = keyring.public_keys(NOW), keyring.secrets("acme", NOW)
-    keyring.rotate(None, NOW)
-    new, kept = keyring.public_keys(NOW)
-    assert (kept, new != old) == (old, True)
-    assert len(keyring.signing_keys(NOW)) == 2
-    assert keyring.public_keys(NOW + OVERLAP_SECONDS) == [new]
-    assert keyring.secrets("acme", NOW) == [secret]
-
-
 def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring: Keyring) -> None:
     [leaked] = keyring.secrets("acme", NOW)
     keyring.rotate("acme", NOW, overlap_seconds=0)
@@ -122,19 +112,17 @@ def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring
 
 def test_a_rotation_for_a_leak_ends_the_keys_that_retire_already_too(keyring: Keyring, path: Path) -> None:
     """It is often the old key that leaked, and the operator rotated before learning of it."""
-    for whose in ("acme", None):
-        keyring.rotate(whose, NOW)
-        keyring.rotate(whose, NOW + 60, overlap_seconds=0)
+    keyring.rotate("acme", NOW)
+    keyring.rotate("acme", NOW + 60, overlap_seconds=0)
     assert len(keyring.secrets("acme", NOW)) == 1
-    assert len(keyring.public_keys(NOW)) == len(keyring.jwks(NOW)["keys"]) == 1
-    data = json.loads(path.read_bytes())
-    assert (data["tenants"]["acme"]["retiring"], len(data["fleet"])) == ([], 1)
+    assert len(keyring.public_keys("acme", NOW)) == len(keyring.jwks("acme", NOW)["keys"]) == 1
+    assert json.loads(path.read_bytes())["tenants"]["acme"]["retiring"] == []
 
 
 def test_the_next_change_is_when_the_first_old_key_stops_signing(keyring: Keyring) -> None:
     assert keyring.next_change("acme", NOW) == float("inf")
+    keyring.rotate_master(NOW - 60)
     keyring.rotate("acme", NOW)
-    keyring.rotate(None, NOW - 60)
     assert keyring.next_change("acme", NOW) == NOW - 60 + OVERLAP_SECONDS
     assert keyring.next_change("acme", NOW + OVERLAP_SECONDS - 1) == NOW + OVERLAP_SECONDS
 
@@ -143,10 +131,10 @@ def test_a_rotation_by_another_process_is_seen_after_a_refresh(keyring: Keyring,
     assert keyring.refresh() is False
     other = Keyring.load(path)
     other.rotate("acme", NOW)
-    other.rotate(None, NOW)
+    other.rotate_master(NOW)
     assert keyring.refresh() is True
     assert keyring.secrets("acme", NOW) == other.secrets("acme", NOW)
-    assert keyring.signing_keys(NOW) == other.signing_keys(NOW)
+    assert keyring.signing_keys("acme", NOW) == other.signing_keys("acme", NOW)
 
 
 def test_rotations_by_two_processes_are_both_kept(keyring: Keyring, path: Path) -> None:
@@ -175,8 +163,7 @@ def test_a_broken_file_leaves_the_keys_that_were_loaded(keyring: Keyring, path: 
 
 def test_a_signer_signs_with_every_key_of_now(keyring: Keyring) -> None:
     keyring.rotate("acme", NOW)
-    keyring.rotate(None, NOW)
-    expected = Signer(keyring.secrets("acme", NOW), keyring.signing_keys(NOW)).sign("msg_1", int(NOW), b"{}")
+    expected = Signer(keyring.secrets("acme", NOW), keyring.signing_keys("acme", NOW)).sign("msg_1", int(NOW), b"{}")
     assert keyring.signer("acme", NOW).sign("msg_1", int(NOW), b"{}") == expected
     assert [part.split(",")[0] for part in expected.split(" ")] == ["v1", "v1", "v1a", "v1a"]
 
@@ -302,8 +289,8 @@ def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_n
     """The JWKS page reloads on a thread of its own, at any moment of the making."""
     made = Keyring.signing_keys
 
-    def reloaded_meanwhile(self: Keyring, now: float) -> list[str]:
-        keys = made(self, now)
+    def reloaded_meanwhile(self: Keyring, tenant: str, now: float) -> list[str]:
+        keys = made(self, tenant, now)
         self.refresh()
         return keys
 
@@ -315,40 +302,23 @@ def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_n
     assert keyring.signer("acme", NOW + 0.6).sign("msg_1", 1, b"").count("v1,") == 2
 
 
-def test_a_reload_is_logged_with_the_keys_that_sign_now(
-    keyring: Keyring, path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    keyring.follow(NOW)
-    with caplog.at_level("INFO", logger="postback"):
-        Keyring.load(path).rotate(None, NOW)
-        keyring.follow(NOW + 2)
-        keyring.follow(NOW + 4)
-    [record] = caplog.records
-    assert "keyring-reloaded" in record.getMessage()
-    kids = [jwk["kid"] for jwk in keyring.jwks(NOW)["keys"]]
-    assert len(kids) == 2
-    assert all(kid in record.getMessage() for kid in kids)
-
-
-def test_the_page_holds_the_public_keys_of_the_file_as_it_is_now(keyring: Keyring, path: Path) -> None:
-    before = json.loads(jwks_page(keyring, SetClock(NOW)).body)
-    Keyring.load(path).rotate(None, NOW)
-    page = jwks_page(Keyring.load(path), SetClock(NOW))
-    keys = json.loads(page.body)["keys"]
-    assert keys[1:] == before["keys"]
-    assert all(set(key) == {"kty", "crv", "x", "kid", "use", "alg"} for key in keys)
-    assert (page.content_type, page.max_age_seconds) == ("application/jwk-set+json", 300)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
-        {"master": "c2hvcnQ="},
-        {"master": "not base64 \u00e9"},
-        {"fleet": []},
-        {"fleet": [{"seed": base64.b64encode(os.urandom(32)).decode(), "until": 1.0}]},
-        {"format": 2},
+        {"masters": [{"number": 1, "secret": "c2hvcnQ="}]},
+        {"masters": [{"number": 1, "secret": "not base64 \u00e9"}]},
+        {"masters": []},
+        {"masters": [{"number": 1, "secret": KEY, "until": 1.0}]},
+        {"masters": [{"number": 1, "secret": KEY}, {"number": 1, "secret": KEY, "until": 1.0}]},
+        {"masters": [{"number": 1, "secret": KEY}, {"number": 2, "secret": KEY, "until": 1.0}]},
+        {"masters": [{"number": 2, "secret": KEY}, {"number": 1, "secret": KEY}]},
+        {"masters": [{"number": 1_000_001, "secret": KEY}]},
+        {"fleet": [{"seed": KEY}]},
+        {"format": 1},
+        {"format": 3},
         {"tenants": {"acme": {"version": 0}}},
+        {"tenants": {"acme": {"version": 2, "master": 2}}},
+        {"tenants": {"acme": {"imported": [{"secret": "c2hvcnQ="}]}}},
     ],
 )
 def test_a_damaged_keyring_is_refused_without_showing_what_is_in_it(
@@ -360,14 +330,13 @@ def test_a_damaged_keyring_is_refused_without_showing_what_is_in_it(
         Keyring.load(path)
     shown = str(refused.value) + repr(refused.value.__cause__)
     assert next(iter(damage)) in shown
-    assert content["master"] not in shown
+    assert KEY not in shown
 
 
 def test_no_key_is_in_a_repr(keyring: Keyring, path: Path) -> None:
     shown = repr(keyring) + repr(keyring._loaded) + str(keyring._loaded.data)
     content = json.loads(path.read_text())
-    assert content["master"] not in shown
-    assert content["fleet"][0]["seed"] not in shown
+    assert content["masters"][0]["secret"] not in shown
     assert str(path) in repr(keyring)
 
 
@@ -383,10 +352,3 @@ def test_the_jwk_of_rfc_8037_has_its_thumbprint() -> None:
         "use": "sig",
         "alg": "EdDSA",
     }
-
-
-def test_the_jwk_set_holds_the_keys_that_sign_now_newest_first(keyring: Keyring) -> None:
-    keyring.rotate(None, NOW)
-    publics = [base64.b64decode(key.removeprefix("whpk_")) for key in keyring.public_keys(NOW)]
-    assert keyring.jwks(NOW) == {"keys": [jwk(public) for public in publics]}
-    assert len(keyring.jwks(NOW + OVERLAP_SECONDS)["keys"]) == 1

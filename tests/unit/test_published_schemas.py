@@ -107,13 +107,15 @@ def test_the_jobs_schema_agrees_with_the_reader(job: dict[str, Any]) -> None:
 @pytest.mark.parametrize("result", RESULTS)
 def test_written_results_and_events_fit_their_schemas(result: Result) -> None:
     validator("result.json").validate(json.loads(write_result(result)))
-    validator("event.json").validate(json.loads(event_body(result, "msg_1")))
+    validator("event.json").validate(json.loads(event_body(result, "msg_1", "acme")))
 
 
 def test_an_event_of_another_kind_does_not_fit_the_schema() -> None:
-    event = json.loads(event_body(RESULTS[0], "msg_1"))
+    event = json.loads(event_body(RESULTS[0], "msg_1", "acme"))
 
     assert not validator("event.json").is_valid({**event, "type": "batch.completed"})
+    assert not validator("event.json").is_valid({**event, "tenant": "no tenant"})
+    assert not validator("event.json").is_valid({name: event[name] for name in event if name != "tenant"})
     assert not validator("event.json").is_valid({**event, "data": {"id": "job_1"}})
 
 

@@ -115,7 +115,7 @@ class DeliveryHandler(TierPace):
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
                 # Only now, since most records of a hung destination come here many times and go no further.
-                body = event_body(record.value, pending.webhook_id)
+                body = event_body(record.value, pending.webhook_id, pending.tenant)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
             return (self._left_alone(record, pending, alone),)

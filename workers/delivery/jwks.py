@@ -1,27 +1,55 @@
-"""The fleet's public keys where consumers look for them, so that a rotation reaches them by itself.
+"""Public keys where consumers look for them, so that a rotation reaches them by itself.
 
-A JWK set (RFC 7517, section 5) of ed25519 keys (RFC 8037) at a well-known path (RFC 8615). It holds every key that
-signs now: during a rotation the old and the new one.
+They are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each tenant,
+and the fleet's. Each holds every key that signs now: during a rotation the old and the new one.
+
+Strangers may ask for any tenant's set. Every valid name has one of the same form, whether it is in use or not, so that
+the answers list no tenants; and making one costs less than the request around it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 
+from schemas.job import TENANT_PATTERN
 from telemetry.clock import Clock
 from telemetry.health import Page
-from workers.delivery.keyring import Keyring
+from workers.delivery.keyring import JwkSet, Keyring
 
-JWKS_PATH = "/.well-known/jwks.json"
+FLEET_JWKS_PATH = "/.well-known/jwks.json"
+JWKS_FOLDER = "/.well-known/jwks/"
 JWKS_TYPE = "application/jwk-set+json"
 """RFC 7517, section 8.5.2."""
 
 MAX_AGE_SECONDS = 300
 """How long a reader may keep the set. A key that leaked is believed for that much longer; a rotation has a day."""
 
+_FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
-def jwks_page(keyring: Keyring, clock: Clock) -> Page:
-    """The keys as they are now; where the file broke, those that were read before."""
+
+def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> Page | None:
+    """The keys that verify one tenant's events now, for `TENANT.json`; None for any other name.
+
+    Where the keyring's file broke, they are those that were read before.
+    """
+    asked = _FILE.fullmatch(name)
+    if asked is None:
+        return None
     now = clock.time()
     keyring.follow(now)
-    return Page(JWKS_TYPE, json.dumps(keyring.jwks(now)).encode(), MAX_AGE_SECONDS)
+    return _page(keyring.jwks(asked[1], now))
+
+
+def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> Page:
+    """The keys that verify every tenant's events now: in format 2 none, once a migration's overlap is over.
+
+    An empty set rather than no page: a reader of it then refuses every event, and keeps no key of its own.
+    """
+    now = clock.time()
+    keyring.follow(now)
+    return _page(keyring.fleet_jwks(now))
+
+
+def _page(keys: JwkSet) -> Page:
+    return Page(JWKS_TYPE, json.dumps(keys).encode(), MAX_AGE_SECONDS)

@@ -5,6 +5,7 @@ A record that waits carries the result and every header along; only what is said
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from pydantic_core import to_json
 
 from schemas import topics as names
 from schemas.endpoint import EndpointKey, EndpointRecord, key_bytes, write_endpoint
-from schemas.job import DEFAULT_TENANT
+from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
@@ -25,6 +26,8 @@ _RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
 _DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
 _WAITING = frozenset(names.WAITING_HEADERS)
 _NUMBERS = (names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT)
+
+_TENANT = re.compile(TENANT_PATTERN)
 
 _origin = lru_cache(maxsize=4096)(origin_of)
 
@@ -76,7 +79,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
     return PendingDelivery(
         url=text,
         origin=_origin(text),
-        tenant=_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT),
+        tenant=_tenant(_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT)),
         job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
         webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
         traceparent=trace if is_traceparent(trace) else None,
@@ -103,6 +106,13 @@ def _token(value: bytes | None, name: str) -> str:
     text = value.decode("latin-1")
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise UnusableRecord(f"the header {name} is not printable ASCII without spaces")
+    return text
+
+
+def _tenant(text: str) -> str:
+    """A tenant's name: it stands in the event, and in the path of its public keys."""
+    if not _TENANT.fullmatch(text):
+        raise UnusableRecord(f"the header {names.TENANT} is not 1 to 63 letters, digits, `_` or `-`, no sign first")
     return text
 
 

@@ -1,135 +1,153 @@
-"""The keyring's file as data: which keys it holds, which of them sign at a time, and what a rotation makes of it."""
+"""The keyring's file as data: which keys it holds, which of them sign at a time, and what a rotation makes of it.
+
+Format 1 has one master, and one ed25519 key pair that signs for every tenant. Format 2 has masters with an overlap,
+derives an ed25519 key for each tenant besides its secret, and keeps imported secrets.
+"""
 
 from __future__ import annotations
 
-import base64
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple, Self
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from nacl.bindings import crypto_sign_seed_keypair
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+from pydantic import Field, SecretStr, model_validator
 
-from workers.delivery.keyring.material import MASTER_BYTES, SECRET_BYTES, SEED_BYTES, of_length, random_key
+from workers.delivery.keyring.keys import FileModel, FleetKey, ImportedSecret, Key, Master
+from workers.delivery.keyring.material import base64_of, bytes_of, derived, ed25519_private, random_key
+from workers.delivery.keyring.versions import TenantVersions
 
 
-class FileModel(BaseModel):
-    """A part of the file. What was refused is never shown, since it may be a key."""
+class DerivedKey(NamedTuple):
+    """One of a tenant's keys, and the Unix second at which it stops signing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class RetiringVersion(FileModel):
-    """A tenant's old version, which signs until then (Unix seconds)."""
-
-    version: int = Field(ge=1)
+    master: SecretStr
+    tenant: str
+    version: int
     until: float
 
-
-class TenantVersions(FileModel):
-    """Which of a tenant's derived secrets sign."""
-
-    version: int = Field(default=1, ge=1)
-    retiring: tuple[RetiringVersion, ...] = ()
-
-    def current(self, now: float) -> list[int]:
-        """The versions that sign now, newest first."""
-        return [self.version, *(old.version for old in self.retiring if old.until > now)]
-
-    def rotated(self, now: float, until: float) -> TenantVersions:
-        """The next version. Those that sign still do so until their time, and none longer than the one before."""
-        before = (RetiringVersion(version=self.version, until=until), *self.retiring)
-        ending = (old.model_copy(update={"until": min(old.until, until)}) for old in before)
-        return TenantVersions(version=self.version + 1, retiring=tuple(old for old in ending if old.until > now))
-
-
-class FleetKey(FileModel):
-    """An ed25519 seed in base64; `until` (Unix seconds) is set once it retires."""
-
-    seed: SecretStr
-    until: float | None = None
-
-    @field_validator("seed")
-    @classmethod
-    def _is_a_seed(cls, seed: SecretStr) -> SecretStr:
-        return of_length(seed, SEED_BYTES)
-
-    @field_serializer("seed")
-    def _write_seed(self, seed: SecretStr) -> str:
-        return seed.get_secret_value()
-
-    def retiring(self, until: float) -> FleetKey:
-        """The key as it signs until then, or until it was to end already."""
-        return self.model_copy(update={"until": until if self.until is None else min(self.until, until)})
+    @property
+    def secret(self) -> bytes:
+        """The shared secret, 32 bytes."""
+        return derived(self.master, "webhook-secret", self.tenant, self.version)
 
     @property
     def private_bytes(self) -> bytes:
-        """The private key, 64 bytes: the seed and the public key."""
-        return crypto_sign_seed_keypair(base64.b64decode(self.seed.get_secret_value()))[1]
-
-    @property
-    def public_bytes(self) -> bytes:
-        """The public key, 32 bytes."""
-        return self.private_bytes[SEED_BYTES:]
+        """The ed25519 key, 64 bytes: the seed and the public key."""
+        return ed25519_private(derived(self.master, "webhook-ed25519", self.tenant, self.version))
 
 
 class KeyringData(FileModel):
-    """The file, format 1. Tenants that never rotated are not listed: they are at version 1."""
+    """The file. Tenants that were never rotated are not listed: they are at version 1. Keys stand newest first."""
 
-    format: Literal[1] = 1
+    left_out: ClassVar[frozenset[str]] = frozenset({"master", "masters"})
+
+    format: Literal[1, 2]
     created_at: int
-    master: SecretStr
+    master: Key | None = None
+    """Of format 1."""
+    masters: tuple[Master, ...] = ()
+    """Of format 2."""
     tenants: dict[str, TenantVersions] = Field(default_factory=dict)
-    fleet: tuple[FleetKey, ...] = Field(min_length=1)
-    """Newest first."""
+    fleet: tuple[FleetKey, ...] = ()
+    """Of format 1; of format 2 those that a migration lets sign for a while."""
 
-    @field_validator("master")
-    @classmethod
-    def _is_a_master(cls, master: SecretStr) -> SecretStr:
-        return of_length(master, MASTER_BYTES)
-
-    @field_serializer("master")
-    def _write_master(self, master: SecretStr) -> str:
-        return master.get_secret_value()
-
-    @field_validator("fleet")
-    @classmethod
-    def _one_key_is_current(cls, fleet: tuple[FleetKey, ...]) -> tuple[FleetKey, ...]:
-        if [key.until for key in fleet].count(None) != 1 or fleet[0].until is not None:
-            raise ValueError("the first key, and no other, has no `until`")
-        return fleet
+    @model_validator(mode="after")
+    def _has_what_its_format_has(self) -> Self:
+        if self.format == 1 and (self.master is None or self.masters):
+            raise ValueError("format 1 has `master` and no `masters`")
+        if self.format == 2 and (self.master is not None or not self.masters):
+            raise ValueError("format 2 has `masters` and no `master`")
+        current = self.fleet if self.format == 1 else self.masters
+        if [key.until for key in current].count(None) != 1 or current[0].until is not None:
+            raise ValueError("of `fleet` in format 1, of `masters` in format 2, the first and no other has no `until`")
+        numbers = [master.number for master in self.masters]
+        if numbers != sorted(set(numbers), reverse=True):
+            raise ValueError("`masters` are numbered, the newest first")
+        if self.format == 2 and any(key.until is None for key in self.fleet):
+            raise ValueError("each key of `fleet` in format 2 has an `until`")
+        newest = self.all_masters()[0].number
+        if any(versions.master > newest for versions in self.tenants.values()):
+            raise ValueError("no version in `tenants` began under a master that is not there yet")
+        return self
 
     @classmethod
     def generate(cls, now: float) -> KeyringData:
-        """New keys from the system's random source."""
-        return cls(created_at=int(now), master=random_key(MASTER_BYTES), fleet=(FleetKey(seed=random_key(SEED_BYTES)),))
+        """New keys from the system's random source, in format 2."""
+        return cls(format=2, created_at=int(now), masters=(Master(number=1, secret=random_key()),))
+
+    def all_masters(self) -> tuple[Master, ...]:
+        """The masters, newest first, of either format."""
+        return self.masters if self.master is None else (Master(number=1, secret=self.master),)
 
     def versions(self, tenant: str) -> TenantVersions:
         """The versions of a tenant."""
         return self.tenants.get(tenant, TenantVersions())
 
+    def derived_keys(self, tenant: str, now: float) -> list[DerivedKey]:
+        """The tenant's keys that sign now, newest first."""
+        masters = self.all_masters()
+        keys = [
+            DerivedKey(master.secret, tenant, version, min(until, master.ends))
+            for version, until, numbers in self.versions(tenant).spans(masters[0].number)
+            for master in masters
+            if master.number in numbers
+        ]
+        return [key for key in keys if key.until > now]
+
+    def imported(self, tenant: str, now: float) -> list[ImportedSecret]:
+        """The tenant's imported secrets that sign now, newest first."""
+        return [one for one in self.versions(tenant).imported if one.signs(now)]
+
+    def secrets(self, tenant: str, now: float) -> list[bytes]:
+        """The tenant's secrets that sign now. Imported ones come first: they are those that its consumers have."""
+        imported = [bytes_of(one.secret) for one in self.imported(tenant, now)]
+        return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
+
     def fleet_keys(self, now: float) -> list[FleetKey]:
-        """The fleet's keys that sign now, newest first."""
-        return [key for key in self.fleet if key.until is None or key.until > now]
-
-    def secret(self, tenant: str, version: int) -> bytes:
-        """A tenant's secret: HKDF-SHA256 of the master. The version is the last part, so no two infos are alike."""
-        info = f"postback/webhook-secret/{tenant}/{version}".encode()
-        derive = HKDF(algorithm=SHA256(), length=SECRET_BYTES, salt=None, info=info)
-        return derive.derive(base64.b64decode(self.master.get_secret_value()))
-
-    def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
-        """The data with the tenant's next version."""
-        return self.model_copy(update={"tenants": {**self.tenants, tenant: self.versions(tenant).rotated(now, until)}})
-
-    def with_fleet_rotated(self, now: float, until: float) -> KeyringData:
-        """The data with a new key pair of the fleet; of the others as with a tenant's versions."""
-        ending = (key.retiring(until) for key in self.fleet)
-        kept = (key for key in ending if key.until is not None and key.until > now)
-        return self.model_copy(update={"fleet": (FleetKey(seed=random_key(SEED_BYTES)), *kept)})
+        """The keys that sign now for every tenant, newest first."""
+        return [key for key in self.fleet if key.signs(now)]
 
     def next_change(self, tenant: str, now: float) -> float:
         """When the next key of this tenant stops signing, Unix seconds; infinity where none will."""
-        untils = [old.until for old in self.versions(tenant).retiring]
-        untils += [key.until for key in self.fleet if key.until is not None]
-        return min((until for until in untils if until > now), default=float("inf"))
+        untils = [key.until for key in self.derived_keys(tenant, now)]
+        untils += [key.ends for key in (*self.imported(tenant, now), *self.fleet_keys(now))]
+        return min(untils, default=float("inf"))
+
+    def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
+        """The data with the tenant's next version; its imported secrets retire, too."""
+        rotated = self.versions(tenant).rotated(now, until, self.all_masters()[0].number)
+        return self._with_tenant(tenant, rotated)
+
+    def with_fleet_rotated(self, now: float, until: float) -> KeyringData:
+        """The data with a new key pair of the fleet, or in format 2 without one; of the others as with versions."""
+        new = (FleetKey(seed=random_key()),) if self.format == 1 else ()
+        ending = (key.retiring(until) for key in self.fleet)
+        return self.model_copy(update={"fleet": (*new, *(key for key in ending if key.signs(now)))})
+
+    def with_master_rotated(self, now: float, until: float) -> KeyringData:
+        """The data with a new master. Needs format 2."""
+        new = Master(number=self.masters[0].number + 1, secret=random_key())
+        ending = (master.retiring(until) for master in self.masters)
+        return self.model_copy(update={"masters": (new, *(master for master in ending if master.signs(now)))})
+
+    def with_all_replaced(self, now: float) -> KeyringData:
+        """The data with a new master and no other key at all, for a file that leaked. Needs format 2."""
+        fresh = {name: versions.model_copy(update={"imported": ()}) for name, versions in self.tenants.items()}
+        return self.with_master_rotated(now, now).model_copy(update={"tenants": fresh, "fleet": ()})
+
+    def with_imported(self, tenant: str, secret: bytes) -> KeyringData:
+        """The data with a secret that signs beside the tenant's others until the next rotation. Needs format 2."""
+        one, versions = ImportedSecret(secret=SecretStr(base64_of(secret))), self.versions(tenant)
+        others = (known for known in versions.imported if bytes_of(known.secret) != secret)
+        return self._with_tenant(tenant, versions.model_copy(update={"imported": (one, *others)}))
+
+    def migrated(self, now: float, until: float) -> KeyringData:
+        """The data in format 2. No shared secret changes, and the fleet's key pairs sign until then at the latest."""
+        masters = {"format": 2, "master": None, "masters": self.all_masters()}
+        ending = (key.retiring(until) for key in self.fleet)
+        return self.model_copy(update={**masters, "fleet": tuple(key for key in ending if key.signs(now))})
+
+    def holder_of(self, secret: bytes, besides: str, now: float) -> str | None:
+        """Another tenant with this secret, if a listed one has it."""
+        return next((name for name in self.tenants if name != besides and secret in self.secrets(name, now)), None)
+
+    def _with_tenant(self, tenant: str, versions: TenantVersions) -> KeyringData:
+        return self.model_copy(update={"tenants": {**self.tenants, tenant: versions}})

@@ -9,7 +9,7 @@ class KeyringError(Exception):
     """The keyring cannot be used."""
 
 
-class KeyringMissing(KeyringError):  # noqa: N818 - the tree above reads as what happened
+class KeyringMissing(KeyringError):  # noqa: N818 - the tree reads as what happened
     """There is no keyring at this path."""
 
     def __init__(self, path: Path) -> None:
@@ -28,3 +28,14 @@ class KeyringUnreadable(KeyringError):  # noqa: N818
 
     def __init__(self, path: Path, problem: str, fix: str) -> None:
         super().__init__(f"keyring {path}: {problem}; {fix}")
+
+
+class KeyringFormatOld(KeyringError):  # noqa: N818
+    """The change needs format 2."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"keyring {path}: it has format 1, and this needs format 2; run `postback keys migrate`")
+
+
+class KeyringRefused(KeyringError):  # noqa: N818
+    """The change makes no sense for these keys; the text says why."""

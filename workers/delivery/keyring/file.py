@@ -11,40 +11,46 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.errors import KeyringMissing, KeyringUnreadable
+from workers.delivery.keyring.keys import FleetKey, ImportedSecret, Master
+from workers.delivery.keyring.versions import RetiringVersion, TenantVersions
+from workers.delivery.private_file import access_problem
 
-_ROOT = 0
+_LARGEST_BYTES = 64 * 1024 * 1024
+"""A hundred thousand tenants that were rotated take 10 MB."""
+_MODELS = (KeyringData, TenantVersions, RetiringVersion, FleetKey, Master, ImportedSecret)
+_FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
-def read(path: Path) -> KeyringData:
-    """The file's data. Raises KeyringMissing, KeyringUnreadable."""
+def read(path: Path, *, by_root: bool = False) -> KeyringData:
+    """The file's data. Raises KeyringMissing, KeyringUnreadable. `by_root`: root may act on another user's file."""
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read()
+            problem = access_problem(os.fstat(file.fileno()), path, by_root=by_root)
+            content = file.read(_LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise KeyringMissing(path) from None
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "let this user read it") from None
-    if is_open_to_others(status.st_mode, status.st_uid):
-        raise KeyringUnreadable(path, "it is open to other users of this machine", f"run `chmod 600 {path}`")
+    if problem is not None:
+        raise KeyringUnreadable(path, problem.problem, problem.fix)
+    if len(content) > _LARGEST_BYTES:
+        raise KeyringUnreadable(path, "it is larger than any keyring", "put the file back from a backup")
     try:
         return KeyringData.model_validate_json(content)
     except ValidationError as error:
-        fields = ", ".join(sorted({".".join(map(str, part["loc"])) or "the JSON" for part in error.errors()}))
-        raise KeyringUnreadable(path, f"it is not a keyring: {fields}", "put the file back from a backup") from None
+        problems = ", ".join(sorted({_problem_of(part) for part in error.errors(include_input=False)}))
+        raise KeyringUnreadable(path, f"it is not a keyring: {problems}", "put the file back from a backup") from None
 
 
-def is_open_to_others(mode: int, owner: int) -> bool:
-    """Whether somebody else may use the file. Its owner may, and the group may read what root owns.
-
-    The latter is how a Secret is mounted into a pod that does not run as root; PostgreSQL has the same rule for its
-    keys (its documentation, section 18.9).
-    """
-    allowed = stat.S_IRGRP if owner == _ROOT else 0
-    return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)
+def _problem_of(part: ErrorDetails) -> str:
+    """Where the file is wrong. Only our own field names are repeated: any other text may be a key."""
+    if not part["loc"]:
+        return part["msg"].removeprefix("Value error, ") if part["type"] == "value_error" else "the JSON"
+    return ".".join(str(name) if isinstance(name, int) or name in _FIELDS else "…" for name in part["loc"])
 
 
 def write(path: Path, data: KeyringData) -> None:

@@ -1,4 +1,4 @@
-"""A public key as a JWK."""
+"""A public key as a JWK (RFC 7517; RFC 8037 for ed25519)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import json
 from workers.delivery.keyring.material import base64url
 
 
-def jwk(public: bytes) -> dict[str, str]:
-    """One key; `kid` is the thumbprint of its required members in lexical order (RFC 7638)."""
+def jwk(public: bytes, owner: str = "") -> dict[str, str]:
+    """One key of 32 bytes. Its `kid` is the owner's name, if there is one, and the key's thumbprint (RFC 7638).
+
+    The thumbprint is in it since a new master, or a new keyring, has version 1 again, and readers keep keys by `kid`.
+    """
+    # RFC 7638, section 3: the required members in lexical order, without spaces.
     required = {"crv": "Ed25519", "kty": "OKP", "x": base64url(public)}
     thumbprint = hashlib.sha256(json.dumps(required, separators=(",", ":"), sort_keys=True).encode()).digest()
-    return {**required, "kid": base64url(thumbprint), "use": "sig", "alg": "EdDSA"}
+    return {**required, "kid": owner + base64url(thumbprint), "use": "sig", "alg": "EdDSA"}

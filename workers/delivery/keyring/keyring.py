@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from schemas.signature import Signer
+from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.delivery.keyring.data import FleetKey, KeyringData
-from workers.delivery.keyring.errors import KeyringError, KeyringExists
+from workers.delivery.keyring.data import KeyringData
+from workers.delivery.keyring.errors import KeyringError, KeyringExists, KeyringFormatOld, KeyringRefused
 from workers.delivery.keyring.file import read, stamp_of, write, writing
 from workers.delivery.keyring.jwk import jwk
-from workers.delivery.keyring.material import base64_of
+from workers.delivery.keyring.material import KEY_BYTES, base64_of
+from workers.delivery.keyring.remembered import Remembered
 
 OVERLAP_SECONDS = 24 * 3600.0
-"""How long an old key signs beside the new one."""
+"""How long an old key signs beside the new one, unless it is told otherwise."""
+MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
+"""How long the fleet's key pair signs beside tenants' own: consumers change a URL for it, which no rotation asks."""
 
 _LOOK_SECONDS = 1.0
 """How often `signer` looks whether the file changed."""
-_MAX_CACHED_SIGNERS = 10_000
+_MAX_SIGNERS = 10_000
+_MAX_JWK_SETS = 1_000
+"""They are apart from the signers: a stranger who asks for one set after another costs delivery none of those."""
+
+JwkSet = dict[str, list[dict[str, str]]]
 
 log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What the file held at one time, with the signers made of that.
+    """What the file held at one time, with the signers and JWK sets made of that.
 
     It is replaced as a whole. Another thread may be making a signer of older keys meanwhile: that one lands here, in
     the older whole, and never among the signers of newer keys.
@@ -35,8 +43,8 @@ class _Loaded:
 
     data: KeyringData
     stamp: tuple[int, ...]
-    signers: dict[str, tuple[Signer, float]] = field(default_factory=dict)
-    """By tenant, with the Unix second at which its keys change."""
+    signers: Remembered[Signer] = field(default_factory=lambda: Remembered(_MAX_SIGNERS))
+    jwk_sets: Remembered[JwkSet] = field(default_factory=lambda: Remembered(_MAX_JWK_SETS))
 
 
 class Keyring:
@@ -45,9 +53,10 @@ class Keyring:
     `now` is Unix seconds everywhere. Nothing here prints a key: `repr` names the path only.
     """
 
-    def __init__(self, path: Path, loaded: _Loaded) -> None:
+    def __init__(self, path: Path, loaded: _Loaded, *, by_root: bool = False) -> None:
         self.path = path
         self._loaded = loaded
+        self._by_root = by_root
         self._looked_at = float("-inf")
         self._problem: str | None = None
 
@@ -62,19 +71,27 @@ class Keyring:
             if path.exists() or path.is_symlink():
                 raise KeyringExists(path)
             write(path, KeyringData.generate(clock.time()))
-        return cls.load(path)
+        return cls.load(path, by_root=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a keyring. Raises KeyringMissing, KeyringUnreadable."""
+    def load(cls, path: str | Path, *, by_root: bool = False) -> Self:
+        """Read a keyring. Raises KeyringMissing, KeyringUnreadable.
+
+        `by_root` is for administration: root may read and rotate the keyring of the user whom delivery runs as.
+        """
         path = Path(path)
-        return cls(path, _load(path))
+        return cls(path, _load(path, by_root), by_root=by_root)
+
+    @property
+    def format(self) -> int:
+        """1: one key pair signs for all tenants. 2: each tenant has its own."""
+        return self._loaded.data.format
 
     def refresh(self) -> bool:
         """Read the file again if it changed since; whether it had. Where that raises KeyringError, old keys stay."""
         if stamp_of(self.path) == self._loaded.stamp:
             return False
-        self._loaded = _load(self.path)
+        self._loaded = _load(self.path, self._by_root)
         return True
 
     def follow(self, now: float) -> None:
@@ -84,60 +101,150 @@ class Keyring:
             self._refresh_or_say(now)
 
     def secrets(self, tenant: str, now: float) -> list[str]:
-        """The tenant's secrets (`whsec_…`) that sign now, newest first."""
+        """The tenant's secrets (`whsec_…`) that sign now: imported ones, then derived ones, each newest first."""
+        return [SECRET_PREFIX + base64_of(secret) for secret in self._loaded.data.secrets(tenant, now)]
+
+    def signing_keys(self, tenant: str, now: float) -> list[str]:
+        """The private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first.
+
+        The fleet's keys come last: alone in format 1, and beside the tenant's during a migration's overlap.
+        """
         data = self._loaded.data
-        return ["whsec_" + base64_of(data.secret(tenant, version)) for version in data.versions(tenant).current(now)]
+        return [SIGNING_KEY_PREFIX + base64_of(key) for key in (*_own_keys(data, tenant, now), *_fleet_keys(data, now))]
 
-    def signing_keys(self, now: float) -> list[str]:
-        """The fleet's private keys (`whsk_…`: seed and public key) that sign now, newest first."""
-        return ["whsk_" + base64_of(key.private_bytes) for key in self._fleet(now)]
+    def public_keys(self, tenant: str, now: float) -> list[str]:
+        """The public keys (`whpk_…`) that verify this tenant's events now, newest first.
 
-    def public_keys(self, now: float) -> list[str]:
-        """The fleet's public keys (`whpk_…`) in use now, newest first."""
-        return ["whpk_" + base64_of(key.public_bytes) for key in self._fleet(now)]
+        They are the tenant's own; in format 1 the fleet's, which verify every tenant's.
+        """
+        data = self._loaded.data
+        keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
+        return [PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]) for key in keys]
 
-    def jwks(self, now: float) -> dict[str, list[dict[str, str]]]:
-        """The public keys in use now as a JWK set (RFC 7517; RFC 8037 for ed25519), newest first."""
-        return {"keys": [jwk(key.public_bytes) for key in self._fleet(now)]}
+    def jwks(self, tenant: str, now: float) -> JwkSet:
+        """The public keys that verify this tenant's events now as a JWK set (RFC 7517), newest first."""
+        loaded = self._loaded
+        return loaded.jwk_sets.get(
+            tenant, now, lambda: _jwk_set(loaded.data, tenant, now), lambda: loaded.data.next_change(tenant, now)
+        )
+
+    def fleet_jwks(self, now: float) -> JwkSet:
+        """The public keys that sign for every tenant now; none once a migration's overlap is over."""
+        return _fleet_jwk_set(self._loaded.data, now)
 
     def signer(self, tenant: str, now: float) -> Signer:
-        """Signs with all of a tenant's and the fleet's keys of now. Follows the file; if it breaks, old keys stay."""
+        """Signs with all keys of now for a tenant. Follows the file; if it breaks, old keys stay."""
         self.follow(now)
         loaded = self._loaded
-        signer, valid_until = loaded.signers.get(tenant, (None, 0.0))
-        if signer is None or now >= valid_until:
-            signer = Signer(self.secrets(tenant, now), self.signing_keys(now))
-            if len(loaded.signers) >= _MAX_CACHED_SIGNERS:
-                loaded.signers.clear()
-            loaded.signers[tenant] = (signer, loaded.data.next_change(tenant, now))
-        return signer
+        return loaded.signers.get(
+            tenant,
+            now,
+            lambda: Signer(self.secrets(tenant, now), self.signing_keys(tenant, now)),
+            lambda: loaded.data.next_change(tenant, now),
+        )
 
     def next_change(self, tenant: str, now: float) -> float:
         """When the next of a tenant's keys stops signing, Unix seconds; infinity where none will."""
         return self._loaded.data.next_change(tenant, now)
 
-    def rotate(self, tenant: str | None, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Put a new key beside the old one: a tenant's secret, or with None the fleet's key pair.
+    def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
+        """Put a tenant's new keys beside the old ones; its imported secrets are among the old ones.
 
-        Returns when the old one stops signing, Unix seconds; no key that retires already signs longer. So an
-        `overlap_seconds` of 0, for a key that leaked, leaves nothing but the new one in force. Raises KeyringError.
+        Returns when the old ones stop signing, Unix seconds; no key that retires already signs longer. So an
+        `overlap_seconds` of 0, for a key that leaked, leaves nothing but the new ones in force. Raises KeyringError.
         Concurrent rotations queue up: none is lost.
         """
         until = now + overlap_seconds
-        with writing(self.path):
-            data = read(self.path)
-            rotated = (
-                data.with_fleet_rotated(now, until) if tenant is None else data.with_tenant_rotated(tenant, now, until)
-            )
-            write(self.path, rotated)
-        self.refresh()
+        self._change(lambda data: data.with_tenant_rotated(tenant, now, until))
         return until
+
+    def rotate_fleet(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
+        """As `rotate`, of the key pair that signs for every tenant. A keyring of format 2 gets no new one.
+
+        Raises KeyringError; KeyringRefused in format 2 unless `overlap_seconds` is 0.
+        """
+        until = now + overlap_seconds
+
+        def rotated(data: KeyringData) -> KeyringData:
+            if data.format == 2 and overlap_seconds > 0:
+                raise KeyringRefused(
+                    "this keyring has format 2, in which each tenant has its own key pair: rotate a tenant's keys; "
+                    "to end a pair that a migration lets sign on, rotate with --fleet --leaked"
+                )
+            return data.with_fleet_rotated(now, until)
+
+        self._change(rotated)
+        return until
+
+    def rotate_master(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
+        """As `rotate`, of the secret that all tenants' keys are derived from. Imported secrets sign on.
+
+        Raises KeyringError; KeyringFormatOld in format 1.
+        """
+        until = now + overlap_seconds
+        self._change(lambda data: self._newer(data).with_master_rotated(now, until))
+        return until
+
+    def replace_all(self, now: float) -> None:
+        """End every key in the file at once, imported secrets too, and begin with a new master: the file leaked.
+
+        Raises KeyringError; KeyringFormatOld in format 1.
+        """
+        self._change(lambda data: self._newer(data).with_all_replaced(now))
+
+    def migrate(self, now: float, overlap_seconds: float = MIGRATION_OVERLAP_SECONDS) -> float | None:
+        """Turn a keyring of format 1 into one of format 2, in one step. Secrets stay as they are.
+
+        Returns when the fleet's key pair stops signing, Unix seconds; None where it was format 2 already. Raises
+        KeyringError.
+        """
+        until = now + overlap_seconds
+        migrated = False
+
+        def change(data: KeyringData) -> KeyringData:
+            nonlocal migrated
+            migrated = data.format == 1
+            return data.migrated(now, until) if migrated else data
+
+        self._change(change)
+        return until if migrated else None
+
+    def add_secret(self, tenant: str, secret: str, now: float) -> None:
+        """Let a `whsec_…` of another sender sign for a tenant, beside its derived keys, until the next `rotate`.
+
+        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused where another tenant has it.
+        """
+        raw = secret_bytes(secret)
+
+        def change(data: KeyringData) -> KeyringData:
+            holder = data.holder_of(raw, tenant, now)
+            if holder is not None:
+                raise KeyringRefused(
+                    f"tenant {holder} has this secret already: two tenants with one secret could pass off their events "
+                    "as each other's"
+                )
+            return self._newer(data).with_imported(tenant, raw)
+
+        self._change(change)
+
+    def _newer(self, data: KeyringData) -> KeyringData:
+        if data.format == 1:
+            raise KeyringFormatOld(self.path)
+        return data
+
+    def _change(self, change: Callable[[KeyringData], KeyringData]) -> None:
+        """Read, change and write the file while no other process does."""
+        with writing(self.path):
+            before = read(self.path, by_root=self._by_root)
+            after = change(before)
+            if after != before:
+                write(self.path, after)
+        self.refresh()
 
     def _refresh_or_say(self, now: float) -> None:
         try:
             if self.refresh():
-                kids = [jwk["kid"] for jwk in self.jwks(now)["keys"]]
-                log.info("The keyring changed and was read again.", action="keyring-reloaded", kids=kids)
+                log.info("The keyring changed and was read again.", action="keyring-reloaded", **self._facts(now))
             self._problem = None
         except KeyringError as error:
             # Once per problem: this runs for every callback.
@@ -149,11 +256,37 @@ class Keyring:
                     problem=self._problem,
                 )
 
-    def _fleet(self, now: float) -> list[FleetKey]:
-        return self._loaded.data.fleet_keys(now)
+    def _facts(self, now: float) -> dict[str, Any]:
+        """What a log may say of the keys, so that an operator sees that a change arrived."""
+        data = self._loaded.data
+        return {
+            "format": data.format,
+            "masters": [master.number for master in data.all_masters() if master.signs(now)],
+            "kids": [one["kid"] for one in self.fleet_jwks(now)["keys"]],
+        }
 
 
-def _load(path: Path) -> _Loaded:
+def _own_keys(data: KeyringData, tenant: str, now: float) -> list[bytes]:
+    """The tenant's private ed25519 keys, 64 bytes each; none in format 1."""
+    return [key.private_bytes for key in data.derived_keys(tenant, now)] if data.format == 2 else []
+
+
+def _fleet_keys(data: KeyringData, now: float) -> list[bytes]:
+    return [key.private_bytes for key in data.fleet_keys(now)]
+
+
+def _jwk_set(data: KeyringData, tenant: str, now: float) -> JwkSet:
+    if data.format == 1:
+        return _fleet_jwk_set(data, now)
+    keys = data.derived_keys(tenant, now)
+    return {"keys": [jwk(key.private_bytes[KEY_BYTES:], f"{tenant}/{key.version}/") for key in keys]}
+
+
+def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
+    return {"keys": [jwk(key[KEY_BYTES:]) for key in _fleet_keys(data, now)]}
+
+
+def _load(path: Path, by_root: bool) -> _Loaded:
     """The file as it is; what it is told by is looked at first, so that a change meanwhile is noticed next time."""
     stamp = stamp_of(path)
-    return _Loaded(read(path), stamp)
+    return _Loaded(read(path, by_root=by_root), stamp)

@@ -1,31 +1,55 @@
-"""Key material: random bytes, their length, and their notations."""
+"""Key material: random bytes, derived bytes, their length, and their notations."""
 
 from __future__ import annotations
 
 import base64
 import os
+from typing import Literal
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from nacl.bindings import crypto_sign_seed_keypair
 from pydantic import SecretStr
 
-MASTER_BYTES = 32
-SECRET_BYTES = 32
-SEED_BYTES = 32
+KEY_BYTES = 32
+"""Of a master, of a derived secret, and of an ed25519 seed."""
+
+Purpose = Literal["webhook-secret", "webhook-ed25519"]
 
 
-def of_length(encoded: SecretStr, length: int) -> SecretStr:
+def derived(master: SecretStr, purpose: Purpose, tenant: str, version: int) -> bytes:
+    """32 bytes for one purpose of one tenant: HKDF-SHA256 (RFC 5869) of a master in base64.
+
+    No two infos are alike: the purpose is the first part and has no slash, the version is the last and is a number.
+    """
+    info = f"postback/{purpose}/{tenant}/{version}".encode()
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(bytes_of(master))
+
+
+def ed25519_private(seed: bytes) -> bytes:
+    """The private key as libsodium takes it, 64 bytes: the seed (32 bytes) and the public key."""
+    return crypto_sign_seed_keypair(seed)[1]
+
+
+def of_length(encoded: SecretStr, shortest: int, longest: int) -> SecretStr:
     """The key itself. Raises ValueError, which never shows it, where it is not so many bytes in base64."""
     try:
         decoded = base64.b64decode(encoded.get_secret_value(), validate=True)
     except ValueError:
         raise ValueError("not base64") from None
-    if len(decoded) != length:
-        raise ValueError(f"not {length} bytes in base64")
+    if not shortest <= len(decoded) <= longest:
+        raise ValueError(f"not {shortest} to {longest} bytes in base64")
     return encoded
 
 
-def random_key(length: int) -> SecretStr:
-    """So many new bytes from the system's random source, in base64."""
-    return SecretStr(base64_of(os.urandom(length)))
+def random_key() -> SecretStr:
+    """32 new bytes from the system's random source, in base64."""
+    return SecretStr(base64_of(os.urandom(KEY_BYTES)))
+
+
+def bytes_of(encoded: SecretStr) -> bytes:
+    """The bytes of a key in base64."""
+    return base64.b64decode(encoded.get_secret_value())
 
 
 def base64_of(value: bytes) -> str:

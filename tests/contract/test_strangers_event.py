@@ -1,0 +1,91 @@
+"""A stranger's event is refused by each of the programs in docs/WEBHOOKS.md, whatever keyring the operator has.
+
+A stranger is another tenant of the same fleet: it gets genuine signatures of its own events, and can have them sent to
+any URL. Here the events are signed as delivery signs them, and the keys are served as delivery serves them.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from consumers import PROGRAMS, consuming
+from openai import InvalidWebhookSignatureError
+
+from schemas.event import event_body
+from schemas.result import Outcome, Result
+from schemas.signature import Signer
+from telemetry.clock import SystemClock
+from telemetry.health import READY, HealthServer
+from telemetry.metrics import Metrics
+from workers.delivery.jwks import JWKS_FOLDER, tenant_jwks_page
+from workers.delivery.keyring import Keyring
+
+CLOCK = SystemClock()
+RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="yours", created_at=1_700_000_000)
+OLD_FILE = Path(__file__).parents[1] / "unit" / "data" / "keyring_format_1.json"
+BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go")
+BY_PUBLIC_KEY = ("consumer_by_public_key.py", "consumer_by_public_key.mjs", "consumer_by_public_key.go")
+
+
+def keyring_of(kind: str, folder: Path) -> Keyring:
+    path = folder / "keyring.json"
+    if kind == "new":
+        return Keyring.create(path, CLOCK)
+    shutil.copy(OLD_FILE, path)
+    path.chmod(0o600)
+    return Keyring.load(path)
+
+
+@contextmanager
+def jwks_url(keyring: Keyring) -> Iterator[str]:
+    pages = {JWKS_FOLDER: partial(tenant_jwks_page, keyring, CLOCK)}
+    with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
+        yield f"http://127.0.0.1:{server.port}{JWKS_FOLDER}victim.json"
+
+
+def request(signer: Signer, tenant: str) -> tuple[dict[str, str], bytes]:
+    body = event_body(RESULT, "msg_1", tenant)
+    return signer.headers("msg_1", int(CLOCK.time()), body), body
+
+
+def strangers_requests(keyring: Keyring, *, one_key_for_all: bool) -> list[tuple[dict[str, str], bytes]]:
+    """All that a stranger can get signed: its events. With keys of its own it may also sign bodies of its making."""
+    stranger = keyring.signer("stranger", CLOCK.time())
+    return [request(stranger, "stranger")] + ([] if one_key_for_all else [request(stranger, "victim")])
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [(name, "new") for name in (*BY_SECRET, *BY_PUBLIC_KEY)] + [(name, "old") for name in BY_PUBLIC_KEY],
+)
+def test_a_strangers_event_is_refused_by_each_program_of_the_page(program: str, kind: str, tmp_path: Path) -> None:
+    keyring = keyring_of(kind, tmp_path)
+    victim, secret = keyring.signer("victim", CLOCK.time()), keyring.secrets("victim", CLOCK.time())[0]
+    with (
+        jwks_url(keyring) as url,
+        consuming(program, tmp_path, WEBHOOK_SECRET=secret, JWKS_URL=url, TENANT="victim") as consumer,
+    ):
+        assert consumer.answer(*request(victim, "victim")) == 204
+        for headers, body in strangers_requests(keyring, one_key_for_all=kind == "old"):
+            assert consumer.answer(headers, body) == 401, body
+        assert consumer.answer(*request(victim, "victim")) == 204
+        assert [consumer.line() for _ in range(2)] == ["inference.succeeded msg_1 yours"] * 2
+
+
+def test_a_strangers_event_is_refused_by_openais_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring = keyring_of("new", tmp_path)
+    monkeypatch.setenv("WEBHOOK_SECRET", keyring.secrets("victim", CLOCK.time())[0])
+    (tmp_path / "with_openai.py").write_text(PROGRAMS["with_openai.py"])
+    program = runpy.run_path(str(tmp_path / "with_openai.py"))
+    with program["client"]:
+        headers, body = request(keyring.signer("victim", CLOCK.time()), "victim")
+        assert program["unwrap"](body, headers) == ("inference.succeeded", "msg_1", "yours")
+        for headers, body in strangers_requests(keyring, one_key_for_all=False):
+            with pytest.raises(InvalidWebhookSignatureError):
+                program["unwrap"](body, headers)
