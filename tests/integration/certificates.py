@@ -86,6 +86,7 @@ class Authority:
     ) -> Path:
         path = self.folder / file_name
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
+        path.touch(mode=0o600)
         path.write_bytes(private + builder.sign(self.key, SHA256()).public_bytes(Encoding.PEM))
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_a_certificate_that_breaks_while_we_run_leaves_the_old_one(
     path.unlink()
     if content is not None:
         path.write_text(content)
+        path.chmod(0o600)
     clock.now += 10
     assert made.of("acme") is first
     shutil.copy(authority.client_file("new"), path)
@@ -73,11 +75,61 @@ def test_a_certificate_that_breaks_while_we_run_leaves_the_old_one(
 def test_a_file_that_is_no_certificate_stops_the_start_and_is_not_shown(tmp_path: Path, clock: SetClock) -> None:
     path = tmp_path / "acme.pem"
     path.write_text("SECRET")
+    path.chmod(0o600)
     with pytest.raises(TlsFileUnusable) as unusable:
         contexts(path, clock)
     assert isinstance(unusable.value, ProcessError)
     assert str(path) in str(unusable.value)
     assert "SECRET" not in str(unusable.value)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+def test_a_private_key_that_others_may_use_stops_the_start_with_the_fix(
+    authority: Authority, clock: SetClock, tmp_path: Path, mode: int
+) -> None:
+    path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
+    if os.geteuid() == 0:
+        os.chown(path, 10001, 10001)  # what root owns, its group may read
+        with pytest.MonkeyPatch.context() as as_user:
+            as_user.setattr(os, "geteuid", lambda: 10001)
+            refused(path, clock, mode)
+    else:
+        refused(path, clock, mode)
+
+
+def refused(path: Path, clock: SetClock, mode: int) -> None:
+    path.chmod(mode)
+    with pytest.raises(TlsFileUnusable, match=f"chmod 600 {path}"):
+        contexts(path, clock)
+    path.chmod(0o600)
+    contexts(path, clock)
+
+
+def test_a_private_key_of_another_user_stops_the_start_and_roots_is_taken(
+    authority: Authority, clock: SetClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:
+        path.chmod(0o440)  # a Secret in a pod that does not run as root
+        contexts(path, clock)
+        os.chown(path, 10001, 10001)
+    path.chmod(0o600)
+    with pytest.raises(TlsFileUnusable, match="belongs to user"):
+        contexts(path, clock)
+
+
+def test_a_key_that_is_opened_to_others_while_we_run_is_said_and_the_old_one_stays(
+    authority: Authority, clock: SetClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
+    made = contexts(path, clock)
+    first = made.of("acme")
+    path.chmod(0o644)
+    clock.now += 10
+    assert made.of("acme") is first
+    assert "open to other users" in caplog.text
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(authority: Authority, clock: SetClock) -> None:

@@ -30,7 +30,8 @@ class DeliverySettings(BaseSettings):
     """Certificates (PEM) of authorities that are trusted besides the system's. It is read again when it is replaced."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
-    passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again."""
+    passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again. It has to
+    belong to this process's user or to root, closed to others; the group may read a file of root's."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)

@@ -2,8 +2,9 @@
 
 The other side has to show a certificate for its name from an authority of the system or of `ca_file`, over TLS 1.2 or
 1.3 (OpenSSL takes the newer one where both sides can). A tenant may have a certificate of its own that its endpoints
-ask for (mutual TLS). Both files are followed while we run; the system's authorities are as they were when the process
-started, or a file was last replaced. Connections are pooled by context, so one tenant's are never used for another.
+ask for (mutual TLS); its file is refused where a stranger may read or replace the key. Both files are followed while we
+run; the system's authorities are as they were when the process started, or a file was last replaced. Connections are
+pooled by context, so one tenant's are never used for another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
+from workers.delivery.private_file import access_problem
 from workers.delivery.settings import DeliverySettings
 from workers.process import ProcessError
 
@@ -32,8 +34,8 @@ class TlsFileUnusable(ProcessError):  # noqa: N818 - it names what is wrong
         self.path = path
 
 
-Stamp = tuple[int, int] | None
-"""What changes when a file does; None where it is away."""
+Stamp = tuple[int, int, int] | None
+"""It changes when a file, its owner or its mode does; None where the file is away."""
 
 
 @dataclass(slots=True)
@@ -107,12 +109,23 @@ def _context(ca_file: Path | None, certificate: Path | None = None) -> ssl.SSLCo
         except (ssl.SSLError, OSError) as error:
             raise TlsFileUnusable(ca_file, _reason(error)) from None
     if certificate is not None:
+        _check_access(certificate)
         try:
             # A key with a passphrase would make OpenSSL ask for it on the terminal.
             context.load_cert_chain(certificate, password=_no_passphrase)
         except (ssl.SSLError, OSError, ValueError) as error:
             raise TlsFileUnusable(certificate, _reason(error)) from None
     return context
+
+
+def _check_access(certificate: Path) -> None:
+    """Raises TlsFileUnusable for a file whose private key a stranger may read or replace."""
+    try:
+        problem = access_problem(certificate.stat(), certificate)
+    except OSError as error:
+        raise TlsFileUnusable(certificate, _reason(error)) from None
+    if problem is not None:
+        raise TlsFileUnusable(certificate, f"{problem.problem}; {problem.fix}")
 
 
 def _no_passphrase() -> str:
@@ -124,7 +137,7 @@ def _stamp(path: Path) -> Stamp:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _reason(error: Exception) -> str:
