@@ -119,6 +119,22 @@ def test_an_answer_without_words_is_survived(text: str) -> None:
     assert [level for _, level in levels(text)] in ([], [Support.UNSUPPORTED])
 
 
+@pytest.mark.parametrize(
+    "listed", ["[0, 1]", "[18, 27]", "[0]", "CI [1, 2]", "range = [1, 2]", "items[0]", "[3; 4; 5]"]
+)
+def test_an_interval_or_an_index_is_no_citation(listed: str) -> None:
+    said = f"Cheese ripens for 14 weeks in cellars, {listed} [2]."
+    assert [source for source, _ in levels(said)] == [CHEESE.id]
+    assert levels(f"The values lie in {listed} there.") == []
+
+
+def test_a_list_of_which_a_source_has_one_number_cites_that_and_dangles_for_the_rest() -> None:
+    assert levels("The Halvorsen bridge opened in 1987 [1, 9].") == [
+        (BRIDGE.id, Support.FUZZY),
+        ("[9]", Support.DANGLING),
+    ]
+
+
 def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
     text = "The bridge of Tarnby is long [1]. " * 3000
     assert len(cited(text, BOTH)[2]) == 500

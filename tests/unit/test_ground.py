@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Message, TextPart
-from workers.enrichment import Evidence, NumberedSource, ground
+from workers.enrichment import Evidence, NumberedSource, cite, ground
 from workers.enrichment.grounding import INVISIBLE, harmless
+from workers.enrichment.rank import split
 from workers.enrichment.template import TemplateRefused, load_template
 
 
@@ -163,6 +164,67 @@ def test_citation_marks_of_the_page_are_dropped() -> None:
         harmless("It opened in 1987.[12][ 3 , 4] Yes [^5], [sic] and [1a].")
         == "It opened in 1987. Yes , [sic] and [1a]."
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x in [0, 1]", "95% CI [18, 27]", "items[0] = items[7]", "grid[0][0]", "[[18, 27], [6, 7]]".replace("[[", "[ ["),
+     "see line [12] there", "f(x)[9]", "[0]"],
+)  # fmt: skip
+def test_brackets_that_cite_none_of_the_sources_stay(text: str) -> None:
+    assert harmless(text, 5) == text
+
+
+def test_an_index_or_an_interval_that_could_be_a_citation_keeps_its_numbers() -> None:
+    assert harmless("items[1], grid[0][2] and 95% CI [1, 2]", 5) == "items(1), grid[0](2) and 95% CI (1, 2)"
+
+
+MORE_MARKERS = ["[Sources 1, 2]", "[1;2]", "[2: 0†x]", "[1:0†source]", "[01]", "x", ".", "["]
+_PLAIN_PARTS = [
+    "[0, 1]",
+    "CI [18, 27]",
+    "items[0]",
+    "row[i]",
+    "[a, b]",
+    "x",
+    "40",
+    ", ",
+    " and ",
+    "(1, 2)",
+    "f(0)",
+    "[7]",
+]
+
+
+@given(st.lists(st.sampled_from(_PLAIN_PARTS), max_size=8))
+def test_what_is_no_mark_of_ours_survives(parts: list[str]) -> None:
+    text = " ".join(" ".join(parts).split())
+    assert harmless(text, 5) == text
+
+
+@given(
+    st.lists(
+        st.sampled_from([*MARKERS, "[Sources 1, 2]", "[1;2]", "[2: 0†x]", "[1:0†source]", "[01]", "x", ".", "["])
+    ).map("".join)
+    | st.text(alphabet="[]【】^,;:† 012x.source", max_size=40),
+    st.integers(1, 30),
+)
+def test_nothing_of_a_page_can_be_read_as_a_citation_of_a_source(text: str, sources: int) -> None:
+    numbers = range(1, sources + 1)
+    found = [mark for mark in cite._MARKER.finditer(harmless(text, sources)) if cite._is_citation(mark, numbers)]
+    assert not {int(number) for mark in found for number in re.findall(r"\d+", mark[1])} & set(numbers)
+
+
+def test_the_rows_of_a_table_or_of_code_stay_lines_that_are_quoted() -> None:
+    page = "The manual of the pump says this about it.\n\nModel Flow\nA 40\nB 55\n\ndef run(items):\n return items[0]"
+    (passage,) = split(page, 800)
+    text = prompt(passage)
+    assert "this about it. Model Flow\n> A 40\n> B 55 def run(items):\n> return items[0]</m4rk>" in text
+
+
+def test_prose_that_was_wrapped_is_no_table() -> None:
+    page = "The bridge over the river Vesla was opened to traffic in the\nsummer of 1987 by the mayor of Tarnby."
+    assert split(page, 800) == [page.replace("\n", " ")]
 
 
 def test_ordinary_text_stays_as_it_is() -> None:

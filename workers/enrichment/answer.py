@@ -88,7 +88,7 @@ def _rests_on_nothing(
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
     """As the page says it, but without the links that it would like to have there."""
-    title = " ".join(harmless(source.title or "").split())[:MAX_TITLE_CHARS]
+    title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
         url=source.particulars.canonical_url or source.url,

@@ -43,6 +43,10 @@ _MARKER: Final = re.compile(
     re.IGNORECASE,
 )
 """`[1]`, `[1, 2]`, and what models write unasked: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
+_PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
+_INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
+"""Behind it two numbers in brackets are an interval."""
+_BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
@@ -180,7 +184,7 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
     """
     text = without_unknown_links(text, evidence)
     sources = SourceTexts(evidence)
-    sentences = _first_sentences(text)
+    sentences = _first_sentences(text, sources.numbers)
     found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
     if not any(citation.support in BEARING for citation in found):
         found += [one for sentence in sentences if not sentence.numbers for one in _attributed(sentence, sources)]
@@ -232,13 +236,31 @@ def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
     return min(level, weakest, key=_STRENGTH.index) if weakest in _AS_QUOTED else Support.UNSUPPORTED
 
 
-def _first_sentences(text: str) -> list[_Sentence]:
-    return list(islice(_sentences(text), MAX_SENTENCES))
+def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[_Sentence]:
+    return list(islice(_sentences(text, numbers), MAX_SENTENCES))
 
 
-def _sentences(text: str) -> Iterator[_Sentence]:
+def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
+    """Whether brackets with numbers cite something, `numbers` being those of the sources.
+
+    No source has the number 0. Several numbers in plain brackets, none of which a source has, are an interval or a
+    list, and so are any behind "CI" or "=". One that no source has is a citation, which dangles.
+    """
+    named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
+    if _PLAIN.fullmatch(marker.group()) is None:
+        return True
+    if 0 in named:
+        return False
+    if len(named) == 1:
+        return True
+    before = marker.string[max(0, marker.start() - _BEFORE_INTERVAL) : marker.start()]
+    return (numbers is None or not set(numbers).isdisjoint(named)) and _INTERVAL.search(before) is None
+
+
+def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
     """Sentences without the blanks around them; markers behind the full stop belong to the sentence before them."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
+    plain = _MARKER.sub(lambda found: found[0] if _is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
     start = 0
     while start < len(plain):
         end = _END.search(plain, start)

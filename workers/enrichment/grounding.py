@@ -2,7 +2,8 @@
 
 What a page cannot do: end its quotation (the marks around it are random per request), write tokens that the model's
 chat template gives a meaning, hide text in invisible characters, or begin a line that looks like a question, an answer
-or another source (a passage is one line).
+or another source (each further line of a passage begins as a quoted one does in an e-mail). Nor does its text hold what
+an answer's reader would take for a citation of one of the job's sources.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ _TAG_LIKE: Final = re.compile(r"<(?=[^\s<>]{1,64}>)|(?<=<)<|<(?=\||｜)")  # noq
 _TAG_END: Final = re.compile(r"(?<=[|｜/\w\]])>")  # noqa: RUF001 - as above
 _BRACKETED: Final = re.compile(r"\[(/?(?=[a-z0-9]*[A-Z_])[A-Za-z][A-Za-z_0-9]{2,31}|\|[^\[\]|]{1,64}\|)\]")
 """Mistral's `[INST]` and `[control_8]`, GLM's `[gMASK]`, EXAONE's `[|user|]`."""
-_MARKERS: Final = re.compile(
-    r"[\[【] ?(?:(?:citation|source|webpage) ?:? ?)?\^?\d{1,3}(?: ?, ?\^?\d{1,3})*(?: (?:begin|end))? ?[\]】]",
+_MARKER: Final = re.compile(
+    r"(?P<open>[\[【]) ?\^?(?P<named>(?:sources?|citations?|webpages?) ?:? ?)?"
+    r"(?P<numbers>\^?\d{1,4}(?: ?[,;] ?\^?\d{1,4})*)"
+    r"(?P<tail>(?::\d+)? ?†[^\[\]【】]{0,80}| (?:begin|end))? ?[\]】]",
     re.IGNORECASE,
 )
+"""All that `cite` reads as a citation, with spaces in it too, and DeepSeek's delimiters."""
+_ENDS_A_CLAUSE: Final = frozenset(".,;!?”")
+_ALL_NUMBERS: Final = 9999
+_NEXT_LINE: Final = "\n> "
 _DOUBLED: Final = re.compile(r"\[(?=\[)")
 """With `[[` begin orders to the echo engine."""
 _SPACES: Final = re.compile(r"\s+")
@@ -82,25 +89,67 @@ def _fresh_mark() -> str:
 def _preface(evidence: Evidence, template: Template, mark: str) -> str:
     if not evidence.sources:
         return template.without_sources
-    quoted = [_quoted(source, template, mark) for source in evidence.sources]
+    quoted = [_quoted(source, template, mark, len(evidence.sources)) for source in evidence.sources]
     before, after = (part.format(mark=mark) for part in (template.before, template.after))
     return "\n\n".join(part for part in (before, *quoted, after) if part)
 
 
-def _quoted(source: NumberedSource, template: Template, mark: str) -> str:
-    title = template.title.format(title=harmless(source.title)[:MAX_TITLE_CHARS]) if source.title else ""
+def _quoted(source: NumberedSource, template: Template, mark: str, sources: int) -> str:
+    title = template.title.format(title=harmless(source.title, sources)[:MAX_TITLE_CHARS]) if source.title else ""
     title += template.steering if source.steering else ""
-    passages = " ".join(harmless(passage) for passage in source.passages)
+    passages = " ".join(_lines(passage, sources) for passage in source.passages)
     return template.source.format(number=source.number, title=title, mark=mark, text=passages)
 
 
-def harmless(text: str) -> str:
-    """One line of a page's text without invisible characters, template tokens and citation marks of its own."""
+def _lines(passage: str, sources: int) -> str:
+    """The rows of a table or of code stay rows: each is a line that says that it is quoted."""
+    lines = (harmless(line, sources) for line in passage.split("\n"))
+    return _NEXT_LINE.join(line for line in lines if line)
+
+
+def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
+    """One line of a page's text without invisible characters, template tokens and citation marks of its own.
+
+    `sources` is how many sources the job has: `[18, 27]` of a page cites none of five, and stays.
+    """
     seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
-    while (rest := _MARKERS.sub("", seen)) != seen:  # what stood around a marker may be one itself, or a token
+    while (rest := _without_markers(seen, sources)) != seen:  # what stood around one may be one itself, or a token
         seen = rest
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
     return _DOUBLED.sub("[ ", _BRACKETED.sub(r"(\1)", seen))
+
+
+def _without_markers(text: str, sources: int) -> str:
+    """Without the citation marks: footnotes are dropped, and an index or an interval that could be one is in `()`."""
+    kept: list[str] = []
+    position, dropped = 0, -1
+    for found in _MARKER.finditer(text):
+        written = _neutral(found, sources, is_next=found.start() == dropped)
+        kept += [text[position : found.start()], written]
+        position = found.end()
+        dropped = position if not written else -1
+    return "".join([*kept, text[position:]])
+
+
+def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
+    """What stands in the place of this mark; `is_next`: it follows one that was dropped."""
+    said = found["numbers"]
+    if found["open"] != "[" or found["named"] or found["tail"] or "^" in found.group():
+        return ""
+    numbers = [int(number) for number in re.findall(r"\d+", said)]
+    if 0 in numbers:
+        return found.group()
+    before, behind = (
+        found.string[max(0, found.start() - 1) : found.start()],
+        found.string[found.end() : found.end() + 1],
+    )
+    is_list = len(numbers) > 1
+    if is_next or (before in _ENDS_A_CLAUSE and before and not is_list):
+        return ""
+    if not any(number <= sources for number in numbers):
+        return found.group()
+    is_index = before.isalnum() or before in ("_", ")", "]")
+    return f"({said})" if (is_list or is_index) and not behind.isalnum() else ""
 
 
 def _visible(character: str) -> str:

@@ -41,7 +41,10 @@ _SAME_SHARE = 0.8
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
-_BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*|\n+")  # noqa: RUF001 - full-width marks
+_BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")  # noqa: RUF001 - full-width marks
+_ROW_CHARS = 50
+"""A line as short as this, before another one, is a row of a table or of code, and no prose that was wrapped."""
+_ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
 """Words by which a question is one: rare in what answers it, so that BM25 would make much of them. "WHO" is none."""
 _STEMMER = Stemmer.Stemmer("english")
@@ -73,7 +76,8 @@ class Budget:
         """What is left behind this text, the first of its document or not; None where it does not fit."""
         chars, tokens = self.chars - len(text), self.tokens
         if tokens is not None:
-            tokens -= estimated_tokens(text) + (self.source_tokens if is_first else 0)
+            rows = text.count("\n")  # each is marked as quoted in the prompt
+            tokens -= estimated_tokens(text) + 2 * rows + (self.source_tokens if is_first else 0)
         return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
 
 
@@ -205,31 +209,48 @@ def split(text: str, size: int) -> list[str]:
     length = 0
     fresh = False
     for sentence in _sentences(text, size):
-        if fresh and length + len(sentence) > size:
-            passages.append(" ".join(current))
+        if fresh and length + _size(sentence) > size:
+            passages.append(_joined(current))
             current = _tail(current, int(size * _OVERLAP_SHARE))
-            length = sum(map(len, current)) + len(current)
+            length = sum(map(_size, current)) + len(current)
             fresh = False
         current.append(sentence)
-        length += len(sentence) + 1
+        length += _size(sentence) + 1
         fresh = True
     if fresh:
-        passages.append(" ".join(current))
+        passages.append(_joined(current))
     return passages
 
 
 def _sentences(text: str, size: int) -> Iterator[str]:
-    """Sentences with single spaces; one that is longer than a passage comes in pieces."""
-    for part in _BREAKS.split(text):
-        sentence = " ".join(part.split())
-        for start in range(0, len(sentence), size):
-            yield sentence[start : start + size].strip()
+    """Sentences with single spaces; one that is longer than a passage comes in pieces.
+
+    One that begins the next row of a table or of code begins with a line break.
+    """
+    before = ""
+    for line in text.split("\n"):
+        row = "\n" if before and (len(before) < _ROW_CHARS or _ROW_END.search(before)) else ""
+        for part in _BREAKS.split(line):
+            sentence = " ".join(part.split())
+            for start in range(0, len(sentence), size):
+                yield row + sentence[start : start + size].strip()
+                row = ""
+        before = line.strip()
+
+
+def _size(sentence: str) -> int:
+    """Without its line break, which takes the place of a space."""
+    return len(sentence.removeprefix("\n"))
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    return " ".join(sentences).replace(" \n", "\n").removeprefix("\n")
 
 
 def _tail(sentences: Sequence[str], size: int) -> list[str]:
     """The last sentences that fit into `size`."""
     first, length = len(sentences), 0
-    while first and length + len(sentences[first - 1]) <= size:
+    while first and length + _size(sentences[first - 1]) <= size:
         first -= 1
-        length += len(sentences[first]) + 1
+        length += _size(sentences[first]) + 1
     return list(sentences[first:])
