@@ -26,6 +26,7 @@ from console import (
 from console.demo import command as demo
 from console.errors import say
 from console.variables import complaints
+from workers.secrecy import keep_secrets
 
 app = typer.Typer(
     name="postback",
@@ -60,5 +61,6 @@ def begin() -> None:
 
 
 def run() -> None:
-    """The entry point."""
+    """The entry point. Every command may hold secrets: keys, passwords of Kafka, prompts."""
+    keep_secrets()
     app()

@@ -9,7 +9,13 @@ import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
+
+from telemetry.logs import get_logger
+from workers.enrichment.confinement import Fence
+
+log = get_logger()
 
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """All of the environment that every process gets: the worker's holds secrets."""
@@ -19,6 +25,22 @@ _ANSWER_BYTES = 64 * 1024 * 1024
 
 class ChildLost(Exception):  # noqa: N818 - it names what happened
     """The process ended without an answer."""
+
+
+@lru_cache(maxsize=1)
+def _tell(missing: tuple[str, ...]) -> None:
+    log.warning(
+        "The kernel cannot confine the processes that read pages; they go on without it.",
+        action="reader-not-confined",
+        missing=" ".join(missing),
+    )
+
+
+def _tell_of_missing(missing: object) -> None:
+    """Log the fences that a reader lacks, once in a process: all readers are of one kernel."""
+    known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
+    if known:
+        _tell(tuple(known))
 
 
 class Child:
@@ -56,6 +78,7 @@ class Child:
         child = cls(process)
         try:
             child.greeting = await child._answer()
+            _tell_of_missing(child.greeting.get("missing", []))
         except BaseException:
             await child.kill()
             raise

@@ -1,8 +1,11 @@
 """What runs in the process with the embedding model: `python -m workers.enrichment.embedding MODEL`.
 
 It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it says `refused`,
-with the reason, where the model cannot be loaded. A task has a `question`, its body a JSON list of texts; the answer is
-the cosine of each with the question, or `failed`.
+with the reason, where the model cannot be loaded, or else which fences this kernel lacks (`missing`). A task has a
+`question`, its body a JSON list of texts; the answer is the cosine of each with the question, or `failed`.
+
+Texts are strangers'. Once the model is loaded the process opens no socket, and of files only those of Python and of the
+system's libraries.
 
 The process runs on the CPU, since a GPU is the engine's. What it can grow to is bounded: so
 many tokens of a text, so many texts at once, so many bytes of vectors kept.
@@ -15,10 +18,13 @@ import json
 import math
 import os
 import sys
+import sysconfig
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from workers.enrichment.confinement import confine
 from workers.enrichment.frames import receive, send
 
 if TYPE_CHECKING:  # they come with the extra, and where it is missing that is to be said
@@ -33,6 +39,7 @@ _MOST_TOKENS: Final = 512
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
 _MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024
+_LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
 
 
 def main() -> None:
@@ -45,9 +52,19 @@ def main() -> None:
     except Exception as error:  # whatever the libraries raise for a model that is missing or broken
         send(output, {"refused": _reason(error)})
     else:
-        send(output, {})
+        send(output, {"missing": confine(_readable())})
         while (request := receive(sys.stdin.buffer)) is not None:
             send(output, _answer(texts, *request))
+
+
+def _readable() -> list[str]:
+    """Where libraries have what they import and look up late: Python's folders, and what the system says of its cores.
+
+    None of them has a secret, as `/proc` and the worker's folder would.
+    """
+    python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
+    ours = str(Path(__file__).parents[1])
+    return [*dict.fromkeys((*python, ours, "/usr/lib", "/usr/local/lib", "/lib", "/lib64", *_LOOKED_UP))]
 
 
 def _own_output() -> BinaryIO:

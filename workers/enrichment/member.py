@@ -1,14 +1,19 @@
 """What runs inside a member of the pool: `python -m workers.enrichment.member SECONDS BYTES`.
 
-It takes tasks from standard input and answers on standard output, as `frames` says. The process ends with its input,
-so that it never outlives the worker; a task that hangs is ended by an alarm, should the worker be gone before it could
-kill it.
+It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it names the
+fences that this kernel lacks (`missing`); behind the others it opens no file and no socket. The process ends with its
+input, so that it never outlives the worker; a task that hangs is ended by an alarm, should the worker be gone before it
+could kill it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import encodings
+import importlib
 import json
+import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -17,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from workers.enrichment.confinement import confine
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.extract import extract
 from workers.enrichment.frames import receive, send
@@ -34,34 +40,49 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    send(sys.stdout.buffer, {})
+    load_codecs()
+    status = _status()
+    send(sys.stdout.buffer, {"missing": confine()})
     while (request := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
-        send(sys.stdout.buffer, _answer(*request))
+        send(sys.stdout.buffer, _answer(*request, status))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(task: dict[str, Any], body: bytes) -> dict[str, Any]:
+def load_codecs() -> None:
+    """Import every codec of Python's: one that is needed later could not be read from its file any more."""
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with contextlib.suppress(ImportError):  # those of Windows
+            importlib.import_module(f"encodings.{module.name}")
+
+
+def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, Any]:
     try:
         answer = _KINDS[task.pop("kind")](body, **task)
     except Unreadable as unreadable:
         answer = {"unreadable": str(unreadable)}
     except MemoryError:
         answer = {"unreadable": "reading it needed more memory than allowed"}
-    return {**answer, "peak_kib": _peak_kib()}
+    return {**answer, "peak_kib": _peak_kib(status)}
 
 
-def _peak_kib() -> int:
+def _status() -> int | None:
+    """What Linux says of this process, opened while a file can be."""
+    try:
+        return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _peak_kib(status: int | None) -> int:
     """The most memory that this program has had.
 
     Not `ru_maxrss` where there is /proc: that survives exec(2), so that the worker from which the member was forked,
     gigabytes with an engine in it, would count as the member's own.
     """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
+    if status is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(status.partition("VmHWM:")[2].split()[0])
+    return int(os.pread(status, 16 * 1024, 0).partition(b"VmHWM:")[2].split()[0])
 
 
 def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""A real reader process that tries, as a page that took it over might, whatever it is told to try.
+
+Run as a module in the place of `workers.enrichment.member`, whose `main` it is: only the task is another one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workers.enrichment import member
+
+_PTRACE_ATTACH = 16
+_PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
+
+
+def probe(body: bytes) -> dict[str, Any]:
+    """What became of each attempt: the name of its errno, or `done`."""
+    told = json.loads(body)
+    parent, files = os.getppid(), [*told["files"]]
+    attempts: dict[str, Callable[[], object]] = {name: lambda name=name: Path(name).read_bytes() for name in files}
+    attempts |= {
+        "environ": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
+        "mem": lambda: os.close(os.open(f"/proc/{parent}/mem", os.O_RDONLY)),
+        "write": lambda: Path(told["writable"]).write_text("x"),
+        "remove": lambda: Path(told["removable"]).unlink(),
+        "tcp": lambda: socket.create_connection(("127.0.0.1", told["port"]), timeout=5),
+        "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
+        "program": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+        "fork": _forked,
+        "signal": lambda: os.kill(parent, 0),
+        "signal_thread": lambda: _call("tgkill", parent, parent, 0),
+        "limits": lambda: _call("prlimit", parent, 7, None, ctypes.create_string_buffer(16)),
+        "ptrace": lambda: _call("ptrace", _PTRACE_ATTACH, parent, None, None),
+        "vm": lambda: _call("syscall", _PROCESS_VM_READV, parent, None, 0, None, 0, 0),
+        "thread": _threaded,
+        "own_signal": lambda: signal.raise_signal(signal.SIGCHLD),
+    }
+    return {"found": {name: _tried(attempt) for name, attempt in attempts.items()}}
+
+
+def _tried(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    except RuntimeError as error:
+        return str(error)
+    return "done"
+
+
+def _call(name: str, *arguments: Any) -> None:
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def _forked() -> None:
+    if os.fork() == 0:
+        os._exit(0)
+
+
+def _threaded() -> None:
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    member._KINDS["probe"] = probe
+    member.main()

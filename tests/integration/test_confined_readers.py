@@ -1,0 +1,109 @@
+"""A page that takes over its reader gets neither the worker's secrets nor anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.enrichment import child as child_module
+from workers.enrichment import confinement
+from workers.enrichment.child import Child
+from workers.enrichment.confinement import Fence
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fences are Linux's")
+
+REFUSED = {"EACCES", "EPERM", "ENOSYS"}
+ALLOWED = {"thread", "own_signal"}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    """What the reader tries beside the usual."""
+    keyring, removable = tmp_path / "keyring.json", tmp_path / "removable"
+    keyring.write_text("secret")
+    removable.touch()
+    return {
+        "files": [str(keyring), "/etc/passwd", "/proc/self/environ", f"/proc/{os.getpid()}/maps"],
+        "writable": str(tmp_path / "written"),
+        "removable": str(removable),
+    }
+
+
+async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
+    """What a reader could do, by what it tried."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        told = {**told, "port": server.sockets[0].getsockname()[1]}
+        child = await Child.start("probing_reader", "60", str(2**31))
+        try:
+            answer = await child.ask({"kind": "probe"}, json.dumps(told).encode())
+        finally:
+            await child.kill()
+    return child, answer["found"]
+
+
+async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's environ and mem among them; as root too, whom file modes and ptrace's own rule do not stop."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), *sys.path)))
+    child, outcomes = await found(told)
+    assert child.greeting["missing"] == []
+    assert {name: outcome for name, outcome in outcomes.items() if outcome not in REFUSED} == dict.fromkeys(
+        ALLOWED, "done"
+    )
+    assert Path(told["removable"]).exists()
+    assert not Path(told["writable"]).exists()
+
+
+def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
+    """As the embedding model's process does."""
+    script = (
+        "from workers.enrichment.confinement import confine; import sysconfig; from pathlib import Path\n"
+        "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"
+        "import colorsys\n"
+        "for refused in ('/etc/passwd', '/proc/self/environ'):\n"
+        "    try: Path(refused).read_bytes()\n"
+        "    except PermissionError: continue\n"
+        "    raise SystemExit(f'{refused} was read')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Given a reader that says what it lacks, twice: one warning."""
+    lacking = tmp_path / "lacking_reader.py"
+    lacking.write_text(
+        "from workers.enrichment import confinement, member\n"
+        "def none(*_): raise OSError(38, 'no such call')\n"
+        "confinement._call = none\n"
+        "member.main()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *sys.path)))
+    child_module._tell.cache_clear()
+    task = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
+    for _ in range(2):
+        child = await Child.start("lacking_reader", "60", str(2**31))
+        assert set(child.greeting["missing"]) == set(Fence)
+        assert (await child.ask(task, b"A bridge."))["text"] == "A bridge."
+        await child.kill()
+    child_module._tell.cache_clear()
+    assert [record.getMessage().count("landlock") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("machine", confinement._ARCHITECTURES)
+def test_a_filter_fits_the_kernel_and_its_jumps_stay_within_it(machine: str) -> None:
+    """BPF's jumps are relative and forward, see bpf(2); 4,096 instructions are the most."""
+    program = confinement._program(confinement._ARCHITECTURES[machine], no_files=True)
+    steps = [program[start : start + 8] for start in range(0, len(program), 8)]
+    assert len(steps) < 4096
+    assert all(index + 1 + max(step[2], step[3]) < len(steps) for index, step in enumerate(steps[:-1]))

@@ -1,0 +1,51 @@
+"""Processes that hold secrets cannot be read by others of the same user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.postback_command import environment_of, line_of, started
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is Linux's")
+
+
+def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_measures_itself() -> None:
+    """The user has no privileges, as uid 10001 of the image; prometheus reads the process's own /proc as before."""
+    script = Path(__file__).parent / "secret_process.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout)
+    assert found["before"] == ["environ", "mem", "maps"]
+    assert found["after"] == []
+    assert found["core"] == [0, 0]
+    assert found["no_new_privs"]
+    assert found["open_files"]
+    assert set(found["metrics"]) >= {
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_virtual_memory_bytes",
+    }
+
+
+def test_every_command_keeps_its_secrets(tmp_path: Path) -> None:
+    """Whether a process is dumpable can only be seen from inside; the rest of what `keep_secrets` sets is seen here."""
+    environment = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
+    process = started("receive", "--port", "0", env=environment)
+    try:
+        line_of(process.stderr)
+        about = Path(f"/proc/{process.pid}")
+        assert "NoNewPrivs:\t1" in (about / "status").read_text()
+        limits = (about / "limits").read_text().splitlines()
+        assert ["0", "0"] in [line.split()[4:6] for line in limits if line.startswith("Max core file size")]
+    finally:
+        process.kill()
+        process.communicate()

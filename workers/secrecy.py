@@ -1,0 +1,37 @@
+"""A process that holds secrets keeps its memory and environment from other processes of the same user.
+
+Without this, any process of the same user may read `/proc/PID/environ` and `/proc/PID/mem`, see ptrace(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+from typing import Final
+
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def keep_secrets() -> None:
+    """Refuse to be read by processes of the same user, write no core dump, and gain no privileges by exec.
+
+    Does nothing where the system is not Linux. Programs that are started from here are readable again, but for the
+    limit of core dumps and the privileges. A debugger or profiler that attaches needs CAP_SYS_PTRACE.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        prctl(PR_SET_DUMPABLE, 0)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def prctl(option: int, value: int) -> None:
+    """Change an attribute of this process, as Linux's prctl does. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl({option}): {os.strerror(error)}")
