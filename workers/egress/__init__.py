@@ -17,6 +17,7 @@ URLs from the operator's own settings (search providers, remote engines) are tru
 """
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6, Address, Network, is_public_address
+from workers.egress.answers import bounded_connector
 from workers.egress.connector import Guard, GuardedConnector, guarded_connector
 from workers.egress.policy import (
     DEFAULT_PORTS,
@@ -43,6 +44,7 @@ __all__ = [
     "GuardedConnector",
     "Network",
     "Refusal",
+    "bounded_connector",
     "check_reference",
     "check_url",
     "guarded_connector",

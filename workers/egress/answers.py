@@ -4,6 +4,9 @@ aiohttp parses whatever arrives on a connection as long as it lies in the pool, 
 takes any number of interim responses for one answer (RFC 9110, section 15.2). Either lets a server stop the event loop
 and fill our memory with a few megabytes a second. Here the first word too many ends the connection.
 
+Bounds of a body count what is in it. Chunk extensions, trailers, and empty lines before a status line are in none: a
+server may send them without end. So the bytes on the wire are counted too, and have a bound that follows the body's.
+
 And where one piece of data has an answer and something that is none behind it, aiohttp forgets the answer. Many a
 server sends a body with its 204, or more than its Content-Length says, and means well.
 """
@@ -12,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
+import aiohttp
 from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
@@ -28,6 +33,11 @@ another address, or has another certificate, would never be followed."""
 _YOUNGEST_SHARE = 0.75
 """Of that: connections that were opened together do not end together."""
 
+MOST_BESIDES = 512 * 1024
+"""Bytes on the wire of one answer that are not in its body: heads, chunk headers, trailers."""
+MOST_PER_BODY_BYTE = 8
+"""Bytes on the wire, besides those, for each byte of the body: a chunk of one byte takes six."""
+
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
 
@@ -37,6 +47,20 @@ def _is_interim(status: int) -> bool:
     return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
 
 
+def bounded_connector(**options: Any) -> aiohttp.TCPConnector:
+    """A connector for an operator's service: it may lead anywhere, and no answer on it is without end."""
+    connector = aiohttp.TCPConnector(**options)
+    answer_once(connector)
+    return connector
+
+
+def answer_once(connector: aiohttp.TCPConnector) -> None:
+    """Have this connector's connections be `OneAnswerEach`. Call it before the first of them."""
+    # aiohttp has no public way to say this. The tests of what servers say unasked fail where it is not heeded.
+    protocol: type[ResponseHandler] = OneAnswerEach
+    connector._factory = partial(protocol, loop=connector._loop)
+
+
 class OneAnswerEach(ResponseHandler):
     """The protocol of one connection."""
 
@@ -44,18 +68,27 @@ class OneAnswerEach(ResponseHandler):
         super().__init__(loop)
         self._old_at = loop.time() + OLDEST_SECONDS * random.uniform(_YOUNGEST_SHARE, 1)  # noqa: S311 - jitter
         self._interim = 0
+        self._received = 0
+        """Bytes on the wire since the last request."""
         self._answer: StreamReader | None = None
         """The body of the answer to the last request, once its headers are here."""
 
     def set_response_params(self, **params: Any) -> None:
         """The next request is about to be sent."""
-        self._interim, self._answer = 0, None
+        self._interim, self._received, self._answer = 0, 0, None
         super().set_response_params(**params)
         if self._loop.time() >= self._old_at:
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived; none where aiohttp goes on with what it has."""
+        self._received += len(data)
+        self._parse(data)
+        in_body = self._answer.total_bytes if self._answer is not None else 0
+        if self._received > MOST_BESIDES + MOST_PER_BODY_BYTE * in_body and not self.upgraded:
+            self._end("its answer is mostly besides its body")
+
+    def _parse(self, data: bytes) -> None:
         if self._answer is None:
             data = self._head_received(data)
             if not data:
@@ -104,7 +137,9 @@ class OneAnswerEach(ResponseHandler):
         self._answer = None
 
     def _end(self, why: str) -> None:
-        """Nothing more is taken from here. What was read before stays readable."""
+        """Nothing more is taken from here. What was read before stays readable; who waits for more of it is told."""
         self.set_exception(HttpProcessingError(message=why))
+        if self._answer is not None and not self._answer.is_eof():
+            self._answer.set_exception(ClientPayloadError(why))
         if self.transport is not None:
             self.transport.abort()

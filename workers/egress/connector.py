@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from workers.egress.addresses import is_public_address
-from workers.egress.answers import OneAnswerEach
+from workers.egress.answers import answer_once
 from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_denied, is_listed, is_named
 from workers.egress.urls import check_reference, check_scheme_and_port, check_url, is_localhost, refusal
 
@@ -105,9 +104,7 @@ class GuardedConnector(aiohttp.TCPConnector):
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
         super().__init__(resolver=self._guarded, socket_factory=self._open_socket, **options)
-        # aiohttp has no public way to say this. The tests of what servers say unasked fail where it is not heeded.
-        protocol: type[ResponseHandler] = OneAnswerEach
-        self._factory = partial(protocol, loop=self._loop)
+        answer_once(self)
 
     async def connect(
         self,

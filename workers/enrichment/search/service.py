@@ -12,6 +12,7 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
+from workers.egress import bounded_connector
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
 from workers.retry_after import parse_retry_after
@@ -81,6 +82,7 @@ class Web:
     async def start(self) -> None:
         """Open the session; nothing is connected yet."""
         self._session = aiohttp.ClientSession(
+            connector=bounded_connector(),
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "gzip, deflate"},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
