@@ -31,6 +31,7 @@ from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.steering import steering_of_page
 
 _ALARM_GRACE_SECONDS = 1.0
+_IMPORTED_LATE = ("workers.enrichment.pdf", "idna.uts46data")
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    load_codecs()
+    _import_all()
     status = _status()
     send(sys.stdout.buffer, {"missing": confine()})
     while (request := receive(sys.stdin.buffer)) is not None:
@@ -49,8 +50,10 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def load_codecs() -> None:
-    """Import every codec of Python's: one that is needed later could not be read from its file any more."""
+def _import_all() -> None:
+    """Import what else is only imported when it is needed: by then its file could not be read any more."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
         with contextlib.suppress(ImportError):  # those of Windows
             importlib.import_module(f"encodings.{module.name}")
