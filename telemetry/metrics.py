@@ -53,9 +53,14 @@ class Metrics:
             registry=r,
         )
         self.deferred = Counter("postback_deferred_total", "Records settled into a later place untried.", registry=r)
+        self.gap_offsets = Counter(
+            "postback_gap_offsets_total",
+            "Offsets that Kafka skipped: transaction markers, aborted records, removed records.",
+            registry=r,
+        )
         self.retention_loss = Counter(
             "postback_retention_loss_total",
-            "Records that retention removed before they were taken: lost work.",
+            "Offsets that retention removed before their records were handled: lost work, and the markers in between.",
             registry=r,
         )
         self.quarantined = Counter(

@@ -74,6 +74,13 @@ class Ledger:
         """Offsets of the span that are not done."""
         return self._width - self._done_count
 
+    def undone_before(self, offset: int) -> int:
+        """How many offsets, of those that were not seen yet and are below this one, are not done."""
+        unseen = max(0, offset - self.next_offset)
+        done = self._done >> (self.next_offset - self._base)
+        mask = (1 << min(unseen, done.bit_length())) - 1
+        return unseen - (done & mask).bit_count()
+
     def fits(self, offset: int) -> bool:
         """Whether this offset can be seen without the span growing over its bounds."""
         above = offset - self._base

@@ -51,8 +51,6 @@ class Partition:
         """Dispatched, and the handler has not returned."""
         self.bytes = 0
         """Of the record values that are taken and not settled."""
-        self.had_progress = False
-        """Whether anything was ever committed: only then can retention have removed what is owed."""
         self.begins_anew = False
         """Whether it was this process's before: then nobody died who had it open."""
         self.begun = False
@@ -99,7 +97,6 @@ class Partition:
         progress = committed or Progress(0)
         if self.begins_anew:
             progress = progress.given_back()
-        self.had_progress = committed is not None
         self.ledger, self.confirmed = Ledger(progress), progress
         self.suspects = dict(progress.suspects)
         self.alone = progress.alone

@@ -263,6 +263,8 @@ class Stage:
             if partition is None or partition.phase is not Phase.OPEN or partition.rewind_to is not None:
                 continue  # what was dropped before this end is no gap: it is fetched again
             if partition.ledger.fits(offset):
+                if offset > partition.ledger.next_offset:
+                    self.watch.gap(partition, offset)
                 partition.last_seen = now
                 partition.at_end = True
                 partition.careful_records = 0

@@ -71,16 +71,21 @@ class Watch:
         self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
 
     def gap(self, partition: Partition, offset: int) -> None:
-        """Offsets were skipped before `offset`. Those below the log's start were lost to retention."""
-        skipped = offset - partition.ledger.next_offset
-        if skipped < LARGE_GAP and partition.begun:
-            return
-        marks = self._intake.watermarks(partition.id, cached=False)
-        lost = 0 if marks is None else min(marks[0], offset) - partition.ledger.next_offset
-        if lost > 0 and partition.had_progress:
+        """Offsets were skipped before `offset`. Those below the log's start were lost to retention.
+
+        A fetch brings the log's start with it. The broker is asked only where that may be from before the loss: at the
+        first record, and at a large gap.
+        """
+        ledger = partition.ledger
+        skipped = offset - ledger.next_offset
+        self._metrics.gap_offsets.inc(skipped)
+        is_doubtful = skipped >= LARGE_GAP or not (partition.begun or partition.at_end)
+        marks = self._intake.watermarks(partition.id, cached=not is_doubtful)
+        lost = 0 if marks is None else ledger.undone_before(min(marks[0], offset))
+        if lost > 0:
             self._metrics.retention_loss.inc(lost)
             log.error(
-                "Retention removed records that nobody had handled.",
+                "Retention removed records before they were handled; going on with the first that is left.",
                 action="retention-loss",
                 topic=partition.topic,
                 partition=partition.number,

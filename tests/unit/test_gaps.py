@@ -1,0 +1,97 @@
+"""Offsets that Kafka skips: all are counted, and those that retention took are said to be lost."""
+
+from __future__ import annotations
+
+from clocks import HandClock
+from hypothesis import given
+from hypothesis import strategies as st
+from test_stage import Intake, stage_with
+
+from workers.stage.intake import PartitionId
+from workers.stage.ledger import Ledger
+from workers.stage.partition import Partition
+from workers.stage.progress import Progress
+from workers.stage.record import Record
+from workers.stage.stage import Stage
+
+
+class Trimmed(Intake):
+    """A log that begins at `low`, as each fetch says; asked, it says so too."""
+
+    def __init__(self, low: int) -> None:
+        super().__init__()
+        self.low = low
+        self.asked = 0
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        self.asked += not cached
+        return self.low, 10_000
+
+
+def opened(intake: Trimmed, progress: Progress) -> tuple[Stage, Partition]:
+    stage, _, partition = stage_with(intake, HandClock())
+    partition.open(progress, 0)
+    return stage, partition
+
+
+def take(stage: Stage, *offsets: int) -> None:
+    stage._take([Record("requests", 0, offset, b"") for offset in offsets], [])
+
+
+def counted(stage: Stage) -> tuple[float, float]:
+    """Offsets that were skipped, and those of them that were lost."""
+    metrics = stage._metrics
+    return metrics.gap_offsets._value.get(), metrics.retention_loss._value.get()
+
+
+def test_a_loss_of_a_few_records_in_the_middle_of_work_is_counted_without_a_question() -> None:
+    intake = Trimmed(0)
+    stage, _ = opened(intake, Progress(0))
+    take(stage, 0, 1)
+    intake.low = 7
+    take(stage, 7, 8)
+    assert counted(stage) == (5, 5)
+    assert intake.asked == 0
+
+
+def test_what_was_removed_before_anything_was_ever_committed_is_lost_too() -> None:
+    stage, _ = opened(Trimmed(30), Progress(0))
+    take(stage, 30)
+    assert counted(stage) == (30, 30)
+
+
+def test_a_loss_behind_which_there_is_nothing_yet_is_counted_at_the_end_of_the_partition() -> None:
+    stage, partition = opened(Trimmed(50), Progress(20))
+    stage._take([], [("requests", 0, 50)])
+    assert counted(stage) == (30, 30)
+    stage._take([], [("requests", 0, 50)])
+    assert (counted(stage), partition.ledger.base) == ((30, 30), 50)
+
+
+def test_markers_are_gaps_and_no_loss_although_the_log_s_start_moves_over_what_is_done() -> None:
+    intake = Trimmed(0)
+    stage, _ = opened(intake, Progress(0))
+    take(stage, 0, 2, 4)
+    stage._take([], [("requests", 0, 6)])
+    intake.low = 4
+    take(stage, 6, 8)
+    assert counted(stage) == (4, 0)
+
+
+def test_what_an_earlier_owner_had_done_is_not_lost() -> None:
+    stage, _ = opened(Trimmed(30), Progress(10, 0b111_1111_0000))
+    take(stage, 30)
+    assert counted(stage) == (20, 13)
+
+
+@given(st.integers(0, 20), st.sets(st.integers(0, 40)), st.lists(st.integers(0, 40), max_size=3), st.integers(0, 60))
+def test_those_not_done_are_counted_as_sets_count_them(base: int, done: set[int], seen: list[int], before: int) -> None:
+    ledger = Ledger(Progress(*Ledger(Progress(base)).after(done)))
+    for offset in sorted(seen):
+        ledger.take(offset)
+    unseen = range(ledger.next_offset, before)
+    assert ledger.undone_before(before) == sum(not ledger.is_done(offset) for offset in unseen)
+
+
+def test_a_gap_of_any_length_is_counted_at_once() -> None:
+    assert Ledger(Progress(5, 0b110)).undone_before(10**15) == 10**15 - 5 - 2
