@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,9 +44,19 @@ def test_the_details_of_the_sources_that_are_used_go_with_the_answer() -> None:
     assert [(one.source, one.support) for one in answer.citations] == [("pmid:111", Support.EXACT)]
 
 
-def test_the_address_of_a_source_is_the_one_that_its_page_gives_itself() -> None:
+def test_the_address_of_a_source_is_where_it_was_read_and_its_page_s_own_stands_beside_it() -> None:
     answer = answered("The bank owes 3.5 billion crowns [2].", EVIDENCE, PROFILES["default"])
-    assert answer.sources == (SourceDetails(id="https://b.example/?utm=1", url="https://b.example/"),)
+    read_at = "https://b.example/?utm=1"
+    assert answer.sources == (SourceDetails(id=read_at, url=read_at, canonical_url="https://b.example/"),)
+
+
+def test_an_answer_may_link_where_its_source_was_read_and_not_where_the_page_would_like() -> None:
+    (one, two) = EVIDENCE.sources
+    read = Evidence((one, replace(two, url="https://b.example/read", id="https://b.example/go")))
+    said = "It owes 3.5 billion crowns [2]: https://b.example/read https://b.example/go https://b.example/"
+    answer = answered(said, read, PROFILES["default"])
+    assert answer.text == said.removesuffix("https://b.example/") + "(link removed)"
+    assert answer.sources[0].url == "https://b.example/read"
 
 
 # -- medical -------------------------------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ def test_a_doi_ends_where_the_sentence_goes_on(text: object, doi: str | None) ->
     ("head", "canonical"),
     [
         ("<link rel=canonical href='/article/7'>", "https://www.journal.example/article/7"),
-        ("<link rel='alternate canonical' href='https://journal.example/a#top'>", "https://journal.example/a"),
+        ("<link rel='alternate canonical' href='https://www.journal.example/a#top'>", "https://www.journal.example/a"),
+        ("<link rel=canonical href='https://journal.example/a'>", None),
+        ("<link rel=canonical href='http://www.journal.example/a'>", None),
         ("<meta property='og:url' content='https://www.journal.example/b'>", "https://www.journal.example/b"),
         ("<link rel=canonical href='https://famous.example/article'>", None),
         ("<link rel=canonical href='https://www.journal.example:8443/'>", None),

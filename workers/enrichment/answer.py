@@ -91,7 +91,8 @@ def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
     title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
-        url=source.particulars.canonical_url or source.url,
+        url=source.url,
+        canonical_url=source.particulars.canonical_url,
         title=without_unknown_links(title, evidence) or None,
         published=source.particulars.published,
         doi=source.particulars.doi,

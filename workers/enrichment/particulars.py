@@ -86,23 +86,22 @@ def doi_in(text: object) -> str | None:
 
 
 def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | None:
-    """The page's own name for its address. On another site it is refused: a page could call itself anybody's."""
+    """The page's own name for its address, unless that is where it was read, or of another origin (RFC 6454).
+
+    A page could otherwise call itself anybody's.
+    """
     link = tree.css_first("link[rel~=canonical][href]")
     named = (link.attributes.get("href") if link is not None else None) or told.get("og:url")
     if not named or not url:
         return None
     try:
-        canonical = URL(url).join(URL(named.strip())).with_fragment(None)
-        if _site(canonical) != _site(URL(url)):
+        read_at = URL(url)
+        canonical = read_at.join(URL(named.strip())).with_fragment(None)
+        if canonical.origin() != read_at.origin() or canonical == read_at.with_fragment(None):
             return None
         return _URL.validate_python(str(canonical))
-    except (ValueError, TypeError, LookupError, ValidationError):  # yarl: IndexError for https://a[]@/
+    except (ValueError, TypeError, ValidationError):
         return None
-
-
-def _site(url: URL) -> tuple[str, int | None]:
-    port = None if url.is_default_port() else url.port
-    return (url.host or "").lower().removeprefix("www."), port
 
 
 def _linked_data(tree: LexborHTMLParser) -> Particulars:
