@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,8 @@ class Callbacks:
         self.port = 0
         self._scheme = "http"
         self.received: list[Received] = []
+        self.tenants: Sequence[str] = ("default",)
+        """Whose events verify."""
         self.before_answer: Callable[[Received], None] = lambda received: None
         """Called before each answer, on the receiver's thread."""
 
@@ -122,7 +124,8 @@ class Callbacks:
 
     def _keys(self) -> Keys:
         now = CLOCK.time()
-        return Keys(self._keyring.secrets("default", now), self._keyring.public_keys("default", now))
+        secrets = [secret for tenant in self.tenants for secret in self._keyring.secrets(tenant, now)]
+        return Keys(secrets, [key for tenant in self.tenants for key in self._keyring.public_keys(tenant, now)])
 
     def _take(self, received: Received) -> None:
         self.received.append(received)

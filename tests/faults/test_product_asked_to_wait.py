@@ -44,6 +44,7 @@ def test_a_retry_after_is_met_in_full_by_whoever_makes_the_next_attempt(patient:
     doomed, other = (patient.deliver(name) for name in ("d1", "d2"))
     eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")
     names = [f"event-{number}" for number in range(EVENTS)]
+    patient.callbacks.tenants = names
     put_results(patient, names)
     eventually(lambda: len(patient.attempts()) >= EVENTS, 60, lambda: f"{len(patient.attempts())} attempts are made")
     doomed.kill()

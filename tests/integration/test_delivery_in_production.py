@@ -56,8 +56,10 @@ def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_t
     product: Product, authority: Authority, tmp_path: Path
 ) -> None:
     stranger = new_authority(tmp_path, "stranger")
+    product.callbacks.tenants = ("globex", "initech", "acme")
     product.callbacks.up(tls=authority.server(asks_for_client=True))
     plain = Callbacks(product.keyring)
+    plain.tenants = ("acme",)
     plain.up()
     try:
         deliver(product, authority.ca_file, acme=authority.client_file("acme"), globex=stranger.client_file("globex"))
@@ -93,6 +95,7 @@ def test_authorities_that_are_replaced_are_trusted_without_a_restart(
     """The file is looked at every ten seconds; the event waits in the tiers meanwhile."""
     product.kafka = product.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
     create_topics(product.kafka)
+    product.callbacks.tenants = ("acme",)
     product.callbacks.up(tls=authority.server(asks_for_client=True))
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text(new_authority(tmp_path, "former").ca_file.read_text())

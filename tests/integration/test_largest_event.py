@@ -41,6 +41,7 @@ def largest_job() -> dict[str, object]:
 
 def test_the_largest_event_passes_every_topic_and_is_the_same_on_each_attempt(product: Product) -> None:
     kafka, callbacks, value = product.kafka, product.callbacks, largest_result()
+    callbacks.tenants = (TENANT, "default")
     callbacks.up(Behaviour(status=204, fail_first=ATTEMPTS))
     url = f"{callbacks.url}&padding=".ljust(LONGEST_URL, "x")
     headers = {names.TENANT: TENANT, names.JOB_ID: JOB, names.WEBHOOK_ID: WEBHOOK, names.TRACEPARENT: TRACE}
