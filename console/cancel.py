@@ -24,8 +24,8 @@ def cancel(
     """Cancel jobs: those that wait are not begun, those that run are cut off, and each ends as `cancelled`.
 
     A job that has its result keeps it. The result, called back where the job asks for it, says which came first. An id
-    stays cancelled for 30 days, as long as a job may be redriven: to submit one anew under it, take that back with
-    --undo.
+    stays cancelled for eight days, longer than a job can live: to submit one anew under it, take that back with --undo.
+    The dead letter of a cancelled job is not put back.
     """
     quiet_clients()
     from producers.cancel import cancel as put

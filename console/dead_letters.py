@@ -30,6 +30,7 @@ _OBSTACLES = {
     "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content, which nothing can be made of",
     "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
+    "cancelled": "their jobs are cancelled, and `postback cancel --undo ID` comes first",
     "source_unknown": "not of a topic that jobs or callbacks come from",
 }
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from pydantic_core import from_json, to_json
 
+from producers.cancel import CancelledJobs
 from producers.connection import partition_counts
 from producers.endpoints import disabled_endpoints, is_at
 from producers.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
@@ -61,6 +62,8 @@ class Letter:
     """Whether its time is over: a mark that it was put back may be gone."""
     lane_gone: bool = False
     """Whether it is a job, and its lane is there no more."""
+    cancelled: bool = False
+    """Whether it is a job that was cancelled: workers may have forgotten that, and would answer it."""
 
     @property
     def place(self) -> Place:
@@ -98,6 +101,8 @@ class Letter:
             return "too_large"
         if self.kind == "callback" and self.disabled:
             return "endpoint_disabled"
+        if self.cancelled:
+            return "cancelled"
         if self.lane_gone:
             return "lane_gone"
         return "source_unknown" if self.kind == "other" else None
@@ -211,6 +216,7 @@ class DeadLetters:
         self._disabled = disabled_endpoints(self._settings)
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
+        self._cancelled = CancelledJobs(self._scanner.read(self._scanner.ranges(self._topics.control)))
         self._marks = _Marks(self._ranges)
         for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
             self._marks.add(record)
@@ -231,6 +237,7 @@ class DeadLetters:
             record.endpoint in self._disabled,
             record.at_ms < self._kept_from_ms,
             kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
+            kind == "job" and self._cancelled.holds(record.tenant, record.header(topics.JOB_ID) or ""),
         )
 
     def tally(self, wanted: LetterFilter) -> Tally:

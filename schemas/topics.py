@@ -152,7 +152,7 @@ class Topics:
 
     @property
     def control(self) -> str:
-        """Compacted by tenant and job, and kept as long as a job may be redriven: cancellations."""
+        """Compacted by tenant and job: cancellations. Kept as long as a dead letter, whose job may be cancelled."""
         return f"{self.prefix}job_control"
 
     @property
@@ -216,6 +216,6 @@ class Topics:
             TopicSpec(self.dead_letters, partitions, letters),
             TopicSpec(self.redriven, 1, marks),
             TopicSpec(self.endpoints, 1, compacted),
-            # As long as a dead letter: of what was cancelled before, nothing can come back any more.
+            # As long as a dead letter: a redrive looks up which jobs were cancelled. Workers read the last days only.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
         ]

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from schemas.control import InvalidControl, JobKey, read_control, read_job_key
+from schemas.topics import LANES_KEPT_MS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 
-KEPT_MS = 30 * 24 * 3600 * 1000
-"""As long as a dead letter, from where a job may be redriven: of what was cancelled before, nothing can come back."""
+_CLOCKS_MS = 24 * 3600 * 1000
+KEPT_MS = LANES_KEPT_MS + _CLOCKS_MS
+"""Longer than a job can live, by a day for clocks that differ. A dead letter lives longer: a redrive looks itself."""
 
 log = get_logger()
 
@@ -21,7 +23,9 @@ class Cancellations:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: dict[JobKey, int] = {}
-        """Unix milliseconds, in the order in which they came."""
+        """Unix milliseconds, in the order in which they came; none is of the future."""
+        self._latest: int | None = None
+        """The last of these times that a record said."""
         self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:
@@ -42,7 +46,7 @@ class Cancellations:
         self._since.pop(job, None)
         if said is None:
             return
-        self._since[job] = said.at
+        self._since[job] = self._dated(said.at)
         self._forget()
         for stop in self._running.get(job, ()):
             stop()
@@ -58,6 +62,17 @@ class Cancellations:
             running.remove(stop)
             if not running:
                 self._running.pop(job, None)
+
+    def _dated(self, at: int) -> int:
+        """The time of a record that says `at`. One of the future is as old as the one before it.
+
+        Else it would stand before all that come later, and none of them would be forgotten.
+        """
+        now = round(self._clock.time() * 1000)
+        if at > now:
+            return now if self._latest is None else self._latest
+        self._latest = at
+        return at
 
     def _forget(self) -> None:
         """Drop from the front what is too old to matter."""

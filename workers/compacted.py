@@ -25,7 +25,8 @@ from workers.kafka import client_config
 from workers.process import BrokerAway, ProcessError, topic_ids
 
 START_SECONDS = 60.0
-"""How long the first reading may take. A process that was killed in a transaction holds it up for some seconds."""
+"""How long nothing may come of the first reading. A process that was killed in a transaction holds it up for some
+seconds; a long topic takes as long as it takes."""
 SILENT_SECONDS = 20.0
 """How old knowledge may be before readiness tells. The same holds up what is committed behind it, and is no reason."""
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
@@ -55,14 +56,18 @@ class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
 class CompactedTopic:
     """Calls `apply` on the event loop for each committed record: for all there are, and then for each that comes.
 
+    With `kept_ms` older records are passed over, by the time that the broker stamped: facts that ended by themselves.
     A `SideTask` of its process.
     """
 
-    def __init__(self, kafka: KafkaSettings, topic: str, apply: Apply, clock: Clock) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, topic: str, apply: Apply, clock: Clock, kept_ms: int | None = None
+    ) -> None:
         self._kafka = kafka
         self._topic = topic
         self._apply = apply
         self._clock = clock
+        self._kept_ms = kept_ms
         self._stopping = Event()
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -73,17 +78,17 @@ class CompactedTopic:
     async def start(self) -> None:
         """Return when everything is applied that stood in the topic when this was called.
 
-        Raises ProcessError: TopicMissing, BrokerAway where that took longer than START_SECONDS, or FollowingEnded.
+        Raises ProcessError: TopicMissing, BrokerAway where nothing came for START_SECONDS, or FollowingEnded.
         """
         await topic_ids(self._kafka, [self._topic])
         log.info("Reading a topic to its end.", action="topic-reading", topic=self._topic)
         self._looked_at = self._clock.monotonic()
-        ends = await asyncio.to_thread(self._ends)
+        ends, starts = await asyncio.to_thread(self._ends)
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         caught_up = asyncio.Event()
         self._thread = Thread(
-            target=self._follow, args=(loop, ends, caught_up.set), name=f"follow-{self._topic}", daemon=True
+            target=self._follow, args=(loop, starts, ends, caught_up.set), name=f"follow-{self._topic}", daemon=True
         )
         self._beat()
         self._thread.start()
@@ -115,15 +120,23 @@ class CompactedTopic:
     # -- on the event loop ---------------------------------------------------------------------------------------------
 
     async def _catch_up(self, caught_up: asyncio.Event) -> None:
-        waiting = {asyncio.ensure_future(caught_up.wait()), asyncio.ensure_future(self.ended())}
+        waiting: set[asyncio.Future[object]] = {
+            asyncio.ensure_future(caught_up.wait()),
+            asyncio.ensure_future(self.ended()),
+        }
+        done: set[asyncio.Future[object]] = set()
         try:
-            done, _ = await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            read = -1
+            while not done and read < (read := sum(self._next.values())):
+                done, _ = await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for each in waiting:
                 each.cancel()
         if not done:
             await self.close()
-            raise BrokerAway(f"the topic {self._topic} could not be read to its end in {START_SECONDS:.0f} s")
+            raise BrokerAway(
+                f"the topic {self._topic} could not be read to its end: nothing came for {START_SECONDS:g} s"
+            )
         for each in done:
             each.result()
 
@@ -160,14 +173,18 @@ class CompactedTopic:
 
     # -- on threads of its own -----------------------------------------------------------------------------------------
 
-    def _ends(self) -> dict[int, int]:
-        """The end of each partition, with what is in open transactions: what was committed behind them counts too."""
+    def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The end of each partition, with what is in open transactions: what was committed behind them counts too.
+
+        And where the reading begins.
+        """
         consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:
             while True:
                 try:
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
-                    return self._ask_ends(consumer, numbers, _ASK_SECONDS)
+                    ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
+                    return ends, self._ask_starts(consumer, ends)
                 except KafkaException as error:  # a partition that is being moved, or was made a moment ago
                     if deadline.passed or self._stopping.is_set():
                         why = f"the end of the topic {self._topic} cannot be asked for ({error.args[0].name()})"
@@ -179,6 +196,18 @@ class CompactedTopic:
     def _ask_ends(self, consumer: Consumer, numbers: Iterable[int], seconds: float) -> dict[int, int]:
         asked = [TopicPartition(self._topic, number) for number in numbers]
         return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
+
+    def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
+        """The first records that are not too old. Raises KafkaException."""
+        if self._kept_ms is None:
+            return dict.fromkeys(ends, OFFSET_BEGINNING)
+        since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)
+        asked = [TopicPartition(self._topic, number, since_ms) for number in ends]
+        found = consumer.offsets_for_times(asked, timeout=_ASK_SECONDS)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return {each.partition: each.offset if each.offset >= 0 else ends[each.partition] for each in found}
 
     def _consumer(self, isolation: str) -> Consumer:
         return Consumer(
@@ -193,10 +222,17 @@ class CompactedTopic:
             }
         )
 
-    def _follow(self, loop: asyncio.AbstractEventLoop, ends: dict[int, int], caught_up: Callable[[], None]) -> None:
+    def _follow(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        starts: dict[int, int],
+        ends: dict[int, int],
+        caught_up: Callable[[], None],
+    ) -> None:
         try:
             consumer = self._consumer("read_committed")
             try:
+                consumer.assign([TopicPartition(self._topic, number, start) for number, start in starts.items()])
                 self._read_on(consumer, loop, ends, caught_up)
             finally:
                 consumer.close()
@@ -206,7 +242,6 @@ class CompactedTopic:
     def _read_on(
         self, consumer: Consumer, loop: asyncio.AbstractEventLoop, ends: dict[int, int], caught_up: Callable[[], None]
     ) -> None:
-        consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in ends])
         started = False
         while not self._stopping.is_set():
             facts = self._some(consumer)

@@ -15,6 +15,7 @@ from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers import last_resort
+from workers.cancellations import KEPT_MS
 from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import COMPANY_SECONDS, DeliveryHandler
 from workers.delivery.jwks import FLEET_JWKS_PATH, JWKS_FOLDER, fleet_jwks_page, tenant_jwks_page
@@ -100,9 +101,12 @@ class Process:
         """Whether it comes round, once it has started."""
         return alive(self.stages, self.beside)
 
-    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack) -> None:
-        """Have `apply` told what a compacted topic says: all of it before this returns. Raises ProcessError."""
-        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock)
+    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
+        """Have `apply` told what a compacted topic says: all of it before this returns. Raises ProcessError.
+
+        With `kept_ms` only what is no older.
+        """
+        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock, kept_ms)
         stack.push_async_callback(followed.close)
         await followed.start()
         self.beside.append(followed)
@@ -220,7 +224,7 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     )
     process.beside.append(handler.engine_watch)
     # Before the first dispatch, so that nothing is begun that was cancelled.
-    await process.follow(kafka.topics.control, handler.cancellations.apply, stack)
+    await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )

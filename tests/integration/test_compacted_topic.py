@@ -28,8 +28,11 @@ POISON = b"poison"
 class SkippingClock(SystemClock):
     """The machine's clock, of which a test skips parts."""
 
-    def __init__(self) -> None:
-        self.skipped = 0.0
+    def __init__(self, skipped: float = 0.0) -> None:
+        self.skipped = skipped
+
+    def time(self) -> float:
+        return super().time() + self.skipped
 
     def monotonic(self) -> float:
         return super().monotonic() + self.skipped
@@ -85,6 +88,29 @@ async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_d
     assert not followed.alive
     await followed.close()
     await asyncio.to_thread(own_broker.resume)
+
+
+async def test_what_is_too_old_is_passed_over_at_the_start(fleet: KafkaSettings) -> None:
+    put(fleet, fleet.topics.control, b"before")
+    hour_ms = 3600 * 1000
+    known: list[bytes | None] = []
+
+    def following(kept_ms: int) -> CompactedTopic:
+        later = SkippingClock(hour_ms / 1000)
+        return CompactedTopic(fleet, fleet.topics.control, lambda key, value: known.append(key), later, kept_ms)
+
+    followed = following(2 * hour_ms)
+    await followed.start()
+    assert known == [b"before"]
+    await followed.close()
+    known.clear()
+
+    followed = following(hour_ms // 2)
+    await followed.start()
+    assert known == []
+    put(fleet, fleet.topics.control, b"after")
+    await until(lambda: known == [b"after"], "it is not followed")
+    await followed.close()
 
 
 async def test_what_cannot_be_taken_in_at_the_start_is_told_at_once(fleet: KafkaSettings) -> None:

@@ -12,6 +12,7 @@ from kafka import KafkaProducer
 from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
+from producers.cancel import cancel, take_back
 from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
 from producers.endpoints import put_endpoints
 from producers.put_back import NotPutBack, PutBack
@@ -233,6 +234,21 @@ def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: Kafka
         assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
     assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
     assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # nobody has named any
+
+
+def test_a_cancelled_job_is_kept_until_its_cancellation_is_taken_back(fleet: KafkaSettings) -> None:
+    put_letters(fleet)
+    cancel(fleet, "acme", ["job_1", "job_2"])  # job_1 is a callback, and job_2 another tenant's
+    cancel(fleet, "globex", ["job_2"])
+    env, bulk = environment_of(fleet), fleet.topics.requests(bulk=True)
+    held = postback_here("dead-letters", "redrive", "job_2", "--yes", env=env)
+    assert held.returncode == 1
+    assert "postback: 1 cannot be put back: their jobs are cancelled, and `postback cancel --undo ID`" in held.stderr
+    assert postback_here("dead-letters", "redrive", "job_1", "--yes", env=env).returncode == 0
+    assert stands_in(fleet, bulk) == []
+    take_back(fleet, "globex", ["job_2"])
+    assert postback_here("dead-letters", "redrive", "job_2", "--yes", env=env).returncode == 0
+    assert len(stands_in(fleet, bulk)) == 1
 
 
 def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_is_there(fleet: KafkaSettings) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from clocks import SetClock
 from test_inference import CLOCK, HOOK, headers_of, record, working
 
 from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
+from schemas.job import LONGEST_TTL_SECONDS
+from schemas.topics import LANES_KEPT_MS
 from workers.cancellations import KEPT_MS, Cancellations
 
 NOW_MS = round(CLOCK.time() * 1000)
@@ -37,6 +40,28 @@ def test_what_no_job_can_live_to_see_is_forgotten() -> None:
 
     assert not cancellations.holds(("default", "old"))
     assert len(cancellations) == 1
+
+
+def test_a_record_that_is_dated_in_the_future_is_forgotten_with_those_around_it() -> None:
+    clock = SetClock(NOW_MS / 1000)
+    cancellations = Cancellations(clock)
+    year_ms = 365 * 24 * 3600 * 1000
+    for number, at in enumerate((NOW_MS, NOW_MS + year_ms, NOW_MS + 1, NOW_MS + year_ms)):
+        cancellations.apply(*control(f"job_{number}", at=at))
+    assert len(cancellations) == 4
+    clock.now += KEPT_MS / 1000 + 1
+    cancellations.apply(*control("new", at=round(clock.now * 1000)))
+    assert len(cancellations) == 1
+
+
+def test_a_cancellation_outlives_every_job_that_it_could_be_of() -> None:
+    assert KEPT_MS > LANES_KEPT_MS > LONGEST_TTL_SECONDS * 1000
+    clock = SetClock(NOW_MS / 1000)
+    cancellations = Cancellations(clock)
+    cancellations.apply(*control("old"))
+    clock.now += LANES_KEPT_MS / 1000
+    cancellations.apply(*control("new", at=round(clock.now * 1000)))
+    assert cancellations.holds(("default", "old"))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
         (letter(b"x" * 1_000_000), "too_large"),
         (replace(letter(), expired=True), "expired"),
         (replace(letter(), lane_gone=True), "lane_gone"),
+        (replace(letter(), cancelled=True), "cancelled"),
     ],
 )
 def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:
