@@ -10,8 +10,6 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.codec import Origin, read_result
 from schemas.result import MAX_RESULT_BYTES, Result
@@ -491,12 +489,3 @@ async def test_giving_a_job_up_judges_no_callback() -> None:
     assert read_result(result.value).outcome == "failed"
     assert headers_of(result)["callback-url"] == ODD_HOOK
     assert headers_of(letter)["reason"] == "internal_error"
-
-
-@given(
-    st.none()
-    | st.lists(st.tuples(st.sampled_from(["tenant", "x"]) | st.text(max_size=9), st.none() | st.binary(max_size=9)))
-)
-def test_every_record_counts_for_a_party_whatever_its_headers_are(headers: Any) -> None:
-    handler: Any = InferenceHandler
-    assert handler.party(None, headers)
