@@ -286,7 +286,8 @@ spec:
             sizeLimit: {{ $role.cache.sizeLimit }}
           {{- end }}
         - name: tmp
-          emptyDir: {}
+          emptyDir:
+            sizeLimit: 1Gi
         {{- with $role.shmSize }}
         - name: shm
           emptyDir:
