@@ -354,3 +354,26 @@ def test_that_no_more_can_be_disabled_is_said_of_each_tenant_once_a_minute(
     ):
         assert not states.learn(url_of_its_own(number, tenant), GONE, NOW_MS + after_ms)
         assert sum("not-disabled" in record.getMessage() for record in caplog.records) == said
+
+
+@pytest.mark.parametrize("state", [State.FAILING, State.ENABLED])
+def test_a_record_that_is_dated_in_the_future_is_forgotten_as_one_of_now_and_so_are_those_behind_it(
+    state: State,
+) -> None:
+    fleet = Fleet()
+    for at in (NOW_MS + 10_000 * DAY, NOW_MS):
+        record = EndpointRecord(tenant="other", url=f"{URL}&at={at}", state=state, at=at)
+        fleet.put(key_bytes(record.key), write_endpoint(record))
+    fleet.attempt(OK)
+    fleet.now_ms += IDLE_MS + 6 * DAY
+    for _ in range(2):
+        fleet.attempt(OK)
+    assert fleet.kept == {}
+
+
+def test_an_endpoint_that_fails_since_a_time_in_the_future_is_disabled_after_five_days_from_now() -> None:
+    fleet = Fleet()
+    record = EndpointRecord(tenant="acme", url=URL, state=State.FAILING, at=NOW_MS + 10_000 * DAY)
+    fleet.put(key_bytes(KEY), write_endpoint(record))
+    fleet.fail_for(6 * DAY, every=30 * MINUTE)
+    assert fleet.disabled == [True, True]

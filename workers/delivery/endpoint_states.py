@@ -159,6 +159,8 @@ class EndpointStates:
             return None
         since_ms = self._failing_since(endpoint)
         if since_ms is not None:
+            if since_ms > now_ms:
+                self._begin_now(endpoint, now_ms)
             failed_long = now_ms - since_ms >= self._disable_after_ms
             return self._disable(pending, DisabledBecause.FAILING, now_ms) if failed_long else None
         if not streak.several or now_ms - streak.since_ms < min(_FAILING_MS, self._disable_after_ms):
@@ -211,6 +213,11 @@ class EndpointStates:
         if record.state is State.FAILING:
             self._failing_of[endpoint[0]] += 1
 
+    def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
+        """Take a record that is dated in the future for one of now: whatever its date, it is forgotten in time."""
+        self._passing[endpoint] = self._passing[endpoint][0], now_ms
+        self._passing.move_to_end(endpoint)
+
     def _forget(self, endpoint: EndpointKey) -> None:
         state, _ = self._passing.pop(endpoint, (None, 0))
         if state is State.FAILING:
@@ -223,7 +230,9 @@ class EndpointStates:
 
         It is forgotten here at once. Where that is not settled, another process does it, or this one after a restart.
         """
-        endpoint, (_, since_ms) = next(iter(self._passing.items()))
+        while (first := next(iter(self._passing.items())))[1][1] > now_ms:
+            self._begin_now(first[0], now_ms)
+        endpoint, (_, since_ms) = first
         if now_ms - since_ms < self._disable_after_ms + IDLE_MS:
             return ()
         self._forget(endpoint)
