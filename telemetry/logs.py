@@ -46,12 +46,15 @@ _PRIVATE_PAIRS = frozenset({("api", "key"), ("private", "key")})
 _SCRUBS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(whsec_|whsk_)[A-Za-z0-9+/=_-]+"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {REDACTED}"),
-    # Callback URLs carry tokens in their paths, queries and userinfo; only the origin may be named.
-    (re.compile(r"(https?://)(?:[^\s/?#@'\"]*@)?([^\s/?#'\"<>]+)[/?#][^\s'\"<>]*"), r"\1\2/…"),
-    (re.compile(r"(https?://)[^\s/?#@'\"]+@"), r"\1"),
     # pydantic quotes the input that it refused, which may be a prompt.
     (re.compile(r"input_value=.*?, input_type=", re.DOTALL), f"input_value={REDACTED}, input_type="),
 )
+
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s\"<>]*)")
+"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one that ends a quotation goes with it."""
+
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]*\](?::[0-9]+)?|[^\[\]'(),;{}]*")
+"""With its port, and without what a sentence puts behind a URL."""
 
 log_context = bound_contextvars
 """`with log_context(job_id=…, traceparent=…):` puts these on every line logged inside, also across awaits."""
@@ -174,7 +177,18 @@ def scrub(text: str) -> str:
     """A text without webhook secrets, bearer tokens, and paths and queries of URLs."""
     for pattern, replacement in _SCRUBS:
         text = pattern.sub(replacement, text)
-    return text
+    return _URL.sub(_scrubbed, text) if "://" in text else text
+
+
+def _scrubbed(url: re.Match[str]) -> str:
+    """Scheme, host and port: URLs carry tokens in their paths and queries, and passwords before their hosts."""
+    scheme, rest = url.groups()
+    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    behind = rest[len(authority) :]
+    if "@" in behind:
+        return f"{scheme}…"  # a password with a slash in it, or a path: the host cannot be told
+    host = _HOST.match(authority.rpartition("@")[2])
+    return f"{scheme}{host[0] if host else ''}" + ("/…" if behind else "")
 
 
 def _is_private(name: str) -> bool:
