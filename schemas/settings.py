@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+
+_SECRETS = ("sasl_password", "ssl_key_password", "ssl_keystore_password", "sasl_oauthbearer_client_secret")
+"""Properties of librdkafka whose value may come from a file."""
+_MOST_SECRET_BYTES = 64 * 1024
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -17,6 +22,22 @@ _FIELD = re.compile(r'for field "(\w+)"')
 
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 """Seconds; less than the week for which a tier's topic keeps its records."""
+
+
+def _content(name: str, path: Path) -> str:
+    """The secret in a file. Raises ValueError, which names the setting and not the path's content."""
+    variable = f"{name.upper()}_FILE"
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_SECRET_BYTES + 1)
+        text = content.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ValueError(f"{variable} names a file that cannot be read ({error.strerror}); check its path") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{variable} names a file that is not UTF-8 text") from None
+    if not text or len(content) > _MOST_SECRET_BYTES:
+        raise ValueError(f"{variable} names a file that is empty or larger than {_MOST_SECRET_BYTES} bytes")
+    return text
 
 
 class KafkaSettings(BaseModel):
@@ -38,7 +59,22 @@ class KafkaSettings(BaseModel):
     have 30 seconds and two minutes where they lie between. What waits in the topics of an earlier schedule is delivered
     all the same."""
     extra: dict[str, SecretStr] = Field(default_factory=dict)
-    """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`."""
+    """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`. A secret may stand in a
+    file that `…__SASL_PASSWORD_FILE` names, and so may `SSL_KEY_PASSWORD`, `SSL_KEYSTORE_PASSWORD` and
+    `SASL_OAUTHBEARER_CLIENT_SECRET`. It is read when a process starts; a line's end behind it is no part of it."""
+
+    @field_validator("extra")
+    @classmethod
+    def _read_files(cls, extra: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        """Put the content of each file in the place of its name."""
+        named = {name.lower().replace(".", "_"): value for name, value in extra.items()}
+        for secret in _SECRETS:
+            path = named.pop(f"{secret}_file", None)
+            if path is not None and secret in named:
+                raise ValueError(f"{secret.upper()} and {secret.upper()}_FILE are both set; set one of them")
+            if path is not None:
+                named[secret] = SecretStr(_content(secret, Path(path.get_secret_value())))
+        return named
 
     @field_validator("tier_delays_seconds")
     @classmethod

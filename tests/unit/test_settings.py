@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic_settings import BaseSettings
 
@@ -52,3 +54,43 @@ def test_every_variable_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch)
         "POSTBACK_WORKER__WINDOW_RECORDS: Input should be greater than or equal to 1",
         "POSTBACK_WORKER__BULK_SHARE: Input should be less than or equal to 0.9",
     ]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_a_secret_of_kafka_s_clients_may_stand_in_a_file(
+    ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both clients get it: the producers' properties are made of the same."""
+    file = tmp_path / "password"
+    file.write_bytes(f" s3cret\u00e4{ending}".encode())
+    monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_PASSWORD_FILE", str(file))
+    monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_USERNAME", "fleet")
+    config = read_settings(FleetSettings).kafka.client_config()
+    assert config["sasl.password"] == " s3cret\u00e4"
+    assert config["sasl.username"] == "fleet"
+    assert "sasl.password.file" not in config
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot be read (No such file"), (b"", "is empty"), (b"\xff", "is not UTF-8"), (b"x" * 70_000, "larger")],
+)
+def test_a_file_without_a_usable_secret_is_told_by_its_variable(
+    content: bytes | None, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "s3cret-place"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SSL_KEY_PASSWORD_FILE", str(file))
+    with pytest.raises(SettingsRefused) as refused:
+        read_settings(FleetSettings)
+    assert "SSL_KEY_PASSWORD_FILE" in str(refused.value)
+    assert problem in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_secret_that_is_given_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_PASSWORD_FILE", str(tmp_path))
+    monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_PASSWORD", "s3cret")
+    with pytest.raises(SettingsRefused, match="both set"):
+        read_settings(FleetSettings)
