@@ -28,7 +28,7 @@ _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
 _LED_MS = 10_000
 _LED_MS_A_PARTITION = 20
-"""How long a new topic may take until each partition has a leader: it grows with their number."""
+"""How long new topics may take until each partition has a leader: a broker sets up all of them one after another."""
 _CLOCK = SystemClock()
 
 
@@ -184,9 +184,20 @@ def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
             raise RequestRefused(f"the topic {spec.name} could not be created: {_why(topic)}")
         else:
             report.created.append(spec.name)
-    for spec in specs:
-        # Until every partition has a leader, so that the next client can produce at once.
-        admin.wait_for_topics([spec.name], timeout_ms=_LED_MS + _LED_MS_A_PARTITION * spec.partitions)
+    if specs:
+        _wait_until_led(admin, specs)
+
+
+def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
+    """Until each partition of new topics has a leader, so that the next client can produce at once."""
+    wait_ms = _LED_MS + _LED_MS_A_PARTITION * sum(spec.partitions for spec in specs)
+    try:
+        admin.wait_for_topics([spec.name for spec in specs], timeout_ms=wait_ms)
+    except kafka_errors.KafkaTimeoutError:
+        raise RequestRefused(
+            f"the topics are created, but after {wait_ms // 1000} s Kafka has not set up all their partitions yet; "
+            "run it again later, which changes nothing where they are there"
+        ) from None
 
 
 def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kafka import errors as kafka_errors
 
 from producers import topics as producers_topics
+from producers.errors import RequestRefused
 from producers.topics import create_topics
 from schemas.settings import KafkaSettings
 
@@ -23,6 +24,7 @@ class Admin:
     def __init__(self) -> None:
         self.partitions: dict[str, int] = {}
         self.waits_ms: list[int] = []
+        self.is_slow = False
 
     def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
         return [
@@ -48,6 +50,8 @@ class Admin:
 
     def wait_for_topics(self, names: list[str], timeout_ms: int = MOST) -> None:
         self.waits_ms.append(timeout_ms)
+        if self.is_slow:
+            raise kafka_errors.KafkaTimeoutError
 
 
 @pytest.fixture
@@ -70,7 +74,13 @@ def test_each_topic_may_have_as_many_partitions_as_kafka_takes(admin: Admin, par
     wanted = {spec.name: spec.partitions for spec in settings.topics.specs(partitions)}
     assert create_topics(settings).created == list(wanted)
     assert admin.partitions == wanted
-    assert max(admin.waits_ms) >= 10 * partitions
+    assert min(admin.waits_ms) >= 10 * sum(wanted.values())
+
+
+def test_a_kafka_that_takes_too_long_to_set_up_new_partitions_is_not_one_that_does_not_answer(admin: Admin) -> None:
+    admin.is_slow = True
+    with pytest.raises(RequestRefused, match=r"are created.*run it again"):
+        create_topics(KafkaSettings(partitions=20))
 
 
 def test_partitions_are_raised_topic_by_topic_too(admin: Admin) -> None:
