@@ -293,6 +293,17 @@ def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_o
     assert len({each for step in steps for each in step if each.endswith("sweep")}) == 2 * SWEEP_PARTITIONS + 1
 
 
+@pytest.mark.parametrize(("copies", "doubted"), [(1, {"a", "b"}), (2, {"a"})])
+def test_a_failure_casts_doubt_on_all_topics_with_one_copy_and_else_on_those_that_it_wrote_to(
+    copies: int, doubted: set[str]
+) -> None:
+    sweeps = Sweeps(["a", "b"])
+    sweeps.plan({topic: Layout(2, copies) for topic in "ab"})
+    sweeps.done(sweeps.step(0))
+    sweeps.doubt(["a"])
+    assert sweeps.owed == doubted
+
+
 TOPICS = ["a", "b", "c"]
 LAYOUTS = st.builds(Layout, st.sampled_from([0, 1, 3, SWEEP_PARTITIONS + 3]), st.integers(1, 2), st.booleans())
 
@@ -320,7 +331,8 @@ class Sweeping(RuleBasedStateMachine):
             return
         assert not {topic for topic, _ in self.rests} & topics
         if fails:
-            self.rests |= {place for topic in topics for place in self.places(topic)}
+            doubtful = topics | {topic for topic in TOPICS if self.layouts[topic].copies == 1}
+            self.rests |= {place for topic in doubtful for place in self.places(topic)}
             self.sweeps.doubt(topics)
 
     @rule(failures=st.integers(0, 10), breaks_off=st.booleans())
