@@ -7,6 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from telemetry.logs import NO_ORIGIN
 from workers.egress.addresses import Network, destinations, is_public_address, parse, unwrap
 
 DEFAULT_PORTS: Final = frozenset({80, 443, 8080, 8443})
@@ -32,7 +33,7 @@ class EgressRefused(Exception):  # noqa: N818 - it names what happened, as the e
     """The guard refused to connect. The text names reason and origin only: no path, query, user or resolved address."""
 
     def __init__(self, reason: Refusal, origin: str) -> None:
-        super().__init__(f"{origin}: {reason}")
+        super().__init__(str(reason) if origin == NO_ORIGIN else f"{origin}: {reason}")
         self.reason = reason
         self.origin = origin
 
