@@ -162,6 +162,11 @@ class Command:
         """Wait for its end; its exit status."""
         return self._process.wait(60)
 
+    def kill(self) -> None:
+        """Send SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+
     def sample(self) -> Sample:
         """Its metrics and its CPU time now. Raises RuntimeError once it has ended."""
         self._ensure_alive()

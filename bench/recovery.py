@@ -1,0 +1,146 @@
+"""Jobs a second in the minute after a worker was killed, against those before: `python -m bench.recovery`.
+
+Real `postback worker --engine echo` processes answer a backlog of jobs that take four seconds each, from twelve
+partitions. One is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by the
+times of their results. A job is *old* where a later one of its partition was answered before the kill: until the last
+of them is answered, others have overtaken it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from confluent_kafka import Message
+
+from bench.end_to_end import SETTLED
+from bench.fleet import START_SECONDS, Command, Kafka, assert_exactly_once, broker, new_fleet, prefill, wait_for
+from bench.table import table, title, verdict
+from devkit.committed import committed_records
+from schemas.codec import read_result
+from schemas.settings import KafkaSettings
+
+GOAL = 0.8
+PARTITIONS = 12
+WINDOW = 1024
+"""Jobs that a worker has at once: the default of POSTBACK_WORKER__WINDOW_RECORDS."""
+SPARE_SECONDS = 60.0
+"""For so long the backlog lasts beyond what is measured."""
+
+Answered = list[tuple[int, float]]
+"""Each result's job, and the seconds since the epoch when it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run."""
+
+    before: float
+    """Jobs a second."""
+    after: float
+    old: int
+    """Jobs that were not answered at the kill, and behind which one was."""
+    old_seconds: float | None
+    """From the kill until the last of them was answered; None where one was not by the end."""
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    options = _options()
+    title(f"a worker killed among {options.workers}, jobs of {options.job_seconds:g} s, {PARTITIONS} partitions")
+    with broker(options.bootstrap_servers) as used:
+        runs = [_measure(used, options) for _ in range(options.runs)]
+    rows = [
+        (
+            f"{run.before:,.0f}",
+            f"{run.after:,.0f}",
+            f"{run.after / run.before:.2f}",
+            run.old,
+            "later" if run.old_seconds is None else f"{run.old_seconds:.0f}",
+        )
+        for run in runs
+    ]
+    table(("jobs/s before", "jobs/s after", "ratio", "old jobs", "seconds until the last was answered"), rows)
+    print("no job has two results for a read_committed reader")
+    verdict("after / before, the worst run", min(run.after / run.before for run in runs), GOAL, at_least=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one of which is killed")
+    parser.add_argument("--job-seconds", type=float, default=4.0)
+    parser.add_argument("--before", type=float, default=30.0, help="seconds that count before the kill")
+    parser.add_argument("--after", type=float, default=60.0, help="seconds that count after it")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    return parser.parse_args()
+
+
+def _measure(used: Kafka, options: argparse.Namespace) -> Measured:
+    kafka = new_fleet(used, PARTITIONS)
+    seconds = options.before + options.after + SPARE_SECONDS
+    prefill(kafka, map(_job, range(int(options.workers * WINDOW / options.job_seconds * seconds))))
+    latency = str(options.job_seconds)
+
+    def worker(number: int) -> Command:
+        variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": latency}
+        return stack.enter_context(Command(kafka, "worker", "--engine", "echo", **variables))
+
+    with ExitStack() as stack:
+        workers = [worker(number) for number in range(options.workers)]
+        wait_for(lambda: all(one.sample()[SETTLED] for one in workers), START_SECONDS)
+        time.sleep(3 * options.job_seconds)  # until every window is full
+        time.sleep(options.before)
+        workers[0].kill()
+        killed_at = time.time()
+        worker(0)
+        time.sleep(max(0.0, killed_at + options.after - time.time()))
+        for one in workers[1:]:
+            one.sample()  # raises where another one has ended
+        answered = _answered(kafka)
+    assert_exactly_once((str(job) for job, _ in answered), len({job for job, _ in answered}))
+    return measured(answered, killed_at, options.before, options.after)
+
+
+def _job(number: int) -> bytes:
+    return json.dumps({"prompt": "What is it?", "custom_id": str(number)}).encode()
+
+
+def _answered(kafka: KafkaSettings) -> Answered:
+    return [(_number(message), message.timestamp()[1] / 1000) for message in _results(kafka)]
+
+
+def _results(kafka: KafkaSettings) -> Iterable[Message]:
+    return committed_records(kafka.client_config(), kafka.topics.results)
+
+
+def _number(message: Message) -> int:
+    return int(str(read_result(message.value() or b"").custom_id))
+
+
+def measured(answered: Answered, killed_at: float, before: float, after: float) -> Measured:
+    """What the results' times say. Job n is in partition n modulo PARTITIONS, where jobs stand in order."""
+    early = sum(killed_at - before <= at < killed_at for _, at in answered)
+    late = sum(killed_at <= at < killed_at + after for _, at in answered)
+    newest = dict.fromkeys(range(PARTITIONS), -1)
+    for job, at in answered:
+        if at < killed_at:
+            newest[job % PARTITIONS] = max(newest[job % PARTITIONS], job)
+    when = dict(answered)
+    old = [
+        when.get(job)
+        for partition, last in newest.items()
+        for job in range(partition, last, PARTITIONS)
+        if when.get(job, killed_at) >= killed_at
+    ]
+    done = [at for at in old if at is not None]
+    seconds = max(done, default=killed_at) - killed_at if len(done) == len(old) else None
+    return Measured(early / before, late / after, len(old), seconds)
+
+
+if __name__ == "__main__":
+    main()
