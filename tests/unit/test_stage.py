@@ -664,6 +664,19 @@ def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once
     assert stage._sick is None
 
 
+def test_no_record_is_begun_beyond_what_the_last_commit_allows_and_the_next_one_follows_at_once() -> None:
+    """Its commits say how many records may be under way, so that a crash has no more of them suspected."""
+    stage, loop, partition = stage_with(Intake(), HandClock(), parked=200, pace=Desk(1 << 30))
+    begun = 0
+    while begun < 200:
+        assert begun == 0 or stage._compose().offsets == {partition: []}, "nothing is complete; a commit is due"
+        limit = committed(stage, partition) and partition.confirmed.limit
+        stage._dispatch()
+        begun = sum(len(batch) for batch, _ in loop.calls)
+        assert begun == min(limit, 200)
+    assert stage._compose().offsets == {}
+
+
 def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:
     clock = HandClock()
     stage, _, partition = stage_with(Intake(), clock, parked=5)

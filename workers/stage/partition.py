@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
+from workers.stage.horizon import Horizon, undone_below
 from workers.stage.ledger import Ledger
-from workers.stage.progress import Progress, Suspect
+from workers.stage.progress import Progress, Suspect, begun_of
 from workers.stage.record import Record
 
 
@@ -33,6 +34,7 @@ class Partition:
         self.generation = generation
         self.phase = Phase.ASSIGNED
         self.ledger = Ledger(Progress(0))
+        self.horizon = Horizon(0)
         self.confirmed = Progress(0)
         """What Kafka has said to be committed."""
         self.sent: Progress | None = None
@@ -100,7 +102,8 @@ class Partition:
         self.ledger, self.confirmed = Ledger(progress), progress
         self.suspects = dict(progress.suspects)
         self.alone = progress.alone
-        self.careful_records = window_records if progress.open else 0
+        self.horizon = Horizon(progress.base + progress.done.bit_length())
+        self.careful_records = (progress.begun or window_records) if progress.open else 0
         self.phase = Phase.OPEN
 
     def progress(self, offsets: list[int]) -> Progress:
@@ -108,7 +111,9 @@ class Partition:
         base, done = self.ledger.after(offsets)
         settled = set(offsets)
         suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}
-        progress = Progress(base, done, open=True, alone=self.alone, suspects=suspects, topic=self.topic_mark)
+        limit = self.horizon.next_limit()
+        begun = begun_of(undone_below(limit, base, done))
+        progress = Progress(base, done, True, self.alone, suspects, self.topic_mark, begun, limit)
         return progress.given_back() if self.phase is Phase.REVOKING else progress
 
     def settle(self, offsets: list[int], committed: Progress) -> None:
@@ -116,6 +121,7 @@ class Partition:
         self.ledger.settle(offsets)
         self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)  # one may have come meanwhile
         self.confirmed = committed
+        self.horizon.committed(committed.limit)
         for offset in offsets:
             self.suspects.pop(offset, None)
         self.gap_since = None

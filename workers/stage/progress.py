@@ -10,7 +10,7 @@ the number of suspects; the topic's mark and the suspects follow, and what is do
 
 The mark is four bytes of a hash of the topic's UUID. A group may keep its offsets when a topic is deleted and made anew
 under its name, and offsets of the old topic say nothing of the new one. Releases before the mark wrote 1 and 2; their
-progress is taken for the topic's that is there.
+progress is taken for the topic's that is there. Releases before `begun` left those four bits of the flags 0.
 
 A hole is an offset that is not done. An owner that sees to it that a wide progress has few of them can go on behind a
 record that takes its time. The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
@@ -45,7 +45,15 @@ _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 
 _OPEN = 0b01
 _ALONE = 0b10
+_BEGUN_SHIFT = 4
+"""The upper half of the flags says how many may have been begun: the exponent, and 0 where that is not known."""
+_MOST_BEGUN = 1 << 15
 _RUNNING = 0b1000_0000
+
+
+def begun_of(records: int) -> int:
+    """The number of records as a commit can say it: the next power of two, at least 2."""
+    return min(_MOST_BEGUN, 1 << max(1, (records - 1).bit_length()))
 
 
 def topic_mark(topic_id: str) -> bytes:
@@ -81,6 +89,11 @@ class Progress:
     suspects: Mapping[int, Suspect] = field(default_factory=dict)
     topic: bytes | None = None
     """The mark of the topic whose offsets these are; None where it is not known."""
+    begun: int = 0
+    """Of the first offsets that are not done no more than these may have been begun: a power of two, see `begun_of`.
+    0 where it is not known."""
+    limit: int = field(default=0, compare=False)
+    """The offset below which the owner begins records until its next commit. It is not committed itself."""
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -107,6 +120,7 @@ class Progress:
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
         version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
+        flags |= (self.begun.bit_length() - 1 << _BEGUN_SHIFT) if self.begun else 0
         out = bytearray((version if self.topic is None else version + _MARKED, flags, len(self.suspects)))
         out += self.topic or b""
         for offset, suspect in sorted(self.suspects.items()):
@@ -138,7 +152,8 @@ class Progress:
             suspects[offset] = Suspect(said & ~_RUNNING, bool(said & _RUNNING))
         done = _of_bitmap(raw[done_at:]) if version == _BITMAP else _of_holes(raw[done_at:])
         topic = raw[3:suspects_at] if mark else None
-        return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects, topic)
+        begun = 1 << exponent if (exponent := raw[1] >> _BEGUN_SHIFT) else 0
+        return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects, topic, begun)
 
 
 def _bitmap(done: int) -> bytes:

@@ -416,8 +416,9 @@ class Stage:
             batch += self._parked(room - len(batch))
         if not batch:
             return 0
-        for partition, _ in batch:
+        for partition, record in batch:
             partition.running += 1
+            partition.horizon.begun(record.offset)
         self._window.running += len(batch)
         self._dispatched += len(batch)
         self._metrics.in_flight.inc(len(batch))
@@ -464,10 +465,11 @@ class Stage:
         if not partition.dispatchable:
             return 0
         if self._sharing is not None:
-            return most
+            return partition.horizon.allowed(records, most)
         if self._clock.monotonic() < partition.look_again:
             return 0
-        return sum(1 for _ in takewhile(self._is_due, islice(records, most)))
+        due = sum(1 for _ in takewhile(self._is_due, islice(records, most)))
+        return partition.horizon.allowed(records, due)
 
     def _ready_if_paced(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         return self._ready(partition, records, most) if partition.paced else 0
@@ -652,6 +654,8 @@ class Stage:
     def _has_news(self, partition: Partition) -> bool:
         """Whether a partition's progress is to be committed although none of its records is complete."""
         if partition.phase is Phase.OPEN and not partition.open_committed and not partition.ledger.idle:
+            return True
+        if partition.phase is Phase.OPEN and partition.horizon.held_back:
             return True
         if partition.phase is Phase.REVOKING:
             return partition.open_committed and partition.ledger.idle
