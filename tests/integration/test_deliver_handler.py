@@ -453,6 +453,7 @@ async def test_a_consumer_that_is_gone_is_disabled_and_its_event_kept(make: Make
         (result_record("http://h.example/", webhook_id=None), "the header webhook-id is missing"),
         (result_record("http://h.example/", webhook_id=b"a\r\nb"), "the header webhook-id is not printable"),
         (result_record("http://h.example/", tenant=b"a b"), "the header tenant is not printable"),
+        (result_record("http://h.example/", tenant=b"a.b"), "the header tenant is not 1 to 63 letters"),
         (result_record("http://h.example/", attempt=b"-1"), "the header attempt is not a number"),
         (result_record("http://h.example/", callback_url=b"\xff"), "the header callback-url is not UTF-8"),
     ],

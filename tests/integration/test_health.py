@@ -108,6 +108,19 @@ def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
         assert b"/keys" in ask(server, "/")[2]
 
 
+def test_a_folder_of_pages_has_those_that_its_maker_knows() -> None:
+    pages: dict[str, Callable[[str], Page | None]] = {
+        "/keys/": lambda name: Page("text/plain", name.encode()) if name == "acme.json" else None,
+        "/keys.json": lambda name: Page("text/plain", b"all" + name.encode()),
+    }
+    with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
+        assert ask(server, "/keys/acme.json")[::2] == (200, b"acme.json")
+        assert ask(server, "/keys.json")[::2] == (200, b"all")
+        for absent in ("/keys/", "/keys", "/keys/other", "/keys/acme.json/", "/keys//acme.json", "/keys/../keys.json/"):
+            assert ask(server, absent)[0] == 404, absent
+        assert ask(server, "/keys/other")[2] == b"/metrics /healthz /readyz /keys/ /keys.json\n"
+
+
 def test_a_client_that_never_asks_holds_up_nobody() -> None:
     server = HealthServer(Metrics(), lambda: READY).start()
     with socket.create_connection(("127.0.0.1", server.port)):
