@@ -12,7 +12,8 @@ import aiohttp
 from yarl import URL
 
 from telemetry.clock import Clock
-from workers.egress import EgressRefused, Guard
+from telemetry.logs import get_logger, origin_of
+from workers.egress import EgressRefused, Guard, Refusal
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
@@ -31,8 +32,11 @@ _ACCEPT: Final = (
 
 _PDF_TYPES: Final = frozenset({"application/pdf", "application/x-pdf"})
 
+NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
+"""One reason for both: a job could otherwise find out which names there are in the operator's network."""
+_SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
+
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (aiohttp.ClientConnectorDNSError, "its name was not found"),
     (aiohttp.ClientConnectorCertificateError, "its certificate was not accepted"),
     (aiohttp.ClientSSLError, "TLS with its server failed"),
     (aiohttp.ClientConnectorError, "its server could not be reached"),
@@ -44,6 +48,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 """First match counts, so the narrower class stands first. Texts of foreign errors would quote whole URLs."""
 
+log = get_logger()
 
 Permit = Callable[[str, Asker], Awaitable[None]]
 
@@ -150,22 +155,30 @@ class Fetcher:
         self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The beginning of an answer, once it is this job's turn at the site and at the connections."""
-        if self._session is None:
-            raise RuntimeError("the fetcher has not been started")
         origin = str(url.origin())
         at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
         try:
             async with at_site.place(asker):
                 if is_paced:
                     await self._politeness.turn(origin)
-                async with (
-                    self._turns.place(asker),
-                    self._session.get(url, allow_redirects=False, headers=headers) as response,
-                ):
+                async with self._turns.place(asker), await self._answered(url, headers) as response:
                     yield response
         finally:
             if at_site.is_idle:
                 self._at_sites.pop(origin, None)
+
+    async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """The beginning of an answer. Raises what aiohttp and the guard raise, and Unreadable for both about a name."""
+        if self._session is None:
+            raise RuntimeError("the fetcher has not been started")
+        try:
+            return await self._session.get(url, allow_redirects=False, headers=headers)
+        except aiohttp.ClientConnectorDNSError:
+            raise _without_public_address(url, "no such name") from None
+        except EgressRefused as refused:
+            if refused.reason not in _SEEN_BY_RESOLVING:
+                raise
+            raise _without_public_address(url, str(refused.reason)) from None
 
     async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
         if response.status != HTTPStatus.OK:
@@ -184,6 +197,17 @@ class Fetcher:
             seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
             if seconds is not None:
                 self._politeness.hold(str(response.url.origin()), seconds)
+
+
+def _without_public_address(url: URL, reason: str) -> Unreadable:
+    """Alike for the job in text, in what stands in for the page, and in how long it is remembered."""
+    log.info(
+        "A source's name has no address that may be fetched; its note does not say why.",
+        action="source-name-refused",
+        origin=origin_of(str(url)),
+        reason=reason,
+    )
+    return Unreadable(NO_PUBLIC_NAME, is_outage=True, is_lasting=False)
 
 
 def _turns(connections: int) -> Turns:
