@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
@@ -98,11 +98,18 @@ class Ledgers:
 
     def submit(self, jobs: Iterable[dict[str, Any]], partitions: int = 4) -> int:
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
-        count = 0
+        count, refused = 0, list[KafkaError]()
+
+        def told(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                refused.append(error)
+
         for count, job in enumerate(jobs, 1):
-            producer.produce(self.kafka.topics.requests(), json.dumps(job).encode(), partition=count % partitions)
+            place = self.kafka.topics.requests(), json.dumps(job).encode()
+            producer.produce(*place, partition=count % partitions, on_delivery=told)
             producer.poll(0)
         assert producer.flush(60) == 0
+        assert refused == []
         return count
 
     def read(self, topic: str) -> list[Message]:

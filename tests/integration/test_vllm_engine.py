@@ -23,7 +23,7 @@ from workers.engines.guardian import marked
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
 ADAPTER = "polite"
 SCHEMA = {
@@ -237,7 +237,6 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
     assert marked(engine._guardian.mark) == []
 
 
-@pytest.mark.timeout(1_200)
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
