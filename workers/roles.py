@@ -30,6 +30,7 @@ from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.inference import InferenceHandler
+from workers.memory_limit import window_bytes
 from workers.process import (
     LoopBeat,
     ProcessError,
@@ -162,7 +163,9 @@ async def run_worker(
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, engine_kind, stack)]
         if with_delivery:
-            stages.append(await _delivery_stage(process, stack))
+            enrichment = read_settings(EnrichmentSettings)
+            readers = (enrichment.members + 1) * enrichment.member_bytes
+            stages.append(await _delivery_stage(process, stack, reserved_bytes=readers))
         await engine.start()
         return stages
 
@@ -254,8 +257,12 @@ async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> En
     return enricher
 
 
-async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
+async def _delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> Stage:
+    """`reserved_bytes` of the memory are for other processes in the same container."""
     settings, kafka = read_settings(DeliverySettings), process.fleet.kafka
+    most_bytes = window_bytes(settings.window_bytes, reserved=reserved_bytes)
+    settings = settings.model_copy(update={"window_bytes": most_bytes})
+    log.info("Results are taken up to so many bytes.", action="delivery-window", bytes=most_bytes)
     policy = read_settings(EgressSettings).callback_policy(development=process.development)
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
@@ -279,7 +286,7 @@ async def _delivery_stage(process: Process, stack: AsyncExitStack) -> Stage:
     stack.push_async_callback(handler.close)
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     change_threads_often()
-    limits = Limits(settings.window_records, settings.window_bytes)
+    limits = Limits(settings.window_records, most_bytes)
     stage = StageSettings(
         DELIVERY_GROUP,
         limits,

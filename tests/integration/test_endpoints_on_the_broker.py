@@ -103,7 +103,7 @@ class Fleet:
         handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
         followed = CompactedTopic(self.kafka, topics.endpoints, handler.states.apply, CLOCK)
         await followed.start()
-        limits = StageSettings("delivery", Limits(chosen.window_records, chosen.window_bytes))
+        limits = StageSettings("delivery", Limits(chosen.window_records))
         read = [topics.results, *topics.tiers.values()]
         stage = group_stage(limits, self.kafka, read, "r1", handler, CLOCK, self.metrics, handler)
         running = asyncio.ensure_future(stage.run())

@@ -38,6 +38,7 @@ from workers.delivery.crowd import Crowd
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
+from workers.memory_limit import LARGEST_WINDOW
 
 Destination = tuple[str, str]
 """Tenant and origin."""
@@ -146,7 +147,7 @@ class Destinations:
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
         self._held = 0
-        self._unit_bytes = max(1, settings.window_bytes // 2 // settings.window_records)
+        self._unit_bytes = max(1, (settings.window_bytes or LARGEST_WINDOW) // 2 // settings.window_records)
 
     def __len__(self) -> int:
         """Of how many destinations something is known."""

@@ -41,9 +41,10 @@ class DeliverySettings(BaseSettings):
     """How long records wait there before they are deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once; what a tenant and a destination may have of them shrinks with what is left."""
-    window_bytes: int = Field(default=256 * 1024 * 1024, ge=16 * 1024 * 1024)
+    window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
     """Bytes of results that are taken and not settled; those that are handled have half of them at most. What waits in
-    a tier for its time has a quarter as many besides."""
+    a tier for its time has a quarter as many besides. Absent, a quarter of what the container's limit of memory leaves
+    beside 256 MiB, from 16 to 256 MiB; in a worker that delivers too, its readers' share is left out."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
