@@ -155,8 +155,9 @@ def _rule(pattern: str, reason: str | None) -> _HeaderRule:
     return _HeaderRule(re.compile(pattern), reason)
 
 
-_PLACE = r"[A-Za-z0-9._-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
-"""An origin as text: the topic's UUID (22 characters of URL-safe base64), partition and offset."""
+_PLACE = r"[A-Za-z0-9._+/-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
+"""An origin as text: the topic's UUID, partition and offset. librdkafka writes a UUID as 22 characters of base64, with
+`+` and `/` (RFC 4648, section 4), where Kafka's own tools write `-` and `_`."""
 _NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
 _HEADER_RULES = {
     topics.TENANT: _rule(TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from confluent_kafka import Uuid
 from hypothesis import given
 from hypothesis import strategies as st
 from test_inference import TOPIC_ID, headers_of, record, working
@@ -31,6 +32,13 @@ def read(value: bytes, headers: Headers, place: Origin) -> ReceivedJob | Invalid
 def moved(value: bytes, origin: Origin) -> list[tuple[str, bytes]]:
     """What a worker writes on a job that it moves."""
     return [("webhook-id", origin.webhook_id(value).encode()), ("job-origin", str(origin).encode())]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
+def test_a_moved_job_keeps_its_identity_whatever_the_uuid_of_its_topic_is(most: int, least: int) -> None:
+    place = Origin(str(Uuid(most, least)), 3, 41)
+    received = read(JOB, moved(JOB, place), Origin("anotherTopic", 0, 7))
+    assert received.webhook_id == place.webhook_id(JOB)
 
 
 def test_a_job_that_a_worker_moved_keeps_its_identity() -> None:
