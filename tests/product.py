@@ -197,6 +197,8 @@ class Product:
     keyring: Keyring = field(init=False)
     callbacks: Callbacks = field(init=False)
     roles: list[Role] = field(default_factory=list)
+    through: tuple[str, ...] = ()
+    """A command that starts each process, which stands behind it."""
 
     def __post_init__(self) -> None:
         self.keyring = Keyring.create(self.folder / "keyring.json", CLOCK)
@@ -223,7 +225,7 @@ class Product:
         log = self.folder / f"{role}-{replica}-{len(self.roles)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [POSTBACK, role, *arguments],
+                [*self.through, POSTBACK, role, *arguments],
                 env=environment_of(self.kafka, **environment),
                 stdout=output,
                 stderr=subprocess.STDOUT,
