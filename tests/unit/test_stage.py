@@ -22,6 +22,7 @@ from workers.stage.settle import Batch, State
 from workers.stage.stage import (
     IDLE_SECONDS,
     LOOK_AGAIN_SECONDS,
+    MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS,
     OTHERS_SECONDS,
     NothingCompletes,
@@ -211,6 +212,17 @@ def test_a_batch_that_does_not_come_through_is_tried_smaller_until_it_does() -> 
     for settler.failures in (0, 1, 2, 10, 0):
         sizes.append(len(stage._compose().offsets[partition]))
     assert sizes == [5000, 2500, 1250, 4, 5000]
+
+
+def test_a_transaction_of_large_results_carries_fewer_of_them_and_one_at_least() -> None:
+    settler = Settler()
+    stage, _, partition = stage_with(Intake(), HandClock(), parked=300, settler=settler)
+    result = Output("results", bytes(MAX_BATCH_BYTES // 16))
+    stage._pending = [Completion(partition, Record("requests", 0, n, b""), [result], 0.0) for n in range(300)]
+    sizes = []
+    for settler.failures in (0, 1, 4, 10):
+        sizes.append(len(stage._compose().outputs))
+    assert sizes == [16, 8, 1, 1]
 
 
 def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> None:

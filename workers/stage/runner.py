@@ -45,6 +45,11 @@ class Completion:
             return False
         return all(output.may_linger for output in self.outputs)
 
+    @property
+    def output_bytes(self) -> int:
+        """The size of all output values."""
+        return sum([len(output.value or b"") for output in self.outputs or ()])
+
 
 _Dispatched = tuple[Partition, Record, float]
 """A record that is not begun, and the monotonic seconds of its dispatch."""

@@ -31,6 +31,8 @@ from workers.stage.watch import Watch
 from workers.stage.window import Limits, Window
 
 MAX_BATCH_RECORDS = 5_000
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+"""Of a transaction's outputs. Kafka aborts a transaction after five seconds, and 5,000 large results take longer."""
 IDLE_SECONDS = 0.02
 """How long to wait for a record where nothing else can happen; a stop is noticed after that."""
 SOON_SECONDS = 10.0
@@ -639,8 +641,7 @@ class Stage:
     def _compose(self) -> Batch:
         """Everything that is complete, and the partitions that have something to say of themselves alone."""
         batch = Batch()
-        # Halved at each failure: what is too much for a transaction's time on this network would be so for ever.
-        for completion in self._pending[: MAX_BATCH_RECORDS >> self._settler.failures]:
+        for completion in self._pending[: self._batch_length()]:
             batch.offsets[completion.partition].append(completion.record.offset)
             batch.outputs += completion.outputs or ()
         self._announced = self._isolation.announced
@@ -650,6 +651,18 @@ class Stage:
                 batch.offsets[partition]  # with no record of its own
         batch.farewells = {partition for partition in batch.offsets if partition.phase is Phase.REVOKING}
         return batch
+
+    def _batch_length(self) -> int:
+        """How many pending completions the next transaction carries: one at least, and as many as its bounds allow.
+
+        Each failure halves both bounds: a transaction that is too large for this network would be too large for ever.
+        """
+        most, room = (bound >> self._settler.failures for bound in (MAX_BATCH_RECORDS, MAX_BATCH_BYTES))
+        for length, completion in enumerate(self._pending[:most], 1):
+            room -= completion.output_bytes
+            if room <= 0:
+                return length
+        return most
 
     def _has_news(self, partition: Partition) -> bool:
         """Whether a partition's progress is to be committed although none of its records is complete."""
