@@ -45,7 +45,7 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
         if (reason := refusal(url)) is not None:
             refused[reason] += numbers
     for reason, numbers in sorted(refused.items(), key=lambda one: min(one[1]))[:SHOWN]:
-        say(f"{_named(sorted(numbers))}: callback_url: {reason}")
+        say(f"{lines_named(sorted(numbers))}: callback_url: {reason}")
     say_more(len(refused))
     if refused:
         count = sum(map(len, refused.values()))
@@ -55,8 +55,8 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
         )
 
 
-def _named(numbers: Sequence[int]) -> str:
-    """These lines, the first few by number."""
+def lines_named(numbers: Sequence[int]) -> str:
+    """Lines of a file, the first few by number."""
     shown, more = ", ".join(map(str, numbers[:3])), len(numbers) - 3
     return f"line {shown}" if len(numbers) == 1 else f"lines {shown}" + (f" and {more} more" if more > 0 else "")
 

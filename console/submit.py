@@ -15,6 +15,7 @@ from console.answers import SHOWN, Answers, as_line, name_of, say_more
 from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.lines import lines_of
+from console.models import warn_of_unserved
 from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
@@ -106,6 +107,7 @@ def submit(
     if check:
         begun = _begun(read, tenant, receipt)
         warn_of_refused(_numbered(begun), fleet)
+        warn_of_unserved(_numbered(begun), fleet.kafka, checking=True)
         say(f"{len(begun.left)} jobs can be sent; nothing was sent")
         return
     with _held(receipt):
@@ -113,6 +115,7 @@ def submit(
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
         request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed)
         warn_of_refused(_numbered(begun), fleet)
+        warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
         request.keep()
         with telling(ProducerError), written("--results", results) as out:
             if found := look_up(request.kafka, begun):

@@ -146,6 +146,7 @@ def _messages() -> dict[str, Any]:
         "attempt": _message("One POST to a callback and what came of it", ()),
         "endpoint": _message("Whether a callback's endpoint is disabled", (), "endpoint.json"),
         "control": _message("A cancellation", (), "control.json"),
+        "worker": _message("Which models a worker answers for", (), "worker.json"),
         "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
         "sample": _message("A job, its grounded prompt and its result, for a candidate model", ()),
         "event": {
@@ -177,6 +178,7 @@ def _channels() -> dict[str, Any]:
         names.attempts: ("attempt", "One record per POST."),
         names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
         names.control: ("control", "Compacted by tenant and job: cancellations, kept as long as a job can live."),
+        names.workers: ("worker", "Compacted by replica: which models each worker answers for; written every minute."),
         names.dead_letters: ("deadLetter", "What was given up, with the reason in its headers."),
         names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),

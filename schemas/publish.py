@@ -14,6 +14,7 @@ from schemas.endpoint import EndpointRecord
 from schemas.event import Event
 from schemas.job import Job, WireModel
 from schemas.result import Result
+from schemas.worker import WorkerAnnouncement
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -23,6 +24,7 @@ _MODELS: dict[str, type[WireModel]] = {
     "event": Event,
     "endpoint": EndpointRecord,
     "control": JobControl,
+    "worker": WorkerAnnouncement,
 }
 _ONE_QUESTION = [
     {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},

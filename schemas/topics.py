@@ -156,6 +156,11 @@ class Topics:
         return f"{self.prefix}job_control"
 
     @property
+    def workers(self) -> str:
+        """Compacted by replica: which models each worker answers for."""
+        return f"{self.prefix}fleet_workers"
+
+    @property
     def dead_letters(self) -> str:
         """Jobs and callbacks that were given up, with the reason in their headers."""
         return f"{self.prefix}dead_letters"
@@ -199,6 +204,7 @@ class Topics:
         # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
+        day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
         # What was superseded goes within a day or so; without these it could stay until there is a gigabyte of it.
@@ -218,4 +224,5 @@ class Topics:
             TopicSpec(self.endpoints, 1, compacted),
             # As long as a dead letter: a redrive looks up which jobs were cancelled. Workers read the last days only.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
+            TopicSpec(self.workers, 1, {**day, **followed, "cleanup.policy": "compact,delete"}),
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_FORWARDS = 3
@@ -44,6 +44,8 @@ class Registry:
         self._served = frozenset(names)
         self.shown = tuple(dict.fromkeys((*names[:1], *models)))
         """The models that a job may name, as far as this worker knows the fleet. Where a model is kept is not said."""
+        self.announced = tuple(dict.fromkeys((*self.shown, *(name for name in names[1:] if "/" not in name))))
+        """All names that a job may have in `model_id`, but for the folder where the model is kept."""
         self._lane = lane
         self._models = dict(models)
 
@@ -62,16 +64,20 @@ class Registry:
 
     def _why_unknown(self, model_id: str) -> str:
         """For the job's author, who needs to see both the name that the job has and those that would do."""
-        more = len(self.shown) - _NAMES_SHOWN
-        names = ", ".join(map(_quoted, self.shown[:_NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
         return (
-            f"no engine of this fleet has the model {_quoted(model_id)}; there is {names}: name one of these or leave "
-            "it out (`postback submit --model` does either), or have the operator add an alias to "
+            f"no engine of this fleet has the model {quoted(model_id)}; there is {listed(self.shown)}: name one of "
+            "these or leave it out (`postback submit --model` does either), or have the operator add an alias to "
             "POSTBACK_WORKER__MODELS"
         )
 
 
-def _quoted(name: str) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first eight names of models, for people."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(map(quoted, names[:_NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def quoted(name: str) -> str:
     """A name for people: cut, and without characters that names of models do not have."""
     plain = _UNUSUAL.sub("?", name[:_NAME_SHOWN])
     return f'"{plain}…"' if len(name) > _NAME_SHOWN else f'"{plain}"'

@@ -15,6 +15,7 @@ from telemetry.health import HealthServer, Page, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers import last_resort
+from workers.announcer import Announcer
 from workers.cancellations import KEPT_MS
 from workers.compacted import Apply, CompactedTopic
 from workers.delivery.deliver import COMPANY_SECONDS, DeliveryHandler
@@ -214,10 +215,12 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
+    registry = Registry((*engine.models, kind, "default"), settings.lane, settings.models)
+    await _announce(process, registry, settings.lane, stack)
     handler = InferenceHandler(
         engine,
         enricher,
-        Registry((*engine.models, kind, "default"), settings.lane, settings.models),
+        registry,
         egress.callback_policy(development=process.development),
         kafka.topics,
         ids,
@@ -235,6 +238,16 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
     made_of = process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort, ids
     return group_stage(stage, kafka, read, *made_of)
+
+
+async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
+    """Have producers told which models this worker has while it serves. Raises ProcessError."""
+    kafka = process.fleet.kafka
+    # Not among the topics that are watched: jobs are answered without it.
+    await topic_ids(kafka, [kafka.topics.workers])
+    announcer = Announcer(kafka, process.replica, lane, registry.announced, process.clock)
+    stack.push_async_callback(announcer.close)
+    process.beside.append(announcer)
 
 
 def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:

@@ -154,6 +154,9 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
     answered = run("producer", "submit", "-", "--callback-url", product.callbacks.url, "--wait", given=jobs)
     assert "6 of 6" in answered
     product.wait_for_callbacks(6, 60)
+    named = b'{"prompt": "Why?", "model_id": "gpt-4o-mini"}'
+    for user in ("producer", "keeper"):
+        assert 'no worker announces "gpt-4o-mini"' in run(user, "submit", "-", "--check", given=named)
     product.put([b"{}"])  # no job: a dead letter
     eventually(lambda: len(product.dead_letters()) == 1, 30, "what is no job is not given up")
 

@@ -119,7 +119,11 @@ def test_an_event_of_another_kind_does_not_fit_the_schema() -> None:
     assert not validator("event.json").is_valid({**event, "data": {"id": "job_1"}})
 
 
-@pytest.mark.parametrize(("name", "document"), [*JSON_SCHEMAS.items(), ("asyncapi.yaml", ASYNCAPI)])
+REFERRING = {name: document for name, document in JSON_SCHEMAS.items() if name != "worker.json"}
+"""All but the one that is flat."""
+
+
+@pytest.mark.parametrize(("name", "document"), [*REFERRING.items(), ("asyncapi.yaml", ASYNCAPI)])
 def test_every_reference_leads_somewhere(name: str, document: dict[str, Any]) -> None:
     found = list(references(document))
 

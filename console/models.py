@@ -1,0 +1,54 @@
+"""Models that no worker announces: jobs that name one end as `rejected`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from console.answers import SHOWN, say_more
+from console.callbacks import lines_named
+from console.errors import say
+
+if TYPE_CHECKING:
+    from schemas.job import Job
+    from schemas.settings import KafkaSettings
+
+
+def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:
+    """Name the lines whose model no worker announces. `jobs` come with their line numbers.
+
+    It is no more than a warning: a worker that has the model may start later. With `checking`, say why where models
+    could not be checked. Kafka is asked only where a job names a model.
+    """
+    from producers.errors import ProducerError
+    from producers.workers import announced_models
+    from workers.registry import listed, quoted
+
+    lines: defaultdict[str, list[int]] = defaultdict(list)
+    for number, job in jobs:
+        if job.model_id is not None:
+            lines[job.model_id].append(number)
+    if not lines:
+        return
+    try:
+        announced, unknown = (
+            announced_models(kafka),
+            "no worker of the shared lanes has announced itself within three minutes",
+        )
+    except ProducerError as error:
+        announced, unknown = None, str(error)
+    if announced is not None and announced.more:
+        announced, unknown = None, "a worker has more models than it announces"
+    if announced is None:
+        if checking:
+            say(f"models were not checked: {unknown}")
+        return
+    unserved = [(model, numbers) for model, numbers in lines.items() if model not in announced.models]
+    for model, numbers in unserved[:SHOWN]:
+        say(
+            f"{lines_named(numbers)}: model: no worker announces {quoted(model)}; those that run now announce "
+            f"{listed(announced.models)}: send with --model any or one of these, or have the operator add an alias to "
+            "POSTBACK_WORKER__MODELS"
+        )
+    say_more(len(unserved))

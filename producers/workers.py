@@ -1,0 +1,58 @@
+"""Which models the fleet's workers announce: for a producer that wants to know before it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from producers.scan import Scanner, Stored
+from schemas.settings import KafkaSettings
+from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
+from telemetry.clock import Clock, SystemClock
+
+LIVE_SECONDS = 180.0
+"""A worker announces itself every minute. One that is not heard of for three has ended without saying so."""
+
+_CLOCK = SystemClock()
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What the workers that read the lanes of the whole fleet announce together."""
+
+    models: tuple[str, ...]
+    more: bool
+    """Whether one of them has more names than it announces."""
+
+
+def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
+    """The models that a submitted job may name; None where no worker has announced itself within three minutes.
+
+    Only workers of the shared lanes count: those judge each submitted job, and forward it to an engine's lane.
+    Raises ProducerError.
+    """
+    since_ms = int((clock.time() - LIVE_SECONDS) * 1000)
+    with Scanner(settings, clock) as scanner:
+        workers = live_workers(scanner.read(scanner.ranges(settings.topics.workers, since_ms)), since_ms)
+    shared = [worker for worker in workers if worker.lane is None]
+    if not shared:
+        return None
+    models = dict.fromkeys(model for worker in shared for model in worker.models)
+    return Announced(tuple(models), any(worker.more for worker in shared))
+
+
+def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:
+    """The last announcement of each worker that came at `since_ms` or later, by the broker's clock, and still stands.
+
+    A record that cannot be read is passed over.
+    """
+    last: dict[bytes | None, WorkerAnnouncement] = {}
+    for record in records:
+        if record.value is None:
+            last.pop(record.key, None)
+        elif record.at_ms >= since_ms:
+            try:
+                last[record.key] = read_announcement(record.key, record.value)
+            except InvalidAnnouncement:
+                continue
+    return sorted(last.values(), key=lambda worker: worker.replica)

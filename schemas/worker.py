@@ -1,0 +1,60 @@
+"""What `fleet_workers` says of a worker: which models it answers for. Compacted, so the last record of each counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from schemas.job import Identifier, WireModel
+
+MAX_MODELS = 256
+_NAME = re.compile(r"[\x21-\x7e]{1,256}")
+
+
+class WorkerAnnouncement(WireModel):
+    """The value of a record, whose key is the replica. A tombstone (no value) says that the worker has ended."""
+
+    replica: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
+    lane: str | None = Field(default=None, max_length=64)
+    """The engine whose lanes the worker reads; absent where these are the lanes of the whole fleet."""
+    models: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)]
+    """Names that a job in these lanes may have in `model_id`: the worker answers for them, or forwards the job."""
+    more: bool = False
+    """Whether there are more names than `models` may hold."""
+    at: int
+    """When the worker wrote this, by its own clock, Unix milliseconds."""
+
+
+class InvalidAnnouncement(Exception):  # noqa: N818 - it names what the record is
+    """A record of `fleet_workers` that cannot be read."""
+
+
+def announcement(replica: str, lane: str | None, names: Iterable[str], at: int) -> WorkerAnnouncement:
+    """Announce the first `MAX_MODELS` of these names; those that no `model_id` can be are left out."""
+    usable = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
+    more = len(usable) > MAX_MODELS
+    return WorkerAnnouncement(replica=replica, lane=lane, models=tuple(usable[:MAX_MODELS]), more=more, at=at)
+
+
+def worker_key(replica: str) -> bytes:
+    """The key of the records about this replica."""
+    return replica.encode()
+
+
+def write_announcement(said: WorkerAnnouncement) -> bytes:
+    """A record's value."""
+    return said.model_dump_json(exclude_none=True).encode()
+
+
+def read_announcement(key: bytes | None, value: bytes) -> WorkerAnnouncement:
+    """The other way round. Raises InvalidAnnouncement, also where the key is of another replica than the value."""
+    try:
+        said = WorkerAnnouncement.model_validate_json(value)
+    except ValidationError:
+        raise InvalidAnnouncement("the value is no worker's announcement") from None
+    if key != worker_key(said.replica):
+        raise InvalidAnnouncement("the key is not the replica of the value")
+    return said
