@@ -150,7 +150,8 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
 
     assert config[topics.endpoints]["cleanup.policy"] == "compact"
     assert config[topics.control]["cleanup.policy"] == "compact,delete"
-    assert config[topics.control]["retention.ms"] == str(KEPT_MS)
+    assert config[topics.control]["retention.ms"] == str(LETTERS_KEPT_MS)
+    assert KEPT_MS < LETTERS_KEPT_MS
     assert config[topics.dead_letters]["retention.ms"] == str(longest)
     assert marks["cleanup.policy"] == "delete"
     for followed in (topics.endpoints, topics.control):
