@@ -231,9 +231,11 @@ def _whole(letter: Letter) -> dict[str, Any]:
 
 def _content(value: bytes | None) -> Any:
     """As JSON where it is JSON."""
+    from pydantic_core import from_json
+
     if value is None:
         return None
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return from_json(value)  # of limited depth, so that it can be written again
+    except ValueError:
         return value.decode("utf-8", "backslashreplace")

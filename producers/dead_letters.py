@@ -83,7 +83,7 @@ class Letter:
     @property
     def source(self) -> tuple[str, Place] | None:
         """The topic and the place where the record stood that was given up."""
-        numbers = [_number(self.record.header(name)) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
+        numbers = [self.record.number(name) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
         topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
         return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
 
@@ -119,13 +119,13 @@ class Letter:
             "tenant": record.tenant,
             "job_id": record.header(topics.JOB_ID),
             "webhook_id": record.header(topics.WEBHOOK_ID),
-            "attempts": _number(record.header(topics.ATTEMPTS)),
+            "attempts": record.number(topics.ATTEMPTS),
             "origin": origin_of(url) if url else None,
             "at": show_time(record.at_ms),
             "source": {
                 "topic": record.header(topics.SOURCE_TOPIC),
-                "partition": _number(record.header(topics.SOURCE_PARTITION)),
-                "offset": _number(record.header(topics.SOURCE_OFFSET)),
+                "partition": record.number(topics.SOURCE_PARTITION),
+                "offset": record.number(topics.SOURCE_OFFSET),
             },
             "bytes": len(record.value or b""),
             "redriven_at": show_time(self.redriven_ms) if self.redriven_ms is not None else None,
@@ -307,7 +307,7 @@ class _Marks:
         if place is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
             if 0 <= place.offset - start < len(at_ms):
-                marked_ms = min(record.at_ms, _LATEST_MS)
+                marked_ms = min(max(record.at_ms, 0), _LATEST_MS)
                 at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
 
     def of(self, letter: Stored) -> int | None:
@@ -387,16 +387,12 @@ def returning(
     headers = [(name, value) for name, value in record.headers if name not in _WHY]
     if letter.kind == "callback":
         return for_delivery(settings, record.key, record.value, headers, now_ms)
-    deadline = _number(record.header(topics.DEADLINE))
+    deadline = record.number(topics.DEADLINE)
     if deadline is not None and deadline <= now_ms:
         headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
     dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID, topics.JOB_ORIGIN} if as_new_event else set())
     dropped |= {_SAID[name] for name, _ in headers if name in _SAID}
     headers = [(_SAID.get(name, name), value) for name, value in headers if name not in dropped]
-    lane, number = record.header(topics.SOURCE_TOPIC) or "", _number(record.header(topics.SOURCE_PARTITION))
+    lane, number = record.header(topics.SOURCE_TOPIC) or "", record.number(topics.SOURCE_PARTITION)
     partition = number if number is not None and number < partitions[lane] else None
     return Returning(lane, record.key, record.value, headers, partition)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None

@@ -7,10 +7,11 @@ hundreds of times, is written anew each time, and all of these are one step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from pydantic_core import from_json
 
 from producers.scan import Scanner, Stored
 from producers.times import show_time
@@ -130,10 +131,10 @@ def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
 
 def _attempt(record: Stored) -> Step | None:
     try:
-        said = json.loads(record.value or b"")
+        said = from_json(record.value or b"")
         identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
         return Step(int(said["at"]), "attempt", *identity, {name: said.get(name) for name in _ATTEMPT_FACTS})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # nothing of ours
 
 
@@ -147,12 +148,12 @@ def _result_facts(record: Stored) -> dict[str, Any]:
 
 
 def _waiting_facts(record: Stored) -> dict[str, Any]:
-    due, deferred = (record.header(name) or "" for name in (topics.NOT_BEFORE, topics.DEFERRED))
+    due, deferred = (record.number(name) for name in (topics.NOT_BEFORE, topics.DEFERRED))
     return {
         "topic": record.topic,
-        "until": show_time(int(due)) if due.isdigit() and len(due) <= 14 else None,
+        "until": show_time(due) if due is not None else None,
         "attempts": record.header(topics.ATTEMPT),
-        "deferred": int(deferred) if deferred.isdigit() and len(deferred) <= 14 else 0,
+        "deferred": deferred or 0,
         "last": show_time(record.at_ms),
     }
 

@@ -19,6 +19,8 @@ from telemetry.clock import Clock, Deadline, SystemClock
 MAX_RECORD_BYTES = 1_000_000
 """Of value, key and headers: a topic takes 1 MiB, and what travels with a record takes some of it."""
 
+_HEADER_BYTES = 10
+"""Of each header beside its name and value: two lengths of at most five bytes (KIP-82)."""
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
@@ -50,8 +52,8 @@ class Returning:
 
     @property
     def size(self) -> int:
-        """Bytes of value, key and headers."""
-        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        """Bytes of value, key and headers, or somewhat more."""
+        headers = sum(len(name.encode()) + len(value or b"") + _HEADER_BYTES for name, value in self.headers)
         return len(self.value or b"") + len(self.key or b"") + headers
 
 

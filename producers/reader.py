@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kafka import KafkaConsumer
-
 from producers.connection import Connection, connect
+from producers.records import RecordConsumer
 from schemas.settings import KafkaSettings
 
 SKEW_MS = 15 * 60 * 1000
@@ -22,7 +21,7 @@ class CommittedReader(Connection):
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._consumer: Any = connect(
-            KafkaConsumer,
+            RecordConsumer,
             settings,
             group_id=None,
             enable_auto_commit=False,

@@ -15,10 +15,8 @@ from producers.errors import RequestRefused
 from producers.newest import Moment, Moments, superseded
 from producers.reader import SKEW_MS, CommittedReader
 from producers.replay import Selection
-from producers.scan import Place, Range, Scanner, Stored
-from schemas import topics
+from producers.scan import Place, Range, Scanner, Stored, stored
 from schemas.codec import InvalidResult, read_result
-from schemas.job import DEFAULT_TENANT
 from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
@@ -82,7 +80,7 @@ class ResultsReader(CommittedReader):
                 if record.timestamp < from_ms or place in self._superseded:
                     continue
                 try:
-                    yield Settled(_tenant(record.headers), read_result(record.value), moment)
+                    yield Settled(stored(record).tenant, read_result(record.value), moment)
                 except InvalidResult:
                     continue  # no worker wrote it, so nobody waits for it
 
@@ -142,8 +140,3 @@ def _readable(records: Iterable[Stored]) -> Iterator[tuple[Stored, Result]]:
                 yield record, read_result(record.value)
             except InvalidResult:
                 continue  # no worker wrote it
-
-
-def _tenant(headers: list[tuple[str, bytes]]) -> str:
-    said = [value for name, value in headers if name == topics.TENANT]
-    return said[-1].decode("utf-8", "replace") if said else DEFAULT_TENANT

@@ -10,11 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from producers.connection import admin_client, connect, kafka_errors_translated, partition_counts
 from producers.errors import RequestRefused
 from producers.reader import SKEW_MS, CommittedReader
+from producers.records import RecordConsumer
 from producers.topic_configs import shown_configs
 from schemas import topics
 from schemas.endpoint import EndpointKey
@@ -67,6 +68,11 @@ class Stored:
                 except UnicodeDecodeError:
                     return None
         return None
+
+    def number(self, name: str) -> int | None:
+        """The last header of this name as a whole number of at most 18 digits; None where it is none."""
+        text = self.header(name)
+        return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None
 
     @property
     def tenant(self) -> str:
@@ -182,7 +188,7 @@ class Scanner(CommittedReader):
     def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
         """With what is in open transactions, which the reading itself never shows."""
         isolation = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_uncommitted"}
-        with closing(connect(KafkaConsumer, self._settings, **isolation)) as consumer:
+        with closing(connect(RecordConsumer, self._settings, **isolation)) as consumer:
             with kafka_errors_translated(self._settings):
                 ends: dict[Any, int] = consumer.end_offsets(partitions)
             return ends
@@ -194,7 +200,7 @@ class Scanner(CommittedReader):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
             # The position also passes what is not shown: markers, aborted records, what compaction removed.
             after = {partition: self._consumer.position(partition) for partition in left}
-        records = [_stored(record) for batch in batches.values() for record in batch if _inside(record, left)]
+        records = [stored(record) for batch in batches.values() for record in batch if _inside(record, left)]
         done = [partition for partition, each in left.items() if after[partition] >= each.stop]
         for partition in done:
             del left[partition]
@@ -208,7 +214,8 @@ def _inside(record: Any, left: dict[Any, Range]) -> bool:
     return each is not None and each.start <= record.offset < each.stop
 
 
-def _stored(record: Any) -> Stored:
+def stored(record: Any) -> Stored:
+    """A record of kafka-python's consumer."""
     return Stored(
         record.topic,
         Place(record.partition, record.offset),

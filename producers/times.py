@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 _DURATION = re.compile(r"(\d{1,9})(s|m|h|d|w)")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_FIRST_MS, _LAST_MS = (
+    (end.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1) for end in (datetime.min, datetime.max)
+)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -42,5 +46,6 @@ def parse_time(text: str, now: float) -> int:
 
 
 def show_time(at_ms: int) -> str:
-    """ISO 8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """ISO 8601 in UTC, to the millisecond. A time outside the years 1 to 9999 is shown as their first or last."""
+    at = _EPOCH + timedelta(milliseconds=min(max(at_ms, _FIRST_MS), _LAST_MS))
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

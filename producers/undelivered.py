@@ -16,12 +16,13 @@ An event may come to be on its way between this and the replay only by another r
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
+
+from pydantic_core import from_json
 
 from producers.connection import committed_offsets
 from producers.dead_letters import BROKERS_DIFFER_MS, DeadLetters, LetterFilter, mark
@@ -145,7 +146,7 @@ class Undelivered:
         if event not in self._delivered_ms:
             return
         try:
-            error = json.loads(record.value or b"")["error"]
+            error = from_json(record.value or b"")["error"]
         except (ValueError, KeyError, TypeError):
             return  # nothing of ours
         if error is None:

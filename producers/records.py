@@ -1,0 +1,177 @@
+"""A consumer that reads every record a broker accepts, where kafka-python's own raises an error.
+
+A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
+header's name that is not UTF-8, or set the attributes of a record, which are not used. It may write a length with more
+bits than count, or bytes behind the end of compressed content. kafka-python raises an error at each of these, on every
+poll anew, so that its reader never comes past. It also believes an offset that is not in the record's batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+from typing import Any
+
+from kafka import KafkaConsumer  # noqa: TID251 - made to read on, below
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import UnsupportedCodecError
+from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.util import decode_varint
+
+from telemetry.logs import get_logger
+
+_GZIP = 16 + zlib.MAX_WBITS
+"""What zlib takes for: with gzip's header and trailer."""
+
+log = get_logger()
+
+
+class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
+    """kafka-python's consumer, which goes on past records of any content."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self._fetcher.PartitionRecords = FetchedRecords
+
+
+class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """The records of one partition in one answer of a broker."""
+
+    def _unpack_records(self, partition: Any, records: Any, *deserializers: Any) -> Any:
+        return super()._unpack_records(partition, _Batches(records, partition), *deserializers)
+
+
+class _Batches:
+    """The batches of kafka-python's `MemoryRecords`: each that a producer wrote is a `_Batch`."""
+
+    def __init__(self, records: Any, partition: Any) -> None:
+        self._records = records
+        self._partition = partition
+
+    def next_batch(self) -> Any:
+        batch = self._records.next_batch()
+        is_produced = isinstance(batch, DefaultRecordBatch) and not batch.is_control_batch
+        return _Batch(batch._buffer, self._partition) if is_produced else batch
+
+
+class _Batch(DefaultRecordBatch):  # type: ignore[misc]
+    r"""A record batch (KIP-98), read as the broker reads it. Its iteration raises UnsupportedCodecError only.
+
+    A header's name that is not UTF-8 has escapes, as in `\xff`, for its unreadable bytes: no name of ours has one.
+    Records that cannot be read in spite of all this are left out, with a warning.
+    """
+
+    _buffer: bytearray
+    _pos: int
+    _decompressed: bool
+    _next_record_index: int
+
+    def __init__(self, buffer: Any, partition: Any) -> None:
+        super().__init__(buffer)
+        self._partition = partition
+
+    def __iter__(self) -> Any:
+        try:
+            self._maybe_uncompress()
+        except UnsupportedCodecError:
+            raise
+        except Exception as error:  # each codec's library has its own
+            self._leave_rest(error)
+        return self
+
+    def __next__(self) -> Any:
+        if self._next_record_index >= self._num_records:
+            raise StopIteration
+        try:
+            record = self._read_msg()
+        except (ValueError, IndexError) as error:
+            self._leave_rest(error)
+            raise StopIteration from None
+        self._next_record_index += 1
+        return record
+
+    def _leave_rest(self, error: Exception) -> None:
+        _warn_of_unreadable(*self._partition, self.base_offset + self._next_record_index, type(error).__name__)
+        self._next_record_index = self._num_records
+
+    def _maybe_uncompress(self) -> None:
+        if self.compression_type != self.CODEC_GZIP or self._decompressed:
+            super()._maybe_uncompress()
+            return
+        self._buffer, self._pos, self._decompressed = _gunzipped(self._buffer[self._pos :]), 0, True
+
+    def _read_msg(self) -> Any:
+        buffer = self._buffer
+        length, start = _number(buffer, self._pos)
+        delta_ms, position = _number(buffer, start + 1, 64)  # the first byte has the attributes
+        offset_delta, position = _number(buffer, position)
+        key, position = _field(buffer, position)
+        value, position = _field(buffer, position)
+        count, position = _number(buffer, position)
+        headers = []
+        for _ in range(count):
+            name, position = _field(buffer, position)
+            data, position = _field(buffer, position)
+            headers.append(((name or b"").decode("utf-8", "backslashreplace"), data))
+        if position != start + length:
+            raise ValueError("the record is not as long as it says")
+        if not 0 <= offset_delta <= self.last_offset_delta:
+            offset_delta = self._next_record_index  # its place; the offset that it names is none of this batch
+        self._pos = position
+        is_stamped = self.timestamp_type == self.LOG_APPEND_TIME
+        at_ms = self.max_timestamp if is_stamped else _as_int64(self.first_timestamp + delta_ms)
+        offset = self.base_offset + offset_delta
+        return DefaultRecord(length, offset, at_ms, self.timestamp_type, key, value, headers)
+
+
+def _gunzipped(content: bytearray) -> bytearray:
+    """All members of a gzip file (RFC 1952). Bytes that follow and begin no member are passed over, as in Java."""
+    found, left = bytearray(), bytes(content)
+    while left:
+        member = zlib.decompressobj(_GZIP)
+        try:
+            found += member.decompress(left)
+        except zlib.error:
+            if not found:
+                raise
+            break
+        left = member.unused_data
+    return found
+
+
+def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
+    """Bytes with their length before them, and the position behind; None where the length is negative."""
+    length, position = _number(buffer, position)
+    if length < 0:
+        return None, position
+    end = position + length
+    if end > len(buffer):
+        raise ValueError("a field ends behind the batch")
+    return bytes(buffer[position:end]), end
+
+
+def _number(buffer: bytearray, position: int, bits: int = 32) -> tuple[int, int]:
+    """A variable-length number, and the position behind. More bits than `bits` do not count, as in the broker."""
+    value, position = decode_varint(buffer, position)
+    if -(1 << 31) <= value < 1 << 31:
+        return value, position
+    written = (value << 1 if value >= 0 else (-value << 1) - 1) & ((1 << bits) - 1)
+    return (written >> 1) ^ -(written & 1), position
+
+
+def _as_int64(value: int) -> int:
+    """As the broker counts, whose numbers overflow."""
+    half = 1 << 63
+    return (value + half) % (2 * half) - half
+
+
+@lru_cache(maxsize=1000)  # a command may read a topic twice
+def _warn_of_unreadable(topic: str, partition: int, offset: int, reason: str) -> None:
+    log.warning(
+        "A batch of records cannot be read; its records from this offset on are left out.",
+        action="batch-unreadable",
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=reason,
+    )

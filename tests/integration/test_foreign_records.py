@@ -1,0 +1,147 @@
+"""Records that a broker accepts and no client of ours writes, among good ones: each command that reads goes past."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lz4.frame
+import pytest
+from postback_command import environment_of, postback_here
+from record_batches import Header, batch, field, number, produce, record
+
+from producers.receipts import Entry, Receipt, look_up
+from producers.workers import Announced, announced_models
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
+from schemas.job import Job
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+from schemas.worker import announcement, worker_key, write_announcement
+from telemetry.clock import SystemClock
+
+pytestmark = pytest.mark.broker
+
+NOW_MS = int(SystemClock().time() * 1000)
+HOOK = "https://hooks.example/in"
+OURS: list[Header] = [
+    *((b"tenant", None), (b"\xff\xfe", b"x"), (b"tenant\xff", b"globex")),
+    *((b"job-id", b"named"), (b"webhook-id", b"msg_named"), (b"callback-url", HOOK.encode())),
+]
+"""With a header without a value, and names that are not UTF-8."""
+
+
+def result_of(job_id: str) -> bytes:
+    return Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="yes", created_at=1).model_dump_json().encode()
+
+
+def named(value: bytes | None, key: bytes = b"named", more: list[Header] | None = None) -> bytes:
+    """Two records at which kafka-python raises an error: for a name, and for attributes."""
+    headers = OURS + (more or [])
+    two = [record(value, headers, key=key), record(value, headers, key=key, offset_delta=1, attributes=0x80)]
+    return batch(two, at_ms=NOW_MS)
+
+
+def results() -> Iterator[bytes]:
+    """Batches of a result each, whose job is named for its peculiarity."""
+    yield batch([record(result_of("named"), OURS, key=b"named")], at_ms=NOW_MS)
+    yield batch([record(result_of("attributes"), attributes=0x80)], at_ms=NOW_MS)
+    one = b"\x82\x80\x80\x80\x10"  # the length 1, with bits that do not count
+    body = b"\0\0\0" + one + b"k" + field(result_of("length")) + number(0)
+    yield batch([number(len(body)) + body], at_ms=NOW_MS)
+    followed = gzip.compress(record(result_of("gzip"), OURS)) + b"garbage"
+    yield batch([b""], codec=1, content=followed, at_ms=NOW_MS)
+    yield batch([record(result_of("offset"), offset_delta=9)], at_ms=NOW_MS)
+    yield batch([record(result_of("good"))], at_ms=NOW_MS)
+    # The broker does not compare the checksum at the end of lz4's frame (`Lz4BlockInputStream`); no client reads it.
+    damaged = lz4.frame.compress(record(b"unreadable"), block_linked=False, content_checksum=True)
+    yield batch([b""], codec=3, content=damaged[:-4] + b"1234", at_ms=NOW_MS)
+
+
+PECULIAR = ["named", "attributes", "length", "gzip", "offset", "good"]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """One whose topics all have such records."""
+
+    kafka: KafkaSettings
+    env: dict[str, str]
+
+    def run(self, *arguments: str) -> str:
+        done = postback_here(*arguments, env=self.env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def foreign(module_fleet: KafkaSettings) -> Fleet:
+    topics = module_fleet.topics
+    endpoint = EndpointRecord(tenant="default", url=HOOK, state=State.FAILING, at=10**30)
+    control = JobControl(tenant="default", job_id="other", state=ControlState.CANCELLED, at=1)
+    worker = announcement("w", None, ["small"], 1)
+    why: list[Header] = [(b"reason", b"callback_exhausted"), (b"source-topic", topics.results.encode())]
+    attempt = {"tenant": "default", "job_id": "named", "webhook_id": "msg_named", "at": 10**30, "error": "timeout"}
+    written = [
+        *((topics.results, each) for each in results()),
+        (topics.requests(), named(b'{"prompt": "p"}')),
+        (topics.dead_letters, named(result_of("named"), more=[*why, (b"source-partition", b"0")])),
+        (topics.redriven, named(b"{}", b"9:9")),
+        (topics.attempts, named(json.dumps(attempt).encode())),
+        (next(iter(topics.tiers.values())), named(result_of("tier"), more=[(b"not-before", "²".encode())])),
+        (topics.endpoints, named(write_endpoint(endpoint), key_bytes(endpoint.key))),
+        (topics.workers, named(write_announcement(worker), worker_key("w"))),
+        (topics.control, named(write_control(control), job_key_bytes(control.key))),
+    ]
+    produce(module_fleet.bootstrap_servers, written)
+    return Fleet(module_fleet, environment_of(module_fleet))
+
+
+def test_results_collects_the_result_of_each(foreign: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    found = [json.loads(line)["job_id"] for line in foreign.run("results", "--since", "-1h").splitlines()]
+    assert sorted(found) == sorted(PECULIAR)
+    assert [line.getMessage().count("batch-unreadable") for line in caplog.records if line.name == "postback"] == [1]
+    asked = [part for job_id in PECULIAR for part in ("--id", job_id)]
+    waited = foreign.run("results", "--wait", "--timeout", "20", *asked)
+    assert sorted(json.loads(line)["job_id"] for line in waited.splitlines()) == sorted(PECULIAR)
+
+
+def test_dead_letters_are_listed_shown_and_could_be_put_back(foreign: Fleet) -> None:
+    listed = json.loads(foreign.run("dead-letters", "list", "--json"))
+    assert [(each["id"], each["tenant"], each["webhook_id"]) for each in listed] == [
+        ("0:0", "default", "msg_named"),
+        ("0:1", "default", "msg_named"),
+    ]
+    (shown,) = json.loads(foreign.run("dead-letters", "show", "0:0"))
+    assert ["\\xff\\xfe", "x"] in shown["headers"]
+    assert json.loads(foreign.run("dead-letters", "redrive", "--dry-run", "--json"))["matching"]
+
+
+def test_replay_finds_what_is_undelivered(foreign: Fleet) -> None:
+    for which in ("--dry-run", "--undelivered"):
+        foreign.run("replay", "--dry-run", "--tenant", "default", "--endpoint", HOOK, which)
+
+
+def test_what_became_of_a_job_is_shown(foreign: Fleet) -> None:
+    steps = json.loads(foreign.run("deliveries", "named", "--json"))
+    assert {step["what"] for step in steps} == {"settled", "attempt", "dead_letter", "redriven", "waiting"}
+    assert foreign.run("deliveries", "named")
+
+
+def test_endpoints_are_listed_what_waits_is_counted_and_jobs_are_cancelled(foreign: Fleet) -> None:
+    assert [each["url"] for each in json.loads(foreign.run("endpoints", "list", "--json"))] == [HOOK]
+    assert foreign.run("backlog")
+    foreign.run("cancel", "named")
+
+
+def test_announced_models_are_found(foreign: Fleet) -> None:
+    assert announced_models(foreign.kafka) == Announced(("small",), more=False)
+
+
+def test_a_job_whose_acknowledgement_was_lost_is_found(foreign: Fleet) -> None:
+    entry = Entry(line=1, job_id="named", tenant="default", digest="", at=NOW_MS)
+    receipt = Receipt([entry], [Job(prompt="p")], doubtful=[0])
+    assert look_up(foreign.kafka, receipt) == 1
+    assert receipt.left == []

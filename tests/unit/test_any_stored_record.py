@@ -1,0 +1,157 @@
+"""Records of any content, as commands read them from the topics: none raises, and all that is shown can be written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kafka.consumer.fetcher import ConsumerRecord
+from pydantic_core import to_json
+
+from console.dead_letters import _whole
+from console.deliveries import timeline
+from console.endpoints import _summary
+from producers.cancel import CancelledJobs
+from producers.dead_letters import Letter, LetterFilter, Tally, _Marks, kind_of, mark, returning
+from producers.deliveries import _step, _with_waits_as_one
+from producers.endpoints import _last_words
+from producers.put_back import Returning
+from producers.replay import Counts, Selection, _callable
+from producers.results import ResultsReader, _readable, _superseded
+from producers.scan import Place, Range, Stored, stored
+from producers.times import show_time
+from producers.undelivered import Standing, Undelivered, _event
+from schemas import topics as names
+from schemas.result import Outcome, Result
+from schemas.settings import KafkaSettings
+
+FLEET = KafkaSettings()
+TOPICS = FLEET.topics
+READ = [TOPICS.results, TOPICS.dead_letters, TOPICS.redriven, TOPICS.attempts, *TOPICS.tiers.values()]
+LARGE = [-(2**63), -(2**62), -1, 0, 2**62, 2**63 - 1]
+
+NUMBERS = st.sampled_from(["²", "٣", "-1", "1e3", "9" * 14, "9" * 18, "9" * 400]) | st.integers(0, 10**15).map(str)
+SAID = (
+    st.none()
+    | st.binary(max_size=9)
+    | NUMBERS.map(str.encode)
+    | st.sampled_from([*READ, TOPICS.requests()]).map(str.encode)
+)
+NAMED = st.sampled_from([value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)])
+HEADERS = st.lists(
+    st.tuples(NAMED | st.binary(max_size=9).map(lambda name: name.decode("utf-8", "backslashreplace")), SAID),
+    max_size=9,
+)
+LEAVES = st.none() | st.booleans() | st.sampled_from(LARGE) | st.integers() | st.floats() | st.text(max_size=9)
+FIELDS = ["tenant", "job_id", "webhook_id", "at", "error", "state", "url", "letter_at", "attempt", "status"]
+FACTS = st.dictionaries(st.sampled_from(FIELDS), LEAVES).map(lambda said: json.dumps(said).encode())
+ATTEMPTS = st.builds(
+    lambda at, error: json.dumps({"tenant": "a", "job_id": "b", "webhook_id": "c", "at": at, "error": error}).encode(),
+    LEAVES,
+    LEAVES,
+)
+RESULTS = st.text(max_size=9).map(
+    lambda job_id: Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="", created_at=1).model_dump_json().encode()
+)
+NESTS = st.integers(1, 2000).map(lambda depth: b"[" * depth + b"]" * depth)
+VALUES = st.none() | st.binary(max_size=9) | FACTS | ATTEMPTS | RESULTS | NESTS
+KEYS = st.none() | st.binary(max_size=9) | st.just(b"3:7") | st.lists(st.text(max_size=5), max_size=3).map(to_json)
+TIMES = st.sampled_from(LARGE) | st.integers(1_700_000_000_000, 2_000_000_000_000)
+
+
+def records(*topics: str) -> st.SearchStrategy[Stored]:
+    return st.builds(Stored, st.sampled_from(topics), st.just(Place(3, 7)), TIMES, KEYS, VALUES, HEADERS)
+
+
+@example(Stored(READ[-1], Place(3, 7), 1, None, None, [(names.NOT_BEFORE, "²".encode())]))
+@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e999}', []))
+@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e99}', []))
+@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b"[" * 100_000, []))
+@given(records(*READ))
+def test_deliveries_shows_any_record(record: Stored) -> None:
+    steps = [step for step in [_step(record, FLEET)] * 2 if step is not None]
+    "\n".join(timeline(_with_waits_as_one(steps))).encode()
+    json.dumps([step.said() for step in steps]).encode()
+
+
+@example(Stored(TOPICS.dead_letters, Place(3, 7), 1, None, b"[" * 100_000, []), False)
+@given(records(TOPICS.dead_letters), st.booleans())
+def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_new: bool) -> None:
+    letter = Letter(record, kind_of(record, TOPICS), record.at_ms)
+    json.dumps(_whole(letter)).encode()
+    wanted = LetterFilter(frozenset("a"), "a", frozenset("a"), 1, 2, "https://a.example", True)
+    tally = Tally()
+    wanted.takes(letter), tally.meet(letter, wanted.ids), tally.add(letter, wanted.ids)
+    if letter.kind != "other":
+        ensure_producible(returning(letter, FLEET, 1, {TOPICS.requests(): 4, TOPICS.requests(bulk=True): 4}, as_new))
+    ensure_producible(mark(TOPICS, letter.place, record.at_ms, letter.reason, record.headers, 1))
+
+
+def ensure_producible(record: Returning) -> None:
+    assert record.size >= sum(len(name.encode()) + len(value or b"") for name, value in record.headers)
+
+
+@given(records(TOPICS.redriven), records(TOPICS.dead_letters))
+def test_a_mark_of_any_content_is_taken(record: Stored, letter: Stored) -> None:
+    marks = _Marks([Range(TOPICS.dead_letters, 3, 0, 9)])
+    marks.add(record)
+    at_ms = marks.of(letter)
+    assert at_ms is None or show_time(at_ms)
+
+
+@given(st.lists(records(TOPICS.results), max_size=4))
+def test_replay_and_results_take_any_record(found: list[Stored]) -> None:
+    counts, selection = Counts(), Selection("a", "https://a.example", frozenset("a"), 1, 2, frozenset([Place(3, 7)]))
+    for record in found:
+        selection.takes(record), _callable(record), counts.add(record, selection, None)
+    _superseded(found)
+    for _, result in _readable(found):
+        result.model_dump_json()
+
+
+@example([], None)
+@given(HEADERS, VALUES)
+def test_a_result_counts_whatever_its_headers_hold(
+    headers: list[tuple[str, bytes | None]], value: bytes | None
+) -> None:
+    reader: Any = MagicMock(_superseded=frozenset(), _settings=FLEET)
+    reader._moments.of.return_value = None
+    record = ConsumerRecord(TOPICS.results, 3, 0, 7, 1, 1, None, value, headers, None, 0, 0, 0)
+    reader._consumer.poll.return_value = {0: [record]}
+    settled = list(ResultsReader.poll(reader))
+    assert [one.tenant for one in settled] == [stored(record).tenant for _ in _readable([stored(record)])]
+
+
+@given(records(TOPICS.results), records(TOPICS.attempts))
+def test_an_attempt_of_any_content_is_taken(result: Stored, attempt: Stored) -> None:
+    undelivered: Any = MagicMock(_delivered_ms={_event(result): 0, _event(attempt): 0}, _kept_from_ms=0, _waiting=set())
+    Undelivered._read_attempt(undelivered, attempt)
+    assert Undelivered.standing(undelivered, result) in Standing
+
+
+@given(st.lists(records(TOPICS.endpoints), max_size=4))
+def test_endpoints_lists_any_record(found: list[Stored]) -> None:
+    for known in _last_words(found).values():
+        json.dumps(_summary(known)).encode()
+
+
+@given(st.lists(records(TOPICS.control), max_size=4))
+def test_a_control_record_of_any_content_is_taken(found: list[Stored]) -> None:
+    CancelledJobs(found).holds("a", "b")
+
+
+@pytest.mark.parametrize("at", [10**40, -(10**40), 253402300800000, -62135596800001])
+def test_an_endpoint_of_any_time_is_listed(at: int) -> None:
+    said = {"tenant": "a", "url": "https://a.example", "state": "disabled", "at": at}
+    record = Stored(TOPICS.endpoints, Place(0, 0), 1, b'["a","https://a.example"]', json.dumps(said).encode(), [])
+    assert [_summary(one)["since"][:4] for one in _last_words([record]).values()] == ["9999" if at > 0 else "0001"]
+
+
+def test_headers_that_need_more_room_than_they_have_characters_count_with_it() -> None:
+    headers: Iterable[tuple[str, bytes]] = [("\N{GRINNING FACE}", b"")] * 100
+    assert Returning("", None, None, list(headers)).size >= 100 * 6
