@@ -51,10 +51,10 @@ def batch(records: Sequence[bytes], *, codec: int = 0, content: bytes | None = N
 
 def produce(bootstrap_servers: str, written: Sequence[tuple[str, bytes]]) -> None:
     """Have a broker take a batch for partition 0 of each of these topics. Raises KafkaError where it refuses one."""
-    producer = KafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=False, acks="all", retries=5)
+    producer = KafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=False, acks="all")
     try:
         for topic, content in written:
             with patch.object(DefaultRecordBatchBuilder, "build", lambda _, content=content: bytearray(content)):
-                producer.send(topic, b"", partition=0).get(20)
+                producer.send(topic, b"", partition=0).get(60)  # a new topic may have no leader yet
     finally:
         producer.close(timeout=5)
