@@ -85,7 +85,9 @@ def test_a_time_is_counted_in_64_bits() -> None:
     struct.pack(">q", found.timestamp)
 
 
-@pytest.mark.parametrize("more", [b"garbage", gzip.compress(b"", mtime=0), b"\x1f\x8bgarbage"], ids=["garbage", "gzip", "half"])
+@pytest.mark.parametrize(
+    "more", [b"garbage", gzip.compress(b"", mtime=0), b"\x1f\x8bgarbage"], ids=["garbage", "gzip", "half"]
+)
 def test_bytes_behind_compressed_content_are_passed_over(more: bytes) -> None:
     one = record(b"v")
     written = batch([one], codec=1, content=gzip.compress(one[:3]) + gzip.compress(one[3:]) + more)
