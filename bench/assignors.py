@@ -38,7 +38,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one change of the membership did."""
+    """The effect of one change of the membership."""
 
     moved: int
     needed: int
@@ -75,7 +75,7 @@ class Members:
         self._consumers.pop(names[len(names) // 2]).close()
 
     def owners(self, partitions: int) -> dict[Place, int]:
-        """Who has which partition, once all of them are had and that has not changed for a while."""
+        """The owner of each partition, once every partition has had the same one for a while."""
         last, since, end = self._owners(), time.monotonic(), time.monotonic() + MOST_SECONDS
         while time.monotonic() < end:
             for consumer in self._consumers.values():
@@ -96,7 +96,7 @@ class Members:
 
     @property
     def names(self) -> set[int]:
-        """Who is there."""
+        """The members that are there."""
         return set(self._consumers)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Members:
 
 
 def compared(before: dict[Place, int], after: dict[Place, int], members: set[int]) -> Step:
-    """What changed between two assignments, the second of which these members have."""
+    """The difference between two assignments, the second of which these members have."""
     moved = sum(after[place] != owner for place, owner in before.items())
     orphaned = sum(owner not in members for owner in before.values())
     newcomers = members - set(before.values())

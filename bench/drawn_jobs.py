@@ -32,7 +32,7 @@ Header = tuple[str, bytes | None]
 
 PUBLISHED = Path(schemas.__file__).parent / "published" / "job.json"
 CALLBACKS = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
-"""What the workers of the run may call."""
+"""The addresses that the workers of the run may call."""
 FETCHES = EgressPolicy()
 TENANTS = ("default", "acme", "globex", "initech")
 _AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)

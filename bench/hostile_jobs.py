@@ -44,7 +44,7 @@ class NotSound(Exception):  # noqa: N818 - it names what was found
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one kind of records came to."""
+    """The outcomes of one kind of records."""
 
     sent: int
     outcomes: Counter[str]

@@ -18,7 +18,7 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What the workers that read the lanes of the whole fleet announce together."""
+    """The models that the workers of the fleet's lanes announce together."""
 
     models: tuple[str, ...]
     more: bool

@@ -50,7 +50,7 @@ class SourceDetails(WireModel):
     url: str
     """Where it was read: the address that answered, after redirects."""
     canonical_url: str | None = None
-    """What the page calls its own address, where that is another one of the same origin."""
+    """The page's own name for its address, where that is another one of the same origin."""
     title: str | None = None
     published: str | None = None
     """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""

@@ -1,4 +1,4 @@
-"""Who may use a file that holds a private key: its owner, who is this process's user or root, and no stranger."""
+"""The rule for a file with a private key: open to its owner, who is this process's user or root, and to no stranger."""
 
 from __future__ import annotations
 

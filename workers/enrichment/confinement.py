@@ -29,7 +29,7 @@ from workers.secrecy import PR_SET_NO_NEW_PRIVS, prctl
 
 
 class Fence(StrEnum):
-    """What keeps a process in."""
+    """A mechanism that keeps a process in."""
 
     SECCOMP = "seccomp"
     LANDLOCK = "landlock"

@@ -33,7 +33,7 @@ class Particulars:
     published: str | None = None
     """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
     canonical_url: str | None = None
-    """What the page calls its own address, where that is another one of the same origin."""
+    """The page's own name for its address, where that is another one of the same origin."""
     doi: str | None = None
 
     def under(self, better: Particulars) -> Particulars:

@@ -70,7 +70,7 @@ def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, 
 
 
 def _status() -> int | None:
-    """What Linux says of this process, opened while a file can be."""
+    """The status file of this process, opened while a file can be."""
     try:
         return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

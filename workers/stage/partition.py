@@ -38,7 +38,7 @@ class Partition:
         self.confirmed = Progress(0)
         """What Kafka has said to be committed."""
         self.sent: Progress | None = None
-        """What was last sent to be committed, and may be, unknown to us."""
+        """The progress that was sent last. It may be committed although no answer said so."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
         self.paced = paced

@@ -55,7 +55,7 @@ log = get_logger()
 
 
 class NothingCompletes(Exception):  # noqa: N818 - it names what happens
-    """What runs the records, such as an engine, died at one record after the other, and completed none."""
+    """The engine, or whatever else runs records, died at one record after the other, and completed none."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -147,7 +147,7 @@ class Stage:
         self._foresight = foresight
         self._identities = identities
         self._made_anew: TopicMadeAnew | None = None
-        """What the stage ends with, once it is drained and has left the group."""
+        """The error that the stage ends with, once it is drained and has left the group."""
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._defects = Defects(metrics)
         self._runner = Runner(handler, self._completions, self._defects, sharing, last_resort)
@@ -569,7 +569,7 @@ class Stage:
     # -- settling ------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        now, ended = self._clock.monotonic(), 0
+        now, ended, healthy = self._clock.monotonic(), 0, False
         while True:
             try:
                 completion = self._completions.get_nowait()
@@ -582,13 +582,15 @@ class Stage:
                 ended += 1
                 partition.running -= 1
             if completion.outputs is not None and not completion.deferred and completion.record.shows_health:
-                self._isolation.completed()
+                healthy = True
             if completion.outputs is None:
                 self._casualties.append((partition, completion.record))
             elif completion.may_linger and self._has_time(completion):
                 self._lingering.add(completion, now)
             else:
                 self._complete(completion, now)
+        if healthy:
+            self._isolation.completed()
         if ended:
             self._window.running -= ended
             self._metrics.in_flight.dec(ended)
@@ -658,7 +660,7 @@ class Stage:
         Each failure halves both bounds: a transaction that is too large for this network would be too large for ever.
         """
         most, room = (bound >> self._settler.failures for bound in (MAX_BATCH_RECORDS, MAX_BATCH_BYTES))
-        for length, completion in enumerate(self._pending[:most], 1):
+        for length, completion in enumerate(islice(self._pending, most), 1):
             room -= completion.output_bytes
             if room <= 0:
                 return length

@@ -116,7 +116,7 @@ def target_of_host(host: str) -> str:
 
 
 _NOT_READ: Final = (ValueError, TypeError, LookupError)
-"""What yarl raises for a text that is no URL, when it is read or only when a part is asked for."""
+"""The errors that yarl raises for a text that is no URL, when it is read or only when a part is asked for."""
 
 
 def _plain(url: str) -> str:
