@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -27,7 +28,12 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     """The first job of each partition ends when the test says so: until then the drain of those that go cannot end."""
     over = tmp_path / "over"
     held = ({"id": n, "ms": 0, "until": str(over)} for n in range(4))
-    jobs = ledgers.submit(chain(held, ({"id": n, "ms": 400} for n in range(4, 1_000))))
+    numbers = count(4)
+
+    def more(amount: int) -> Iterator[dict[str, object]]:
+        return ({"id": number, "ms": 400} for number in islice(numbers, amount))
+
+    jobs = ledgers.submit(chain(held, more(396)))
     processes.window, processes.drain_seconds = 20, 120
     processes.start("a")
     ledgers.wait_for_results(40, 60)
@@ -35,8 +41,11 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     before = Counter[int]()
 
     def two_stand_still_while_two_go_on() -> bool:
-        nonlocal before
-        now = Counter(int(job) % 4 for job in ledgers.results())
+        nonlocal before, jobs
+        results = ledgers.results()
+        if jobs - len(results) < 200:  # partitions without work would stand still for another reason
+            jobs += ledgers.submit(more(200))
+        now = Counter(int(job) % 4 for job in results)
         grown = sorted(now[partition] - before[partition] for partition in range(4))
         if grown[1] > 0:
             before = now  # not yet: partitions that are drained have no new results
