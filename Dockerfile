@@ -13,6 +13,8 @@ RUN pip install --no-cache-dir --require-hashes -r requirements/build.txt
 COPY LICENSE README.md pyproject.toml ./
 COPY console console
 COPY devkit devkit
+COPY gateway gateway
+COPY operators operators
 COPY producers producers
 COPY schemas schemas
 COPY telemetry telemetry

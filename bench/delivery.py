@@ -38,8 +38,8 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
-from workers.process import collect_garbage_seldom
 from workers.stage.record import Record
+from workers.system.tuning import collect_garbage_seldom
 
 TARGET = 0.5
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)

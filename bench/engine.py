@@ -32,8 +32,9 @@ from schemas.settings import FleetSettings
 from telemetry.metrics import Metrics
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
-from workers.process import collect_garbage_seldom
-from workers.roles import Process, inference_stage
+from workers.roles.process import Process
+from workers.roles.worker import inference_stage
+from workers.system.tuning import collect_garbage_seldom
 
 TARGET = 0.9
 PARTITIONS = 4

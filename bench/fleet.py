@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.broker import Broker
 from devkit.kafka.cluster import SMALL_JVM
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
 

@@ -28,7 +28,7 @@ from schemas.settings import KafkaSettings
 from schemas.topics import CALLBACK_URL, REASON, WEBHOOK_ID
 from telemetry.clock import SystemClock
 from workers.delivery.keyring import Keyring
-from workers.process import topic_ids
+from workers.kafka.topics import topic_ids
 
 PARTITIONS = 4
 WORKERS = 2

@@ -26,7 +26,8 @@ from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from workers.engines.base import Completion, EngineLoad, GenerationRequest
-from workers.roles import Process, inference_stage
+from workers.roles.process import Process
+from workers.roles.worker import inference_stage
 
 IDLE_TARGET = 0.02
 RATE_TARGET = 0.9

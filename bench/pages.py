@@ -24,10 +24,11 @@ from schemas.job import DEFAULT_TENANT, Sources
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, EnrichmentSettings
-from workers.enrichment.choose import Chooser
-from workers.enrichment.pool import Pool
-from workers.enrichment.rank import Budget
+from workers.enrichment.choosing.choose import Chooser
+from workers.enrichment.choosing.rank import Budget
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 PAGES = 8

@@ -22,9 +22,10 @@ from schemas.job import Sources
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.extract import extract
+from workers.enrichment.reading.extract import extract
+from workers.enrichment.settings import EnrichmentSettings
 
 SEED: Final = "passages"
 EVIDENCE_CHARS: Final = 4000

@@ -28,12 +28,12 @@ from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.process import collect_garbage_seldom
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
 from workers.stage.settle import producer_config
 from workers.stage.stage import StageSettings
 from workers.stage.window import Limits
+from workers.system.tuning import collect_garbage_seldom
 
 TARGET = 0.6
 PARTITIONS = 4

@@ -16,8 +16,8 @@ from typing import Final
 
 from bench.table import table
 from schemas.result import Support
-from workers.enrichment import Evidence, NumberedSource, cited
-from workers.enrichment.cite import BEARING
+from workers.enrichment.answering.cite import BEARING, cited
+from workers.enrichment.evidence import Evidence, NumberedSource
 
 FOLDER: Final = Path(__file__).parent / "evaluation"
 TABLES: Final = ("support.toml", "support_held_out.toml", "support_unseen.toml")

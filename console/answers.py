@@ -13,7 +13,7 @@ from console.output import without_lines
 
 if TYPE_CHECKING:
     from producers.newest import Moment
-    from producers.receipts import Entry
+    from producers.receipts import ReceiptEntry
     from producers.results import Settled
     from schemas.result import Result
 
@@ -32,10 +32,10 @@ class _Line(NamedTuple):
 class Answers:
     """What came back of jobs."""
 
-    entries: Mapping[str, Entry | None] | None
+    entries: Mapping[str, ReceiptEntry | None] | None
     """What is known of the jobs that are wanted, by id; None where all are."""
     out: TextIO | None
-    write: Callable[[Result, Entry | None], str]
+    write: Callable[[Result, ReceiptEntry | None], str]
     """A result's line."""
     errors: TextIO | None = None
     """Where lines go of what did not succeed, if not to `out`."""
@@ -119,7 +119,7 @@ class Answers:
             if out is not None:
                 out.flush()
 
-    def _note_failure(self, result: Result, entry: Entry | None) -> None:
+    def _note_failure(self, result: Result, entry: ReceiptEntry | None) -> None:
         if len(self._unsuccessful) < SHOWN:
             name = f"{name_of(entry)}: " if entry is not None else ""
             why = f": {result.error.message}" if result.error else ""
@@ -150,7 +150,7 @@ class Answers:
         return [*counts, *([f"{self.open} without a result"] if self.open else [])]
 
 
-def name_of(entry: Entry) -> str:
+def name_of(entry: ReceiptEntry) -> str:
     """What the producer knows a job by."""
     return f"line {entry.line}" + (f" ({entry.custom_id})" if entry.custom_id is not None else "")
 
@@ -161,14 +161,14 @@ def say_more(found: int, shown: int = SHOWN) -> None:
         say(f"and {found - shown} more")
 
 
-def as_line(result: Result, entry: Entry | None) -> str:
+def as_line(result: Result, entry: ReceiptEntry | None) -> str:
     """A result as it stands in Kafka."""
     from schemas.codec import write_result
 
     return write_result(result).decode()
 
 
-def as_openai_line(result: Result, entry: Entry | None) -> str:
+def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
     """A line of an OpenAI Batch's output file, in the shape of what the job's own line asked where that is known."""
     from schemas.openai import CHAT_COMPLETIONS, output_line
 

@@ -13,7 +13,7 @@ from console.settings import fleet_settings
 from schemas.groups import INFERENCE_GROUP
 
 if TYPE_CHECKING:
-    from producers.backlog import Standing
+    from operators.backlog import GroupProgress
 
 _NAMES = 2
 """So many columns are names; the others are numbers."""
@@ -29,7 +29,7 @@ def backlog(
     the markers of transactions, until they are passed.
     """
     quiet_clients()
-    from producers.backlog import standings
+    from operators.backlog import standings
     from producers.errors import ProducerError
 
     with telling(ProducerError):
@@ -54,11 +54,11 @@ def _table(topics: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _topic(standing: Standing) -> str:
+def _topic(standing: GroupProgress) -> str:
     return standing.topic
 
 
-def _summary(partitions: list[Standing]) -> dict[str, Any]:
+def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
     said = [
         {"partition": each.partition, "committed": each.base, "end": each.end, "backlog": _waiting(each)}
         for each in partitions
@@ -67,7 +67,7 @@ def _summary(partitions: list[Standing]) -> dict[str, Any]:
     return {"topic": partitions[0].topic, "group": partitions[0].group, **sums, "partitions": said}
 
 
-def _waiting(standing: Standing) -> int:
+def _waiting(standing: GroupProgress) -> int:
     """Records that are not done: those above the base that the ledger calls done do not wait."""
     from workers.stage.progress import Progress, UndecodableLedger
 

@@ -28,8 +28,8 @@ def cancel(
     The dead letter of a cancelled job is not put back.
     """
     quiet_clients()
-    from producers.cancel import cancel as put
-    from producers.cancel import take_back
+    from operators.cancel import cancel as put
+    from operators.cancel import take_back
     from producers.errors import ProducerError
 
     if not job_ids and ids is None:

@@ -18,7 +18,7 @@ from workers.engines.settings import EngineSettings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
-from workers.settings import WorkerSettings
+from workers.inference.settings import WorkerSettings
 
 ROOMS: dict[type[BaseSettings], str] = {
     FleetSettings: "every process and command",

@@ -19,8 +19,8 @@ from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
-    from producers.dead_letters import DeadLetters, Letter, LetterFilter, Tally
-    from producers.put_back import PutBack
+    from operators.dead_letters import DeadLetters, Letter, LetterCounts, LetterFilter
+    from operators.put_back import PutBack
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
 
@@ -124,7 +124,7 @@ def redrive(
     _end(wanted, tally)
 
 
-def _end(wanted: LetterFilter, tally: Tally) -> None:
+def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
     """With status 1 where not all that was named is put back, or could be."""
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
@@ -144,7 +144,7 @@ def _filter(
     *,
     redriven_too: bool = False,
 ) -> LetterFilter:
-    from producers.dead_letters import LetterFilter
+    from operators.dead_letters import LetterFilter
 
     return LetterFilter(
         reasons=frozenset(reasons or ()),
@@ -160,7 +160,7 @@ def _filter(
 @contextmanager
 def _opened() -> Iterator[DeadLetters]:
     quiet_clients()
-    from producers.dead_letters import DeadLetters
+    from operators.dead_letters import DeadLetters
     from producers.errors import ProducerError
     from producers.scan import Scanner
     from telemetry.clock import SystemClock
@@ -173,15 +173,15 @@ def _opened() -> Iterator[DeadLetters]:
 @contextmanager
 def _producer() -> Iterator[PutBack]:
     quiet_clients()
-    from producers.dead_letters import REDRIVE
+    from operators.dead_letters import REDRIVE
+    from operators.put_back import PutBack
     from producers.errors import ProducerError
-    from producers.put_back import PutBack
 
     with telling(ProducerError), PutBack(fleet_settings().kafka, REDRIVE) as back:
         yield back
 
 
-def _put_back(act: Callable[[Callable[[int], None]], Tally], expected: int) -> Tally:
+def _put_back(act: Callable[[Callable[[int], None]], LetterCounts], expected: int) -> LetterCounts:
     with counting("put back", expected) as told:
         try:
             tally = act(told)
@@ -193,7 +193,7 @@ def _put_back(act: Callable[[Callable[[int], None]], Tally], expected: int) -> T
     return tally
 
 
-def _report(tally: Tally) -> None:
+def _report(tally: LetterCounts) -> None:
     say(f"{tally.count} dead letters can be put back")
     for (kind, reason), count in tally.open.most_common():
         say(f"  {count} {kind}: {reason}")

@@ -15,6 +15,7 @@ def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[in
     """
     fleet = starting("deliver")
     with needing("worker"):
-        from workers.roles import Listen, run_delivery
+        from workers.roles.delivery import run_delivery
+        from workers.roles.process import Listen
 
     run("deliver", run_delivery(fleet, Listen(host, metrics_port), announce))

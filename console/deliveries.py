@@ -13,7 +13,7 @@ from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
-    from producers.deliveries import Step
+    from operators.deliveries import Step
 
 
 def deliveries(
@@ -29,7 +29,7 @@ def deliveries(
     Exit status: 0 something is known of it, 1 nothing is kept.
     """
     quiet_clients()
-    from producers.deliveries import deliveries as read
+    from operators.deliveries import deliveries as read
     from producers.errors import ProducerError
     from producers.scan import Scanner
 

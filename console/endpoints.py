@@ -17,7 +17,7 @@ from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
 
 if TYPE_CHECKING:
-    from schemas.endpoint import EndpointRecord, State
+    from schemas.endpoint import EndpointRecord, EndpointState
 
 app = typer.Typer(no_args_is_help=True, help="Which endpoints are called no more, and whether that is to be so.")
 
@@ -37,7 +37,7 @@ def list_endpoints(
     Whatever is not in the list is called, and has nothing against it.
     """
     quiet_clients()
-    from producers.endpoints import known_endpoints
+    from operators.endpoints import known_endpoints
     from producers.errors import ProducerError
 
     wanted = checked_tenant(tenant) if tenant is not None else None
@@ -56,9 +56,9 @@ def list_endpoints(
 def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
     """Have disabled endpoints called again. What was kept meanwhile stays in `dead_letters` until it is redriven."""
     quiet_clients()
-    from producers.endpoints import disabled_endpoints
+    from operators.endpoints import disabled_endpoints
     from producers.errors import ProducerError
-    from schemas.endpoint import State
+    from schemas.endpoint import EndpointState
 
     tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
     with telling(ProducerError):
@@ -66,7 +66,7 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
     others = [url for url in urls if (tenant, url) not in disabled]
     if others:
         raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
-    _put(tenant, urls, State.ENABLED, as_json=as_json)
+    _put(tenant, urls, EndpointState.ENABLED, as_json=as_json)
     for url in urls:
         say(f"kept events are put back by: {_redrive(tenant, url)}")
 
@@ -75,18 +75,18 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
 def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
     """Have endpoints called no more: their events are kept in `dead_letters`, until they are enabled."""
     quiet_clients()
-    from schemas.endpoint import State
+    from schemas.endpoint import EndpointState
 
-    _put(checked_tenant(tenant), [_checked_url(url) for url in urls], State.DISABLED, as_json=as_json)
+    _put(checked_tenant(tenant), [_checked_url(url) for url in urls], EndpointState.DISABLED, as_json=as_json)
 
 
-def _put(tenant: str, urls: list[str], state: State, *, as_json: bool) -> None:
-    from producers.endpoints import put_endpoints
+def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -> None:
+    from operators.endpoints import put_endpoints
     from producers.errors import ProducerError
-    from schemas.endpoint import DisabledBecause, EndpointRecord, State
+    from schemas.endpoint import DisabledBecause, EndpointRecord, EndpointState
     from telemetry.clock import SystemClock
 
-    reason = DisabledBecause.OPERATOR if state is State.DISABLED else None
+    reason = DisabledBecause.OPERATOR if state is EndpointState.DISABLED else None
     at = round(SystemClock().time() * 1000)
     records = [EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason) for url in urls]
     with telling(ProducerError):

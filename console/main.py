@@ -26,7 +26,7 @@ from console import (
 from console.demo import command as demo
 from console.errors import say
 from console.variables import complaints
-from workers.secrecy import keep_secrets
+from workers.system.secrecy import keep_secrets
 
 app = typer.Typer(
     name="postback",

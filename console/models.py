@@ -23,7 +23,7 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
     """
     from producers.errors import ProducerError
     from producers.workers import announced_models
-    from workers.registry import listed, quoted
+    from workers.inference.registry import listed, quoted
 
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for number, job in jobs:

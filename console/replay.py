@@ -16,9 +16,10 @@ from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
-    from producers.put_back import PutBack
-    from producers.replay import Counts, Selection
+    from operators.put_back import PutBack
+    from operators.replay import Counts
     from producers.scan import Place
+    from producers.selection import Selection
     from schemas.settings import KafkaSettings
 
 _SHOWN = 10
@@ -68,9 +69,10 @@ def replay(
     Exit status: 0 done, 1 not all that was named is called back, or the answer at the terminal was no, 2 asked wrongly.
     """
     quiet_clients()
+    from operators.replay import Replay
     from producers.errors import ProducerError
-    from producers.replay import Replay, Selection
     from producers.scan import Scanner
+    from producers.selection import Selection
     from telemetry.clock import SystemClock
 
     if not (tenant or endpoint or ids or offsets):
@@ -121,8 +123,8 @@ def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
     """
     import secrets
 
-    from producers.dead_letters import REDRIVE
-    from producers.put_back import PutBack
+    from operators.dead_letters import REDRIVE
+    from operators.put_back import PutBack
 
     return PutBack(kafka, REDRIVE if marking else f"replay.{secrets.token_hex(6)}")
 

@@ -20,7 +20,7 @@ from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
-    from producers.receipts import Entry, NamedJobs
+    from producers.receipts import NamedJobs, ReceiptEntry
     from schemas.result import Result
     from schemas.settings import KafkaSettings
 
@@ -30,7 +30,7 @@ Files = tuple[TextIO | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResultsRequest:
     """Whose results are looked for, and where."""
 
     kafka: KafkaSettings
@@ -82,7 +82,7 @@ def results(
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
     kafka = fleet_settings().kafka
-    asked = Asked(kafka, whose, named.since_ms if since_ms is None else since_ms)
+    asked = ResultsRequest(kafka, whose, named.since_ms if since_ms is None else since_ms)
     with (
         telling(ProducerError),
         written("--output", None if status else output) as out,
@@ -103,11 +103,11 @@ def results(
     _end(named, answers, to_output=status)
 
 
-def _collect(asked: Asked, answers: Answers, files: Files) -> None:
+def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
     """What is there now."""
-    from producers.replay import Selection
     from producers.results import kept_results
     from producers.scan import Scanner
+    from producers.selection import Selection
 
     with Scanner(asked.kafka) as scanner:
         selection = Selection(tenant=asked.tenant, since_ms=asked.since_ms)
@@ -118,7 +118,7 @@ def _collect(asked: Asked, answers: Answers, files: Files) -> None:
             answers.add(result)
 
 
-def _wait(asked: Asked, answers: Answers, files: Files, timeout: float | None) -> None:
+def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float | None) -> None:
     """Until each job has its result, or the time is up; each is written as it comes."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
@@ -137,7 +137,7 @@ def _wait(asked: Asked, answers: Answers, files: Files, timeout: float | None) -
                 return
 
 
-def _line(*, openai: bool, to_file: bool) -> Callable[[Result, Entry | None], str]:
+def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | None], str]:
     """How a result is written. A terminal would obey what is in a model's text; its escapes are JSON all the same."""
     line = as_openai_line if openai else as_line
     if to_file or not sys.stdout.isatty():

@@ -54,13 +54,16 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
-    from workers.enrichment import ProfileRefused, RerankerRefused, TemplateRefused
+    from workers.enrichment.answering.profile import ProfileRefused
+    from workers.enrichment.answering.template import TemplateRefused
+    from workers.enrichment.choosing.embedder import RerankerRefused
     from workers.enrichment.search.providers import SearchMisconfigured
-    from workers.process import ProcessError, PropertyRefused
+    from workers.kafka.topics import PropertyRefused
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
     from workers.stage.stage import NothingCompletes
     from workers.stage.topic_ids import TopicMadeAnew
+    from workers.system.errors import ProcessError
 
     of_the_process = (
         ProcessError,

@@ -11,7 +11,7 @@ from console.settings import fleet_settings
 from schemas.groups import GROUPS
 
 if TYPE_CHECKING:
-    from producers.topics import GroupsReport, TopicsReport
+    from operators.topics import GroupsReport, TopicsReport
     from schemas.settings import KafkaSettings
 
 app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
@@ -43,8 +43,8 @@ def create(
     Exit status: 0 done, 1 also where a topic that was there is configured so that records may be lost.
     """
     quiet_clients()
+    from operators.topics import configure_groups, create_topics
     from producers.errors import ProducerError
-    from producers.topics import configure_groups, create_topics
     from schemas.topics import is_engine_lane
 
     if not all(map(is_engine_lane, engine or ())):

@@ -29,7 +29,8 @@ def worker(
     """
     fleet = starting("worker")
     with needing("worker"):
-        from workers.roles import Listen, run_worker
+        from workers.roles.process import Listen
+        from workers.roles.worker import run_worker
 
     _check_model(engine, model)
     run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))

@@ -65,7 +65,7 @@ class SubmitError:
 
 
 @dataclass(slots=True)
-class Receipt:
+class Submission:
     """What came of a submission."""
 
     job_ids: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ class Client:
         tenant: str = DEFAULT_TENANT,
         lane: Lane = "default",
         on_answer: OnAnswer = _ignore,
-    ) -> Receipt:
+    ) -> Submission:
         """Send jobs and wait until each is acknowledged or given up; a job that fails stops none of the others.
 
         A job without a `job_id` gets one. `lane` bulk is for what may wait behind everything else. `on_answer` is told
@@ -135,7 +135,7 @@ class Client:
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
         places = self._places_of(topic, tenant)
-        submission = _Submission(Receipt(), on_answer, self._clock)
+        submission = _Submission(Submission(), on_answer, self._clock)
         for index, job in enumerate(jobs):
             named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
             submission.add(index, named, lambda value, key: self._send(topic, next(places), tenant, value, key))
@@ -178,7 +178,7 @@ class Client:
 class _Submission:
     """One call of `submit`: what is on its way, within a bound, and what came of the rest."""
 
-    def __init__(self, receipt: Receipt, on_answer: OnAnswer, clock: Clock) -> None:
+    def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt
         self.silent = False
         """Whether the client's own time ran out without a word from it: nothing more is sent then."""

@@ -37,7 +37,7 @@ class ReceiptRefused(Exception):  # noqa: N818 - it names what happened to the r
     """A file that is no receipt, or not this submission's, or in use. The text names the line and shows no content."""
 
 
-class Entry(WireModel):
+class ReceiptEntry(WireModel):
     """One line of a receipt."""
 
     line: int
@@ -61,7 +61,7 @@ class Entry(WireModel):
         silent = {name for name in ("custom_id", "reason", "url") if getattr(self, name) is None}
         return f"{self.model_dump_json(exclude=silent)}\n"
 
-    def answered(self, error: SubmitError | None) -> Entry:
+    def answered(self, error: SubmitError | None) -> ReceiptEntry:
         """The same, with what is known now."""
         if error is None:
             return self.model_copy(update={"accepted": True, "reason": None})
@@ -72,7 +72,7 @@ class Entry(WireModel):
 class Receipt:
     """The entries of one submission with the jobs that they are of, in the order of the file."""
 
-    entries: list[Entry]
+    entries: list[ReceiptEntry]
     jobs: list[Job]
     doubtful: list[int] = field(default_factory=list)
     """Those, by index, of which an earlier run does not know whether Kafka has them."""
@@ -96,7 +96,7 @@ class Receipt:
 class NamedJobs:
     """Jobs that are named by a receipt, or by plain ids."""
 
-    entries: dict[str, Entry | None]
+    entries: dict[str, ReceiptEntry | None]
     """By job id; None for a plain one."""
     tenant: str | None
     """Whose they are, as a receipt says."""
@@ -112,12 +112,12 @@ class NamedJobs:
 
 def read_ids(lines: Iterable[bytes]) -> NamedJobs:
     """The jobs that a file names, a receipt's line or a job's id on each. Raises ReceiptRefused."""
-    entries: dict[str, Entry | None] = {}
+    entries: dict[str, ReceiptEntry | None] = {}
     for number, line in enumerate(lines, start=1):
         content = line.strip()
         try:
             if content.startswith(b"{"):
-                entry = Entry.model_validate_json(content)
+                entry = ReceiptEntry.model_validate_json(content)
                 entries[entry.job_id] = entry
             elif content:
                 entries.setdefault(_IDENTIFIER.validate_json(to_json(content)), None)
@@ -130,7 +130,7 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
     return NamedJobs(accepted, next(iter(tenants), None), len(entries) - len(accepted))
 
 
-def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] = ()) -> Receipt:
+def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[ReceiptEntry] = ()) -> Receipt:
     """Name the jobs of a file; where `kept` has a line already, as it was named there.
 
     Raises ReceiptRefused where `kept` is of another file, or of another tenant.
@@ -147,7 +147,7 @@ def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[Entry] =
             receipt.doubtful.append(len(receipt.entries))
         if entry is None:
             named = job.job_id or new_job_id(clock)
-            entry = Entry(
+            entry = ReceiptEntry(
                 line=line, custom_id=job.custom_id, job_id=named, tenant=tenant, url=url, digest=digest, at=at
             )
         receipt.entries.append(entry)
@@ -226,7 +226,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def read_receipt(path: Path) -> list[Entry]:
+def read_receipt(path: Path) -> list[ReceiptEntry]:
     """What an earlier run has left there; nothing where there is no such file. Raises ReceiptRefused and OSError."""
     if not path.exists():
         return []
@@ -234,13 +234,13 @@ def read_receipt(path: Path) -> list[Entry]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                entries.append(Entry.model_validate_json(line))
+                entries.append(ReceiptEntry.model_validate_json(line))
             except ValidationError:
                 raise ReceiptRefused(f"line {number} is none of a receipt: {_OTHER}") from None
     return entries
 
 
-def write_receipt(path: Path, entries: Sequence[Entry]) -> None:
+def write_receipt(path: Path, entries: Sequence[ReceiptEntry]) -> None:
     """Put it there as a whole or not at all: written beside, it takes the place of an earlier one. Raises OSError."""
     place = path.resolve()
     beside = place.with_name(f".{place.name}.{os.getpid()}")

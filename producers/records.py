@@ -42,7 +42,7 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 class _Batches:
-    """The batches of kafka-python's `MemoryRecords`: each that a producer wrote is a `_Batch`."""
+    """The batches of kafka-python's `MemoryRecords`: each that a producer wrote is a `_ReadableBatch`."""
 
     def __init__(self, records: Any, partition: Any) -> None:
         self._records = records
@@ -51,10 +51,10 @@ class _Batches:
     def next_batch(self) -> Any:
         batch = self._records.next_batch()
         is_produced = isinstance(batch, DefaultRecordBatch) and not batch.is_control_batch
-        return _Batch(batch._buffer, self._partition) if is_produced else batch
+        return _ReadableBatch(batch._buffer, self._partition) if is_produced else batch
 
 
-class _Batch(DefaultRecordBatch):  # type: ignore[misc]
+class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
     r"""A record batch (KIP-98), read as the broker reads it. Its iteration raises UnsupportedCodecError only.
 
     A header's name that is not UTF-8 has escapes, as in `\xff`, for its unreadable bytes: no name of ours has one.

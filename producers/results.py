@@ -14,8 +14,8 @@ from producers.connection import kafka_errors_translated, needed, partition_coun
 from producers.errors import RequestRefused
 from producers.newest import Moment, Moments, superseded
 from producers.reader import SKEW_MS, CommittedReader
-from producers.replay import Selection
 from producers.scan import Place, Range, Scanner, Stored, stored
+from producers.selection import Selection
 from schemas.codec import InvalidResult, read_result
 from schemas.result import Result
 from schemas.settings import KafkaSettings

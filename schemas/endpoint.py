@@ -15,7 +15,7 @@ EndpointKey = tuple[str, str]
 _KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
 
 
-class State(StrEnum):
+class EndpointState(StrEnum):
     """Where an endpoint stands. One of which nothing is known is called like one that is enabled."""
 
     FAILING = "failing"
@@ -42,7 +42,7 @@ class EndpointRecord(WireModel):
 
     tenant: str
     url: str
-    state: State
+    state: EndpointState
     at: int
     """Since when, Unix milliseconds."""
     reason: DisabledBecause | None = None
@@ -65,7 +65,7 @@ def ends_disabling(record: EndpointRecord | None) -> bool:
 
     Who writes that an endpoint fails, or that it fails no more, may not have read yet that it was disabled.
     """
-    return record is not None and record.state is not State.FAILING
+    return record is not None and record.state is not EndpointState.FAILING
 
 
 # Reading raises InvalidEndpointRecord.

@@ -45,7 +45,7 @@ READY = Readiness()
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class HealthPage:
     """What one of a role's own paths answers with."""
 
     content_type: str
@@ -54,7 +54,7 @@ class Page:
     """How long readers and proxies may keep it (RFC 9111, section 5.2.2.1); 0 is not at all."""
 
 
-Pages = Mapping[str, Callable[[str], Page | None]]
+Pages = Mapping[str, Callable[[str], HealthPage | None]]
 """Path to the maker of its page, which is called on a thread of its own, at each request.
 
 A path that ends with `/` is a folder: its maker gets the last part of the path that was asked for, and returns None
@@ -205,14 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
         status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
         self._send_json(status, {"ready": readiness.ready, "reasons": list(readiness.reasons)})
 
-    def _own_page(self, path: str) -> Page | None:
+    def _own_page(self, path: str) -> HealthPage | None:
         folder, _, name = path.rpartition("/")
         pages = self.server.pages
         if path in pages and name:
             return pages[path]("")
         return pages[f"{folder}/"](name) if f"{folder}/" in pages else None
 
-    def _page(self, page: Page) -> None:
+    def _page(self, page: HealthPage) -> None:
         caching = f"public, max-age={page.max_age_seconds}" if page.max_age_seconds else "no-store"
         self._send(HTTPStatus.OK, page.content_type, page.body, caching)
 

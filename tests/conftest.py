@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from product import PARTITIONS, Product, running
 
 from devkit.broker import Broker
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.committed import committed_records
 from devkit.receiver import Behaviour, Keys, Received, Receiver
-from producers.topics import configure_groups
+from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from schemas.topics import JOB_ID
 from telemetry.clock import SystemClock

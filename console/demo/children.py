@@ -28,7 +28,7 @@ class ChildFailed(Exception):  # noqa: N818 - it names what happened
     """A process of the demo ended, or did not become ready. The text ends with the last lines of its log."""
 
 
-class Child:
+class ChildProcess:
     """One `postback …` process in a session of its own: Ctrl-C is for the demo, which then stops its children.
 
     Where there is `setpriv` (util-linux), the kernel kills it when the demo is killed.
@@ -94,15 +94,15 @@ class Children:
         self._environment = environment
         self._logs = logs
         self._clock = clock
-        self._running: list[Child] = []
+        self._running: list[ChildProcess] = []
 
-    def start(self, *arguments: str) -> Child:
+    def start(self, *arguments: str) -> ChildProcess:
         """Run `postback` with these arguments."""
-        child = Child(arguments, self._environment, self._logs / f"{arguments[0]}.log")
+        child = ChildProcess(arguments, self._environment, self._logs / f"{arguments[0]}.log")
         self._running.append(child)
         return child
 
-    def wait_ready(self, child: Child, seconds: float) -> None:
+    def wait_ready(self, child: ChildProcess, seconds: float) -> None:
         """Return when it is ready. Raises ChildFailed where any of them ends first, or the time is up."""
         deadline = Deadline.after(self._clock, seconds)
         while not child.ready:

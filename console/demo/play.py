@@ -16,16 +16,16 @@ from uuid import uuid4
 import typer
 
 from console.demo.children import Children
-from console.demo.verdict import Asked, EngineName, Tally
+from console.demo.verdict import DemoJob, DemoTally, EngineName
 from console.settings import fleet_settings
 from devkit.broker import Broker
 from devkit.model import GEMMA_NOTE, has_small_model, small_model
 from devkit.receiver import Keys, Received, Receiver
 from devkit.site import Site, questions
+from operators.topics import configure_groups, create_topics
 from producers.client import Client
 from producers.connection import admin_client
 from producers.results import ResultsReader
-from producers.topics import configure_groups, create_topics
 from schemas.groups import GROUPS
 from schemas.job import DEFAULT_TENANT, Job, Sources
 from schemas.settings import KafkaSettings
@@ -162,24 +162,26 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
 # -- asking -------------------------------------------------------------------------------------------------------
 
 
-async def _exchange(kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children) -> Tally:
+async def _exchange(
+    kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children
+) -> DemoTally:
     """Submit the jobs, and take callbacks until every job has one or none come any more."""
     now = _CLOCK.time()
     keys = Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now), DEFAULT_TENANT)
     callbacks: asyncio.Queue[Received] = asyncio.Queue()
     async with Site() as site, Receiver(lambda: keys, callbacks.put_nowait) as receiver:
         asked = [
-            Asked(f"demo-{number}", question, site.url(question.path))
+            DemoJob(f"demo-{number}", question, site.url(question.path))
             for number, question in enumerate(islice(cycle(questions()), jobs), start=1)
         ]
         tell(f"Submitting {jobs} jobs, whose answers stand on {site.url('/')} only …")
-        tally = Tally({one.job_id: one for one in asked})
+        tally = DemoTally({one.job_id: one for one in asked})
         await asyncio.to_thread(_submit, kafka, asked, engine, receiver.url)
         await _collect(tally, callbacks, children)
     return tally
 
 
-def _submit(kafka: KafkaSettings, asked: list[Asked], engine: EngineName, callback_url: str) -> None:
+def _submit(kafka: KafkaSettings, asked: list[DemoJob], engine: EngineName, callback_url: str) -> None:
     def jobs() -> Iterator[Job]:
         for one in asked:
             one.sent_at = _CLOCK.time()
@@ -198,7 +200,7 @@ def _submit(kafka: KafkaSettings, asked: list[Asked], engine: EngineName, callba
         tell(f"WRONG: {error.job_id} was not accepted: {error.reason}")
 
 
-async def _collect(tally: Tally, callbacks: asyncio.Queue[Received], children: Children) -> None:
+async def _collect(tally: DemoTally, callbacks: asyncio.Queue[Received], children: Children) -> None:
     patience = Deadline.after(_CLOCK, STALL_SECONDS)
     while not tally.complete and not patience.passed:
         try:

@@ -20,7 +20,7 @@ _NAMED = 10
 
 
 @dataclass(slots=True)
-class Asked:
+class DemoJob:
     """One question that went out as a job."""
 
     job_id: str
@@ -32,10 +32,10 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DemoVerdict:
     """What one callback says of its job."""
 
-    asked: Asked
+    asked: DemoJob
     text: str
     sources: Sequence[str]
     seconds: float
@@ -54,7 +54,7 @@ class Verdict:
             yield f"{indent}WRONG: {problem}"
 
 
-def judged(asked: Asked, received: Received) -> Verdict:
+def judged(asked: DemoJob, received: Received) -> DemoVerdict:
     """A verified callback against what was asked."""
     result: dict[str, Any] = received.event["data"]
     text, sources = result.get("text") or "", result.get("sources") or []
@@ -63,7 +63,7 @@ def judged(asked: Asked, received: Received) -> Verdict:
         *([] if _has(text, asked.question.answer) else [f'the answer lacks "{asked.question.answer}"']),
         *([] if asked.source in sources else [f"{asked.source} is not among the sources"]),
     ]
-    return Verdict(asked, text, sources, received.received_at - asked.sent_at, tuple(problems))
+    return DemoVerdict(asked, text, sources, received.received_at - asked.sent_at, tuple(problems))
 
 
 def _outcome_problems(kind: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -93,12 +93,12 @@ def _around(text: str, answer: str) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class DemoTally:
     """What has come back so far."""
 
-    asked: dict[str, Asked]
+    asked: dict[str, DemoJob]
     """By job id."""
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    verdicts: dict[str, DemoVerdict] = field(default_factory=dict)
     webhook_ids: dict[str, str | None] = field(default_factory=dict)
     repeats: int = 0
     """Verified callbacks for a job that already had one: delivery by HTTP is at least once."""
@@ -110,7 +110,7 @@ class Tally:
         """Whether every job has had a verified callback."""
         return len(self.verdicts) == len(self.asked)
 
-    def add(self, received: Received) -> Verdict | None:
+    def add(self, received: Received) -> DemoVerdict | None:
         """The verdict on a job's first verified callback; None for a repeat, and for what does not count."""
         if not received.verified:
             self.problems.append(f"a callback was not verified: {received.problem}")

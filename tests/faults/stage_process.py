@@ -21,7 +21,7 @@ from schemas.settings import KafkaSettings
 from telemetry import logs
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.process import run_stages, stop_signal
+from workers.roles.supervision import run_stages, stop_signal
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 from workers.stage.stage import StageSettings

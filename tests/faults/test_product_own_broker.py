@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 from product import PARTITIONS, Product, eventually, running
 
 from devkit.broker import Broker
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker

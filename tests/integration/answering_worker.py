@@ -16,11 +16,12 @@ from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
-from workers.enrichment import Enricher, EnrichmentSettings
 from workers.enrichment.cache.settings import CacheSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record
 
 TOPICS = Topics("fleet.")

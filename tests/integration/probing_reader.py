@@ -1,6 +1,6 @@
 """A real reader process that tries, as a page that took it over might, whatever it is told to try.
 
-Run as a module in the place of `workers.enrichment.member`, whose `main` it is: only the task is another one.
+Run as a module in the place of `workers.enrichment.processes.member`, whose `main` it is: only the task is another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers.enrichment import member
+from workers.enrichment.processes import member
 
 _PTRACE_ATTACH = 16
 _PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]

@@ -20,14 +20,16 @@ from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
-from workers.enrichment import Enricher, EnrichmentSettings, Profiles
+from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
 from workers.stage.record import Record
 
 CLOCK = SystemClock()

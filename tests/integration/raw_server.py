@@ -10,7 +10,8 @@ from ipaddress import ip_network
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
 
 CLOCK = SystemClock()
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))

@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from telemetry.metrics import Metrics
-from workers import secrecy
+from workers.system import secrecy
 
 NOBODY = 65534
 

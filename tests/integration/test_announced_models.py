@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient
 from postback_command import environment_of, postback_here
 from product import Product, eventually
 
-from producers.topics import create_topics
+from operators.topics import create_topics
 
 pytestmark = pytest.mark.broker
 

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 from postback_command import environment_of, postback, postback_here
 from product import Product
 
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from workers.stage.progress import Progress
 

@@ -35,7 +35,7 @@ from producers.connection import connection_config
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
-from workers.settings import WorkerSettings
+from workers.inference.settings import WorkerSettings
 
 # The first run builds helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)

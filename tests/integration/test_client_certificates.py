@@ -13,7 +13,7 @@ from clocks import SetClock
 
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts, TlsFileUnusable
-from workers.process import ProcessError
+from workers.system.errors import ProcessError
 
 
 @pytest.fixture

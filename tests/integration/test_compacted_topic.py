@@ -15,10 +15,11 @@ from product import Product, eventually
 from devkit.broker import Broker
 from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import SystemClock
-from workers.compacted import SILENT_SECONDS, STALE_SECONDS, CompactedTopic, FollowingEnded
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
-from workers.roles import Listen, run_delivery
+from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, CompactedTopic, FollowingEnded
+from workers.roles.delivery import run_delivery
+from workers.roles.process import Listen
 
 pytestmark = pytest.mark.broker
 
@@ -132,7 +133,9 @@ async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
             raise ValueError("a defect")
 
     monkeypatch.setattr(EndpointStates, "apply", poisoned)
-    monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
+    monkeypatch.setattr(
+        "workers.roles.supervision.collect_garbage_seldom", lambda: None
+    )  # it is the test process's too
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
     ports: list[int] = []

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from workers.enrichment import child as child_module
-from workers.enrichment import confinement
-from workers.enrichment.child import Child
-from workers.enrichment.confinement import Fence
+from workers.enrichment.processes import child as child_module
+from workers.enrichment.processes import confinement
+from workers.enrichment.processes.child import Child
+from workers.enrichment.processes.confinement import Fence
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fences are Linux's")
 
@@ -66,7 +66,7 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
 def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
     """As the embedding model's process does."""
     script = (
-        "from workers.enrichment.confinement import confine; import sysconfig; from pathlib import Path\n"
+        "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
         "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"
         "import colorsys\n"
         "for refused in ('/etc/passwd', '/proc/self/environ'):\n"
@@ -83,7 +83,7 @@ async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_s
     """Given a reader that says what it lacks, twice: one warning."""
     lacking = tmp_path / "lacking_reader.py"
     lacking.write_text(
-        "from workers.enrichment import confinement, member\n"
+        "from workers.enrichment.processes import confinement, member\n"
         "def none(*_): raise OSError(38, 'no such call')\n"
         "confinement._call = none\n"
         "member.main()\n"

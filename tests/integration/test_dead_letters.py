@@ -12,13 +12,13 @@ from kafka import KafkaProducer
 from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
-from producers.cancel import cancel, take_back
-from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from producers.endpoints import put_endpoints
-from producers.put_back import NotPutBack, PutBack
+from operators.cancel import cancel, take_back
+from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from operators.endpoints import put_endpoints
+from operators.put_back import NotPutBack, PutBack
+from operators.topics import create_topics
 from producers.scan import Scanner
-from producers.topics import create_topics
-from schemas.endpoint import EndpointRecord, State
+from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 
@@ -189,7 +189,7 @@ def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSetting
 def test_a_callback_whose_endpoint_is_disabled_is_kept_until_it_is_enabled(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     callbacks = LetterFilter(tenant="acme")
-    for state, count in ((State.DISABLED, 0), (State.ENABLED, 1)):
+    for state, count in ((EndpointState.DISABLED, 0), (EndpointState.ENABLED, 1)):
         put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=state, at=1)])
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
             letters = DeadLetters(fleet, scanner, CLOCK)
@@ -226,7 +226,7 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
 
 def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
     put_letters(fleet)
-    put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     env = environment_of(fleet)
     for more in ("--dry-run", "--yes"):
         done = postback_here("dead-letters", "redrive", "0:0", "job_2", "job_3", more, env=env)

@@ -19,7 +19,7 @@ from open_files import no_files_left
 from standardwebhooks import Webhook
 
 from schemas.codec import write_result
-from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
+from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.event import event_body
 from schemas.result import Outcome, Result
 from schemas.signature import verify
@@ -760,7 +760,7 @@ async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:
     handler = make()
-    state = EndpointRecord(tenant="acme", url=consumer.url, state=State.DISABLED, at=NOW_MS)
+    state = EndpointRecord(tenant="acme", url=consumer.url, state=EndpointState.DISABLED, at=NOW_MS)
     handler.states.apply(key_bytes(state.key), write_endpoint(state))
     waiting = result_record(consumer.url, attempt=b"3", deferred=b"2", not_before=str(NOW_MS + 900_000).encode())
     [letter] = await handler.handle(waiting)
@@ -780,7 +780,7 @@ async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
 
 async def test_a_success_takes_back_that_the_endpoint_fails_with_a_tombstone(make: Maker, consumer: Consumer) -> None:
     handler = make()
-    state = EndpointRecord(tenant="acme", url=consumer.url, state=State.FAILING, at=NOW_MS)
+    state = EndpointRecord(tenant="acme", url=consumer.url, state=EndpointState.FAILING, at=NOW_MS)
     handler.states.apply(key_bytes(state.key), write_endpoint(state))
     _, tombstone = await handler.handle(result_record(consumer.url))
     assert (tombstone.topic, tombstone.key, tombstone.value) == (TOPICS.endpoints, key_bytes(state.key), None)

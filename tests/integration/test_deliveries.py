@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from postback_command import environment_of, postback, postback_here
 from product import PARTITIONS, Product, eventually
 
+from operators.topics import create_topics
 from producers.scan import Scanner
-from producers.topics import create_topics
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings

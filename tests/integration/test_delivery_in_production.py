@@ -10,7 +10,7 @@ import pytest
 from certificates import Authority
 from product import CLOCK, Callbacks, Product, Role, eventually
 
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.signature import verify

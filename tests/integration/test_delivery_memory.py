@@ -14,7 +14,7 @@ from product import Product, eventually
 from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
-from workers.memory_limit import BESIDE_WINDOW, COPIES, MIB
+from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB
 
 pytestmark = pytest.mark.broker
 

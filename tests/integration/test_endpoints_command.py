@@ -12,9 +12,9 @@ from postback_command import environment_of, postback, postback_here
 from product import Product, eventually
 
 from devkit.receiver import Behaviour
-from producers.endpoints import known_endpoints
+from operators.endpoints import known_endpoints
 from schemas.codec import write_result
-from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
+from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 
@@ -93,20 +93,20 @@ def test_what_is_gone_stays_disabled_over_a_kill_until_an_operator_enables_it(pr
 def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fleet: KafkaSettings) -> None:
     producer = Producer(fleet.client_config())
 
-    def put(tenant: str, url: str, state: State | None) -> None:
-        record = EndpointRecord(tenant=tenant, url=url, state=state or State.ENABLED, at=1_700_000_000_000)
+    def put(tenant: str, url: str, state: EndpointState | None) -> None:
+        record = EndpointRecord(tenant=tenant, url=url, state=state or EndpointState.ENABLED, at=1_700_000_000_000)
         value = write_endpoint(record) if state is not None else None
         producer.produce(fleet.topics.endpoints, value, key_bytes((tenant, url)), 0)
 
-    put("globex", HOOK, State.DISABLED)
-    put("acme", HOOK, State.DISABLED)
-    put("acme", HOOK, State.ENABLED)
-    put("acme", HOOK, State.FAILING)
-    put("acme", f"{HOOK}3", State.DISABLED)
-    put("acme", f"{HOOK}3", State.FAILING)  # of a process that had not read that it is disabled
-    put("acme", f"{HOOK}2", State.FAILING)
+    put("globex", HOOK, EndpointState.DISABLED)
+    put("acme", HOOK, EndpointState.DISABLED)
+    put("acme", HOOK, EndpointState.ENABLED)
+    put("acme", HOOK, EndpointState.FAILING)
+    put("acme", f"{HOOK}3", EndpointState.DISABLED)
+    put("acme", f"{HOOK}3", EndpointState.FAILING)  # of a process that had not read that it is disabled
+    put("acme", f"{HOOK}2", EndpointState.FAILING)
     put("acme", f"{HOOK}2", None)
-    put("acme", "https://hooks.example/\x1b[2J", State.DISABLED)
+    put("acme", "https://hooks.example/\x1b[2J", EndpointState.DISABLED)
     producer.produce(fleet.topics.endpoints, b"{not json", b"nobody's", 0)
     assert producer.flush(20) == 0
 

@@ -20,20 +20,20 @@ from aiohttp.test_utils import TestServer
 from confluent_kafka import Producer
 
 from devkit.committed import committed_records
-from producers.endpoints import known_endpoints
-from producers.topics import create_topics
+from operators.endpoints import known_endpoints
+from operators.topics import create_topics
 from schemas.codec import write_result
-from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, write_endpoint
+from schemas.endpoint import DisabledBecause, EndpointRecord, EndpointState, key_bytes, read_endpoint, write_endpoint
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.compacted import CompactedTopic
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
+from workers.kafka.compacted import CompactedTopic
 from workers.stage.build import group_stage
 from workers.stage.stage import StageSettings
 from workers.stage.window import Limits
@@ -96,7 +96,7 @@ class Fleet:
 
     @asynccontextmanager
     async def delivery(self, **settings: float) -> AsyncIterator[None]:
-        """What `workers.roles` builds, with a policy that lets loopback through. Settings may be out of bounds."""
+        """The stage of `workers.roles.delivery`, with loopback allowed and settings that may be out of bounds."""
         chosen = DeliverySettings().model_copy(update=settings)
         policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
         topics = self.kafka.topics
@@ -247,7 +247,7 @@ async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kep
     fleet.put(gone, ["after-restart"])
     async with fleet.delivery():
         await until(lambda: kept() == 21, lambda: "what came after the restart is not kept")
-        fleet.put_state(EndpointRecord(tenant="acme", url=gone, state=State.ENABLED, at=1))
+        fleet.put_state(EndpointRecord(tenant="acme", url=gone, state=EndpointState.ENABLED, at=1))
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 0, lambda: "it is not enabled")
         fleet.put(gone, ["enabled"])
         await until(lambda: len(site.got) == 4, lambda: "an endpoint that was enabled is not called")
@@ -275,7 +275,11 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
             lambda: "its events are not kept",
         )
     failing, *_, disabled = await fleet.states()
-    assert (failing.state, disabled.state, disabled.reason) == (State.FAILING, State.DISABLED, DisabledBecause.FAILING)
+    assert (failing.state, disabled.state, disabled.reason) == (
+        EndpointState.FAILING,
+        EndpointState.DISABLED,
+        DisabledBecause.FAILING,
+    )
     assert disabled.at - failing.at >= 500
     assert "late" not in site.got
     assert len(site.got) <= asked + 1  # the one that was on its way
@@ -294,9 +298,9 @@ async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant
     def counted(reason: str) -> float:
         return fleet.counted("postback_dead_letters_total", reason=reason)
 
-    idle = EndpointRecord(tenant="acme", url=f"{site.origin}/idle", state=State.FAILING, at=1)
+    idle = EndpointRecord(tenant="acme", url=f"{site.origin}/idle", state=EndpointState.FAILING, at=1)
     operator = EndpointRecord(
-        tenant="acme", url=f"{site.origin}/stop", state=State.DISABLED, at=1, reason=DisabledBecause.OPERATOR
+        tenant="acme", url=f"{site.origin}/stop", state=EndpointState.DISABLED, at=1, reason=DisabledBecause.OPERATOR
     )
     fleet.put_state(idle)
     fleet.put_state(operator)

@@ -11,8 +11,10 @@ from raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaki
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
-from workers.enrichment import Evidence, NothingFound, TemplateRefused, ground
-from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.answering.grounding import ground
+from workers.enrichment.answering.template import TemplateRefused
+from workers.enrichment.choosing.tokens import estimated_tokens
+from workers.enrichment.evidence import Evidence, NothingFound
 
 
 def label(site: Site, position: int = 1) -> str:
@@ -127,7 +129,11 @@ async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason()
 
 
 def readers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "workers.enrichment.member" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process().children()
+        if "workers.enrichment.processes.member" in " ".join(child.cmdline())
+    ]
 
 
 async def test_no_process_runs_before_it_is_needed_and_none_is_left() -> None:

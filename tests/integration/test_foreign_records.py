@@ -12,10 +12,10 @@ import pytest
 from postback_command import environment_of, postback_here
 from record_batches import Header, batch, field, number, produce, record
 
-from producers.receipts import Entry, Receipt, look_up
+from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
-from schemas.endpoint import EndpointRecord, State, key_bytes, write_endpoint
+from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.job import Job
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
@@ -79,7 +79,7 @@ class Fleet:
 @pytest.fixture(scope="module")
 def foreign(module_fleet: KafkaSettings) -> Fleet:
     topics = module_fleet.topics
-    endpoint = EndpointRecord(tenant="default", url=HOOK, state=State.FAILING, at=10**30)
+    endpoint = EndpointRecord(tenant="default", url=HOOK, state=EndpointState.FAILING, at=10**30)
     control = JobControl(tenant="default", job_id="other", state=ControlState.CANCELLED, at=1)
     worker = announcement("w", None, ["small"], 1)
     why: list[Header] = [(b"reason", b"callback_exhausted"), (b"source-topic", topics.results.encode())]
@@ -141,7 +141,7 @@ def test_announced_models_are_found(foreign: Fleet) -> None:
 
 
 def test_a_job_whose_acknowledgement_was_lost_is_found(foreign: Fleet) -> None:
-    entry = Entry(line=1, job_id="named", tenant="default", digest="", at=NOW_MS)
+    entry = ReceiptEntry(line=1, job_id="named", tenant="default", digest="", at=NOW_MS)
     receipt = Receipt([entry], [Job(prompt="p")], doubtful=[0])
     assert look_up(foreign.kafka, receipt) == 1
     assert receipt.left == []

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from product import eventually
 
-from producers.topics import configure_groups
+from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from workers.stage.intake import GroupIntake, PartitionId
 

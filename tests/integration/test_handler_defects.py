@@ -16,7 +16,7 @@ pytestmark = pytest.mark.broker
 
 DEFECTS = """
 from workers.delivery.deliver import DeliveryHandler
-from workers.inference import InferenceHandler
+from workers.inference.handler import InferenceHandler
 
 
 def break_at(handler, mark):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from clocks import HandClock
 
-from telemetry.health import READY, HealthServer, Heartbeat, Page, Readiness
+from telemetry.health import READY, HealthPage, HealthServer, Heartbeat, Readiness
 from telemetry.metrics import Metrics
 
 
@@ -94,10 +94,10 @@ def test_a_check_that_raises_is_a_500_and_the_server_lives_on() -> None:
 
 
 def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
-    pages: dict[str, Callable[[str], Page | None]] = {}
+    pages: dict[str, Callable[[str], HealthPage | None]] = {}
     with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
         assert ask(server, "/keys")[0] == 404
-        pages["/keys"] = lambda _: Page("application/jwk-set+json", b"{}", max_age_seconds=60)
+        pages["/keys"] = lambda _: HealthPage("application/jwk-set+json", b"{}", max_age_seconds=60)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         connection.request("GET", "/keys?fresh")
         response = connection.getresponse()
@@ -109,9 +109,9 @@ def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
 
 
 def test_a_folder_of_pages_has_those_that_its_maker_knows() -> None:
-    pages: dict[str, Callable[[str], Page | None]] = {
-        "/keys/": lambda name: Page("text/plain", name.encode()) if name == "acme.json" else None,
-        "/keys.json": lambda name: Page("text/plain", b"all" + name.encode()),
+    pages: dict[str, Callable[[str], HealthPage | None]] = {
+        "/keys/": lambda name: HealthPage("text/plain", name.encode()) if name == "acme.json" else None,
+        "/keys.json": lambda name: HealthPage("text/plain", b"all" + name.encode()),
     }
     with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
         assert ask(server, "/keys/acme.json")[::2] == (200, b"acme.json")

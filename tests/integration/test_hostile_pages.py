@@ -33,7 +33,10 @@ from schemas.job import Sources
 from schemas.result import Outcome
 from telemetry.clock import Deadline
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, EnrichmentSettings, Evidence, ground
+from workers.enrichment.answering.grounding import ground
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence
+from workers.enrichment.settings import EnrichmentSettings
 
 QUESTION = "When did the Halvorsen bridge open?"
 LATE_SECONDS = 1.0

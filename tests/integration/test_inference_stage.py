@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from product import Product, eventually, running
 
-from producers.topics import create_topics
+from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker

@@ -14,7 +14,8 @@ from raw_server import CLOCK, FACT, HTML, SLOW, enriching, page, saying, speakin
 from devkit.site import Site
 from schemas.job import Sources
 from telemetry.clock import Deadline
-from workers.enrichment import Enricher, EnrichmentSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
 
 DEFAULTS = EnrichmentSettings().model_dump(include={"robots", "budget_seconds", "member_seconds"})
 SLOW_PAGES = 20

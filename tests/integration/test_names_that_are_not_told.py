@@ -11,7 +11,7 @@ from raw_server import HTML, enriching, page, saying, speaking
 
 from schemas.job import Sources
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment.fetch import NO_PUBLIC_NAME
+from workers.enrichment.fetching.fetch import NO_PUBLIC_NAME
 
 ANSWERS = {
     "private.example": [["10.1.2.3"]],

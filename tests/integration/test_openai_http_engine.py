@@ -32,12 +32,13 @@ from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
 from schemas.result import ResultError
 from telemetry.clock import SystemClock
-from workers import engine_watch, inference
 from workers.engines import openai_http
 from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings, VllmSettings
-from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.choosing.tokens import estimated_tokens
+from workers.inference import engine_watch
+from workers.inference import handler as inference
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-very-private"

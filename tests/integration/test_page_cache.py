@@ -20,10 +20,12 @@ from schemas.job import Sources
 from schemas.result import Outcome, Result
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment import Enricher, EnrichmentSettings, Evidence
 from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import Key
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence
+from workers.enrichment.settings import EnrichmentSettings
 
 QUESTION = "When did the Halvorsen bridge open?"
 

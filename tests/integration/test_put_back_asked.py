@@ -14,8 +14,8 @@ from confluent_kafka import Producer
 from postback_command import POSTBACK, environment_of, postback_here
 
 from devkit.committed import committed_records
-from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from producers.put_back import PutBack
+from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from operators.put_back import PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

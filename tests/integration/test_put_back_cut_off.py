@@ -14,8 +14,8 @@ from product import eventually
 
 from devkit.broker import Broker
 from devkit.committed import committed_records
-from producers.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from producers.put_back import NotPutBack, PutBack
+from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from operators.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

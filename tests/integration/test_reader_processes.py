@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.pool import Pool
+from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 

@@ -11,11 +11,12 @@ from confluent_kafka import Message, Producer
 from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
-from producers.endpoints import put_endpoints
-from producers.replay import Counts, Replay, Selection
+from operators.endpoints import put_endpoints
+from operators.replay import Counts, Replay
 from producers.scan import Place, Scanner
+from producers.selection import Selection
 from schemas.codec import write_result
-from schemas.endpoint import EndpointRecord, State
+from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -123,13 +124,13 @@ def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
 
 def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_is_enabled(kept: Kept) -> None:
     acme = Selection(tenant="acme")
-    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     assert found(kept, acme) == {"elsewhere"}
     assert found(kept, Selection(tenant="globex")) == {"theirs"}
     done = postback_here("replay", "--tenant", "acme", "--dry-run", env=environment_of(kept.fleet))
     assert "2 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in done.stderr
 
-    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.ENABLED, at=2)])
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.ENABLED, at=2)])
     assert found(kept, acme) == {"early", "late", "elsewhere"}
 
 
@@ -191,7 +192,7 @@ def test_whoever_names_an_id_of_two_tenants_is_asked_which_of_them_is_meant(kept
 
 
 def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
-    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=State.DISABLED, at=1)])
+    put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
     for more in ("--dry-run", "--yes"):
         done = postback_here("replay", *asked, more, env=environment_of(kept.fleet))

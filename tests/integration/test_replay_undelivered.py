@@ -16,10 +16,11 @@ from postback_command import environment_of, postback_here
 from product import PARTITIONS, Callbacks, Product, eventually, running
 
 from devkit.receiver import Behaviour
-from producers.replay import Counts, Replay, Selection
+from operators.replay import Counts, Replay
+from operators.topics import create_topics
+from operators.undelivered import CallbackStanding
 from producers.scan import Scanner
-from producers.topics import create_topics
-from producers.undelivered import Standing
+from producers.selection import Selection
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
@@ -193,9 +194,9 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
     letter(fleet, "lost", names.results, 4, value=result("lost", "another result of the same event"))
     commit(fleet, {names.results: 5, tier: 1})
 
-    assert standings(fleet) == (["given-up", "lost"], {Standing.DELIVERED: 3, Standing.WAITING: 2}, 1)
+    assert standings(fleet) == (["given-up", "lost"], {CallbackStanding.DELIVERED: 3, CallbackStanding.WAITING: 2}, 1)
     at_once = replace(UNDELIVERED, waiting=True)
-    assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {Standing.DELIVERED: 3}, 1)
+    assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {CallbackStanding.DELIVERED: 3}, 1)
 
 
 def test_what_is_named_and_waits_is_a_failure_and_what_was_delivered_is_none(fleet: KafkaSettings) -> None:
@@ -212,7 +213,7 @@ def test_what_is_named_and_waits_is_a_failure_and_what_was_delivered_is_none(fle
 
 def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.results, "first")
-    assert standings(fleet) == ([], {Standing.WAITING: 1}, 0)
+    assert standings(fleet) == ([], {CallbackStanding.WAITING: 1}, 0)
 
 
 def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_said(fleet: KafkaSettings) -> None:
@@ -224,10 +225,10 @@ def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_sa
     put(fleet, fleet.topics.results, "new")
     commit(fleet, {fleet.topics.results: 2})
     admin = AdminClient(fleet.client_config())
-    assert standings(fleet) == (["new"], {Standing.DELIVERED: 1}, 0)
+    assert standings(fleet) == (["new"], {CallbackStanding.DELIVERED: 1}, 0)
     for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
         done.result(20)
-    assert standings(fleet) == (["new"], {Standing.UNKNOWN: 1}, 0)
+    assert standings(fleet) == (["new"], {CallbackStanding.UNKNOWN: 1}, 0)
 
 
 def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_had(fleet: KafkaSettings) -> None:
@@ -250,11 +251,11 @@ def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_ha
     configure("retention.ms", str(60 * 60 * 1000))
     eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 20, lambda: str(standings(fleet)))
     configure("retention.ms", "1")
-    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
     # What goes by size too may be of any age.
     configure("retention.ms", str(60 * 60 * 1000))
     configure("retention.bytes", "1000")
-    eventually(lambda: standings(fleet) == ([], {Standing.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
 
 
 def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_too(fleet: KafkaSettings) -> None:
@@ -274,4 +275,4 @@ def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_t
     assert found == []  # what is behind the open transaction cannot be seen yet, and is waited for
     held.abort_transaction(20)
     asking.join(60)
-    assert found == [([], {Standing.DELIVERED: 1}, 0)]
+    assert found == [([], {CallbackStanding.DELIVERED: 1}, 0)]

@@ -19,11 +19,12 @@ from schemas.job import Sources
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
 from workers.egress import Guard
-from workers.enrichment import Enricher, EnrichmentSettings, RerankerRefused
-from workers.enrichment.choose import Choice, Chooser
-from workers.enrichment.embedder import Embedder, EmbedderAway
-from workers.enrichment.pool import Pool
-from workers.enrichment.rank import Budget
+from workers.enrichment.choosing.choose import Choice, Chooser
+from workers.enrichment.choosing.embedder import Embedder, EmbedderAway, RerankerRefused
+from workers.enrichment.choosing.rank import Budget
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -93,7 +94,7 @@ def processes(parent: int | None = None) -> list[psutil.Process]:
 
 def has_model(process: psutil.Process) -> bool:
     try:
-        return "workers.enrichment.embedding" in " ".join(process.cmdline())
+        return "workers.enrichment.choosing.embedding" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # ended since it was listed, or a zombie
         return False
 

@@ -31,13 +31,13 @@ from search_services import (
     wikipedia,
 )
 
-from workers.enrichment import EnrichmentSettings
 from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.search.base import SearchProvider
-from workers.enrichment.search.pace import Pace
+from workers.enrichment.search.pace import RequestPace
 from workers.enrichment.search.providers import SearchMisconfigured, providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import EnrichmentSettings
 
 LINK = {"url": "https://a.example/1", "title": "One"}
 SECTIONS: dict[str, dict[str, Any]] = {"brave": {"api_key": "brave-key"}, "pubmed": {"api_key": "ncbi-key"}}
@@ -127,7 +127,7 @@ async def test_a_service_that_is_not_there_is_a_reason() -> None:
 
 
 async def test_requests_keep_the_pace_in_the_order_in_which_they_came() -> None:
-    pace = Pace(CLOCK, 0.05)
+    pace = RequestPace(CLOCK, 0.05)
     turns: list[tuple[int, float]] = []
 
     async def one(number: int) -> None:
@@ -457,7 +457,7 @@ async def test_brave_whose_numbers_make_no_sense_is_left_alone_for_a_moment(odd:
 
 async def test_a_service_is_asked_again_after_an_hour_whatever_it_wished() -> None:
     clock = HandClock()
-    pace = Pace(clock, 0.001)
+    pace = RequestPace(clock, 0.001)
     pace.rest(30 * 24 * 3600)
     with pytest.raises(Unreadable, match="3600 s without requests"):
         await pace.turn()

@@ -11,9 +11,9 @@ from postback_command import environment_of, postback
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
+from operators.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
-from producers.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
 from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
 

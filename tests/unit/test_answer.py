@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from schemas.result import SourceDetails, Support
-from workers.enrichment.answer import Unsupported, answered
+from workers.enrichment.answering.answer import Unsupported, answered
+from workers.enrichment.answering.links import without_unknown_links
+from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
-from workers.enrichment.links import without_unknown_links
-from workers.enrichment.profile import Profile, Profiles
 
 TEXT = "Aspirin lowered the risk of stroke by 12 percent in 4000 adults. Bleeding was more frequent with aspirin."
 PROFILES = Profiles.load()

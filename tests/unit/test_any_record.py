@@ -16,7 +16,6 @@ from schemas.result import Outcome, Result
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.cancellations import Cancellations
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
@@ -25,10 +24,12 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, Guard
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
-from workers.enrichment import Enricher, EnrichmentSettings
-from workers.inference import InferenceHandler
-from workers.registry import Registry
-from workers.settings import WorkerSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.cancellations import Cancellations
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import MAX_OUTPUT_BYTES, _is_too_large
 

@@ -16,16 +16,17 @@ from pydantic_core import to_json
 from console.dead_letters import _whole
 from console.deliveries import timeline
 from console.endpoints import _summary
-from producers.cancel import CancelledJobs
-from producers.dead_letters import Letter, LetterFilter, Tally, _Marks, kind_of, mark, returning
-from producers.deliveries import _step, _with_waits_as_one
-from producers.endpoints import _last_words
-from producers.put_back import Returning
-from producers.replay import Counts, Selection, _callable
+from operators.cancel import CancelledJobs
+from operators.dead_letters import Letter, LetterCounts, LetterFilter, _Marks, kind_of, mark, returning
+from operators.deliveries import _step, _with_waits_as_one
+from operators.endpoints import _last_words
+from operators.put_back import Returning
+from operators.replay import Counts, _callable
+from operators.undelivered import CallbackStanding, Undelivered, _event
 from producers.results import ResultsReader, _readable, _superseded
 from producers.scan import Place, Range, Stored, stored
+from producers.selection import Selection
 from producers.times import show_time
-from producers.undelivered import Standing, Undelivered, _event
 from schemas import topics as names
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
@@ -85,7 +86,7 @@ def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_n
     letter = Letter(record, kind_of(record, TOPICS), record.at_ms)
     json.dumps(_whole(letter)).encode()
     wanted = LetterFilter(frozenset("a"), "a", frozenset("a"), 1, 2, "https://a.example", True)
-    tally = Tally()
+    tally = LetterCounts()
     wanted.takes(letter), tally.meet(letter, wanted.ids), tally.add(letter, wanted.ids)
     if letter.kind != "other":
         ensure_producible(returning(letter, FLEET, 1, {TOPICS.requests(): 4, TOPICS.requests(bulk=True): 4}, as_new))
@@ -131,7 +132,7 @@ def test_a_result_counts_whatever_its_headers_hold(
 def test_an_attempt_of_any_content_is_taken(result: Stored, attempt: Stored) -> None:
     undelivered: Any = MagicMock(_delivered_ms={_event(result): 0, _event(attempt): 0}, _kept_from_ms=0, _waiting=set())
     Undelivered._read_attempt(undelivered, attempt)
-    assert Undelivered.standing(undelivered, result) in Standing
+    assert Undelivered.standing(undelivered, result) in CallbackStanding
 
 
 @given(st.lists(records(TOPICS.endpoints), max_size=4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
+from workers.delivery.breaker import Admission, Breaker, BreakerState, asked_to_wait, verdict_of
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.settings import DeliverySettings
 
@@ -16,13 +16,13 @@ SETTINGS = DeliverySettings(
 def breaker_that_saw(text: str, now: float = 0.0) -> Breaker:
     """`o` is an answer, `x` a failure, `-` says nothing."""
     breaker = Breaker(SETTINGS)
-    verdicts = {"o": Verdict.ANSWERS, "x": Verdict.FAILS, "-": Verdict.NOTHING}
+    verdicts = {"o": Admission.ANSWERS, "x": Admission.FAILS, "-": Admission.NOTHING}
     for letter in text:
         breaker.judge(verdicts[letter], now, probe=False)
     return breaker
 
 
-def probe(breaker: Breaker, now: float, verdict: Verdict) -> None:
+def probe(breaker: Breaker, now: float, verdict: Admission) -> None:
     assert breaker.take_probe(now)
     breaker.judge(verdict, now, probe=True)
 
@@ -30,29 +30,29 @@ def probe(breaker: Breaker, now: float, verdict: Verdict) -> None:
 @pytest.mark.parametrize(
     ("seen", "state"),
     [
-        ("", State.CLOSED),
-        ("xx", State.CLOSED),
-        ("xxx", State.OPEN),
-        ("xxoxx", State.CLOSED),
-        ("xx-x", State.OPEN),
-        ("xx" + "-" * 99, State.CLOSED),
-        ("xxo" * 10, State.CLOSED),  # two thirds of thirty: too few to go by
-        ("ox" * 31, State.CLOSED),
-        ("ox" * 32, State.OPEN),
-        ("oox" * 40, State.CLOSED),
-        ("o" * 500 + "xx", State.CLOSED),
-        ("o" * 500 + "ox" * 32, State.OPEN),
+        ("", BreakerState.CLOSED),
+        ("xx", BreakerState.CLOSED),
+        ("xxx", BreakerState.OPEN),
+        ("xxoxx", BreakerState.CLOSED),
+        ("xx-x", BreakerState.OPEN),
+        ("xx" + "-" * 99, BreakerState.CLOSED),
+        ("xxo" * 10, BreakerState.CLOSED),  # two thirds of thirty: too few to go by
+        ("ox" * 31, BreakerState.CLOSED),
+        ("ox" * 32, BreakerState.OPEN),
+        ("oox" * 40, BreakerState.CLOSED),
+        ("o" * 500 + "xx", BreakerState.CLOSED),
+        ("o" * 500 + "ox" * 32, BreakerState.OPEN),
     ],
 )
-def test_failures_in_a_row_or_too_large_a_share_of_the_last_64_open_it(seen: str, state: State) -> None:
+def test_failures_in_a_row_or_too_large_a_share_of_the_last_64_open_it(seen: str, state: BreakerState) -> None:
     assert breaker_that_saw(seen).state(0.0) is state
 
 
 def test_it_is_left_alone_until_its_time_is_over_and_then_half_open() -> None:
     breaker = breaker_that_saw("xxx", now=100.0)
-    assert (breaker.state(104.9), breaker.seconds_left(102.0)) == (State.OPEN, 3.0)
+    assert (breaker.state(104.9), breaker.seconds_left(102.0)) == (BreakerState.OPEN, 3.0)
     assert not breaker.take_probe(104.9)
-    assert (breaker.state(105.0), breaker.seconds_left(105.0)) == (State.HALF_OPEN, 0.0)
+    assert (breaker.state(105.0), breaker.seconds_left(105.0)) == (BreakerState.HALF_OPEN, 0.0)
 
 
 def test_half_open_it_takes_one_probe_at_a_time() -> None:
@@ -64,8 +64,8 @@ def test_half_open_it_takes_one_probe_at_a_time() -> None:
 
 def test_a_probe_that_is_answered_closes_it_and_the_past_is_forgotten() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Verdict.ANSWERS)
-    assert breaker.state(5.0) is State.CLOSED
+    probe(breaker, 5.0, Admission.ANSWERS)
+    assert breaker.state(5.0) is BreakerState.CLOSED
     assert breaker.pristine
 
 
@@ -74,52 +74,52 @@ def test_each_probe_that_fails_doubles_the_time_up_to_the_longest() -> None:
     for _ in range(4):
         waits.append(breaker.seconds_left(now))
         now += waits[-1]
-        probe(breaker, now, Verdict.FAILS)
+        probe(breaker, now, Admission.FAILS)
     assert waits == [5, 10, 18, 18]
 
 
 def test_after_it_has_closed_the_time_starts_small_again() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Verdict.FAILS)
-    probe(breaker, 15.0, Verdict.ANSWERS)
+    probe(breaker, 5.0, Admission.FAILS)
+    probe(breaker, 15.0, Admission.ANSWERS)
     for _ in range(3):
-        breaker.judge(Verdict.FAILS, 20.0, probe=False)
+        breaker.judge(Admission.FAILS, 20.0, probe=False)
     assert breaker.seconds_left(20.0) == 5
 
 
 def test_a_probe_that_the_guard_refuses_proves_nothing() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Verdict.NOTHING)
-    assert breaker.state(5.0) is State.HALF_OPEN
+    probe(breaker, 5.0, Admission.NOTHING)
+    assert breaker.state(5.0) is BreakerState.HALF_OPEN
     assert breaker.take_probe(5.0)
 
 
 def test_what_was_on_its_way_when_it_opened_neither_closes_it_nor_makes_it_longer() -> None:
     breaker = breaker_that_saw("xxx")
-    breaker.judge(Verdict.ANSWERS, 1.0, probe=False)
-    breaker.judge(Verdict.FAILS, 2.0, probe=False)
+    breaker.judge(Admission.ANSWERS, 1.0, probe=False)
+    breaker.judge(Admission.FAILS, 2.0, probe=False)
     assert breaker.seconds_left(2.0) == 3.0
 
 
 def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
     breaker = breaker_that_saw("oooo")
-    breaker.judge(Verdict.FAILS, 10.0, probe=False, wait_seconds=3600.0)
-    breaker.judge(Verdict.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
+    breaker.judge(Admission.FAILS, 10.0, probe=False, wait_seconds=3600.0)
+    breaker.judge(Admission.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
     assert breaker.seconds_left(10.0) == 3600.0
-    probe(breaker, 3610.0, Verdict.ANSWERS)
-    assert breaker.state(3610.0) is State.CLOSED
+    probe(breaker, 3610.0, Admission.ANSWERS)
+    assert breaker.state(3610.0) is BreakerState.CLOSED
 
 
 @pytest.mark.parametrize("reason", list(FailureReason))
 def test_an_origin_that_answers_is_up_whatever_it_says_of_the_event(reason: FailureReason) -> None:
     expected = {
-        FailureReason.REFUSED: Verdict.NOTHING,
-        FailureReason.GONE: Verdict.ANSWERS,
-        FailureReason.CLIENT_ERROR: Verdict.ANSWERS,
-        FailureReason.REDIRECTED: Verdict.ANSWERS,
+        FailureReason.REFUSED: Admission.NOTHING,
+        FailureReason.GONE: Admission.ANSWERS,
+        FailureReason.CLIENT_ERROR: Admission.ANSWERS,
+        FailureReason.REDIRECTED: Admission.ANSWERS,
     }
-    assert verdict_of(FailedDelivery(reason, 0.1)) is expected.get(reason, Verdict.FAILS)
-    assert verdict_of(Delivered(204, 0.1)) is Verdict.ANSWERS
+    assert verdict_of(FailedDelivery(reason, 0.1)) is expected.get(reason, Admission.FAILS)
+    assert verdict_of(Delivered(204, 0.1)) is Admission.ANSWERS
 
 
 @pytest.mark.parametrize(
@@ -146,31 +146,31 @@ def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by
     asked: float, at: float, seconds: float
 ) -> None:
     breaker = breaker_that_saw("xx")
-    breaker.judge(Verdict.FAILS, 0.0, probe=False, wait_seconds=asked)
+    breaker.judge(Admission.FAILS, 0.0, probe=False, wait_seconds=asked)
     assert breaker.patience(at) == seconds
 
 
 def test_while_a_probe_hangs_whoever_is_turned_away_waits_until_it_has_taken_as_long_as_the_last_failure() -> None:
     breaker = breaker_that_saw("xx")
-    breaker.judge(Verdict.FAILS, 0.0, probe=False, took_seconds=20.0)
+    breaker.judge(Admission.FAILS, 0.0, probe=False, took_seconds=20.0)
     assert breaker.patience(4.0) == 5.0
     assert breaker.take_probe(5.0)
     assert [breaker.patience(at) for at in (5.0, 10.0, 21.0, 25.0)] == [20.0, 15.0, 5.0, 5.0]
-    breaker.judge(Verdict.FAILS, 6.0, probe=True, took_seconds=1.0)
+    breaker.judge(Admission.FAILS, 6.0, probe=True, took_seconds=1.0)
     assert breaker.take_probe(16.0)
     assert breaker.patience(16.0) == 10.0
 
 
 def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longest_time() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Verdict.FAILS)
+    probe(breaker, 5.0, Admission.FAILS)
     assert not breaker.is_dead(14.9)
-    probe(breaker, 15.0, Verdict.FAILS)
+    probe(breaker, 15.0, Admission.FAILS)
     assert breaker.is_dead(32.9)
     assert not breaker.is_dead(33.0)  # the next probe may find it well
-    probe(breaker, 33.0, Verdict.FAILS)
+    probe(breaker, 33.0, Admission.FAILS)
     assert breaker.is_dead(33.0)
-    probe(breaker, 51.0, Verdict.ANSWERS)
+    probe(breaker, 51.0, Admission.ANSWERS)
     assert not breaker.is_dead(51.0)
 
 
@@ -179,6 +179,6 @@ def test_what_asks_to_be_left_alone_for_longer_than_it_would_be_is_not_dead(aske
     breaker = breaker_that_saw("xxx")
     for at in (5.0, 15.0, 33.0):
         assert breaker.take_probe(at)
-        breaker.judge(Verdict.FAILS, at, probe=True, wait_seconds=asked if at == 33.0 else 0.0)
+        breaker.judge(Admission.FAILS, at, probe=True, wait_seconds=asked if at == 33.0 else 0.0)
     assert breaker.is_dead(34.0) is dead
     assert breaker.seconds_left(33.0) == max(18.0, asked)

@@ -12,7 +12,7 @@ from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.topics import LANES_KEPT_MS
-from workers.cancellations import KEPT_MS, Cancellations
+from workers.inference.cancellations import KEPT_MS, Cancellations
 
 NOW_MS = round(CLOCK.time() * 1000)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from schemas.result import Citation, Support
-from workers.enrichment import Evidence, NumberedSource, cited
-from workers.enrichment.answer import answered
-from workers.enrichment.cite import MAX_ALIGNED, supported_share
-from workers.enrichment.profile import Profile
+from workers.enrichment.answering.answer import answered
+from workers.enrichment.answering.cite import MAX_ALIGNED, cited, supported_share
+from workers.enrichment.answering.profile import Profile
+from workers.enrichment.evidence import Evidence, NumberedSource
 
 BRIDGE = NumberedSource(
     1,

@@ -11,8 +11,8 @@ from confluent_kafka import Producer
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
-from workers import kafka
-from workers.kafka import SELDOM_SECONDS, Seldom, client_config
+from workers.kafka import clients as kafka
+from workers.kafka.clients import SELDOM_SECONDS, Seldom, client_config
 
 REFUSED = "127.0.0.1:9092/1: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 3ms in state CONNECT)"
 

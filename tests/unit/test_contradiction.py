@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from bench.support import TABLES, Pair, load_pairs
 from schemas.result import Support
-from workers.enrichment import Evidence, NumberedSource, cited
-from workers.enrichment.answer import Unsupported, answered
-from workers.enrichment.cite import BEARING
-from workers.enrichment.profile import Profiles
+from workers.enrichment.answering.answer import Unsupported, answered
+from workers.enrichment.answering.cite import BEARING, cited
+from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.evidence import Evidence, NumberedSource
 
 MADE_WITH, HELD_OUT, UNSEEN = map(load_pairs, TABLES)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from console.demo.verdict import Asked, Tally, percentile
+from console.demo.verdict import DemoJob, DemoTally, percentile
 from devkit.receiver import Received
 from devkit.site import Question
 
@@ -15,8 +15,10 @@ PAGE = "http://127.0.0.1:1/bridge"
 
 
 @pytest.fixture
-def tally() -> Tally:
-    return Tally({"demo-1": Asked("demo-1", Question("When did it open?", "/bridge", "1987"), PAGE, sent_at=10.0)})
+def tally() -> DemoTally:
+    return DemoTally(
+        {"demo-1": DemoJob("demo-1", Question("When did it open?", "/bridge", "1987"), PAGE, sent_at=10.0)}
+    )
 
 
 def callback(*, verified: bool = True, webhook_id: str = "msg_1", **changed: Any) -> Received:
@@ -26,12 +28,12 @@ def callback(*, verified: bool = True, webhook_id: str = "msg_1", **changed: Any
     return Received(webhook_id, verified, problem, {}, event, b"", 10.5, 200 if verified else 401)
 
 
-def ended(tally: Tally, results: int = 1) -> list[str]:
+def ended(tally: DemoTally, results: int = 1) -> list[str]:
     tally.settled(Counter({"demo-1": results}))
     return list(tally.summary("vllm"))
 
 
-def test_a_right_answer_from_its_page_is_well(tally: Tally) -> None:
+def test_a_right_answer_from_its_page_is_well(tally: DemoTally) -> None:
     verdict = tally.add(callback(text="it was in 1987, they say"))
     assert verdict is not None
     assert (verdict.problems, verdict.seconds) == ((), 0.5)
@@ -52,7 +54,7 @@ def test_a_right_answer_from_its_page_is_well(tally: Tally) -> None:
         ({"outcome": "failed", "error": {"message": "too large"}}, "the outcome is failed: too large"),
     ],
 )
-def test_a_wrong_callback_is_named_and_is_not_well(tally: Tally, changed: dict[str, Any], problem: str) -> None:
+def test_a_wrong_callback_is_named_and_is_not_well(tally: DemoTally, changed: dict[str, Any], problem: str) -> None:
     verdict = tally.add(callback(**changed))
     assert verdict is not None
     assert verdict.problems == (problem,)
@@ -61,12 +63,12 @@ def test_a_wrong_callback_is_named_and_is_not_well(tally: Tally, changed: dict[s
     assert not tally.well
 
 
-def test_a_missing_callback_is_named(tally: Tally) -> None:
+def test_a_missing_callback_is_named(tally: DemoTally) -> None:
     assert "WRONG: demo-1 has had no callback" in ended(tally)
     assert not tally.well
 
 
-def test_what_is_not_verified_answers_nothing(tally: Tally) -> None:
+def test_what_is_not_verified_answers_nothing(tally: DemoTally) -> None:
     assert tally.add(callback(verified=False)) is None
     assert "WRONG: a callback was not verified: no matching signature" in ended(tally)
     assert not tally.complete
@@ -75,7 +77,7 @@ def test_what_is_not_verified_answers_nothing(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize(("webhook_id", "well"), [("msg_1", True), ("msg_2", False)])
-def test_a_repeat_is_fine_under_the_same_webhook_id_only(tally: Tally, webhook_id: str, well: bool) -> None:
+def test_a_repeat_is_fine_under_the_same_webhook_id_only(tally: DemoTally, webhook_id: str, well: bool) -> None:
     tally.add(callback())
     assert tally.add(callback(webhook_id=webhook_id)) is None
     ended(tally)
@@ -83,7 +85,7 @@ def test_a_repeat_is_fine_under_the_same_webhook_id_only(tally: Tally, webhook_i
 
 
 @pytest.mark.parametrize("results", [0, 2])
-def test_a_job_without_exactly_one_settled_result_is_named(tally: Tally, results: int) -> None:
+def test_a_job_without_exactly_one_settled_result_is_named(tally: DemoTally, results: int) -> None:
     tally.add(callback())
     assert f"WRONG: demo-1 has {results} results in Kafka instead of one" in ended(tally, results)
     assert not tally.well

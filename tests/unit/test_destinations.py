@@ -10,8 +10,15 @@ from clocks import SetClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.delivery.breaker import State
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone, Place, TurnedAway
+from workers.delivery.breaker import BreakerState
+from workers.delivery.destinations import (
+    AttemptSlot,
+    Destination,
+    DestinationBusy,
+    Destinations,
+    OriginLeftAlone,
+    TurnedAway,
+)
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
 
@@ -30,7 +37,7 @@ class Desk:
 
     def __init__(self, **settings: float) -> None:
         self.clock = SetClock(0.0)
-        self.said: list[tuple[Destination, State, float]] = []
+        self.said: list[tuple[Destination, BreakerState, float]] = []
         self.destinations = Destinations(
             DeliverySettings(**{"destination_queue_records": 0, **settings}),  # type: ignore[arg-type]  # a dict's values
             self.clock,
@@ -149,7 +156,7 @@ def test_whatever_happens_each_tenant_leaves_a_third_of_what_it_found(
 ) -> None:
     async def play() -> None:
         desk = Desk(window_records=window, breaker_open_seconds=0.001)
-        held: list[tuple[str, Place]] = []
+        held: list[tuple[str, AttemptSlot]] = []
         for number, (tenant, origin, outcome) in enumerate(steps):
             desk.clock.now += 1.0
             with suppress(TurnedAway):
@@ -198,7 +205,7 @@ async def test_a_dead_origin_is_deferred_for_as_long_as_it_is_left_alone() -> No
     with pytest.raises(OriginLeftAlone) as busy:
         await desk.attempt(OK)
     assert busy.value.wait_seconds == 40
-    assert desk.said == [(HERE, State.OPEN, 40.0)]
+    assert desk.said == [(HERE, BreakerState.OPEN, 40.0)]
     await desk.attempt(OK, ("other", HERE[1]))
     await desk.attempt(OK, ("acme", "https://b.example"))
 
@@ -212,7 +219,7 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
             await desk.attempt(OK)
         assert busy.value.wait_seconds == 5  # however soon the probe ends: it may hang
         probe.outcome = OK
-    assert [state for _, state, _ in desk.said] == [State.OPEN, State.CLOSED]
+    assert [state for _, state, _ in desk.said] == [BreakerState.OPEN, BreakerState.CLOSED]
     for allowed in (2, 3, 4, 4):
         with ExitStack() as stack:
             assert await desk.places(stack) == allowed
@@ -226,7 +233,7 @@ async def test_a_probe_that_is_cut_off_is_made_by_the_next() -> None:
     desk.clock.now = 5.0
     await desk.attempt(None)
     await desk.attempt(OK)
-    assert desk.said[-1] == (HERE, State.CLOSED, 0.0)
+    assert desk.said[-1] == (HERE, BreakerState.CLOSED, 0.0)
 
 
 async def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
@@ -234,7 +241,7 @@ async def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
     await desk.attempt(DOWN)
-    assert desk.said[-1] == (HERE, State.OPEN, 10.0)
+    assert desk.said[-1] == (HERE, BreakerState.OPEN, 10.0)
 
 
 @pytest.mark.parametrize(("one_fails_of", "trips_after"), [(1, 20), (2, 63)])
@@ -327,7 +334,7 @@ async def test_what_is_known_of_an_origin_outlasts_what_it_has_of_the_window() -
     with await desk.destinations.place(HERE, SIZE) as place:
         assert len(desk.destinations) == 1
         place.outcome = DOWN
-    assert desk.said == [(HERE, State.OPEN, 5.0)]
+    assert desk.said == [(HERE, BreakerState.OPEN, 5.0)]
     assert len(desk.destinations) == 1
 
 

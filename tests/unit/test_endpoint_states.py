@@ -7,7 +7,15 @@ import logging
 
 import pytest
 
-from schemas.endpoint import DisabledBecause, EndpointRecord, State, key_bytes, read_endpoint, read_key, write_endpoint
+from schemas.endpoint import (
+    DisabledBecause,
+    EndpointRecord,
+    EndpointState,
+    key_bytes,
+    read_endpoint,
+    read_key,
+    write_endpoint,
+)
 from telemetry.metrics import Metrics
 from workers.delivery.endpoint_states import IDLE_MS, MOST_DISABLED, MOST_FAILING, EndpointStates, Forget
 from workers.delivery.outputs import PendingDelivery
@@ -69,7 +77,7 @@ class Fleet:
         return {key: value for key, value in dict(self.written).items() if value is not None}
 
     @property
-    def states(self) -> list[State | None]:
+    def states(self) -> list[EndpointState | None]:
         return [read_endpoint(value).state if value is not None else None for _, value in self.written]
 
     @property
@@ -86,7 +94,7 @@ def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenan
     [(key, value)] = fleet.written
     assert read_key(key) == KEY
     assert read_endpoint(value or b"") == EndpointRecord(
-        tenant="acme", url=URL, state=State.DISABLED, at=NOW_MS, reason=DisabledBecause.GONE, webhook_id="msg_1"
+        tenant="acme", url=URL, state=EndpointState.DISABLED, at=NOW_MS, reason=DisabledBecause.GONE, webhook_id="msg_1"
     )
     for metrics in fleet.metrics:
         assert metrics.registry.get_sample_value("postback_disabled_endpoints") == 1
@@ -108,7 +116,7 @@ def test_one_failure_with_days_between_it_and_the_next_is_no_outage() -> None:
 def test_an_endpoint_that_fails_for_five_days_is_disabled() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
-    assert fleet.states == [State.FAILING, State.DISABLED]
+    assert fleet.states == [EndpointState.FAILING, EndpointState.DISABLED]
     failing, disabled = (read_endpoint(value or b"") for _, value in fleet.written)
     assert disabled.reason is DisabledBecause.FAILING
     assert 5 * DAY <= disabled.at - failing.at <= 5 * DAY + 30 * MINUTE
@@ -119,7 +127,7 @@ def test_days_are_counted_over_restarts_and_over_processes() -> None:
     fleet.fail_for(3 * DAY, every=30 * MINUTE)
     fleet.restart(0)
     fleet.fail_for(2 * DAY + 120 * MINUTE, process=1, every=30 * MINUTE)
-    assert fleet.states == [State.FAILING, State.DISABLED]
+    assert fleet.states == [EndpointState.FAILING, EndpointState.DISABLED]
     fleet.restart(0)
     assert fleet.disabled == [True, True]
 
@@ -128,7 +136,7 @@ def test_one_success_in_another_process_starts_the_days_anew() -> None:
     fleet = Fleet()
     fleet.fail_for(4 * DAY, every=30 * MINUTE)
     fleet.attempt(OK, process=1)
-    assert fleet.states == [State.FAILING, None]
+    assert fleet.states == [EndpointState.FAILING, None]
     fleet.fail_for(4 * DAY, every=30 * MINUTE)
     assert fleet.disabled == [False, False]
 
@@ -173,7 +181,7 @@ def test_an_endpoint_whose_name_leads_where_the_guard_refuses_fails_like_others(
 def test_an_operator_enables_it_and_the_days_start_anew() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
-    record = EndpointRecord(tenant="acme", url=URL, state=State.ENABLED, at=fleet.now_ms)
+    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.ENABLED, at=fleet.now_ms)
     fleet.put(key_bytes(KEY), write_endpoint(record))
     assert fleet.disabled == [False, False]
     assert fleet.metrics[0].registry.get_sample_value("postback_disabled_endpoints") == 0
@@ -186,7 +194,7 @@ def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
     [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
-    record = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=fleet.now_ms, reason=reason)
+    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.DISABLED, at=fleet.now_ms, reason=reason)
     fleet.put(key_bytes(KEY), write_endpoint(record))
     fleet.put(key_bytes(forget.key), None)
     assert (fleet.disabled, fleet.kept) == ([True, True], {})
@@ -206,9 +214,9 @@ def test_who_finds_that_it_fails_does_not_undo_that_an_operator_disabled_it_mean
         fleet.now_ms += MINUTE
     [failing] = late
     assert isinstance(failing, EndpointRecord)
-    assert failing.state is State.FAILING
+    assert failing.state is EndpointState.FAILING
     disabled = EndpointRecord(
-        tenant="acme", url=URL, state=State.DISABLED, at=fleet.now_ms, reason=DisabledBecause.OPERATOR
+        tenant="acme", url=URL, state=EndpointState.DISABLED, at=fleet.now_ms, reason=DisabledBecause.OPERATOR
     )
     fleet.put(key_bytes(KEY), write_endpoint(disabled))
     fleet.put(key_bytes(KEY), write_endpoint(failing))
@@ -257,7 +265,7 @@ def test_a_url_of_a_single_event_is_never_written_down_however_long_it_fails() -
     fleet.fail_for(10 * DAY, every=12 * 60 * MINUTE, pending=PENDING)
     assert fleet.written == []
     fleet.attempt(DOWN, pending=OTHER_EVENT)
-    assert fleet.states == [State.FAILING]
+    assert fleet.states == [EndpointState.FAILING]
 
 
 def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_others_all_the_same() -> None:
@@ -267,7 +275,7 @@ def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_
             first = url_of_its_own(number)
             fleet.now_ms = NOW_MS + minute * MINUTE
             fleet.attempt(DOWN, pending=first if minute else first._replace(webhook_id="another"))
-    assert fleet.states == [State.FAILING] * MOST_FAILING
+    assert fleet.states == [EndpointState.FAILING] * MOST_FAILING
     fleet.fail_for(10 * MINUTE, pending=url_of_its_own(1, tenant="globex"))
     fleet.attempt(DOWN, pending=url_of_its_own(1, tenant="globex")._replace(webhook_id="another"))
     assert len(fleet.kept) == MOST_FAILING + 1
@@ -280,7 +288,7 @@ def test_a_tenant_whose_urls_all_fail_does_not_make_the_failures_of_another_s_be
         fleet.attempt(DOWN)
         for number in range(12_000):
             fleet.attempt(DOWN, pending=url_of_its_own(number, tenant="globex"))
-    assert (fleet.states, list(fleet.kept)) == ([State.FAILING], [key_bytes(KEY)])
+    assert (fleet.states, list(fleet.kept)) == ([EndpointState.FAILING], [key_bytes(KEY)])
 
 
 def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else_is_attempted() -> None:
@@ -293,13 +301,15 @@ def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else
     fleet.now_ms += 1
     fleet.attempt(OK, process=1, pending=url_of_its_own(1))
     fleet.attempt(OK, process=1, pending=url_of_its_own(1))
-    assert (fleet.states, fleet.kept) == ([State.FAILING, None], {})
+    assert (fleet.states, fleet.kept) == ([EndpointState.FAILING, None], {})
 
 
 def test_what_was_enabled_long_ago_is_taken_out_and_what_is_disabled_never() -> None:
     fleet = Fleet()
-    disabled = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=NOW_MS, reason=DisabledBecause.OPERATOR)
-    enabled = EndpointRecord(tenant="acme", url=f"{URL}2", state=State.ENABLED, at=NOW_MS)
+    disabled = EndpointRecord(
+        tenant="acme", url=URL, state=EndpointState.DISABLED, at=NOW_MS, reason=DisabledBecause.OPERATOR
+    )
+    enabled = EndpointRecord(tenant="acme", url=f"{URL}2", state=EndpointState.ENABLED, at=NOW_MS)
     fleet.put(key_bytes(disabled.key), write_endpoint(disabled))
     fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
     fleet.now_ms += 366 * DAY
@@ -325,11 +335,13 @@ def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_
 
     # Others are disabled as ever, and an operator's word counts beyond the bound; one enabled makes room for one.
     fleet.attempt(GONE, pending=url_of_its_own(1, tenant="globex"))
-    operator = EndpointRecord(tenant="acme", url=URL, state=State.DISABLED, at=1, reason=DisabledBecause.OPERATOR)
+    operator = EndpointRecord(
+        tenant="acme", url=URL, state=EndpointState.DISABLED, at=1, reason=DisabledBecause.OPERATOR
+    )
     fleet.put(key_bytes(KEY), write_endpoint(operator))
     assert fleet.disabled == [True]
     for url in (URL, url_of_its_own(0).url):
-        enabled = EndpointRecord(tenant="acme", url=url, state=State.ENABLED, at=NOW_MS)
+        enabled = EndpointRecord(tenant="acme", url=url, state=EndpointState.ENABLED, at=NOW_MS)
         fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
     fleet.attempt(GONE, pending=url_of_its_own(MOST_DISABLED))
     assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
@@ -356,9 +368,9 @@ def test_that_no_more_can_be_disabled_is_said_of_each_tenant_once_a_minute(
         assert sum("not-disabled" in record.getMessage() for record in caplog.records) == said
 
 
-@pytest.mark.parametrize("state", [State.FAILING, State.ENABLED])
+@pytest.mark.parametrize("state", [EndpointState.FAILING, EndpointState.ENABLED])
 def test_a_record_that_is_dated_in_the_future_is_forgotten_as_one_of_now_and_so_are_those_behind_it(
-    state: State,
+    state: EndpointState,
 ) -> None:
     fleet = Fleet()
     for at in (NOW_MS + 10_000 * DAY, NOW_MS):
@@ -373,7 +385,7 @@ def test_a_record_that_is_dated_in_the_future_is_forgotten_as_one_of_now_and_so_
 
 def test_an_endpoint_that_fails_since_a_time_in_the_future_is_disabled_after_five_days_from_now() -> None:
     fleet = Fleet()
-    record = EndpointRecord(tenant="acme", url=URL, state=State.FAILING, at=NOW_MS + 10_000 * DAY)
+    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.FAILING, at=NOW_MS + 10_000 * DAY)
     fleet.put(key_bytes(KEY), write_endpoint(record))
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     assert fleet.disabled == [True, True]

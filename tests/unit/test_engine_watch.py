@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from tests.clocks import HandClock
-from workers.engine_watch import EngineWatch
 from workers.engines.base import EngineDied, EngineUnavailable
-from workers.process import alive, readiness_of
+from workers.inference.engine_watch import EngineWatch
+from workers.roles.supervision import alive, readiness_of
 
 AWAY = EngineUnavailable("the server answered 503")
 

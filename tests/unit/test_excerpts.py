@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.enrichment.excerpts import beginnings, within
-from workers.enrichment.rank import Budget
-from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.choosing.excerpts import beginnings, within
+from workers.enrichment.choosing.rank import Budget
+from workers.enrichment.choosing.tokens import estimated_tokens
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from open_files import no_files_left
 
 from workers.delivery.exhaustion import exhausted_by
-from workers.process import allow_open_files
+from workers.system.tuning import allow_open_files
 
 KEY = ConnectionKey("hooks.example", 443, True, True, None, None, None)
 

@@ -8,10 +8,10 @@ import json
 import pytest
 
 from devkit.site import HIDDEN_SENTENCE
-from workers.enrichment.charset import decode
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.extract import MAX_DEPTH, depth_exceeds, extract
-from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.reading.charset import decode
+from workers.enrichment.reading.extract import MAX_DEPTH, depth_exceeds, extract
 
 SEEN = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla to this day."
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_inference import record, working
 
-from workers import inference
 from workers.engines.base import Completion, EngineFailed, FinishReason, GenerationRequest
 from workers.engines.finish import finish_reason, is_failure
-from workers.engines.openai_http import _Answer, _completion
+from workers.engines.openai_http import _completion, _ServerAnswer
+from workers.inference import handler as inference
 
 WORDS: dict[str, FinishReason] = {
     **dict.fromkeys(["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE"], "stop"),
@@ -27,7 +27,7 @@ def answer_of(said: str | None) -> Completion:
     """What the engine makes of a server's answer that ended so."""
     choice = {"message": {"content": "half a"}, "finish_reason": said}
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
-    return _completion(_Answer.model_validate({"choices": [choice], "usage": usage}))
+    return _completion(_ServerAnswer.model_validate({"choices": [choice], "usage": usage}))
 
 
 @pytest.mark.parametrize(("said", "reason"), [(None, "stop"), ("", "stop"), *WORDS.items()])

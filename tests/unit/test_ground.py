@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Message, TextPart
-from workers.enrichment import Evidence, NumberedSource, cite, ground
-from workers.enrichment.grounding import INVISIBLE, harmless
-from workers.enrichment.rank import split
-from workers.enrichment.template import TemplateRefused, load_template
+from workers.enrichment.answering import cite
+from workers.enrichment.answering.grounding import INVISIBLE, ground, harmless
+from workers.enrichment.answering.template import TemplateRefused, load_template
+from workers.enrichment.choosing.rank import split
+from workers.enrichment.evidence import Evidence, NumberedSource
 
 
 def evidence(*passages: str, title: str | None = "A page") -> Evidence:

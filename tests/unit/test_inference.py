@@ -19,10 +19,11 @@ from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
-from workers.enrichment import Enricher, EnrichmentSettings
-from workers.inference import MAX_HEADER_BYTES, InferenceHandler
-from workers.registry import MAX_FORWARDS, Registry
-from workers.settings import WorkerSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import MAX_HEADER_BYTES, InferenceHandler
+from workers.inference.registry import MAX_FORWARDS, Registry
+from workers.inference.settings import WorkerSettings
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 CLOCK = SystemClock()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_inference import TOPIC_ID, headers_of, record, working
 
-from producers.dead_letters import Letter, _Partitions, returning
+from operators.dead_letters import Letter, _Partitions, returning
 from producers.scan import Place, Stored
 from schemas.codec import Headers, InvalidJob, Origin, ReceivedJob, read_job, read_result
 from schemas.settings import KafkaSettings

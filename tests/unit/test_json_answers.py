@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from workers.engines.base import Completion
-from workers.json_answers import NotJson, require_json
+from workers.inference.json_answers import NotJson, require_json
 
 
 def answer(text: str, reason: Literal["stop", "length", "abort"] = "stop") -> Completion:

@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from producers.dead_letters import kind_of
+from operators.dead_letters import kind_of
 from producers.scan import Place, Stored
 from schemas import topics as names
 from schemas.codec import Origin, read_job, read_result
@@ -18,8 +18,8 @@ from schemas.result import Outcome
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers import last_resort
-from workers.dead_letters import MAX_LETTER_BYTES
+from workers.roles import last_resort
+from workers.stage.dead_letters import MAX_LETTER_BYTES
 from workers.stage.record import Failure, Header, Output, Record, size_of
 
 TOPICS = Topics("fleet.")
@@ -137,7 +137,7 @@ def test_the_result_has_the_identity_and_the_callback_that_the_jobs_other_result
 
 def test_where_reading_a_job_is_what_fails_its_place_alone_names_it() -> None:
     record = Record(TOPICS.requests(), 3, 7, json.dumps(JOB).encode(), b"key", [(names.TENANT, b"acme")])
-    with patch("workers.last_resort.read_address", side_effect=RecursionError):
+    with patch("workers.roles.last_resort.read_address", side_effect=RecursionError):
         result, letter = outputs_for_a_job(record)
     place = Origin("topic-uuid", 3, 7)
     assert dict(result.headers or ()) == {

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from renderers import rendered, urls_in_text
 
-from workers.enrichment import Evidence, NumberedSource
-from workers.enrichment.links import LINK_REMOVED, without_unknown_links
+from workers.enrichment.answering.links import LINK_REMOVED, without_unknown_links
+from workers.enrichment.evidence import Evidence, NumberedSource
 
 PAGE = "https://a.example/bridge"
 WIKI = "https://wiki.example/Bridge_(Tarnby)"

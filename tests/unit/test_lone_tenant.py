@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers.stage.foresight import Foresight
 from workers.stage.intake import Committed, Contact, PartitionId
+from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Headers, Output, Record
-from workers.stage.runner import Completion, Runner
-from workers.stage.settle import Batch, State
+from workers.stage.runner import Handled, Runner
+from workers.stage.settle import Batch, SettlerState
 from workers.stage.sharing import Party
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.window import Limits
@@ -108,7 +108,7 @@ class Log:
 class Settler:
     """Commits each batch by the next time that it is asked."""
 
-    state = State.READY
+    state = SettlerState.READY
     resting = False
     failures = 0
     offsets_swept = True
@@ -119,10 +119,10 @@ class Settler:
 
     def settle(self, batch: Batch) -> None:
         batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
-        self._batch, self.state = batch, State.SETTLING
+        self._batch, self.state = batch, SettlerState.SETTLING
 
     def settled(self) -> Batch | None:
-        self.state = State.READY
+        self.state = SettlerState.READY
         return self._batch
 
 
@@ -164,7 +164,7 @@ class Loop:
             self.stage._runner.begun += len(batch)
             self.done += [(record.partition, record.offset) for _, record in batch]
             for partition, record in batch:
-                self.stage._completions.put(Completion(partition, record, (), 0.0))
+                self.stage._completions.put(Handled(partition, record, (), 0.0))
 
 
 PACES = st.lists(
@@ -189,7 +189,7 @@ def test_a_tenant_alone_is_never_deferred_whatever_the_engines_pace(paces: list[
         Metrics(),
         engine,
         Tenants(),
-        Foresight(looking, clock),
+        Lookahead(looking, clock),
     )
     told: Any = loop
     stage._loop, loop.stage = told, stage

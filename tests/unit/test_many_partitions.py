@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from kafka import errors as kafka_errors
 
-from producers import topics as producers_topics
+from operators import topics as producers_topics
+from operators.topics import create_topics
 from producers.errors import RequestRefused
-from producers.topics import create_topics
 from schemas.settings import KafkaSettings
 
 MOST = 10_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.memory_limit import LARGEST_WINDOW, MIB, SMALLEST_WINDOW, memory_limit_bytes, window_bytes
+from workers.system.memory_limit import LARGEST_WINDOW, MIB, SMALLEST_WINDOW, memory_limit_bytes, window_bytes
 
 GIB = 1024 * MIB
 UNIFIED, MIXED = "0::/a/b\n", "4:cpu,cpuacct:/a\n2:memory:/a/b\n0::/a\n"

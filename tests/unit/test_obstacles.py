@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from clocks import SetClock
 
-from producers.dead_letters import Letter, _Partitions, kind_of, returning
+from operators.dead_letters import Letter, _Partitions, kind_of, returning
 from producers.scan import Place, Stored
 from schemas.settings import KafkaSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from workers.enrichment import EnrichmentSettings
+from workers.enrichment.settings import EnrichmentSettings
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
 ROW = re.compile(r"^\| `POSTBACK_ENRICHMENT__[^|]*\|[^|]*\|$", re.MULTILINE)

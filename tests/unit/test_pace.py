@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clocks import HandClock
 
-from workers.pace import AnswerRate, EnrichmentLead
+from workers.inference.pace import AnswerRate, EnrichmentLead
 
 
 def answer(rate: AnswerRate, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from workers.enrichment.cache.entry import (
-    Entry,
+    CacheEntry,
     Key,
     Lifetime,
     decoded,
@@ -29,11 +29,11 @@ from workers.enrichment.evidence import Page
 
 ANSWER = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
 URL = "https://a.example/x"
-ENTRY = Entry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER, life=Lifetime(100.0))
+ENTRY = CacheEntry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER, life=Lifetime(100.0))
 
 
 def test_an_entry_is_the_same_when_it_is_read_back() -> None:
-    negative = Entry(100.0, 200.0, 200.0, URL, URL, reason="its server answered 404")
+    negative = CacheEntry(100.0, 200.0, 200.0, URL, URL, reason="its server answered 404")
     assert [decoded(encoded(one)) for one in (ENTRY, negative)] == [ENTRY, negative]
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from workers.enrichment.evidence import Particulars
-from workers.enrichment.extract import extract
-from workers.enrichment.particulars import doi_in, iso_date
+from workers.enrichment.reading.extract import extract
+from workers.enrichment.reading.particulars import doi_in, iso_date
 
 URL = "https://www.journal.example/article/7?utm_source=feed"
 

@@ -12,20 +12,11 @@ from confluent_kafka import KafkaError
 
 from schemas.settings import KafkaSettings
 from tests.clocks import HandClock
-from workers.engine_watch import EngineWatch
 from workers.engines.base import EngineLost, EngineUnavailable
-from workers.process import (
-    AccessRefused,
-    BrokerAway,
-    LoopBeat,
-    ProcessError,
-    alive,
-    readiness_of,
-    run_stages,
-    stop_signal,
-    unanswered,
-    unless_stopped,
-)
+from workers.inference.engine_watch import EngineWatch
+from workers.kafka.topics import AccessDenied, BrokerAway, unanswered
+from workers.roles.supervision import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
+from workers.system.errors import ProcessError
 
 
 class Broken:
@@ -77,7 +68,9 @@ class Draining:
 
 @pytest.fixture(autouse=True)
 def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.collect_garbage_seldom", lambda: None)  # it is the test process's too
+    monkeypatch.setattr(
+        "workers.roles.supervision.collect_garbage_seldom", lambda: None
+    )  # it is the test process's too
 
 
 async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:
@@ -91,8 +84,8 @@ async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_ra
 @pytest.mark.parametrize(
     ("code", "kind", "said"),
     [
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
-        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, AccessRefused, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessDenied, r"refuses access to the topic jobs.*ACLs"),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, AccessDenied, r"refuses access to the topic jobs.*ACLs"),
         (KafkaError._TIMED_OUT, BrokerAway, r"Kafka at host:1 does not answer \(_TIMED_OUT\)"),
     ],
 )

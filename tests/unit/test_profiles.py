@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from schemas.job import Message, Search, Sources, TextPart
-from workers.enrichment.grounding import GroundedPrompt
-from workers.enrichment.profile import ProfileRefused, Profiles, UnknownProfile
+from workers.enrichment.answering.grounding import GroundedPrompt
+from workers.enrichment.answering.profile import ProfileRefused, Profiles, UnknownProfile
 
 SCHEMA = '{"type": "object", "properties": {"score": {"type": "integer"}}}'
 

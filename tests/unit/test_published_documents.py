@@ -12,7 +12,7 @@ from console.publish import ROOT, documents
 from schemas.result import Outcome
 from telemetry.metrics import Metrics
 from workers.delivery.post import FailureReason
-from workers.stage.settle import State
+from workers.stage.settle import SettlerState
 
 READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
 
@@ -31,7 +31,7 @@ def test_each_setting_says_what_it_is() -> None:
 
 def test_no_code_reads_a_variable_that_is_not_listed() -> None:
     listed = {variable.name for section in sections() for variable in section.variables}
-    packages = ("console", "devkit", "producers", "schemas", "telemetry", "workers")
+    packages = ("console", "devkit", "gateway", "operators", "producers", "schemas", "telemetry", "workers")
     sources = [path.read_text() for package in packages for path in (ROOT / package).rglob("*.py")]
     read = {name for source in sources for name in READ_ALONE.findall(source)}
 
@@ -44,4 +44,8 @@ def test_what_a_metrics_labels_may_say_stands_beside_it() -> None:
 
     assert all(outcome in said["postback_jobs"] for outcome in Outcome)
     assert all(reason in said["postback_callbacks"] for reason in FailureReason)
-    assert all(state.value in said["postback_repairs"] for state in State if state not in (State.READY, State.SETTLING))
+    assert all(
+        state.value in said["postback_repairs"]
+        for state in SettlerState
+        if state not in (SettlerState.READY, SettlerState.SETTLING)
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from clocks import HandClock
 
-from producers.put_back import Returning, put_back
+from operators.put_back import Returning, put_back
 
 
 @dataclass

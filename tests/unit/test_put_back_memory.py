@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.dead_letters import _Marks, mark
+from operators.dead_letters import _Marks, mark
+from operators.undelivered import _event
 from producers.scan import Place, Range, Stored
-from producers.undelivered import _event
 from schemas.topics import Topics
 
 LETTERS = 20_000

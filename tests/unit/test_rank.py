@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.enrichment.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
-from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.choosing.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
+from workers.enrichment.choosing.tokens import estimated_tokens
 
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
 CHEESE = "Bramwick cheese ripens for fourteen weeks. Its rind is washed with cider."

@@ -36,7 +36,7 @@ def test_reading_ranking_and_judging_pages_imports_nothing() -> None:
 def work() -> None:
     """What members do, with pages of many makes, scripts and charsets."""
     from devkit.pdf_files import line, pdf
-    from workers.enrichment import member
+    from workers.enrichment.processes import member
 
     def extract(body: bytes, media_type: str, charset: str | None) -> str:
         return str(member._extract(body, media_type, charset, "https://bücher.example/")["text"])
@@ -58,7 +58,7 @@ def work() -> None:
 
 def main() -> None:
     """Print the modules that the work imported."""
-    from workers.enrichment import member
+    from workers.enrichment.processes import member
 
     member._import_all()
     before = set(sys.modules)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from schemas.bounded import BoundedModel
 from schemas.codec import Origin, read_job, read_result
 
-PACKAGES: Final = ("schemas", "workers", "producers", "console", "devkit")
+PACKAGES: Final = ("schemas", "workers", "producers", "operators", "gateway", "console", "devkit")
 OPERATORS_FILES: Final = ("settings", "keyring", "profile", "template")
 """Modules and packages whose models are read from the operator's own files and environment."""
 NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.cpu_worker")
@@ -119,10 +119,10 @@ def reader(model: type[BaseModel]) -> Callable[[bytes], object]:
     from schemas.endpoint import EndpointRecord, read_endpoint
     from schemas.job import Job
     from schemas.result import Result
-    from workers.enrichment.search.service import Answer
+    from workers.enrichment.search.service import ServiceAnswer
 
     if ".search." in model.__module__:
-        return lambda body: Answer(200, {}, body, 0.0).read(model)
+        return lambda body: ServiceAnswer(200, {}, body, 0.0).read(model)
     readers: dict[type[BaseModel], Callable[[bytes], object]] = {
         Job: reader_of_jobs,
         Result: read_result,

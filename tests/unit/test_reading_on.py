@@ -9,9 +9,9 @@ import pytest
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
-from workers import compacted
-from workers.compacted import CompactedTopic
-from workers.process import BrokerAway
+from workers.kafka import compacted
+from workers.kafka.compacted import CompactedTopic
+from workers.kafka.topics import BrokerAway
 
 
 async def wait_while(monkeypatch: pytest.MonkeyPatch, comes: list[int]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from workers.registry import MAX_FORWARDS, Forward, Ours, Registry, UnknownModel
+from workers.inference.registry import MAX_FORWARDS, Forward, Ours, Registry, UnknownModel
 
 SHARED = Registry(("small", "vllm", "default"), None, {"big": "gpu", "mine": None})
 GPU = Registry(("big", "vllm", "default"), "gpu", {"small": None, "alias": "gpu"})

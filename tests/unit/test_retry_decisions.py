@@ -20,7 +20,7 @@ from workers.delivery.retries import (
     is_early,
     left_ms,
 )
-from workers.retry_after import parse_retry_after
+from workers.egress.retry_after import parse_retry_after
 
 NOW = 1_700_000_000_000
 DAY = 86_400

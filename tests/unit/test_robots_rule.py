@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from workers.enrichment.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.settings import EnrichmentSettings
 
 URL = "https://a.example/x"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from schemas.topics import Topics
-from workers.roles import lanes_of
-from workers.settings import WorkerSettings
+from workers.inference.settings import WorkerSettings
+from workers.roles.worker import lanes_of
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from workers.stage.runner import (
     MAX_OUTPUT_BYTES,
     OTHERS_TO_ONE_PACED,
     PACED_AT_A_TIME_SECONDS,
-    Completion,
+    Handled,
     Runner,
 )
 
@@ -53,9 +53,9 @@ Resort = Sequence[Output] | Exception | None
 """The stage's last resort: its outputs, its error, or None where the stage has none."""
 
 
-async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Completion], dict[str, float]]:
+async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], dict[str, float]]:
     """The completions of one record, and how many defects of which calls were counted."""
-    completions: SimpleQueue[Completion] = SimpleQueue()
+    completions: SimpleQueue[Handled] = SimpleQueue()
     metrics, before = Metrics(), asyncio.all_tasks()
 
     def resort(record: Record, failure: Failure) -> Sequence[Output]:
@@ -156,7 +156,7 @@ async def test_records_behind_one_that_cannot_be_given_up_are_handled() -> None:
         async def handle(self, record: Record) -> Sequence[Output]:
             return [LETTER] if record.offset else await super().handle(record)
 
-    completions: SimpleQueue[Completion] = SimpleQueue()
+    completions: SimpleQueue[Handled] = SimpleQueue()
     runner = Runner(Picky(ValueError(), KeyError()), completions, Defects(Metrics()))
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 1, 2), 0.0)
     await settled()
@@ -179,7 +179,7 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
                 raise KeyError
             return [LETTER]
 
-    completions: SimpleQueue[Completion] = SimpleQueue()
+    completions: SimpleQueue[Handled] = SimpleQueue()
     metrics = Metrics()
     runner = Runner(Handler((), KeyError()), completions, Defects(metrics), Sharing(), lambda *_: [LETTER])
     runner.defer(records_of(Partition("requests", 0, 1, 0.0), 0, 1), 0.0)
@@ -209,8 +209,8 @@ class Waiting:
         raise AssertionError(failure.message)
 
 
-def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[Completion]]:
-    handler, completions = Waiting(), SimpleQueue[Completion]()
+def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[Handled]]:
+    handler, completions = Waiting(), SimpleQueue[Handled]()
     return Runner(handler, completions, Defects(Metrics())), handler, completions
 
 
@@ -275,7 +275,7 @@ async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way
             time.sleep(most / 2)  # what takes the CPU does not let the loop go on either
             return await super().handle(record)
 
-    handler, completions = Slow(), SimpleQueue[Completion]()
+    handler, completions = Slow(), SimpleQueue[Handled]()
     offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, paced=paced)
     Runner(handler, completions, Defects(Metrics())).start(records_of(partition, *offsets), 0.0)
     seen = [0]
@@ -303,7 +303,7 @@ async def test_a_record_waits_for_no_more_than_a_slice_of_those_that_are_paced()
             return await super().handle(record)
 
     handler = Slow()
-    runner = Runner(handler, SimpleQueue[Completion](), Defects(Metrics()))
+    runner = Runner(handler, SimpleQueue[Handled](), Defects(Metrics()))
     runner.start(records_of(Partition("tier", 0, 1, 0.0, paced=True), *range(0, 80, 2)), 0.0)
     await asyncio.sleep(0)
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 100), 0.0)

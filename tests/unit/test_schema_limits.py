@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines.base import RequestRejected
 from workers.engines.schema_limits import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
-from workers.enrichment.profile import Profiles
+from workers.enrichment.answering.profile import Profiles
 
 
 def properties(count: int, **each: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from virtual_time import in_virtual_time
 
 from telemetry.clock import SystemClock
 from workers.enrichment.search.allowance import Allowance, current_allowance
-from workers.enrichment.search.pace import Pace
+from workers.enrichment.search.pace import RequestPace
 
 CLOCK = SystemClock()
 LONG = 30.0
@@ -64,7 +64,7 @@ async def test_who_has_no_allowance_has_all_the_time() -> None:
 
 
 async def test_a_search_that_has_begun_is_finished_before_others_begin() -> None:
-    pace, begun, most = Pace(CLOCK, 0.001), 0, 0
+    pace, begun, most = RequestPace(CLOCK, 0.001), 0, 0
 
     async def search() -> None:
         nonlocal begun, most
@@ -81,7 +81,7 @@ async def test_a_search_that_has_begun_is_finished_before_others_begin() -> None
 
 
 async def test_who_is_cancelled_at_the_head_of_the_line_leaves_it_to_the_next() -> None:
-    pace = Pace(CLOCK, 0.01)
+    pace = RequestPace(CLOCK, 0.01)
     await pace.turn()
     head, second = asyncio.create_task(pace.turn()), asyncio.create_task(pace.turn())
     await asyncio.sleep(0)

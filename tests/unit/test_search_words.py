@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Sources
-from workers.enrichment.profile import Profiles
+from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.search.words import MAX_QUESTION_CHARS, MAX_WORDS, question_in, search_words
 
 QUESTION = "Does low-dose aspirin lower the risk of stroke in adults with diabetes?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from producers.endpoints import is_at
+from producers.selection import is_at
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.engines import EngineSettings
 from workers.enrichment.cache.settings import CacheSettings
-from workers.settings import WorkerSettings
+from workers.inference.settings import WorkerSettings
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from workers.stage import settle
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
 from workers.stage.record import Output
-from workers.stage.settle import Batch, IdentityShared, Settler, State
+from workers.stage.settle import Batch, IdentityShared, Settler, SettlerState
 from workers.stage.sweep import AGAIN_SECONDS, SWEEP_PARTITIONS, Layout, LeaderMissing, Sweeps
 
 
@@ -108,16 +108,16 @@ def batch_of(partition: Partition, offset: int, topic: str = "results") -> Batch
 
 def repaired(settler: Settler, *held: Partition) -> None:
     """Go on until it is ready, as the stage does."""
-    while settler.state is not State.READY:
+    while settler.state is not SettlerState.READY:
         settler.repair(held)
-        if settler.state is State.REREADING:
+        if settler.state is SettlerState.REREADING:
             settler.reread()
 
 
 def landed(settler: Settler) -> Batch | None:
     """Wait for the transaction that is under way."""
     batch = None
-    while settler.state is State.SETTLING:
+    while settler.state is SettlerState.SETTLING:
         batch = settler.settled()
     return batch
 
@@ -125,7 +125,7 @@ def landed(settler: Settler) -> Batch | None:
 def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: Settler, partition: Partition) -> None:
     repaired(settler)
     settler.settle(batch_of(partition, 5))
-    assert settler.state is State.SWEEPING
+    assert settler.state is SettlerState.SWEEPING
     repaired(settler, partition)
     swept = ["init", "begin", "results[0] sweep", "results[1] sweep", "offsets requests[0]@5", "abort"]
     assert client(settler).asked == swept
@@ -164,7 +164,7 @@ def test_a_topic_that_is_gone_is_a_failure_that_rests(settler: Settler, partitio
     settler.settle(batch_of(partition, 5, "gone"))
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
-    assert (settler.state, settler.failures, settler.resting) == (State.ABORTING, 1, True)
+    assert (settler.state, settler.failures, settler.resting) == (SettlerState.ABORTING, 1, True)
 
 
 def test_nothing_is_held_open_for_a_partition_without_a_leader(settler: Settler, partition: Partition) -> None:
@@ -175,7 +175,7 @@ def test_nothing_is_held_open_for_a_partition_without_a_leader(settler: Settler,
     settler.settle(batch_of(partition, 5))
     asked = len(first.asked)
     settler.repair([partition])
-    assert (settler.state, settler.resting) == (State.REBUILDING, True)
+    assert (settler.state, settler.resting) == (SettlerState.REBUILDING, True)
     assert set(first.asked[asked:]) <= {"purge"}
 
 
@@ -191,7 +191,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     settler.settle(batch_of(partition, 5))
     assert settler.carries(partition)
     assert landed(settler) is None
-    assert (settler.state, settler.carries(partition)) == (State.REBUILDING, False)
+    assert (settler.state, settler.carries(partition)) == (SettlerState.REBUILDING, False)
     asked = len(first.asked)
     first.sent.set()
     while not any(each.startswith("offsets") for each in first.asked[asked:]):
@@ -267,15 +267,15 @@ def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swep
     assert not [each for each in asked if each.startswith("letters")]
     client(settler).sizes["letters"] = [1, 1, 1]
     settler.listen()
-    assert settler.state is State.READY
+    assert settler.state is SettlerState.READY
     clock.now += AGAIN_SECONDS
     settler.listen()
-    assert settler.state is State.SWEEPING
+    assert settler.state is SettlerState.SWEEPING
     repaired(settler, partition)
     assert [each for each in asked if each.startswith("letters")] == [f"letters[{n}] sweep" for n in range(3)]
     settler.listen()
     clock.now += AGAIN_SECONDS
-    assert settler.state is State.READY
+    assert settler.state is SettlerState.READY
 
 
 def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_offsets_with_the_last(

@@ -15,7 +15,7 @@ from telemetry.metrics import Metrics
 from workers.stage import settle
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
-from workers.stage.settle import Settler, State
+from workers.stage.settle import Settler, SettlerState
 
 Make = Callable[[type[Client]], Settler]
 
@@ -51,7 +51,7 @@ def settled(settler: Settler, partition: Partition) -> object:
     """Have a batch settled, topics swept first; None where it did not come through."""
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
-    if settler.state is not State.SETTLING:
+    if settler.state is not SettlerState.SETTLING:
         repaired(settler, partition)
         settler.settle(batch_of(partition, 5))
     return landed(settler)
@@ -60,14 +60,16 @@ def settled(settler: Settler, partition: Partition) -> object:
 @pytest.mark.parametrize(
     ("error", "next_state"),
     [
-        (KafkaError(KafkaError._TIMED_OUT), State.REBUILDING),
-        (KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True), State.ABORTING),
-        (KafkaError(KafkaError._FENCED, "another one came", fatal=True), State.REBUILDING),
-        (KafkaError(KafkaError._TRANSPORT, "try again", retriable=True), State.COMMITTING),
+        (KafkaError(KafkaError._TIMED_OUT), SettlerState.REBUILDING),
+        (KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True), SettlerState.ABORTING),
+        (KafkaError(KafkaError._FENCED, "another one came", fatal=True), SettlerState.REBUILDING),
+        (KafkaError(KafkaError._TRANSPORT, "try again", retriable=True), SettlerState.COMMITTING),
     ],
     ids=["timed out", "to be aborted", "fatal", "retriable"],
 )
-def test_a_commit_that_fails_is_no_commit(make: Make, held: Partition, error: KafkaError, next_state: State) -> None:
+def test_a_commit_that_fails_is_no_commit(
+    make: Make, held: Partition, error: KafkaError, next_state: SettlerState
+) -> None:
     class Failing(Client):
         failed = False
 
@@ -81,10 +83,12 @@ def test_a_commit_that_fails_is_no_commit(make: Make, held: Partition, error: Ka
     first = settler._producer
     assert settled(settler, held) is None
     assert settler.state is next_state
-    assert (settler._producer is not first) == (next_state is State.REBUILDING)
+    assert (settler._producer is not first) == (next_state is SettlerState.REBUILDING)
     batch = settler.repair([held])
-    assert (batch is not None) == (next_state is State.COMMITTING), "only a commit that was called again comes through"
-    assert settler.state is not State.SETTLING
+    assert (batch is not None) == (next_state is SettlerState.COMMITTING), (
+        "only a commit that was called again comes through"
+    )
+    assert settler.state is not SettlerState.SETTLING
 
 
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
@@ -98,11 +102,11 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
 
     settler = make(Hanging)
     settler.repair([held])
-    assert settler.state is State.SWEEPING
+    assert settler.state is SettlerState.SWEEPING
     monkeypatch.setattr(settle, "ABORT_SECONDS", -0.9)  # and the margin of a second
     hung = settler._producer
     settler.repair([held])
-    assert settler.state is State.REBUILDING
+    assert settler.state is SettlerState.REBUILDING
     assert settler._producer is not hung
 
 

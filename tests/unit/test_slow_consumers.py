@@ -13,7 +13,7 @@ from workers.delivery.destinations import Destination, DestinationBusy, Destinat
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.retries import Schedule, busy_tier
 from workers.delivery.settings import DeliverySettings
-from workers.stage.company import LINGER_SECONDS
+from workers.stage.group_commit import LINGER_SECONDS
 
 WAITS = Schedule(TIER_DELAYS_SECONDS).waits
 # A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.

@@ -11,14 +11,14 @@ from confluent_kafka import KafkaError, KafkaException
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers.stage.company import FEW_RECORDS, LINGER_SECONDS
+from workers.stage.group_commit import FEW_RECORDS, LINGER_SECONDS
 from workers.stage.intake import Committed, PartitionId
 from workers.stage.parking import AHEAD_RECORDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Failure, Headers, Output, Record
-from workers.stage.runner import Completion
-from workers.stage.settle import Batch, State
+from workers.stage.runner import Handled
+from workers.stage.settle import Batch, SettlerState
 from workers.stage.stage import (
     IDLE_SECONDS,
     LOOK_AGAIN_SECONDS,
@@ -86,7 +86,7 @@ class Intake:
 class Settler:
     """Has nothing to do."""
 
-    state = State.READY
+    state = SettlerState.READY
     resting = True
     failures = 0
     offsets_swept = True
@@ -96,14 +96,14 @@ class Settler:
 
     def sweep_again(self) -> None:
         """Has it noted."""
-        self.state = State.SWEEPING
+        self.state = SettlerState.SWEEPING
 
     def carries(self, partition: Partition) -> bool:
         return False
 
     def reread(self) -> None:
         """Is told that all is well."""
-        self.state = State.READY
+        self.state = SettlerState.READY
 
 
 class BusyLoop:
@@ -139,7 +139,7 @@ WAITS_ON = (Output("tier", b"", may_linger=True),)
 def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:
     """The handler has returned for these, and the stage has heard of it."""
     for offset in offsets:
-        stage._completions.put(Completion(partition, Record("requests", 0, offset, b""), outputs, 0.0))
+        stage._completions.put(Handled(partition, Record("requests", 0, offset, b""), outputs, 0.0))
     stage._collect()
 
 
@@ -207,7 +207,7 @@ def test_a_batch_that_does_not_come_through_is_tried_smaller_until_it_does() -> 
     settler = Settler()
     stage, _, partition = stage_with(Intake(), HandClock(), parked=MAX_BATCH_RECORDS, settler=settler)
     records = [Record("requests", 0, offset, b"") for offset in range(MAX_BATCH_RECORDS)]
-    stage._pending = [Completion(partition, record, [], 0.0) for record in records]
+    stage._pending = [Handled(partition, record, [], 0.0) for record in records]
     sizes = []
     for settler.failures in (0, 1, 2, 10, 0):
         sizes.append(len(stage._compose().offsets[partition]))
@@ -218,7 +218,7 @@ def test_a_transaction_of_large_results_carries_fewer_of_them_and_one_at_least()
     settler = Settler()
     stage, _, partition = stage_with(Intake(), HandClock(), parked=300, settler=settler)
     result = Output("results", bytes(MAX_BATCH_BYTES // 16))
-    stage._pending = [Completion(partition, Record("requests", 0, n, b""), [result], 0.0) for n in range(300)]
+    stage._pending = [Handled(partition, Record("requests", 0, n, b""), [result], 0.0) for n in range(300)]
     sizes = []
     for settler.failures in (0, 1, 4, 10):
         sizes.append(len(stage._compose().outputs))
@@ -293,7 +293,7 @@ def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opene
     new = stage._partitions["requests", 1]
     new.paused, intake.away = False, True
     stage._take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
-    assert stage._settler.state is State.SWEEPING
+    assert stage._settler.state is SettlerState.SWEEPING
     for _ in range(2):
         stage._regulate()
     assert (new.phase, intake.paused, intake.resumed) == (Phase.ASSIGNED, [new.id], [(*new.id, 0)])
@@ -442,7 +442,7 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
 
 def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
     """A stage with so many records of a tier and as many others, all of them due."""
-    stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, company_seconds=IDLE_SECONDS)
+    stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, group_commit_seconds=IDLE_SECONDS)
     stage.assigned([("tier", 0)])
     tier = stage._partitions["tier", 0]
     tier.open(Progress(0), 0)
@@ -509,7 +509,7 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
     def begun_beside(new: int) -> int:
         """How many transactions had been begun after a round with something complete and so many new records."""
         nonlocal offset
-        stage._complete(Completion(partition, Record("requests", 0, 9_999, b""), (), 0.0), 0.0)
+        stage._complete(Handled(partition, Record("requests", 0, 9_999, b""), (), 0.0), 0.0)
         stage._take([Record("requests", 0, offset + number, b"") for number in range(new)], [])
         offset += new
         stage._turn()
@@ -630,7 +630,7 @@ def died(stage: Stage, loop: BusyLoop) -> list[int]:
         stage._dispatch()
     batch, _ = loop.calls[-1]
     for partition, record in batch:
-        stage._completions.put(Completion(partition, record, None, 0.0))
+        stage._completions.put(Handled(partition, record, None, 0.0))
     stage._collect()
     return [record.offset for _, record in batch]
 

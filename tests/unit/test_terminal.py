@@ -8,8 +8,8 @@ import pytest
 
 from console.dead_letters import _report, _write_lines
 from console.deliveries import timeline
-from producers.dead_letters import Letter, Tally
-from producers.deliveries import Step
+from operators.dead_letters import Letter, LetterCounts
+from operators.deliveries import Step
 from producers.scan import Place, Stored
 
 EVIL = "\x1b]0;p\x07\n\u202e"
@@ -22,7 +22,7 @@ def test_no_header_of_a_dead_letter_steers_the_terminal_or_makes_a_second_line(
     headers = [(name, EVIL.encode()) for name in ("tenant", "job-id", "reason", "reason-detail")]
     letter = Letter(Stored("dead_letters", Place(0, 7), 0, None, b"{}", headers), "job", None)
     _write_lines([letter.summary()])
-    _report(Tally(Counter({("job", EVIL): 1})))
+    _report(LetterCounts(Counter({("job", EVIL): 1})))
     out, err = capsys.readouterr()
     assert out == f"0:7  1970-01-01T00:00:00.000Z  job  {SHOWN}  {SHOWN}  {SHOWN}  -\n"
     assert "\\u001b]0;p\\u0007" in err

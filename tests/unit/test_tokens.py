@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from schemas.job import Job, Message
-from workers.enrichment import room_for_sources
-from workers.enrichment.tokens import estimated_tokens
+from workers.enrichment.choosing.tokens import estimated_tokens, room_for_sources
 
 QUESTION = "Which bridge opened in 1987?"
 

@@ -13,15 +13,15 @@ from test_stage import BusyLoop, Handler, Intake, Settler
 
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
-from workers import topic_watch
-from workers.process import BrokerAway
+from workers.kafka.topics import BrokerAway
+from workers.roles import topic_watch
+from workers.roles.topic_watch import TopicWatch
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, topic_mark
 from workers.stage.record import Record
-from workers.stage.settle import State
+from workers.stage.settle import SettlerState
 from workers.stage.stage import Stage, StageSettings
 from workers.stage.topic_ids import Identities, TopicMadeAnew
-from workers.topic_watch import TopicWatch
 
 OLD, NEW = topic_mark("old"), topic_mark("new")
 
@@ -88,7 +88,7 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     stage._take(records(0, 1), [])
     assert (partition.ledger.taken, partition.careful_records) == ({0, 1}, 0)
     settler: Any = stage._settler
-    settler.state = State.REREADING
+    settler.state = SettlerState.REREADING
     stage._reread()  # before anything is committed of the new topic
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, {0, 1})
 

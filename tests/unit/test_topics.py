@@ -15,7 +15,7 @@ from schemas.topics import (
     tier_name,
     tiers_of,
 )
-from workers.cancellations import KEPT_MS
+from workers.inference.cancellations import KEPT_MS
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from yarl import URL
 
-from producers.endpoints import is_at
+from producers.selection import is_at
 from telemetry.logs import origin_of
 from workers.egress import EgressPolicy, EgressRefused, check_reference, check_url
-from workers.enrichment.cache.entry import Entry, Key, target_of_host, target_of_url
+from workers.enrichment.cache.entry import CacheEntry, Key, target_of_host, target_of_url
 
 JOB_SCHEMA = json.loads(Path("schemas/published/job.json").read_text())
 PATTERN = next(one["pattern"] for one in JOB_SCHEMA["properties"]["callback_url"]["anyOf"] if "pattern" in one)
@@ -114,4 +114,4 @@ def test_an_origin_a_filter_and_a_name_in_the_cache_are_had_for_every_text(text:
     assert target_of_url(text).startswith("u:")
     assert target_of_host(text).startswith("h:")
     assert Key.of(text, "public")
-    assert len(list(Entry(0.0, 0.0, 0.0, text, text).targets)) == 4
+    assert len(list(CacheEntry(0.0, 0.0, 0.0, text, text).targets)) == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.enrichment.steering import SCANNED_CHARS, steering, steering_of_page, told_by_markup
+from workers.enrichment.reading.steering import SCANNED_CHARS, steering, steering_of_page, told_by_markup
 
 
 @pytest.mark.parametrize(

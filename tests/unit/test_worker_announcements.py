@@ -28,8 +28,8 @@ from schemas.worker import (
     write_announcement,
 )
 from telemetry.clock import SystemClock
-from workers.announcer import Announcer
-from workers.registry import Registry, UnknownModel
+from workers.inference.announcer import Announcer
+from workers.inference.registry import Registry, UnknownModel
 
 SINCE = 1_000
 WHOLE = {"replica": "w1", "models": ["echo"], "at": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from workers.settings import WorkerSettings
+from workers.inference.settings import WorkerSettings
 
 
 @pytest.mark.parametrize("lane", ["batch", "shadow", "a.b", ""])

@@ -26,7 +26,7 @@ _ANSWERS = frozenset({FailureReason.CLIENT_ERROR, FailureReason.REDIRECTED, Fail
 _TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
 
 
-class State(StrEnum):
+class BreakerState(StrEnum):
     """See the module's drawing."""
 
     CLOSED = "closed"
@@ -34,7 +34,7 @@ class State(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Verdict(Enum):
+class Admission(Enum):
     """What an attempt says of the origin that it was made at."""
 
     ANSWERS = "answers"
@@ -43,11 +43,11 @@ class Verdict(Enum):
     """The guard refused, so nobody was asked; or the attempt was cut off from our side."""
 
 
-def verdict_of(outcome: PostOutcome) -> Verdict:
+def verdict_of(outcome: PostOutcome) -> Admission:
     """What an outcome says of the origin."""
     if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
-        return Verdict.ANSWERS
-    return Verdict.NOTHING if outcome.reason is FailureReason.REFUSED else Verdict.FAILS
+        return Admission.ANSWERS
+    return Admission.NOTHING if outcome.reason is FailureReason.REFUSED else Admission.FAILS
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
@@ -81,11 +81,11 @@ class Breaker:
         """How long the last failure took to be one."""
         self._probing_since: float | None = None
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> BreakerState:
         """Where it stands."""
         if not self._open:
-            return State.CLOSED
-        return State.OPEN if now < self._until else State.HALF_OPEN
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now < self._until else BreakerState.HALF_OPEN
 
     def seconds_left(self, now: float) -> float:
         """How long it stays open."""
@@ -110,7 +110,7 @@ class Breaker:
     def is_dead(self, now: float) -> bool:
         """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""
         longest = self._settings.breaker_longest_seconds
-        return self.state(now) is State.OPEN and self._seconds >= longest and not self._asked
+        return self.state(now) is BreakerState.OPEN and self._seconds >= longest and not self._asked
 
     @property
     def pristine(self) -> bool:
@@ -124,7 +124,7 @@ class Breaker:
 
     def take_probe(self, now: float) -> bool:
         """Whether the caller may make the one attempt of a half-open breaker. It has to be judged, or given back."""
-        if self._probing_since is not None or self.state(now) is not State.HALF_OPEN:
+        if self._probing_since is not None or self.state(now) is not BreakerState.HALF_OPEN:
             return False
         self._probing_since = now
         return True
@@ -134,10 +134,10 @@ class Breaker:
         self._probing_since = None
 
     def judge(
-        self, verdict: Verdict, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
+        self, verdict: Admission, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
     ) -> None:
         """Take in what an attempt has shown, and how long it took. `wait_seconds` is what the origin asked for."""
-        if verdict is Verdict.FAILS:
+        if verdict is Admission.FAILS:
             self._failed_after = took_seconds
         if probe:
             self._probing_since = None
@@ -149,16 +149,16 @@ class Breaker:
             self._open_for(wait_seconds, now)
             self._asked = True
 
-    def _judge_probe(self, verdict: Verdict, now: float) -> None:
-        if verdict is Verdict.ANSWERS:
+    def _judge_probe(self, verdict: Admission, now: float) -> None:
+        if verdict is Admission.ANSWERS:
             self._close()
-        elif verdict is Verdict.FAILS:
+        elif verdict is Admission.FAILS:
             self._trip(now)
 
-    def _judge_usual(self, verdict: Verdict, now: float) -> None:
-        if verdict is Verdict.NOTHING:
+    def _judge_usual(self, verdict: Admission, now: float) -> None:
+        if verdict is Admission.NOTHING:
             return
-        failed = verdict is Verdict.FAILS
+        failed = verdict is Admission.FAILS
         self._failures = self._failures + 1 if failed else 0
         self._recent = (self._recent << 1 | failed) & _ALL_BITS
         self._counted = min(self._counted + 1, _RECENT)

@@ -30,10 +30,11 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery import outputs
-from workers.delivery.breaker import State
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone, Place
+from workers.delivery.breaker import BreakerState
+from workers.delivery.destinations import AttemptSlot, Destination, DestinationBusy, Destinations, OriginLeftAlone
 from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
+from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
@@ -51,11 +52,10 @@ from workers.delivery.retries import (
     left_ms,
 )
 from workers.delivery.settings import DeliverySettings
-from workers.delivery.steady_wall import SteadyWall
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
-COMPANY_SECONDS = 0.05
+GROUP_COMMIT_SECONDS = 0.05
 """How long an attempt may wait to be settled with others: nobody waits for it, since the callback was sent before."""
 
 UNUSABLE = "unusable_result"
@@ -89,7 +89,9 @@ class DeliveryHandler(TierPace):
         # By then an endpoint of several events is disabled. One that each event has for itself never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
-        self._steady_wall = SteadyWall(clock)  # for counting days; the pace has one of its own, on another thread
+        self._jump_free_clock = JumpFreeClock(
+            clock
+        )  # for counting days; the pace has one of its own, on another thread
         self.states = EndpointStates(settings, metrics)
         """To be fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -165,7 +167,9 @@ class DeliveryHandler(TierPace):
         log.info("A callback is kept, since its endpoint is disabled.", action="callback-kept", **_fields(pending))
         return self._dead_letter(record, DISABLED, "callback_url: the endpoint is disabled", pending.attempts)
 
-    async def _attempt(self, record: Record, pending: PendingDelivery, body: bytes, place: Place) -> Sequence[Output]:
+    async def _attempt(
+        self, record: Record, pending: PendingDelivery, body: bytes, place: AttemptSlot
+    ) -> Sequence[Output]:
         """POST once, and write down what came of it."""
         now = self._clock.time()
         headers = self._headers(pending, body, now)
@@ -186,7 +190,7 @@ class DeliveryHandler(TierPace):
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
             else outputs.endpoint_state(change, self._topics)
-            for change in self.states.learn(pending, outcome, self._steady_wall.look()[0])
+            for change in self.states.learn(pending, outcome, self._jump_free_clock.look()[0])
         ]
 
     def _after_failure(
@@ -258,7 +262,7 @@ class DeliveryHandler(TierPace):
             **_fields(pending),
         )
 
-    def _say_breaker(self, destination: Destination, state: State, seconds: float) -> None:
+    def _say_breaker(self, destination: Destination, state: BreakerState, seconds: float) -> None:
         self._metrics.breaker_changes.labels(str(state)).inc()
         tenant, origin = destination
         log.info(

@@ -33,12 +33,12 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from telemetry.clock import Clock
-from workers.delivery.breaker import Breaker, State, Verdict, asked_to_wait, verdict_of
-from workers.delivery.crowd import Crowd
+from workers.delivery.breaker import Admission, Breaker, BreakerState, asked_to_wait, verdict_of
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
-from workers.delivery.remembered import Remembered
+from workers.delivery.queue_estimate import QueueEstimate
 from workers.delivery.settings import DeliverySettings
-from workers.memory_limit import LARGEST_WINDOW
+from workers.delivery.tenant_lru import TenantLru
+from workers.system.memory_limit import LARGEST_WINDOW
 
 Destination = tuple[str, str]
 """Tenant and origin."""
@@ -81,7 +81,7 @@ class _Share:
     held: int = 0
     strangers: int = 0
     """Of those: what its origins have whose last attempt was not answered."""
-    crowd: Crowd = field(default_factory=Crowd)
+    crowd: QueueEstimate = field(default_factory=QueueEstimate)
     """Of its origins that have nothing and get nothing."""
 
 
@@ -101,11 +101,11 @@ class _Load:
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
     """Units of the window: what runs, what waits, and what was told to go and has not gone yet."""
-    crowd: Crowd = field(default_factory=Crowd)
+    crowd: QueueEstimate = field(default_factory=QueueEstimate)
 
 
 @dataclass(slots=True)
-class Place:
+class AttemptSlot:
     """The right to make one attempt, given back by `with`. `outcome` stays None where our side cut the attempt off."""
 
     _destinations: Destinations
@@ -134,16 +134,16 @@ class Destinations:
         self,
         settings: DeliverySettings,
         clock: Clock,
-        on_change: Callable[[Destination, State, float], None] = lambda destination, state, seconds: None,
+        on_change: Callable[[Destination, BreakerState, float], None] = lambda destination, state, seconds: None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._on_change = on_change
         self._loads: dict[Destination, _Load] = {}
         """Of those that hold something of the window, by which they are bounded."""
-        self._idle = Remembered[_Load](_REMEMBERED)
+        self._idle = TenantLru[_Load](_REMEMBERED)
         """Of those that hold nothing and have failed lately."""
-        self._answering = Remembered[None](_REMEMBERED)
+        self._answering = TenantLru[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
         """Of the tenants that have something."""
         self._held = 0
@@ -158,13 +158,13 @@ class Destinations:
         """How much of the window all destinations have together, in units."""
         return self._held
 
-    async def place(self, destination: Destination, size: int) -> Place:
+    async def place(self, destination: Destination, size: int) -> AttemptSlot:
         """One of the destination's places, to be entered at once. Raises TurnedAway when none is, or gets, free.
 
         `size` is the record's, in bytes. The holder says what its attempt has shown by setting the place's outcome.
         """
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
-        return Place(self, destination, load, units, await self._enter(destination, load, units))
+        return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
         """What is known of it, or a new one: it is kept once it holds something, not for who is turned away."""
@@ -181,7 +181,7 @@ class Destinations:
             raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
         if not self._has_room(destination, load):
             raise self._busy(destination, load)
-        if load.breaker.state(now) is State.CLOSED and load.running >= load.allowed:
+        if load.breaker.state(now) is BreakerState.CLOSED and load.running >= load.allowed:
             await self._queue_up(destination, load, units)
             return False
         self._hold(destination, load, units)
@@ -278,13 +278,13 @@ class Destinations:
 
     # -- what attempts show ----------------------------------------------------------------------------------------
 
-    def _learn(self, destination: Destination, load: _Load, place: Place) -> None:
+    def _learn(self, destination: Destination, load: _Load, place: AttemptSlot) -> None:
         if place.outcome is None:
             if place.probe:
                 load.breaker.give_back_probe()
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
-            self._note(destination, load, Verdict.ANSWERS)
+            self._note(destination, load, Admission.ANSWERS)
             return  # the rule: its breaker and its places have nothing to learn
         now, outcome, verdict = self._clock.monotonic(), place.outcome, verdict_of(place.outcome)
         before = load.breaker.state(now)
@@ -295,7 +295,7 @@ class Destinations:
         self._adjust(load, outcome, verdict)
         self._note(destination, load, verdict)
         after = load.breaker.state(now)
-        if after is State.OPEN and before is not State.OPEN:
+        if after is BreakerState.OPEN and before is not BreakerState.OPEN:
             self._turn_away(load, load.breaker.seconds_left(now))
         if after is not before:
             self._on_change(destination, after, load.breaker.seconds_left(now))
@@ -303,18 +303,18 @@ class Destinations:
     def _is_as_well_as_can_be(self, load: _Load) -> bool:
         return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
-    def _adjust(self, load: _Load, outcome: PostOutcome, verdict: Verdict) -> None:
+    def _adjust(self, load: _Load, outcome: PostOutcome, verdict: Admission) -> None:
         """Fewer attempts at once where the origin says that there are too many; one more for each answer."""
-        if verdict is Verdict.ANSWERS:
+        if verdict is Admission.ANSWERS:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
 
-    def _note(self, destination: Destination, load: _Load, verdict: Verdict) -> None:
+    def _note(self, destination: Destination, load: _Load, verdict: Admission) -> None:
         """Whether the origin is a stranger from now on; what it holds counts as a stranger's or does not."""
-        if verdict is Verdict.NOTHING:
+        if verdict is Admission.NOTHING:
             return
-        answers = verdict is Verdict.ANSWERS
+        answers = verdict is Admission.ANSWERS
         if answers:
             self._answering.put(destination, None)
         if answers != load.answers:

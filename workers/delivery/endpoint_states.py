@@ -31,8 +31,8 @@ from schemas.endpoint import (
     DisabledBecause,
     EndpointKey,
     EndpointRecord,
+    EndpointState,
     InvalidEndpointRecord,
-    State,
     ends_disabling,
     read_endpoint,
     read_key,
@@ -41,8 +41,8 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
-from workers.delivery.remembered import Remembered
 from workers.delivery.settings import DeliverySettings
+from workers.delivery.tenant_lru import TenantLru
 
 MOST_DISABLED = 10_000
 """Endpoints of one tenant. Where there are as many, only an operator's word disables one more."""
@@ -99,9 +99,9 @@ class EndpointStates:
         self._disabled_of: Counter[str] = Counter()
         """How many each tenant has."""
         self._failing_of: Counter[str] = Counter()
-        self._passing: OrderedDict[EndpointKey, tuple[State, int]] = OrderedDict()
+        self._passing: OrderedDict[EndpointKey, tuple[EndpointState, int]] = OrderedDict()
         """What is failing or enabled, and since when, Unix milliseconds: in the order in which it was written."""
-        self._streaks = Remembered[_Streak](_STREAKS)
+        self._streaks = TenantLru[_Streak](_STREAKS)
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
         """What was decided and is not read back yet, and when."""
         self._said_of: Counter[str] = Counter()
@@ -121,7 +121,7 @@ class EndpointStates:
             self._again.append(endpoint)
             return
         self._forget(endpoint)
-        if record is None or record.state is State.ENABLED:
+        if record is None or record.state is EndpointState.ENABLED:
             self._streaks.pop(endpoint)
         if record is not None:
             self._remember(endpoint, record)
@@ -170,7 +170,11 @@ class EndpointStates:
         # Since now, not since the first failure: this process does not know of the successes that others have seen.
         streak.since_ms = now_ms
         return EndpointRecord(
-            tenant=pending.tenant, url=pending.url, state=State.FAILING, at=now_ms, webhook_id=pending.webhook_id
+            tenant=pending.tenant,
+            url=pending.url,
+            state=EndpointState.FAILING,
+            at=now_ms,
+            webhook_id=pending.webhook_id,
         )
 
     def _count(self, pending: PendingDelivery, endpoint: EndpointKey, now_ms: int) -> _Streak:
@@ -192,7 +196,7 @@ class EndpointStates:
         return EndpointRecord(
             tenant=pending.tenant,
             url=pending.url,
-            state=State.DISABLED,
+            state=EndpointState.DISABLED,
             at=now_ms,
             reason=reason,
             webhook_id=pending.webhook_id,
@@ -202,15 +206,15 @@ class EndpointStates:
 
     def _failing_since(self, endpoint: EndpointKey) -> int | None:
         state, since_ms = self._passing.get(endpoint, (None, 0))
-        return since_ms if state is State.FAILING else None
+        return since_ms if state is EndpointState.FAILING else None
 
     def _remember(self, endpoint: EndpointKey, record: EndpointRecord) -> None:
-        if record.state is State.DISABLED:
+        if record.state is EndpointState.DISABLED:
             self._disabled[endpoint] = record.at, record.reason
             self._disabled_of[endpoint[0]] += 1
             return
         self._passing[endpoint] = record.state, record.at
-        if record.state is State.FAILING:
+        if record.state is EndpointState.FAILING:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
@@ -220,7 +224,7 @@ class EndpointStates:
 
     def _forget(self, endpoint: EndpointKey) -> None:
         state, _ = self._passing.pop(endpoint, (None, 0))
-        if state is State.FAILING:
+        if state is EndpointState.FAILING:
             _one_less(self._failing_of, endpoint[0])
         if self._disabled.pop(endpoint, None) is not None:
             _one_less(self._disabled_of, endpoint[0])
@@ -242,7 +246,7 @@ class EndpointStates:
         again = [(endpoint, self._disabled[endpoint]) for endpoint in self._again if endpoint in self._disabled]
         self._again.clear()
         return [
-            EndpointRecord(tenant=tenant, url=url, state=State.DISABLED, at=at, reason=reason)
+            EndpointRecord(tenant=tenant, url=url, state=EndpointState.DISABLED, at=at, reason=reason)
             for (tenant, url), (at, reason) in again
         ]
 

@@ -33,7 +33,7 @@ _UNASKED_TIMES = 3
 
 
 @dataclass(slots=True)
-class Answer:
+class CallbackAnswer:
     """What is known of the answer so far; still readable when a deadline cuts the exchange off."""
 
     status: int | None = None
@@ -60,7 +60,7 @@ class Exchanges:
         self._target = lru_cache(_REMEMBERED_TARGETS)(_target)
 
     async def post(
-        self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: Answer
+        self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: CallbackAnswer
     ) -> None:
         """Fill in the answer. The body of the answer is read and thrown away, as it came and not beyond the cap.
 
@@ -94,7 +94,7 @@ class Exchanges:
             connection.close()
         raise HttpProcessingError(message="it spoke before it was asked")
 
-    async def _read(self, protocol: ResponseHandler, answer: Answer) -> bool:
+    async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
         """Read the answer; whether all of it was read, so that the connection can serve the next request."""
         message, payload = await protocol.read()  # interim responses end in `OneAnswerEach`
         answer.status = message.code

@@ -14,7 +14,7 @@ import re
 
 from schemas.job import TENANT_PATTERN
 from telemetry.clock import Clock
-from telemetry.health import Page
+from telemetry.health import HealthPage
 from workers.delivery.keyring import JwkSet, Keyring
 
 FLEET_JWKS_PATH = "/.well-known/jwks.json"
@@ -28,7 +28,7 @@ MAX_AGE_SECONDS = 300
 _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
 
-def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> Page | None:
+def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
     """The keys that verify one tenant's events now, for `TENANT.json`; None for any other name.
 
     Where the keyring's file broke, they are those that were read before.
@@ -41,7 +41,7 @@ def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> Page | None:
     return _page(keyring.jwks(asked[1], now))
 
 
-def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> Page:
+def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> HealthPage:
     """The keys that verify every tenant's events now: in format 2 none, once a migration's overlap is over.
 
     An empty set rather than no page: a reader of it then refuses every event, and keeps no key of its own.
@@ -51,5 +51,5 @@ def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> Page:
     return _page(keyring.fleet_jwks(now))
 
 
-def _page(keys: JwkSet) -> Page:
-    return Page(JWKS_TYPE, json.dumps(keys).encode(), MAX_AGE_SECONDS)
+def _page(keys: JwkSet) -> HealthPage:
+    return HealthPage(JWKS_TYPE, json.dumps(keys).encode(), MAX_AGE_SECONDS)

@@ -17,8 +17,8 @@ from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
-from workers import dead_letters as letters
 from workers.delivery.post import Delivered, PostOutcome
+from workers.stage import dead_letters as letters
 from workers.stage.record import Header, Output, Record, size_of
 
 _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})

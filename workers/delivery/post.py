@@ -23,12 +23,12 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.deadlines import Deadlines
-from workers.delivery.exchange import Answer, Exchanges
+from workers.delivery.exchange import CallbackAnswer, Exchanges
 from workers.delivery.exhaustion import Exhausted, exhausted_by
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
-from workers.retry_after import parse_retry_after
+from workers.egress.retry_after import parse_retry_after
 
 _CHECKED_URLS = 4096
 
@@ -140,7 +140,7 @@ class Poster:
         except EgressRefused as refused:
             return FailedDelivery(FailureReason.REFUSED, 0.0, detail=str(refused.reason))
         started = self._clock.monotonic()
-        answer, detail = Answer(), None
+        answer, detail = CallbackAnswer(), None
         deadline = self._deadlines.begin()
         try:
             async with deadline:
@@ -164,7 +164,7 @@ class Poster:
             self._exchanges = None
 
     async def _exchange(
-        self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: Answer
+        self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: CallbackAnswer
     ) -> FailureReason | None:
         """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from schemas.topics import WRITTEN, Topics
 from telemetry.clock import Clock
+from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.retries import CLOCKS_DIFFER_MS, due_ms
-from workers.delivery.steady_wall import SteadyWall
 from workers.stage.record import Record
 
 NO_TIERS: Mapping[str, float] = {}
@@ -41,7 +41,7 @@ class TierPace:
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
         self._delays = {**former_tiers, **{name: delay for delay, name in topics.tiers.items()}}
         self._clock = clock
-        self._steady = SteadyWall(clock)
+        self._steady = JumpFreeClock(clock)
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:

@@ -18,7 +18,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from workers.delivery.private_file import access_problem
 from workers.delivery.settings import DeliverySettings
-from workers.process import ProcessError
+from workers.system.errors import ProcessError
 
 _LOOK_SECONDS = 10.0
 """How often a file of certificates is looked at: short-lived ones, and their authorities', are replaced in place."""
@@ -39,7 +39,7 @@ Stamp = tuple[int, int, int] | None
 
 
 @dataclass(slots=True)
-class _Loaded:
+class _LoadedTls:
     """A context with the files that it was read from."""
 
     context: ssl.SSLContext
@@ -66,14 +66,14 @@ class TlsContexts:
             return self._look_again(tenant, loaded).context
         return loaded.context
 
-    def _load(self, certificate: Path | None) -> _Loaded:
+    def _load(self, certificate: Path | None) -> _LoadedTls:
         stamps = self._stamps(certificate)  # taken first: what is written meanwhile is read again at the next look
-        return _Loaded(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
+        return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:
         return [_stamp(path) for path in (self._ca_file, certificate) if path is not None]
 
-    def _look_again(self, tenant: str, loaded: _Loaded) -> _Loaded:
+    def _look_again(self, tenant: str, loaded: _LoadedTls) -> _LoadedTls:
         loaded.looked_at = self._clock.monotonic()
         if self._stamps(loaded.certificate) == loaded.stamps:
             return loaded
@@ -88,7 +88,7 @@ class TlsContexts:
             self._loaded[tenant] = again
         return again
 
-    def _say(self, error: TlsFileUnusable, loaded: _Loaded) -> None:
+    def _say(self, error: TlsFileUnusable, loaded: _LoadedTls) -> None:
         """Once per problem: looking is done again and again."""
         if str(error) == loaded.problem:
             return

@@ -24,7 +24,7 @@ _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
 """What only our settings have us send, by the names that servers refuse it under."""
 
 
-class Problem(BoundedModel):
+class ServerProblem(BoundedModel):
     """The error object of OpenAI's protocol."""
 
     message: str = ""
@@ -38,15 +38,15 @@ class Problem(BoundedModel):
 
 
 class _Refusal(BoundedModel):
-    error: Problem
+    error: ServerProblem
 
 
-def problem_in(body: bytes) -> Problem:
+def problem_in(body: bytes) -> ServerProblem:
     """What a server says of the request that it refuses; nothing where it says it in a form of its own."""
     try:
         return _Refusal.model_validate_json(body).error
     except ValidationError:
-        return Problem()
+        return ServerProblem()
 
 
 class Dialect:
@@ -83,7 +83,7 @@ class Dialect:
             body["priority"] = -request.priority  # vLLM runs lower ones first
         return body
 
-    def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: Problem) -> bool:
+    def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
         """Whether what was refused is ours and no job's, so that the request may go again without it."""
         name = "logprobs" if problem.param == "top_logprobs" else problem.param
         if name is None or name not in sent:

@@ -21,6 +21,7 @@ from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
+from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
     Completion,
     EngineFailed,
@@ -31,11 +32,10 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
-from workers.engines.dialect import Dialect, Problem, problem_in
+from workers.engines.dialect import Dialect, ServerProblem, problem_in
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.prompts import prompt_room
 from workers.engines.settings import OpenAISettings
-from workers.retry_after import parse_retry_after
 
 MAX_REASON_CHARACTERS = 300
 FIRST_WAIT_SECONDS = 0.5
@@ -99,7 +99,7 @@ class _Bill(BoundedModel):
         return self.usage.completion_tokens if self.usage is not None else 0
 
 
-class _Answer(_Bill):
+class _ServerAnswer(_Bill):
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
@@ -339,7 +339,7 @@ class OpenAIEngine:
         if status in _OVERLOADED or status >= 500:
             after = parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
             return _Retry(f"the server answered {status}", after, status in _OVERLOADED)
-        problem = problem_in(body) if status in _REFUSED else Problem()
+        problem = problem_in(body) if status in _REFUSED else ServerProblem()
         if status == 404 or problem.param == "model":  # every job says the same of both, which is ours and not its own
             raise EngineUnavailable(
                 f"the server answered {status} to {self._path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
@@ -352,7 +352,7 @@ class OpenAIEngine:
         if status != 200:
             raise EngineUnavailable(f"the server answered {status}")
         try:
-            return _completion(_Answer.model_validate_json(body))
+            return _completion(_ServerAnswer.model_validate_json(body))
         except ValidationError:
             raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
@@ -381,7 +381,7 @@ def _billed(body: bytes) -> int:
         return 0
 
 
-def _completion(answer: _Answer) -> Completion:
+def _completion(answer: _ServerAnswer) -> Completion:
     """Raises EngineFailed where the server says that it failed."""
     choice, usage = answer.choices[0], answer.usage or _Usage()
     text = choice.message.content if choice.message is not None else choice.text
@@ -408,7 +408,7 @@ _LESS = 0.6
 """What is tried of a prompt that was too long: servers say in words alone what would fit."""
 
 
-def _refusal(request: GenerationRequest, status: int, problem: Problem) -> RequestRejected | PromptTooLong:
+def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) -> RequestRejected | PromptTooLong:
     """The server's refusal in its own words, by the field that it names."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)

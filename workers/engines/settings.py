@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class _Section(BaseModel):
+class _EngineSection(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -18,14 +18,14 @@ class _Section(BaseModel):
     )
 
 
-class EchoSettings(_Section):
+class EchoSettings(_EngineSection):
     """The development engine."""
 
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """How long each answer takes."""
 
 
-class VllmSettings(_Section):
+class VllmSettings(_EngineSection):
     """vLLM in this process."""
 
     model: str | None = None
@@ -50,7 +50,7 @@ class VllmSettings(_Section):
     """More of vLLM's engine arguments, for example `{"tensor_parallel_size": 2}`. As JSON."""
 
 
-class OpenAISettings(_Section):
+class OpenAISettings(_EngineSection):
     """Any server that speaks OpenAI's protocol."""
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")

@@ -12,10 +12,16 @@ from telemetry.clock import Clock, Deadline
 from telemetry.logs import origin_of
 from telemetry.metrics import Metrics
 from workers.egress import Guard
+from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
+from workers.enrichment.answering.profile import Profile, Profiles
+from workers.enrichment.answering.template import load_template
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.choose import Chooser
+from workers.enrichment.choosing.choose import Chooser
+from workers.enrichment.choosing.excerpts import MAX_RANKED_CHARS, beginnings, within
+from workers.enrichment.choosing.rank import Budget
+from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -28,20 +34,14 @@ from workers.enrichment.evidence import (
     Unreadable,
     Wanted,
 )
-from workers.enrichment.excerpts import MAX_RANKED_CHARS, beginnings, within
-from workers.enrichment.fetch import Fetcher
-from workers.enrichment.grounding import MAX_TITLE_CHARS
-from workers.enrichment.politeness import Politeness
-from workers.enrichment.pool import Pool
-from workers.enrichment.profile import Profile, Profiles
-from workers.enrichment.rank import Budget
-from workers.enrichment.read import Reader
-from workers.enrichment.robots import Robots
+from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.read import Reader
+from workers.enrichment.fetching.robots import Robots
+from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
-from workers.enrichment.template import load_template
-from workers.enrichment.tokens import estimated_tokens
 from workers.enrichment.turns import Asker
 
 LATE = "it was late"
@@ -51,7 +51,7 @@ MIN_EVIDENCE_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ReadSources:
     """What came of all sources: some became documents, the rest has a reason."""
 
     documents: tuple[Document, ...]
@@ -150,7 +150,7 @@ class Enricher:
 
     async def _find_and_read(
         self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
-    ) -> tuple[_Read, list[str]]:
+    ) -> tuple[_ReadSources, list[str]]:
         """The job's own sources, and behind them what its search finds; a note where that brought nothing.
 
         The job's own are read meanwhile: a search that hangs must not take their time.
@@ -161,11 +161,11 @@ class Enricher:
             return await own, []
         searched = self._search_and_read(sources.search, urls, asker, reading.remaining, deadline)
         read, (more, notes) = await asyncio.gather(own, searched)
-        return _Read(read.documents + more.documents, read.left_out + more.left_out), notes
+        return _ReadSources(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
         self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
-    ) -> tuple[_Read, list[str]]:
+    ) -> tuple[_ReadSources, list[str]]:
         """What the search finds, read in what it leaves of these seconds."""
         findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
@@ -188,10 +188,10 @@ class Enricher:
         self._searched[result].inc()
         return findings, notes
 
-    async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _Read:
+    async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _ReadSources:
         """Everything that can be read in time, side by side."""
         if not wanted:
-            return _Read((), ())
+            return _ReadSources((), ())
         self._pool.warm()
         tasks = {asyncio.create_task(self._document(one, asker, deadline), name="source"): one for one in wanted}
         try:
@@ -203,7 +203,7 @@ class Enricher:
         documents = tuple(result for result in results if isinstance(result, Document))
         self._fetched["read"].inc(len(documents))
         failures = [(one, what) for one, what in zip(wanted, results, strict=True) if isinstance(what, BaseException)]
-        return _Read(documents, tuple(self._left_out(one, what) for one, what in failures))
+        return _ReadSources(documents, tuple(self._left_out(one, what) for one, what in failures))
 
     def _left_out(self, one: Wanted, result: BaseException) -> LeftOut:
         if isinstance(result, asyncio.CancelledError):

@@ -9,14 +9,14 @@ from confluent_kafka import KafkaError
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.kafka import asking_config, client_config
+from workers.kafka.clients import asking_config, client_config
 from workers.stage.defects import LastResort
-from workers.stage.foresight import Foresight, Scout
 from workers.stage.intake import GroupIntake
+from workers.stage.lookahead import Lookahead, Scout
 from workers.stage.record import Handler
 from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
-from workers.stage.stage import Pace, Stage, StageSettings
+from workers.stage.stage import Backpressure, Stage, StageSettings
 from workers.stage.topic_ids import Identities, KafkaTopicIds
 
 AHEAD_OF_PACED = 1000
@@ -32,7 +32,7 @@ def group_stage(
     handler: Handler,
     clock: Clock,
     metrics: Metrics,
-    pace: Pace | None = None,
+    pace: Backpressure | None = None,
     sharing: Sharing | None = None,
     outputs: Iterable[str] = (),
     last_resort: LastResort | None = None,
@@ -58,7 +58,7 @@ def group_stage(
     prefetch = AHEAD_OF_PACED if paced else 2 * settings.limits.records
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
-    foresight = None if sharing is None else Foresight(Scout(client_config(kafka), group, sharing), clock)
+    foresight = None if sharing is None else Lookahead(Scout(client_config(kafka), group, sharing), clock)
     identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
     stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight, last_resort, identities)
     errors.append(stage)

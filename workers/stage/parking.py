@@ -41,7 +41,7 @@ def _units(records: int, size: int) -> int:
     return records + size // UNIT_BYTES
 
 
-class Line:
+class PartyQueue:
     """What one party has parked: a queue for each partition, in the order in which their turns come."""
 
     __slots__ = ("_queues", "bytes", "records", "savings")
@@ -154,7 +154,7 @@ class Lot:
         self._capacity_bytes = capacity_bytes
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
         """Units."""
-        self._lines: dict[Party, Line] = {}
+        self._lines: dict[Party, PartyQueue] = {}
         """In the order in which their turns come."""
         self._tight_since: float | None = None
         self.full = False
@@ -221,7 +221,7 @@ class Lot:
         """Park a record."""
         line = self._lines.get(party)
         if line is None:
-            line = self._lines[party] = Line()
+            line = self._lines[party] = PartyQueue()
         line.add(partition, record)
         partition.parked += 1
         partition.parked_bytes += len(record.value)
@@ -359,7 +359,7 @@ class Lot:
             self.bytes += size
 
 
-def _cost(line: Line) -> int:
+def _cost(line: PartyQueue) -> int:
     return line.cost
 
 

@@ -27,7 +27,7 @@ OTHERS_TO_ONE_PACED = 4
 
 
 @dataclass(slots=True)
-class Completion:
+class Handled:
     """A record's handler has returned. `outputs` is None where what ran the record died."""
 
     partition: Partition
@@ -73,7 +73,7 @@ class Runner:
     def __init__(
         self,
         handler: Handler,
-        completions: SimpleQueue[Completion],
+        completions: SimpleQueue[Handled],
         defects: Defects,
         sharing: Sharing | None = None,
         last_resort: LastResort | None = None,
@@ -106,12 +106,12 @@ class Runner:
     def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
         """Complete a record that killed its worker each time it ran alone."""
         failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
-        self._completions.put(Completion(partition, record, self._given_up(record, failure), now))
+        self._completions.put(Handled(partition, record, self._given_up(record, failure), now))
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
         """Complete records that are beyond their party's share, untried."""
         for partition, record in surplus:
-            self._completions.put(Completion(partition, record, self._deferred(record), now, deferred=True))
+            self._completions.put(Handled(partition, record, self._deferred(record), now, deferred=True))
 
     def cancel(self, partition: Partition) -> None:
         """End the work for a partition that is another worker's."""
@@ -169,7 +169,7 @@ class Runner:
             outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
         except Exception as error:
             outputs = self._after_defect("handle", record, error)
-        self._completions.put(Completion(partition, record, outputs, dispatched_at))
+        self._completions.put(Handled(partition, record, outputs, dispatched_at))
 
     def _deferred(self, record: Record) -> Sequence[Output]:
         assert self._sharing is not None, "without it nothing is beyond a share"  # noqa: S101 - an invariant

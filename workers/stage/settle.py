@@ -65,7 +65,7 @@ FATAL_WINDOW_SECONDS = 60.0
 log = get_logger()
 
 
-class State(Enum):
+class SettlerState(Enum):
     """What has to happen before the next transaction; the arrows are in the module's docstring."""
 
     READY = "ready"
@@ -123,16 +123,16 @@ def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, 
     }
 
 
-class _Flight:
+class _CommitUnderWay:
     """A transaction that is under way, on the caller's thread."""
 
     def __init__(self, batch: Batch, clock: Clock) -> None:
         self.batch = batch
         self.left_behind = False
         self._clock = clock
-        self._enter(State.ABORTING, SEND_SECONDS)
+        self._enter(SettlerState.ABORTING, SEND_SECONDS)
 
-    def _enter(self, phase: State, seconds: float) -> None:
+    def _enter(self, phase: SettlerState, seconds: float) -> None:
         self.phase = phase
         """What is to be done where the call that is being made fails."""
         self._deadline = Deadline.after(self._clock, seconds + CALL_MARGIN_SECONDS)
@@ -146,7 +146,7 @@ class _Flight:
         """What a transaction has to wait for."""
         producer.send_offsets_to_transaction(positions, group_metadata, SEND_SECONDS)
         if not self.left_behind:
-            self._enter(State.COMMITTING, COMMIT_SECONDS)
+            self._enter(SettlerState.COMMITTING, COMMIT_SECONDS)
             producer.commit_transaction(COMMIT_SECONDS)
 
 
@@ -169,7 +169,7 @@ class Settler:
         self._clock = clock
         self._metrics = metrics
         self._fatal_at: deque[float] = deque()
-        self._flight: tuple[_Flight, Call] | None = None
+        self._flight: tuple[_CommitUnderWay, Call] | None = None
         self._committing: Batch | None = None
         self._partitions_of: dict[str, int] = {}
         self._turn = 0
@@ -186,7 +186,7 @@ class Settler:
         self._rest_until = 0.0
         self._producer = Producer(self._config)
         self._caller = BoundedCaller("transactions")
-        self.state = State.REBUILDING
+        self.state = SettlerState.REBUILDING
 
     @property
     def failures(self) -> int:
@@ -204,17 +204,21 @@ class Settler:
         After a while it turns to SWEEPING where topics had no leader: their readers may wait behind a rest.
         """
         self._poll(0)
-        if self.state is State.READY and self._sweeps.postponed and self._clock.monotonic() >= self._look_again_at:
-            self.state = State.SWEEPING
+        if (
+            self.state is SettlerState.READY
+            and self._sweeps.postponed
+            and self._clock.monotonic() >= self._look_again_at
+        ):
+            self.state = SettlerState.SWEEPING
 
     def settle(self, batch: Batch) -> None:
         """Begin to commit a batch; `settled` says when it is. Call only when READY."""
         self._committing = None
         topics = frozenset(output.topic for output in batch.outputs)
         if self._sweeps.need(topics) or not self._commits_swept:
-            self.state = State.SWEEPING
+            self.state = SettlerState.SWEEPING
             return
-        self.state, self._written = State.ABORTING, topics
+        self.state, self._written = SettlerState.ABORTING, topics
         try:
             self._producer.begin_transaction()
             self._turn += 1
@@ -225,9 +229,9 @@ class Settler:
             self._failed(error.args[0])
             return
         batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
-        positions, flight = _positions(batch.progress), _Flight(batch, self._clock)
+        positions, flight = _positions(batch.progress), _CommitUnderWay(batch, self._clock)
         self._flight = flight, self._caller.start(flight.send, self._producer, positions, self._group_metadata())
-        self.state = State.SETTLING
+        self.state = SettlerState.SETTLING
 
     def settled(self) -> Batch | None:
         """Look after the transaction under way: its batch, once it is committed. Raises IdentityShared.
@@ -243,7 +247,7 @@ class Settler:
             return None
         flight.left_behind = not ended
         self._flight, self.state = None, flight.phase
-        if flight.phase is State.COMMITTING:
+        if flight.phase is SettlerState.COMMITTING:
             self._committing = flight.batch
         try:
             if flight.left_behind:
@@ -262,19 +266,19 @@ class Settler:
         """
         self._metrics.repairs.labels(self.state.value).inc()
         try:
-            if self.state is State.COMMITTING:
+            if self.state is SettlerState.COMMITTING:
                 self._call(COMMIT_SECONDS, self._producer.commit_transaction)
                 batch = self._committing
                 self._committed()
                 return batch
-            if self.state is State.ABORTING:
+            if self.state is SettlerState.ABORTING:
                 self._call(ABORT_SECONDS, self._producer.abort_transaction)
                 self._metrics.settles.labels("aborted").inc()
                 self._distrust()
-            elif self.state is State.REBUILDING:
+            elif self.state is SettlerState.REBUILDING:
                 self._call(INIT_SECONDS, self._producer.init_transactions)
-                self.state = State.SWEEPING
-            elif self.state is State.SWEEPING:
+                self.state = SettlerState.SWEEPING
+            elif self.state is SettlerState.SWEEPING:
                 self._sweep(held)
         except KafkaException as error:
             self._failed(error.args[0])
@@ -282,15 +286,15 @@ class Settler:
 
     def reread(self) -> None:
         """The caller has adopted what is committed: outputs that were not applied may be produced again."""
-        self.state = State.READY
+        self.state = SettlerState.READY
 
     def sweep_offsets(self) -> None:
         """The caller holds partitions now. Call only when READY."""
-        self.state = State.SWEEPING
+        self.state = SettlerState.SWEEPING
 
     def sweep_again(self) -> None:
         """The caller cannot read what is committed: something that was ended may still be open."""
-        if self.state in (State.READY, State.REREADING):
+        if self.state in (SettlerState.READY, SettlerState.REREADING):
             self._distrust()
             self._rest()
 
@@ -301,10 +305,10 @@ class Settler:
 
     def close(self) -> None:
         """Let go of the producer. An open transaction is ended, so that nobody waits for its time-out."""
-        while self.state is State.SETTLING:
+        while self.state is SettlerState.SETTLING:
             self.settled()
             self._clock.sleep(0.001)
-        if self.state in (State.ABORTING, State.COMMITTING):
+        if self.state in (SettlerState.ABORTING, SettlerState.COMMITTING):
             self.repair(())
         self._caller.end()
         _retire(self._producer)
@@ -313,7 +317,7 @@ class Settler:
         """Have everything swept in which something may be open."""
         self._sweeps.doubt(self._written)
         self.offsets_swept = self._commits_swept = False
-        self.state = State.SWEEPING
+        self.state = SettlerState.SWEEPING
 
     def _sweep(self, held: Sequence[Partition]) -> None:
         """One step of a sweep: a transaction over some of what is to be swept, aborted. Offsets go with the last one.
@@ -339,7 +343,7 @@ class Settler:
         self._sweeps.done(places)
         if is_last:
             self.offsets_swept, self._commits_swept = bool(held), bool(opened)
-            self.state = State.REREADING
+            self.state = SettlerState.REREADING
 
     def _plan_sweep(self) -> None:
         """Look at the topics that are owed a sweep.
@@ -417,7 +421,7 @@ class Settler:
         return self._partitions_of[topic]
 
     def _committed(self) -> None:
-        self.state, self._committing, self._written = State.READY, None, frozenset()
+        self.state, self._committing, self._written = SettlerState.READY, None, frozenset()
         if self._failures:
             log.info("Settling again.", action="settle-repaired", transactional_id=self._transactional_id)
         self._failures = 0
@@ -438,16 +442,16 @@ class Settler:
         if error.fatal():
             self._count_fatal(error)
             self._rebuild()
-        elif self.state is State.SWEEPING:
+        elif self.state is SettlerState.SWEEPING:
             self._rebuild()
         elif error.txn_requires_abort():
-            self.state, self._committing = State.ABORTING, None
-        elif self.state is State.REBUILDING:
+            self.state, self._committing = SettlerState.ABORTING, None
+        elif self.state is SettlerState.REBUILDING:
             return  # init_transactions may be called again until it succeeds
         elif error.code() == KafkaError._TIMED_OUT:
             self._rebuild()
-        elif not (error.retriable() and self.state is State.COMMITTING):
-            self.state, self._committing = State.ABORTING, None
+        elif not (error.retriable() and self.state is SettlerState.COMMITTING):
+            self.state, self._committing = SettlerState.ABORTING, None
 
     def _rest(self) -> None:
         self._rest_until = self._clock.monotonic() + min(REST_SECONDS, 0.01 * 2**self._failures)
@@ -460,7 +464,7 @@ class Settler:
         _retire(old)
         self._partitions_of.clear()
         self._distrust()
-        self.state = State.REBUILDING
+        self.state = SettlerState.REBUILDING
 
     def _count_fatal(self, error: KafkaError) -> None:
         now = self._clock.monotonic()

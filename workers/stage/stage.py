@@ -15,16 +15,16 @@ from confluent_kafka import KafkaException
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.company import Company, Lingering
 from workers.stage.defects import Defects, LastResort
-from workers.stage.foresight import Foresight
+from workers.stage.group_commit import GroupCommit, Lingering
 from workers.stage.intake import Committed, Intake, PartitionId
 from workers.stage.isolation import Cohort, Isolation
+from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
-from workers.stage.runner import Completion, Runner
-from workers.stage.settle import Batch, Settler, State
+from workers.stage.runner import Handled, Runner
+from workers.stage.settle import Batch, Settler, SettlerState
 from workers.stage.sharing import Party, Sharing
 from workers.stage.topic_ids import Identities, TopicMadeAnew
 from workers.stage.watch import Watch
@@ -65,7 +65,7 @@ class NothingCompletes(Exception):  # noqa: N818 - it names what happens
         )
 
 
-class Pace(Protocol):
+class Backpressure(Protocol):
     """How a stage is held back by what is behind its handler. The defaults hold nothing back."""
 
     def room(self) -> int:
@@ -111,7 +111,7 @@ class StageSettings:
     revoke_drain_seconds: float | None = None
     """How long those of a partition that is taken away are, where that is to be shorter: nothing is fetched meanwhile,
     and the partitions that stay live on what is parked."""
-    company_seconds: float = 0.0
+    group_commit_seconds: float = 0.0
     """How long at the least a complete record may wait to be settled with others: more than nothing where nobody waits
     for what is settled."""
 
@@ -130,9 +130,9 @@ class Stage:
         settler: Settler,
         clock: Clock,
         metrics: Metrics,
-        pace: Pace | None = None,
+        pace: Backpressure | None = None,
         sharing: Sharing | None = None,
-        foresight: Foresight | None = None,
+        foresight: Lookahead | None = None,
         last_resort: LastResort | None = None,
         identities: Identities | None = None,
     ) -> None:
@@ -142,13 +142,13 @@ class Stage:
         self._settler = settler
         self._clock = clock
         self._metrics = metrics
-        self._pace: Pace = pace or Unpaced()
+        self._pace: Backpressure = pace or Unpaced()
         self._sharing = sharing
-        self._foresight = foresight
+        self._lookahead = foresight
         self._identities = identities
         self._made_anew: TopicMadeAnew | None = None
         """The error that the stage ends with, once it is drained and has left the group."""
-        self._completions: SimpleQueue[Completion] = SimpleQueue()
+        self._completions: SimpleQueue[Handled] = SimpleQueue()
         self._defects = Defects(metrics)
         self._runner = Runner(handler, self._completions, self._defects, sharing, last_resort)
         self._window = Window(settings.limits, None if sharing is None else sharing.later_share)
@@ -156,10 +156,10 @@ class Stage:
         self._partitions: dict[PartitionId, Partition] = {}
         self._left: dict[PartitionId, Partition] = {}
         """Partitions that this process had and has no more, if none of their records was suspected then."""
-        self._pending: list[Completion] = []
+        self._pending: list[Handled] = []
         """Complete, and to be settled next."""
         self._lingering = Lingering()
-        self._company = Company(settings.company_seconds)
+        self._group_commit = GroupCommit(settings.group_commit_seconds)
         self._casualties: list[tuple[Partition, Record]] = []
         self._announced: Cohort | None = None
         self._alone_since = 0.0
@@ -209,8 +209,8 @@ class Stage:
             self._give_away(list(self._partitions.values()), self._stopping)
             self._settler.close()
             self._intake.leave()
-            if self._foresight is not None:
-                self._foresight.close()
+            if self._lookahead is not None:
+                self._lookahead.close()
             error = self._made_anew or self._sick
         except BaseException as raised:
             error = raised
@@ -223,8 +223,8 @@ class Stage:
         else:
             self._take(*self._intake.consume(self._window.batch, self._patience()))
         self._turn()
-        if self._foresight is not None:
-            self._foresight.look(self._window.first, self._partitions.values())
+        if self._lookahead is not None:
+            self._lookahead.look(self._window.first, self._partitions.values())
         self._regulate()
         self.watch.look(list(self._partitions.values()))
 
@@ -237,12 +237,12 @@ class Stage:
 
     def _patience(self) -> float:
         """Seconds to wait for a record: not at all where there is something to settle."""
-        if self._settler.state is State.SETTLING or self._company.made_way or self._more_is_due:
+        if self._settler.state is SettlerState.SETTLING or self._group_commit.made_way or self._more_is_due:
             return 0.001
-        if self._pending and not self._settler.resting and not self._company.expects(self._clock.monotonic()):
+        if self._pending and not self._settler.resting and not self._group_commit.expects(self._clock.monotonic()):
             return 0.0
         busy = self._window.running or self._window.parked
-        return min(IDLE_SECONDS, max(0.001, self._company.seconds)) if busy else IDLE_SECONDS
+        return min(IDLE_SECONDS, max(0.001, self._group_commit.seconds)) if busy else IDLE_SECONDS
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -597,39 +597,39 @@ class Stage:
         for completion in self._lingering.over(now):
             self._complete(completion, now)
 
-    def _has_time(self, completion: Completion) -> bool:
+    def _has_time(self, completion: Handled) -> bool:
         """Whether nobody waits for it to be settled: others do for the place of a suspect, and for a drain."""
         partition = completion.partition
         return partition.phase is Phase.OPEN and completion.record.offset not in partition.suspects
 
-    def _complete(self, completion: Completion, now: float) -> None:
+    def _complete(self, completion: Handled, now: float) -> None:
         """It is settled with the next transaction."""
         self._pending.append(completion)
-        self._company.came(now - completion.dispatched_at, now)
+        self._group_commit.came(now - completion.dispatched_at, now)
 
     def _transact(self, handed_over: int) -> None:
         """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair.
 
         `handed_over`: records that were dispatched in this round, and are not paced.
         """
-        if self._settler.state is State.SETTLING:
+        if self._settler.state is SettlerState.SETTLING:
             self._land()
-        if self._settler.resting or self._settler.state is State.SETTLING:
+        if self._settler.resting or self._settler.state is SettlerState.SETTLING:
             return
-        if self._settler.state is State.READY:
+        if self._settler.state is SettlerState.READY:
             if self._partitions and not self._settler.offsets_swept:
                 self._settler.sweep_offsets()
                 return
-            if self._company.expects(self._clock.monotonic()) or self._company.makes_way(handed_over):
+            if self._group_commit.expects(self._clock.monotonic()) or self._group_commit.makes_way(handed_over):
                 return
             batch = self._compose()
             if batch.offsets:
-                self._company.left()
+                self._group_commit.left()
                 self._settle_began = self._clock.monotonic()
                 self._settler.settle(batch)
                 for partition, progress in batch.progress.items():
                     partition.sent = progress
-        elif self._settler.state is State.REREADING:
+        elif self._settler.state is SettlerState.REREADING:
             self._reread()
         elif (late := self._settler.repair(list(self._partitions.values()))) is not None:
             self._apply(late)
@@ -730,9 +730,9 @@ class Stage:
         self._pending = self._still_owed(self._pending)
         self._lingering.completions = self._still_owed(self._lingering.completions)
         if not self._pending:
-            self._company.left()
+            self._group_commit.left()
 
-    def _still_owed(self, completions: list[Completion]) -> list[Completion]:
+    def _still_owed(self, completions: list[Handled]) -> list[Handled]:
         """Those that are still to be settled; the others are done with."""
         kept = []
         for completion in completions:

@@ -12,7 +12,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.intake import Contact, Intake
 from workers.stage.partition import Partition, Phase
-from workers.stage.settle import Settler, State
+from workers.stage.settle import Settler, SettlerState
 
 LOOK_SECONDS = 1.0
 STALL_SECONDS = 10.0
@@ -94,7 +94,7 @@ class Watch:
 
     def look(self, partitions: Sequence[Partition]) -> None:
         """Once a second: publish what operators scale by, and note how it stands with Kafka."""
-        if self._settler.state in (State.READY, State.SETTLING):
+        if self._settler.state in (SettlerState.READY, SettlerState.SETTLING):
             self._unready_since = None
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()

@@ -15,7 +15,7 @@ from workers.delivery.keyring.errors import KeyringError, KeyringExists, Keyring
 from workers.delivery.keyring.file import read, stamp_of, write, writing
 from workers.delivery.keyring.jwk import jwk
 from workers.delivery.keyring.material import KEY_BYTES, base64_of
-from workers.delivery.keyring.remembered import Remembered
+from workers.delivery.keyring.tenant_cache import TenantCache
 
 OVERLAP_SECONDS = 24 * 3600.0
 """How long an old key signs beside the new one, unless it is told otherwise."""
@@ -34,7 +34,7 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _LoadedKeyring:
     """What the file held at one time, with the signers and JWK sets made of that.
 
     It is replaced as a whole. Another thread may be making a signer of older keys meanwhile: that one lands here, in
@@ -43,8 +43,8 @@ class _Loaded:
 
     data: KeyringData
     stamp: tuple[int, ...]
-    signers: Remembered[Signer] = field(default_factory=lambda: Remembered(_MAX_SIGNERS))
-    jwk_sets: Remembered[JwkSet] = field(default_factory=lambda: Remembered(_MAX_JWK_SETS))
+    signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(_MAX_SIGNERS))
+    jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(_MAX_JWK_SETS))
 
 
 class Keyring:
@@ -53,7 +53,7 @@ class Keyring:
     `now` is Unix seconds everywhere. Nothing here prints a key: `repr` names the path only.
     """
 
-    def __init__(self, path: Path, loaded: _Loaded, *, by_root: bool = False) -> None:
+    def __init__(self, path: Path, loaded: _LoadedKeyring, *, by_root: bool = False) -> None:
         self.path = path
         self._loaded = loaded
         self._by_root = by_root
@@ -286,7 +286,7 @@ def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
     return {"keys": [jwk(key[KEY_BYTES:]) for key in _fleet_keys(data, now)]}
 
 
-def _load(path: Path, by_root: bool) -> _Loaded:
+def _load(path: Path, by_root: bool) -> _LoadedKeyring:
     """The file as it is; what it is told by is looked at first, so that a change meanwhile is noticed next time."""
     stamp = stamp_of(path)
-    return _Loaded(read(path, by_root=by_root), stamp)
+    return _LoadedKeyring(read(path, by_root=by_root), stamp)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from prometheus_client import Counter
 
 from telemetry.clock import Clock
-from workers.enrichment.cache.entry import Entry, Key, encoded
+from workers.enrichment.cache.entry import CacheEntry, Key, encoded
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.levels import Level, Shared
 from workers.enrichment.cache.memory import Memory
@@ -28,7 +28,7 @@ _PATIENCE: Final = 0.9
 _PENDING: Final = 256
 """Writes to shared levels that may be under way; with more, a page is kept in memory only."""
 
-Read = Callable[[Entry | None], Awaitable[Entry]]
+Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
 """Reads the page anew, given the older copy; the entry says how long it is good. Raises Unreadable."""
 
 
@@ -51,7 +51,7 @@ class Cache:
         self._memory = Memory(settings.memory_bytes)
         self._in_memory = {what: lookups.labels("memory", what) for what in ("hit", "stale", "miss")}
         self._shared = [Shared(level, settings, clock, lookups) for level in levels]
-        self._flights: Flights[Key, Entry] = Flights()
+        self._flights: Flights[Key, CacheEntry] = Flights()
         self._invalidated: dict[str, float] = {}
         self._hearing = asyncio.Lock()
         self._heard_at = float("-inf")
@@ -81,7 +81,7 @@ class Cache:
 
     # -- reading anew --------------------------------------------------------------------------------------------
 
-    async def _renewed(self, key: Key, url: str, older: Entry | None, read: Read) -> Entry:
+    async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
         """The page read anew and kept; in its place the older copy, or why there is none, which are kept as well."""
         asked_at, is_ours = self._clock.time(), False
         try:
@@ -94,11 +94,11 @@ class Cache:
             elif not unreadable.is_lasting:
                 raise
             else:
-                entry = Entry(asked_at, until, until, url, url, reason=str(unreadable))
+                entry = CacheEntry(asked_at, until, until, url, url, reason=str(unreadable))
         self._keep(key, entry, is_shared=not is_ours)
         return entry
 
-    def _keep(self, key: Key, entry: Entry, *, is_shared: bool) -> None:
+    def _keep(self, key: Key, entry: CacheEntry, *, is_shared: bool) -> None:
         seconds = entry.kept_until - self._clock.time()
         if seconds <= 0:
             return
@@ -118,7 +118,7 @@ class Cache:
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
-    async def _known(self, key: Key) -> Entry | None:
+    async def _known(self, key: Key) -> CacheEntry | None:
         """The first entry that is fresh, else the newest that is not."""
         await self._hear()
         best = self._valid(self._memory.get(key))
@@ -132,10 +132,10 @@ class Cache:
                 self._memory.put(key, found)
         return best
 
-    def _is_fresh(self, entry: Entry) -> bool:
+    def _is_fresh(self, entry: CacheEntry) -> bool:
         return entry.fresh_until > self._clock.time()
 
-    def _valid(self, entry: Entry | None) -> Entry | None:
+    def _valid(self, entry: CacheEntry | None) -> CacheEntry | None:
         """The entry, unless its time is over or it was invalidated."""
         if entry is None or entry.kept_until <= self._clock.time():
             return None
@@ -171,7 +171,7 @@ def longest_kept_seconds(settings: CacheSettings) -> float:
     return max(settings.fresh_seconds, settings.longest_fresh_seconds) + settings.stale_seconds + _SKEW_SECONDS
 
 
-def _served(entry: Entry) -> Reading:
+def _served(entry: CacheEntry) -> Reading:
     if entry.answer is None:
         raise Unreadable(entry.reason or "it could not be read")
     return Reading(entry.url, entry.answer, entry.reason)

@@ -57,7 +57,7 @@ class Lifetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """A page as it was read, or why it could not be. Times are Unix seconds, since machines share entries."""
 
     asked_at: float
@@ -170,13 +170,13 @@ def _http_date(value: str) -> float | None:
         return None
 
 
-def encoded(entry: Entry) -> bytes:
+def encoded(entry: CacheEntry) -> bytes:
     """The entry as bytes."""
     return zlib.compress(json.dumps({"format": _FORMAT, **asdict(entry)}, ensure_ascii=False).encode(), 1)
 
 
 def _is_answer(answer: Any) -> bool:
-    """Whether this is what a member of the pool answers of a page today, see `workers.enrichment.member`."""
+    """Whether this is what a member of the pool answers of a page today, see `workers.enrichment.processes.member`."""
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("text"), str)
@@ -187,7 +187,7 @@ def _is_answer(answer: Any) -> bool:
     )
 
 
-def decoded(value: bytes) -> Entry:
+def decoded(value: bytes) -> CacheEntry:
     """The entry in these bytes. Raises ValueError for anything else, also for what unpacks to more than 64 MiB."""
     unpacker = zlib.decompressobj()
     try:
@@ -195,7 +195,7 @@ def decoded(value: bytes) -> Entry:
         if not unpacker.eof or written.pop("format") != _FORMAT:
             raise ValueError("not an entry of this format")
         life = written.pop("life", None)
-        entry = Entry(**written, life=None if life is None else Lifetime(**life))
+        entry = CacheEntry(**written, life=None if life is None else Lifetime(**life))
         if not (_is_answer(entry.answer) or (entry.answer is None and isinstance(entry.reason, str))):
             raise ValueError("an entry holds a page or a reason")
         times = entry.asked_at + entry.fresh_until + entry.kept_until + (entry.life.fresh if entry.life else 0.0)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Flight(Generic[T]):
+class _SharedFlight(Generic[T]):
     task: asyncio.Task[T]
     waiting: int = 0
 
@@ -21,13 +21,13 @@ class Flights(Generic[K, T]):
     """Work by its key. Who stops waiting does not stop the others; when nobody waits any more, the work is stopped."""
 
     def __init__(self) -> None:
-        self._flights: dict[K, _Flight[T]] = {}
+        self._flights: dict[K, _SharedFlight[T]] = {}
 
     async def join(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
         """The result of the work under this key, which begins now unless it is under way. Raises what it raises."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = _Flight(asyncio.create_task(_awaited(work), name="cache-flight"))
+            flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))
             self._flights[key] = flight
             flight.task.add_done_callback(lambda _: self._landed(key, flight))
         flight.waiting += 1
@@ -40,7 +40,7 @@ class Flights(Generic[K, T]):
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
 
-    def _landed(self, key: K, flight: _Flight[T]) -> None:
+    def _landed(self, key: K, flight: _SharedFlight[T]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.enrichment.cache.entry import Entry, Key, decoded
+from workers.enrichment.cache.entry import CacheEntry, Key, decoded
 from workers.enrichment.cache.settings import CacheSettings
 
 log = get_logger()
@@ -58,7 +58,7 @@ class Shared:
         self._well = True
         self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
 
-    async def get(self, key: Key) -> Entry | None:
+    async def get(self, key: Key) -> CacheEntry | None:
         """The entry under the key, fresh or not; None where there is none or the level cannot say."""
         if self._is_away:
             self._lookups["away"].inc()
@@ -72,7 +72,7 @@ class Shared:
         self._lookups[self._result(found)].inc()
         return found
 
-    def _result(self, entry: Entry | None) -> str:
+    def _result(self, entry: CacheEntry | None) -> str:
         if entry is None:
             return "miss"
         return "hit" if entry.fresh_until > self._clock.time() else "stale"

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import astuple
 from typing import Final
 
-from workers.enrichment.cache.entry import Entry, Key
+from workers.enrichment.cache.entry import CacheEntry, Key
 
 _PLACE_BYTES: Final = 512
 """About what an entry's place takes beside the entry: its key, and its part of the tables."""
@@ -18,10 +18,10 @@ class Memory:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._entries: OrderedDict[Key, tuple[Entry, int]] = OrderedDict()
+        self._entries: OrderedDict[Key, tuple[CacheEntry, int]] = OrderedDict()
         self._size = 0
 
-    def get(self, key: Key) -> Entry | None:
+    def get(self, key: Key) -> CacheEntry | None:
         """The entry under the key, fresh or not."""
         found = self._entries.get(key)
         if found is None:
@@ -29,7 +29,7 @@ class Memory:
         self._entries.move_to_end(key)
         return found[0]
 
-    def put(self, key: Key, entry: Entry) -> None:
+    def put(self, key: Key, entry: CacheEntry) -> None:
         """Keep the entry, and drop others until all of them fit."""
         self.drop(key)
         size = _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))

@@ -28,7 +28,7 @@ _MONTHS: Final = {name: f"{number:02}" for number, name in enumerate(_MONTH_NAME
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
+class _ArticleBatch:
     """The articles of one request, in the order in which they were asked for."""
 
     numbers: dict[str, None] = field(default_factory=dict)
@@ -39,9 +39,9 @@ class Articles:
 
     def __init__(self, eutils: EUtils) -> None:
         self._eutils = eutils
-        self._gathering: _Batch | None = None
-        self._turns: Flights[_Batch, None] = Flights()
-        self._answers: Flights[_Batch, dict[str, Found]] = Flights()
+        self._gathering: _ArticleBatch | None = None
+        self._turns: Flights[_ArticleBatch, None] = Flights()
+        self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def named(self, numbers: Sequence[str]) -> dict[str, Found]:
         """The articles with an abstract that were not retracted, by number; others may be among them.
@@ -53,20 +53,20 @@ class Articles:
             await self._turns.join(batch, partial(self._turn, batch))
         return await self._answers.join(batch, partial(self._fetched, batch))
 
-    def _batch(self, numbers: Sequence[str]) -> _Batch:
+    def _batch(self, numbers: Sequence[str]) -> _ArticleBatch:
         if self._gathering is None or len(self._gathering.numbers) + len(numbers) > MAX_ARTICLES:
-            self._gathering = _Batch()
+            self._gathering = _ArticleBatch()
         self._gathering.numbers.update(dict.fromkeys(numbers))
         return self._gathering
 
-    async def _turn(self, batch: _Batch) -> None:
+    async def _turn(self, batch: _ArticleBatch) -> None:
         try:
             await self._eutils.turn(behind=SEARCHES_FIRST)
         finally:
             if self._gathering is batch:
                 self._gathering = None
 
-    async def _fetched(self, batch: _Batch) -> dict[str, Found]:
+    async def _fetched(self, batch: _ArticleBatch) -> dict[str, Found]:
         params = {"id": ",".join(batch.numbers), "retmode": "xml", "rettype": "abstract"}
         root = parse((await self._eutils.get("efetch", params, has_turn=True)).body)
         if root.tag != "PubmedArticleSet":

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, links, shortened
-from workers.enrichment.search.service import MOST_RESULTS, Answer, Refused, Service, Web, asked_to_wait
+from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, ServiceAnswer, Web, asked_to_wait
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
@@ -22,26 +22,26 @@ _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
 _WINDOWS = ("Limit", "Remaining", "Reset")
 
 
-class _Result(BoundedModel):
+class _BraveResult(BoundedModel):
     url: str | None = None
     title: str | None = None
 
 
 class _Web(BoundedModel):
-    results: list[_Result] = Field(default=[], max_length=MOST_RESULTS)
+    results: list[_BraveResult] = Field(default=[], max_length=MOST_RESULTS)
 
 
-class _Answer(BoundedModel):
+class _BraveAnswer(BoundedModel):
     web: _Web = _Web()
     """Absent where nothing was found."""
 
 
-class _Error(BoundedModel):
+class _BraveError(BoundedModel):
     code: str = ""
 
 
 class _ErrorAnswer(BoundedModel):
-    error: _Error = _Error()
+    error: _BraveError = _BraveError()
 
 
 class Brave:
@@ -59,7 +59,7 @@ class Brave:
             answer = await self._service.get(params, headers=headers, overloaded=_overloaded)
         except Refused as refused:
             raise _explained(refused) from None
-        return links([(result.url, result.title) for result in answer.read(_Answer).web.results], limit)
+        return links([(result.url, result.title) for result in answer.read(_BraveAnswer).web.results], limit)
 
 
 def _explained(refused: Refused) -> Unreadable:
@@ -73,7 +73,7 @@ def _explained(refused: Refused) -> Unreadable:
     return Unreadable("the search service refuses the query")
 
 
-def _overloaded(answer: Answer) -> float | None:
+def _overloaded(answer: ServiceAnswer) -> float | None:
     """There is no Retry-After: `X-RateLimit-…` have one number for each window (second, month), of which some are over.
 
     A window whose limit is 0 has none.

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Final
 
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.search.service import Answer, Refused, Service
+from workers.enrichment.search.service import Refused, Service, ServiceAnswer
 from workers.enrichment.search.settings import PubmedSettings
 
 TOOL: Final = "postback"
@@ -27,7 +27,7 @@ class EUtils:
         """See `Service.turn`."""
         await self._service.turn(behind=behind)
 
-    async def get(self, utility: str, params: dict[str, str], *, has_turn: bool = False) -> Answer:
+    async def get(self, utility: str, params: dict[str, str], *, has_turn: bool = False) -> ServiceAnswer:
         """What a utility such as `esearch` answers. Raises Unreadable."""
         try:
             return await self._service.get(self._common | params, path=f"/{utility}.fcgi", has_turn=has_turn)

@@ -16,7 +16,7 @@ MAX_REST_SECONDS = 3600.0
 """The most that a service's wish to be left alone counts."""
 
 
-class Pace:
+class RequestPace:
     """At most one request in `interval_seconds`; first come, first served, but what has begun goes before what has not.
 
     Otherwise many searches at once would all make their first request, and none its second in time.

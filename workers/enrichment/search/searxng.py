@@ -14,13 +14,13 @@ from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, We
 from workers.enrichment.search.settings import SearchSettings
 
 
-class _Result(BoundedModel):
+class _SearxngResult(BoundedModel):
     url: str | None = None
     title: str | None = None
 
 
-class _Answer(BoundedModel):
-    results: list[_Result] = Field(max_length=MOST_RESULTS)
+class _SearxngAnswer(BoundedModel):
+    results: list[_SearxngResult] = Field(max_length=MOST_RESULTS)
     """In the order of their score already."""
     unresponsive_engines: list[Any] = Field(default=[])
 
@@ -39,7 +39,7 @@ class Searxng:
             if refused.answer.status == HTTPStatus.FORBIDDEN:
                 raise Unreadable("the search service gives no JSON: `json` is missing in its search.formats") from None
             raise
-        read = answer.read(_Answer)
+        read = answer.read(_SearxngAnswer)
         found = links([(result.url, result.title) for result in read.results], limit)
         if not found and read.unresponsive_engines:
             raise Unreadable("none of the search service's engines answered")

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from telemetry.clock import Clock
 from workers.egress import bounded_connector
+from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.search.pace import PATIENCE_SECONDS, Pace
-from workers.retry_after import parse_retry_after
+from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """Sixty articles of PubMed have 3 MB; empty objects take 25 times their text in memory."""
@@ -33,13 +33,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class Refused(Unreadable):
     """The service answered, but not with results."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: ServiceAnswer) -> None:
         super().__init__(f"the search service answered {answer.status}")
         self.answer = answer
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServiceAnswer:
     """What a service said."""
 
     status: int
@@ -59,12 +59,12 @@ class Answer:
             raise Unreadable("the search service's answer is not JSON") from None
 
 
-def asked_to_wait(answer: Answer) -> float | None:
+def asked_to_wait(answer: ServiceAnswer) -> float | None:
     """Seconds that an overloaded service wants to be left alone (RFC 9110, section 10.2.3); None: it is not."""
     return retry_after(answer) if answer.status in _OVERLOADED else None
 
 
-def retry_after(answer: Answer) -> float:
+def retry_after(answer: ServiceAnswer) -> float:
     """The header in seconds, from a number or a date; a guess where there is none."""
     seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
     return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
@@ -96,9 +96,9 @@ class Web:
 
     def service(self, base_url: str, per_second: float) -> Service:
         """A service that is asked at most so often."""
-        return Service(self, base_url, Pace(self.clock, 1 / per_second))
+        return Service(self, base_url, RequestPace(self.clock, 1 / per_second))
 
-    async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
+    async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> ServiceAnswer:
         """Ask once. Raises Unreadable for everything that is no answer."""
         if self._session is None:
             raise RuntimeError("the session has not been started")
@@ -106,7 +106,7 @@ class Web:
             # A redirect is refused: the operator said where to ask, and a key must not travel on.
             async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
                 body = await _bounded(response)
-                return Answer(response.status, response.headers, body, self.clock.time())
+                return ServiceAnswer(response.status, response.headers, body, self.clock.time())
         except aiohttp.ClientConnectionError:
             raise Unreadable("the search service could not be reached") from None
         except (aiohttp.ClientError, OSError, ValueError):
@@ -116,7 +116,7 @@ class Web:
 class Service:
     """One service; made by `Web.service`."""
 
-    def __init__(self, web: Web, base_url: str, pace: Pace) -> None:
+    def __init__(self, web: Web, base_url: str, pace: RequestPace) -> None:
         self._web = web
         self._base_url = base_url.rstrip("/")
         self._pace = pace
@@ -127,9 +127,9 @@ class Service:
         *,
         path: str = "",
         headers: Mapping[str, str] | None = None,
-        overloaded: Callable[[Answer], float | None] = asked_to_wait,
+        overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
-    ) -> Answer:
+    ) -> ServiceAnswer:
         """The answer with status 200, after a second try where the service asked for a short wait.
 
         It waits for its turn, unless the caller has waited for it (`has_turn`). `overloaded` tells from an answer for

@@ -16,11 +16,11 @@ PerSecond = Annotated[float, Field(gt=0, le=1000)]
 """Requests in a second, of this worker alone: where several share a key or an address, give each its part."""
 
 
-class _Section(BaseModel):
+class _SearchSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
-class SearxngSettings(_Section):
+class SearxngSettings(_SearchSection):
     """An instance with `json` among its `search.formats`."""
 
     base_url: BaseUrl | None = None
@@ -29,7 +29,7 @@ class SearxngSettings(_Section):
     """Requests a second, of this worker alone."""
 
 
-class WikipediaSettings(_Section):
+class WikipediaSettings(_SearchSection):
     """Any MediaWiki with CirrusSearch."""
 
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
@@ -38,7 +38,7 @@ class WikipediaSettings(_Section):
     """Requests a second, of this worker alone."""
 
 
-class PubmedSettings(_Section):
+class PubmedSettings(_SearchSection):
     """NCBI's E-utilities."""
 
     base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
@@ -51,7 +51,7 @@ class PubmedSettings(_Section):
     """Requests a second, of this worker alone; absent, what NCBI allows: 3, or 10 with a key."""
 
 
-class ArxivSettings(_Section):
+class ArxivSettings(_SearchSection):
     """arXiv's API."""
 
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
@@ -60,7 +60,7 @@ class ArxivSettings(_Section):
     """Requests a second, of this worker alone; by arXiv's terms of use one in three seconds."""
 
 
-class BraveSettings(_Section):
+class BraveSettings(_SearchSection):
     """Brave's web search."""
 
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"

@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, links, shortened
-from workers.enrichment.search.service import MOST_RESULTS, Answer, Service, Web, asked_to_wait, retry_after
+from workers.enrichment.search.service import MOST_RESULTS, Service, ServiceAnswer, Web, asked_to_wait, retry_after
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 300
@@ -44,14 +44,14 @@ class _Query(BoundedModel):
     pages: list[_Page] = Field(default=[], max_length=MOST_RESULTS)
 
 
-class _Error(BoundedModel):
+class _WikipediaError(BoundedModel):
     code: str
 
 
-class _Answer(BoundedModel):
+class _WikipediaAnswer(BoundedModel):
     query: _Query = _Query()
     """Absent where nothing was found."""
-    error: _Error | None = None
+    error: _WikipediaError | None = None
     """With status 200."""
 
 
@@ -64,7 +64,7 @@ class Wikipedia:
     async def search(self, query: str, limit: int) -> list[Found]:
         """See `SearchProvider`. Pages that only list what a word may mean are left out."""
         wanted = {"gsrsearch": shortened(query, MAX_QUERY_CHARS), "gsrlimit": str(min(limit + _SPARE, _MAX_RESULTS))}
-        answer = (await self._service.get(_PARAMETERS | wanted, overloaded=_overloaded)).read(_Answer)
+        answer = (await self._service.get(_PARAMETERS | wanted, overloaded=_overloaded)).read(_WikipediaAnswer)
         if answer.error is not None:
             raise Unreadable("the search service refuses the query")
         pages = sorted(answer.query.pages, key=lambda page: page.index)
@@ -72,7 +72,7 @@ class Wikipedia:
         return links([(page.canonicalurl or page.fullurl, page.title) for page in articles], limit)
 
 
-def _overloaded(answer: Answer) -> float | None:
+def _overloaded(answer: ServiceAnswer) -> float | None:
     """A wiki that lags says so in an error with status 200."""
     code = answer.headers.get("MediaWiki-API-Error")
     return retry_after(answer) if code in _BUSY else asked_to_wait(answer)

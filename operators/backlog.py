@@ -1,0 +1,67 @@
+"""What waits in Kafka, read off it from outside: also while no process runs that could tell by its metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.admin import OffsetSpec
+
+from producers.connection import Committed, admin_client, group_offsets
+from producers.errors import TopicMissing
+from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
+from schemas.settings import KafkaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProgress:
+    """How far a group has come in one partition."""
+
+    group: str
+    """`inference` or `delivery`."""
+    topic: str
+    partition: int
+    base: int
+    """What the group has committed: all below it is done. Where it has committed nothing, the first record's offset."""
+    end: int
+    """The offset behind the last record. Markers of transactions count as records do until they are passed."""
+    metadata: str
+    """What was committed beside the base: the ledger of what is done above it."""
+
+
+def standings(settings: KafkaSettings) -> list[GroupProgress]:
+    """Every partition that a group of the fleet reads, lanes first. Raises ProducerError.
+
+    Lanes of all engines that there are count, and tiers that the schedule has no more.
+    """
+    names = settings.topics
+    with admin_client(settings) as admin:
+        existing = admin.list_topics()
+        if names.requests() not in existing:  # of a fleet that is not there, nothing waiting would be the wrong answer
+            raise TopicMissing(names.requests())
+        tiers = [*names.tiers.values(), *names.former_tiers(existing)]
+        read = {
+            **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),
+            **{topic: DELIVERY_GROUP for topic in (names.results, *tiers) if topic in existing},
+        }
+        places = _places(admin, list(read))
+        starts = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
+        ends = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+        committed = {
+            group: group_offsets(admin, f"{settings.topic_prefix}{group}")
+            for group in (INFERENCE_GROUP, DELIVERY_GROUP)
+        }
+    found = []
+    for place in places:
+        group, start = read[place.topic], starts[place].offset
+        said = committed[group].get((place.topic, place.partition), Committed(start, ""))
+        base = max(said.offset, start)  # what retention removed waits no more
+        metadata = said.metadata if base == said.offset else ""
+        found.append(GroupProgress(group, place.topic, place.partition, base, ends[place].offset, metadata))
+    return found
+
+
+def _places(admin: Any, topics: list[str]) -> list[TopicPartition]:
+    counts = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(topics)} if topics else {}
+    return [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]

@@ -1,0 +1,399 @@
+"""Dead letters: jobs and callbacks that were given up, looked at and put back (redriven).
+
+A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
+redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
+a redrive that acts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
+longer than letters, and a letter that outlived its time, since Kafka drops whole segments, is left where it is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Literal
+
+from pydantic_core import from_json, to_json
+
+from operators.cancel import CancelledJobs
+from operators.endpoints import disabled_endpoints
+from operators.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
+from producers.connection import partition_counts
+from producers.scan import Place, Range, Scanner, Stored
+from producers.selection import is_at
+from producers.times import show_time
+from schemas import topics
+from schemas.settings import KafkaSettings
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.logs import origin_of
+
+BROKERS_DIFFER_MS = 60_000
+"""By how much the clocks of two brokers, which stamp records, may differ."""
+REDRIVE = "redrive"
+"""The identity of every redrive's producer."""
+
+Kind = Literal["job", "callback", "other"]
+
+_WHY = frozenset(
+    {
+        *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS),
+        *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
+    }
+)
+_WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
+_SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
+_LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
+"""What a job went through before, and is to go through anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter."""
+
+    record: Stored
+    kind: Kind
+    redriven_ms: int | None
+    """When it was put back, Unix milliseconds; None while it was not."""
+    disabled: bool = False
+    """Whether its endpoint is disabled now."""
+    expired: bool = False
+    """Whether its time is over: a mark that it was put back may be gone."""
+    lane_gone: bool = False
+    """Whether it is a job, and its lane is there no more."""
+    cancelled: bool = False
+    """Whether it is a job that was cancelled: workers may have forgotten that, and would answer it."""
+
+    @property
+    def place(self) -> Place:
+        """In `dead_letters`: the letter's own id."""
+        return self.record.place
+
+    @property
+    def ids(self) -> set[str]:
+        """What it can be asked for by: its place, its job id and its webhook id."""
+        return {str(self.place), *self.record.ids}
+
+    @property
+    def reason(self) -> str:
+        """The stable code for why it was given up."""
+        return self.record.header(topics.REASON) or "unknown"
+
+    @property
+    def source(self) -> tuple[str, Place] | None:
+        """The topic and the place where the record stood that was given up."""
+        numbers = [self.record.number(name) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
+        topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
+        return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be put back; None where it can."""
+        record = self.record
+        if self.expired:
+            return "expired"
+        if record.header(topics.ABRIDGED) is not None:
+            return "too_large"
+        if not record.value:
+            return "empty"
+        if Returning("", record.key, record.value, record.headers).size > MAX_RECORD_BYTES:
+            return "too_large"
+        if self.kind == "callback" and self.disabled:
+            return "endpoint_disabled"
+        if self.cancelled:
+            return "cancelled"
+        if self.lane_gone:
+            return "lane_gone"
+        return "source_unknown" if self.kind == "other" else None
+
+    def summary(self) -> dict[str, object]:
+        """What lists say of it: neither its content nor more of a URL than its origin."""
+        record = self.record
+        url = record.header(topics.CALLBACK_URL)
+        return {
+            "id": str(self.place),
+            "kind": self.kind,
+            "reason": self.reason,
+            "detail": record.header(topics.REASON_DETAIL),
+            "tenant": record.tenant,
+            "job_id": record.header(topics.JOB_ID),
+            "webhook_id": record.header(topics.WEBHOOK_ID),
+            "attempts": record.number(topics.ATTEMPTS),
+            "origin": origin_of(url) if url else None,
+            "at": show_time(record.at_ms),
+            "source": {
+                "topic": record.header(topics.SOURCE_TOPIC),
+                "partition": record.number(topics.SOURCE_PARTITION),
+                "offset": record.number(topics.SOURCE_OFFSET),
+            },
+            "bytes": len(record.value or b""),
+            "redriven_at": show_time(self.redriven_ms) if self.redriven_ms is not None else None,
+            "obstacle": self.obstacle,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which letters: those that fit everything that is said here."""
+
+    reasons: frozenset[str] = frozenset()
+    tenant: str | None = None
+    ids: frozenset[str] = frozenset()
+    """Their places (`P:N`), job ids and webhook ids."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    """Given up at this time or later, and before this one: Unix milliseconds."""
+    endpoint: str | None = None
+    """Where its callback goes: a URL; one that ends with its origin stands for everything at that origin."""
+    redriven_too: bool = False
+    """Also those that were put back."""
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether this letter is meant."""
+        record = letter.record
+        return (
+            (self.redriven_too or letter.redriven_ms is None)
+            and (not self.reasons or letter.reason in self.reasons)
+            and (self.tenant is None or record.tenant == self.tenant)
+            and (not self.ids or not self.ids.isdisjoint(letter.ids))
+            and (self.since_ms is None or record.at_ms >= self.since_ms)
+            and (self.until_ms is None or record.at_ms < self.until_ms)
+            and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
+        )
+
+
+@dataclass(slots=True)
+class LetterCounts:
+    """How many letters there are of which sort."""
+
+    open: Counter[tuple[Kind, str]] = field(default_factory=Counter)
+    """By kind and reason: those that can be put back."""
+    held: Counter[str] = field(default_factory=Counter)
+    """By obstacle: those that cannot."""
+    ids: set[str] = field(default_factory=set)
+    """What the letters can be asked for by."""
+    held_ids: dict[str, str] = field(default_factory=dict)
+    """Of these, those by which a letter was asked for that cannot be put back, with its obstacle."""
+    tenants: dict[str, set[str]] = field(default_factory=dict)
+    """Of the job and webhook ids that were asked for: whose letters have them, put back or not."""
+
+    @property
+    def count(self) -> int:
+        """How many can be put back."""
+        return self.open.total()
+
+    def meet(self, letter: Letter, asked: frozenset[str]) -> None:
+        """Note whose it is."""
+        for name in asked & letter.record.ids:
+            self.tenants.setdefault(name, set()).add(letter.record.tenant)
+
+    def add(self, letter: Letter, asked: frozenset[str]) -> None:
+        """Count one; of its ids only those are kept that were asked for."""
+        named = asked & letter.ids
+        self.ids |= named
+        if letter.obstacle is None:
+            self.open[letter.kind, letter.reason] += 1
+        else:
+            self.held[letter.obstacle] += 1
+            self.held_ids |= dict.fromkeys(named, letter.obstacle)
+
+
+class DeadLetters:
+    """The fleet's dead letters, as they are when it is made. Its methods raise ProducerError."""
+
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock) -> None:
+        self._settings = settings
+        self._topics = settings.topics
+        self._scanner = scanner
+        self._clock = clock
+        # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
+        self._ranges = scanner.ranges(self._topics.dead_letters)
+        self._look()
+
+    def _look(self) -> None:
+        """Learn how it stands with these letters now."""
+        self._disabled = disabled_endpoints(self._settings)
+        self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
+        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
+        self._cancelled = CancelledJobs(self._scanner.read(self._scanner.ranges(self._topics.control)))
+        self._marks = _Marks(self._ranges)
+        for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
+            self._marks.add(record)
+
+    def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
+        """Those that are meant, each partition's in order."""
+        for record in self._scanner.read(self._ranges):
+            letter = self._letter(record)
+            if wanted.takes(letter):
+                yield letter
+
+    def _letter(self, record: Stored) -> Letter:
+        kind = kind_of(record, self._topics)
+        return Letter(
+            record,
+            kind,
+            self._marks.of(record),
+            record.endpoint in self._disabled,
+            record.at_ms < self._kept_from_ms,
+            kind == "job" and record.header(topics.SOURCE_TOPIC) not in self._lanes,
+            kind == "job" and self._cancelled.holds(record.tenant, record.header(topics.JOB_ID) or ""),
+        )
+
+    def tally(self, wanted: LetterFilter) -> LetterCounts:
+        """What a redrive of these would find. Changes nothing."""
+        tally = LetterCounts()
+        for _ in self._counted(wanted, tally):
+            pass
+        return tally
+
+    def redrive(
+        self,
+        wanted: LetterFilter,
+        back: PutBack,
+        per_second: float,
+        on_done: Callable[[int], None],
+        *,
+        as_new_events: bool = False,
+        limit: int | None = None,
+    ) -> LetterCounts:
+        """Put those back that are meant and can be, so many at most; what it found up to the last of them.
+
+        All that is open there is put back now. That may be less than was counted before: since `back` was made nobody
+        else puts any back, and only then the marks are read. With `as_new_events` a job's next result has a
+        `webhook-id` of its own, so that a consumer that has taken the result with which the job was given up does not
+        drop it as a repeat.
+        """
+        self._look()
+        tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
+        groups = (
+            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
+            for letter in self._counted(wanted, tally)
+        )
+        put_back(back, islice(groups, limit), per_second, on_done, self._clock)
+        return tally
+
+    def _counted(self, wanted: LetterFilter, tally: LetterCounts) -> Iterator[Letter]:
+        """Those that can be put back; all that are meant are counted as they are met."""
+        for letter in self.letters(replace(wanted, redriven_too=True)):
+            tally.meet(letter, wanted.ids)
+            if letter.redriven_ms is None:
+                tally.add(letter, wanted.ids)
+                if letter.obstacle is None:
+                    yield letter
+
+    def _mark(self, letter: Letter) -> Returning:
+        record = letter.record
+        return mark(self._topics, letter.place, record.at_ms, letter.reason, record.headers, self._now_ms())
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000)
+
+
+class _Marks:
+    """When which letters of some ranges were put back: eight bytes for each offset, however many were.
+
+    `dead_letters` may be deleted and made anew, and marks of its old letters stand at the places of new ones. So a mark
+    counts only for the letter whose time it names, and never for one that is younger than itself. The time is kept as a
+    remainder; marks of earlier releases name none.
+    """
+
+    def __init__(self, ranges: list[Range]) -> None:
+        self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
+
+    def add(self, record: Stored) -> None:
+        """A record of `dead_letters.redriven`; what is said of other letters is passed over."""
+        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        if place is not None and place.partition in self._at_ms:
+            start, at_ms = self._at_ms[place.partition]
+            if 0 <= place.offset - start < len(at_ms):
+                marked_ms = min(max(record.at_ms, 0), _LATEST_MS)
+                at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
+
+    def of(self, letter: Stored) -> int | None:
+        """Unix milliseconds; None where it was not put back."""
+        start, at_ms = self._at_ms[letter.place.partition]
+        marked = at_ms[letter.place.offset - start]
+        marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
+        is_its_own = remainder in (0, _remainder(letter.at_ms)) and marked_ms >= letter.at_ms - BROKERS_DIFFER_MS
+        return marked_ms if marked and is_its_own else None
+
+
+_REMAINDER_BITS = 16
+_NO_MORE = (1 << _REMAINDER_BITS) - 1
+_LATEST_MS = 1 << 46
+"""In the year 4199. Whoever may write marks may stamp them with any time, and both numbers have 63 bits together."""
+
+
+def _remainder(letter_ms: int) -> int:
+    """Never 0, which stands for a mark that names no time."""
+    return 1 + letter_ms % _NO_MORE
+
+
+def _named_remainder(value: bytes | None) -> int:
+    """Of the time of the letter that a mark is about; 0 where it names none."""
+    try:
+        said = from_json(value or b"")
+    except ValueError:
+        return 0
+    letter_ms = said.get("letter_at") if isinstance(said, dict) else None
+    return _remainder(letter_ms) if isinstance(letter_ms, int) else 0
+
+
+def mark(
+    names: Topics, place: Place, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
+) -> Returning:
+    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is.
+
+    `letter_ms` is the letter's timestamp, Unix milliseconds: another letter may come to stand at its place.
+    """
+    said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
+    whose = [(name, value) for name, value in headers if name in _WHOSE]
+    return Returning(names.redriven, str(place).encode(), to_json(said), whose)
+
+
+class _Partitions:
+    """How many partitions topics have, asked once each."""
+
+    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._counts: dict[str, int] = {}
+
+    def __getitem__(self, topic: str) -> int:
+        if topic not in self._counts:
+            self._counts |= partition_counts(self._settings, [topic], self._clock)
+        return self._counts[topic]
+
+
+def kind_of(record: Stored, names: Topics) -> Kind:
+    """What was given up: by the topic where it stood."""
+    source = record.header(topics.SOURCE_TOPIC) or ""
+    if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
+        return "callback"
+    return "job" if names.lanes([source]) else "other"
+
+
+def returning(
+    letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions, as_new_event: bool
+) -> Returning:
+    """The record of a letter as it goes back.
+
+    A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
+    identity that it had, or what it said in place of that; a deadline that has passed is left out, so that its
+    `ttl_seconds` count from now.
+    """
+    record = letter.record
+    headers = [(name, value) for name, value in record.headers if name not in _WHY]
+    if letter.kind == "callback":
+        return for_delivery(settings, record.key, record.value, headers, now_ms)
+    deadline = record.number(topics.DEADLINE)
+    if deadline is not None and deadline <= now_ms:
+        headers = [(name, value) for name, value in headers if name != topics.DEADLINE]
+    dropped = _LIVED_THROUGH | ({topics.WEBHOOK_ID, topics.JOB_ORIGIN} if as_new_event else set())
+    dropped |= {_SAID[name] for name, _ in headers if name in _SAID}
+    headers = [(_SAID.get(name, name), value) for name, value in headers if name not in dropped]
+    lane, number = record.header(topics.SOURCE_TOPIC) or "", record.number(topics.SOURCE_PARTITION)
+    partition = number if number is not None and number < partitions[lane] else None
+    return Returning(lane, record.key, record.value, headers, partition)

@@ -1,0 +1,59 @@
+"""What the fleet knows of endpoints, and an operator's word on one. Every delivery process follows the same topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from operators.compacted import put_facts
+from producers.scan import Scanner, Stored
+from schemas.endpoint import (
+    EndpointKey,
+    EndpointRecord,
+    EndpointState,
+    InvalidEndpointRecord,
+    ends_disabling,
+    key_bytes,
+    read_endpoint,
+    read_key,
+    write_endpoint,
+)
+from schemas.settings import KafkaSettings
+
+
+def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
+    """The last word on each endpoint of which something is known, by tenant and URL. Raises ProducerError."""
+    with Scanner(settings) as scanner:
+        last = _last_words(scanner.read(scanner.ranges(settings.topics.endpoints)))
+    return dict(sorted(last.items()))
+
+
+def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
+    """Where no callback is made now: what is put back for one of these would be given up at once.
+
+    Raises ProducerError.
+    """
+    known = known_endpoints(settings).values()
+    return frozenset(record.key for record in known if record.state is EndpointState.DISABLED)
+
+
+def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) -> None:
+    """Have every delivery process go by these from now on. Returns once Kafka has them. Raises ProducerError."""
+    put_facts(settings, settings.topics.endpoints, [(key_bytes(one.key), write_endpoint(one)) for one in records])
+
+
+def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
+    last: dict[EndpointKey, EndpointRecord] = {}
+    for record in records:
+        try:
+            endpoint = read_key(record.key)
+            said = read_endpoint(record.value) if record.value is not None else None
+        except InvalidEndpointRecord:
+            continue  # delivery does not go by it either, and says so in its log
+        known = last.get(endpoint)
+        if known is not None and known.state is EndpointState.DISABLED and not ends_disabling(said):
+            continue
+        if said is not None:
+            last[endpoint] = said
+        else:
+            last.pop(endpoint, None)
+    return last

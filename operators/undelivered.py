@@ -1,0 +1,162 @@
+"""Which of some results are not delivered, and not on their way either: what a replay after an outage is for.
+
+There is no store besides Kafka, so it is read off the fleet's topics, in this order:
+
+    the progress of delivery     what stands at its base or behind it is on its way, in `model_results` and in the tiers
+    what is settled after that   everything below a base has its consequence in a topic, in the same transaction, so it
+                                 is waited for until all of that can be seen
+    `dead_letters`, `dead_letters.redriven`   what was given up is on its way no more; a letter that is not put back yet
+                                 is marked when its result is put back, so that no redrive does it again
+    the tiers                    what waits there
+    `callback_attempts`          which were answered with 2xx
+
+An event may come to be on its way between this and the replay only by another replay or redrive; a redrive is fenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic_core import from_json
+
+from operators.dead_letters import BROKERS_DIFFER_MS, DeadLetters, LetterFilter, mark
+from operators.put_back import Returning
+from producers.connection import committed_offsets
+from producers.scan import Place, Range, Scanner, Stored
+from schemas import topics
+from schemas.groups import DELIVERY_GROUP
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+
+Event = int
+"""A tenant and a `webhook-id`, as 128 bits of their hash: a number takes less room than two texts."""
+
+
+class CallbackStanding(StrEnum):
+    """What became of a result's callback."""
+
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    """It is to be attempted yet, or is being attempted, without anybody's help."""
+    UNKNOWN = "unknown"
+    """It is older than the attempts that are kept."""
+    UNDELIVERED = "undelivered"
+    """None of these: given up, as far as is known."""
+
+
+class _Open(NamedTuple):
+    """A dead letter that is not put back yet."""
+
+    digest: bytes
+    """Of its value."""
+    place: Place
+    at_ms: int
+    reason: str
+
+
+class Undelivered:
+    """How it stands with the results that are given, as of when this is made. Raises ProducerError.
+
+    Memory is theirs: some 130 bytes for each result, and some 600 for each dead letter of one.
+    """
+
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, results: Iterable[Stored]) -> None:
+        self._names = settings.topics
+        self._clock = clock
+        self._scanner = scanner
+        self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
+        self._delivered_ms: dict[Event, int] = {}
+        """When it was answered with 2xx last; 0 where it never was."""
+        since_ms: int | None = None
+        for result in results:
+            self._delivered_ms[_event(result)] = 0
+            since_ms = min(result.at_ms, since_ms or result.at_ms)
+        self._waiting: set[Event] = set()
+        self._open: dict[Event, list[_Open]] = defaultdict(list)
+        self._kept_from_ms = 0
+        if since_ms is not None:
+            self._read(settings, clock, since_ms)
+
+    def standing(self, result: Stored) -> CallbackStanding:
+        """Of one of the results that this was made with."""
+        event = _event(result)
+        # A job that was redriven has a second result of the same event, which the first one's attempt says nothing of.
+        if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
+            return CallbackStanding.DELIVERED
+        if event in self._waiting or self._is_ahead(result):
+            return CallbackStanding.WAITING
+        return CallbackStanding.UNKNOWN if result.at_ms < self._kept_from_ms else CallbackStanding.UNDELIVERED
+
+    def marks(self, result: Stored) -> list[Returning]:
+        """What is to be put back with it, so that its dead letters are not put back once more."""
+        letters = self._open.get(_event(result))
+        if not letters:
+            return []
+        digest, now_ms = _digest(result), int(self._clock.time() * 1000)
+        return [
+            mark(self._names, letter.place, letter.at_ms, letter.reason, result.headers, now_ms)
+            for letter in letters
+            if letter.digest == digest
+        ]
+
+    def _is_ahead(self, record: Stored) -> bool:
+        """Whether delivery has not settled it yet, as far as its base says."""
+        return record.place.offset >= self._bases.get((record.topic, record.place.partition), 0)
+
+    def _read(self, settings: KafkaSettings, clock: Clock, since_ms: int) -> None:
+        names, scanner = self._names, self._scanner
+        tiers = [*names.tiers.values(), *names.former_tiers(scanner.topics())]
+        scanner.wait_until_settled([names.dead_letters, names.redriven, names.attempts, *tiers])
+        given_up = set(self._read_letters(DeadLetters(settings, scanner, clock)))
+        for record in scanner.read(list(self._ahead(tiers))):
+            if (record.topic, record.place) not in given_up and _event(record) in self._delivered_ms:
+                self._waiting.add(_event(record))
+        for record in scanner.read(scanner.ranges(names.attempts, since_ms - BROKERS_DIFFER_MS)):
+            self._read_attempt(record)
+        self._kept_from_ms = scanner.kept_from_ms(names.attempts)
+
+    def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
+        """Notes the open ones of our results; gives where each of the events that were given up stood."""
+        for letter in letters.letters(LetterFilter(redriven_too=True)):
+            event = _event(letter.record)
+            if letter.kind != "callback" or event not in self._delivered_ms:
+                continue
+            if letter.redriven_ms is None:
+                self._open[event].append(
+                    _Open(_digest(letter.record), letter.place, letter.record.at_ms, sys.intern(letter.reason))
+                )
+            if letter.source is not None:
+                yield letter.source
+
+    def _ahead(self, tiers: Iterable[str]) -> Iterator[Range]:
+        """What stands in the tiers at delivery's base or behind it."""
+        for tier in tiers:
+            for each in self._scanner.ranges(tier):
+                start = max(each.start, self._bases.get((tier, each.partition), 0))
+                if start < each.stop:
+                    yield each._replace(start=start)
+
+    def _read_attempt(self, record: Stored) -> None:
+        event = _event(record)
+        if event not in self._delivered_ms:
+            return
+        try:
+            error = from_json(record.value or b"")["error"]
+        except (ValueError, KeyError, TypeError):
+            return  # nothing of ours
+        if error is None:
+            self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
+
+
+def _event(record: Stored) -> Event:
+    named = f"{len(record.tenant)} {record.tenant}{record.header(topics.WEBHOOK_ID) or ''}"
+    return int.from_bytes(hashlib.blake2b(named.encode(), digest_size=16).digest())
+
+
+def _digest(record: Stored) -> bytes:
+    return hashlib.blake2b(record.value or b"", digest_size=16).digest()

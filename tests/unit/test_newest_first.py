@@ -1,0 +1,53 @@
+"""Who waits for the embedding model, and who hears at once that there is no time."""
+
+from __future__ import annotations
+
+from workers.enrichment.choosing.newest_first import NewestFirst
+
+
+def line_of(*names: str, one_seconds: float | None = None) -> NewestFirst[str]:
+    line: NewestFirst[str] = NewestFirst()
+    if one_seconds is not None:
+        line.served(one_seconds)
+    for name in names:
+        assert line.put(name, 100) == []
+    return line
+
+
+def test_the_newest_is_next() -> None:
+    line = line_of("first", "second")
+    assert [line.next(), line.next()] == ["second", "first"]
+    assert not line
+
+
+def test_everybody_waits_before_it_is_known_how_long_one_takes() -> None:
+    line = line_of(*map(str, range(50)))
+    assert len(line) == 50
+
+
+def test_the_oldest_go_where_the_line_is_longer_than_there_is_time_for() -> None:
+    line = line_of("first", "second", "third", one_seconds=0.5)
+    assert line.put("fourth", 1.0) == ["first", "second"]
+    assert [line.next(), line.next()] == ["fourth", "third"]
+
+
+def test_one_waits_however_long_one_takes() -> None:
+    line = line_of("first", one_seconds=5)
+    assert line.put("second", 1.0) == ["first"]
+    assert line.next() == "second"
+
+
+def test_what_one_takes_follows_what_they_took() -> None:
+    line = line_of(one_seconds=1.0)
+    for _ in range(20):
+        line.served(0.01)
+    for name in map(str, range(50)):
+        assert line.put(name, 1.0) == []
+
+
+def test_who_leaves_is_not_next() -> None:
+    line = line_of("first", "second")
+    line.leave("second")
+    line.leave("nobody")
+    assert line.clear() == ["first"]
+    assert not line

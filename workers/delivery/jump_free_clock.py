@@ -1,0 +1,32 @@
+"""The time of day for what lasts for hours and days."""
+
+from __future__ import annotations
+
+from telemetry.clock import Clock
+
+_BELIEVED_SECONDS = 300.0
+"""For how long a wall clock that was set has to go on from there before it is believed."""
+_SET_SECONDS = 1.0
+"""From which on a clock has been set, and not only corrected."""
+
+
+class JumpFreeClock:
+    """The wall clock without its jumps, in Unix milliseconds.
+
+    A jump is believed after a while: a process may have been started before its machine knew the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since = clock.monotonic()
+        self._believed = self._shown = clock.time() - self._since
+
+    def look(self) -> tuple[int, bool]:
+        """What it shows now, and whether it was set since the last look."""
+        now = self._clock.monotonic()
+        offset, was = self._clock.time() - now, self._believed
+        if abs(offset - self._shown) > _SET_SECONDS:
+            self._shown, self._since = offset, now
+        elif now - self._since > _BELIEVED_SECONDS:
+            self._believed = offset
+        return round(1000 * (self._believed + now)), abs(self._believed - was) > _SET_SECONDS

@@ -1,0 +1,1 @@
+"""The grounded prompt before an answer; its citations and its links behind it."""

@@ -1,0 +1,165 @@
+"""From what the model wrote to what a job's result says: cited, held against its profile, with the sources' details."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from schemas.result import Citation, SourceDetails, Support
+from workers.enrichment.answering.cite import BEARING, SourceTexts, cited, supported_share, used
+from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.answering.links import without_unknown_links
+from workers.enrichment.answering.profile import Profile
+from workers.enrichment.evidence import Evidence, NumberedSource
+
+MAX_CHAIN: Final = 100
+"""Items of an evidence chain that are checked; an answer's length is up to its job."""
+
+
+_NO_NUMBER: Final = 1_000_000
+_DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
+
+
+class Unsupported(Exception):  # noqa: N818 - it names what happened
+    """The profile gives no answer without support, and no part of this one has enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the result says. `sources` are those that the answer uses, in the order of their first use."""
+
+    text: str
+    sources: tuple[SourceDetails, ...]
+    citations: tuple[Citation, ...]
+    notes: tuple[str, ...] = ()
+    supported_share: float = 1.0
+    """The part of it that its sources bear out, from 0 to 1; all of it where no sources were asked for."""
+
+    def lowered(self, confidence: float | None) -> float | None:
+        """The model's confidence as far as the answer is supported: half of it is for what the sources say."""
+        return None if confidence is None else confidence * (1 + self.supported_share) / 2
+
+
+def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
+    """The answer with its citations, as its profile wants it. `is_json`: nothing may be put before it.
+
+    Where it rests on no source, a note says so; and where none could be used, a free text itself. Raises Unsupported.
+    """
+    if not evidence.sources and profile.no_sources_notice and not is_json:
+        text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
+    chain: list[Any] | None = None
+    if profile.evidence_chain is None:
+        text, _, citations = cited(text, evidence)
+        share = supported_share(text, citations)
+    else:
+        text = without_unknown_links(text, evidence)
+        chain = _chain(text, profile.evidence_chain)
+        citations = _chain_citations(chain or (), text, SourceTexts(evidence))
+        share = _chain_share(citations)
+    names = used(citations)
+    notes = () if names else (_rests_on_nothing(evidence, profile, chain, citations),)
+    if profile.minimum_support is not None:
+        enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
+        if not any(citation.support in enough for citation in citations):
+            raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
+    by_id = {source.id: source for source in evidence.sources}
+    bearing = [by_id[name] for name in names]
+    details = tuple(_details(source, evidence) for source in bearing)
+    if profile.evidence_list and bearing:
+        text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
+    return Answer(text, details, tuple(citations), notes, share)
+
+
+def _rests_on_nothing(
+    evidence: Evidence, profile: Profile, chain: list[Any] | None, citations: Sequence[Citation]
+) -> str:
+    if not evidence.sources:
+        return "the answer rests on no source: none could be used"
+    if profile.evidence_chain is None:
+        return "the answer rests on no source: none bears out a sentence of it"
+    if citations:
+        return "the answer rests on no source: none bears out an item of its evidence"
+    why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
+    return f"the answer names no evidence: {why}"
+
+
+def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
+    """As the page says it, but without the links that it would like to have there."""
+    title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
+    return SourceDetails(
+        id=source.id,
+        url=source.url,
+        canonical_url=source.particulars.canonical_url,
+        title=without_unknown_links(title, evidence) or None,
+        published=source.particulars.published,
+        doi=source.particulars.doi,
+    )
+
+
+def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
+    """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
+    lines = []
+    for source, details in sources:
+        known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
+        lines.append(f"[{source.number}] {'. '.join(part for part in known if part)}")
+    return "\n\nEvidence:\n" + "\n".join(lines)
+
+
+# -- the evidence chain of a structured answer -----------------------------------------------------------------------
+
+
+def _chain(text: str, field: str) -> list[Any] | None:
+    """The items of the chain; None where the answer is not the JSON that it should be."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    items = value.get(field) if isinstance(value, dict) else None
+    return items[:MAX_CHAIN] if isinstance(items, list) else None
+
+
+def _chain_share(citations: Sequence[Citation]) -> float:
+    """The part of the chain's items that their sources bear out."""
+    return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
+
+
+def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
+    """How far each item's quote stands in the source that it names. One that names none is dangling."""
+    citations: list[Citation] = []
+    behind = 0
+    for item in chain:
+        fields = item if isinstance(item, dict) else {}
+        quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
+        number = _number(fields.get("source"))
+        place = _place(text, quote, behind)
+        behind = place[1] if place is not None else behind
+        start, end = place or (0, len(text))
+        name, support = sources.name(number), sources.support(quote, number)
+        citations.append(Citation(start=start, end=end, source=name, support=support))
+    return citations
+
+
+def _number(source: object) -> int:
+    """The number of a source, also written as a string; 0, which none has, for anything else."""
+    if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
+        return int(digits.group(1))
+    return source if type(source) is int and 0 < source < _NO_NUMBER else 0
+
+
+def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
+    """Where the quote stands in the JSON, in code points; None where that is written with other escapes.
+
+    `behind` is where the quote before it ends: two items may quote the same words, which their claims may hold too.
+    """
+    for escaped in _spellings(quote) if quote else ():
+        found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)
+        if found is not None:
+            return found.span(1)
+    return None
+
+
+def _spellings(quote: str) -> Sequence[str]:
+    return [json.dumps(quote, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]

@@ -1,0 +1,310 @@
+"""Which sentence of an answer rests on which source, and how well.
+
+Support, from the strongest:
+
+    exact        the sentence's words stand in a passage as they are, in that order
+    fuzzy        four fifths of them do, close together, with every number
+    lexical      most of its content words and all its numbers occur in the source
+    unsupported  none of these, or the source says otherwise in the same words (see `contradiction`)
+    dangling     no source has that number
+
+What a sentence puts between quotation marks has to stand in the source, exactly or nearly; else it is unsupported.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import islice
+from typing import Final
+
+from schemas.result import Citation, Support
+from workers.enrichment.answering.clauses import Clause, clauses
+from workers.enrichment.answering.contradiction import Source
+from workers.enrichment.answering.links import LINK_REMOVED, URL, without_unknown_links
+from workers.enrichment.evidence import Evidence, NumberedSource
+
+FUZZY_SHARE: Final = 0.8
+LEXICAL_SHARE: Final = 0.6
+BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
+"""The levels at which a source bears a sentence out, from the strongest."""
+MAX_SENTENCES: Final = 500
+"""Sentences that are compared; an answer's length is up to its job."""
+_MAX_FUZZY_WORDS: Final = 120
+MAX_ALIGNED: Final = 500_000
+"""Words of sentences times words of the passages with which they are aligned, for one answer: a tenth of a second. What
+is beyond is no more than `lexical`."""
+
+_MARKER: Final = re.compile(
+    r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
+    re.IGNORECASE,
+)
+"""`[1]`, `[1, 2]`, and what models write unasked: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
+_PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
+_INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
+"""Behind it two numbers in brackets are an interval."""
+_BEFORE_INTERVAL: Final = 20
+_MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
+_CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
+_QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
+_QUOTE_WORDS: Final = 4
+_AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
+_STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
+
+_COMMON_WORDS: Final = (
+    "a an the and or but if of in on at to from by for with as is are was were be been being it its this that these "
+    "those he she they them his her their we you i has have had do does did which who whom what when where there then "
+    "than so also into over under about can could will would may might should must such s t "
+    "answer question according based source sources page text article says states stated mentions mentioned"
+)
+_COMMON: Final = frozenset(_COMMON_WORDS.split())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    """A sentence with the markers behind it. `start` and `end` are in code points of the whole text."""
+
+    start: int
+    end: int
+    words: tuple[str, ...]
+    numbers: tuple[int, ...]
+    """The source numbers in its markers."""
+    text: str = ""
+    """As it is written, without its markers."""
+    quotes: tuple[str, ...] = ()
+    """What it puts between quotation marks, where that is more than a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SourcePassage:
+    """A passage as words, and as the line that they make."""
+
+    words: tuple[str, ...]
+    line: str
+    vocabulary: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> _SourcePassage:
+        found = words(text)
+        return cls(found, _line(found), frozenset(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceWords:
+    """A source as words."""
+
+    id: str
+    passages: tuple[_SourcePassage, ...]
+    vocabulary: frozenset[str]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: NumberedSource) -> _SourceWords:
+        texts = (source.title or "", *source.passages)
+        passages = tuple(_SourcePassage.of(text) for text in texts)
+        vocabulary = frozenset(word for passage in passages for word in passage.vocabulary)
+        return cls(source.id, passages, vocabulary, texts)
+
+    def clauses(self) -> Source:
+        """Its clauses, which cost more than its words: only what has a sentence's words is asked for them."""
+        return Source([_without_links(text) for text in self.texts], _COMMON)
+
+
+class SourceTexts:
+    """The sources of one answer, read once, and how much may still be compared with them."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
+        self._left = MAX_ALIGNED
+        self._clauses_of: dict[int, Source] = {}
+        self._said: tuple[str, list[Clause]] = ("", [])
+        """What was held against a source last, and its clauses: it is held against all of them."""
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """The numbers that the sources have."""
+        return self._sources.keys()
+
+    def name(self, number: int) -> str:
+        """What a citation calls the source of that number, also where there is none."""
+        read = self._sources.get(number)
+        return f"[{number}]" if read is None else read.id
+
+    def support(self, text: str, number: int) -> Support:
+        """How far the source of that number bears this text out."""
+        read = self._sources.get(number)
+        if read is None:
+            return Support.DANGLING
+        level = self._by_words(words(text), read)
+        if level not in BEARING:
+            return level
+        if number not in self._clauses_of:
+            self._clauses_of[number] = read.clauses()
+        return Support.UNSUPPORTED if self._clauses_of[number].denies(self._clauses(text)) else level
+
+    def _clauses(self, text: str) -> list[Clause]:
+        if self._said[0] != text:
+            self._said = text, clauses(_without_links(text), _COMMON)
+        return self._said[1]
+
+    def _by_words(self, said: Sequence[str], read: _SourceWords) -> Support:
+        if not said or not _numbers(said) <= read.vocabulary:
+            return Support.UNSUPPORTED
+        line = _line(said)
+        if any(line in passage.line for passage in read.passages):
+            return Support.EXACT
+        content = {word for word in said if word not in _COMMON}
+        share = len(content & read.vocabulary) / len(content) if content else 0.0
+        if share < LEXICAL_SHARE:
+            return Support.UNSUPPORTED
+        if share >= FUZZY_SHARE - 0.1 and any(self._is_close(said, passage) for passage in read.passages):
+            return Support.FUZZY
+        return Support.LEXICAL
+
+    def _is_close(self, said: Sequence[str], passage: _SourcePassage) -> bool:
+        if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
+            return False
+        if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
+            return False  # no alignment has more
+        self._left -= len(said) * len(passage.words)
+        return self._left >= 0 and _is_close(said, passage.words)
+
+
+def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
+    """The answer without links that were not given, the sources it uses, and its citations.
+
+    Sources are named by id, in the order of their first use; one that is only cited by a sentence which it does not
+    support is not used. Where no citation of the answer's own holds, a sentence without one is put down to the source
+    that supports it best. Spans count code points of the text that is returned.
+    """
+    text = without_unknown_links(text, evidence)
+    sources = SourceTexts(evidence)
+    sentences = _first_sentences(text, sources.numbers)
+    found = [citation for sentence in sentences for citation in _claimed(sentence, sources)]
+    if not any(citation.support in BEARING for citation in found):
+        found += [one for sentence in sentences if not sentence.numbers for one in _attributed(sentence, sources)]
+        found.sort(key=lambda citation: citation.start)
+    return text, used(found), found
+
+
+def used(citations: Sequence[Citation]) -> list[str]:
+    """The sources that bear something out, in the order of their first use."""
+    return list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
+
+
+def supported_share(text: str, citations: Sequence[Citation]) -> float:
+    """The part of the answer's sentences, from 0 to 1, that a citation covers which its source bears out.
+
+    A sentence counts that says something: with a number, or with a word that is not one of the common ones. An answer
+    without any is wholly supported.
+    """
+    sentences = _first_sentences(text)
+    saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
+    borne = [(one.start, one.end) for one in citations if one.support in BEARING]
+    covered = [one for one in saying if any(start < one.end and one.start < end for start, end in borne)]
+    return len(covered) / len(saying) if saying else 1.0
+
+
+def _claimed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
+    for number in dict.fromkeys(sentence.numbers):
+        yield _citation(sentence, number, sources)
+
+
+def _attributed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
+    citations = [_citation(sentence, number, sources) for number in sources.numbers]
+    best = min(citations, key=lambda citation: _STRENGTH.index(citation.support), default=None)
+    if best is not None and best.support is not Support.UNSUPPORTED:
+        yield best
+
+
+def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citation:
+    level = _level(sentence, number, sources)
+    return Citation(start=sentence.start, end=sentence.end, source=sources.name(number), support=level)
+
+
+def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
+    """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
+    level = sources.support(sentence.text, number)
+    if not sentence.quotes or level not in BEARING:
+        return level
+    weakest = max((sources.support(quote, number) for quote in sentence.quotes), key=_STRENGTH.index)
+    return min(level, weakest, key=_STRENGTH.index) if weakest in _AS_QUOTED else Support.UNSUPPORTED
+
+
+def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[_Sentence]:
+    return list(islice(_sentences(text, numbers), MAX_SENTENCES))
+
+
+def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
+    """Whether brackets with numbers cite something, `numbers` being those of the sources.
+
+    No source has the number 0. Several numbers in plain brackets, none of which a source has, are an interval or a
+    list, and so are any behind "CI" or "=". One that no source has is a citation, which dangles.
+    """
+    named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
+    if _PLAIN.fullmatch(marker.group()) is None:
+        return True
+    if 0 in named:
+        return False
+    if len(named) == 1:
+        return True
+    before = marker.string[max(0, marker.start() - _BEFORE_INTERVAL) : marker.start()]
+    return (numbers is None or not set(numbers).isdisjoint(named)) and _INTERVAL.search(before) is None
+
+
+def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
+    """Sentences without the blanks around them; markers behind the full stop belong to the sentence before them."""
+    plain = _CODE.sub(lambda code: " " * len(code.group()), text)
+    plain = _MARKER.sub(lambda found: found[0] if _is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
+    start = 0
+    while start < len(plain):
+        end = _END.search(plain, start)
+        stop = end.end() if end is not None else len(plain)
+        trailing = _MARKERS_HERE.match(plain, stop) if plain[start:stop].strip() else None
+        stop = trailing.end() if trailing is not None else stop
+        yield from _sentence(plain, start, stop)
+        start = stop
+
+
+def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
+    part = text[start:stop]
+    numbers = tuple(int(number) for marker in _MARKER.finditer(part) for number in re.findall(r"\d+", marker.group(1)))
+    plain = _MARKER.sub(" ", part)
+    found = words(plain)
+    if found or numbers:
+        begin = start + len(part) - len(part.lstrip())
+        quotes = tuple(quote for quote in _QUOTED.findall(part) if len(words(quote)) >= _QUOTE_WORDS)
+        yield _Sentence(begin, begin + len(part.strip()), found, numbers, plain, quotes)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words and numbers, comparable: compatibility forms and case folded; characters where a script has no spaces.
+
+    Addresses are none: most of them are gone from an answer, and still stand in its sources.
+    """
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", _without_links(text)).casefold()))
+
+
+def _without_links(text: str) -> str:
+    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
+
+
+def _line(some: Sequence[str]) -> str:
+    return f" {' '.join(some)} "
+
+
+def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
+    blocks = SequenceMatcher(None, sentence, passage, autojunk=False).get_matching_blocks()[:-1]
+    if sum(block.size for block in blocks) < FUZZY_SHARE * len(sentence):
+        return False
+    window = passage[blocks[0].b : blocks[-1].b + blocks[-1].size]
+    return len(window) <= 2 * len(sentence) and _numbers(sentence) <= _numbers(window)
+
+
+def _numbers(some: Sequence[str]) -> set[str]:
+    return {word for word in some if word[0].isdigit()}

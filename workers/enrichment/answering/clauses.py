@@ -1,0 +1,227 @@
+"""A text as clauses: their words in order, what they negate, their numbers with units, and their names. Pure.
+
+A clause ends at a mark such as a comma, at a word such as "but", and at "and" where both sides of it say something.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import Stemmer
+
+from workers.enrichment.answering.negation import NEGATING_PHRASES, NEGATIONS, NO_NEGATIONS
+
+_TOKEN: Final = re.compile(
+    r"(?P<cjk>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?P<name>[^\W\d_]{1,20}(?:-[^\W\d_]{1,20}){0,2}-?\d[\w-]{0,40})"
+    r"|(?P<number>\d+(?:[.,]\d+)*)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)|(?P<percent>%)"  # noqa: RUF001
+    r"|(?P<mark>[,;:()。，；：、！？—–]|[.!?](?=\s|$)|\n)"  # noqa: RUF001 - full-width marks
+)
+_SENTENCE_MARKS: Final = frozenset(".!?\n。！？")  # noqa: RUF001 - as above
+_TURNS_WORDS: Final = (
+    "but although though while whereas however because aber sondern obwohl während mais pero aunque sino"
+)
+_TURNS: Final = frozenset(_TURNS_WORDS.split())
+_AND: Final = frozenset({"and", "und", "et", "y"})
+_GERMAN_WORDS: Final = (
+    "am auf bei beiden dem den der des die das ein eine einem einen einer es für hat im in ist mit sich sie sind und "
+    "von war waren werden wird wurde wurden zu zum zur"
+)
+_GERMAN: Final = frozenset(_GERMAN_WORDS.split())
+_FRENCH_WORDS: Final = (
+    "a au aux avec ce cette dans de des du elle en est et fut il la le les leur ne on ont par pour que qui sa se son "
+    "sont sur un une"
+)
+_FRENCH: Final = frozenset(_FRENCH_WORDS.split())
+_SPANISH_WORDS: Final = (
+    "al como con cuando de del el en es está fue fueron ha han la las lo los más para por que se su una un y"
+)
+_SPANISH: Final = frozenset(_SPANISH_WORDS.split())
+_FOREIGN: Final = (_GERMAN, _FRENCH, _SPANISH)
+_AMBIGUOUS_WORDS: Final = "a am as con den die do en es has in la on son war"
+_AMBIGUOUS: Final = frozenset(_AMBIGUOUS_WORDS.split())
+"""They show no language, since English has them too."""
+_NO_NAMES_WORDS: Final = (
+    "january february march april may june july august september october november december monday tuesday wednesday "
+    "thursday friday saturday sunday i"
+)
+_NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
+""""In March Smith bought" does not say that Smith is where something is."""
+_FEW: Final = 1
+"""So many words of another language may stand in an English text."""
+_SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
+MAX_TOKENS: Final = 60
+"""Of one clause. The rest of a longer one begins another."""
+
+_UNITS: Final = {
+    name: names.split()[0]
+    for names in (
+        "percent % pct prozent", "g gram grams", "kg kilogram kilograms", "mg milligram milligrams", "µg mcg μg ug",
+        "ng",
+        "l litre litres liter liters", "ml millilitre millilitres milliliter milliliters", "mm", "cm",
+        "m metre metres meter meters", "km kilometre kilometres kilometer kilometers", "mile miles", "foot feet ft",
+        "s second seconds sec", "ms millisecond milliseconds", "min minute minutes", "hour hours h", "day days",
+        "week weeks", "month months", "year years", "thousand", "million millions", "billion billions", "trillion",
+        "dollar dollars usd", "euro euros eur", "pound pounds gbp", "crown crowns", "degree degrees", "bar",
+        "volt volts v",
+        "watt watts w", "kw", "mw", "gb", "mb", "kb", "tb", "mmhg", "mmol", "mol",
+    )
+    for name in names.split()
+}  # fmt: skip
+_STEMMER: Final = Stemmer.Stemmer("english")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word, number or name. `text` is the case-folded word, `stem` what it is compared by."""
+
+    text: str
+    stem: str
+    is_number: bool = False
+    is_name: bool = False
+    is_common: bool = False
+    unit: str = ""
+    """Of a number: one of the known units, with `per` and a second one where the text has that."""
+    starts: bool = False
+    """It is the first word of its sentence, so that a capital says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """The tokens of one clause in order. `sentence` is the number of its sentence in the text."""
+
+    tokens: tuple[Token, ...]
+    sentence: int
+    is_english: bool = True
+    """As far as its text shows: of German, French and Spanish the commonest words are known."""
+
+    content: frozenset[str] = frozenset()
+    """The stems that say something: neither common words nor negations."""
+    plain: frozenset[str] = frozenset()
+    """Those of them that are neither a number nor a name."""
+
+    @classmethod
+    def of(cls, tokens: Sequence[Token], sentence: int, *, is_english: bool) -> Clause:
+        """The clause that these tokens make."""
+        saying = [token for token in tokens if says_something(token)]
+        plain = frozenset(token.stem for token in saying if not (token.is_number or token.is_name))
+        return cls(tuple(tokens), sentence, is_english, frozenset(token.stem for token in saying), plain)
+
+
+def says_something(token: Token) -> bool:
+    """Whether a token is neither a common word nor a negation."""
+    return not token.is_common and token.text not in NEGATIONS
+
+
+def clauses(text: str, common: frozenset[str]) -> list[Clause]:
+    """The clauses of a text. `common` are the words that say nothing."""
+    found: list[Clause] = []
+    written = text.casefold().split()
+    foreign = max(_FOREIGN, key=lambda language: sum(word in language for word in written if word not in _AMBIGUOUS))
+    is_foreign = sum(word in foreign for word in written if word not in _AMBIGUOUS) > _FEW
+    if is_foreign:
+        common |= foreign
+    names_are_marked = not (is_foreign and foreign is _GERMAN)  # all nouns have a capital there
+    for number, sentence in enumerate(_sentences(_tokens(text, common, names_are_marked=names_are_marked))):
+        found += [Clause.of(part, number, is_english=not is_foreign) for part in _parts(sentence)]
+    return found
+
+
+def negations_at(tokens: Sequence[Token], at: int) -> int:
+    """How many tokens the negation has that begins here; 0 where none does."""
+    token = tokens[at]
+    if token.is_common and token.text not in NEGATING_PHRASES and not token.text.endswith(_SHORT_NOT):
+        return 0
+    behind = tokens[at + 1].text if at + 1 < len(tokens) else ""
+    if token.text in NEGATIONS:
+        return 0 if (token.text, behind) in NO_NEGATIONS else 1
+    if token.text.endswith(_SHORT_NOT):
+        return 1
+    if token.stem in NEGATING_PHRASES:
+        then = NEGATING_PHRASES[token.stem]
+        return 1 if not then else 2 * (then == behind)
+    return 0
+
+
+@lru_cache(maxsize=20_000)
+def stem(word: str) -> str:
+    """The word without its ending, by the rules of English."""
+    return str(_STEMMER.stemWord(word))
+
+
+def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Iterator[Token | str]:
+    """Tokens, and the marks between them."""
+    starts = True
+    normal = unicodedata.normalize("NFKC", text)
+    for found in _TOKEN.finditer(normal):
+        kind, written = str(found.lastgroup), found.group()
+        if kind == "mark":
+            starts = starts or written in _SENTENCE_MARKS
+            yield written
+            continue
+        word = written.casefold()
+        if kind == "number":
+            yield Token(word.replace(",", ""), word.replace(",", ""), is_number=True, unit=_unit(normal, found.end()))
+        else:
+            is_capital = kind == "word" and written[0].isupper() and names_are_marked
+            is_name = kind == "name" or (is_capital and not (starts or word in common or word in _NO_NAMES))
+            yield Token(
+                word, stem(word), is_name=is_name, starts=starts and is_capital,
+                is_common=not is_name and (word in common or kind == "percent" or word in _UNITS),
+            )  # fmt: skip
+        starts = False
+
+
+_BEHIND: Final = re.compile(r"[\s-]*(%|[^\W\d_]+)(?:(?:\s+(?:per|a|an|each|every)\s+|\s*/\s*)([^\W\d_]+))?")
+
+
+def _unit(text: str, end: int) -> str:
+    """The known unit that stands behind a number which ends here."""
+    found = _BEHIND.match(text, end)
+    if found is None or (unit := _UNITS.get(found.group(1).casefold())) is None:
+        return ""
+    per = _UNITS.get((found.group(2) or "").casefold())
+    return unit if per is None else f"{unit} per {per}"
+
+
+def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
+    sentence: list[Token | str] = []
+    for token in tokens:
+        sentence.append(token)
+        if isinstance(token, str) and token in _SENTENCE_MARKS:
+            yield sentence
+            sentence = []
+    yield sentence
+
+
+def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
+    """The clauses of a sentence that have a word."""
+    part: list[Token] = []
+    for at, token in enumerate(sentence):
+        is_end = isinstance(token, str) or token.text in _TURNS or len(part) >= MAX_TOKENS
+        if is_end or (token.text in _AND and _says_enough(part) and _says_enough(_until_mark(sentence, at + 1))):  # type: ignore[union-attr]
+            if part:
+                yield part
+            part = []
+        if not isinstance(token, str):
+            part.append(token)
+    if part:
+        yield part
+
+
+def _until_mark(sentence: Sequence[Token | str], at: int) -> list[Token]:
+    part: list[Token] = []
+    for token in sentence[at : at + MAX_TOKENS]:
+        if isinstance(token, str) or token.text in _AND:
+            break
+        part.append(token)
+    return part
+
+
+def _says_enough(part: Sequence[Token]) -> bool:
+    """Whether it has two words that say something: with fewer, "and" joins two things and not two statements."""
+    return sum(says_something(token) for token in part) > 1

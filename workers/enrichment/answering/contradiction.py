@@ -1,0 +1,399 @@
+"""Whether a source says otherwise than a sentence does, although it has the sentence's words. Pure, and no model.
+
+Each clause of the sentence is held against the source's clauses that share most words with it. The source says
+otherwise where each of these differs from it by one of three rules; and where the sentence negates and they do not:
+
+    negation   one of them negates what the other asserts: "not", "no", "never", "without", "fails to"; or "unsafe"
+               where the other has "safe"; or one of two opposites where the other has its counterpart
+    value      it has another number or name at the same place, or the same number with another unit
+    order      two parties have changed places, and neither the voice ("was acquired by") nor an opposite ("worse than")
+               has changed with them
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby, pairwise
+from operator import attrgetter
+from typing import Final
+
+from workers.enrichment.answering.clauses import Clause, Token, clauses, negations_at, says_something, stem
+from workers.enrichment.answering.negation import NO_PREFIXES, OPPOSITES, PREFIXES
+
+MAX_CLAUSES: Final = 40
+"""Clauses of one sentence that are compared."""
+_MAX_COMPARED: Final = 4
+"""Clauses of a source that share equally many words with one of the sentence, and are compared with it."""
+_BESIDE: Final = 6
+"""Clauses before one of a source, and as many behind, that belong to its sentence and may say whether it holds."""
+_REACH: Final = 4
+"""Words that say something, behind a negation, that it is held to negate."""
+_MIN_SHARED: Final = 0.5
+"""A clause of the source with fewer of the sentence's words is about something else."""
+_FEWEST_IN_PREFIXED: Final = 4
+
+_OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
+    word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
+    for word in {stem(one) for pair in OPPOSITES for one in pair}
+}
+_PLACES_WORDS: Final = "in on at during near since until throughout across within around before after under above of"
+_PLACES: Final = frozenset(_PLACES_WORDS.split())
+_ARTICLES_WORDS: Final = "the a an this that its their his her these those"
+_ARTICLES: Final = frozenset(_ARTICLES_WORDS.split())
+_COMPARING: Final = frozenset({"than", "as", "versus"})
+_PASSIVE_WORDS: Final = "is are was were be been being"
+_PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
+_DIRECTIONS: Final = frozenset({"from", "to"})
+_LISTING: Final = frozenset({"and", "or"})
+
+
+class Source:
+    """A source's clauses, to be asked about many sentences. `common` are the words that say nothing."""
+
+    def __init__(self, texts: Sequence[str], common: frozenset[str]) -> None:
+        self._clauses: list[Clause] = []
+        self._beside: list[list[Clause]] = []
+        """For each clause the nearest of its sentence."""
+        self._holding: dict[str, list[int]] = defaultdict(list)
+        for text in texts:
+            for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
+                beside = list(together)
+                for at, clause in enumerate(beside):
+                    for word in clause.content:
+                        self._holding[word].append(len(self._clauses))
+                    self._clauses.append(clause)
+                    self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
+
+    def denies(self, sentence: Sequence[Clause]) -> bool:
+        """Whether it says otherwise than this sentence, or does not negate what the sentence negates."""
+        said = [clause for clause in sentence[:MAX_CLAUSES] if clause.content]
+        return any(self._denies(clause, said) for clause in said)
+
+    def _denies(self, said: Clause, beside: Sequence[Clause]) -> bool:
+        nearest = self._nearest(said)
+        if not nearest:
+            return bool(_negations(said.tokens))
+        return all(self._denies_here(said, beside, at) for at in nearest)
+
+    def _nearest(self, said: Clause) -> list[int]:
+        """The clauses that share most words with this one, and of those the ones that share most plain words."""
+        shared = Counter(at for word in said.content for at in self._holding.get(word, ()))
+        most = max(shared.values(), default=0)
+        if most < _MIN_SHARED * len(said.content):
+            return []
+        best = {at: len(said.plain & self._clauses[at].plain) for at, count in shared.items() if count == most}
+        plainest = max(best.values())
+        return sorted(at for at, count in best.items() if count == plainest)[:_MAX_COMPARED]
+
+    def _denies_here(self, said: Clause, beside: Sequence[Clause], at: int) -> bool:
+        mine, its = _named(said.tokens), _named(self._clauses[at].tokens)
+        if _other_value(mine, its) or _other_unit(mine, its) or _other_direction(mine, its):
+            return True
+        is_english = said.is_english and self._clauses[at].is_english
+        is_exchanged = is_english and _exchanged(mine, its)
+        other_voice = _is_passive(mine) != _is_passive(its)
+        opposites = _opposites(mine, its)
+        if is_exchanged and other_voice == bool(opposites):
+            return True
+        if is_english and other_voice and not is_exchanged and _agent_kept(mine, its):
+            return True
+        others = [one for one in beside if one is not said]
+        return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
+
+
+# -- negation --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Negation:
+    """A negation, by the words that it negates: the nearest first."""
+
+    scope: tuple[str, ...]
+
+
+def _negates_otherwise(
+    said: Sequence[Token],
+    told: Sequence[Token],
+    beside: Sequence[Clause],
+    around: Sequence[Clause],
+    opposites: Mapping[str, str],
+) -> bool:
+    """Whether one of them negates what the other asserts.
+
+    `beside` and `around` are the other clauses of both sentences. A negation of the source may have its counterpart
+    there, and one that the source has there may be about what is said here.
+    """
+    said_stems, told_stems = _stems(said), _stems(told)
+    mine = _negations(_without_prefixes(said, told_stems))
+    its = _negations(_without_opposites(_without_prefixes(told, said_stems), opposites))
+    left, unanswered = _unpaired(mine, its, _has_same_head, _has_same_word, _in_other_words(said_stems, told_stems))
+    if left:
+        return True
+    elsewhere = [one for clause in beside for one in _negations(clause.tokens)]
+    unanswered += [one for clause in around for one in _negations(_without_prefixes(clause.tokens, said_stems))]
+    _, unanswered = _unpaired([*mine, *elsewhere], unanswered, _has_same_head, _has_same_word)
+    everything = [*told, *(token for clause in around for token in clause.tokens)]
+    return any(_is_about(one, said_stems, everything) for one in unanswered)
+
+
+def _negations(tokens: Sequence[Token]) -> list[_Negation]:
+    """The negations in these tokens. One behind which nothing stands negates what stands before it."""
+    found: list[_Negation] = []
+    at = begin = 0
+    while at < len(tokens):
+        length = negations_at(tokens, at)
+        if not length:
+            at += 1
+            continue
+        if at + length < len(tokens) and tokens[at + length] is _NOT:  # "not unsafe" says "safe"
+            at += length + 1
+            continue
+        scope = tuple(_scope(tokens, at + length))
+        before = [token.stem for token in tokens[begin:at] if says_something(token)][-_REACH:]
+        found.append(_Negation(scope or tuple(before)))
+        at += length
+        begin = at
+    return [one for one in found if one.scope]
+
+
+def _scope(tokens: Sequence[Token], at: int) -> Iterator[str]:
+    reach = _REACH
+    while at < len(tokens) and reach and not negations_at(tokens, at):
+        if tokens[at].text in _LISTING and reach < _REACH:
+            return
+        if says_something(tokens[at]):
+            yield tokens[at].stem
+            reach -= 1
+        at += 1
+
+
+_IsPair = Callable[[_Negation, _Negation], bool]
+
+
+def _unpaired(
+    mine: Sequence[_Negation], its: Sequence[_Negation], *tests: _IsPair
+) -> tuple[list[_Negation], list[_Negation]]:
+    """The negations of both sides that have no counterpart on the other by any of the tests, the first test first."""
+    left, right = list(mine), list(its)
+    for is_pair in tests:
+        for one in list(left):
+            other = next((other for other in right if is_pair(one, other)), None)
+            if other is not None:
+                left.remove(one)
+                right.remove(other)
+    return left, right
+
+
+def _has_same_head(one: _Negation, other: _Negation) -> bool:
+    return one.scope[0] == other.scope[0]
+
+
+def _has_same_word(one: _Negation, other: _Negation) -> bool:
+    return bool(set(one.scope) & set(other.scope))
+
+
+def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
+    """Whether the word that each negates is none of the other text: "did not get better", "has not improved"."""
+    return lambda one, other: one.scope[0] not in told and other.scope[0] not in said
+
+
+def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
+    """Whether what is said has a word that the source negates here and asserts nowhere around."""
+    times = Counter(token.stem for token in around)
+    head, *rest = negation.scope
+    about = [head] if head in said else [word for word in rest if word in said]
+    return any(times[word] <= 1 for word in about)
+
+
+def _without_prefixes(tokens: Sequence[Token], others: frozenset[str]) -> list[Token]:
+    """The tokens with "not safe" for "unsafe" where the others have "safe" and not "unsafe"."""
+    plain: list[Token] = []
+    for token in tokens:
+        base = None if token.stem in others else _base(token.text, others)
+        plain += [token] if base is None else [_NOT, replace(token, text=base, stem=stem(base))]
+    return plain
+
+
+def _base(word: str, others: frozenset[str]) -> str | None:
+    if word in NO_PREFIXES:
+        return None
+    for prefix in PREFIXES:
+        base = word.removeprefix(prefix)
+        if base != word and len(base) >= _FEWEST_IN_PREFIXED and stem(base) in others:
+            return base
+    return None
+
+
+def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) -> list[Token]:
+    """The tokens with "not rose" for "fell" where the other side has "rose"."""
+    plain: list[Token] = []
+    for token in tokens:
+        word = opposites.get(token.stem)
+        plain += [token] if word is None else [_NOT, replace(token, text=word, stem=word, is_common=False)]
+    return plain
+
+
+def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
+    """The words of what is told in whose place stands an opposite, and that opposite."""
+    mine, its = _stems(said), _stems(told)
+    found = {}
+    for word in its - mine:
+        for other in _OPPOSITE.get(word, frozenset()) & (mine - its):
+            found[word] = other
+    return found
+
+
+_NOT: Final = Token("not", "not")
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """Whether a number or a name that is not told stands where the source has another one that is not said."""
+    mine, its = _anchors(said), _anchors(told)
+    said_stems, told_stems = _stems(said), _stems(told)
+    for one in mine:
+        for other in its:
+            differs = bool(one.words - told_stems) and bool(other.words - said_stems)
+            is_like = one.is_number == other.is_number and one.unit == other.unit
+            if differs and is_like and one.is_beside_the_same(other):
+                return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchor:
+    """A number, or names one after the other, with the words that say something before and behind."""
+
+    words: frozenset[str]
+    is_number: bool
+    unit: str
+    before: str
+    behind: str
+
+    def is_beside_the_same(self, other: _Anchor) -> bool:
+        """Whether the same word stands before them, or behind."""
+        return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
+
+
+def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
+    saying = [token for token in tokens if says_something(token)]
+    found: list[_Anchor] = []
+    at = 0
+    while at < len(saying):
+        end = at + 1
+        if not (saying[at].is_number or saying[at].is_name):
+            at = end
+            continue
+        while saying[at].is_name and end < len(saying) and saying[end].is_name:
+            end += 1
+        words = frozenset(token.stem for token in saying[at:end])
+        before = saying[at - 1].stem if at else ""
+        behind = saying[end].stem if end < len(saying) else ""
+        found.append(_Anchor(words, saying[at].is_number, saying[at].unit, before, behind))
+        at = end
+    return found
+
+
+def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """Whether a number has a unit that it never has in the source, which gives it another."""
+    units: dict[str, set[str]] = defaultdict(set)
+    for token in told:
+        if token.is_number:
+            units[token.stem].add(token.unit)
+    return any(
+        token.is_number and token.unit and units.get(token.stem) and "" not in units[token.stem]
+        and not any(_fits(token.unit, unit) for unit in units[token.stem])
+        for token in said
+    )  # fmt: skip
+
+
+def _fits(unit: str, other: str) -> bool:
+    """Whether the units are the same as far as both say: "5 mg" and "5 mg per day" do not differ."""
+    return all(one == two for one, two in zip(unit.split(" per "), other.split(" per "), strict=False))
+
+
+def _other_direction(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """Whether a number stands behind "from" in one and behind "to" in the other."""
+    mine, its = _directions(said), _directions(told)
+    return any(number in its and its[number] != direction for number, direction in mine.items())
+
+
+def _directions(tokens: Sequence[Token]) -> dict[str, str]:
+    return {
+        token.stem: before.text for before, token in pairwise(tokens) if token.is_number and before.text in _DIRECTIONS
+    }
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+def _exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """Whether two words have changed places around something that relates them in both."""
+    mine, its = _parties(said), _parties(told)
+    for one, other in combinations([word for word in mine if word in its], 2):
+        if (mine[one] < mine[other]) == (its[one] < its[other]):
+            continue
+        if _relations(said, mine[one], mine[other]) & _relations(told, its[one], its[other]):
+            return True
+    return False
+
+
+def _parties(tokens: Sequence[Token]) -> dict[str, int]:
+    """Where the words stand that may be a party of something: those that occur once, and name no place or time."""
+    times = Counter(token.stem for token in tokens)
+    return {
+        token.stem: at
+        for at, token in enumerate(tokens)
+        if says_something(token) and not token.is_number and times[token.stem] == 1 and not _is_place(tokens, at)
+    }
+
+
+def _is_place(tokens: Sequence[Token], at: int) -> bool:
+    """Whether "in", "during" or the like stands before it, also before a noun that it belongs to."""
+    before = at - 1
+    while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
+        before -= 1
+    return before >= 0 and tokens[before].text in _PLACES
+
+
+def _relations(tokens: Sequence[Token], one: int, other: int) -> frozenset[str]:
+    between = tokens[min(one, other) + 1 : max(one, other)]
+    return frozenset(
+        token.stem for token in between if (says_something(token) and not token.is_number) or token.text in _COMPARING
+    )
+
+
+def _is_passive(tokens: Sequence[Token]) -> bool:
+    """Whether a form of "to be" stands before a "by" that no number follows."""
+    forms = [at for at, token in enumerate(tokens) if token.text in _PASSIVE]
+    return any(
+        forms and forms[0] < at and at + 1 < len(tokens) and not tokens[at + 1].is_number
+        for at, token in enumerate(tokens)
+        if token.text == "by"
+    )
+
+
+def _agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """Whether who stands behind "by" in the one stands last in the other, too, behind the same party and deed."""
+    passive, active = (said, told) if _is_passive(said) else (told, said)
+    mine, its = _parties(passive), _parties(active)
+    by = max(at for at, token in enumerate(passive) if token.text == "by")
+    behind = [word for word, at in mine.items() if at > by and word in its]
+    ahead = [word for word, at in mine.items() if at < by and word in its]
+    pairs = [(one, other) for one in ahead for other in behind if its[one] < its[other]]
+    return any(
+        _relations(passive, mine[one], mine[other]) & _relations(active, its[one], its[other]) for one, other in pairs
+    )
+
+
+def _stems(tokens: Sequence[Token]) -> frozenset[str]:
+    return frozenset(token.stem for token in tokens)
+
+
+def _named(tokens: Sequence[Token]) -> list[Token]:
+    """With the first word of a sentence as a name, whose capital says nothing: it may be one."""
+    return [replace(token, is_name=True) if token.starts and not token.is_common else token for token in tokens]

@@ -1,0 +1,159 @@
+"""Numbered sources and the question as one prompt, such that a page is quoted and never speaks for itself.
+
+What a page cannot do: end its quotation (the marks around it are random per request), write tokens that the model's
+chat template gives a meaning, hide text in invisible characters, or begin a line that looks like a question, an answer
+or another source (each further line of a passage begins as a quoted one does in an e-mail). Nor does its text hold what
+an answer's reader would take for a citation of one of the job's sources.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.job import Message, TextPart
+from workers.enrichment.answering.template import Template, load_template
+from workers.enrichment.evidence import Evidence, NumberedSource
+
+MAX_TITLE_CHARS: Final = 120
+_MARK_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
+_MARK_LENGTH: Final = 8
+
+_TAG_LIKE: Final = re.compile(r"<(?=[^\s<>]{1,64}>)|(?<=<)<|<(?=\||｜)")  # noqa: RUF001 - DeepSeek's bar
+_TAG_END: Final = re.compile(r"(?<=[|｜/\w\]])>")  # noqa: RUF001 - as above
+_BRACKETED: Final = re.compile(r"\[(/?(?=[a-z0-9]*[A-Z_])[A-Za-z][A-Za-z_0-9]{2,31}|\|[^\[\]|]{1,64}\|)\]")
+"""Mistral's `[INST]` and `[control_8]`, GLM's `[gMASK]`, EXAONE's `[|user|]`."""
+_MARKER: Final = re.compile(
+    r"(?P<open>[\[【]) ?\^?(?P<named>(?:sources?|citations?|webpages?) ?:? ?)?"
+    r"(?P<numbers>\^?\d{1,4}(?: ?[,;] ?\^?\d{1,4})*)"
+    r"(?P<tail>(?::\d+)? ?†[^\[\]【】]{0,80}| (?:begin|end))? ?[\]】]",
+    re.IGNORECASE,
+)
+"""All that `cite` reads as a citation, with spaces in it too, and DeepSeek's delimiters."""
+_ENDS_A_CLAUSE: Final = frozenset(".,;!?”")
+_ALL_NUMBERS: Final = 9999
+_NEXT_LINE: Final = "\n> "
+_DOUBLED: Final = re.compile(r"\[(?=\[)")
+"""With `[[` begin orders to the echo engine."""
+_SPACES: Final = re.compile(r"\s+")
+
+INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
+"""Categories that show nothing: control, format (zero width, direction, tags), unassigned, private, surrogate."""
+
+_SELECTORS: Final = frozenset(
+    [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0]
+)
+"""Variation selectors and fillers: marks and letters by category, and invisible all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedPrompt:
+    """What goes to the engine: a prompt or messages, as the job had it."""
+
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+
+
+def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
+    """The job's prompt or messages with the evidence before the question, in the words of the evidence's template.
+
+    `mark` is random unless it is given. Raises TemplateRefused.
+    """
+    template = load_template(evidence.template)
+    preface = _preface(evidence, template, mark or _fresh_mark())
+    if asked is None or isinstance(asked, str):
+        return GroundedPrompt(f"{preface}\n\n{template.question.format(question=asked or '')}", None)
+    return GroundedPrompt(None, _into_messages(asked, preface, template.question_in_chat))
+
+
+def _into_messages(messages: Sequence[Message], preface: str, question: str) -> tuple[Message, ...]:
+    """The preface goes into the last message of the user, so that the question stays the last thing said."""
+    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
+    if last is None:
+        return (*messages, Message(role="user", content=preface))
+    preface = f"{preface}\n\n{question}"
+    content = messages[last].content
+    grounded = preface + content if isinstance(content, str) else [TextPart(type="text", text=preface), *content]
+    return (*messages[:last], messages[last].model_copy(update={"content": grounded}), *messages[last + 1 :])
+
+
+def _fresh_mark() -> str:
+    """Letters without vowels: no word of the page's, and nothing that a small model takes for a number of it."""
+    return "".join(secrets.choice(_MARK_LETTERS) for _ in range(_MARK_LENGTH))
+
+
+def _preface(evidence: Evidence, template: Template, mark: str) -> str:
+    if not evidence.sources:
+        return template.without_sources
+    quoted = [_quoted(source, template, mark, len(evidence.sources)) for source in evidence.sources]
+    before, after = (part.format(mark=mark) for part in (template.before, template.after))
+    return "\n\n".join(part for part in (before, *quoted, after) if part)
+
+
+def _quoted(source: NumberedSource, template: Template, mark: str, sources: int) -> str:
+    title = template.title.format(title=harmless(source.title, sources)[:MAX_TITLE_CHARS]) if source.title else ""
+    title += template.steering if source.steering else ""
+    passages = " ".join(_lines(passage, sources) for passage in source.passages)
+    return template.source.format(number=source.number, title=title, mark=mark, text=passages)
+
+
+def _lines(passage: str, sources: int) -> str:
+    """The rows of a table or of code stay rows: each is a line that says that it is quoted."""
+    lines = (harmless(line, sources) for line in passage.split("\n"))
+    return _NEXT_LINE.join(line for line in lines if line)
+
+
+def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
+    """One line of a page's text without invisible characters, template tokens and citation marks of its own.
+
+    `sources` is how many sources the job has: `[18, 27]` of a page cites none of five, and stays.
+    """
+    seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
+    while (rest := _without_markers(seen, sources)) != seen:  # what stood around one may be one itself, or a token
+        seen = rest
+    seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
+    return _DOUBLED.sub("[ ", _BRACKETED.sub(r"(\1)", seen))
+
+
+def _without_markers(text: str, sources: int) -> str:
+    """Without the citation marks: footnotes are dropped, and an index or an interval that could be one is in `()`."""
+    kept: list[str] = []
+    position, dropped = 0, -1
+    for found in _MARKER.finditer(text):
+        written = _neutral(found, sources, is_next=found.start() == dropped)
+        kept += [text[position : found.start()], written]
+        position = found.end()
+        dropped = position if not written else -1
+    return "".join([*kept, text[position:]])
+
+
+def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
+    """What stands in the place of this mark; `is_next`: it follows one that was dropped."""
+    said = found["numbers"]
+    if found["open"] != "[" or found["named"] or found["tail"] or "^" in found.group():
+        return ""
+    numbers = [int(number) for number in re.findall(r"\d+", said)]
+    if 0 in numbers:
+        return found.group()
+    before, behind = (
+        found.string[max(0, found.start() - 1) : found.start()],
+        found.string[found.end() : found.end() + 1],
+    )
+    is_list = len(numbers) > 1
+    if is_next or (before in _ENDS_A_CLAUSE and before and not is_list):
+        return ""
+    if not any(number <= sources for number in numbers):
+        return found.group()
+    is_index = before.isalnum() or before in ("_", ")", "]")
+    return f"({said})" if (is_list or is_index) and not behind.isalnum() else ""
+
+
+def _visible(character: str) -> str:
+    if character.isspace():
+        return " "
+    hidden = unicodedata.category(character) in INVISIBLE or ord(character) in _SELECTORS
+    return "" if hidden else character

@@ -1,0 +1,195 @@
+"""Profiles: how a kind of question is answered, as data. `profiles/default.toml` explains the fields."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from schemas.job import Identifier, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
+from workers.enrichment.answering.grounding import GroundedPrompt
+from workers.enrichment.search.words import question_in
+
+FOLDER: Final = Path(__file__).with_name("profiles")
+_SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
+"""Marks and words of the services' own languages: a question means nothing by them."""
+_MAX_FILE_BYTES: Final = 256 * 1024
+_IN_FILES: Final = {"response_format": "response_schema"}
+"""What a field is called in a file."""
+
+
+class ProfileRefused(Exception):  # noqa: N818 - it names what happened
+    """A profile cannot be used. The text names the file, the field and what to do."""
+
+
+class UnknownProfile(Exception):  # noqa: N818 - it names what is wrong with the job
+    """No profile has that name; the text lists those that there are."""
+
+
+class _ProfileSection(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class ProfileSearch(_ProfileSection):
+    """The search of a job that names none itself."""
+
+    provider: Identifier
+    limit: int = Field(default=5, ge=1, le=20)
+
+
+class Profile(_ProfileSection):
+    """How a kind of question is answered."""
+
+    name: Identifier
+    instructions: Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)] = ""
+    required: bool = False
+    minimum_support: Literal["exact", "fuzzy", "lexical"] | None = None
+    evidence_list: bool = False
+    response_format: ResponseFormat | None = None
+    evidence_chain: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    no_sources_notice: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = (
+        "No source could be used: this answer rests on none."
+    )
+    search: ProfileSearch | None = None
+
+    def applied(self, sources: Sources, question: str) -> Sources:
+        """The job's sources with what the profile adds to them: a search where the job has none, and `required`."""
+        search, query = sources.search, _query(question)
+        if search is None and self.search is not None and query:
+            search = Search(provider=self.search.provider, query=query, limit=self.search.limit)
+        return sources.model_copy(update={"search": search, "required": sources.required or self.required})
+
+    def answer_format(self, sources: int) -> ResponseFormat | None:
+        """The form of an answer from so many numbered sources: its evidence chain can name no other."""
+        if self.response_format is None or self.response_format.json_schema is None or self.evidence_chain is None:
+            return self.response_format
+        schema = copy.deepcopy(self.response_format.json_schema.schema_)
+        try:
+            number = schema["properties"][self.evidence_chain]["items"]["properties"]["source"]
+            is_integer = number["type"] == "integer"
+        except (KeyError, TypeError):
+            return self.response_format  # the schema says it in another way
+        if is_integer:
+            number.update(minimum=1, maximum=max(1, sources))
+        narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})
+        return self.response_format.model_copy(update={"json_schema": narrowed})
+
+    def instructed(self, grounded: GroundedPrompt) -> GroundedPrompt:
+        """The prompt with the profile's instructions ahead of the sources."""
+        if not self.instructions:
+            return grounded
+        if grounded.messages is None:
+            return GroundedPrompt(f"{self.instructions}\n\n{grounded.prompt or ''}", None)
+        at = max(at for at, message in enumerate(grounded.messages) if message.role == "user")
+        said = grounded.messages[at].content
+        content: str | list[TextPart] = (
+            f"{self.instructions}\n\n{said}"
+            if isinstance(said, str)
+            else [TextPart(type="text", text=self.instructions), *said]
+        )
+        message = Message(role="user", content=content)
+        return GroundedPrompt(None, (*grounded.messages[:at], message, *grounded.messages[at + 1 :]))
+
+
+class Profiles:
+    """All profiles by name: ours, and in front of them those of the operator's folder."""
+
+    def __init__(self, profiles: Mapping[str, Profile]) -> None:
+        self._profiles = dict(profiles)
+
+    @classmethod
+    def load(cls, folder: Path | None = None, providers: Collection[str] = ()) -> Profiles:
+        """Read all files. `providers` are the search providers that a profile of the folder may name.
+
+        Raises ProfileRefused for the first file that cannot be used.
+        """
+        ours = {path.stem: _read(path) for path in sorted(FOLDER.glob("*.toml"))}
+        if folder is None:
+            return cls(ours)
+        if not folder.is_dir():
+            raise ProfileRefused(f"POSTBACK_ENRICHMENT__PROFILES_FOLDER: {folder} is not a folder")
+        own = {path.stem: _read(path, providers) for path in sorted(folder.glob("*.toml"))}
+        return cls(ours | own)
+
+    def __getitem__(self, name: str) -> Profile:
+        """Raises UnknownProfile."""
+        try:
+            return self._profiles[name]
+        except KeyError:
+            raise UnknownProfile(f"no profile has this name; there are: {', '.join(sorted(self._profiles))}") from None
+
+
+def _query(question: str) -> str:
+    """What to search for, in plain words."""
+    plain = _SYNTAX.sub(lambda found: found[0].lower() if found[0].isalpha() else " ", question_in(question))
+    return " ".join(plain.split())
+
+
+def _read(path: Path, providers: Collection[str] | None = None) -> Profile:
+    try:
+        data = tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileRefused(f"{path}: it is not TOML: {error}") from None
+    schema = data.pop("response_schema", None)
+    if "response_format" in data or "name" in data:
+        raise ProfileRefused(
+            f"{path}: `name` and `response_format` are no fields: use the file's name, response_schema"
+        )
+    try:
+        profile = Profile.model_validate({**data, "name": path.stem, "response_format": _response_format(path, schema)})
+    except ValidationError as error:
+        raise ProfileRefused(f"{path}: {'; '.join(_problem(one) for one in error.errors())}") from None
+    if profile.evidence_chain is not None and profile.response_format is None:
+        raise ProfileRefused(f"{path}: evidence_chain: names an array of the answer, so response_schema is needed too")
+    if providers is not None and profile.search is not None and profile.search.provider not in providers:
+        raise ProfileRefused(
+            f"{path}: search.provider: no provider {profile.search.provider} is configured; "
+            f"there are: {', '.join(sorted(providers)) or 'none'}"
+        )
+    return profile
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ProfileRefused(f"{path}: it is larger than {_MAX_FILE_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProfileRefused(f"{path}: it cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ProfileRefused(f"{path}: it is not UTF-8") from None
+
+
+def _response_format(path: Path, schema: object) -> ResponseFormat | None:
+    if schema is None:
+        return None
+    if not isinstance(schema, str) or Path(schema).name != schema:
+        raise ProfileRefused(f"{path}: response_schema: must be the name of a file beside it")
+    file = path.with_name(schema)
+    try:
+        value = json.loads(_text(file), parse_constant=_no_number)
+    except ValueError as error:
+        raise ProfileRefused(f"{file}: it is not JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("type") != "object":
+        raise ProfileRefused(f'{file}: it must be a JSON Schema of an object: {{"type": "object", …}}')
+    return ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(name=path.stem, schema=value))
+
+
+def _no_number(name: str) -> None:
+    """Python's parser takes NaN and Infinity; RFC 8259 does not."""
+    raise ValueError(f"{name} is none")
+
+
+def _problem(details: Any) -> str:
+    field = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        model = ProfileSearch if details["loc"][0] == "search" else Profile
+        known = [_IN_FILES.get(name, name) for name in model.model_fields if name != "name"]
+        return f"{field}: there is no such field; there are: {', '.join(known)}"
+    return f"{field}: {details['msg']}"

@@ -1,0 +1,1 @@
+"""From documents to the passages that matter for the question."""

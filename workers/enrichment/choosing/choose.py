@@ -1,0 +1,125 @@
+"""Which passages of a job's documents are quoted: by their words, and by their meaning where there is a model.
+
+The choice by words is in hand before the model is asked, so that one which is late or away costs a job nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from telemetry.clock import Clock, Deadline
+from telemetry.metrics import Metrics
+from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
+from workers.enrichment.choosing.rank import Budget
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker
+
+BY_WORDS = "the passages were chosen by their words alone"
+_TITLE_CHARS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is quoted."""
+
+    passages: tuple[tuple[str, ...], ...]
+    """For each document, in the order of its text."""
+    notes: tuple[str, ...] = ()
+    """What the result's reader is told of how, where the model had no time or no answer."""
+
+
+class Chooser:
+    """Chooses passages in a member of the pool, with an embedding model where the settings name one."""
+
+    def __init__(self, settings: EnrichmentSettings, pool: Pool, clock: Clock, metrics: Metrics) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._clock = clock
+        self._embedder = Embedder(settings.rerank_model, clock) if settings.rerank_model is not None else None
+        self._reranks = {result: metrics.reranks.labels(result) for result in ("done", "partly", "late", "failed")}
+        self._seconds = metrics.rerank_seconds
+
+    async def start(self) -> None:
+        """Load the model, where there is one. Raises RerankerRefused."""
+        if self._embedder is not None:
+            await self._embedder.start()
+
+    async def close(self) -> None:
+        """End the model's process."""
+        if self._embedder is not None:
+            await self._embedder.close()
+
+    async def choose(
+        self,
+        question: str,
+        documents: Sequence[tuple[str | None, str]],
+        budget: Budget,
+        passage_chars: int,
+        asker: Asker,
+        deadline: Deadline,
+    ) -> Choice:
+        """The passages of the documents (title, text) for the question, see `rank.Ranking.chosen`.
+
+        Raises Unreadable and TimeoutError where not even words could be looked at in time.
+        """
+        task = {
+            "kind": "rank",
+            "evidence_chars": budget.chars,
+            "evidence_tokens": budget.tokens,
+            "source_tokens": budget.source_tokens,
+            "passage_chars": passage_chars,
+        }
+        request = json.dumps({"question": question, "documents": documents}, ensure_ascii=False)
+        body = request.encode("utf-8", "replace")
+        most = self._settings.rerank_passages if self._embedder is not None else 0
+        by_words = await self._asked({**task, "candidates": most}, body, asker, deadline)
+        if self._embedder is None or len(by_words["candidates"]) < 2:
+            return Choice(_passages(by_words))
+        candidates = by_words["candidates"]
+        try:
+            order = await self._by_meaning(self._embedder, question, candidates, deadline)
+            both = await self._asked({**task, "by_meaning": order}, body, asker, deadline)
+        except EmbedderAway as away:
+            return self._told("failed", by_words, f"{BY_WORDS}: {away}")
+        except (Unreadable, TimeoutError):
+            return self._told("late", by_words, f"{BY_WORDS}: the embedding model was late")
+        if len(order) < len(candidates):
+            note = f"the embedding model had time for {len(order)} of {len(candidates)} likely passages"
+            return self._told("partly", both, note)
+        return self._told("done", both)
+
+    async def _asked(self, task: dict[str, Any], body: bytes, asker: Asker, deadline: Deadline) -> dict[str, Any]:
+        """Raises Unreadable and TimeoutError."""
+        async with asyncio.timeout(deadline.remaining):
+            return await self._pool.ask(task, body, asker)
+
+    async def _by_meaning(
+        self, embedder: Embedder, question: str, candidates: Sequence[tuple[int, str, str]], deadline: Deadline
+    ) -> list[int]:
+        """The numbers of the candidates that there was time for, the nearest first: half of what is left of the budget.
+
+        Raises EmbedderAway, and TimeoutError where there was time for none.
+        """
+        texts = [f"{title[:_TITLE_CHARS]}\n{text}" if title else text for _, title, text in candidates]
+        started = self._clock.monotonic()
+        seconds = min(self._settings.rerank_seconds, deadline.remaining / 2)
+        similarities = await embedder.similarities(question, texts, seconds)
+        self._seconds.observe(self._clock.monotonic() - started)
+        if not similarities:
+            raise TimeoutError
+        compared = zip(similarities, candidates[: len(similarities)], strict=True)
+        return [index for _, (index, _, _) in sorted(compared, key=lambda pair: -pair[0])]
+
+    def _told(self, result: str, answer: dict[str, Any], *notes: str) -> Choice:
+        self._reranks[result].inc()
+        return Choice(_passages(answer), notes)
+
+
+def _passages(answer: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(passages) for passages in answer["passages"])

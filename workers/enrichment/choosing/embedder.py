@@ -1,0 +1,191 @@
+"""How near passages are to a question by meaning, from a model in a process of its own.
+
+There is one process, since a model takes a gigabyte and all cores that it may have. It serves one job at a time, see
+`line`, and passages go to it in batches: a job whose time is up has what was done until then, and one that has gone on
+costs at most the batch under way.
+
+A process that dies or hangs is killed and another one loads the model, which takes many seconds; jobs that come
+meanwhile hear at once that it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from workers.enrichment.choosing.newest_first import NewestFirst
+from workers.enrichment.processes.child import Child, ChildLost
+
+log = get_logger()
+
+BATCH: Final = 8
+"""Passages at a time: with more, a job whose time is up loses more, and two cores do them hardly faster."""
+BATCH_SECONDS: Final = 20.0
+"""A process that takes longer for a batch hangs."""
+LOAD_SECONDS: Final = 1800.0
+"""For loading the model, which may have to be downloaded."""
+FIRST_PAUSE_SECONDS: Final = 1.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
+
+_INHERITED: Final = (
+    "HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE", "OMP_NUM_THREADS",
+)  # fmt: skip
+"""What finding a model may need of the worker's environment."""
+_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+"""No GPU, and no thread that spins while it waits: the cores are the worker's too."""
+
+
+class RerankerRefused(Exception):  # noqa: N818 - it names what happened, as TemplateRefused does
+    """The model of POSTBACK_ENRICHMENT__RERANK_MODEL cannot be used. Says why and what to do."""
+
+
+class EmbedderAway(Exception):  # noqa: N818 - as above
+    """There is no answer from the model. The text is the reason, for the result's reader."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    question: str
+    passages: Sequence[str]
+    ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    found: list[float] = field(default_factory=list)
+
+    def end(self, reason: str | None = None) -> None:
+        """Nothing comes any more: all is found, or there is a reason."""
+        if not self.ended.done():
+            self.ended.set_exception(EmbedderAway(reason)) if reason is not None else self.ended.set_result(None)
+
+
+class Embedder:
+    """One process with the model of this name or folder, for all jobs."""
+
+    def __init__(self, model: str, clock: Clock, *, batch_seconds: float = BATCH_SECONDS) -> None:
+        self._model = model
+        self._clock = clock
+        self._batch_seconds = batch_seconds
+        self._child: Child | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._line: NewestFirst[_Request] = NewestFirst()
+        self._news = asyncio.Event()
+
+    async def start(self) -> None:
+        """Load the model, which takes many seconds. Raises RerankerRefused."""
+        self._child = await self._loaded()
+        self._working = asyncio.create_task(self._work(), name="embedder")
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._working is not None:
+            self._working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._working
+        await self._discard("the worker is stopping")
+
+    async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
+        """The cosine, from -1 to 1, of the question and each passage: of as many, from the first, as there is time for.
+
+        None at all, and at once, where others have all the time. Raises EmbedderAway. May be cancelled.
+        """
+        if self._child is None:
+            raise EmbedderAway("the embedding model is being loaded again")
+        request = _Request(question, passages)
+        for crowded in self._line.put(request, seconds):
+            crowded.end()
+        self._news.set()
+        try:
+            async with asyncio.timeout(seconds):
+                await request.ended
+        except TimeoutError:
+            pass
+        finally:
+            self._line.leave(request)
+        return list(request.found)
+
+    async def _loaded(self) -> Child:
+        """A process that has the model. Raises RerankerRefused."""
+        try:
+            async with asyncio.timeout(LOAD_SECONDS):
+                child = await Child.start(
+                    "workers.enrichment.choosing.embedding", self._model, inherited=_INHERITED, environment=_ENVIRONMENT
+                )
+        except TimeoutError:
+            raise RerankerRefused(self._refusal(f"it took more than {LOAD_SECONDS:g} s")) from None
+        except (ChildLost, OSError):
+            raise RerankerRefused(self._refusal("its process ended; it may need more memory")) from None
+        if "refused" in child.greeting:
+            await child.kill()
+            raise RerankerRefused(self._refusal(str(child.greeting["refused"])))
+        return child
+
+    def _refusal(self, reason: str) -> str:
+        return (
+            f"POSTBACK_ENRICHMENT__RERANK_MODEL names {self._model}, which cannot be loaded: {reason}. "
+            "Name a sentence-transformers model or its folder, or unset it to rank by words alone"
+        )
+
+    async def _work(self) -> None:
+        """Serve while there is a process, and get another where it is lost."""
+        while True:
+            try:
+                if self._child is not None:
+                    await self._serve(self._child)
+            except (ChildLost, OSError) as lost:  # a TimeoutError is an OSError
+                kind = type(lost).__qualname__
+                log.error("The embedding model's process is lost.", action="embedder-lost", error=kind)
+            await self._discard("the embedding model failed")
+            self._child = await self._loaded_again()
+
+    async def _serve(self, child: Child) -> None:
+        """Answer requests until the process is lost. Raises ChildLost and OSError, a TimeoutError among them."""
+        while True:
+            while not self._line:
+                self._news.clear()
+                await self._news.wait()
+            request, started = self._line.next(), self._clock.monotonic()
+            try:
+                await self._answer(child, request)
+            finally:
+                request.end("the embedding model failed")
+            self._line.served(self._clock.monotonic() - started)
+
+    async def _answer(self, child: Child, request: _Request) -> None:
+        for start in range(0, len(request.passages), BATCH):
+            if request.ended.done():  # its job has gone on
+                return
+            batch = request.passages[start : start + BATCH]
+            async with asyncio.timeout(self._batch_seconds):
+                answer = await child.ask({"question": request.question}, json.dumps(batch).encode())
+            if "failed" in answer:
+                log.warning("The embedding model failed.", action="embedding-failed", error=str(answer["failed"]))
+                return
+            request.found += answer["similarities"]
+        request.end()
+
+    async def _discard(self, reason: str) -> None:
+        """Kill the process; whoever waits for it goes on without."""
+        child, self._child = self._child, None
+        for request in self._line.clear():
+            request.end(reason)
+        if child is not None:
+            await asyncio.shield(child.kill())
+
+    async def _loaded_again(self) -> Child:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                child = await self._loaded()
+            except RerankerRefused:
+                log.error("The embedding model was not loaded again.", action="embedder-not-started")
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                log.info("The embedding model is loaded again.", action="embedder-ready")
+                return child

@@ -1,0 +1,146 @@
+"""What runs in the process with the embedding model: `python -m workers.enrichment.choosing.embedding MODEL`.
+
+It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it says `refused`,
+with the reason, where the model cannot be loaded, or else which fences this kernel lacks (`missing`). A task has a
+`question`, its body a JSON list of texts; the answer is the cosine of each with the question, or `failed`.
+
+Texts are strangers'. Once the model is loaded the process opens no socket, and of files only those of Python and of the
+system's libraries.
+
+The process runs on the CPU, since a GPU is the engine's. What it can grow to is bounded: so
+many tokens of a text, so many texts at once, so many bytes of vectors kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import sysconfig
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from workers.enrichment.processes.confinement import confine
+from workers.enrichment.processes.frames import receive, send
+
+if TYPE_CHECKING:  # they come with the extra, and where it is missing that is to be said
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+
+_MOST_THREADS: Final = 4
+_MOST_TOKENS: Final = 512
+"""Of one text: what a model costs grows with the square of it, and there are models that take 8,192."""
+_MOST_CHARS: Final = 8 * _MOST_TOKENS
+_MOST_REASON_CHARS: Final = 200
+_KEPT_BYTES: Final = 32 * 1024 * 1024
+_LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
+
+
+def main() -> None:
+    """Load the model, and answer tasks until the input ends."""
+    output = _own_output()
+    try:
+        texts = Texts(_loaded(sys.argv[1]))
+    except ImportError:
+        send(output, {"refused": "sentence-transformers is not installed; install postback with the extra rerank"})
+    except Exception as error:  # whatever the libraries raise for a model that is missing or broken
+        send(output, {"refused": _reason(error)})
+    else:
+        send(output, {"missing": confine(_readable())})
+        while (request := receive(sys.stdin.buffer)) is not None:
+            send(output, _answer(texts, *request))
+
+
+def _readable() -> list[str]:
+    """Where libraries have what they import and look up late: Python's folders, and what the system says of its cores.
+
+    None of them has a secret, as `/proc` and the worker's folder would.
+    """
+    python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
+    ours = str(Path(__file__).parents[2])
+    return [*dict.fromkeys((*python, ours, "/usr/lib", "/usr/local/lib", "/lib", "/lib64", *_LOOKED_UP))]
+
+
+def _own_output() -> BinaryIO:
+    """Standard output for answers alone: a library that prints something would break them."""
+    own = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return own
+
+
+def _loaded(name: str) -> Any:
+    """The model, and proof that it makes vectors."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(min(_MOST_THREADS, torch.get_num_threads()))
+    model = SentenceTransformer(name, device="cpu")
+    model.max_seq_length = min(model.max_seq_length or _MOST_TOKENS, _MOST_TOKENS)
+    Texts(model).similarities("ready", ["ready"])
+    return model
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
+
+
+def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
+    try:
+        return {"similarities": texts.similarities(task["question"], json.loads(body))}
+    except Exception as error:  # one text that a tokenizer cannot take must not cost everybody the loaded model
+        return {"failed": type(error).__qualname__}
+
+
+class Texts:
+    """What the model makes of texts. The latest vectors are kept, since the same pages are asked again and again."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._kept: OrderedDict[bytes, Vector] = OrderedDict()
+        self._kept_bytes = 0
+
+    def similarities(self, question: str, passages: Sequence[str]) -> list[float]:
+        """The cosine of the question and each passage. Raises what the model raises, ValueError for no number."""
+        (asked,) = self._vectors(self._model.encode_query, "question", [question])
+        told = self._vectors(self._model.encode_document, "passage", passages)
+        found = [float(vector @ asked) for vector in told]
+        if not all(map(math.isfinite, found)):
+            raise ValueError("no numbers")
+        return found
+
+    def _vectors(self, encode: Any, kind: str, texts: Sequence[str]) -> list[Vector]:
+        keys = [hashlib.blake2b(f"{kind}\n{text}".encode("utf-8", "replace")).digest() for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._kept}
+        made = dict(zip(missing, _encoded(encode, list(missing.values())), strict=True)) if missing else {}
+        vectors = [made[key] if key in made else self._kept[key] for key in keys]
+        for key, vector in zip(keys, vectors, strict=True):
+            self._keep(key, vector)
+        return vectors
+
+    def _keep(self, key: bytes, vector: Vector) -> None:
+        if key not in self._kept:
+            self._kept_bytes += vector.nbytes
+        self._kept[key] = vector
+        self._kept.move_to_end(key)
+        while self._kept_bytes > _KEPT_BYTES:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def _encoded(encode: Any, texts: Sequence[str]) -> list[Vector]:
+    """Vectors of length 1."""
+    cut = [text[:_MOST_CHARS].encode("utf-8", "replace").decode() for text in texts]  # no tokenizer takes half a pair
+    vectors = encode(cut, normalize_embeddings=True, show_progress_bar=False)
+    return [vector.copy() for vector in vectors]  # a view would keep the whole batch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""One URL to a page, behind the egress guard. Everything that a server does wrong is an `Unreadable` with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger, origin_of
+from workers.egress import EgressRefused, Guard, Refusal
+from workers.egress.retry_after import parse_retry_after
+from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
+
+_CHUNK_BYTES: Final = 64 * 1024
+_FIELD_BYTES: Final = 8190
+_FIELDS: Final = 128
+"""Limits of one header line and of their number; with more, the answer is dropped where it stands."""
+
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_ACCEPT: Final = (
+    "text/html,application/xhtml+xml,application/pdf;q=0.9,application/json;q=0.9,text/plain;q=0.8,*/*;q=0.1"
+)
+
+_PDF_TYPES: Final = frozenset({"application/pdf", "application/x-pdf"})
+
+NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
+"""One reason for both: a job could otherwise find out which names there are in the operator's network."""
+_SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
+
+_REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientConnectorCertificateError, "its certificate was not accepted"),
+    (aiohttp.ClientSSLError, "TLS with its server failed"),
+    (aiohttp.ClientConnectorError, "its server could not be reached"),
+    (aiohttp.ClientPayloadError, "its body ended early or could not be decoded"),
+    (aiohttp.ServerConnectionError, "its server closed the connection"),
+    (aiohttp.ClientResponseError, "its server's answer is not HTTP within our limits"),
+    (aiohttp.InvalidURL, "its URL cannot be read"),
+    (ValueError, "its URL cannot be read"),
+)
+"""First match counts, so the narrower class stands first. Texts of foreign errors would quote whole URLs."""
+
+log = get_logger()
+
+Permit = Callable[[str, Asker], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A copy of a page, by what its server called it."""
+
+    url: str
+    etag: str | None
+    last_modified: str | None
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The headers of a conditional request; none where the server gave the copy no name."""
+        named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class BadStatus(Unreadable):
+    """The server answered, but not with a page."""
+
+    def __init__(self, status: int) -> None:
+        is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
+        super().__init__(f"its server answered {status}", is_outage=is_outage)
+        self.status = status
+
+
+class Fetcher:
+    """Fetches pages. One per worker: it holds the connections, at which jobs take turns, and those of each site.
+
+    A connection may be had until the job's budget ends, so a part of them is kept for who has none.
+    """
+
+    def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
+        self._settings = settings
+        self._politeness = politeness
+        self._clock = clock
+        self._guard = guard
+        self._session: aiohttp.ClientSession | None = None
+        self._turns = _turns(settings.connections)
+        self._at_sites: dict[str, Turns] = {}
+
+    async def start(self) -> None:
+        """Open the session; nothing is connected yet."""
+        self._session = self._guard.session(
+            limit=self._settings.connections,
+            limit_per_host=self._settings.connections_per_host,
+            headers={"User-Agent": self._settings.named, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
+            max_line_size=_FIELD_BYTES,
+            max_field_size=_FIELD_BYTES,
+            max_headers=_FIELDS,
+            timeout=aiohttp.ClientTimeout(total=None),  # whoever waits has the one budget
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(
+        self,
+        url: str,
+        asker: Asker,
+        *,
+        permit: Permit | None = None,
+        cut_at_bytes: int | None = None,
+        known: Known | None = None,
+    ) -> Page:
+        """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
+
+        `permit` is asked about each URL on the way, after the guard and before anything is sent, and raises Unreadable.
+        A body larger than the settings allow is unreadable; with `cut_at_bytes` only so much of it is read instead.
+        The server of a copy that is `known` is asked whether it has changed (RFC 9110, section 13). Raises Unreadable.
+        """
+        try:
+            return await self._follow(url, asker, permit, cut_at_bytes, known)
+        except EgressRefused as refused:
+            raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
+
+    async def _follow(
+        self, url: str, asker: Asker, permit: Permit | None, cut_at_bytes: int | None, known: Known | None
+    ) -> Page:
+        current = self._guard.check_url(url)
+        for _ in range(self._settings.redirects + 1):
+            if permit is not None:
+                await permit(str(current), asker)
+            conditions = known.conditions if known is not None and known.url == str(current) else {}
+            async with self._asked(current, asker, conditions, is_paced=permit is not None) as response:
+                if conditions and response.status == HTTPStatus.NOT_MODIFIED:
+                    return replace(_described(response, b""), is_unchanged=True)
+                if response.status not in _MOVED:
+                    return await self._page(response, cut_at_bytes)
+                location = response.headers.get("Location")
+            if location is None:
+                raise Unreadable("it redirects without saying where to")
+            current = self._guard.check_reference(current, location)
+        raise Unreadable(f"it redirects more than {self._settings.redirects} times")
+
+    @asynccontextmanager
+    async def _asked(
+        self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The beginning of an answer, once it is this job's turn at the site and at the connections."""
+        origin = str(url.origin())
+        at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
+        try:
+            async with at_site.place(asker):
+                if is_paced:
+                    await self._politeness.turn(origin)
+                async with self._turns.place(asker), await self._answered(url, headers) as response:
+                    yield response
+        finally:
+            if at_site.is_idle:
+                self._at_sites.pop(origin, None)
+
+    async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """The beginning of an answer. Raises what aiohttp and the guard raise, and Unreadable for both about a name."""
+        if self._session is None:
+            raise RuntimeError("the fetcher has not been started")
+        try:
+            return await self._session.get(url, allow_redirects=False, headers=headers)
+        except aiohttp.ClientConnectorDNSError:
+            raise _without_public_address(url, "no such name") from None
+        except EgressRefused as refused:
+            if refused.reason not in _SEEN_BY_RESOLVING:
+                raise
+            raise _without_public_address(url, str(refused.reason)) from None
+
+    async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
+        if response.status != HTTPStatus.OK:
+            self._heed(response)
+            raise BadStatus(response.status)
+        largest = self._settings.pdf_bytes if response.content_type in _PDF_TYPES else self._settings.page_bytes
+        limit = cut_at_bytes if cut_at_bytes is not None else largest
+        body = await _read(response, limit)
+        if len(body) > limit and cut_at_bytes is None:
+            raise Unreadable(f"it is larger than {limit} bytes")
+        return _described(response, body[:limit])
+
+    def _heed(self, response: aiohttp.ClientResponse) -> None:
+        """Leave a host alone that says so: 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
+        if response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
+            if seconds is not None:
+                self._politeness.hold(str(response.url.origin()), seconds)
+
+
+def _without_public_address(url: URL, reason: str) -> Unreadable:
+    """Alike for the job in text, in what stands in for the page, and in how long it is remembered."""
+    log.info(
+        "A source's name has no address that may be fetched; its note does not say why.",
+        action="source-name-refused",
+        origin=origin_of(str(url)),
+        reason=reason,
+    )
+    return Unreadable(NO_PUBLIC_NAME, is_outage=True, is_lasting=False)
+
+
+def _turns(connections: int) -> Turns:
+    """A job may have half of them, all jobs of its tenant three quarters."""
+    return Turns(connections, kept=connections // 4)
+
+
+def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
+    headers = response.headers
+    return Page(
+        url=str(response.url),
+        media_type=response.content_type.lower() if "Content-Type" in headers else "",
+        charset=response.charset,
+        body=body,
+        etag=headers.get("ETag"),
+        last_modified=headers.get("Last-Modified"),
+        cache_control=", ".join(headers.getall("Cache-Control", [])),
+        expires=headers.get("Expires"),
+        date=headers.get("Date"),
+        age=headers.get("Age"),
+    )
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body after decompression; reading stops as soon as it is longer than `limit`. The sizes are in bytes."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body)
+
+
+def _reason(error: Exception) -> str:
+    return next((text for kind, text in _REASONS if isinstance(error, kind)), "the connection to its server failed")

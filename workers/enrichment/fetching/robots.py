@@ -1,0 +1,113 @@
+"""What sites' robots.txt let us read (RFC 9309), remembered per origin. The pool judges them, see `robots_rule`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from yarl import URL
+
+from telemetry.clock import Clock
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.fetch import BadStatus, Fetcher
+from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker
+
+MAX_ROBOTS_BYTES = 512 * 1024
+"""The rest of a longer file is not read (section 2.5 asks for at least 500 KiB)."""
+
+_FAILURE_SECONDS = 60.0
+"""How long an origin without a readable answer is left alone."""
+
+_EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """A robots.txt, or why there is none: then nothing may be read, since the server could not say (2.3.1.4)."""
+
+    body: bytes
+    unknown: str | None
+    until: float
+
+
+class Robots:
+    """Answers whether a URL may be read."""
+
+    def __init__(
+        self, settings: EnrichmentSettings, fetcher: Fetcher, pool: Pool, politeness: Politeness, clock: Clock
+    ) -> None:
+        self._politeness = politeness
+        self._settings = settings
+        self._fetcher = fetcher
+        self._pool = pool
+        self._clock = clock
+        self._known: OrderedDict[str, _Rules] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[_Rules]] = {}
+
+    async def check(self, url: str, asker: Asker) -> None:
+        """Return where the site lets us read this URL. Raises Unreadable where it does not."""
+        if not self._settings.robots:
+            return
+        plain = URL(url)  # without dot segments, which would lead around a rule
+        origin = str(plain.origin())
+        rules = await self._rules(origin, asker)
+        if rules.unknown is not None:
+            why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
+            raise Unreadable(why, is_outage=True, is_lasting=False)
+        answer = {"allowed": True, "delay": 0.0}
+        if rules.body.strip():
+            task = {"kind": "robots", "url": str(plain), "user_agent": self._settings.robots_agent}
+            answer = await self._pool.ask(task, rules.body, asker)
+        self._politeness.pace(origin, answer["delay"])
+        if not answer["allowed"]:
+            raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _rules(self, origin: str, asker: Asker) -> _Rules:
+        """Fetched once, however many jobs wait for it; a job that stops waiting does not stop the others."""
+        known = self._known.get(origin)
+        if known is not None and known.until > self._clock.monotonic():
+            self._known.move_to_end(origin)
+            return known
+        task = self._asking.get(origin)
+        if task is None:
+            task = asyncio.create_task(self._fetch(origin, asker), name="robots")
+            self._asking[origin] = task
+            task.add_done_callback(lambda _: self._asking.pop(origin, None))
+        return await asyncio.shield(task)
+
+    async def _fetch(self, origin: str, asker: Asker) -> _Rules:
+        body, unknown = b"", None
+        try:
+            async with asyncio.timeout(self._settings.budget_seconds):
+                url = f"{origin}/robots.txt"
+                body = (await self._fetcher.fetch(url, asker, cut_at_bytes=MAX_ROBOTS_BYTES)).body
+        except BadStatus as bad:
+            # "Not there" and "empty" mean that everything may be read; "cannot say now" means that nothing may.
+            is_absent = HTTPStatus.BAD_REQUEST <= bad.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            unknown = None if is_absent or bad.status in _EMPTY else str(bad)
+        except Unreadable as reason:
+            unknown = str(reason)
+        except TimeoutError:
+            unknown = "it was late"
+        lasting = self._settings.robots_seconds if unknown is None else _FAILURE_SECONDS
+        rules = _Rules(body, unknown, self._clock.monotonic() + lasting)
+        self._remember(origin, rules)
+        return rules
+
+    def _remember(self, origin: str, rules: _Rules) -> None:
+        self._known[origin] = rules
+        self._known.move_to_end(origin)
+        while len(self._known) > self._settings.robots_entries:
+            self._known.popitem(last=False)

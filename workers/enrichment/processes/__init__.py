@@ -1,0 +1,1 @@
+"""Processes that may be killed: strangers' bytes are parsed nowhere else."""

@@ -1,0 +1,115 @@
+"""A process of enrichment, as the worker sees it: started, asked one thing at a time, killed. `frames` is its side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+from telemetry.logs import get_logger
+from workers.enrichment.processes.confinement import Fence
+
+log = get_logger()
+
+_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+"""All of the environment that every process gets: the worker's holds secrets."""
+
+_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+class ChildLost(Exception):  # noqa: N818 - it names what happened
+    """The process ended without an answer."""
+
+
+@lru_cache(maxsize=1)
+def _tell(missing: tuple[str, ...]) -> None:
+    log.warning(
+        "The kernel cannot confine the processes that read pages; they go on without it.",
+        action="reader-not-confined",
+        missing=" ".join(missing),
+    )
+
+
+def _tell_of_missing(missing: object) -> None:
+    """Log the fences that a reader lacks, once in a process: all readers are of one kernel."""
+    known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
+    if known:
+        _tell(tuple(known))
+
+
+class Child:
+    """One process, and how to talk to it. It ends with its input, so that it does not outlive the worker."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._input = cast("asyncio.StreamWriter", process.stdin)
+        self._output = cast("asyncio.StreamReader", process.stdout)
+        self.greeting: dict[str, Any] = {}
+        """What it said once it was ready."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended, as far as is known."""
+        return self._process.returncode is None
+
+    @classmethod
+    async def start(
+        cls,
+        module: str,
+        *arguments: str,
+        inherited: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """A process that runs this module and is ready. Raises ChildLost and OSError.
+
+        `inherited` names what it gets of the worker's environment beside the usual, and `environment` is added to it.
+        """
+        passed = {name: os.environ[name] for name in (*_INHERITED, *inherited) if name in os.environ}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", module, *arguments,
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={**passed, **(environment or {})}, start_new_session=True,
+        )  # fmt: skip
+        child = cls(process)
+        try:
+            child.greeting = await child._answer()
+            _tell_of_missing(child.greeting.get("missing", []))
+        except BaseException:
+            await child.kill()
+            raise
+        return child
+
+    async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
+        """Send a task and its bytes, and read the answer. Raises ChildLost and OSError.
+
+        Where it is cancelled the answer may still come: the process is of no use any more, and has to be killed.
+        """
+        head = json.dumps(task).encode()
+        self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)
+        await self._input.drain()
+        return await self._answer()
+
+    async def kill(self) -> None:
+        """End the process and wait until it is gone."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._input.close()
+        await self._process.wait()
+
+    async def _answer(self) -> dict[str, Any]:
+        try:
+            size = int.from_bytes(await self._output.readexactly(4))
+            if size > _ANSWER_BYTES:
+                raise ChildLost
+            answer = json.loads(await self._output.readexactly(size))
+        except (asyncio.IncompleteReadError, ValueError):
+            raise ChildLost from None
+        if not isinstance(answer, dict):
+            raise ChildLost
+        return answer

@@ -1,0 +1,235 @@
+"""What a process that reads strangers' bytes may still do once it is ready: compute, and answer on its pipes.
+
+A parser that a page took over runs as the worker's user. Three fences, each where the kernel has it:
+
+    seccomp     no sockets, no programs, no processes, no signals to others, no look into others' memory; where no
+                folder is named, no file is opened either. It covers all threads. See seccomp(2).
+    Landlock    no file is opened, made, changed or removed, but for those named; no TCP port. It covers this thread and
+                those that it starts. See landlock(7).
+    capset      no capability, where the process is root's. See capabilities(7).
+
+All three hold for root too, and are never taken back. `/proc/PID/mem` and `/proc/PID/environ` are files, and Landlock
+also refuses ptrace(2) of processes outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from functools import partial
+from typing import Final, NamedTuple
+
+from workers.system.secrecy import PR_SET_NO_NEW_PRIVS, prctl
+
+
+class Fence(StrEnum):
+    """A mechanism that keeps a process in."""
+
+    SECCOMP = "seccomp"
+    LANDLOCK = "landlock"
+
+
+class _Calls(NamedTuple):
+    """An architecture as seccomp knows it, and its numbers of system calls."""
+
+    audit: int
+    refused: tuple[int, ...]
+    """Sockets, programs, other processes, and ways round a filter."""
+    opening: tuple[int, ...]
+    seccomp: int
+    clone: int
+    clone3: int
+    to_own_process: tuple[int, ...]
+    """Allowed where the first argument is the process itself: tgkill and prlimit64."""
+
+
+# Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
+# socket socketpair connect bind | execve execveat fork vfork | ptrace process_vm_readv process_vm_writev pidfd_open
+# pidfd_getfd pidfd_send_signal kill tkill rt_sigqueueinfo rt_tgsigqueueinfo | io_uring_setup bpf perf_event_open
+# userfaultfd keyctl add_key request_key unshare setns mount open_tree fsopen move_mount
+_GENERIC: Final = (
+    434,
+    438,
+    424,
+    425,
+    428,
+    430,
+    429,
+)  # the same number on every architecture: pidfd_*, io_uring, mounts
+_ARCHITECTURES: Final = {
+    "x86_64": _Calls(
+        audit=0xC000003E,
+        refused=(
+            *(41, 53, 42, 49),
+            *(59, 322, 57, 58),
+            *(101, 310, 311, 62, 200, 129, 297),
+            *(321, 298, 323, 250, 248, 249, 272, 308, 165),
+            *_GENERIC,
+        ),
+        opening=(2, 257, 437, 85, 304),  # open openat openat2 creat open_by_handle_at
+        seccomp=317,
+        clone=56,
+        clone3=435,
+        to_own_process=(234, 302),
+    ),
+    "aarch64": _Calls(
+        audit=0xC00000B7,
+        refused=(
+            *(198, 199, 203, 200),
+            *(221, 281),
+            *(117, 270, 271, 129, 130, 138, 240),
+            *(280, 241, 282, 219, 217, 218, 97, 268, 40),
+            *_GENERIC,
+        ),
+        opening=(56, 437, 265),  # openat openat2 open_by_handle_at
+        seccomp=277,
+        clone=220,
+        clone3=435,
+        to_own_process=(131, 261),
+    ),
+}
+_X32: Final = 0x40000000
+"""Numbers from here on are x86-64's x32 calls, by which a filter of numbers could be passed."""
+_CLONE_THREAD: Final = 0x00010000
+
+_SET_MODE_FILTER: Final = 1
+_ALL_THREADS: Final = 1
+_INSTRUCTION_BYTES: Final = 8
+_ALLOW: Final = 0x7FFF0000
+_ERRNO: Final = 0x00050000
+_KILL_PROCESS: Final = 0x80000000
+_LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+"""BPF_LD|BPF_W|BPF_ABS, BPF_JMP|{BPF_JEQ,BPF_JGE,BPF_JSET}|BPF_K, BPF_RET|BPF_K."""
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+"""Offsets in struct seccomp_data."""
+_EPERM, _EACCES, _ENOSYS = 1, 13, 38
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+"""Landlock's calls, the same on every architecture."""
+_VERSION_ASKED: Final = 1
+_PATH_BENEATH: Final = 1
+_FILE_RIGHTS_BY_ABI: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_NETWORK_RIGHTS: Final = 0b11
+"""TCP bind and connect, from version 4."""
+_SCOPES: Final = 0b11
+"""Abstract sockets and signals, from version 6."""
+_READING: Final = 0b1101
+"""EXECUTE, READ_FILE, READ_DIR."""
+_CAPABILITY_VERSION_3: Final = 0x20080522
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def confine(readable: Iterable[str] | None = None) -> list[Fence]:
+    """Put up every fence that this kernel has, for this process and for good. Gives those that are missing.
+
+    `readable` names folders whose files may still be read; None: no file is opened at all. The process must have
+    imported everything that it will need. Threads may still be started, processes may not.
+    """
+    if sys.platform != "linux":
+        return list(Fence)
+    with contextlib.suppress(OSError):
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    missing = []
+    for fence, put_up in (
+        (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()))),
+        (Fence.SECCOMP, partial(_seccomp, readable is None)),
+    ):
+        try:
+            put_up()
+        except (OSError, LookupError):
+            missing.append(fence)
+    _drop_capabilities()
+    return missing
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(number: int, *arguments: object) -> int:
+    """syscall(2). Raises OSError."""
+    found = _libc().syscall(ctypes.c_long(number), *arguments)
+    if found < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return int(found)
+
+
+def _landlock(readable: Iterable[str]) -> None:
+    """Raises OSError where the kernel has no Landlock."""
+    version = _call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
+    files = _FILE_RIGHTS_BY_ABI[max(abi for abi in _FILE_RIGHTS_BY_ABI if abi <= version)]
+    rights = [files, _NETWORK_RIGHTS, _SCOPES][: 1 + (version >= 4) + (version >= 6)]
+    attributes = struct.pack(f"={len(rights)}Q", *rights)
+    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+    try:
+        for folder in readable:
+            _allow_reading(ruleset, folder)
+        _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    finally:
+        os.close(ruleset)
+
+
+def _allow_reading(ruleset: int, folder: str) -> None:
+    try:
+        opened = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        rule = struct.pack("=Qi", _READING, opened)
+        _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
+    finally:
+        os.close(opened)
+
+
+def _seccomp(no_files: bool) -> None:
+    """Raises OSError where the kernel has no seccomp, LookupError for an architecture that is not known here."""
+    calls = _ARCHITECTURES[platform.machine()]
+    program = _program(calls, no_files)
+    filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
+    if _call(calls.seccomp, ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS), ctypes.byref(filled)) != 0:
+        raise OSError("seccomp: a thread has a filter of its own")
+
+
+def _program(calls: _Calls, no_files: bool) -> bytes:
+    """A classic BPF program over struct seccomp_data, 8 bytes an instruction."""
+    steps: list[tuple[int, int, int, int]] = []  # code, instructions skipped if true, if false, operand
+
+    def returning(verdict: int) -> tuple[int, int, int, int]:
+        return (_RETURN, 0, 0, verdict)
+
+    steps += [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, calls.audit), returning(_KILL_PROCESS)]
+    steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), returning(_ERRNO | _EPERM)]
+    for number in calls.refused:
+        steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EPERM)]
+    for number in calls.opening if no_files else ():
+        steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EACCES)]
+    # glibc goes on with clone where clone3 is unknown; clone3's flags lie where a filter cannot look.
+    steps += [(_EQUAL, 0, 1, calls.clone3), returning(_ERRNO | _ENOSYS)]
+    steps += [(_EQUAL, 0, 4, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
+    steps += [returning(_ALLOW), returning(_ERRNO | _EPERM)]
+    for number in calls.to_own_process:
+        # 0 is the process itself for prlimit64, and no process for tgkill.
+        steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, 0)]
+        steps += [(_EQUAL, 0, 1, os.getpid()), returning(_ALLOW), returning(_ERRNO | _EPERM)]
+    steps += [returning(_ALLOW)]
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def _drop_capabilities() -> None:
+    """capset(2) to none; a process without any keeps none."""
+    header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+    with contextlib.suppress(OSError, AttributeError):
+        if _libc().capset(header, none) != 0:
+            raise OSError(ctypes.get_errno(), "capset")

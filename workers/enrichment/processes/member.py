@@ -1,0 +1,126 @@
+"""What runs inside a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
+
+It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it names the
+fences that this kernel lacks (`missing`); behind the others it opens no file and no socket. The process ends with its
+input, so that it never outlives the worker; a task that hangs is ended by an alarm, should the worker be gone before it
+could kill it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import encodings
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workers.enrichment.choosing.rank import Budget, Ranking
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.processes.confinement import confine
+from workers.enrichment.processes.frames import receive, send
+from workers.enrichment.reading.extract import extract
+from workers.enrichment.reading.steering import steering_of_page
+
+_ALARM_GRACE_SECONDS = 1.0
+_IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
+
+
+def main() -> None:
+    """Answer tasks until the input ends."""
+    seconds, size = float(sys.argv[1]), int(sys.argv[2])
+    with contextlib.suppress(OSError):  # where memory runs out all the same, this process is ended and not the worker
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    _import_all()
+    status = _status()
+    send(sys.stdout.buffer, {"missing": confine()})
+    while (request := receive(sys.stdin.buffer)) is not None:
+        signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
+        send(sys.stdout.buffer, _answer(*request, status))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _import_all() -> None:
+    """Import what else is only imported when it is needed: by then its file could not be read any more."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with contextlib.suppress(ImportError):  # those of Windows
+            importlib.import_module(f"encodings.{module.name}")
+
+
+def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, Any]:
+    try:
+        answer = _KINDS[task.pop("kind")](body, **task)
+    except Unreadable as unreadable:
+        answer = {"unreadable": str(unreadable)}
+    except MemoryError:
+        answer = {"unreadable": "reading it needed more memory than allowed"}
+    return {**answer, "peak_kib": _peak_kib(status)}
+
+
+def _status() -> int | None:
+    """The status file of this process, opened while a file can be."""
+    try:
+        return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _peak_kib(status: int | None) -> int:
+    """The most memory that this program has had.
+
+    Not `ru_maxrss` where there is /proc: that survives exec(2), so that the worker from which the member was forked,
+    gigabytes with an engine in it, would count as the member's own.
+    """
+    if status is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(os.pread(status, 16 * 1024, 0).partition(b"VmHWM:")[2].split()[0])
+
+
+def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
+    extracted = extract(body, media_type, charset, url)
+    title, text = extracted.title, extracted.text
+    return {
+        "title": title,
+        "text": text,
+        "steering": steering_of_page(body, media_type, charset, title, text),
+        "particulars": asdict(extracted.particulars),
+    }
+
+
+def _rank(
+    body: bytes,
+    evidence_chars: int,
+    evidence_tokens: int | None,
+    source_tokens: int,
+    passage_chars: int,
+    candidates: int = 0,
+    by_meaning: Sequence[int] = (),
+) -> dict[str, Any]:
+    request = json.loads(body)
+    texts = [(title or "", text) for title, text in request["documents"]]
+    ranking = Ranking(request["question"], texts, passage_chars)
+    budget = Budget(evidence_chars, evidence_tokens, source_tokens)
+    return {"passages": ranking.chosen(budget, by_meaning), "candidates": ranking.candidates(candidates)}
+
+
+def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
+    return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
+
+
+_KINDS: dict[str, Callable[..., dict[str, Any]]] = {"extract": _extract, "rank": _rank, "robots": _robots}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Processes in which pages are parsed, because a parser can be made to hang, to grow or to crash.
+
+A member does one task at a time. One that is late, or whose asker has gone, is killed and another takes its place; its
+neighbours and the worker notice nothing. Members start when they are first needed.
+
+Jobs take turns at reading. Ranking has a member more, so that it waits behind no page: what its job has read would be
+lost.
+
+Not `pebble` or `concurrent.futures`: those import the worker's own main module into each member and unpickle what comes
+back from a process that has read hostile bytes. Here a member imports what it needs, gets an address-space limit and
+none of the worker's environment, and answers in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from telemetry.logs import get_logger
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.processes.child import Child, ChildLost
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
+
+log = get_logger()
+
+_RETIRE_KIB = 300 * 1024
+"""A member that has grown beyond this is replaced: freed memory seldom goes back to the system."""
+_START_SECONDS = 30.0
+"""A process that is not ready by then is given up; on an idle machine it takes a third of a second."""
+
+
+class Pool:
+    """At most `settings.members` processes that read, each one thing at a time, and one more that ranks."""
+
+    def __init__(self, settings: EnrichmentSettings) -> None:
+        self._settings = settings
+        self._limit = settings.members + 1
+        self._reading = Turns(settings.members)
+        self._ranking = Turns(1)
+        self._members: set[Child] = set()
+        self._idle: list[Child] = []
+        self._growing: set[asyncio.Task[None]] = set()
+        self._wanting = 0
+
+    def warm(self) -> None:
+        """Start the first member already, since a page that will need it is on its way."""
+        if not self._members and not self._growing:
+            self._start_growing()
+
+    async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
+        """The answer of a member to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
+
+        Cancelled, it kills the member: what runs there cannot be interrupted otherwise.
+        """
+        turns = self._ranking if task["kind"] == "rank" else self._reading
+        async with turns.place(asker):
+            member = await self._take()
+            answer: dict[str, Any] | None = None
+            try:
+                async with asyncio.timeout(self._settings.member_seconds):
+                    answer = await member.ask(task, body)
+            except TimeoutError:
+                late = f"reading it took more than {self._settings.member_seconds:g} s"
+                raise Unreadable(late, is_ours=True) from None
+            except (ChildLost, OSError):
+                lost = "reading it needed more memory than allowed, or crashed the reader"
+                raise Unreadable(lost, is_ours=True) from None
+            finally:
+                await self._give_back(member, fit=answer is not None and answer.get("peak_kib", 0) < _RETIRE_KIB)
+            return _understood(answer)
+
+    async def close(self) -> None:
+        """Kill all members, also those that are about to start."""
+        for growing in self._growing:
+            growing.cancel()
+        await asyncio.gather(*self._growing, return_exceptions=True)
+        await asyncio.gather(*(self._dismiss(member) for member in list(self._members)))
+        self._idle.clear()
+
+    async def _take(self) -> Child:
+        """A living idle member. A new one comes through the idle ones: who wanted it may be gone when it is ready."""
+        while True:
+            if not self._idle:
+                await self._more()
+            elif (member := self._idle.pop()).alive:
+                return member
+            else:
+                await self._dismiss(member)
+
+    async def _more(self) -> None:
+        """Wait until a member is ready: one that is starting for nobody, or a new one. Raises Unreadable."""
+        self._wanting += 1
+        try:
+            if self._wanting > len(self._growing) and len(self._members) + len(self._growing) < self._limit:
+                self._start_growing()
+            ready, _ = await asyncio.wait(self._growing, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._wanting -= 1
+        if not self._idle and any(task.cancelled() or task.exception() for task in ready):
+            log.error("A reader process did not start.", action="reader-not-started")
+            raise Unreadable("the reader could not be started", is_lasting=False, is_ours=True)
+
+    def _start_growing(self) -> None:
+        task = asyncio.create_task(self._grow(), name="pool-member")
+        self._growing.add(task)
+        task.add_done_callback(self._grown)
+
+    async def _grow(self) -> None:
+        limits = (str(self._settings.member_seconds), str(self._settings.member_bytes))
+        async with asyncio.timeout(_START_SECONDS):
+            member = await Child.start("workers.enrichment.processes.member", *limits)
+        self._members.add(member)
+        self._idle.append(member)
+
+    def _grown(self, task: asyncio.Task[None]) -> None:
+        self._growing.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever waits for the member reports it
+
+    async def _give_back(self, member: Child, *, fit: bool) -> None:
+        if fit and len(self._members) <= self._limit:
+            self._idle.append(member)
+        else:
+            await self._dismiss(member)
+
+    async def _dismiss(self, member: Child) -> None:
+        self._members.discard(member)
+        await asyncio.shield(member.kill())
+
+
+def _understood(answer: dict[str, Any]) -> dict[str, Any]:
+    if "unreadable" in answer:
+        raise Unreadable(str(answer["unreadable"]))
+    return answer

@@ -1,0 +1,1 @@
+"""From a page's bytes to the text that its readers see. Runs in a member of the pool."""

@@ -1,0 +1,208 @@
+"""From a page's bytes to the text that a person would see. Runs in a member of the pool."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from resiliparse.extract.html2text import extract_plain_text
+from selectolax.lexbor import LexborHTMLParser
+
+from workers.enrichment.evidence import Particulars, Unreadable
+from workers.enrichment.reading.charset import decode
+from workers.enrichment.reading.hidden import remove_hidden
+from workers.enrichment.reading.particulars import of_html, of_json
+
+MAX_DEPTH = 1000
+"""Elements inside each other. Browsers stop at 512; the parser's time grows with the square of it."""
+MAX_TEXT_CHARS = 300_000
+MAX_TITLE_CHARS = 200
+_THIN_CHARS = 200
+"""A main text shorter than this is compared with the text of the whole page."""
+
+HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+JSON_TYPES = frozenset({"application/json", "application/ld+json"})
+TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/tab-separated-values"})
+PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
+"""With which a PDF is one; under another type somebody claims that it is something else."""
+
+_PDF: Final = b"%PDF-"
+_MAGIC = {
+    _PDF: "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
+    b"GIF8": "an image", b"\xff\xd8\xff": "an image", b"\x7fELF": "a program", b"MZ": "a program",
+    b"\x28\xb5\x2f\xfd": "compressed data", b"BZh": "compressed data", b"\xfd7zXZ": "compressed data",
+}  # fmt: skip
+_VOID_TAGS = "area base br col embed hr img input link meta param source track wbr"
+_VOID = frozenset(_VOID_TAGS.split())
+_IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp rt tbody td tfoot th thead tr"
+_END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
+"""These end where the next one starts, so a page of a million `<p>` is not a deep one."""
+_RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
+_TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
+_BODY: Final = re.compile(r'<body(?:[^>"]|"[^"]*")*>')
+_TIME: Final = re.compile(r"<(/?)time(?=[\s>])")
+_LONE: Final = re.compile(r"(?<=>)(\s*[\u0800-\udfff\uf900-\uffff]\s*)(?=<)")
+"""One character that is all an element holds; those for private use are icons."""
+_WRAPPING: Final = "<div>" * 3
+_JOINER: Final = "\u2060"
+_BLANKS = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r"\n\s*\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a page says."""
+
+    title: str | None
+    text: str
+    particulars: Particulars = field(default_factory=Particulars)
+
+
+def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
+    """The page as a person would see it. `url` is where it was found.
+
+    Raises Unreadable where there is no text, or where the type is not one that is read.
+    """
+    extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
+    tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", extracted.text)).strip()[:MAX_TEXT_CHARS]
+    if not tidy:
+        raise Unreadable("it holds no visible text")
+    return Extracted(extracted.title, tidy, extracted.particulars)
+
+
+def _is_pdf(body: bytes, media_type: str) -> bool:
+    return media_type in PDF_TYPES and (body.startswith(_PDF) or media_type.endswith("pdf"))
+
+
+def _of_pdf(body: bytes) -> Extracted:
+    from workers.enrichment.reading.pdf import read_pdf  # a tenth of a second, which pages of HTML need not wait for
+
+    title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
+    return Extracted(title, text, particulars)
+
+
+def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Extracted:
+    for magic, what in _MAGIC.items():
+        if body.startswith(magic):
+            why = "not what its type says" if magic == _PDF else "which is not read"
+            raise Unreadable(f"it is {what}, {why}")
+    text = decode(body, charset)
+    if text.count("\0") > len(text) // 100:
+        raise Unreadable("it is binary data")
+    if media_type in HTML_TYPES or (not media_type and text.lstrip().startswith("<")):
+        return from_html(text, url)
+    if media_type in JSON_TYPES or media_type.endswith("+json"):
+        return from_json(text)
+    if media_type in TEXT_TYPES or not media_type:
+        return Extracted(None, text)
+    raise Unreadable(f"pages of type {media_type[:100]} are not read")
+
+
+def from_html(html: str, url: str = "") -> Extracted:
+    """Title and main text, without what the page hides. Raises Unreadable for a page that nests too deep."""
+    if depth_exceeds(html, MAX_DEPTH):
+        raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
+    tree = LexborHTMLParser(html)
+    title = _title(tree)
+    particulars = of_html(tree, url)
+    remove_hidden(tree)
+    _open_boxes(tree)
+    visible = _without_misreadings(tree.html or "")
+    main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
+    if len(main) < _THIN_CHARS:
+        whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
+        main = whole if len(main) < len(whole) // 4 else main
+    return Extracted(title, main.replace(_JOINER, ""), particulars)
+
+
+def _open_boxes(tree: LexborHTMLParser) -> None:
+    """Make the boxes of an article part of its text, and remove those that are mostly links to other pages.
+
+    An `<aside>` in it is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
+    """
+    for box in reversed(tree.css("article aside, main aside, [role='main'] aside")):
+        linked = sum(len(link.text()) for link in box.css("a"))
+        if linked < len(box.text()) // 2:
+            box.unwrap()
+        else:
+            box.decompose()
+
+
+def _without_misreadings(html: str) -> str:
+    """The same page, written so that resiliparse does not leave out what belongs to its main text.
+
+    Version 2.0.1 takes a list less than three elements below the body for a menu, even where nothing in it is a link.
+    It leaves out each `<time>`, and each element with a single character of three bytes: a dash in a table, or a
+    Chinese word in bold type.
+    """
+    deeper = _BODY.sub(lambda body: body.group() + _WRAPPING, html, count=1)
+    return _LONE.sub(rf"\1{_JOINER}", _TIME.sub(r"<\1span", deeper))
+
+
+def _title(tree: LexborHTMLParser) -> str | None:
+    for selector in ("title", "h1"):
+        node = tree.css_first(selector)
+        text = " ".join(node.text().split()) if node is not None else ""
+        if text:
+            return text[:MAX_TITLE_CHARS]
+    return None
+
+
+def depth_exceeds(html: str, limit: int) -> bool:
+    """Whether more elements than this are open at once. One pass over the text; errs towards yes on broken pages."""
+    opened: Counter[str] = Counter()
+    depth = position = 0
+    while (tag := _TAG.search(html, position)) is not None:
+        position = tag.end()
+        if tag.group(2) is None:
+            position = _after(html, "-->", position)
+            continue
+        name = tag.group(2).lower()
+        if name in _VOID or name in _END_IS_IMPLIED:
+            continue
+        if tag.group(1):
+            if opened[name]:
+                opened[name] -= 1
+                depth -= 1
+        elif name in _RAW:
+            position = _after(html, f"</{name}", position)
+        elif not (tag.group(3).endswith("/") and (opened["svg"] or opened["math"] or name in ("svg", "math"))):
+            opened[name] += 1
+            depth += 1
+        if depth > limit:
+            return True
+    return False
+
+
+def _after(html: str, end: str, position: int) -> int:
+    found = html.find(end, position)
+    return len(html) if found < 0 else found + len(end)
+
+
+def from_json(text: str) -> Extracted:
+    """One line for each value, with the path to it. Raises Unreadable."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Unreadable("it is not the JSON that its type says") from None
+    title, particulars = of_json(value)
+    return Extracted(title, _lines(value), particulars)
+
+
+def _lines(value: Any) -> str:
+    lines: list[str] = []
+    size = 0
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting and size < MAX_TEXT_CHARS:
+        path, item = waiting.pop()
+        if isinstance(item, dict):
+            waiting.extend((f"{path} {key}".strip(), member) for key, member in reversed(item.items()))
+        elif isinstance(item, list):
+            waiting.extend((path, member) for member in reversed(item))
+        else:
+            lines.append(f"{path[-MAX_TITLE_CHARS:]}: {item}" if path else str(item))
+            size += len(lines[-1])
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""Takes out of a page what its reader would not see, since it is there for machines, and often against them.
+
+Seen are inline styles, the page's own style sheets, attributes, and class names that mean "hidden" by convention. Style
+sheets in other files are not fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Final
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from workers.enrichment.reading.color import ground_of, is_pale
+from workers.enrichment.reading.css import declarations
+from workers.enrichment.reading.sheets import Sheet
+from workers.enrichment.reading.unseen import hidden_by, may_hide
+
+_NEVER_SEEN: Final = (
+    "script, style, noscript, template, iframe, object, embed, svg, canvas, head > *, "
+    "[hidden], [aria-hidden='true'], input[type='hidden'], dialog:not([open]), [popover]"
+)
+_CLASS_NAMES: Final = (
+    "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "
+    "screen-reader-only screenreader-only element-invisible offscreen off-screen u-hidden"
+)
+_CLASSES: Final = frozenset(_CLASS_NAMES.split())
+_SHOWN_ON_SOME_SCREENS: Final = re.compile(
+    r"(?:(?:xs|sm|md|lg|\d?xl|portrait|landscape|(?:min|max)-[^:\s]+):)+!?"
+    r"(?:block|flex|grid|table[a-z-]*|contents|flow-root|list-item|inline(?:-[a-z]+)?|visible|not-sr-only)"
+    r"|d-(?:sm|md|lg|xl|xxl)-(?!none)[a-z-]+|(?:show-for|visible)-[a-z-]+"
+)
+"""Beside a class that hides, as Tailwind, Bootstrap and Foundation have them: on a larger screen it is there."""
+_ROOTS: Final = frozenset(("html", "body", "main"))
+"""Pages hide these until a script has run; a person sees them."""
+_NO_GROUND: Final = frozenset(("none", "transparent", "inherit", "initial", "unset", "0", "0 0", "no-repeat"))
+_MAY_BE_WHITE: Final = re.compile(
+    r"color\s*:\s*(?:#[ef]|\w*(?:white|snow|ivory|azure|mint|shell|lace|smoke)|[a-z]+\()|\\|/\*", re.IGNORECASE
+)
+_MARK: Final = "data-postback-unseen"
+
+
+def remove_hidden(tree: LexborHTMLParser) -> None:
+    """Remove, in place, all elements that are not seen.
+
+    They are marked first, while every rule still finds the elements around its own, and then removed from the page's
+    end, so that what lies inside a removed element was gone before it.
+    """
+    sheet = Sheet(tree)
+    for node in sheet.hidden():
+        node.attrs[_MARK] = ""
+    for node in tree.css("[style]"):
+        if _hides(node.attributes.get("style") or ""):
+            node.attrs[_MARK] = ""
+    for node in tree.css("[class]"):
+        seen = _seen_name(node.attributes.get("class") or "")
+        if seen is None:
+            node.attrs[_MARK] = ""
+        elif seen:
+            node.attrs["class"] = seen
+    # Only where no sheet is in another file is it sure what the ground of a text is.
+    if tree.css_first("link[rel~='stylesheet']") is None:
+        for node in _white_on_white(tree, sheet):
+            node.attrs[_MARK] = ""
+    for node in reversed(tree.css(f"{_NEVER_SEEN}, [{_MARK}]")):
+        if node.tag not in _ROOTS and node.parent is not None:
+            node.decompose()
+
+
+@lru_cache(maxsize=4096)
+def _hides(style: str) -> bool:
+    return may_hide(style) and bool(hidden_by(declarations(style).values))
+
+
+@lru_cache(maxsize=4096)
+def _seen_name(classes: str) -> str | None:
+    """None: hidden. Else the class to have in its place, if any: whoever extracts the main text goes by names too."""
+    names = classes.lower().split()
+    if _CLASSES.isdisjoint(names):
+        return ""
+    return next((name for name in names if _SHOWN_ON_SOME_SCREENS.fullmatch(name)), None)
+
+
+def _white_on_white(tree: LexborHTMLParser, sheet: Sheet) -> list[LexborNode]:
+    """Elements in white, or as good as that, on a page that has no other ground for them."""
+    white = [node for node in tree.css("[style], font[color]") if is_pale(_color(node))]
+    for selector, values in sheet.declaring("color", "text-fill-color"):
+        if is_pale(values.get("color", "")) or is_pale(values.get("text-fill-color", "")):
+            white += sheet.matches(selector)
+    if not white:
+        return []
+    grounds = [node for node in tree.css("[style], [bgcolor], [background]") if _has_ground(node)]
+    for selector, values in sheet.declaring("background", "background-color", "background-image"):
+        if _is_dark(values):
+            grounds += sheet.matches(selector)
+    below = {node.mem_id for node in grounds}
+    return [node for node in white if not any(one.mem_id in below for one in _with_ancestors(node))]
+
+
+def _color(node: LexborNode) -> str:
+    style = node.attributes.get("style") or ""
+    own = declarations(style).values.get("color") if _MAY_BE_WHITE.search(style) is not None else None
+    return own or (node.attributes.get("color") or "").strip().lower()
+
+
+def _has_ground(node: LexborNode) -> bool:
+    attributes = node.attributes
+    named = attributes.get("bgcolor")
+    return (
+        "background" in attributes
+        or (named is not None and not is_pale(named.strip().lower()))
+        or _is_dark(declarations(attributes.get("style") or "").values)
+    )
+
+
+def _is_dark(values: Mapping[str, str]) -> bool:
+    """Whether there is a ground on which white is read: a colour, or a picture."""
+    declared = [values[name] for name in ("background", "background-color", "background-image") if name in values]
+    return any(value not in _NO_GROUND and not is_pale(ground_of(value) or "") for value in declared)
+
+
+def _with_ancestors(node: LexborNode) -> Iterator[LexborNode]:
+    above: LexborNode | None = node
+    while above is not None:
+        yield above
+        above = above.parent

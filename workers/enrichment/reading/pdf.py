@@ -1,0 +1,217 @@
+"""A PDF's text as a person would see it, by pdfium. Runs in a member of the pool, which may be killed.
+
+What a reader does not see is taken out of each page before its text is read: text that is invisible, transparent, tiny,
+off the page, or white where nothing dark is behind it. Invisible text over a picture stays: that is how scanned pages
+carry what was read off them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import pypdfium2
+import pypdfium2.raw as pdfium
+
+from workers.enrichment.evidence import Particulars, Unreadable
+from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, doi_in, iso_date
+
+MAX_PAGES: Final = 300
+"""Whose text is read; a document may have more."""
+MAX_OBJECTS: Final = 30_000
+"""Pieces of text, lines and pictures that are looked at; what follows is not read. About 200 are on a page of print."""
+MAX_PAGE_OBJECTS: Final = 10_000
+"""A page with more is a drawing, and is left out."""
+MIN_SIZE: Final = 1.5
+"""Of type, in points; nobody reads a smaller one."""
+
+_DOI_CHARS: Final = 3000
+"""Of the first page, in which a paper names its own DOI; further on are those of its references."""
+_PALE: Final = 240
+"""The darkest that white may be, of 255."""
+_FAINT: Final = 13
+"""Opacity of 255, about a twentieth."""
+_HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
+"""A word that is divided at the end of a line; pdfium puts a control character for some hyphens."""
+_DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
+_UNTITLED: Final = re.compile(r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*", re.IGNORECASE)
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
+
+
+_FORM_DEPTH: Final = 50
+"""Forms inside forms that are looked into: more than pdfium itself reads text from."""
+_MAX_BEHIND: Final = 300
+"""Areas of each kind that are remembered; a page has a few."""
+_MIN_AREA_POINTS: Final = 4.0
+"""Width and height of what white text could stand on: not a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Something on a page."""
+
+    handle: Any
+    kind: int
+    box: Box
+    scale: float
+    """How much the forms around it stretch its height."""
+    form: Any
+    """The one that it is in; None: the page itself."""
+
+
+@dataclass(slots=True)
+class _Behind:
+    """What was painted so far, in the order of painting."""
+
+    pictures: list[Box] = field(default_factory=list)
+    dark: list[Box] = field(default_factory=list)
+
+    def add(self, item: _Item) -> None:
+        """Remember what text may stand on."""
+        areas = self.dark if item.kind == pdfium.FPDF_PAGEOBJ_PATH else self.pictures
+        left, bottom, right, top = item.box
+        large = right - left >= _MIN_AREA_POINTS and top - bottom >= _MIN_AREA_POINTS
+        if large and len(areas) < _MAX_BEHIND and not (areas is self.dark and _is_pale(item.handle)):
+            areas.append(item.box)
+
+
+def read_pdf(body: bytes, max_chars: int) -> tuple[str | None, str, Particulars]:
+    """Title, text and particulars. At most `max_chars` code points of text are read. Raises Unreadable."""
+    try:
+        with closing(pypdfium2.PdfDocument(body)) as document:
+            pages: list[str] = []
+            for text in _pages(document):
+                pages.append(text)
+                max_chars -= len(text)
+                if max_chars <= 0:
+                    break
+            title = " ".join(document.get_metadata_value("Title").split())[:MAX_TITLE_CHARS]
+            particulars = Particulars(_date(document), doi=doi_in(pages[0][:_DOI_CHARS]) if pages else None)
+    except pypdfium2.PdfiumError as error:
+        locked = getattr(error, "err_code", None) == pdfium.FPDF_ERR_PASSWORD
+        raise Unreadable("it is a PDF with a password" if locked else "it is not a PDF that can be read") from None
+    return (title if title and not _UNTITLED.fullmatch(title) else None), "\n\n".join(pages), particulars
+
+
+def _date(document: pypdfium2.PdfDocument) -> str | None:
+    made = _DATE.match(document.get_metadata_value("CreationDate"))
+    return iso_date("-".join(part for part in made.groups() if part)) if made is not None else None
+
+
+def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
+    """The text of each page. A page that is broken is left out."""
+    left = MAX_OBJECTS
+    for number in range(min(len(document), MAX_PAGES)):
+        try:
+            page = document[number]
+        except pypdfium2.PdfiumError:
+            continue
+        with closing(page):
+            items = list(islice(_items(page.raw), MAX_PAGE_OBJECTS + 1))
+            left -= len(items)
+            if left < 0:
+                return
+            if len(items) <= MAX_PAGE_OBJECTS:
+                _remove_hidden(page, items)
+                with closing(page.get_textpage()) as text:
+                    yield _HYPHENATED.sub("", text.get_text_bounded()).replace("\r\n", "\n")
+
+
+def _items(parent: Any, depth: int = 0, around: pypdfium2.PdfMatrix | None = None) -> Iterator[_Item]:
+    """Everything that is painted, in that order, with its place on the page.
+
+    Not `PdfPage.get_objects`, which makes an object with a finalizer of each and takes ten times as long.
+    """
+    count, get = (
+        (pdfium.FPDFFormObj_CountObjects, pdfium.FPDFFormObj_GetObject)
+        if depth
+        else (pdfium.FPDFPage_CountObjects, pdfium.FPDFPage_GetObject)
+    )
+    for number in range(count(parent)):
+        handle = get(parent, number)
+        kind = pdfium.FPDFPageObj_GetType(handle)
+        if kind == pdfium.FPDF_PAGEOBJ_FORM:
+            if depth < _FORM_DEPTH:
+                inner = _matrix(handle)
+                yield from _items(handle, depth + 1, inner if around is None else inner.multiply(around))
+            continue
+        box = _box(handle)
+        if around is None:
+            yield _Item(handle, kind, box, 1.0, None)
+        else:
+            yield _Item(handle, kind, around.on_rect(*box), max(abs(around.c), abs(around.d)), parent)
+
+
+def _box(handle: Any) -> Box:
+    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
+    if not pdfium.FPDFPageObj_GetBounds(handle, left, bottom, right, top):
+        return (0.0, 0.0, 0.0, 0.0)
+    return (left.value, bottom.value, right.value, top.value)
+
+
+def _matrix(handle: Any) -> pypdfium2.PdfMatrix:
+    matrix = pdfium.FS_MATRIX()
+    found = pdfium.FPDFPageObj_GetMatrix(handle, matrix)
+    return pypdfium2.PdfMatrix.from_raw(matrix) if found else pypdfium2.PdfMatrix()
+
+
+def _remove_hidden(page: pypdfium2.PdfPage, items: list[_Item]) -> None:
+    """Take what nobody sees off the page."""
+    left, bottom, right, top = page.get_cropbox()
+    behind = _Behind()
+    hidden = []
+    for item in items:
+        if item.kind != pdfium.FPDF_PAGEOBJ_TEXT:
+            behind.add(item)
+            continue
+        box = item.box
+        off = box[2] <= left or box[0] >= right or box[3] <= bottom or box[1] >= top
+        if off or _size(item) < MIN_SIZE or _is_unseen(item, behind):
+            hidden.append(item)
+    for item in hidden:
+        if item.form is None:
+            pdfium.FPDFPage_RemoveObject(page, item.handle)
+        else:
+            pdfium.FPDFFormObj_RemoveObject(item.form, item.handle)
+        pdfium.FPDFPageObj_Destroy(item.handle)
+
+
+def _is_unseen(text: _Item, behind: _Behind) -> bool:
+    """Whether it has no ink, or none that differs from what is behind it."""
+    mode = pdfium.FPDFTextObj_GetTextRenderMode(text.handle)
+    if mode in (pdfium.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium.FPDF_TEXTRENDERMODE_CLIP):
+        return not _lies_on(text.box, behind.pictures)
+    if mode == pdfium.FPDF_TEXTRENDERMODE_STROKE or not _is_pale(text.handle):
+        return False
+    return not _lies_on(text.box, behind.dark) and not _lies_on(text.box, behind.pictures)
+
+
+def _size(text: _Item) -> float:
+    """The height of a line, in points on the page."""
+    size = ctypes.c_float()
+    if not pdfium.FPDFTextObj_GetFontSize(text.handle, size):
+        return MIN_SIZE
+    matrix = _matrix(text.handle)
+    return float(size.value * max(abs(matrix.c), abs(matrix.d)) * text.scale)
+
+
+def _is_pale(handle: Any) -> bool:
+    """Whether it is filled with white, or with next to nothing. A pattern counts as ink."""
+    parts = [ctypes.c_uint() for _ in range(4)]
+    if not pdfium.FPDFPageObj_GetFillColor(handle, *parts):
+        return False
+    *colour, opacity = (part.value for part in parts)
+    return opacity <= _FAINT or min(colour) >= _PALE
+
+
+def _lies_on(box: Box, others: list[Box]) -> bool:
+    """Whether the middle of the box lies on one of the others."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return any(left <= x <= right and bottom <= y <= top for left, bottom, right, top in others)

@@ -1,0 +1,1 @@
+"""Kafka beside the stage: clients' properties, questions about topics, and compacted topics that are followed."""

@@ -1,0 +1,297 @@
+"""A compacted topic that is read to its end when a process starts, and followed from then on.
+
+It is how the processes of a fleet share a few facts without a database: the last record of each key counts, and a
+record without a value takes the fact back. Every process reads all of it, in no consumer group.
+
+While its broker is away, what is known stays known, as nothing is settled without Kafka either; `reasons` says since
+when it may be out of date, and reading goes on from where it stood. That makes good everything but this: Kafka keeps
+the word that a fact was taken back for a day only. Who has not read on for half a day can therefore not be sure any
+more. The following then ends, as it does by a defect, and the process with it, to begin anew with what the topic says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event, Thread
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from schemas.settings import KafkaSettings
+from schemas.topics import TOMBSTONES_KEPT_MS
+from telemetry.clock import Clock, Deadline
+from telemetry.logs import get_logger
+from workers.kafka.clients import client_config
+from workers.kafka.topics import BrokerAway, topic_ids
+from workers.system.errors import ProcessError
+
+START_SECONDS = 60.0
+"""How long nothing may come of the first reading. A process that was killed in a transaction holds it up for some
+seconds; a long topic takes as long as it takes."""
+SILENT_SECONDS = 20.0
+"""How old knowledge may be before readiness tells. The same holds up what is committed behind it, and is no reason."""
+STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
+STUCK_SECONDS = 60.0
+
+_ASK_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 0.2
+_LOOK_SECONDS = 3.0
+_ANSWER_SECONDS = 2.0
+_POLL_SECONDS = 0.1
+_BATCH = 1_000
+
+Apply = Callable[[bytes | None, bytes | None], None]
+"""Takes in a record's key and value; the value is None where the fact is taken back. What it raises ends all."""
+
+log = get_logger()
+
+
+class FollowingEnded(ProcessError):  # noqa: N818 - it names what happened
+    """What the fleet knows is not heard of any more."""
+
+
+class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
+    """It may have been missed that a fact was taken back."""
+
+
+class CompactedTopic:
+    """Calls `apply` on the event loop for each committed record: for all there are, and then for each that comes.
+
+    With `kept_ms` older records are passed over, by the time that the broker stamped: facts that ended by themselves.
+    A `SideTask` of its process.
+    """
+
+    def __init__(
+        self, kafka: KafkaSettings, topic: str, apply: Apply, clock: Clock, kept_ms: int | None = None
+    ) -> None:
+        self._kafka = kafka
+        self._topic = topic
+        self._apply = apply
+        self._clock = clock
+        self._kept_ms = kept_ms
+        self._stopping = Event()
+        self._thread: Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._next: dict[int, int] = {}
+        """By partition, the offset up to which everything is taken in."""
+        self._known_at = self._looked_at = self._beat_at = clock.monotonic()
+
+    async def start(self) -> None:
+        """Return when everything is applied that stood in the topic when this was called.
+
+        Raises ProcessError: TopicMissing, BrokerAway where nothing came for START_SECONDS, or FollowingEnded.
+        """
+        await topic_ids(self._kafka, [self._topic])
+        log.info("Reading a topic to its end.", action="topic-reading", topic=self._topic)
+        self._looked_at = self._clock.monotonic()
+        ends, starts = await asyncio.to_thread(self._ends)
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        caught_up = asyncio.Event()
+        self._thread = Thread(
+            target=self._follow, args=(loop, starts, ends, caught_up.set), name=f"follow-{self._topic}", daemon=True
+        )
+        self._beat()
+        self._thread.start()
+        await self._catch_up(caught_up)
+
+    async def close(self) -> None:
+        """Stop following."""
+        self._stopping.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    async def ended(self) -> None:
+        """See `SideTask`. Raises FollowingEnded."""
+        if self._ended is not None:
+            await asyncio.shield(self._ended)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the topic is followed still, and the thread that does it came round within a minute."""
+        return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
+
+    def reasons(self) -> list[str]:
+        """Why what is known may be out of date; empty when it is not."""
+        if self._has_failed:
+            return [f"the topic {self._topic} is not followed any more"]
+        age = self._clock.monotonic() - self._known_at
+        return [f"the topic {self._topic} has not been heard of for {age:.0f} s"] if age > SILENT_SECONDS else []
+
+    # -- on the event loop ---------------------------------------------------------------------------------------------
+
+    async def _catch_up(self, caught_up: asyncio.Event) -> None:
+        waiting: set[asyncio.Future[object]] = {
+            asyncio.ensure_future(caught_up.wait()),
+            asyncio.ensure_future(self.ended()),
+        }
+        done: set[asyncio.Future[object]] = set()
+        try:
+            read = -1
+            while not done and read < (read := sum(self._next.values())):
+                done, _ = await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        if not done:
+            await self.close()
+            raise BrokerAway(
+                f"the topic {self._topic} could not be read to its end: nothing came for {START_SECONDS:g} s"
+            )
+        for each in done:
+            each.result()
+
+    def _take_in(self, facts: Sequence[tuple[bytes | None, bytes | None]]) -> None:
+        if self._has_failed:
+            return
+        try:
+            for key, value in facts:
+                self._apply(key, value)
+        except Exception as error:
+            self._end_with(error)
+
+    def _end_with(self, error: BaseException) -> None:
+        """What one process has missed, it must not go by: whoever waits for `ended` is told."""
+        self._stopping.set()
+        if self._ended is None or self._ended.done():
+            return
+        away = isinstance(error, _TooLongAway)
+        log.error(
+            "A topic is not followed any more.",
+            action="following-ended",
+            topic=self._topic,
+            exc_info=None if away else error,
+        )
+        why = f"it was away for more than {STALE_SECONDS / 3600:.0f} hours" if away else type(error).__name__
+        self._ended.set_exception(
+            FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); start this process anew")
+        )
+        self._ended.exception()  # looked at: it is no error that nobody asks while the process is still starting
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._ended is not None and self._ended.done()
+
+    # -- on threads of its own -----------------------------------------------------------------------------------------
+
+    def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The end of each partition, with what is in open transactions: what was committed behind them counts too.
+
+        And where the reading begins.
+        """
+        consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
+        try:
+            while True:
+                try:
+                    numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
+                    ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
+                    return ends, self._ask_starts(consumer, ends)
+                except KafkaException as error:  # a partition that is being moved, or was made a moment ago
+                    if deadline.passed or self._stopping.is_set():
+                        why = f"the end of the topic {self._topic} cannot be asked for ({error.args[0].name()})"
+                        raise BrokerAway(why) from None
+                    self._clock.sleep(_ASK_AGAIN_SECONDS)
+        finally:
+            consumer.close()
+
+    def _ask_ends(self, consumer: Consumer, numbers: Iterable[int], seconds: float) -> dict[int, int]:
+        asked = [TopicPartition(self._topic, number) for number in numbers]
+        return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
+
+    def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
+        """The first records that are not too old. Raises KafkaException."""
+        if self._kept_ms is None:
+            return dict.fromkeys(ends, OFFSET_BEGINNING)
+        since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)
+        asked = [TopicPartition(self._topic, number, since_ms) for number in ends]
+        found = consumer.offsets_for_times(asked, timeout=_ASK_SECONDS)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return {each.partition: each.offset if each.offset >= 0 else ends[each.partition] for each in found}
+
+    def _consumer(self, isolation: str) -> Consumer:
+        return Consumer(
+            {
+                "fetch.wait.max.ms": 100,
+                **client_config(self._kafka),
+                "group.id": "follower",  # asked for by the client; nothing is joined and nothing is committed
+                "enable.auto.commit": False,
+                "isolation.level": isolation,
+                "auto.offset.reset": "earliest",  # of a topic that was made anew: else what comes first is passed over
+                "enable.partition.eof": True,
+            }
+        )
+
+    def _follow(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        starts: dict[int, int],
+        ends: dict[int, int],
+        caught_up: Callable[[], None],
+    ) -> None:
+        try:
+            consumer = self._consumer("read_committed")
+            try:
+                consumer.assign([TopicPartition(self._topic, number, start) for number, start in starts.items()])
+                self._read_on(consumer, loop, ends, caught_up)
+            finally:
+                consumer.close()
+        except BaseException as error:
+            self._on_loop(loop, self._end_with, error)
+
+    def _read_on(
+        self, consumer: Consumer, loop: asyncio.AbstractEventLoop, ends: dict[int, int], caught_up: Callable[[], None]
+    ) -> None:
+        started = False
+        while not self._stopping.is_set():
+            facts = self._some(consumer)
+            if facts:
+                self._on_loop(loop, self._take_in, facts)
+            if not started and self._has_reached(ends):
+                started = True
+                self._on_loop(loop, caught_up)
+            self._beat()
+            ends = self._look(consumer, ends)
+
+    def _some(self, consumer: Consumer) -> list[tuple[bytes | None, bytes | None]]:
+        """Keys and values that came."""
+        facts: list[tuple[bytes | None, bytes | None]] = []
+        for message in consumer.consume(_BATCH, _POLL_SECONDS):
+            error = message.error()
+            number, offset = message.partition() or 0, message.offset() or 0
+            if error is None:
+                facts.append((message.key(), message.value()))
+                self._next[number] = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._next[number] = offset  # behind markers and whatever else is not shown
+            elif error.fatal():
+                raise KafkaException(error)
+            # else the broker is away, which the client mends by itself
+        return facts
+
+    def _has_reached(self, ends: dict[int, int]) -> bool:
+        return all(self._next.get(number, 0) >= end for number, end in ends.items())
+
+    def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
+        """Note as of when everything is known, and ask for the ends that come next; else those that were asked for."""
+        now = self._clock.monotonic()
+        if self._has_reached(ends):
+            self._known_at = max(self._known_at, self._looked_at)
+        if now - self._known_at > STALE_SECONDS:
+            raise _TooLongAway
+        if now - self._looked_at < _LOOK_SECONDS or not self._has_reached(ends):
+            return ends
+        try:
+            found = self._ask_ends(consumer, ends, _ANSWER_SECONDS)
+        except KafkaException:
+            return ends
+        self._looked_at = now
+        return found
+
+    def _beat(self) -> None:
+        self._beat_at = self._clock.monotonic()
+
+    def _on_loop(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(call, *args)

@@ -1,0 +1,1 @@
+"""A process' roles, and the order in which their parts start and stop."""

@@ -1,0 +1,89 @@
+"""The delivery process: POSTs results to their callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+from schemas.groups import DELIVERY_GROUP
+from schemas.settings import FleetSettings, read_settings
+from telemetry.logs import get_logger
+from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
+from workers.delivery.jwks import FLEET_JWKS_PATH, JWKS_FOLDER, fleet_jwks_page, tenant_jwks_page
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressSettings
+from workers.kafka.topics import topic_ids, topic_names
+from workers.roles import last_resort
+from workers.roles.process import Listen, Process, run
+from workers.roles.topic_watch import TopicWatch
+from workers.stage.build import group_stage
+from workers.stage.stage import Stage, StageSettings
+from workers.stage.window import Limits
+from workers.system.errors import ProcessError
+from workers.system.memory_limit import window_bytes
+from workers.system.tuning import change_threads_often
+
+log = get_logger()
+
+_REVOKE_DRAIN_SECONDS = 5.0
+"""For delivery's attempts under way: longer than a record waits for its destination, and than most consumers take. An
+attempt that hangs is repeated by the next owner; awaiting it would hold up all others of this process meanwhile."""
+
+
+class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
+    """Delivery has nothing to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
+
+
+async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
+    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused and what ended the stage."""
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        return [await delivery_stage(process, stack)]
+
+    await run(fleet, listen, announce, prepare)
+
+
+async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> Stage:
+    """`reserved_bytes` of the memory are for other processes in the same container."""
+    settings, kafka = read_settings(DeliverySettings), process.fleet.kafka
+    most_bytes = window_bytes(settings.window_bytes, reserved=reserved_bytes)
+    settings = settings.model_copy(update={"window_bytes": most_bytes})
+    log.info("Results are taken up to so many bytes.", action="delivery-window", bytes=most_bytes)
+    policy = read_settings(EgressSettings).callback_policy(development=process.development)
+    if process.fleet.keyring is None:
+        raise KeyringNotSet(KeyringNotSet.__doc__)
+    keyring = Keyring.load(process.fleet.keyring)
+    process.pages[FLEET_JWKS_PATH] = partial(fleet_jwks_page, keyring, process.clock)
+    process.pages[JWKS_FOLDER] = partial(tenant_jwks_page, keyring, process.clock)
+    former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
+    read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
+    others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
+    ids = await topic_ids(kafka, [*read, *others])
+    process.beside.append(TopicWatch(kafka, ids))
+    handler = DeliveryHandler(
+        kafka.topics,
+        keyring,
+        Poster(settings, policy, process.clock),
+        process.clock,
+        process.metrics,
+        settings,
+        former_tiers=former_tiers,
+    )
+    stack.push_async_callback(handler.close)
+    await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
+    change_threads_often()
+    limits = Limits(settings.window_records, most_bytes)
+    stage = StageSettings(
+        DELIVERY_GROUP,
+        limits,
+        settings.drain_seconds,
+        revoke_drain_seconds=_REVOKE_DRAIN_SECONDS,
+        group_commit_seconds=GROUP_COMMIT_SECONDS,
+    )
+    outputs = [*kafka.topics.tiers.values(), *others]
+    resort = last_resort.for_callbacks(kafka.topics, process.metrics)
+    made_of = process.replica, handler, process.clock, process.metrics, handler, None, outputs, resort, ids
+    return group_stage(stage, kafka, read, *made_of)

@@ -1,0 +1,88 @@
+"""The last resort of each role's stage: the dead letter of a record that its handler can neither handle nor give up.
+
+Whatever the record is, these return outputs that a broker takes, and raise nothing: where a part of the record cannot
+be read, the outputs go without it. `postback dead-letters redrive` puts such a record back after an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from schemas import topics as names
+from schemas.codec import InvalidJob, Origin, read_address, write_result
+from schemas.job import DEFAULT_TENANT
+from schemas.result import Outcome, Result, ResultError
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.inference.job_identity import identity_headers, job_letter
+from workers.stage.dead_letters import dead_letter
+from workers.stage.defects import LastResort
+from workers.stage.record import Failure, Header, Output, Record
+
+_WAITING = frozenset(names.WAITING_HEADERS)
+
+
+def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics: Metrics) -> LastResort:
+    """A failed result under the identity that the job's other results would have, and the record as a dead letter."""
+
+    def outputs(record: Record, failure: Failure) -> Sequence[Output]:
+        plain = _sendable(record)
+        origin = Origin(topic_ids.get(record.topic, record.topic), record.partition, record.offset)
+        whose = _whose(plain, origin)
+        result = Result(
+            job_id=whose.job_id,
+            custom_id=whose.custom_id,
+            outcome=Outcome.FAILED,
+            error=ResultError(code=failure.code, message=failure.message),
+            created_at=int(clock.time()),
+        )
+        headers = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
+        if whose.callback_url is not None:
+            headers.append((names.CALLBACK_URL, whose.callback_url.encode()))  # delivery judges it before it calls
+        metrics.jobs.labels(result.outcome).inc()
+        metrics.dead_letters.labels(failure.code).inc()
+        letter = job_letter(topics.dead_letters, plain, whose, failure.code, failure.message, failure.attempts)
+        return [Output(topics.results, write_result(result), whose.job_id.encode(), headers), letter]
+
+    return outputs
+
+
+def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
+    """The record as a dead letter, without the headers that say how long it has waited."""
+
+    def outputs(record: Record, failure: Failure) -> Sequence[Output]:
+        plain = _sendable(record)
+        carried = [(name, value) for name, value in plain.headers or () if name not in _WAITING]
+        metrics.dead_letters.labels(failure.code).inc()
+        letter = dead_letter(topics.dead_letters, plain, failure.code, failure.message, failure.attempts, carried)
+        return [letter]
+
+    return outputs
+
+
+def _whose(record: Record, origin: Origin) -> InvalidJob:
+    """The job's identity and callback. Reading them may be what failed: then its place alone names it."""
+    try:
+        return read_address(record.value, record.headers, origin)
+    except Exception:  # a defect, which the stage has reported already
+        return InvalidJob(
+            (),
+            job_id=f"job_{origin.digest}",
+            tenant=DEFAULT_TENANT,
+            webhook_id=origin.webhook_id(record.value),
+            origin=origin,
+        )
+
+
+def _sendable(record: Record) -> Record:
+    """The record without the headers whose names a client cannot write."""
+    return replace(record, headers=[header for header in record.headers or () if _is_writable(header)])
+
+
+def _is_writable(header: Header) -> bool:
+    try:
+        return b"\0" not in header[0].encode()
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,64 @@
+"""Whether the topics that a process works with are still those that it began with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from confluent_kafka.admin import AdminClient
+
+from schemas.settings import KafkaSettings
+from telemetry.logs import get_logger
+from workers.kafka.clients import asking_config
+from workers.kafka.topics import AccessDenied, BrokerAway, known_ids
+from workers.stage.topic_ids import TopicMadeAnew, require_same
+
+LOOK_SECONDS = 15.0
+
+log = get_logger()
+
+
+class TopicWatch:
+    """A `SideTask` that ends the process where a topic is made anew that it reads, follows or writes to.
+
+    A stage asks for itself when partitions are assigned, since the answer counts before their first record. This one
+    sees the rest: a topic that is only written to, and a compacted topic, whose facts were those of the old one.
+    """
+
+    def __init__(self, kafka: KafkaSettings, ids: Mapping[str, str], look_seconds: float = LOOK_SECONDS) -> None:
+        self._kafka = kafka
+        self._ids = ids
+        self._look_seconds = look_seconds
+        self._missing: list[str] = []
+
+    @property
+    def alive(self) -> bool:
+        """True: the event loop's own beat tells whether it comes round."""
+        return True
+
+    def reasons(self) -> list[str]:
+        """Topics that are gone."""
+        return [
+            f"the topic {name} does not exist any more; `postback topics create` makes it" for name in self._missing
+        ]
+
+    async def ended(self) -> None:
+        """Look again and again. Raises TopicMadeAnew."""
+        client = AdminClient(asking_config(self._kafka))
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            await self._look(client)
+
+    async def _look(self, client: AdminClient) -> None:
+        try:
+            found = await known_ids(client, self._kafka, list(self._ids))
+        except (BrokerAway, AccessDenied):
+            return  # the stages tell that Kafka is away
+        self._missing = [name for name in self._ids if name not in found]
+        try:
+            require_same(self._ids, found)
+        except TopicMadeAnew as anew:
+            log.error(
+                "A topic was made anew; draining, then this process ends.", action="topic-replaced", topic=anew.topic
+            )
+            raise

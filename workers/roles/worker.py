@@ -1,0 +1,129 @@
+"""The worker: loads an engine and answers jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from schemas.groups import INFERENCE_GROUP
+from schemas.settings import FleetSettings, read_settings
+from schemas.topics import Topics
+from workers.egress import EgressSettings, Guard
+from workers.engines import EngineKind, EngineSettings, create
+from workers.engines.base import Engine
+from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.search.providers import providers
+from workers.enrichment.search.service import Web
+from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.announcer import Announcer
+from workers.inference.cancellations import KEPT_MS
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
+from workers.kafka.topics import topic_ids
+from workers.roles import last_resort
+from workers.roles.delivery import delivery_stage
+from workers.roles.process import Listen, Process, run
+from workers.roles.topic_watch import TopicWatch
+from workers.stage.build import group_stage
+from workers.stage.stage import Stage, StageSettings
+from workers.stage.window import Limits
+
+
+async def run_worker(
+    fleet: FleetSettings,
+    engine_kind: EngineKind,
+    model: str | None,
+    listen: Listen,
+    announce: Callable[[int], None],
+    *,
+    with_delivery: bool = False,
+) -> None:
+    """Load the engine, join the group, answer jobs until SIGTERM.
+
+    What the settings and the broker can be asked is asked before the engine loads, which may take minutes. Raises
+    ProcessError, SettingsRefused, what the engine raises when it starts, and what ended a stage.
+    """
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
+        stack.push_async_callback(engine.close)
+        stages = [await inference_stage(process, engine, engine_kind, stack)]
+        if with_delivery:
+            enrichment = read_settings(EnrichmentSettings)
+            readers = (enrichment.members + 1) * enrichment.member_bytes
+            stages.append(await delivery_stage(process, stack, reserved_bytes=readers))
+        await engine.start()
+        return stages
+
+    await run(fleet, listen, announce, prepare)
+
+
+async def inference_stage(process: Process, engine: Engine, kind: EngineKind, stack: AsyncExitStack) -> Stage:
+    """The stage that answers jobs with this engine. What it needs ends with `stack`.
+
+    Raises ProcessError and SettingsRefused.
+    """
+    settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
+    egress = read_settings(EgressSettings)
+    enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
+    lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
+    others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
+    outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
+    ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
+    process.beside.append(TopicWatch(kafka, ids))
+    registry = Registry((*engine.models, kind, "default"), settings.lane, settings.models)
+    await _announce(process, registry, settings.lane, stack)
+    handler = InferenceHandler(
+        engine,
+        enricher,
+        registry,
+        egress.callback_policy(development=process.development),
+        kafka.topics,
+        ids,
+        settings,
+        process.clock,
+        process.metrics,
+    )
+    process.beside.append(handler.engine_watch)
+    # Before the first dispatch, so that nothing is begun that was cancelled.
+    await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
+    stage = StageSettings(
+        INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
+    )
+    read = [lane, bulk_lane]
+    resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
+    made_of = process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort, ids
+    return group_stage(stage, kafka, read, *made_of)
+
+
+async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
+    """Have producers told which models this worker has while it serves. Raises ProcessError."""
+    kafka = process.fleet.kafka
+    # Not among the topics that are watched: jobs are answered without it.
+    await topic_ids(kafka, [kafka.topics.workers])
+    announcer = Announcer(kafka, process.replica, lane, registry.announced, process.clock)
+    stack.push_async_callback(announcer.close)
+    process.beside.append(announcer)
+
+
+def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
+    """The lanes of other engines, default and bulk, to which the registry sends jobs."""
+    others = [lane for lane in dict.fromkeys(settings.models.values()) if lane != settings.lane]
+    return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
+
+
+async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
+    """Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
+    settings = read_settings(EnrichmentSettings)
+    web = Web(settings.named, process.clock, settings.email)
+    found = providers(read_settings(SearchSettings), web)
+    profiles = Profiles.load(settings.profiles_folder, found)
+    enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
+    await web.start()
+    stack.push_async_callback(web.close)
+    await enricher.start()
+    stack.push_async_callback(enricher.close)
+    return enricher
