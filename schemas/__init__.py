@@ -1,1 +1,1 @@
-"""What travels on the wire. Pure: no I/O, no clock, no network."""
+"""Models and texts of the wire. Pure: no I/O, no clock, no network."""

@@ -18,14 +18,17 @@ HEADERS: dict[str, dict[str, Any]] = {
         "type": "string",
         "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
         "default": DEFAULT_TENANT,
-        "description": "Who the job belongs to and whose keys sign its result.",
+        "description": "The tenant that owns the job; this tenant's keys sign its result.",
     },
-    topics.DEADLINE: {**_DIGITS, "description": "Unix milliseconds after which nobody wants the answer; else the TTL."},
+    topics.DEADLINE: {
+        **_DIGITS,
+        "description": "Unix milliseconds after which the job expires; the TTL counts where this is absent.",
+    },
     topics.PRIORITY: {"type": "string", "pattern": "^[0-9]$", "description": "0 to 9, higher first."},
     topics.IDEMPOTENCY_KEY: {
         **_TEXT,
         "description": "The client's name for this submission, 1 to 256 characters of printable ASCII without spaces. "
-        "Its form is checked, and nothing goes by it: two records with one key are two jobs.",
+        "Its form is checked and it is otherwise unused: two records with one key are two jobs.",
     },
     topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; one that cannot be parsed restarts the trace."},
     topics.SCHEMA: {**_TEXT, "description": "Version of the job's schema: 1."},
@@ -38,26 +41,32 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     topics.JOB_ORIGIN: {
         **_TEXT,
-        "description": "Where a job first stood, as `topic UUID:partition:offset`: written where a worker moves it.",
+        "description": "The job's first place, as `topic UUID:partition:offset`; written when a worker moves it.",
     },
-    topics.SAID_TENANT: {**_TEXT, "description": "What the record said for `tenant`, where that was not believed."},
-    topics.SAID_JOB_ID: {**_TEXT, "description": "The same for `job-id`."},
+    topics.SAID_TENANT: {**_TEXT, "description": "The record's own `tenant`, where it was rejected."},
+    topics.SAID_JOB_ID: {**_TEXT, "description": "The record's own `job-id`, where it was rejected."},
     topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
-    topics.LEFT: {**_DIGITS, "description": "Milliseconds that are left until then when the record is written."},
-    topics.WAITED: {**_DIGITS, "description": "Milliseconds that it was told to wait so far, in all."},
-    topics.WRITTEN: {**_DIGITS, "description": "Unix milliseconds at which it was put there, by its writer's clock."},
+    topics.LEFT: {**_DIGITS, "description": "Milliseconds of that wait left when the record is written."},
+    topics.WAITED: {**_DIGITS, "description": "Milliseconds of all waits so far."},
+    topics.WRITTEN: {
+        **_DIGITS,
+        "description": "Unix milliseconds at which the record was written, by its writer's clock.",
+    },
     topics.RESULT_AT: {**_DIGITS, "description": "Unix milliseconds at which its result was written, or put back."},
-    topics.REASON: {**_TEXT, "description": "Why the record was given up, as a stable code."},
-    topics.REASON_DETAIL: {**_TEXT, "description": "The same for people."},
-    topics.SOURCE_TOPIC: {**_TEXT, "description": "Topic where the record stood."},
+    topics.REASON: {**_TEXT, "description": "The reason for giving up the record, as a stable code."},
+    topics.REASON_DETAIL: {**_TEXT, "description": "The reason in a sentence for people."},
+    topics.SOURCE_TOPIC: {**_TEXT, "description": "The record's source topic."},
     topics.SOURCE_PARTITION: {**_DIGITS, "description": "Its partition there."},
     topics.SOURCE_OFFSET: {**_DIGITS, "description": "Its offset there."},
-    topics.ABRIDGED: {**_TEXT, "description": "The record was too large to be here; it stands whole at its source."},
-    topics.ATTEMPTS: {**_DIGITS, "description": "How often the record was tried."},
-    topics.DEFERRED: {**_DIGITS, "description": "How often the record was put off without being tried."},
-    topics.FORWARDED: {**_DIGITS, "description": "How often the job went on to another engine's lane."},
+    topics.ABRIDGED: {
+        **_TEXT,
+        "description": "Present if the record was too large for a dead letter; its source still holds all of it.",
+    },
+    topics.ATTEMPTS: {**_DIGITS, "description": "Number of tries of the record."},
+    topics.DEFERRED: {**_DIGITS, "description": "Number of deferrals without a try."},
+    topics.FORWARDED: {**_DIGITS, "description": "Number of moves to another engine's lane."},
 }
 """Every header that a record of the fleet may carry."""
 
@@ -84,13 +93,13 @@ _SERVERS = {
     "kafka": {
         "host": "{bootstrap}",
         "protocol": "kafka",
-        "description": "The fleet's brokers. Without ACLs, whoever may write here is trusted.",
+        "description": "The fleet's brokers. Without ACLs, every client that may write here is trusted.",
         "variables": {"bootstrap": {"default": "127.0.0.1:9092"}},
     },
     "consumer": {
         "host": "{host}",
         "protocol": "https",
-        "description": "Whoever a job names in `callback_url`.",
+        "description": "The host that a job names in `callback_url`.",
         "variables": {"host": {"default": "consumer.example"}},
     },
 }
@@ -136,14 +145,16 @@ def _messages() -> dict[str, Any]:
             **_message("A job, or a line of an OpenAI Batch", _JOB_HEADERS),
             "payload": {"anyOf": [{"$ref": "./job.json"}, _ref("components", "schemas", "batchLine")]},
         },
-        "result": _message("What came of one job", _RESULT_HEADERS, "result.json"),
+        "result": _message("The result of one job", _RESULT_HEADERS, "result.json"),
         "waitingResult": _message("A result whose callback failed", _RETRY_HEADERS, "result.json"),
         "deadLetter": {
-            **_message("A job or a result that was given up, as it stood", _DEAD_HEADERS),
-            "payload": {"description": "The record's own value: not even JSON, perhaps. Its own headers stand too."},
+            **_message("A job or a result that was given up, unchanged", _DEAD_HEADERS),
+            "payload": {
+                "description": "The record's own value and headers, of any content; the value may not be JSON."
+            },
         },
         "redriven": _message("A dead letter that was put back", ()),
-        "attempt": _message("One POST to a callback and what came of it", ()),
+        "attempt": _message("One POST to a callback and its outcome", ()),
         "endpoint": _message("Whether a callback's endpoint is disabled", (), "endpoint.json"),
         "control": _message("A cancellation", (), "control.json"),
         "worker": _message("Which models a worker answers for", (), "worker.json"),
@@ -172,14 +183,14 @@ def _channels() -> dict[str, Any]:
     names = Topics()
     kinds = {
         names.requests(): ("job", f"Jobs, at most {MAX_JOB_BYTES} bytes each."),
-        names.requests(bulk=True): ("job", "Jobs that can wait, and what is beyond a tenant's share."),
+        names.requests(bulk=True): ("job", "Jobs that can wait, and jobs beyond a tenant's share."),
         names.results: ("result", f"One result per job, at most {MAX_RESULT_BYTES} bytes; its key is the job's id."),
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
         names.attempts: ("attempt", "One record per POST."),
         names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
         names.control: ("control", "Compacted by tenant and job: cancellations, kept as long as a job can live."),
         names.workers: ("worker", "Compacted by replica: which models each worker answers for; written every minute."),
-        names.dead_letters: ("deadLetter", "What was given up, with the reason in its headers."),
+        names.dead_letters: ("deadLetter", "Records that were given up, with the reason in their headers."),
         names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),
         names.shadow: ("sample", "Samples that a candidate model answers again."),
@@ -200,11 +211,11 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
 
 
 _BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.bytes", "retention.ms"})
-"""What is set of a topic and can be said: not who stamps records, nor when it is compacted."""
+"""A topic's settings that the binding has words for; timestamps and compaction lag have none."""
 
 
 def _configuration(config: dict[str, str]) -> dict[str, Any]:
-    """As far as the Kafka binding (0.5.0) has words for it."""
+    """The Kafka binding, version 0.5.0."""
     known = {name: value for name, value in config.items() if name in _BOUND}
     return {name: value.split(",") if name == "cleanup.policy" else int(value) for name, value in known.items()}
 
@@ -224,7 +235,7 @@ def _operations() -> dict[str, Any]:
         "takeJob": _operation("receive", names.requests(), "job", "Answer a job."),
         "takeBulkJob": _operation("receive", names.requests(bulk=True), "job", "Answer a job that can wait."),
         "settleResult": _operation("send", names.results, "result", "Settle a result with its job's progress."),
-        "giveUp": _operation("send", names.dead_letters, "deadLetter", "Keep what cannot be handled."),
+        "giveUp": _operation("send", names.dead_letters, "deadLetter", "Keep records that cannot be handled."),
         "callBack": {
             **_operation("send", "callback", "event", "POST a signed event until a 2xx answers."),
             "bindings": {"http": {"method": "POST", "bindingVersion": "0.3.0"}},

@@ -1,10 +1,10 @@
-"""Bytes to model and back, in one place. Nothing but its own errors leaves here, whatever the bytes.
+"""Bytes to model and back, in one place. Any bytes end in a model or in one of its errors.
 
     CodecError
-    ├── InvalidJob      a record that is no job; carries what is wrong and where the refusal may be sent
+    ├── InvalidJob      a record that is no job; carries its problems and an address for the rejection
     └── InvalidResult   a record of `model_results` that no worker wrote
 
-A header beats the body where the body is silent; where they disagree the job is rejected.
+A header counts where the body is silent; a job whose header and body disagree is rejected.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 Headers = Sequence[tuple[str, bytes | None]]
-"""Kafka record headers: a name may stand there more than once, the last one counts."""
+"""Kafka record headers. A name may occur more than once; the last one counts."""
 
 _READABLE_BYTES = 4 * MAX_JOB_BYTES
 """A record that is too large is still searched for its callback, up to here."""
@@ -95,27 +95,27 @@ class ReceivedJob:
     origin: Origin
     """Where the job first stood: `place`, unless a worker moved the job or an operator put it back."""
     deadline_ms: int
-    """Unix milliseconds after which nobody wants the answer."""
+    """Unix milliseconds after which the job expires."""
     priority: int
     """0 to 9, higher first."""
     traceparent: str | None
     received_ms: int
     """The record's timestamp, Unix milliseconds."""
     idempotency_key: str | None = None
-    """The producer's name for its submission. Nothing goes by it: two records with one key are two jobs."""
+    """The producer's name for its submission, otherwise unused: two records with one key are two jobs."""
     unknown: UnknownFields | None = None
     """Fields that are ignored, since no job has them."""
 
 
 class CodecError(Exception):
-    """Bytes that are not what their topic holds."""
+    """Bytes that are no record of their topic."""
 
 
-class InvalidJob(CodecError):  # noqa: N818 - it names what the record is, as the design does
-    """A record that is no job. Its text names fields and reasons, and repeats no input.
+class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the design
+    """A record that is no job. The text names fields and reasons, and repeats no input.
 
     `job_id`, `tenant`, `webhook_id` and `origin` are always usable, and mean the same as in a `ReceivedJob`;
-    `custom_id` and `callback_url` are what could be read safely.
+    `custom_id` and `callback_url` are None unless they could be read safely.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ _HEADER_RULES = {
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
     topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a version of the job's schema that is known here: 1"),
     topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    # Anybody can write a header: these two count together, and only where one proves the other; see `_origin`.
+    # Any producer can write a header: these two count together, and only if one proves the other; see `_origin`.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
     topics.JOB_ORIGIN: _rule(_PLACE, None),
     # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
@@ -198,18 +198,18 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
-    """Whose a record is and where its refusal may be sent, whatever else is in it. Names no problem; raises nothing."""
+    """A record's tenant, and an address for its rejection, of any content. Names no problem; raises nothing."""
     said, _ = _read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
 def write_job(job: Job) -> bytes:
-    """Compact JSON of what was said in the job; defaults are left to whoever reads it."""
+    """Compact JSON of the fields that were set; a reader fills in defaults."""
     return Job.__pydantic_serializer__.to_json(job, exclude_unset=True, exclude_none=True, by_alias=True)
 
 
 def write_result(result: Result) -> bytes:
-    """Compact JSON without what is None. The same result always gives the same bytes."""
+    """Compact JSON without fields that are None. One result always gives the same bytes."""
     return Result.__pydantic_serializer__.to_json(result, exclude_none=True)
 
 
@@ -223,7 +223,7 @@ def read_result(value: bytes | None) -> Result:
 
 
 def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
-    """What the author of an invalid job is told; `created_at` in Unix seconds.
+    """The result of an invalid job, for its author; `created_at` in Unix seconds.
 
     Echoes no input but identifiers: the job's own, and the name of a model that no engine has, cut and in quotes.
     """
@@ -237,7 +237,7 @@ def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
 
 
 class _Refused(Exception):  # noqa: N818 - private, becomes InvalidJob
-    """The body is no job; `document` is its JSON as far as that could be read."""
+    """The body is no job; `document` is its JSON, as far as it could be read."""
 
     def __init__(self, document: object, *problems: Problem) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def _read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
 
 
 def _document(value: bytes) -> object:
-    """The JSON value, None where there is none. A key that stands twice counts the last time, as for the model."""
+    """The JSON value, or None where there is none. The last of equal keys counts, as in the model."""
     if len(value) > _READABLE_BYTES:
         return None
     try:
@@ -281,7 +281,7 @@ def _document(value: bytes) -> object:
 
 
 def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]]:
-    """The headers that a job may have, by name, and what is wrong with those that are not usable."""
+    """The headers that a job may have, by name, and the problems of unusable ones."""
     said: dict[str, str] = {}
     problems: list[Problem] = []
     for name, data in dict(headers).items():
@@ -297,7 +297,7 @@ def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]
 
 
 def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
-    """Where header and body both speak and disagree. A deadline is no rival of a TTL: it is the TTL, carried."""
+    """Problems of headers that disagree with the body. A deadline may stand beside a TTL, of which it is made."""
     body = {topics.JOB_ID: job.job_id}
     if "priority" in job.model_fields_set:
         body[topics.PRIORITY] = str(job.priority)
@@ -309,14 +309,14 @@ def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
 
 
 def _too_far(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
-    """A deadline by which the lane may have deleted the job: it would end without a word."""
+    """The problem of a deadline after which the lane may have deleted the job without a result."""
     if int(said.get(topics.DEADLINE, 0)) <= timestamp_ms + topics.LANES_KEPT_MS:
         return ()
     return (Problem(f"headers.{topics.DEADLINE}", "is further off than the seven days for which a lane keeps a job"),)
 
 
 def _origin(said: dict[str, str], value: bytes | None, place: Origin) -> Origin:
-    """Where the job first stood, as the record says it where its `webhook-id` is derived from that; else `place`."""
+    """The record's stated origin, if its `webhook-id` is derived from that origin; else `place`."""
     if topics.JOB_ORIGIN not in said or topics.WEBHOOK_ID not in said:
         return place
     carried = Origin.parse(said[topics.JOB_ORIGIN])
@@ -358,7 +358,7 @@ _URL: TypeAdapter[str] = TypeAdapter(Url)
 def _invalid(
     problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin, value: bytes | None
 ) -> InvalidJob:
-    """The refusal, with whatever of its address could be read safely."""
+    """The error, with the parts of its address that could be read safely."""
     body = document if isinstance(document, dict) else {}
     callback = openai.callback_of(body) if openai.is_batch_line(body) else body.get("callback_url")
     return InvalidJob(

@@ -13,9 +13,9 @@ Fact = TypeVar("Fact", bound=WireModel)
 
 
 class CompactedCodec(Generic[Fact]):
-    """A key is a tenant and what is its own, as a JSON array; a value is what is known of that.
+    """A key is a JSON array of a tenant and a name of its own; a value states a fact about it.
 
-    `invalid` is raised for what is neither; `key_is` and `value_is` say in its text what was expected.
+    `invalid` is raised for any other record; its text names `key_is` or `value_is` as expected.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class CompactedCodec(Generic[Fact]):
         self._value_is = value_is
 
     def key_bytes(self, key: tuple[str, str]) -> bytes:
-        """The key of the records about this."""
+        """The key as a record's bytes."""
         return to_json(list(key))
 
     def read_key(self, key: bytes | None) -> tuple[str, str]:
-        """The other way round. Raises what this was made with."""
+        """The reverse. Raises `invalid`."""
         try:
             return self._key.validate_json(key or b"")
         except ValidationError:
@@ -49,7 +49,7 @@ class CompactedCodec(Generic[Fact]):
         return fact.model_dump_json(exclude_none=True).encode()
 
     def read(self, value: bytes) -> Fact:
-        """The other way round. Raises what this was made with."""
+        """The reverse. Raises `invalid`."""
         try:
             return self._fact.model_validate_json(value)
         except ValidationError:

@@ -1,4 +1,4 @@
-"""What `job_control` says of a job: (tenant, job id). Compacted, so the last record of each counts."""
+"""Records of `job_control`, by tenant and job id. The topic is compacted: the last record of each counts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _KEY: TypeAdapter[tuple[Tenant, Identifier]] = TypeAdapter(tuple[Tenant, Identif
 
 
 class ControlState(StrEnum):
-    """What is wanted of a job."""
+    """An operator's order for a job."""
 
     CANCELLED = "cancelled"
-    """Nobody wants its answer any more."""
+    """Cancel the job: its answer is not wanted any more."""
 
 
 class JobControl(WireModel):
@@ -29,7 +29,7 @@ class JobControl(WireModel):
     job_id: Identifier
     state: ControlState
     at: int
-    """Since when, Unix milliseconds."""
+    """Time of the order, Unix milliseconds."""
 
     @property
     def key(self) -> JobKey:
@@ -37,7 +37,7 @@ class JobControl(WireModel):
         return self.tenant, self.job_id
 
 
-class InvalidControl(Exception):  # noqa: N818 - it names what the record is
+class InvalidControl(Exception):  # noqa: N818 - named after the record
     """A record of `job_control` that cannot be read."""
 
 

@@ -1,4 +1,4 @@
-"""What `callback_endpoints` says of an endpoint: (tenant, full URL). Compacted, so the last record of each counts."""
+"""Records of `callback_endpoints`, by tenant and full URL. Compacted: the last record of each counts."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ _KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
 
 
 class EndpointState(StrEnum):
-    """Where an endpoint stands. One of which nothing is known is called like one that is enabled."""
+    """An endpoint's state. An unknown endpoint is called like an enabled one."""
 
     FAILING = "failing"
-    """It is called, and no attempt has succeeded since `at`."""
+    """Called, though no attempt has succeeded since `at`."""
     DISABLED = "disabled"
-    """It is not called; its events are kept as dead letters."""
+    """Not called; its events become dead letters."""
     ENABLED = "enabled"
-    """A person has enabled it again."""
+    """Enabled again by a person."""
 
 
 class DisabledBecause(StrEnum):
-    """Why an endpoint was disabled."""
+    """The reason for disabling an endpoint."""
 
     GONE = "gone"
-    """It answered 410."""
+    """The endpoint answered 410."""
     FAILING = "failing"
     """Every attempt failed for days."""
     OPERATOR = "operator"
-    """A person said so."""
+    """A person disabled the endpoint."""
 
 
 class EndpointRecord(WireModel):
-    """The value of a record. A tombstone (no value) says that there is nothing to remember, unless it was disabled."""
+    """The value of a record. A tombstone (no value) forgets the endpoint, unless it is disabled."""
 
     tenant: str
     url: str
     state: EndpointState
     at: int
-    """Since when, Unix milliseconds."""
+    """Start of this state, Unix milliseconds."""
     reason: DisabledBecause | None = None
-    """Of a disabled one."""
+    """The reason, for a disabled endpoint."""
     webhook_id: str | None = Field(default=None, max_length=256)
-    """The event whose attempt brought it here, if one did."""
+    """The `webhook-id` of the event whose attempt caused this state, if one did."""
 
     @property
     def key(self) -> EndpointKey:
-        """Which endpoint this is about."""
+        """The endpoint of this record."""
         return self.tenant, self.url
 
 
-class InvalidEndpointRecord(Exception):  # noqa: N818 - it names what the record is
+class InvalidEndpointRecord(Exception):  # noqa: N818 - named after the record
     """A record of `callback_endpoints` that cannot be read."""
 
 
 def ends_disabling(record: EndpointRecord | None) -> bool:
-    """Whether what was said last counts behind a record that says "disabled"; None is a tombstone.
+    """True if this record ends a disabled state; None is a tombstone.
 
-    Who writes that an endpoint fails, or that it fails no more, may not have read yet that it was disabled.
+    A process that reports failures, or their end, may not have read yet that the endpoint was disabled.
     """
     return record is not None and record.state is not EndpointState.FAILING
 

@@ -1,4 +1,4 @@
-"""The event: a result in the envelope that its callback gets. Its bytes are the same on every attempt."""
+"""The event: a result in its callback's envelope. All attempts send the same bytes."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ _STORED_START = b'{"job_id":'
 
 
 class EventData(Result):
-    """The result, with its job's identifier also where OpenAI's events have it."""
+    """The result, with the job's identifier also at the place of OpenAI's events."""
 
     id: str
 
 
 class Event(WireModel):
-    """A webhook's body as its reader sees it."""
+    """A webhook's body, as a consumer reads it."""
 
     id: str
-    """The `webhook-id`: the same on every attempt, so that a consumer knows repeats by it."""
+    """The `webhook-id`: the same on every attempt, so that a consumer can drop repeats."""
     object: Literal["event"] = "event"
     created_at: int
     """Unix seconds."""
     type: EventType
     tenant: Tenant
-    """Who the event is for. A consumer refuses an event that names another tenant, whoever signed it."""
+    """The tenant of the event. A consumer refuses an event of another tenant, even if its signature is valid."""
     data: EventData
 
 
 def event_type(outcome: Outcome) -> str:
-    """What the event for this outcome is called."""
+    """The type of the event for this outcome."""
     return f"inference.{outcome}"
 
 
 def event_body(result: Result | bytes, webhook_id: str, tenant: str) -> bytes:
-    """The webhook's body for a tenant's result or for the stored bytes of one, which go into it as they are.
+    """The webhook's body for a tenant's result, or for its stored bytes, which are embedded unchanged.
 
     Raises InvalidResult where the bytes hold no result.
     """
     if isinstance(result, bytes):
         stored, result = result, read_result(result)
-        # Only what write_result wrote can be spliced; anything else is written anew, which is as repeatable.
+        # Only bytes of `write_result` can be embedded; others are written anew, as repeatably.
         if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
             stored = write_result(result)
     else:

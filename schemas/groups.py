@@ -1,4 +1,4 @@
-"""The consumer groups, one of each stage; a fleet's prefix goes before these names as before its topics'."""
+"""The consumer groups, one for each stage. A fleet's prefix precedes their names, as its topics'."""
 
 INFERENCE_GROUP = "inference"
 DELIVERY_GROUP = "delivery"

@@ -1,4 +1,4 @@
-"""A job: what a producer puts on `model_requests`. Only `prompt` or `messages` is required."""
+"""A job: a producer's record on `model_requests`. Only `prompt` or `messages` is required."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_TOKENS = 131_072
 """The most tokens that an answer may have."""
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
-"""A day less than lanes keep their records (`schemas.topics.LANES_KEPT_MS`): a job whose time has run out is still
-there to be told as `expired`. Not longer, with lanes that keep more: a broker forgets the progress of a group without
-members after seven days, unless it is told otherwise, and jobs that are kept longer would be answered again."""
+"""A day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`): a job that ran out of time still exists and
+ends as `expired`. Longer retention does not allow more: by default a broker forgets the progress of a group without
+members after seven days, and older jobs would be answered again."""
 DEFAULT_TENANT = "default"
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
@@ -41,7 +41,7 @@ Url = Annotated[
 
 
 class WireModel(BoundedModel):
-    """Frozen, and blind to fields it does not know: an older reader survives a newer writer."""
+    """Frozen, and ignores unknown fields: an older reader survives a newer writer."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -82,7 +82,7 @@ class JsonSchemaFormat(WireModel):
     @field_validator("schema_")
     @classmethod
     def _is_json(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        """The JSON parser takes NaN and Infinity (RFC 8259 does not), and an engine would choke on them later."""
+        """The JSON parser takes NaN and Infinity, which RFC 8259 forbids and an engine rejects later."""
         try:
             json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
@@ -91,7 +91,7 @@ class JsonSchemaFormat(WireModel):
 
 
 class ResponseFormat(WireModel):
-    """How the answer is constrained: free text, any JSON object, or JSON that a schema describes."""
+    """The answer's form: free text, any JSON object, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchemaFormat | None = None
@@ -112,32 +112,32 @@ class Search(WireModel):
 
 
 class Sources(WireModel):
-    """Where the answer's evidence comes from."""
+    """The sources of the answer's evidence."""
 
     urls: list[Url] = Field(default_factory=list, max_length=20)
     search: Search | None = None
     profile: Identifier = "default"
     required: bool = False
-    """Whether finding nothing is a failure rather than a prompt that says that there are no sources."""
+    """If true, a job without usable sources fails; else its prompt states that there are none."""
 
 
 class Job(WireModel):
-    """One prompt with what is wanted of it, as the producer wrote it."""
+    """One prompt with its options, as the producer wrote it."""
 
     job_id: Identifier | None = None
-    """The job's name within its tenant; stamped from its place in the topic where it is absent."""
+    """The job's name within its tenant; derived from its place in the topic where absent."""
     model_id: Identifier | None = None
-    """An alias in the registry of models; the worker's own model where it is absent."""
+    """A model's name or alias; the worker's own model where absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
     """The question as one text; either this or `messages`."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
-    """Tokens of prompt and answer together; the prompt is cut at its start where it does not fit."""
+    """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """Greedy by default, so that a job that is generated again after a crash is answered alike."""
+    """0 (greedy) by default, so that a repeat after a crash gives the same answer."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Of each token only the likeliest are drawn from that together have this probability; greedy draws from one."""
+    """Nucleus sampling: each token is drawn from the likeliest that together have this probability."""
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=4
     )
@@ -149,18 +149,18 @@ class Job(WireModel):
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
-    """Where the signed result is POSTed; absent: the result is only stored."""
+    """The URL to which the signed result is POSTed; where absent, the result is only stored."""
     sources: Sources | None = None
-    """What to read before answering; absent: nothing."""
+    """Sources to read before answering; none where absent."""
     priority: int = Field(default=0, ge=0, le=9)
     """Higher first."""
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
-    """Seconds after the record's timestamp until nobody wants the answer: the job then ends as `expired`. Six days at
-    most, since lanes keep their records for seven."""
+    """Seconds after the record's timestamp until the job ends as `expired`. Six days at most: lanes keep records for
+    seven."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
     ] = Field(default_factory=dict, max_length=32)
-    """Returned with the result as it is."""
+    """Returned unchanged in the result."""
     custom_id: CustomId | None = None
 
     @model_validator(mode="after")

@@ -1,11 +1,11 @@
-"""OpenAI's Batch lines: one in is a job, a result goes out as one.
+"""OpenAI's Batch lines: an input line becomes a job, a result becomes an output line.
 
 Source: OpenAI API reference, "The request input object" and "The request output object" of the Batch API, and the
 bodies of /v1/chat/completions, /v1/completions and /v1/responses.
 
 A line's body may also hold our own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds` (`extra_body`
-in OpenAI's SDK). Members that only tune the sampling and that a job does not know, such as `presence_penalty`, are
-passed over; members that would change what kind of answer comes, such as `n` or `tools`, are refused.
+in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as `presence_penalty`, are
+ignored; members that would change the kind of answer, such as `n` or `tools`, are rejected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESPONSES: Final = "/v1/responses"
 URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES)
 
 CALLBACK_KEY = "webhook_url"
-"""The member of `body.metadata` that holds the callback URL. It is routing, so results do not repeat it."""
+"""The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
 
 _EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
 _COPIED = ("temperature", "top_p", "seed", *_EXTENSIONS)
@@ -39,10 +39,10 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "conversation": (),
 }
-"""What a job cannot do, with the values beside null that ask for nothing."""
+"""Members without support, with the values beside null that ask for nothing."""
 
 _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""What says something to OpenAI and changes no answer."""
+"""Members that inform OpenAI and change no answer."""
 _TAKEN_BY_URL = {
     CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
     COMPLETIONS: ("prompt", "max_tokens"),
@@ -60,19 +60,19 @@ NOT_TAKEN: Final = frozenset(
         *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
     )
 )
-"""Members that OpenAI has and a job does not: none of them is a misspelling of another."""
+"""Members of OpenAI's without a field in a job: none is a misspelling of another."""
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
-"""Where a body has what a job calls differently."""
+"""Names in a body that differ from a job's."""
 
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 _FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
-"""Those that OpenAI has too."""
+"""Names that OpenAI has too."""
 
 
-class UnusableLine(ValueError):  # noqa: N818 - it names what the line is
-    """A Batch line that cannot become a job. Its text repeats no input."""
+class UnusableLine(ValueError):  # noqa: N818 - named after the line
+    """A Batch line that cannot become a job. The text repeats no input."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
@@ -80,14 +80,14 @@ class UnusableLine(ValueError):  # noqa: N818 - it names what the line is
 
 
 def is_batch_line(document: object) -> TypeGuard[dict[str, Any]]:
-    """Whether this JSON value is meant as a Batch line rather than as a job."""
+    """True if this JSON value looks like a Batch line rather than a job."""
     if not isinstance(document, dict) or "prompt" in document or "messages" in document:
         return False
     return "body" in document and ("url" in document or "method" in document)
 
 
 def callback_of(line: dict[str, Any]) -> object:
-    """What stands where a line's callback URL belongs; it may be anything."""
+    """The value at the place of a line's callback URL, of any type."""
     body = line.get("body")
     metadata = body.get("metadata") if isinstance(body, dict) else None
     return metadata.get(CALLBACK_KEY) if isinstance(metadata, dict) else None
@@ -112,7 +112,7 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
-    """The members of a usable line's body that ask for something and get nothing of it."""
+    """The members of a usable line's body that ask for something and are ignored."""
     return sorted(
         name
         for name, value in line["body"].items()
@@ -171,7 +171,7 @@ def _metadata(metadata: object) -> object:
 
 
 def _stop(stop: object) -> object:
-    """A text alone stands for a list of it; an empty one asks for nothing."""
+    """A single text means a list of one; an empty text asks for nothing."""
     if isinstance(stop, str):
         return [stop] if stop else None
     return stop
@@ -332,7 +332,7 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
 
 
 def _ours(result: Result) -> dict[str, Any]:
-    """What OpenAI's shapes have no place for; readers of theirs pass over it."""
+    """Fields without a place in OpenAI's shapes; their readers ignore them."""
     ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
     return {"postback": ours}
 

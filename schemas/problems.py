@@ -1,4 +1,4 @@
-"""What is wrong with a record, said so that its author can find the place, and without repeating what stands there."""
+"""Problems of a record, named by field for its author, without the rejected values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
 
 MAX_PROBLEMS = 8
-"""More than this helps nobody, and a hostile record may have thousands."""
+"""Enough to mend a record; a hostile one may have thousands."""
 
 _MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search)
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
@@ -25,7 +25,7 @@ _MISMATCHES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: `field` is a dotted path such as `messages.0.content`, `reason` is for people."""
+    """One problem: `field` is a dotted path such as `messages.0.content`, `reason` is for people."""
 
     field: str
     reason: str
@@ -35,7 +35,7 @@ class Problem:
 
 
 def problems_of(error: ValidationError) -> tuple[Problem, ...]:
-    """What pydantic found, at most MAX_PROBLEMS of it, with neither the rejected values nor keys that a user chose."""
+    """Pydantic's errors, at most MAX_PROBLEMS, without the rejected values and without keys that a user chose."""
     found: dict[str, str] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
         place, kind = _place(details["loc"]), details["type"]
@@ -48,7 +48,7 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
 
 
 def _place(path: tuple[int | str, ...]) -> str:
-    """The dotted path. What stands below `metadata` is the user's, other unknown parts are pydantic's union tags."""
+    """The dotted path. Parts below `metadata` are the user's; other unknown parts are pydantic's union tags."""
     parts: list[str] = []
     for part in path:
         if isinstance(part, int) or part in _FIELDS:
@@ -72,7 +72,7 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _innermost(found: dict[str, str]) -> dict[str, str]:
-    """Without `content: should be a string` where the list that it is has a problem of its own further in."""
+    """Drop `content: should be a string` where the content is a list with a problem of its own."""
     return {
         place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
     }

@@ -30,7 +30,7 @@ _ONE_QUESTION = [
     {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
     {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
 ]
-"""What Job's validator says and a list of fields cannot: exactly one of the two."""
+"""The rule of Job's validator, exactly one of two fields, as JSON Schema."""
 
 
 def documents() -> dict[str, str]:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes repeated values out, since a reader of this document should not have to follow anchors."""
+    """Writes repeated values out, without YAML's anchors."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""A result: what a worker settles into `model_results`, one per job for a read_committed reader."""
+"""A result: a worker's record on `model_results`, one per job for a read_committed reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_RESULT_BYTES = 900 * 1024
 
 
 class Outcome(StrEnum):
-    """How a job ended. Every job ends in exactly one of these."""
+    """The end of a job. Every job has exactly one."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 
 
 class Support(StrEnum):
-    """How far a citation's source bears out what is said."""
+    """How closely a citation's source matches the sentence."""
 
     EXACT = "exact"
     FUZZY = "fuzzy"
@@ -43,14 +43,14 @@ class Citation(WireModel):
 
 
 class SourceDetails(WireModel):
-    """What is known of a source that the answer used, as its page or the search service says it."""
+    """Details of a source that the answer used, as its page or the search service states them."""
 
     id: str
     """As in `sources`."""
     url: str
-    """Where it was read: the address that answered, after redirects."""
+    """The address that answered, after redirects."""
     canonical_url: str | None = None
-    """The page's own name for its address, where that is another one of the same origin."""
+    """The page's canonical address (RFC 6596), where it differs and has the same origin."""
     title: str | None = None
     published: str | None = None
     """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
@@ -74,19 +74,19 @@ class Timings(WireModel):
 
 
 class ResultError(WireModel):
-    """Why a job did not succeed. `code` is stable and for programs, `message` is for people."""
+    """The reason why a job did not succeed: `code` is stable and for programs, `message` is for people."""
 
     code: str
     message: str
 
 
 class Result(WireModel):
-    """What came of one job."""
+    """The result of one job."""
 
     job_id: str
     custom_id: str | None = None
     model_id: str | None = None
-    """The job's own word; where it named no model, that of the engine that took it, or null where that has none."""
+    """The job's `model_id`; where absent, the name of the engine's model, or null if the engine has none."""
     outcome: Outcome
     text: str | None = None
     """The answer."""
@@ -99,25 +99,25 @@ class Result(WireModel):
     sources: list[str] = Field(default_factory=list)
     """Identifiers of the sources that the answer used, in the order of their first use."""
     source_details: list[SourceDetails] = Field(default_factory=list)
-    """What is known of each of them, in the same order."""
+    """Details of each of these sources, in the same order."""
     citations: list[Citation] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-    """What the reader should know, for example which source was left out and why."""
+    """Notes for the reader, such as a source that was left out, and the reason."""
     usage: Usage | None = None
     finish_reason: Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"] | None = (
         None
     )
-    """Why generation ended: by itself (`stop`), at `max_tokens` (`length`), or stopped from outside (`abort`).
+    """The reason for the end of generation: `stop` (by itself), `length` (at `max_tokens`) or `abort` (from outside).
 
     After any other reason the outcome is `failed`, its error's code `unfinished`, and there is no text: a filter held
     the answer back, the model called a tool instead, it repeated itself, or the engine gave a reason that is not known.
     """
     timings: Timings | None = None
     engine: str | None = None
-    """What generated the answer, for example `vllm`."""
+    """The engine that generated the answer, for example `vllm`."""
     error: ResultError | None = None
-    """There unless the outcome is `succeeded`."""
+    """Present unless the outcome is `succeeded`."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    """The job's own."""
+    """The job's metadata, unchanged."""
     created_at: int
     """Unix seconds."""

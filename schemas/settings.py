@@ -1,4 +1,4 @@
-"""Settings from `POSTBACK_…` variables: how a room reads its own, and those that every process shares."""
+"""Settings from `POSTBACK_…` variables: the reader for each room, and the settings that all processes share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOST_SECRET_BYTES = 64 * 1024
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 _FIELD = re.compile(r'for field "(\w+)"')
-"""In the text of a SettingsError, which has the name nowhere else."""
+"""The name in the text of a SettingsError, which has no field for it."""
 
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
-"""Seconds; less than the week for which a tier's topic keeps its records."""
+"""Seconds; shorter than the week of a tier's retention."""
 
 
 def _content(name: str, path: Path) -> str:
@@ -41,16 +41,16 @@ def _content(name: str, path: Path) -> str:
 
 
 class KafkaSettings(BaseModel):
-    """How to reach Kafka, and how its topics are laid out."""
+    """Kafka's address, and the layout of the fleet's topics."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     bootstrap_servers: str = "127.0.0.1:9092"
     """`host:port` of brokers, several with commas."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    """Goes before the name of each topic, group and transactional id, so that fleets can share brokers."""
+    """Prefix of each topic's, group's and transactional id's name, so that fleets can share brokers."""
     partitions: int = Field(default=12, ge=1, le=10_000)
-    """Of each topic that `postback topics create` makes: the most workers that can work at once."""
+    """Partitions of each topic that `postback topics create` makes: at most so many workers work at once."""
     replication_factor: int | None = Field(default=None, ge=1, le=10)
     """Copies of each topic that `postback topics create` makes; absent, three, or one on each broker where there are
     fewer. Of three copies two have to be written before a record counts as written (`min.insync.replicas`)."""
@@ -95,7 +95,7 @@ class KafkaSettings(BaseModel):
 
 
 class FleetSettings(BaseSettings):
-    """What all processes of a fleet agree on."""
+    """Settings that all processes of a fleet share."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_",
@@ -115,8 +115,8 @@ class FleetSettings(BaseSettings):
     """Path of the keyring file that `postback keys init` makes; for delivery, `receive` and `keys`."""
 
 
-class SettingsRefused(Exception):  # noqa: N818 - it names what happened to the settings
-    """Variables that hold what they may not. The text names each, says what is wrong, and shows no value."""
+class SettingsRefused(Exception):  # noqa: N818 - named after the refusal
+    """Variables with unusable values. The text names each with its problem, and shows no value."""
 
 
 def read_settings(kind: type[Settings]) -> Settings:
@@ -136,7 +136,7 @@ def read_settings(kind: type[Settings]) -> Settings:
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:
-    """The variable that a field is read from. Only where parts of fields have variables, a part is named too."""
+    """The variable of a field. A part of a field is named only if parts have variables."""
     nested = kind.model_config.get("env_nested_delimiter")
     names = [str(part).upper() for part in place] or ["…"]
     return f"{kind.model_config.get('env_prefix')}{nested.join(names) if nested else names[0]}"

@@ -5,7 +5,7 @@ scheme" and "Webhook headers". Keys are texts: `whsec_` + base64 of 24 to 64 byt
 seed and public key (signing key), `whpk_` + base64 of the public key.
 
     WebhookError
-    ├── MalformedKey            a text that is none of these; never shown
+    ├── MalformedKey            a text that is no key; the error never shows it
     └── VerificationError       the request is not to be trusted
         ├── MissingHeader
         ├── MalformedTimestamp
@@ -37,7 +37,7 @@ ID_HEADER: Final = "webhook-id"
 TIMESTAMP_HEADER: Final = "webhook-timestamp"
 SIGNATURE_HEADER: Final = "webhook-signature"
 
-SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - it is public, what follows it is not
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - the prefix is public, the rest is not
 SIGNING_KEY_PREFIX: Final = "whsk_"
 PUBLIC_KEY_PREFIX: Final = "whpk_"
 
@@ -48,11 +48,11 @@ _TIMESTAMP = re.compile(r"[0-9]{1,15}")
 
 
 class WebhookError(Exception):
-    """Something is wrong with a key or with a signed request."""
+    """A key or a signed request is unusable."""
 
 
 class MalformedKey(WebhookError):  # noqa: N818
-    """A text that is no key of the kind that is needed."""
+    """A text that is no key of the needed kind."""
 
 
 class VerificationError(WebhookError):
@@ -60,7 +60,7 @@ class VerificationError(WebhookError):
 
 
 class MissingHeader(VerificationError):  # noqa: N818
-    """One of the three webhook headers is not there."""
+    """One of the three webhook headers is absent."""
 
 
 class MalformedTimestamp(VerificationError):  # noqa: N818
@@ -85,7 +85,7 @@ class NoMatchingSignature(VerificationError):  # noqa: N818
 
 
 class Signer:
-    """Signs with every secret and every signing key it is given, so that keys can be rotated. Raises MalformedKey."""
+    """Signs with all given secrets and signing keys, so that keys can overlap. Raises MalformedKey."""
 
     def __init__(self, secrets: Iterable[str], signing_keys: Iterable[str] = ()) -> None:
         self._macs = tuple(_mac(text) for text in secrets)
@@ -117,7 +117,7 @@ def verify(
     now: float,
     tolerance_seconds: float = DEFAULT_TOLERANCE_SECONDS,
 ) -> None:
-    """Return if the request was signed with one of the keys about now (Unix seconds); else raise VerificationError.
+    """Return if one of the keys signed the request about `now` (Unix seconds); else raise VerificationError.
 
     Header names may be in any case. Raises MalformedKey for keys that are none.
     """
@@ -151,7 +151,7 @@ def generate_signing_key() -> str:
 
 
 def public_key_of(signing_key: str) -> str:
-    """The `whpk_…` that verifies what this `whsk_…` signs. Raises MalformedKey."""
+    """The `whpk_…` that verifies signatures of this `whsk_…`. Raises MalformedKey."""
     return PUBLIC_KEY_PREFIX + _encode(_signing_key(signing_key)[_ED25519_BYTES:])
 
 
@@ -160,7 +160,7 @@ def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
 
 
 def _mac(secret: str) -> hmac.HMAC:
-    """To be copied for each content: keying one anew costs as much as hashing a small body."""
+    """Copied for each content: keying anew costs as much as hashing a small body."""
     return hmac.new(secret_bytes(secret), digestmod=hashlib.sha256)
 
 
@@ -197,7 +197,7 @@ def secret_bytes(text: str) -> bytes:
 
 
 def _signing_key(text: str) -> bytes:
-    """Seed and public key, which is the form in which libsodium takes it."""
+    """Seed and public key, in libsodium's form."""
     data = _key_bytes(text, SIGNING_KEY_PREFIX)
     if len(data) != 2 * _ED25519_BYTES:
         raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key has a seed and a public key of 32 bytes each")
@@ -220,7 +220,7 @@ def _key_bytes(text: str, prefix: str) -> bytes:
     try:
         return base64.b64decode(text.removeprefix(prefix), validate=True)
     except ValueError:
-        # The decoder's own error is left out of the chain, since tracebacks must not show what it was given.
+        # The decoder's error is left out of the chain: tracebacks must not show its input.
         raise MalformedKey(f"what follows {prefix} is not base64") from None
 
 

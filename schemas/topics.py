@@ -1,4 +1,4 @@
-"""Topics and headers: their names, and how each topic is laid out."""
+"""Names of topics and headers, and the layout of each topic."""
 
 from __future__ import annotations
 
@@ -17,58 +17,57 @@ JOB_ID = "job-id"
 """Stamped when a record leaves the topic where it got its identity, and carried from then on."""
 WEBHOOK_ID = "webhook-id"
 JOB_ORIGIN = "job-origin"
-"""Where a job first stood, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
+"""A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
 Readers believe it, and `webhook-id` with it, only where the `webhook-id` is derived from both this place and the value
 (`schemas.codec.Origin.webhook_id`)."""
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
-"""On a dead letter: what its record said where it was not believed. A redrive makes it what the record says again."""
+"""On a dead letter: the record's own value where it was rejected. A redrive restores it to the record."""
 CALLBACK_URL = "callback-url"
 ATTEMPT = "attempt"
 """Callback attempts that were made before this record was written, decimal."""
 NOT_BEFORE = "not-before"
 """Unix milliseconds, decimal: the real time at which the next attempt is due."""
 LEFT = "left"
-"""Milliseconds of that wait that are left from when this record was written, decimal: right where a clock is not."""
+"""Milliseconds of that wait left when this record was written, decimal; independent of clocks that are wrong."""
 WAITED = "waited"
-"""Milliseconds that a callback has been told to wait so far, in all tiers together, decimal."""
+"""Milliseconds of a callback's waits so far, in all tiers together, decimal."""
 WRITTEN = "written"
-"""Unix milliseconds, decimal: when a callback was put into its tier, by the clock of the process that did it."""
+"""Unix milliseconds, decimal: the time of the write into the tier, by the writer's clock."""
 RESULT_AT = "result-at"
-"""Unix milliseconds, decimal: when the result of a callback that waits was written, or was put back."""
+"""Unix milliseconds, decimal: the time at which a waiting callback's result was written, or put back."""
 REASON = "reason"
-"""Why a record is in `dead_letters`, as a stable code."""
+"""The reason of a dead letter, as a stable code."""
 REASON_DETAIL = "reason-detail"
 SOURCE_TOPIC = "source-topic"
 SOURCE_PARTITION = "source-partition"
 SOURCE_OFFSET = "source-offset"
 ABRIDGED = "abridged"
-"""On a dead letter whose record was too large to be one: it stands whole at its source."""
+"""On a dead letter that is abridged: the record was too large, and its source still holds all of it."""
 ATTEMPTS = "attempts"
 DEFERRED = "deferred"
-"""How often a record was settled into a later place without being tried, decimal."""
+"""Number of times a record was settled into a later place without a try, decimal."""
 FORWARDED = "forwarded"
-"""How often a job went on to another engine's lane, decimal."""
+"""Number of moves of a job to another engine's lane, decimal."""
 
 WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_AT)
-"""What is said of a callback only while it waits: one that is given up, or begins anew, has none of them."""
+"""Headers of a waiting callback alone: one that is given up, or begins anew, loses them."""
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 BETWEEN_SECONDS = (30, 120)
-"""What a callback waits that is not between two attempts: mostly one whose origin is left alone, where it has longer to
-wait. Five seconds and five minutes are far apart, and what comes round is written anew each time."""
+"""Waits of a callback that are not between two attempts, mostly while its origin is left alone. They fill the gap
+between five seconds and five minutes: each return writes the record anew."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
-"""How long a lane keeps a job, read or not."""
+"""Retention of a job in a lane, read or unread."""
 TOMBSTONES_KEPT_MS = _DAY_MS
-"""How long a compacted topic shows at least that something was taken back: who did not read on for so long has to begin
-anew."""
+"""Shortest life of a tombstone in a compacted topic: a reader that paused for longer has to begin anew."""
 LETTERS_KEPT_MS = 30 * _DAY_MS
-"""How long a dead letter can be put back. It stands there for some days more, until its segment is dropped."""
+"""Time within which a dead letter can be put back. Its segment is dropped some days later."""
 _MARKS_KEPT_MS = 45 * _DAY_MS
-"""How long it is kept that a dead letter was put back: longer than any letter, whatever the size of the segments."""
+"""Retention of the mark that a dead letter was put back: longer than any letter, for any size of segments."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -77,12 +76,12 @@ _LANE = re.compile(r"(?!(?:batch|shadow)$)[A-Za-z0-9_-]{1,64}")
 
 
 def is_engine_lane(name: str) -> bool:
-    """Whether an engine's lanes may have this name: `batch` and `shadow` would be other topics of the fleet."""
+    """True if an engine's lanes may have this name; `batch` and `shadow` would be other topics of the fleet."""
     return _LANE.fullmatch(name) is not None
 
 
 def tier_name(delay_seconds: float) -> str:
-    """The delay as it stands in a topic's name: 5s, 5m, 2h; fractions, which tests use, as milliseconds."""
+    """The delay in a topic's name: 5s, 5m, 2h; fractions, which tests use, as milliseconds."""
     if delay_seconds != int(delay_seconds):
         return f"{round(delay_seconds * 1000)}ms"
     seconds = int(delay_seconds)
@@ -93,14 +92,14 @@ def tier_name(delay_seconds: float) -> str:
 
 
 def tiers_of(delays_seconds: Iterable[float]) -> tuple[float, ...]:
-    """How long the tiers are of a schedule with these waits, shortest first: each wait's, and those between."""
+    """The tiers of a schedule with these waits, in seconds, shortest first: the waits themselves, and those between."""
     delays = set(delays_seconds)
     between = {seconds for seconds in BETWEEN_SECONDS if min(delays) < seconds < max(delays)}
     return tuple(sorted(delays | between))
 
 
 def tier_delay(name: str) -> float | None:
-    """The other way round, seconds; None for what is not such a name."""
+    """The reverse, in seconds; None for any other name."""
     found = _TIER.fullmatch(name)
     return int(found[1]) * _UNIT_SECONDS[found[2]] if found else None
 
@@ -116,7 +115,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of a fleet's topics. `prefix` goes before each, so that fleets can share brokers."""
+    """The names of a fleet's topics. `prefix` precedes each, so that fleets can share brokers."""
 
     prefix: str = ""
     tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
@@ -137,7 +136,7 @@ class Topics:
 
     @property
     def results(self) -> str:
-        """One record per job, then read by delivery and by whoever wants results without webhooks."""
+        """One record per job, for delivery and for readers of results without webhooks."""
         return f"{self.prefix}model_results"
 
     @property
@@ -197,17 +196,17 @@ class Topics:
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
-        # Deleted by age alone, whatever the brokers' own defaults are.
+        # Deleted by age alone, for any defaults of the brokers.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", "max.message.bytes": str(1024 * 1024)}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
-        # What the fleet's processes write is stamped by the broker: from a machine whose clock is an hour ahead it
-        # would refuse whole transactions, and a tier is a queue only where one clock says when its records came.
+        # The broker stamps the records of the fleet's processes: it would refuse whole transactions of a machine whose
+        # clock is an hour ahead, and a tier is a queue only by one clock.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
         day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
-        # What was superseded goes within a day or so; without these it could stay until there is a gigabyte of it.
+        # Superseded records go within a day or so; without these they could stay up to a gigabyte.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
             "max.compaction.lag.ms": str(_DAY_MS),

@@ -1,4 +1,4 @@
-"""Fields of a job that no reader knows: misspelt ones, mostly. They are ignored, and named, so that this is noticed.
+"""Fields of a job that no reader knows: misspelt ones, mostly. Readers ignore them, and name them to the author.
 
 Names are the author's input: few are kept, each cut, and without anything but printable ASCII. Values are not kept.
 """
@@ -34,7 +34,7 @@ _CALLED = {
     "webhook_url": "callback_url",
     "model_name": "model_id",
 }
-"""Other people's words for ours."""
+"""Other APIs' names for our fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class UnknownFields:
 
 
 def taken_from(job: Job) -> UnknownFields | None:
-    """What a job was read with (`extra="allow"`) beside its fields, which is removed from it; None where there is none.
+    """Remove the members that a job was read with (`extra="allow"`) beside its fields, and name them; None if none.
 
     Its values could be many times larger than the record was. Members of messages are removed too and not named:
     without `role` and `content` a message is none, so neither can be misspelt unnoticed.
@@ -74,7 +74,7 @@ def taken_from(job: Job) -> UnknownFields | None:
 
 
 def unknown_in(document: object) -> UnknownFields | None:
-    """The same of a JSON value that is no valid job, for the author who looks for the mistake."""
+    """The unknown fields of a JSON value that is no valid job, for its author."""
     if not isinstance(document, dict) or openai.is_batch_line(document):
         return None
     return unknown_fields(name for name, value in document.items() if value is not None and name not in _KNOWN[""])
@@ -95,7 +95,7 @@ def described(name: str) -> str:
 
 
 def _meant(name: str) -> str | None:
-    """The known field that a name is most like, at the same place; None where it is like none."""
+    """The known field that is most similar at the same place; None if none is."""
     place, dot, own = name.rpartition(".")
     if place == "body":
         known = openai.MEMBERS

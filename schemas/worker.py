@@ -1,4 +1,4 @@
-"""What `fleet_workers` says of a worker: which models it answers for. Compacted, so the last record of each counts."""
+"""Records of `fleet_workers`: the models that each worker answers for. Compacted: the last of each counts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class WorkerAnnouncement(WireModel):
 
     replica: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
     lane: str | None = Field(default=None, max_length=64)
-    """The engine whose lanes the worker reads; absent where these are the lanes of the whole fleet."""
+    """The engine whose lanes the worker reads; absent for the lanes of the whole fleet."""
     models: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)]
     """Names that a job in these lanes may have in `model_id`: the worker answers for them, or forwards the job."""
     more: bool = False
-    """Whether there are more names than `models` may hold."""
+    """True if the worker has more names than `models` may hold."""
     at: int
-    """When the worker wrote this, by its own clock, Unix milliseconds."""
+    """Time of the announcement by the worker's clock, Unix milliseconds."""
 
 
-class InvalidAnnouncement(Exception):  # noqa: N818 - it names what the record is
+class InvalidAnnouncement(Exception):  # noqa: N818 - named after the record
     """A record of `fleet_workers` that cannot be read."""
 
 
@@ -50,7 +50,7 @@ def write_announcement(said: WorkerAnnouncement) -> bytes:
 
 
 def read_announcement(key: bytes | None, value: bytes) -> WorkerAnnouncement:
-    """The other way round. Raises InvalidAnnouncement, also where the key is of another replica than the value."""
+    """The reverse. Raises InvalidAnnouncement, also if the key names another replica than the value."""
     try:
         said = WorkerAnnouncement.model_validate_json(value)
     except ValidationError:
