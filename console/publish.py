@@ -1,43 +1,63 @@
-"""Writes what is said of settings and metrics anew, from where they are declared: `python -m console.publish`."""
+"""Writes the generated reference pages from the declarations in the code: `python -m console.publish`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import starmap
 from pathlib import Path
 
 from prometheus_client import Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from console.catalogue import Section, names, sections
+from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 
-_SETTINGS = """# Settings
+REFERENCE = ROOT / "docs" / "reference"
 
-Every environment variable that Postback reads. Generated from the settings classes by `python -m console.publish`; a
-test holds it to them. What to do with them is in [DEPLOY](DEPLOY.md).
+_GENERATED = "`python -m console.publish` writes this page; a test compares it with the code."
 
-A variable that no class knows is told at the start of each command, with the nearest name. A value that is refused is
-named by its variable, and never shown. Where a name ends in `__*`, any name may follow. A part of a class, such as
-`POSTBACK_KAFKA__…`, may be given as a whole, too: `POSTBACK_KAFKA` as JSON.
+_SETTINGS = f"""# Settings
+
+Every environment variable that Postback reads.
+{_GENERATED}
+[DEPLOY](../DEPLOY.md) explains which ones to set.
+
+At its start each command names the variables that no settings class knows, with the nearest known name.
+An error about a refused value names the variable and never shows the value.
+Any name may follow where a variable ends in `__*`.
+A group such as `POSTBACK_KAFKA__…` may also be given as JSON in one variable, here `POSTBACK_KAFKA`.
 """
-_METRICS = """# Metrics
+_METRICS = f"""# Metrics
 
-What every worker and delivery process has at `/metrics`. Generated from
-[telemetry/metrics.py](../telemetry/metrics.py) by `python -m console.publish`; a test holds it to that. Which of them
-to look at when is in [DEPLOY](DEPLOY.md). No label names a tenant or a URL.
+The metrics of every worker and delivery process at `/metrics`, declared in
+[telemetry/metrics.py](../../telemetry/metrics.py).
+{_GENERATED}
+[DEPLOY](../DEPLOY.md) explains which ones to watch.
+No label names a tenant or a URL.
 
-| metric | kind | labels | what it says |
+| metric | kind | labels | meaning |
 | --- | --- | --- | --- |
+"""
+_LOG_ACTIONS = f"""# Log actions
+
+Every action that a log line may name, declared in [telemetry/actions.py](../../telemetry/actions.py).
+{_GENERATED}
+
+A JSON line has the action as `event.action`, beside `message`, `log.level` and fields such as `postback.job_id`.
+An action is stable while its message may change: alert on actions.
+The level is the highest that the action is logged with; `POSTBACK_LOG_LEVEL` hides the levels below it.
 """
 
 
 def documents() -> dict[Path, str]:
     """Every file's text by its path; the same declarations always give the same texts."""
     return {
-        ROOT / "docs" / "SETTINGS.md": _SETTINGS + "".join(map(_section, sections())),
-        ROOT / "docs" / "METRICS.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),
+        REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
+        REFERENCE / "metrics.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),
+        REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
     }
 
@@ -53,7 +73,7 @@ def _section(section: Section) -> str:
         f"| `{each.name}` | {f'`{each.default}`' if each.default else ''} | {each.allowed} | {_cell(each.meaning)} |\n"
         for each in section.variables
     ]
-    head = f"\n## `{section.prefix}…`\n\n{section.about}\n\n| variable | default | allowed | what it is |\n"
+    head = f"\n## `{section.prefix}…`\n\n{section.about}\n\n| variable | default | allowed | meaning |\n"
     return f"{head}| --- | --- | --- | --- |\n{''.join(rows)}"
 
 
@@ -65,6 +85,14 @@ def _metrics() -> Iterable[str]:
             name = f"{family.name}_total" if kind == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             yield f"| `{name}` | {kind} | {labels} | {_cell(family.documentation)} |"
+
+
+def _actions(title: str, actions: Mapping[str, Action]) -> str:
+    rows = [
+        f"| `{name}` | {action.level} | {_cell(action.event)} | {_cell(action.remedy)} |\n"
+        for name, action in actions.items()
+    ]
+    return f"\n## {title}\n\n| action | level | event | next step |\n| --- | --- | --- | --- |\n{''.join(rows)}"
 
 
 def _cell(text: str) -> str:

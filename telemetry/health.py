@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             raise
         except Exception:
-            _log.exception("A health check could not be answered.", action="health_check_failed")
+            _log.exception("A health check could not be answered.", action="health-check-failed")
             self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"reasons": ["The check itself failed; see the log."]})
 
     do_HEAD = do_GET  # noqa: N815 - the base class finds it by this name

@@ -1,9 +1,9 @@
 """Log lines: ECS JSON where a program reads them, coloured text where a person does; no secret, no prompt in either.
 
-A line is a fixed sentence, an `action` from a short list per room, and ids as fields:
+A line is a fixed sentence, an `action` of `telemetry/actions.py`, and ids as fields:
 
     log = get_logger()
-    log.info("A callback was delivered.", action="callback_delivered", job_id=job_id, origin=origin_of(url))
+    log.info("A callback was delivered.", action="callback-delivered", job_id=job_id, origin=origin_of(url))
 
 As JSON that is `message`, `event.action`, `postback.job_id` and `postback.origin`: in the Elastic Common Schema, fields
 of one's own stand under a name of their own. Loggers of libraries (aiohttp, kafka, confluent) end in the same stream.

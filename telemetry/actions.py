@@ -1,0 +1,322 @@
+"""Every action of a log line, declared once: the event that it names, and the operator's next step.
+
+A log line's `action` is stable while its sentence may change, so alerts and searches use the action.
+`python -m console.publish` writes this file into docs/reference/log-actions.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One action of the log."""
+
+    level: Level
+    """The highest level that a line with this action has."""
+    event: str
+    """The event, and the process' own response to it."""
+    remedy: str = ""
+    """The operator's next step; empty where none is needed."""
+
+
+_REDRIVE = "`postback dead-letters redrive`"
+
+PROCESS = {
+    "serving": Action("info", "The process is ready and takes records."),
+    "stopping": Action("info", "A signal or a failure ends the process; it drains the records in work first."),
+    "stopped": Action("info", "The process has drained and ends."),
+    "topic-reading": Action("info", "The process reads a compacted topic to its end before it takes records."),
+    "following-ended": Action(
+        "error",
+        "A compacted topic can no longer be followed; the process drains and ends, since its knowledge would be stale.",
+        "Start the process again. Report the stack in the line, if there is one.",
+    ),
+    "topic-replaced": Action(
+        "error",
+        "A topic was deleted and created again under the same name; the process drains and ends with status 1.",
+        "Start the process again: the new process begins the new topic at offset 0.",
+    ),
+    "health-check-failed": Action(
+        "error",
+        "A health check raised; the request for it is answered with status 500.",
+        "Report the stack in the line.",
+    ),
+    "model-build": Action("info", "The demo makes its small model; the next start finds the model in the cache."),
+}
+
+STAGE = {
+    "partitions-assigned": Action("info", "The consumer group gave partitions to the process."),
+    "partitions-opened": Action("info", "The progress of assigned partitions was read; their records are taken."),
+    "partitions-revoked": Action(
+        "info",
+        "The consumer group moves partitions to another process; records still in work after the drain are abandoned, "
+        "and the next owner handles them again.",
+    ),
+    "partitions-lost": Action(
+        "warning",
+        "The consumer group gave partitions away without asking; nothing of them is settled here.",
+        "Where lines repeat, look for a process that is suspended or starved of CPU.",
+    ),
+    "partition-left-open": Action(
+        "warning",
+        "The previous owner of a partition died; the first records are tried in small groups.",
+        "Look for the end of the previous process: out of memory, a crash, SIGKILL.",
+    ),
+    "cohort-dispatched": Action("info", "A group of suspects is tried: records that ran when a worker died."),
+    "suspect-tried-without-others": Action(
+        "warning",
+        "A record killed its worker twice alone, and no other record completed meanwhile; the record is tried again.",
+    ),
+    "record-quarantined": Action(
+        "error",
+        "A record killed its worker three times while it ran alone; it becomes a dead letter.",
+        f"Mend the cause, then {_REDRIVE}.",
+    ),
+    "nothing-completes": Action(
+        "critical",
+        "Different records killed their worker alone and none completed; the process ends and gives up no record.",
+        "Look at the machine, its GPU and its memory: no record is to blame.",
+    ),
+    "settle-failed": Action(
+        "warning",
+        "A Kafka transaction failed; the stage repairs itself and settles the same records again.",
+        "Where lines repeat, look at the brokers. Three `fatal` ones in a minute end the process: two replicas share "
+        "one `POSTBACK_REPLICA`.",
+    ),
+    "settle-repaired": Action("info", "The repair is complete; the stage settles again."),
+    "sweep-postponed": Action(
+        "warning",
+        "Topics have a partition without a leader; nothing is written to them until each partition has one.",
+        "Bring the brokers back that have the copies.",
+    ),
+    "progress-undone": Action(
+        "error",
+        "Kafka lost a commit that it had confirmed; the partition goes back, and its records are handled again.",
+        "Keep three copies of each topic. Consumers may see repeats, with the same `webhook-id`.",
+    ),
+    "topic-made-anew": Action(
+        "error",
+        "The committed progress belongs to a deleted topic of the same name; the partition begins at offset 0.",
+    ),
+    "ledger-undecodable": Action(
+        "error",
+        "The metadata of a commit is no ledger; every record from the committed offset on counts as not done.",
+        "Look for another program that commits in this consumer group.",
+    ),
+    "retention-loss": Action(
+        "error",
+        "Kafka's retention removed records before they were handled; the stage goes on with the oldest that is left.",
+        "Add replicas, or raise the topic's retention.",
+    ),
+    "kafka-error": Action(
+        "warning",
+        "The Kafka client reported an error; the client tries again by itself.",
+        "Look at the brokers where `/readyz` fails too.",
+    ),
+    "kafka-trouble": Action(
+        "warning",
+        "A request to Kafka failed and is tried again.",
+        "Look at the brokers where `/readyz` fails too.",
+    ),
+    "others-foreseen": Action(
+        "info",
+        "Another tenant waits behind a tenant that fills the lot; the records in between move to the bulk lane.",
+    ),
+    "foresight-failed": Action(
+        "warning", "The lookahead consumer cannot read; tenants behind a flood may wait until it works again."
+    ),
+    "handler-raised": Action(
+        "error",
+        "The handler has a defect; the record becomes a dead letter, `internal_error`.",
+        f"Report the stack in the line; after an upgrade, {_REDRIVE}.",
+    ),
+    "give-up-raised": Action(
+        "error",
+        "The handler could not even give a record up; the last resort writes a dead letter, `handler_defect`.",
+        f"Report the stack in the line; after an upgrade, {_REDRIVE}.",
+    ),
+    "record-passed-over": Action(
+        "error",
+        "The last resort raised as well; the record is settled without a result and without a dead letter.",
+        "Report the stack. The line has topic, partition and offset, where Kafka keeps the record until its retention.",
+    ),
+    "pace-raised": Action("error", "The pace raised at a record; the record counts as due.", "Report the stack."),
+    "sharing-raised": Action(
+        "error", "The sharing raised at a record; the record counts for no tenant.", "Report the stack."
+    ),
+    "batch-unreadable": Action(
+        "warning",
+        "A command cannot read a batch of records; the batch is left out, and the command goes on behind it.",
+        "Look at the producer that wrote to this topic at this offset.",
+    ),
+}
+
+INFERENCE = {
+    "job-rejected": Action(
+        "info", "A record is no valid job, or names an unknown model; its result is `rejected` and names the fields."
+    ),
+    "fields-unknown": Action(
+        "warning",
+        "Jobs have fields that Postback does not know; the fields are ignored, and each result names them.",
+        "Look for a misspelt field at the producer.",
+    ),
+    "job-given-up": Action(
+        "warning",
+        "The engine failed at a job five times while it answered others; the job ends as `failed`, `engine_error`.",
+        "Look at the engine server's log for this job.",
+    ),
+    "abort-failed": Action(
+        "warning", "An abort did not reach the engine; the engine may generate tokens that are thrown away."
+    ),
+    "control-unreadable": Action(
+        "warning",
+        "A record of `job_control` cannot be read; it is skipped.",
+        "Look for another program that writes to `job_control`.",
+    ),
+    "announcement-refused": Action(
+        "warning",
+        "Kafka did not take the worker's list of models; the next one follows within a minute.",
+        "Where lines repeat, check the ACLs of `fleet_workers`.",
+    ),
+    "engine-ready": Action("info", "vLLM has loaded the model."),
+    "engine-restart": Action("error", "vLLM's process died; the worker loads the engine again, jobs wait."),
+    "engine-load-failed": Action(
+        "error",
+        "vLLM could not be loaded; a first load that fails ends the worker, and so do five reloads in a row.",
+        "The line has vLLM's stack; out of memory is the usual reason.",
+    ),
+    "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
+    "engine-unavailable": Action(
+        "warning",
+        "No request to the engine is answered; jobs wait in place until their TTL ends.",
+        "Look at the engine's server; the line says what its last answer was.",
+    ),
+    "engine-back": Action("info", "The engine answers again."),
+    "engine-model-unlisted": Action(
+        "warning",
+        "The engine's server does not list the model but answers to its name; the worker goes on.",
+        "Check the model's name where the server falls back to another model.",
+    ),
+    "engine-parameter-refused": Action(
+        "warning",
+        "The engine's server refuses a request parameter; the worker stops sending it.",
+        "Use a newer server where the parameter matters.",
+    ),
+    "finish-reason-unknown": Action(
+        "warning",
+        "The engine's server ended an answer for an unknown reason; the job fails as unfinished.",
+        "Look up the reason in the server's documentation.",
+    ),
+}
+
+ENRICHMENT = {
+    "source-name-refused": Action(
+        "info",
+        "A source's host name has no address that may be fetched; the job goes on without that source.",
+        "Add the network to `POSTBACK_EGRESS__ALLOW_FETCH` where the source is your own.",
+    ),
+    "search-failed": Action(
+        "warning",
+        "A search failed; the job goes on without its results.",
+        "Check the search service and its key.",
+    ),
+    "search-provider-broken": Action(
+        "error", "A search provider has a defect; the job goes on without its results.", "Report the line."
+    ),
+    "reader-not-started": Action(
+        "error",
+        "A process that reads pages did not start; the page counts as unreadable for now.",
+        "Look at the limits of memory and processes.",
+    ),
+    "reader-not-confined": Action(
+        "warning",
+        "The kernel lacks a fence for the processes that read pages; they go on without it.",
+        "Use a kernel or container runtime with the fences that the line names.",
+    ),
+    "embedder-lost": Action(
+        "error", "The embedding model's process died or hung; passages are ranked by words until it is back."
+    ),
+    "embedder-not-started": Action(
+        "error",
+        "The embedding model's process did not start; passages are ranked by words, and the start is tried again.",
+        "Look at the limit of memory.",
+    ),
+    "embedder-ready": Action("info", "The embedding model is loaded again."),
+    "embedding-failed": Action(
+        "warning", "The embedding model failed at passages; these passages are ranked by words alone."
+    ),
+    "cache-away": Action(
+        "warning",
+        "A level of the page cache fails; it counts as empty until it is back.",
+        "Look at Redis or at the disk, as the line's `level` says.",
+    ),
+    "cache-back": Action("info", "A level of the page cache works again."),
+    "cache-not-closed": Action("warning", "A level of the page cache did not close in time; the process ends anyway."),
+}
+
+DELIVERY = {
+    "delivery-window": Action("info", "The bytes of results that delivery takes on at once, by the memory limit."),
+    "callback-delivered": Action("debug", "A callback was answered with 2xx."),
+    "callback-failed": Action("info", "An attempt failed; the callback waits in a tier for its next attempt."),
+    "callback-given-up": Action(
+        "warning",
+        "A callback failed for good; it becomes a dead letter with the reason.",
+        f"Tell the consumer; once the endpoint is mended, {_REDRIVE}.",
+    ),
+    "callback-kept": Action(
+        "info",
+        "The callback's endpoint is disabled; the callback becomes a dead letter untried.",
+        f"`postback endpoints enable`, then {_REDRIVE}.",
+    ),
+    "result-unusable": Action(
+        "warning",
+        "A record of `model_results` or of a tier is no result with a callback; it becomes a dead letter.",
+        "Look for another program that writes to these topics.",
+    ),
+    "breaker-changed": Action("info", "An origin is left alone, probed, or called normally again."),
+    "inference.endpoint.disabled": Action(
+        "warning",
+        "An endpoint answered 410 or failed for days; its callbacks become dead letters.",
+        "Tell the consumer; then `postback endpoints enable` and `postback replay`.",
+    ),
+    "inference.endpoint.not-disabled": Action(
+        "warning",
+        "A tenant has as many disabled endpoints as are kept; another one stays enabled.",
+        "`postback endpoints list` shows the disabled ones; enable those in use again.",
+    ),
+    "endpoint-record-unreadable": Action(
+        "warning",
+        "A record of `callback_endpoints` cannot be read; it is skipped.",
+        "Look for another program that writes to `callback_endpoints`.",
+    ),
+    "resources-exhausted": Action(
+        "error",
+        "The process can open no more connections; callbacks are deferred, and no attempt is counted.",
+        "Raise the limit of open files, or add processes.",
+    ),
+    "keyring-reloaded": Action("info", "The keyring's file changed; the new keys are in use."),
+    "keyring-reload-failed": Action(
+        "error",
+        "The keyring's file changed and cannot be read; the keys in memory go on signing.",
+        "Mend the file: the line names the problem.",
+    ),
+    "certificates-reload-failed": Action(
+        "error",
+        "A file of certificates changed and cannot be read; the certificates in memory stay in use.",
+        "Mend the file: the line names the problem.",
+    ),
+}
+
+SECTIONS: dict[str, dict[str, Action]] = {
+    "Every process": PROCESS,
+    "Taking and settling records": STAGE,
+    "Inference and engines": INFERENCE,
+    "Enrichment": ENRICHMENT,
+    "Delivery": DELIVERY,
+}
+"""All actions, by the part of the system that logs them; the titles are those of the published page."""
