@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
@@ -25,37 +26,56 @@ from console import (
 )
 from console.demo import command as demo
 from console.errors import say
+from console.help import complete_help
 from console.variables import complaints
 from workers.system.secrecy import keep_secrets
+
+RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
+OPERATE, DEVELOP = "Operate a fleet", "Develop"
+"""Groups of commands in the help. A group stands where its first command is registered."""
 
 app = typer.Typer(
     name="postback",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
     # A defect's traceback is for its author; typer's own would show local variables, prompts and keys among them.
     pretty_exceptions_enable=False,
     help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
 )
-app.add_typer(broker.app, name="broker")
-app.add_typer(topics.app, name="topics")
-app.add_typer(keys.app, name="keys")
-app.add_typer(cache.app, name="cache")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(endpoints.app, name="endpoints")
-app.command()(submit.submit)
-app.command()(results.results)
-app.command()(cancel.cancel)
-app.command()(replay.replay)
-app.command()(deliveries.deliveries)
-app.command()(backlog.backlog)
-app.command()(receive.receive)
-app.command()(worker.worker)
-app.command()(deliver.deliver)
-app.command()(demo.demo)
+app.command(rich_help_panel=RUN)(worker.worker)
+app.command(rich_help_panel=RUN)(deliver.deliver)
+app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
+app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
+app.command(rich_help_panel=SEND)(submit.submit)
+app.command(rich_help_panel=SEND)(cancel.cancel)
+app.command(rich_help_panel=TAKE)(results.results)
+app.command(rich_help_panel=TAKE)(deliveries.deliveries)
+app.command(rich_help_panel=TAKE)(replay.replay)
+app.command(rich_help_panel=OPERATE)(backlog.backlog)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
+app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)
+app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
+app.command(rich_help_panel=DEVELOP)(demo.demo)
+app.add_typer(broker.app, name="broker", rich_help_panel=DEVELOP)
+app.command(rich_help_panel=DEVELOP)(receive.receive)
+complete_help(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"postback {version('postback')}")
+        raise typer.Exit
 
 
 @app.callback()
-def begin() -> None:
-    """Before every command: tell of settings that nobody reads, since they were meant to change something."""
+def begin(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Before every command: warn of environment variables that look like settings and that no process reads."""
     for complaint in complaints(os.environ):
         say(complaint)
 

@@ -1,0 +1,77 @@
+"""The help of every command: its docstring, laid out for any width, and its examples.
+
+The examples stand in one table, so that a test can parse each of them by the command that it is for.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import typer
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "worker": (
+        "postback worker --engine echo",
+        "postback worker --engine vllm --model google/gemma-3-270m-it --with-delivery",
+    ),
+    "deliver": ("postback deliver --metrics-port 9464",),
+    "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
+    "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
+    "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),
+    "keys rotate": ("postback keys rotate --tenant acme --overlap 48h",),
+    "keys migrate": ("postback keys migrate --overlap 7d",),
+    "keys import": ("postback keys import --tenant acme --file secret.txt",),
+    "submit": (
+        "postback submit jobs.jsonl --callback-url https://example.com/hook --receipt receipt.jsonl",
+        """echo '{"prompt": "What is a webhook?"}' | postback submit - --wait""",
+    ),
+    "cancel": ("postback cancel job-1 job-2", "postback cancel --ids receipt.jsonl"),
+    "results": (
+        "postback results --ids receipt.jsonl --wait --output results.jsonl",
+        "postback results --since -2h --status",
+    ),
+    "deliveries": ("postback deliveries job-1",),
+    "replay": (
+        "postback replay --tenant acme --since -2h --dry-run",
+        "postback replay --tenant acme --since -7d --undelivered",
+    ),
+    "backlog": ("postback backlog",),
+    "dead-letters list": ("postback dead-letters list --tenant acme",),
+    "dead-letters show": ("postback dead-letters show 0:7",),
+    "dead-letters redrive": ("postback dead-letters redrive --tenant acme --limit 10",),
+    "endpoints list": ("postback endpoints list",),
+    "endpoints enable": ("postback endpoints enable https://example.com/hook --tenant acme",),
+    "endpoints disable": ("postback endpoints disable https://example.com/hook --tenant acme",),
+    "cache invalidate": (
+        "postback cache invalidate https://example.com/page",
+        "postback cache invalidate --host example.com",
+    ),
+    "demo": ("postback demo --engine echo --jobs 200",),
+    "broker start": ("postback broker start", "postback broker start --port 9100 --data ./kafka"),
+    "broker stop": ("postback broker stop",),
+    "receive": ("postback receive --port 8080",),
+}
+"""By the command's words. No example has square brackets, which rich would read as markup."""
+
+
+def complete_help(app: typer.Typer) -> None:
+    """Lay out the help of every command that is registered with the app and its groups, and add the examples."""
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _complete(group.typer_instance, f"{group.name} ")
+    _complete(app, "")
+
+
+def _complete(app: typer.Typer, prefix: str) -> None:
+    for command in app.registered_commands:
+        function = command.callback
+        name = command.name or (function.__name__.replace("_", "-") if function is not None else "")
+        command.help = command.help or _flowing(inspect.getdoc(function) or "")
+        examples = EXAMPLES.get(f"{prefix}{name}", ())
+        title = "Example:" if len(examples) == 1 else "Examples:"
+        command.epilog = "\n".join((title, *examples)) if examples else None
+
+
+def _flowing(docstring: str) -> str:
+    """The paragraphs, each on one line: typer keeps line breaks, and a terminal is narrower than the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
