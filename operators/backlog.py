@@ -1,4 +1,4 @@
-"""What waits in Kafka, read off it from outside: also while no process runs that could tell by its metrics."""
+"""The fleet's backlog, read from Kafka: it is known also while no process runs that has metrics."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from schemas.settings import KafkaSettings
 
 @dataclass(frozen=True, slots=True)
 class GroupProgress:
-    """How far a group has come in one partition."""
+    """A group's progress in one partition."""
 
     group: str
     """`inference` or `delivery`."""
     topic: str
     partition: int
     base: int
-    """What the group has committed: all below it is done. Where it has committed nothing, the first record's offset."""
+    """The group's committed offset: all records below are done. Without a commit, the first record's offset."""
     end: int
-    """The offset behind the last record. Markers of transactions count as records do until they are passed."""
+    """The offset behind the last record. Transactions' markers count like records until they are passed."""
     metadata: str
-    """What was committed beside the base: the ledger of what is done above it."""
+    """The commit's metadata: the ledger of records done above the base."""
 
 
 def standings(settings: KafkaSettings) -> list[GroupProgress]:
     """Every partition that a group of the fleet reads, lanes first. Raises ProducerError.
 
-    Lanes of all engines that there are count, and tiers that the schedule has no more.
+    This includes the lanes of all engines, and tiers of former schedules.
     """
     names = settings.topics
     with admin_client(settings) as admin:
         existing = admin.list_topics()
-        if names.requests() not in existing:  # of a fleet that is not there, nothing waiting would be the wrong answer
+        if names.requests() not in existing:  # an absent fleet is an error, not an empty backlog
             raise TopicMissing(names.requests())
         tiers = [*names.tiers.values(), *names.former_tiers(existing)]
         read = {
@@ -56,7 +56,7 @@ def standings(settings: KafkaSettings) -> list[GroupProgress]:
     for place in places:
         group, start = read[place.topic], starts[place].offset
         said = committed[group].get((place.topic, place.partition), Committed(start, ""))
-        base = max(said.offset, start)  # what retention removed waits no more
+        base = max(said.offset, start)  # retention removed the records below
         metadata = said.metadata if base == said.offset else ""
         found.append(GroupProgress(group, place.topic, place.partition, base, ends[place].offset, metadata))
     return found

@@ -1,4 +1,4 @@
-"""Cancel jobs: every worker follows the same topic, and whoever settles first, the answer or the cancellation, wins."""
+"""Cancellation of jobs through a topic that every worker follows. Of answer and cancellation, the first counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLOCK = SystemClock()
 
 
 def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: Clock = _CLOCK) -> None:
-    """Have these jobs end as `cancelled`, unless they have a result by then. Returns once Kafka has it.
+    """Cancel these jobs: each without a result by then ends as `cancelled`. Returns once Kafka has the records.
 
     Raises ProducerError.
     """
@@ -34,17 +34,17 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
 
 
 def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
-    """Have jobs of these ids answered again, also ones that are submitted anew. Returns once Kafka has it.
+    """Withdraw cancellations: jobs of these ids are answered again, also new ones. Returns once Kafka has the records.
 
-    A job that ended as `cancelled` meanwhile has its result, and keeps it. Raises ProducerError.
+    A job that ended as `cancelled` meanwhile keeps that result. Raises ProducerError.
     """
     put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])
 
 
 class CancelledJobs:
-    """Which jobs are cancelled, as the records of `job_control` say it, of up to thirty days.
+    """The cancelled jobs of up to thirty days, from the records of `job_control`.
 
-    They are on disk, in SQLite's temporary directory: workers forget them much sooner.
+    SQLite's temporary directory holds them. Workers forget them much sooner.
     """
 
     def __init__(self, records: Iterable[Stored]) -> None:
@@ -64,6 +64,6 @@ class CancelledJobs:
             self._index.execute(statement, (job,))
 
     def holds(self, tenant: str, job_id: str) -> bool:
-        """Whether this job is cancelled."""
+        """True if this job is cancelled."""
         found = self._index.execute("SELECT 1 FROM cancelled WHERE job = ?", (job_key_bytes((tenant, job_id)),))
         return found.fetchone() is not None

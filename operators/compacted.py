@@ -1,4 +1,4 @@
-"""Put an operator's word into one of the compacted topics that the fleet's processes follow."""
+"""Writing of facts to the compacted topics that the fleet's processes follow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SENT_SECONDS = 30.0
 
 
 def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes | None]]) -> None:
-    """Have every process go by these keys and values from now on; where a value is None, what was said is taken back.
+    """Publish these keys and values to all processes; None as a value withdraws the fact.
 
     Returns once Kafka has them. Raises ProducerError.
     """
-    partition_counts(settings, [topic])  # of a topic that is not there, sending would only say after a minute
+    partition_counts(settings, [topic])  # sending to a missing topic would fail only after a minute
     producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
     try:
         with kafka_errors_translated(settings):

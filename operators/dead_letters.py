@@ -1,9 +1,9 @@
-"""Dead letters: jobs and callbacks that were given up, looked at and put back (redriven).
+"""Dead letters: jobs and callbacks that were given up, listed and put back (redriven).
 
 A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
-redrives of a fleet share. So a letter is put back once, however often and by however many at a time it is asked for:
-a redrive that acts ends what an earlier one left open, then reads the marks of all that came before. Marks are kept
-longer than letters, and a letter that outlived its time, since Kafka drops whole segments, is left where it is.
+redrives of a fleet share. So any number of redrives, also at one time, put a letter back once: a redrive ends
+the open transaction of an earlier one, then reads the marks of all earlier ones. Marks are kept longer than letters. A
+letter can outlive its time, since Kafka drops whole segments; such a letter stays where it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
 BROKERS_DIFFER_MS = 60_000
-"""By how much the clocks of two brokers, which stamp records, may differ."""
+"""Largest difference between two brokers' clocks, which stamp records."""
 REDRIVE = "redrive"
 """The identity of every redrive's producer."""
 
@@ -46,7 +46,7 @@ _WHY = frozenset(
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
-"""What a job went through before, and is to go through anew."""
+"""Headers of a job's earlier passage, dropped by a redrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +56,41 @@ class Letter:
     record: Stored
     kind: Kind
     redriven_ms: int | None
-    """When it was put back, Unix milliseconds; None while it was not."""
+    """Time of its redrive, Unix milliseconds; None before."""
     disabled: bool = False
-    """Whether its endpoint is disabled now."""
+    """True if its endpoint is disabled now."""
     expired: bool = False
-    """Whether its time is over: a mark that it was put back may be gone."""
+    """True if its time is over: the mark of its redrive may be gone."""
     lane_gone: bool = False
-    """Whether it is a job, and its lane is there no more."""
+    """True for a job whose lane is gone."""
     cancelled: bool = False
-    """Whether it is a job that was cancelled: workers may have forgotten that, and would answer it."""
+    """True for a cancelled job: workers may have forgotten the cancellation, and would answer it."""
 
     @property
     def place(self) -> Place:
-        """In `dead_letters`: the letter's own id."""
+        """Its place in `dead_letters`: the letter's own id."""
         return self.record.place
 
     @property
     def ids(self) -> set[str]:
-        """What it can be asked for by: its place, its job id and its webhook id."""
+        """The letter's ids for selections: place, job id and webhook id."""
         return {str(self.place), *self.record.ids}
 
     @property
     def reason(self) -> str:
-        """The stable code for why it was given up."""
+        """The stable code of its reason."""
         return self.record.header(topics.REASON) or "unknown"
 
     @property
     def source(self) -> tuple[str, Place] | None:
-        """The topic and the place where the record stood that was given up."""
+        """Topic and place of the record that was given up."""
         numbers = [self.record.number(name) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
         topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
         return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be put back; None where it can."""
+        """The obstacle to its redrive; None if there is none."""
         record = self.record
         if self.expired:
             return "expired"
@@ -109,7 +109,7 @@ class Letter:
         return "source_unknown" if self.kind == "other" else None
 
     def summary(self) -> dict[str, object]:
-        """What lists say of it: neither its content nor more of a URL than its origin."""
+        """The letter in a list: without its content, and with the origin alone of a URL."""
         record = self.record
         url = record.header(topics.CALLBACK_URL)
         return {
@@ -136,7 +136,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """Which letters: those that fit everything that is said here."""
+    """A choice of letters: those that match every field that is set."""
 
     reasons: frozenset[str] = frozenset()
     tenant: str | None = None
@@ -144,14 +144,14 @@ class LetterFilter:
     """Their places (`P:N`), job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Given up at this time or later, and before this one: Unix milliseconds."""
+    """Given up at `since_ms` or later, and before `until_ms`: Unix milliseconds."""
     endpoint: str | None = None
-    """Where its callback goes: a URL; one that ends with its origin stands for everything at that origin."""
+    """The callback's URL; one without a path stands for all URLs of that origin."""
     redriven_too: bool = False
-    """Also those that were put back."""
+    """Includes letters that were put back."""
 
     def takes(self, letter: Letter) -> bool:
-        """Whether this letter is meant."""
+        """True if this letter is selected."""
         record = letter.record
         return (
             (self.redriven_too or letter.redriven_ms is None)
@@ -166,31 +166,31 @@ class LetterFilter:
 
 @dataclass(slots=True)
 class LetterCounts:
-    """How many letters there are of which sort."""
+    """Numbers of letters by kind, reason and obstacle."""
 
     open: Counter[tuple[Kind, str]] = field(default_factory=Counter)
-    """By kind and reason: those that can be put back."""
+    """Letters that can be put back, by kind and reason."""
     held: Counter[str] = field(default_factory=Counter)
-    """By obstacle: those that cannot."""
+    """Letters that cannot, by obstacle."""
     ids: set[str] = field(default_factory=set)
-    """What the letters can be asked for by."""
+    """All ids of the letters."""
     held_ids: dict[str, str] = field(default_factory=dict)
-    """Of these, those by which a letter was asked for that cannot be put back, with its obstacle."""
+    """Requested ids whose letter cannot be put back, with its obstacle."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Of the job and webhook ids that were asked for: whose letters have them, put back or not."""
+    """Tenants of the letters with a requested job or webhook id, redriven or not."""
 
     @property
     def count(self) -> int:
-        """How many can be put back."""
+        """Number of letters that can be put back."""
         return self.open.total()
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Note whose it is."""
+        """Note its tenant."""
         for name in asked & letter.record.ids:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Count one; of its ids only those are kept that were asked for."""
+        """Count one letter; only its requested ids are kept."""
         named = asked & letter.ids
         self.ids |= named
         if letter.obstacle is None:
@@ -201,19 +201,19 @@ class LetterCounts:
 
 
 class DeadLetters:
-    """The fleet's dead letters, as they are when it is made. Its methods raise ProducerError."""
+    """The fleet's dead letters as of construction. Its methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock) -> None:
         self._settings = settings
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
-        # First the letters' ends, then the marks: what was put back by then is known for each of these letters.
+        # Ends of letters first, marks later: then each letter's redrives up to now are known.
         self._ranges = scanner.ranges(self._topics.dead_letters)
         self._look()
 
     def _look(self) -> None:
-        """Learn how it stands with these letters now."""
+        """Read the current state of these letters."""
         self._disabled = disabled_endpoints(self._settings)
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
@@ -223,7 +223,7 @@ class DeadLetters:
             self._marks.add(record)
 
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
-        """Those that are meant, each partition's in order."""
+        """The selected letters, in order within each partition."""
         for record in self._scanner.read(self._ranges):
             letter = self._letter(record)
             if wanted.takes(letter):
@@ -242,7 +242,7 @@ class DeadLetters:
         )
 
     def tally(self, wanted: LetterFilter) -> LetterCounts:
-        """What a redrive of these would find. Changes nothing."""
+        """The counts of a redrive, without a change."""
         tally = LetterCounts()
         for _ in self._counted(wanted, tally):
             pass
@@ -258,12 +258,11 @@ class DeadLetters:
         as_new_events: bool = False,
         limit: int | None = None,
     ) -> LetterCounts:
-        """Put those back that are meant and can be, so many at most; what it found up to the last of them.
+        """Put back the selected letters without an obstacle, at most `most`; returns the counts up to the last of them.
 
-        All that is open there is put back now. That may be less than was counted before: since `back` was made nobody
-        else puts any back, and only then the marks are read. With `as_new_events` a job's next result has a
-        `webhook-id` of its own, so that a consumer that has taken the result with which the job was given up does not
-        drop it as a repeat.
+        The number may be smaller than counted before: marks are read only now that `back` fences all other redrives.
+        With `as_new_events` a job's next result has a new `webhook-id`: a consumer that took the job's former result
+        would drop it as a repeat otherwise.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -275,7 +274,7 @@ class DeadLetters:
         return tally
 
     def _counted(self, wanted: LetterFilter, tally: LetterCounts) -> Iterator[Letter]:
-        """Those that can be put back; all that are meant are counted as they are met."""
+        """Letters that can be put back; all selected ones are counted on the way."""
         for letter in self.letters(replace(wanted, redriven_too=True)):
             tally.meet(letter, wanted.ids)
             if letter.redriven_ms is None:
@@ -292,7 +291,7 @@ class DeadLetters:
 
 
 class _Marks:
-    """When which letters of some ranges were put back: eight bytes for each offset, however many were.
+    """Times of redrives for letters of some ranges, in eight bytes for each offset.
 
     `dead_letters` may be deleted and made anew, and marks of its old letters stand at the places of new ones. So a mark
     counts only for the letter whose time it names, and never for one that is younger than itself. The time is kept as a
@@ -303,7 +302,7 @@ class _Marks:
         self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
 
     def add(self, record: Stored) -> None:
-        """A record of `dead_letters.redriven`; what is said of other letters is passed over."""
+        """Take in a record of `dead_letters.redriven`; marks of other letters are skipped."""
         place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
         if place is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
@@ -312,7 +311,7 @@ class _Marks:
                 at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
 
     def of(self, letter: Stored) -> int | None:
-        """Unix milliseconds; None where it was not put back."""
+        """Time of the letter's redrive, Unix milliseconds; None without one."""
         start, at_ms = self._at_ms[letter.place.partition]
         marked = at_ms[letter.place.offset - start]
         marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
@@ -323,7 +322,7 @@ class _Marks:
 _REMAINDER_BITS = 16
 _NO_MORE = (1 << _REMAINDER_BITS) - 1
 _LATEST_MS = 1 << 46
-"""In the year 4199. Whoever may write marks may stamp them with any time, and both numbers have 63 bits together."""
+"""In the year 4199. A writer may stamp marks with any time, and both numbers have 63 bits together."""
 
 
 def _remainder(letter_ms: int) -> int:
@@ -332,7 +331,7 @@ def _remainder(letter_ms: int) -> int:
 
 
 def _named_remainder(value: bytes | None) -> int:
-    """Of the time of the letter that a mark is about; 0 where it names none."""
+    """Remainder of the letter's time in a mark; 0 if the mark names none."""
     try:
         said = from_json(value or b"")
     except ValueError:
@@ -344,7 +343,7 @@ def _named_remainder(value: bytes | None) -> int:
 def mark(
     names: Topics, place: Place, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
-    """What goes with a letter that is put back, so that it is not put back once more. The headers say whose it is.
+    """The mark of a letter that is put back, which prevents a second redrive. Its headers name the tenant and job.
 
     `letter_ms` is the letter's timestamp, Unix milliseconds: another letter may come to stand at its place.
     """
@@ -354,7 +353,7 @@ def mark(
 
 
 class _Partitions:
-    """How many partitions topics have, asked once each."""
+    """Numbers of partitions by topic, asked for once each."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings
@@ -368,7 +367,7 @@ class _Partitions:
 
 
 def kind_of(record: Stored, names: Topics) -> Kind:
-    """What was given up: by the topic where it stood."""
+    """The kind of record that was given up, by its source topic."""
     source = record.header(topics.SOURCE_TOPIC) or ""
     if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
         return "callback"
@@ -378,11 +377,11 @@ def kind_of(record: Stored, names: Topics) -> Kind:
 def returning(
     letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions, as_new_event: bool
 ) -> Returning:
-    """The record of a letter as it goes back.
+    """The record that a redrive writes for a letter.
 
-    A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with the
-    identity that it had, or what it said in place of that; a deadline that has passed is left out, so that its
-    `ttl_seconds` count from now.
+    A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with its
+    former identity, or with its own statement in place of that. A passed deadline is left out, so that `ttl_seconds`
+    count from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]

@@ -1,8 +1,8 @@
-"""What became of a job's callback, as a timeline: settled, tried, waiting, given up, put back.
+"""The timeline of a job's callback: settled, tried, waiting, given up, put back.
 
-Everything is read from the fleet's topics; there is no other store. `callback_attempts` says of each POST what came of
-it, never the body. A record of a tier says until when the callback waits; one that is put off untried, in an outage
-hundreds of times, is written anew each time, and all of these are one step.
+The fleet's topics are the only store. `callback_attempts` has each POST's outcome, never its body. A tier's record has
+the end of the callback's wait. A deferral without a try writes the record anew, in an outage hundreds of times, and all
+of these are one step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ What = Literal["settled", "attempt", "waiting", "dead_letter", "redriven"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened to a job or its callback."""
+    """One event in the life of a job or its callback."""
 
     at_ms: int
     what: What
@@ -36,7 +36,7 @@ class Step:
 
     @property
     def whose(self) -> tuple[str, str, str | None]:
-        """Which event of which job."""
+        """The event and its job."""
         return self.tenant, self.job_id, self.webhook_id
 
     def said(self) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def deliveries(
     tenant: str | None = None,
     since_ms: int | None = None,
 ) -> list[Step]:
-    """The steps of a job, or of an event, that are still kept, in the order in which they happened.
+    """The kept steps of a job, or of an event, in the order of time.
 
-    `wanted` is a job id or a webhook id. A job is known by its tenant and its id together: without a `tenant` there
-    may be several jobs of one id. The waits between two other steps are one. Raises ProducerError.
+    `wanted` is a job id or a webhook id. Without a `tenant` several
+    jobs may have one id. The waits between two other steps are one step. Raises ProducerError.
     """
     names = settings.topics
 
@@ -73,9 +73,9 @@ def deliveries(
 
 
 def _beginning(found: list[Step], since_ms: int | None) -> int | None:
-    """From when on attempts and waits are looked for, which are most of what is kept: none came before the result.
+    """Start of the search for attempts and waits, which are most of the records: none precedes the result.
 
-    Where something was given up before the first result that is kept, there was an earlier one, and all is looked at.
+    A dead letter before the first kept result proves an earlier one; then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
@@ -84,7 +84,7 @@ def _beginning(found: list[Step], since_ms: int | None) -> int | None:
 def _with_waits_as_one(steps: list[Step]) -> list[Step]:
     """The steps, of which an event's waits between two others are one, that begins with the first and ends as the last.
 
-    A record that hops from tier to tier waits on; one that was put off untried counts how often in all its life.
+    A record that hops between tiers waits on; a record that is deferred untried counts all of its deferrals.
     """
     told: list[Step] = []
     waits: dict[tuple[str, str, str | None], int] = {}
@@ -96,7 +96,7 @@ def _with_waits_as_one(steps: list[Step]) -> list[Step]:
             continue
         count, before = step.facts["deferred"], counted.get(step.whose, 0)
         counted[step.whose] = count
-        deferred = count - before if count >= before else count  # put back, it counts anew
+        deferred = count - before if count >= before else count  # after a redrive the count restarts
         at = waits.setdefault(step.whose, len(told))
         if at == len(told):
             told.append(replace(step, facts={**step.facts, "deferred": deferred}))
@@ -106,7 +106,7 @@ def _with_waits_as_one(steps: list[Step]) -> list[Step]:
 
 
 def _step(record: Stored, settings: KafkaSettings) -> Step | None:
-    """What a record says of the job; None where it says nothing that can be read."""
+    """The record's step of the job; None if it has none that can be read."""
     names = settings.topics
     if record.topic == names.attempts:
         return _attempt(record)
@@ -135,7 +135,7 @@ def _attempt(record: Stored) -> Step | None:
         identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
         return Step(int(said["at"]), "attempt", *identity, {name: said.get(name) for name in _ATTEMPT_FACTS})
     except (ValueError, KeyError, TypeError, OverflowError):
-        return None  # nothing of ours
+        return None  # not a record of the fleet's
 
 
 def _result_facts(record: Stored) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Put records back into the fleet: in transactions, so that a count is what was put back, and no faster than asked."""
+"""Putting records back into the fleet: in transactions, so that counts are exact, and at a given rate."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 MAX_RECORD_BYTES = 1_000_000
-"""Of value, key and headers: a topic takes 1 MiB, and what travels with a record takes some of it."""
+"""Bytes of value, key and headers: a topic takes 1 MiB, and a record's framing takes some of it."""
 
 _HEADER_BYTES = 10
-"""Of each header beside its name and value: two lengths of at most five bytes (KIP-82)."""
+"""Bytes of a header beside its name and value: two lengths of at most five bytes (KIP-82)."""
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
 _ANSWER_SECONDS = 60.0
-"""How long Kafka may take to answer for a batch. It has ended the transaction by itself then."""
+"""Longest wait for a batch's confirmation. By then Kafka has ended the transaction by itself."""
 _ABORT_SECONDS = 5.0
 _CLOCK = SystemClock()
 
 
 class NotPutBack(RequestRefused):
-    """A batch is not known to be put back."""
+    """A batch without a confirmation."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class NotPutBack(RequestRefused):
 
 @dataclass(frozen=True, slots=True)
 class Returning:
-    """A record as it is put back. `partition` None leaves the choice to the key."""
+    """A record to put back. `partition` None leaves the choice to the key."""
 
     topic: str
     key: bytes | None
@@ -52,13 +52,13 @@ class Returning:
 
     @property
     def size(self) -> int:
-        """Bytes of value, key and headers, or somewhat more."""
+        """Bytes of value, key and headers, rounded up."""
         headers = sum(len(name.encode()) + len(value or b"") + _HEADER_BYTES for name, value in self.headers)
         return len(self.value or b"") + len(self.key or b"") + headers
 
 
 class PutBack(Connection):
-    """A transactional producer. Whoever is made later with the same `identity` ends what an earlier one left open.
+    """A transactional producer. A later one with the same `identity` fences it and ends its open transaction.
 
     Its methods raise ProducerError.
     """
@@ -92,13 +92,13 @@ class PutBack(Connection):
             raise
 
     def send(self, batch: Sequence[Returning]) -> None:
-        """All of them or none. Raises NotPutBack, also where Kafka does not answer in time."""
+        """Write all of them or none. Raises NotPutBack, also if Kafka does not answer in time."""
         deadline = Deadline.after(self._clock, self._answer_seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
             sent = [self._sent(each) for each in batch]
-            # The client commits what Kafka has, also where it lost a record on the way: one to a topic that it may not
+            # The client would commit without a record that it lost on the way: one to a topic that it may not
             # see, or that was not acknowledged in time. A letter's mark would stand there without the letter.
             for each in sent:
                 each.get(timeout=deadline.remaining)
@@ -109,14 +109,14 @@ class PutBack(Connection):
             raise NotPutBack(error) from None
 
     def _abort(self) -> None:
-        """End a transaction that is open. Where Kafka does not answer it is left to its timeout, or to the next run."""
+        """Abort an open transaction. If Kafka does not answer, its timeout or the next run ends it."""
         if self._in_transaction:
             self._in_transaction = False
             with contextlib.suppress(kafka_errors.KafkaError):
                 self._end(self._producer._transaction_manager.begin_abort, _ABORT_SECONDS)
 
     def _end(self, begin: Callable[[], Any], seconds: float) -> None:
-        """As the producer's own `commit_transaction` and `abort_transaction`, which wait without a bound."""
+        """The producer's `commit_transaction` and `abort_transaction`, with a bound that those lack."""
         result = begin()
         self._producer._sender.wakeup()
         if not result.wait(timeout_ms=seconds * 1000):
@@ -137,7 +137,7 @@ class PutBack(Connection):
 def for_delivery(
     settings: KafkaSettings, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
-    """A callback that starts anew: in the smallest tier, due now, with the `webhook-id` that it has always had."""
+    """A callback that starts anew: in the smallest tier, due now, with its former `webhook-id`."""
     kept = [(name, data) for name, data in headers if name not in topics.WAITING_HEADERS]
     smallest = next(iter(settings.topics.tiers.values()))
     now = str(now_ms).encode()
@@ -152,9 +152,9 @@ def put_back(
     on_done: Callable[[int], None],
     clock: Clock = _CLOCK,
 ) -> int:
-    """Put back so many groups of records a second, and return how many there were. A group is never torn apart.
+    """Put back groups of records at a rate a second, and return their number. A group is never split.
 
-    `on_done` is told how many are put back so far. Raises NotPutBack.
+    `on_done` is called with the number so far. Raises NotPutBack.
     """
     started, done = clock.monotonic(), 0
     for batch in _batches(groups, max(1, min(_BATCH_RECORDS, int(per_second)))):

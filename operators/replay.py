@@ -1,9 +1,9 @@
-"""Replay: put results that `model_results` keeps into delivery again, under the `webhook-id` that they have always had.
+"""Replay: put kept results of `model_results` into delivery again, under their former `webhook-id`.
 
 A replayed result goes into the smallest tier, not into `model_results`, where a reader counts one result for each job.
-Its attempts start anew. Replayed twice, it is called back twice: a consumer knows the repeat by its `webhook-id`. Only
-those that were not delivered can be asked for: then what is on its way is left to it, and the dead letters of what is
-put back are marked, as a redrive does it and under the same identity, so that neither repeats the other.
+Its attempts start anew. Two replays call back twice, with one `webhook-id`, by which a consumer drops the repeat. A
+selection of undelivered results leaves out those under way. It marks the dead letters of the results that it puts
+back, as a redrive does and under the same identity, so that neither repeats the other.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
 NO_CALLBACK = "no_callback"
-"""Why a result is not called back: it has no callback, or lost what a callback needs."""
+"""Obstacle: the result has no callback, or lost a part that a callback needs."""
 ENDPOINT_DISABLED = "endpoint_disabled"
-"""The same: it would be given up at once."""
+"""Obstacle: the callback would be given up at once."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a selection holds."""
+    """The counts of a selection."""
 
     matching: int = 0
     """Results that can be called back."""
     held: Counter[str] = field(default_factory=Counter)
-    """Results that match and are not called back, by why: a standing, where only undelivered ones are wanted, or
+    """Results that match and are not called back, by obstacle: a standing, if only undelivered ones are selected, or
     NO_CALLBACK or ENDPOINT_DISABLED."""
     letters: int = 0
-    """Dead letters of the results that can be called back, which are marked with it."""
+    """Dead letters of the results that can be called back, marked with them."""
     origins: Counter[str] = field(default_factory=Counter)
-    """Where the callbacks go: scheme, host and port."""
+    """Origins of the callbacks: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
-    """Those of the selection's ids that were met."""
+    """The selection's ids that were found."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Whose each of these is."""
+    """Tenants of each of these ids."""
     places: set[Place] = field(default_factory=set)
-    """Those of the selection's places that were met."""
+    """The selection's places that were found."""
     held_names: dict[str, str] = field(default_factory=dict)
-    """Of these ids and places, those by which a result was asked for that is not called back, with why."""
+    """Requested ids and places whose result is not called back, with the obstacle."""
 
     def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
-        """Count one, and note that what was asked for by name is there."""
+        """Count one result, and note its requested ids and places as found."""
         ids, places = selection.ids & record.ids, selection.places & {record.place}
         self.ids |= ids
         for name in ids:
@@ -67,7 +67,7 @@ class Counts:
 
 
 class Replay:
-    """One selection, over the results that are there when it is made. Its methods raise ProducerError."""
+    """One selection, over the results as of construction. Its methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, selection: Selection, clock: Clock) -> None:
         self._settings = settings
@@ -80,25 +80,24 @@ class Replay:
         self._look()
 
     def _look(self) -> None:
-        """Learn how it stands with these results now."""
+        """Read the current state of these results."""
         self._disabled = disabled_endpoints(self._settings)
-        self._undelivered = None  # what is known of many results is not to be kept twice
+        self._undelivered = None  # two copies of many results' states would take too much memory
         if self._selection.undelivered:
             results = filter(_callable, self._matching())
             self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
-        """What there is to replay. Changes nothing."""
+        """The counts of a replay, without a change."""
         counts = Counts()
         for _ in self._chosen(counts):
             pass
         return counts
 
     def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None], limit: int | None = None) -> Counts:
-        """Put them into delivery again, so many at most; what there was up to the last of them.
+        """Put them into delivery again, at most `most`; returns the counts up to the last of them.
 
-        All that is matching there is put back now. That may be less than was counted before: only now that `back` is
-        made nobody else puts any of them back.
+        The number may be smaller than counted before: only now `back` fences all other replays and redrives.
         """
         self._look()
         counts = Counts()
@@ -106,14 +105,14 @@ class Replay:
         return counts
 
     def returning(self, counts: Counts) -> Iterator[list[Returning]]:
-        """What is put back, each result in a group with the marks of its dead letters."""
+        """The records to put back: each result in a group with the marks of its dead letters."""
         for record, marks in self._chosen(counts):
             now_ms = int(self._clock.time() * 1000)
             returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
             yield [returning, *marks]
 
     def _chosen(self, counts: Counts) -> Iterator[tuple[Stored, list[Returning]]]:
-        """The results that are put back, with their marks; all that match are counted as they are met."""
+        """The results to put back, with their marks; all matching ones are counted on the way."""
         for record in self._matching():
             obstacle = self._obstacle(record)
             counts.add(record, self._selection, obstacle)
@@ -130,7 +129,7 @@ class Replay:
         return ENDPOINT_DISABLED if record.endpoint in self._disabled else None
 
     def _standing(self, record: Stored) -> CallbackStanding:
-        """Where all are wanted, each counts as undelivered."""
+        """If all are selected, each counts as undelivered."""
         return self._undelivered.standing(record) if self._undelivered is not None else CallbackStanding.UNDELIVERED
 
     def _marks(self, record: Stored) -> list[Returning]:
@@ -140,7 +139,7 @@ class Replay:
         return filter(self._selection.takes, self._scanner.read(self._ranges))
 
     def _narrowed(self) -> Iterator[Range]:
-        """The partitions, only from the first to the last of the places where places are named."""
+        """The partitions' ranges; if places are selected, from the first to the last of them."""
         selection = self._selection
         for each in self._scanner.ranges(self._settings.topics.results, selection.since_ms, selection.until_ms):
             offsets = [place.offset for place in selection.places if place.partition == each.partition]
@@ -153,7 +152,7 @@ class Replay:
 
 
 def _callable(record: Stored) -> bool:
-    """Whether it says where it is called back and as what, and a tier would take it."""
+    """True if it has a callback's URL and identity, and a tier would take it."""
     size = Returning("", record.key, record.value, record.headers).size
     named = record.header(topics.CALLBACK_URL) is not None and record.header(topics.WEBHOOK_ID) is not None
     return named and bool(record.value) and size < MAX_RECORD_BYTES

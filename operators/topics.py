@@ -1,4 +1,4 @@
-"""Make the fleet's topics and set up its consumer groups. Everything here may be repeated: it adds what is missing."""
+"""Creation of the fleet's topics and set-up of its consumer groups. Repeats are harmless: they add missing parts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from schemas.topics import TopicSpec
 from telemetry.clock import Clock, Deadline, SystemClock
 
 SESSION_TIMEOUT_MS = 6000
-"""How long a killed worker keeps its partitions from the others: as low as the broker allows, not below this."""
+"""Time until the group takes a killed worker's partitions: as low as the broker allows, not below this."""
 
 HEARTBEAT_INTERVAL_MS = 1000
 REPLICAS = 3
-"""Copies of each topic where nobody says otherwise and there are as many brokers: one may be lost, disk and all."""
+"""Default number of copies, if there are as many brokers: one broker may be lost with its disk."""
 
 _HEARTBEATS_PER_SESSION = 3
 _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
 _LED_MS = 10_000
 _LED_MS_A_PARTITION = 20
-"""How long new topics may take until each partition has a leader: a broker sets up all of them one after another."""
+"""Longest wait until each partition of new topics has a leader: a broker sets them up one after another."""
 _CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionDifference:
-    """A topic that is there with another number of partitions than the settings say."""
+    """An existing topic with another number of partitions than in the settings."""
 
     topic: str
     wanted: int
@@ -43,7 +43,7 @@ class PartitionDifference:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaDifference:
-    """A topic that is there with fewer copies than it should have."""
+    """An existing topic with too few copies."""
 
     topic: str
     wanted: int
@@ -52,34 +52,34 @@ class ReplicaDifference:
 
 @dataclass(slots=True)
 class TopicsReport:
-    """What `create_topics` found and did."""
+    """The findings and changes of `create_topics`."""
 
     replicas: int
-    """Copies of each topic that it made or would have made."""
+    """Copies of each new topic."""
     created: list[str] = field(default_factory=list)
     existing: list[str] = field(default_factory=list)
     raised: list[PartitionDifference] = field(default_factory=list)
     """Topics that were given more partitions."""
     differences: list[PartitionDifference] = field(default_factory=list)
-    """What differs still."""
+    """Remaining differences."""
     thin: list[ReplicaDifference] = field(default_factory=list)
-    """Topics with fewer copies; only a reassignment of their partitions gives them more."""
+    """Topics with too few copies; only a reassignment of their partitions adds copies."""
     fixed: list[ConfigDifference] = field(default_factory=list)
     """Properties of topics that were set."""
     misconfigured: list[ConfigDifference] = field(default_factory=list)
-    """Properties that do not do and were not set."""
+    """Properties with unusable values that were not changed."""
     unseen: list[str] = field(default_factory=list)
-    """Topics whose configuration the broker does not show us."""
+    """Topics whose configuration the broker does not show."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether no topic that was there is laid out so that records may be lost, as far as can be seen."""
+        """True if no existing topic's layout may lose records, as far as the broker shows it."""
         return not self.thin and not self.misconfigured
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How a topic that is there is laid out: partitions, and the copies of that one which has fewest."""
+    """An existing topic's layout: its partitions, and the copies of the partition with the fewest."""
 
     partitions: int
     replicas: int
@@ -87,12 +87,12 @@ class _Layout:
 
 @dataclass(slots=True)
 class GroupsReport:
-    """What `configure_groups` did."""
+    """The changes of `configure_groups`."""
 
     session_timeout_ms: int | None = None
-    """What the groups have now; None where the broker keeps its default."""
+    """The groups' session timeout now; None if the broker keeps its default."""
     problems: list[str] = field(default_factory=list)
-    """Why it does."""
+    """The reason for the default."""
 
 
 def create_topics(
@@ -103,7 +103,7 @@ def create_topics(
     fix_config: bool = False,
     clock: Clock = _CLOCK,
 ) -> TopicsReport:
-    """Create the topics that are missing; say of the others in what they differ, and change that where it is asked.
+    """Create missing topics; report differences of the others, and mend them if asked.
 
     Partitions are raised only on request, since a key's records then continue in another partition. They cannot be
     lowered. `engines` have lanes of their own. Raises ProducerError.
@@ -127,9 +127,9 @@ def create_topics(
 
 
 def _replicas(admin: Any, settings: KafkaSettings) -> int:
-    """What the settings say, else as many as there are brokers, up to three.
+    """The number in the settings, else the number of brokers, up to three.
 
-    Not the brokers' own default (KIP-464): that is one, where nobody has set it.
+    The brokers' own default (KIP-464) is not used: it is one unless set.
     """
     return settings.replication_factor or min(REPLICAS, len(admin.describe_cluster()["brokers"]))
 
@@ -179,7 +179,7 @@ def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
         }
         (topic,) = admin.create_topics({spec.name: layout}, raise_errors=False)["topics"]
         if topic["error_code"] == kafka_errors.TopicAlreadyExistsError.errno:
-            report.existing.append(spec.name)  # somebody else made it just now
+            report.existing.append(spec.name)  # another client created it just now
         elif topic["error_code"] != 0:
             raise RequestRefused(f"the topic {spec.name} could not be created: {_why(topic)}")
         else:
@@ -189,7 +189,7 @@ def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
 
 
 def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
-    """Until each partition of new topics has a leader, so that the next client can produce at once."""
+    """Wait until each partition of new topics has a leader, so that the next client can produce at once."""
     wait_ms = _LED_MS + _LED_MS_A_PARTITION * sum(spec.partitions for spec in specs)
     try:
         admin.wait_for_topics([spec.name for spec in specs], timeout_ms=wait_ms)
@@ -201,7 +201,7 @@ def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
 
 
 def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:
-    """Give topics more partitions, and return when the broker that was asked knows of them."""
+    """Add partitions to topics, and return when the asked broker knows them."""
     if not wanted:
         return
     for topic, partitions in wanted.items():
@@ -216,7 +216,7 @@ def _partitions_found(admin: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def durability(replicas: int) -> dict[str, str]:
-    """With three copies a write that only one of them has is not acknowledged."""
+    """With three copies, a write that only one of them has is not acknowledged."""
     return {"min.insync.replicas": "2"} if replicas >= REPLICAS else {}
 
 
@@ -233,7 +233,7 @@ def _broker_config(admin: Any) -> dict[str, str]:
 
 
 def _group_config(broker: dict[str, str]) -> dict[str, str]:
-    """As low as the broker allows; the interval so that a session outlives two lost heartbeats."""
+    """The lowest session that the broker allows, and an interval at which it outlives two lost heartbeats."""
     if "group.consumer.min.session.timeout.ms" not in broker:
         raise kafka_errors.UnsupportedVersionError("groups have no configuration before Apache Kafka 4.0")
     heartbeat = max(HEARTBEAT_INTERVAL_MS, int(broker["group.consumer.min.heartbeat.interval.ms"]))
@@ -244,6 +244,6 @@ def _group_config(broker: dict[str, str]) -> dict[str, str]:
 
 def _alter_groups(admin: Any, groups: list[str], config: dict[str, str]) -> dict[str, str]:
     resources = [ConfigResource(ConfigResourceType.GROUP, group, dict(config)) for group in groups]
-    # kafka-python would ask the group which names it knows, which one that was never configured does not answer.
+    # kafka-python would ask the group for its names, and a group without configuration does not answer.
     answer: dict[str, dict[str, str]] = admin.alter_configs(resources, raise_on_unknown=False)
     return answer["group"]

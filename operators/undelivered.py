@@ -1,16 +1,16 @@
-"""Which of some results are not delivered, and not on their way either: what a replay after an outage is for.
+"""The results that are neither delivered nor under way: a replay after an outage puts these back.
 
-There is no store besides Kafka, so it is read off the fleet's topics, in this order:
+The fleet's topics are the only store, read in this order:
 
-    the progress of delivery     what stands at its base or behind it is on its way, in `model_results` and in the tiers
-    what is settled after that   everything below a base has its consequence in a topic, in the same transaction, so it
-                                 is waited for until all of that can be seen
-    `dead_letters`, `dead_letters.redriven`   what was given up is on its way no more; a letter that is not put back yet
-                                 is marked when its result is put back, so that no redrive does it again
-    the tiers                    what waits there
-    `callback_attempts`          which were answered with 2xx
+    the progress of delivery     records at its base or behind it are under way, in `model_results` and in the tiers
+    the transactions before it   every record below a base has its consequence in a topic, in the same transaction, so
+                                 the reading waits until all of these are visible
+    `dead_letters`, `dead_letters.redriven`   given-up callbacks are not under way; an open letter is marked when its
+                                 result is put back, so that no redrive repeats it
+    the tiers                    waiting callbacks
+    `callback_attempts`          callbacks that were answered with 2xx
 
-An event may come to be on its way between this and the replay only by another replay or redrive; a redrive is fenced.
+Only another replay or redrive can start an event between this reading and the replay; a redrive is fenced.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ Event = int
 
 
 class CallbackStanding(StrEnum):
-    """What became of a result's callback."""
+    """The state of a result's callback."""
 
     DELIVERED = "delivered"
     WAITING = "waiting"
-    """It is to be attempted yet, or is being attempted, without anybody's help."""
+    """An attempt is under way or will come by itself."""
     UNKNOWN = "unknown"
-    """It is older than the attempts that are kept."""
+    """The result is older than the kept attempts."""
     UNDELIVERED = "undelivered"
-    """None of these: given up, as far as is known."""
+    """None of these: given up, as far as the topics tell."""
 
 
 class _Open(NamedTuple):
     """A dead letter that is not put back yet."""
 
     digest: bytes
-    """Of its value."""
+    """Size of its value in bytes."""
     place: Place
     at_ms: int
     reason: str
 
 
 class Undelivered:
-    """How it stands with the results that are given, as of when this is made. Raises ProducerError.
+    """The states of the given results as of construction. Raises ProducerError.
 
-    Memory is theirs: some 130 bytes for each result, and some 600 for each dead letter of one.
+    Memory: some 130 bytes for each result, and some 600 for each dead letter of one.
     """
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, results: Iterable[Stored]) -> None:
@@ -71,7 +71,7 @@ class Undelivered:
         self._scanner = scanner
         self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
         self._delivered_ms: dict[Event, int] = {}
-        """When it was answered with 2xx last; 0 where it never was."""
+        """Time of its last answer with 2xx, Unix milliseconds; 0 without one."""
         since_ms: int | None = None
         for result in results:
             self._delivered_ms[_event(result)] = 0
@@ -83,9 +83,9 @@ class Undelivered:
             self._read(settings, clock, since_ms)
 
     def standing(self, result: Stored) -> CallbackStanding:
-        """Of one of the results that this was made with."""
+        """The state of one of the given results."""
         event = _event(result)
-        # A job that was redriven has a second result of the same event, which the first one's attempt says nothing of.
+        # A redriven job has a second result of the same event, and the first result's attempt does not cover it.
         if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return CallbackStanding.DELIVERED
         if event in self._waiting or self._is_ahead(result):
@@ -93,7 +93,7 @@ class Undelivered:
         return CallbackStanding.UNKNOWN if result.at_ms < self._kept_from_ms else CallbackStanding.UNDELIVERED
 
     def marks(self, result: Stored) -> list[Returning]:
-        """What is to be put back with it, so that its dead letters are not put back once more."""
+        """The marks to write with the result, so that no redrive repeats its dead letters."""
         letters = self._open.get(_event(result))
         if not letters:
             return []
@@ -105,7 +105,7 @@ class Undelivered:
         ]
 
     def _is_ahead(self, record: Stored) -> bool:
-        """Whether delivery has not settled it yet, as far as its base says."""
+        """True if delivery's base has not passed it yet."""
         return record.place.offset >= self._bases.get((record.topic, record.place.partition), 0)
 
     def _read(self, settings: KafkaSettings, clock: Clock, since_ms: int) -> None:
@@ -121,7 +121,7 @@ class Undelivered:
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
 
     def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
-        """Notes the open ones of our results; gives where each of the events that were given up stood."""
+        """Note open letters of the given results; yields the source of each event that was given up."""
         for letter in letters.letters(LetterFilter(redriven_too=True)):
             event = _event(letter.record)
             if letter.kind != "callback" or event not in self._delivered_ms:
@@ -134,7 +134,7 @@ class Undelivered:
                 yield letter.source
 
     def _ahead(self, tiers: Iterable[str]) -> Iterator[Range]:
-        """What stands in the tiers at delivery's base or behind it."""
+        """Note records in the tiers at delivery's base or behind it."""
         for tier in tiers:
             for each in self._scanner.ranges(tier):
                 start = max(each.start, self._bases.get((tier, each.partition), 0))
@@ -148,7 +148,7 @@ class Undelivered:
         try:
             error = from_json(record.value or b"")["error"]
         except (ValueError, KeyError, TypeError):
-            return  # nothing of ours
+            return  # not a record of the fleet's
         if error is None:
             self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
 

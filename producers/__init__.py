@@ -1,1 +1,1 @@
-"""How work gets in: light to install, on kafka-python; the worker's compiled client is not needed."""
+"""The way in for jobs: light to install, on kafka-python, without the workers' compiled client."""

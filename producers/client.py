@@ -3,7 +3,7 @@
     with Client(KafkaSettings()) as client:
         receipt = client.submit([Job(prompt="Why is the sky blue?", callback_url="https://example.com/hook")])
 
-Whoever does not want it can send `{"prompt": …, "callback_url": …}` to `model_requests` with any Kafka client.
+Any Kafka client can send `{"prompt": …, "callback_url": …}` to `model_requests` instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from telemetry.traces import current_trace, start_trace
 Lane = Literal["default", "bulk"]
 
 DELIVERY_SECONDS = 60.0
-"""How long a job may wait for its acknowledgement, a broker's restart included, before it counts as not accepted."""
+"""Longest wait for a job's acknowledgement, a broker's restart included, before it counts as not accepted."""
 
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 """Jobs sent and not yet acknowledged: enough to fill batches, and a bound on memory for any number of jobs."""
@@ -44,7 +44,7 @@ _REFUSALS = (
     kafka_errors.PolicyViolationError,
     kafka_errors.RecordListTooLargeError,
 )
-"""A broker's answers after which it certainly does not have the job. After any other it may."""
+"""Answers of a broker that certainly does not have the job. After any other answer it may have it."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024
@@ -54,27 +54,27 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class SubmitError:
-    """A job that is not known to be accepted."""
+    """A job without a known acceptance."""
 
     index: int
-    """Which of the submitted jobs, from 0."""
+    """Index among the submitted jobs, from 0."""
     job_id: str
     reason: str
     perhaps: bool
-    """Whether Kafka may have it all the same: it went out, and the answer that it arrived may be what was lost."""
+    """True if Kafka may have the job all the same: it was sent, and its acknowledgement may be lost."""
 
 
 @dataclass(slots=True)
 class Submission:
-    """What came of a submission."""
+    """The outcome of a submission."""
 
     job_ids: list[str] = field(default_factory=list)
-    """Of the accepted jobs, in the order of submission."""
+    """Ids of the accepted jobs, in the order of submission."""
     errors: list[SubmitError] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
-        """How many jobs Kafka has for certain."""
+        """Number of jobs that Kafka has for certain."""
         return len(self.job_ids)
 
 
@@ -88,7 +88,7 @@ class _Sent:
 
 
 OnAnswer = Callable[[int, SubmitError | None], None]
-"""Is told of each job, by its index, that Kafka has it, or why that is not known."""
+"""Called for each job's index with its acceptance, or with the reason why it is not known."""
 
 
 def _ignore(index: int, error: SubmitError | None) -> None:
@@ -129,9 +129,9 @@ class Client:
     ) -> Submission:
         """Send jobs and wait until each is acknowledged or given up; a job that fails stops none of the others.
 
-        A job without a `job_id` gets one. `lane` bulk is for what may wait behind everything else. `on_answer` is told
-        of each job as it is acknowledged or given up. Raises TopicMissing, AccessRefused, BrokerUnreachable before
-        anything is sent.
+        A job without a `job_id` gets one. Jobs in the bulk `lane` may wait behind all others. `on_answer` is called for
+        each job as it is acknowledged or given up. Raises TopicMissing, AccessRefused and BrokerUnreachable before the
+        first job is sent.
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
         places = self._places_of(topic, tenant)
@@ -144,7 +144,7 @@ class Client:
         return submission.receipt
 
     def close(self) -> None:
-        """Disconnect. Nothing is buffered still: every job was waited for, or given up."""
+        """Disconnect. No job is still buffered: `submit` waits for each or gives it up."""
         if self._silent:
             abandon(self._producer)
         else:
@@ -156,7 +156,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error nobody waits for what is still buffered.
+        # After an error, jobs that are still buffered are not waited for.
         self._silent = self._silent or error is not None
         self.close()
 
@@ -167,7 +167,7 @@ class Client:
         return self._producer.send(topic, value, key, headers, partition)
 
     def _places_of(self, topic: str, tenant: str) -> Iterator[int]:
-        """The tenant's partitions, round and round."""
+        """The tenant's partitions in turn, without end."""
         if topic not in self._partitions:
             self._partitions |= partition_counts(self._settings, [topic])
         if (topic, tenant) not in self._places:
@@ -176,12 +176,12 @@ class Client:
 
 
 class _Submission:
-    """One call of `submit`: what is on its way, within a bound, and what came of the rest."""
+    """One call of `submit`: a bounded number of jobs under way, and the outcome of the others."""
 
     def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt
         self.silent = False
-        """Whether the client's own time ran out without a word from it: nothing more is sent then."""
+        """True if the client's time ran out without an answer: no more jobs are sent then."""
         self._on_answer = on_answer
         self._clock = clock
         self._sent: deque[_Sent] = deque()
@@ -209,7 +209,7 @@ class _Submission:
         self.settle_down_to(_IN_FLIGHT_BYTES)
 
     def settle_down_to(self, limit_bytes: int) -> None:
-        """Wait for the oldest until no more than this is on its way."""
+        """Wait for the oldest until no more than this many are under way."""
         while self._sent and (self._bytes > limit_bytes or limit_bytes == 0):
             self._settle_oldest()
 
@@ -236,7 +236,7 @@ class _Submission:
 
 
 def _reason(error: kafka_errors.KafkaError) -> str:
-    """What a person reads. kafka-python's texts name topics, sizes and times, never values."""
+    """The error for people. kafka-python's texts name topics, sizes and times, never values."""
     if isinstance(error, kafka_errors.KafkaTimeoutError):
         return "Kafka did not acknowledge it in time"
     return str(error)

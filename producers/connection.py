@@ -1,4 +1,4 @@
-"""From the fleet's settings, which speak librdkafka, to kafka-python's; and from kafka-python's errors to ours."""
+"""The fleet's settings, in librdkafka's properties, as kafka-python's arguments; its errors as ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 BOOTSTRAP_SECONDS = 5.0
-"""How long a first connection may take before the broker counts as unreachable."""
+"""Longest wait for a first connection before the broker counts as unreachable."""
 
 _CLOSE_SECONDS = 2.0
 _TOPIC_KNOWN_SECONDS = 2.0
@@ -79,9 +79,9 @@ _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# These shape the work of the fleet's own processes and mean nothing to a producer that submits: passed over, so that
-# one environment serves both. Whatever else has no equal is an error, since it may be what keeps a connection safe.
-# All of librdkafka's list is one or the other; a test goes over that of the version that is installed.
+# Properties of the fleet's own processes, without effect on a submitting producer: ignored, so that one environment
+# serves both. Any other property without an equal is an error, since a connection's safety may depend on it.
+# A test goes through the installed librdkafka's list: each property is one or the other.
 _PASSED_OVER = (
     *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
     *("client.rack", "compression.", "consume.", "coordinator.", "debug", "delivery.", "enable.auto."),
@@ -92,7 +92,7 @@ _PASSED_OVER = (
     *("socket.max.fails", "socket.nagle.", "statistics.", "sticky.", "topic.", "transaction"),
 )
 _ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "socket.send.buffer.bytes")
-"""Where 0 says that there is no limit, or that the system's is taken; kafka-python would take it for a number."""
+"""Properties whose 0 means no limit, or the system's; kafka-python would take it for a number."""
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
             raise UnusableProperty(name, f"one of {', '.join(_CHOICES[name])}")
         return _CHOICES[name][value.lower()]
     if name == "ssl.ca.location" and value == "probe":
-        return {}  # the system's, which is where kafka-python looks too
+        return {}  # the system's store, kafka-python's default too
     if name in _SAME_MEANING:
         return {_SAME_MEANING[name]: value}
     if name in _NUMBERS:
@@ -127,7 +127,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
 
 
 class Connection(ABC):
-    """What is connected when it is made, and closed when a `with` block ends, whatever ended it."""
+    """A connection that opens with its construction and closes with its `with` block, after an error too."""
 
     @abstractmethod
     def close(self) -> None:
@@ -156,12 +156,12 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
-            # How kafka-python says that arguments do not go together. The text may quote them.
+            # kafka-python's error for arguments that exclude each other. Its text may quote them.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
 
 def _check_files(connection: dict[str, Any]) -> None:
-    """A file that cannot be read would look like a broker that does not answer."""
+    """Check files first: an unreadable one would look like a broker that does not answer."""
     for name in _FILES:
         path = connection.get(_SAME_MEANING[name])
         if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
@@ -182,7 +182,7 @@ def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
 
 
 def _refused_by(error: Exception) -> str:
-    """What was refused, as far as the client says it: of topics, which."""
+    """The refused resource, as far as the client names it, such as topics."""
     kind = type(error).__name__.removesuffix("Error")
     named = error.args[0] if error.args else None
     return f"{kind}: {', '.join(sorted(named))}" if isinstance(named, (set, frozenset)) else kind
@@ -190,7 +190,7 @@ def _refused_by(error: Exception) -> str:
 
 @contextmanager
 def needed(purpose: str) -> Iterator[None]:
-    """Have a refusal say what the access was for. Raises AccessRefused."""
+    """Add the access' purpose to a refusal. Raises AccessRefused."""
     try:
         yield
     except AccessRefused as refused:
@@ -209,9 +209,9 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
 
 
 def abandon(producer: Any) -> None:
-    """Close a kafka-python producer of which nobody wants any more what it has not sent.
+    """Close a kafka-python producer and drop its unsent records.
 
-    Its own `close` first waits for that, and where it waits in vain it raises and leaves the producer open.
+    The producer's own `close` waits for them; in vain, it raises an error and leaves the producer open.
     """
     sender = producer._sender
     sender.force_close()
@@ -221,7 +221,7 @@ def abandon(producer: Any) -> None:
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
-    """What a group has committed, by topic and partition; those of which it has nothing are left out.
+    """A group's commits, by topic and partition; partitions without one are left out.
 
     Raises ProducerError.
     """
@@ -231,16 +231,16 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a group has committed of a partition."""
+    """A group's commit for a partition."""
 
     offset: int
     metadata: str
 
 
 def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[str, int], Committed]:
-    """What a group has committed, by topic and partition; those of which it has nothing are left out.
+    """A group's commits, by topic and partition; partitions without one are left out.
 
-    A cluster makes its topic for offsets when the first group is asked for, so it is asked again for a while.
+    A cluster creates its topic of offsets at the first such question, so the question is repeated for a while.
     """
     deadline = Deadline.after(clock, _COORDINATOR_SECONDS)
     while True:
@@ -260,9 +260,9 @@ def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[s
 
 
 def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:
-    """How many partitions each of these topics has. Raises TopicMissing for the first that is not there.
+    """The number of partitions of each of these topics. Raises TopicMissing for the first that is missing.
 
-    A topic that was made a moment ago may be unknown to the broker that is asked, so it is asked again for a while.
+    A new topic may be unknown to the broker for a moment, so the question is repeated for a while.
     """
     deadline = Deadline.after(clock, _TOPIC_KNOWN_SECONDS)
     with admin_client(settings) as admin:

@@ -1,11 +1,11 @@
-"""What can go wrong between a producer and Kafka. Each text names the fix and no secret.
+"""Errors between a producer and Kafka. Each text names the fix and no secret.
 
 ProducerError
-├── UnmappedProperty    a librdkafka property that kafka-python has no equal of
+├── UnmappedProperty    a librdkafka property without an equal in kafka-python
 ├── UnusableProperty    a property with a value that kafka-python refuses
 ├── BrokerUnreachable   no broker answered in time
-├── AccessRefused       a broker answered, and refused who we are or what we asked
-├── TopicMissing        the topic is not there
+├── AccessRefused       a broker refused our identity or our request
+├── TopicMissing        the topic is missing
 └── RequestRefused      a broker refused a request for another reason
 """
 
@@ -16,14 +16,14 @@ class ProducerError(Exception):
     """The producer cannot do its work."""
 
 
-class UnmappedProperty(ProducerError):  # noqa: N818 - the tree reads as what happened
+class UnmappedProperty(ProducerError):  # noqa: N818 - the tree names events
     """A property that only librdkafka knows."""
 
     def __init__(self, name: str) -> None:
         variable = f"POSTBACK_KAFKA__EXTRA__{name.upper().replace('.', '_')}"
         way = "unset it here"
         if name.endswith(".pem"):
-            way = f"put it into a file, and name that by {name.removesuffix('pem')}location"
+            way = f"put the value into a file, and name the file in {name.removesuffix('pem')}location"
         super().__init__(f"{name} ({variable}) has no equal in kafka-python, which this command uses: {way}")
 
 
@@ -45,7 +45,7 @@ class BrokerUnreachable(ProducerError):  # noqa: N818
 
 
 class AccessRefused(ProducerError):  # noqa: N818
-    """A broker refused who we are or what we asked; `purpose` is the half sentence that says what it was asked for."""
+    """A broker refused our identity or our request; `purpose` is the text's clause about the request."""
 
     def __init__(self, reason: str, purpose: str | None = None) -> None:
         self.reason = reason
@@ -56,7 +56,7 @@ class AccessRefused(ProducerError):  # noqa: N818
 
 
 class TopicMissing(ProducerError):  # noqa: N818
-    """The topic is not there."""
+    """The topic is missing."""
 
     def __init__(self, topic: str) -> None:
         super().__init__(f"the topic {topic} does not exist: run `postback topics create`")

@@ -15,14 +15,14 @@ from schemas.problems import Problem
 from schemas.unknown import UnknownFields, unknown_in
 
 ANY_MODEL = "any"
-"""Instead of a model's name: whichever model answers."""
+"""In place of a model's name: any model may answer."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class LineProblem:
-    """What is wrong with one line."""
+    """The problem of one line."""
 
     line: int
     """Counted from 1, blank lines included."""
@@ -31,15 +31,15 @@ class LineProblem:
 
 @dataclass(slots=True)
 class JobFile:
-    """What was read: the jobs if there are no problems, else what to mend."""
+    """The file's jobs if it has no problems, else its problems."""
 
     jobs: list[Job] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    """The line on which each job stands."""
+    """Each job's line."""
     urls: list[str | None] = field(default_factory=list)
-    """What each line of an OpenAI Batch asks, as in `/v1/chat/completions`; None for a bare job."""
+    """Each Batch line's `url`, such as `/v1/chat/completions`; None for a bare job."""
     unknown: Counter[str] = field(default_factory=Counter)
-    """Fields that are ignored, by their place (`ttl`, `body.presence_penalty`): how many lines have them."""
+    """Ignored fields by their place (`ttl`, `body.presence_penalty`), with the number of lines that have them."""
     problems: list[LineProblem] = field(default_factory=list)
 
     def count(self, unknown: UnknownFields | None) -> None:
@@ -48,9 +48,9 @@ class JobFile:
 
 
 def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: str | None = None) -> JobFile:
-    """Read every line before anything is sent. Blank lines are passed over.
+    """Read every line before anything is sent. Blank lines are skipped.
 
-    `callback_url` is for the jobs that name none. `model` is for all of them, whatever they name; see ANY_MODEL.
+    `callback_url` is for jobs without one. `model` replaces every job's model; see ANY_MODEL.
     """
     read = JobFile()
     first_lines: dict[tuple[str, str], int] = {}
@@ -74,7 +74,7 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: st
 
 
 def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
-    """Names that stand on an earlier line too: whoever reads the results could not tell the two apart."""
+    """Problems of names that an earlier line has: a reader of results could not tell the two apart."""
     for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
         if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
             yield Problem(kind, f"stands on line {first} too")

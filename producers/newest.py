@@ -1,7 +1,7 @@
-"""Which result of a job counts where it has several, as after a redrive: the newest.
+"""The newest of a job's results counts where it has several, as after a redrive.
 
-A topic's partitions are read side by side, so the result that is read last need not be the newest. Their order is that
-of `Moment`, which everything that counts or writes results goes by.
+A topic's partitions are read side by side, so the result that is read last may not be the newest. `Moment` orders them,
+for all code that counts or writes results.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _OLDER = """
 
 
 class Moment(NamedTuple):
-    """When a result was settled. Of one job's results the greatest is the newest.
+    """A result's time of settlement. The greatest of one job's results is the newest.
 
-    Brokers stamp the topic (LogAppendTime), so that workers' clocks count for nothing; brokers' clocks are to differ by
-    less than a redrive takes. Partition and offset decide only between records of one millisecond.
+    Brokers stamp the topic (LogAppendTime), so workers' clocks have no effect. Brokers' clocks must differ by less than
+    a redrive takes. Partition and offset decide only between records of one millisecond.
     """
 
     at_ms: int
@@ -37,7 +37,7 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """The moments of records, each partition's in the order of its offsets, however its clock was set back."""
+    """The moments of records: in the order of offsets within a partition, even if its clock was set back."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
@@ -49,10 +49,10 @@ class Moments:
 
 
 def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[Place]:
-    """Where results stand whose job has a newer one; given are tenant, job id and moment of each.
+    """Places of results whose job has a newer one, from each result's tenant, job id and moment.
 
-    The index of all results is on disk, in SQLite's temporary directory, some 50 bytes for each; in memory are those
-    that are superseded.
+    SQLite's temporary directory holds the index of all results, some 50 bytes for each; memory holds the superseded
+    ones.
     """
     rows = ((_digest(tenant, job_id), *moment) for tenant, job_id, moment in results)
     with closing(sqlite3.connect("")) as index:  # "": a file of its own, which SQLite removes (sqlite3_open, SQLite)

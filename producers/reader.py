@@ -1,4 +1,4 @@
-"""A consumer that only looks: it joins no group, so it takes nothing away from those who work."""
+"""A consumer that only looks: it joins no group, so it takes no records from workers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from producers.records import RecordConsumer
 from schemas.settings import KafkaSettings
 
 SKEW_MS = 15 * 60 * 1000
-"""Records of a partition stand in the order of their writing; the clocks that stamp them may differ by this much."""
+"""Largest difference between the clocks that stamp one partition's records."""
 
 
 class CommittedReader(Connection):
-    """Of a transaction that was aborted, or is still open, it sees nothing (read_committed).
+    """Records of aborted and of open transactions stay invisible (read_committed).
 
     Raises ProducerError, as do its children's methods.
     """
@@ -30,7 +30,7 @@ class CommittedReader(Connection):
         )
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
-        """The first offset of this time or later in each partition, else what is given for it."""
+        """The first offset of this time or later in each partition, else the given one."""
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
         return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}
 

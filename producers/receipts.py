@@ -1,8 +1,8 @@
-"""The receipt of a submission: which line became which job, and whether Kafka has it. JSON Lines, one a job.
+"""The receipt of a submission: each line's job, and whether Kafka has it. JSON Lines, one a job.
 
-It is written before the first job is sent, so that whatever ends the command, the jobs of the next run have the same
-ids, and once more when Kafka has answered. A job whose acknowledgement was lost is looked up before it is sent again:
-nothing else would keep it from being answered twice.
+It is written before the first job is sent, and once more when Kafka has answered. So jobs keep their ids in the next
+run after a crash. A job whose acknowledgement was lost is looked up before it is sent again, so that it is answered
+once.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ _DIGEST_BYTES = 8
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
-class ReceiptRefused(Exception):  # noqa: N818 - it names what happened to the receipt
-    """A file that is no receipt, or not this submission's, or in use. The text names the line and shows no content."""
+class ReceiptRefused(Exception):  # noqa: N818 - named after the refusal
+    """A file that is no receipt, is another submission's, or is in use. The text names the line, not its content."""
 
 
 class ReceiptEntry(WireModel):
     """One line of a receipt."""
 
     line: int
-    """Of the file of jobs, from 1."""
+    """Line in the file of jobs, from 1."""
     custom_id: CustomId | None = None
     job_id: Identifier
     tenant: Tenant
     accepted: bool | None = None
-    """Whether Kafka has the job; None where that is not known, as of a job whose acknowledgement did not come."""
+    """True if Kafka has the job; None if that is not known, as after a lost acknowledgement."""
     reason: str | None = None
-    """Why it is not known to be accepted."""
+    """The reason why its acceptance is not known."""
     url: str | None = None
-    """What a line of an OpenAI Batch asks, as in `/v1/chat/completions`."""
+    """The `url` of a line of an OpenAI Batch, such as `/v1/chat/completions`."""
     digest: str
-    """Of the job as it was submitted, so that another file is not taken for the same."""
+    """Hash of the submitted job, by which another file is recognised."""
     at: int
-    """When the line was first written, Unix milliseconds."""
+    """Time of the line's first writing, Unix milliseconds."""
 
     def written(self) -> str:
-        """As it stands in the file. What is not known of acceptance is said, what else is absent is left out."""
+        """The line in the file. An unknown acceptance is written as null, other absent fields are left out."""
         silent = {name for name in ("custom_id", "reason", "url") if getattr(self, name) is None}
         return f"{self.model_dump_json(exclude=silent)}\n"
 
     def answered(self, error: SubmitError | None) -> ReceiptEntry:
-        """The same, with what is known now."""
+        """The entry with its outcome."""
         if error is None:
             return self.model_copy(update={"accepted": True, "reason": None})
         return self.model_copy(update={"accepted": None if error.perhaps else False, "reason": error.reason})
@@ -70,48 +70,48 @@ class ReceiptEntry(WireModel):
 
 @dataclass(slots=True)
 class Receipt:
-    """The entries of one submission with the jobs that they are of, in the order of the file."""
+    """The entries of one submission with their jobs, in the order of the file."""
 
     entries: list[ReceiptEntry]
     jobs: list[Job]
     doubtful: list[int] = field(default_factory=list)
-    """Those, by index, of which an earlier run does not know whether Kafka has them."""
+    """Indices of jobs whose acceptance an earlier run did not learn."""
 
     @property
     def left(self) -> list[int]:
-        """Which of them are not known to be accepted, by index."""
+        """Indices of jobs without a known acceptance."""
         return [index for index, entry in enumerate(self.entries) if not entry.accepted]
 
     @property
     def since_ms(self) -> int | None:
-        """When the first job was sent that is accepted already, Unix milliseconds; None where none is."""
+        """Time of sending of the first accepted job, Unix milliseconds; None if none is accepted."""
         return min((entry.at for entry in self.entries if entry.accepted), default=None)
 
     def answer(self, index: int, error: SubmitError | None) -> None:
-        """Note what came of sending one of them."""
+        """Note the outcome of sending one of them."""
         self.entries[index] = self.entries[index].answered(error)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedJobs:
-    """Jobs that are named by a receipt, or by plain ids."""
+    """Jobs that a receipt, or a list of plain ids, names."""
 
     entries: dict[str, ReceiptEntry | None]
-    """By job id; None for a plain one."""
+    """Entry by job id; None for a plain id."""
     tenant: str | None
-    """Whose they are, as a receipt says."""
+    """Their tenant, from a receipt."""
     refused: int
-    """How many jobs of a receipt were not accepted, and are left out."""
+    """Number of a receipt's jobs that were not accepted, and are left out."""
 
     @property
     def since_ms(self) -> int | None:
-        """A time before which none of them can have a result, Unix milliseconds; None where that is not known."""
+        """A time before which none of them can have a result, Unix milliseconds; None if unknown."""
         known = [entry.at for entry in self.entries.values() if entry is not None]
         return min(known) - SKEW_MS if known and len(known) == len(self.entries) else None
 
 
 def read_ids(lines: Iterable[bytes]) -> NamedJobs:
-    """The jobs that a file names, a receipt's line or a job's id on each. Raises ReceiptRefused."""
+    """The jobs that a file names, by a receipt's line or a job's id on each line. Raises ReceiptRefused."""
     entries: dict[str, ReceiptEntry | None] = {}
     for number, line in enumerate(lines, start=1):
         content = line.strip()
@@ -131,9 +131,9 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
 
 
 def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[ReceiptEntry] = ()) -> Receipt:
-    """Name the jobs of a file; where `kept` has a line already, as it was named there.
+    """Name the jobs of a file; a line of `kept` keeps its name.
 
-    Raises ReceiptRefused where `kept` is of another file, or of another tenant.
+    Raises ReceiptRefused if `kept` belongs to another file or tenant.
     """
     at = round(clock.time() * 1000)
     earlier = {entry.line: entry for entry in kept}
@@ -161,7 +161,7 @@ _OTHER = "give this submission a receipt of its own"
 
 
 def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
-    """Find in the fleet's lanes what an earlier run does not know to be accepted, and note it; how many there are.
+    """Look up jobs of unknown acceptance in the fleet's lanes and note them; returns the number found.
 
     Jobs are kept there for a week. Raises ProducerError.
     """
@@ -183,10 +183,10 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep a receipt to this run for a block: between its reading and its last writing no other run may do either.
+    """Lock a receipt for a block: no other run may read or write it from its first reading to its last writing.
 
-    Two at once would not know of each other's jobs, send them twice, and leave the receipt of one of them. The receipt
-    is replaced when it is written, so a file beside it carries the lock; that of a run that was killed is taken over.
+    Two runs at once would send jobs twice and leave one run's receipt. Writing replaces the receipt, so a file beside
+    it carries the lock; the lock of a killed run is taken over.
     Raises ReceiptRefused, where another run has it, and OSError.
     """
     place = path.resolve()
@@ -197,7 +197,7 @@ def held(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before it is unlocked: whoever has it open already finds then that it is not there any more.
+        # Removed before it is unlocked: a run that has it open already sees then that it is gone.
         beside.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -219,7 +219,7 @@ def _locked(beside: Path) -> int:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether the file that is open is the one that stands there: the run that had it may have removed it meanwhile."""
+    """True if the open file is still the one at this path: its former run may have removed it meanwhile."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -227,7 +227,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def read_receipt(path: Path) -> list[ReceiptEntry]:
-    """What an earlier run has left there; nothing where there is no such file. Raises ReceiptRefused and OSError."""
+    """The entries of an earlier run; none without such a file. Raises ReceiptRefused and OSError."""
     if not path.exists():
         return []
     entries = []
@@ -241,7 +241,7 @@ def read_receipt(path: Path) -> list[ReceiptEntry]:
 
 
 def write_receipt(path: Path, entries: Sequence[ReceiptEntry]) -> None:
-    """Put it there as a whole or not at all: written beside, it takes the place of an earlier one. Raises OSError."""
+    """Write the receipt as a whole or not at all: a file beside it replaces the earlier one. Raises OSError."""
     place = path.resolve()
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:

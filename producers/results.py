@@ -1,6 +1,6 @@
-"""Read results as they are settled, or those that are kept: for anybody who wants no webhooks.
+"""Reading of results without webhooks: as they are settled, or those that are kept.
 
-A job has several where it was redriven or submitted twice. Of those that are kept, the newest is given (`newest`).
+A job that was redriven or submitted twice has several; the newest of those kept counts (`newest`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PURPOSE = "that is to be read to collect results"
 
 
 class Settled(NamedTuple):
-    """A result that came, and of which time it is."""
+    """A result with its time."""
 
     tenant: str
     result: Result
@@ -36,9 +36,9 @@ class Settled(NamedTuple):
 
 
 class ResultsReader(CommittedReader):
-    """Sees every result that is settled after it was made. Made before jobs are sent, it misses none of theirs.
+    """Yields every result that is settled after its construction. Made before jobs are sent, it misses none of theirs.
 
-    With `since_ms`, Unix milliseconds, it sees the newest result of each job too that was settled from about then on.
+    With `since_ms`, Unix milliseconds, it also yields the newest result of each job settled from about then on.
     """
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
@@ -59,7 +59,7 @@ class ResultsReader(CommittedReader):
         self._superseded = self._superseded_from(starts)
 
     def _superseded_from(self, starts: dict[Any, int]) -> set[Place]:
-        """Those of the results from here on that are kept now, and whose job has a newer one."""
+        """Places of kept results from here on whose job has a newer one."""
         ranges = [Range(p.topic, p.partition, starts[p], stop) for p, stop in self._kept.items() if starts[p] < stop]
         if not ranges:
             return set()
@@ -67,9 +67,9 @@ class ResultsReader(CommittedReader):
             return _superseded(scanner.read(ranges))
 
     def poll(self, from_ms: int = 0) -> Iterator[Settled]:
-        """The results that came since; waits up to 0.2 s where there are none.
+        """The results since the last call; waits up to 0.2 s for the first.
 
-        Those that were settled before `from_ms`, Unix milliseconds, are left out.
+        Results settled before `from_ms`, Unix milliseconds, are left out.
         """
         with needed(_PURPOSE), kafka_errors_translated(self._settings):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -82,12 +82,12 @@ class ResultsReader(CommittedReader):
                 try:
                     yield Settled(stored(record).tenant, read_result(record.value), moment)
                 except InvalidResult:
-                    continue  # no worker wrote it, so nobody waits for it
+                    continue  # no worker wrote it, so no job waits for it
 
     def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
-        """What each `poll` gives, until the deadline passes; what was settled before it was made is read first.
+        """The results of each `poll` until the deadline; those settled before this object's construction come first.
 
-        Raises RequestRefused where that is late and Kafka gives nothing of it.
+        Raises RequestRefused if Kafka gives none of the records that it has for too long.
         """
         at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
         while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):
@@ -106,9 +106,9 @@ class ResultsReader(CommittedReader):
 def kept_results(
     settings: KafkaSettings, scanner: Scanner, selection: Selection, job_ids: Container[str] | None = None
 ) -> Iterator[Result]:
-    """The newest result of each job among those of a selection that `model_results` keeps now; the topic is read twice.
+    """The newest kept result of each job in a selection; `model_results` is read twice.
 
-    With `job_ids` only those of these jobs. Raises ProducerError, before the first where the topic cannot be read.
+    With `job_ids`, only results of these jobs. Raises ProducerError, before the first if the topic cannot be read.
     """
 
     def selected() -> Iterator[Stored]:

@@ -1,6 +1,6 @@
-"""Read what stands in a topic, from a start to an end that is fixed before: for commands that look, count and act.
+"""Reading of a topic from a start to a fixed end, for commands that look, count and act.
 
-Only settled records, and no group is joined, see `CommittedReader`.
+It sees committed records only and joins no group, see `CommittedReader`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 500
 _STALL_SECONDS = 60.0
-"""How long the broker may give nothing of what it has before the reading is given up."""
+"""Longest silence of a broker that still has records, before the reading is given up."""
 _LOOK_AGAIN_SECONDS = 0.1
 _CLOCK = SystemClock()
 
 
 class Place(NamedTuple):
-    """Where a record stands in a topic that is known otherwise. An offset is the record's own."""
+    """A record's partition and offset in a known topic."""
 
     partition: int
     offset: int
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Place | None:
-        """From `P:N`; None where the text is something else."""
+        """Parse `P:N`; None for any other text."""
         partition, colon, offset = text.partition(":")
         numbers = [part for part in (partition, offset) if part.isascii() and part.isdigit() and len(part) <= 18]
         return cls(int(partition), int(offset)) if colon and len(numbers) == 2 else None
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One record as it stands in Kafka."""
+    """One record in Kafka."""
 
     topic: str
     place: Place
@@ -60,7 +60,7 @@ class Stored:
     headers: list[tuple[str, bytes]]
 
     def header(self, name: str) -> str | None:
-        """The last header of this name as text; None where it is absent or is not UTF-8."""
+        """The last header of this name as text; None if it is absent or is not UTF-8."""
         for found, value in reversed(self.headers):
             if found == name and value is not None:
                 try:
@@ -70,23 +70,23 @@ class Stored:
         return None
 
     def number(self, name: str) -> int | None:
-        """The last header of this name as a whole number of at most 18 digits; None where it is none."""
+        """The last header of this name as a whole number of at most 18 digits; None if it is none."""
         text = self.header(name)
         return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None
 
     @property
     def tenant(self) -> str:
-        """Whose job, result or callback it is."""
+        """The tenant of the job, result or callback."""
         return self.header(topics.TENANT) or DEFAULT_TENANT
 
     @property
     def endpoint(self) -> EndpointKey:
-        """Whose callback it is, and where it goes."""
+        """The callback's tenant and URL."""
         return self.tenant, self.header(topics.CALLBACK_URL) or ""
 
     @property
     def ids(self) -> set[str]:
-        """What it can be asked for by: its job id and its webhook id."""
+        """The record's job id and webhook id, for selections."""
         return {found for name in (topics.JOB_ID, topics.WEBHOOK_ID) if (found := self.header(name))}
 
 
@@ -107,7 +107,7 @@ class Scanner(CommittedReader):
         self._clock = clock
 
     def ranges(self, topic: str, since_ms: int | None = None, until_ms: int | None = None) -> list[Range]:
-        """Where records of this time can stand, as the topic is now; the caller still looks at each one's time."""
+        """Ranges that can hold records of this time, as of now; the caller still checks each record's time."""
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
         with kafka_errors_translated(self._settings):
@@ -119,14 +119,14 @@ class Scanner(CommittedReader):
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
     def topics(self) -> list[str]:
-        """The topics that there are, as far as we may know of them."""
+        """The existing topics, as far as ACLs show them."""
         with kafka_errors_translated(self._settings):
             return sorted(self._consumer.topics())
 
     def wait_until_settled(self, topics: Sequence[str]) -> None:
-        """Return when everything can be seen that was committed to these topics before.
+        """Return when all records committed to these topics before are visible.
 
-        Behind the open transaction of a process that died it cannot, for some seconds. Raises RequestRefused.
+        The open transaction of a dead process hides later records for some seconds. Raises RequestRefused.
         """
         counts = partition_counts(self._settings, list(topics), self._clock)
         partitions = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
@@ -141,10 +141,10 @@ class Scanner(CommittedReader):
             self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def kept_from_ms(self, topic: str) -> int:
-        """The time from which on everything is kept that was written to a topic, Unix milliseconds; 0 is ever since.
+        """The time since which a topic has kept all of its records, Unix milliseconds; 0 if always.
 
-        Of a partition from which all is gone no record says that. What it had was as old as the topic lets it become,
-        where it deletes by age alone; else it may have been written just now.
+        An empty partition has no record to tell it. Its former records were as old as the topic's retention, if it
+        deletes by age alone; else they may have been written just now.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -158,21 +158,20 @@ class Scanner(CommittedReader):
         return max(kept, default=0)
 
     def _retention_ms(self, topic: str) -> int:
-        """How old records get at least; 0 where that is not their age alone, or where the broker does not show it."""
+        """Least age of deleted records; 0 if not age alone decides, or if the broker does not show it."""
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
         return max(0, int(config["retention.ms"])) if by_age_alone else 0
 
     def read(self, ranges: Sequence[Range]) -> Iterator[Stored]:
-        """The records of these ranges, which may be of several topics; each partition's in order."""
+        """The records of these ranges, of one or more topics; in order within each partition."""
         left = {TopicPartition(each.topic, each.partition): each for each in ranges}
         if not left:
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
-            # Of the partitions that it has already this leaves everything as it was: paused, those that were read to
-            # their end.
+            # Partitions that are assigned already keep their state: those that were read to their end stay paused.
             self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)
@@ -186,7 +185,7 @@ class Scanner(CommittedReader):
                 raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
 
     def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
-        """With what is in open transactions, which the reading itself never shows."""
+        """End offsets including open transactions, which the reading itself never shows."""
         isolation = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_uncommitted"}
         with closing(connect(RecordConsumer, self._settings, **isolation)) as consumer:
             with kafka_errors_translated(self._settings):
@@ -194,11 +193,11 @@ class Scanner(CommittedReader):
             return ends
 
     def _poll(self, left: dict[Any, Range]) -> tuple[list[Stored], bool]:
-        """What came, and whether anything moved. A partition that is read to its end is no longer asked for."""
+        """The new records, and whether any position moved. A partition that was read to its end is paused."""
         with kafka_errors_translated(self._settings):
             before = {partition: self._consumer.position(partition) for partition in left}
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
-            # The position also passes what is not shown: markers, aborted records, what compaction removed.
+            # The position also passes invisible records: markers, aborted and compacted ones.
             after = {partition: self._consumer.position(partition) for partition in left}
         records = [stored(record) for batch in batches.values() for record in batch if _inside(record, left)]
         done = [partition for partition, each in left.items() if after[partition] >= each.stop]

@@ -14,25 +14,25 @@ _ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which results: those that fit everything that is said here."""
+    """A choice of results: those that match every field that is set."""
 
     tenant: str | None = None
     endpoint: str | None = None
-    """A URL; one that ends with its origin stands for everything at that origin."""
+    """A URL; one without a path stands for all URLs of that origin."""
     ids: frozenset[str] = frozenset()
     """Job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
     """Settled at this time or later, and before this one: Unix milliseconds."""
     places: frozenset[Place] = frozenset()
-    """In `model_results`."""
+    """Places in `model_results`."""
     undelivered: bool = False
-    """Only what was not delivered and is not on its way, which is not for `takes` to say."""
+    """Only results that were not delivered and are not under way; the caller checks this, not `takes`."""
     waiting: bool = False
-    """Of the undelivered also what is on its way. It is called back once more when its own time has come."""
+    """Undelivered results that are under way too. They are called back once more at their own time."""
 
     def takes(self, record: Stored) -> bool:
-        """Whether this result is meant."""
+        """True if this result is selected."""
         return (
             (self.tenant is None or record.tenant == self.tenant)
             and (self.since_ms is None or record.at_ms >= self.since_ms)
@@ -44,7 +44,7 @@ class Selection:
 
 
 def is_at(url: str | None, endpoint: str) -> bool:
-    """Whether a callback goes to this endpoint, or somewhere at this origin where `endpoint` is no more than one."""
+    """True if a callback goes to this endpoint, or to this origin if `endpoint` is an origin."""
     if url is None:
         return False
     is_origin = _ORIGIN.fullmatch(endpoint) is not None

@@ -1,4 +1,4 @@
-"""Which partitions a tenant's jobs go to: shuffle sharding by rendezvous hashing.
+"""The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing.
 
 A tenant maps to k of the N partitions, so that one tenant's flood stands in k queues and not in all. Two tenants share
 all of their partitions only by rare chance, which plain sharding cannot offer. k is a third of N, at least 2: of 12
@@ -6,8 +6,7 @@ partitions each tenant has 4, and there are 495 different choices. The weight of
 both, and the k heaviest are taken: a partition that is added takes at most one place in a tenant's choice, unless it
 makes k grow, and moves nothing else.
 
-The tenant `default` is what jobs without a tenant have. Where it is the only one there is nobody to shield from it, so
-it has all partitions.
+Jobs without a tenant belong to `default`. As the only tenant it has all partitions: there is none to shield from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Points in time as people write them on a command line: ISO 8601, or so long before now."""
+"""Points in time on a command line: ISO 8601, or a duration before now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIRST_MS, _LAST_MS = (
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-class NotATime(ValueError):  # noqa: N818 - it names what the text is
+class NotATime(ValueError):  # noqa: N818 - named after the text
     """Not a time: ISO 8601 as in 2026-03-01T14:00Z (UTC unless it says otherwise), or -90s, -30m, -2h, -7d."""
 
 

@@ -1,8 +1,8 @@
-"""How topics that are there are configured, held against how `postback topics create` would have made them.
+"""The configuration of existing topics, compared with that of `postback topics create`.
 
-A topic that Terraform, another tool or the broker itself has made may look right and lose work: a lane that is
-compacted keeps one job of each key, a tier without the broker's time is no queue. What only costs disk is no
-difference: a topic may keep its records longer than ours, take larger ones, and wait for more copies.
+A topic of Terraform's, of another tool's or of the broker's may look right and lose work.
+A compacted lane keeps one job of each key, and a tier without the broker's time is no queue.
+A value that only costs disk is no difference: longer retention, larger records, and more copies are fine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from producers.errors import RequestRefused
 
 @dataclass(frozen=True, slots=True)
 class ConfigDifference:
-    """A topic whose configuration does not do."""
+    """A topic whose configuration would lose work."""
 
     topic: str
     name: str
@@ -53,21 +53,21 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
     "max.compaction.lag.ms": _at_most,
     "segment.bytes": _at_most,
 }
-"""Where another value than ours may do as well; every other property has to be the same."""
+"""Properties for which other values serve as well; every other property has to be equal."""
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The properties that work, by topic; none of a topic whose configuration the broker does not show us."""
+    """The effective properties, by topic; none for a topic whose configuration the broker does not show."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}
 
 
 def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> tuple[list[ConfigDifference], list[str]]:
-    """What does not do, and the topics whose configuration the broker does not show us.
+    """The differences, and the topics whose configuration the broker does not show.
 
-    `wanted` has a topic's properties by its name. It is compared with what works, whether the topic says so itself or
-    its broker does.
+    `wanted` has each topic's properties by its name. Effective values are compared, whether set by the topic or by
+    the broker.
     """
     if not wanted:
         return [], []

@@ -1,4 +1,4 @@
-"""Which models the fleet's workers announce: for a producer that wants to know before it sends."""
+"""The models that the fleet's workers announce, for a check before jobs are sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announc
 from telemetry.clock import Clock, SystemClock
 
 LIVE_SECONDS = 180.0
-"""A worker announces itself every minute. One that is not heard of for three has ended without saying so."""
+"""A worker announces itself every minute. After three minutes of silence it counts as ended."""
 
 _CLOCK = SystemClock()
 
@@ -22,11 +22,11 @@ class Announced:
 
     models: tuple[str, ...]
     more: bool
-    """Whether one of them has more names than it announces."""
+    """True if one of them has more names than it announces."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
-    """The models that a submitted job may name; None where no worker has announced itself within three minutes.
+    """The models that a submitted job may name; None if no worker has announced itself within three minutes.
 
     Only workers of the shared lanes count: those judge each submitted job, and forward it to an engine's lane.
     Raises ProducerError.
@@ -42,9 +42,9 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:
-    """The last announcement of each worker that came at `since_ms` or later, by the broker's clock, and still stands.
+    """The last announcement of each worker since `since_ms` by the broker's clock, unless withdrawn.
 
-    A record that cannot be read is passed over.
+    Unreadable records are skipped.
     """
     last: dict[bytes | None, WorkerAnnouncement] = {}
     for record in records:
