@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from certificates import Authority
-from test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post
+from test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post, status
 
 from telemetry.clock import SystemClock
 from workers.delivery.post import Delivered, FailureReason, Poster
@@ -158,3 +158,30 @@ async def test_nor_is_a_page_read_behind_them(start: Start) -> None:
     async with Guard(LOOPBACK).session() as session:
         with pytest.raises(aiohttp.ClientResponseError, match="interim"):
             await session.get(server.url)
+
+
+@pytest.mark.parametrize("unasked", [OK, status(408, "connection: close")], ids=["200", "408"])
+@on_both_loops
+async def test_words_on_an_idle_tls_connection_do_not_answer_the_next_callback(
+    start: Start, tmp_path: Path, unasked: bytes
+) -> None:
+    said = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK if peer.number == 1 else status(503))
+        await asyncio.sleep(0.05)  # the client has to read the answer apart from the words behind it
+        await peer.send(unasked)
+        said.set()
+        await peer.request()
+
+    authority = Authority.create(tmp_path)
+    server = await start(script, authority.server())
+    poster = Poster(DeliverySettings(keep_alive_seconds=LONG, ca_file=authority.ca_file), LOOPBACK, SystemClock())
+    outcomes = [await post(poster, server.url)]
+    await said.wait()
+    await asyncio.sleep(0.05)  # the words have to reach the client, which shares this loop
+    outcomes.append(await post(poster, server.url))
+    await poster.close()
+    assert [outcome.status for outcome in outcomes] == [200, 503]
+    assert (len(server.requests), server.connections) == (2, 2)

@@ -17,7 +17,6 @@ from importlib.metadata import version
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from workers.egress import GuardedConnector
@@ -28,8 +27,6 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, so
 """aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
 
 _REMEMBERED_TARGETS = 4096
-_UNASKED_TIMES = 3
-"""How many connections on which the other side spoke unasked are closed before the attempt fails."""
 
 
 @dataclass(slots=True)
@@ -69,7 +66,7 @@ class Exchanges:
         """
         target = self._target(url, tls)
         head = target.head + _lines(headers) + f"Content-Length: {len(body)}\r\n\r\n"
-        connection = await self._connect(target.request)
+        connection = await self._connector.connect(target.request, [], _NO_TIMEOUT)
         try:
             protocol = _write(connection, head.encode("ascii"), body)
             if await self._read(protocol, answer) and _is_all_sent(connection):
@@ -80,19 +77,6 @@ class Exchanges:
     async def close(self) -> None:
         """Close all connections."""
         await self._connector.close()
-
-    async def _connect(self, request: aiohttp.ClientRequest) -> Connection:
-        """A connection on which nothing has been said yet, or everything said was asked for.
-
-        Servers tell idle connections that their time is up (408), and a hostile one may say 200 in advance: neither is
-        an answer to what is sent next. Nothing was sent on what is closed here.
-        """
-        for _ in range(_UNASKED_TIMES):
-            connection = await self._connector.connect(request, [], _NO_TIMEOUT)
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()
-        raise HttpProcessingError(message="it spoke before it was asked")
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
         """Read the answer; whether all of it was read, so that the connection can serve the next request."""
