@@ -37,8 +37,8 @@ from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable,
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.settings import OpenAISettings, VllmSettings
 from workers.enrichment.choosing.tokens import estimated_tokens
-from workers.inference import engine_watch
-from workers.inference import handler as inference
+from workers.inference import engine_watch, generate
+from workers.inference.ground import CUT_NOTE
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-very-private"
@@ -425,8 +425,8 @@ async def gateway(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(generate, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(generate, "LONGEST_RETRY_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize(
@@ -526,8 +526,8 @@ async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_t
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
-    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(generate, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(generate, "LONGEST_RETRY_SECONDS", 0.02)
     server = Server(answers(401, problem(f"{KEY} is unknown")))
     async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
         watch = worker.engine_watch
@@ -559,8 +559,8 @@ async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operat
 ) -> None:
     """Each job that was asked meanwhile ended as `rejected`: one wrong setting cost a whole backlog."""
     monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
-    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(inference, "LONGEST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(generate, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(generate, "LONGEST_RETRY_SECONDS", 0.02)
     server = Server(lacking)
     async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
         answering = asyncio.create_task(worker.answer("Which bridge?", sources=None))
@@ -708,7 +708,7 @@ async def test_a_prompt_that_the_server_finds_too_long_is_asked_with_less_eviden
     assert all(one.startswith("Answer the question from the sources") and FACT in one for one in asked)
     assert all(one.endswith(f"Question: {question}\nAnswer:") for one in asked)
     assert (result.outcome, [source.title for source in result.source_details]) == ("succeeded", ["A bridge"])
-    assert inference.CUT_NOTE in result.notes
+    assert CUT_NOTE in result.notes
 
 
 async def test_a_question_that_is_too_long_by_itself_is_rejected_in_the_server_s_words() -> None:

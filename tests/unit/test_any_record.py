@@ -120,9 +120,9 @@ def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.Abstra
     @example(Record(TOPICS.requests(), 3, 7, b'{"prompt":"x","callback_url":"https://[2001:db8::1::2]/hook"}'))
     @given(records(TOPICS.requests(), TOPICS.requests(bulk=True)))
     def each(record: Record) -> None:
-        assert isinstance(handler.party(record.headers), bytes)
-        assert handler.due_ms(record) is None
-        for outputs in (loop.run_until_complete(handler.handle(record)), handler.defer(record)):
+        assert isinstance(handler.sharing.party(record.headers), bytes)
+        assert handler.pace.due_ms(record) is None
+        for outputs in (loop.run_until_complete(handler.handle(record)), handler.sharing.defer(record)):
             ensure_producible(outputs)
             assert len(outputs) in (1, 2)
         ensure_producible(handler.give_up(record, FAILURE))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from clocks import SetClock
-from test_inference import CLOCK, HOOK, headers_of, record, working
+from echo_worker import CLOCK, HOOK, headers_of, record, working
 
 from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from echo_worker import record, working
 from hypothesis import given
 from hypothesis import strategies as st
-from test_inference import record, working
 
 from workers.engines.base import Completion, EngineFailed, FinishReason, GenerationRequest
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.openai_http import _completion, _ServerAnswer
-from workers.inference import handler as inference
+from workers.inference import generate as generating
 
 WORDS: dict[str, FinishReason] = {
     **dict.fromkeys(["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE"], "stop"),
@@ -66,7 +66,7 @@ async def test_an_answer_that_is_not_whole_is_a_failure_that_says_why_and_shows_
 async def test_a_request_that_the_engine_ends_by_itself_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    monkeypatch.setattr(inference, "FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(generating, "FIRST_RETRY_SECONDS", 0.001)
     words = [said, said, "stop"]
 
     async def generate(request: GenerationRequest) -> Completion:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Uuid
+from echo_worker import TOPIC_ID, headers_of, record, working
 from hypothesis import given
 from hypothesis import strategies as st
-from test_inference import TOPIC_ID, headers_of, record, working
 
 from operators.dead_letters import Letter, _Partitions, returning
 from producers.scan import Place, Stored

@@ -6,9 +6,9 @@ import json
 import tracemalloc
 
 import pytest
+from echo_worker import record, working
 from hypothesis import given
 from hypothesis import strategies as st
-from test_inference import record, working
 
 from schemas.codec import Origin, ReceivedJob, read_job, write_job
 from schemas.job import MAX_JOB_BYTES, Job

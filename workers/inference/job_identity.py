@@ -1,9 +1,10 @@
-"""Whose a job is, as headers say it of its result, of its dead letter and of its record in another lane."""
+"""The identity of a job: on its result, on its dead letter, and on its record in another lane."""
 
 from __future__ import annotations
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, ReceivedJob
+from schemas.problems import Problem
 from workers.stage.dead_letters import dead_letter
 from workers.stage.record import Header, Output, Record
 
@@ -24,14 +25,14 @@ def identity_headers(tenant: str, job_id: str, webhook_id: str, traceparent: str
 
 
 def origin_header(whose: ReceivedJob | InvalidJob) -> Header:
-    """What proves the `webhook-id` to the next reader of the job."""
+    """The header from which the next reader of the job derives the same `webhook-id`."""
     return names.JOB_ORIGIN, str(whose.origin).encode()
 
 
 def job_letter(
     topic: str, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
 ) -> Output:
-    """The record with the identity that its result has: it got it where it stands, and would lose it elsewhere."""
+    """The record as a dead letter, with its result's identity, which was derived from where the record stands now."""
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS_OF_LETTERS]
     identity = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
     identity.append(origin_header(whose))
@@ -40,7 +41,21 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """What the record says of tenant and job id where it does not count as that; bytes of any kind."""
+    """The record's own words for tenant and job id, where other ones count. Their bytes may be of any kind."""
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
+
+
+def invalid_job(received: ReceivedJob, field: str, reason: str, *, callback: bool = True) -> InvalidJob:
+    """The error for a job that could be read and cannot be answered. `callback`: whether its result may be POSTed."""
+    return InvalidJob(
+        (Problem(field, reason),),
+        job_id=received.job_id,
+        tenant=received.tenant,
+        webhook_id=received.webhook_id,
+        origin=received.origin,
+        custom_id=received.job.custom_id,
+        callback_url=received.job.callback_url if callback else None,
+        traceparent=received.traceparent,
+    )

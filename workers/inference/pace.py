@@ -1,18 +1,80 @@
-"""How fast jobs are answered, and how many have to be on their way for that: what an engine is kept supplied by."""
+"""How many more jobs an engine has use for: enough that it never runs dry, and few enough that Kafka holds the rest."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from telemetry.clock import Clock
+from workers.engines.base import Engine
+from workers.stage.record import Record
+
+AHEAD_SECONDS = 0.25
+"""How much of its own speed a fast engine gets ahead."""
+LEAD_MEMORY_SECONDS = 5.0
+
+
+class EnginePace:
+    """Implements `Backpressure` of the stage. Counts on the event loop; the Kafka thread asks."""
+
+    def __init__(self, engine: Engine, waiting_target: int, clock: Clock) -> None:
+        self._engine = engine
+        self._waiting_target = waiting_target
+        self._rate = AnswerRate(clock, AHEAD_SECONDS)
+        self._lead = EnrichmentLead(clock, AHEAD_SECONDS, LEAD_MEMORY_SECONDS)
+        self._preparing = 0
+        self._enriching = 0
+
+    def room(self) -> int:
+        """Jobs that fill the engine's waiting queue, and those that have to be in enrichment to keep it filled.
+
+        A fast engine gets as many as it lately answered in `AHEAD_SECONDS`, where that is more. While its queue is
+        empty, jobs in enrichment do not count: a job that is ready must not wait for jobs that wait for the web.
+        """
+        waiting = self._engine.load().waiting
+        wanted = max(self._waiting_target, self._rate.in_a_period()) - waiting - self._preparing
+        lead = self._lead.jobs() - self._enriching
+        return max(0, wanted + (lead if waiting else max(0, lead)))
+
+    def due_ms(self, record: Record) -> int | None:
+        """None: every job is due at once."""
+        return None
+
+    def paces(self, topic: str) -> bool:
+        """False: no lane holds its records back."""
+        return False
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """A block during which one job is neither in enrichment nor in the engine yet."""
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
+
+    @contextmanager
+    def enriching(self) -> Iterator[None]:
+        """A block during which one job is in enrichment."""
+        self._enriching += 1
+        try:
+            yield
+        finally:
+            self._enriching -= 1
+
+    def answered(self, enrich_seconds: float) -> None:
+        """The engine is done with a job that spent this long in enrichment, 0 without sources."""
+        self._rate.answered()
+        self._lead.answered(enrich_seconds)
 
 
 class AnswerRate:
-    """Counts answers on the event loop, and is asked on the Kafka thread, which is the one that moves the period.
+    """How many jobs the engine lately answered in a period.
 
-    Jobs are handed over once in a round of the Kafka thread, and a round takes as long as its transaction: 5 ms, or 50
-    where the broker is busy. A fixed number of jobs on hand would be a ceiling of so many jobs a round, whatever the
-    engine can do.
+    The stage dispatches once a round, and a round takes as long as its transaction: 5 ms, or 50 ms on a busy broker. So
+    a fixed number of jobs ahead would be a ceiling of that many a round, however fast the engine is. Counts on the
+    event loop. The Kafka thread asks, and alone begins a new period.
     """
 
     def __init__(self, clock: Clock, period_seconds: float) -> None:
@@ -24,11 +86,11 @@ class AnswerRate:
         self._latest = 0.0
 
     def answered(self) -> None:
-        """One more."""
+        """Count one answer."""
         self._answered += 1
 
     def in_a_period(self) -> int:
-        """How many were answered in a period of this length, as the last one that is over tells."""
+        """Answers in a period of this length, by the last period that is over."""
         now = self._clock.monotonic()
         elapsed = now - self._since
         if elapsed >= self._period_seconds:
@@ -39,11 +101,11 @@ class AnswerRate:
 
 
 class EnrichmentLead:
-    """How many jobs have to be in enrichment so that they come out of it as fast as the engine answers.
+    """How many jobs must be in enrichment to come out of it as fast as the engine answers.
 
-    By Little's law that is the answers a second times the seconds that each spent in enrichment, none for a job without
-    sources. Counted at the answer, so that it never grows beyond what the engine can use. Counts on the event loop, and
-    is asked on the Kafka thread.
+    By Little's law: answers a second times the seconds that each job spent in enrichment, 0 without sources. Counted at
+    the answer, so that the lead never grows beyond what the engine can use. Counts on the event loop; the Kafka thread
+    asks.
     """
 
     def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:
@@ -56,11 +118,11 @@ class EnrichmentLead:
         self._mean = 0.0
 
     def answered(self, enrich_seconds: float) -> None:
-        """One more, and what it spent in enrichment."""
+        """Count one answer to a job that spent this long in enrichment."""
         self._seconds += enrich_seconds
 
     def jobs(self) -> int:
-        """As the last `memory_seconds` tell, the latest most: a mean that forgets exponentially."""
+        """The lead by the last `memory_seconds`: a mean in which older periods count exponentially less."""
         now = self._clock.monotonic()
         elapsed = now - self._since
         if elapsed >= self._period_seconds:

@@ -95,7 +95,8 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     )
     read = [lane, bulk_lane]
     resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
-    made_of = process.replica, handler, process.clock, process.metrics, handler, handler, outputs, resort, ids
+    parts = handler.pace, handler.sharing
+    made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
     return group_stage(stage, kafka, read, *made_of)
 
 

@@ -1,0 +1,91 @@
+"""A worker's handler with the echo engine and a real enricher, record by record, without Kafka."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from schemas.codec import read_result
+from schemas.result import Result
+from schemas.topics import Topics
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy, Guard
+from workers.engines.echo import EchoEngine
+from workers.engines.settings import EchoSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
+from workers.stage.record import Output, Record
+
+CLOCK = SystemClock()
+TOPICS = Topics("fleet.")
+TOPIC_ID = "topic-uuid"
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+HOOK = "https://example.com/hook?token=secret"
+
+
+def record(
+    body: dict[str, Any] | bytes | None = None, *headers: tuple[str, bytes], offset: int = 7, **fields: Any
+) -> Record:
+    """A job as it lies in `model_requests`; `fields` are added to the plain one."""
+    job = body if body is not None else {"prompt": "What is the capital of France?", "callback_url": HOOK, **fields}
+    value = job if isinstance(job, bytes) else json.dumps(job).encode()
+    return Record(TOPICS.requests(), 3, offset, value, b"key", list(headers), int(CLOCK.time() * 1000))
+
+
+class Worker:
+    """The handler and what it is made of."""
+
+    def __init__(self, settings: WorkerSettings, models: dict[str, str | None], callbacks: EgressPolicy) -> None:
+        self.metrics = Metrics()
+        self.engine = EchoEngine(EchoSettings(), self.metrics)
+        self.enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, self.metrics)
+        registry = Registry({"echo", "default"}, None, models)
+        self.handler = InferenceHandler(
+            self.engine,
+            self.enricher,
+            registry,
+            callbacks,
+            TOPICS,
+            {TOPICS.requests(): TOPIC_ID},
+            settings,
+            CLOCK,
+            self.metrics,
+        )
+
+    async def outputs(self, given: Record) -> Sequence[Output]:
+        return await self.handler.handle(given)
+
+    async def result(self, given: Record) -> Result:
+        """The one result of a record that ends in nothing else."""
+        [output] = await self.outputs(given)
+        assert (output.topic, output.partition) == (TOPICS.results, None)
+        result = read_result(output.value)
+        assert output.key == result.job_id.encode()
+        return result
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def working(
+    models: dict[str, str | None] | None = None, callbacks: EgressPolicy | None = None, **settings: Any
+) -> AsyncIterator[Worker]:
+    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy())
+    await worker.engine.start()
+    await worker.enricher.start()
+    try:
+        yield worker
+    finally:
+        await worker.enricher.close()
+        await worker.engine.close()
+
+
+def headers_of(output: Output) -> dict[str, str]:
+    return {name: value.decode() for name, value in output.headers or ()}

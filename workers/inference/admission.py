@@ -1,0 +1,75 @@
+"""From a record to a job that this worker answers: read it, judge its callback, find the engine with its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+
+from schemas import topics as names
+from schemas.codec import Origin, ReceivedJob, read_job
+from schemas.topics import Topics
+from workers.egress import EgressPolicy, EgressRefused, check_url
+from workers.inference.job_identity import invalid_job
+from workers.inference.outputs import moved
+from workers.inference.registry import Forward, Registry, UnknownModel
+from workers.stage.record import Output, Record, size_of
+
+MAX_HEADER_BYTES = 64 * 1024
+"""The most bytes of a job's headers and key together.
+
+They travel on with the job, and a compressed record may have more of them than another topic takes.
+"""
+_CHECKED_URLS = 4096
+_BULK = ".batch"
+
+
+class Admission:
+    """Reads records of the lanes. `topic_ids` maps each lane's name to its UUID, from which job ids derive."""
+
+    def __init__(
+        self, registry: Registry, callback_policy: EgressPolicy, topics: Topics, topic_ids: Mapping[str, str]
+    ) -> None:
+        self._registry = registry
+        # The verdict on a URL's text never changes; without the cache it takes a quarter of an echo job's time.
+        self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
+        self._topics = topics
+        self._topic_ids = topic_ids
+
+    def admitted(self, record: Record) -> ReceivedJob:
+        """The job in a record. Raises InvalidJob, also for a callback that the egress policy refuses."""
+        received = self.read(record)
+        if received.job.callback_url is not None:
+            try:
+                self._check_callback(received.job.callback_url)
+            except EgressRefused as refused:
+                raise invalid_job(received, "callback_url", str(refused), callback=False) from None
+        return received
+
+    def read(self, record: Record) -> ReceivedJob:
+        """The job in a record, without a verdict on its callback. Raises InvalidJob."""
+        origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
+        received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        if record.unreadable is not None:
+            raise invalid_job(received, "headers", record.unreadable)
+        if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
+            raise invalid_job(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
+        return received
+
+    def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:
+        """The record for the lane of the engine that has the job's model; None where this worker's engine has it.
+
+        Raises InvalidJob for an unknown model.
+        """
+        try:
+            where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
+        except UnknownModel as unknown:
+            raise invalid_job(received, "model_id", str(unknown)) from None
+        if not isinstance(where, Forward):
+            return None
+        lane = self._topics.requests(where.lane, bulk=is_bulk_lane(record.topic))
+        return moved(record, received, lane, (names.FORWARDED, str(where.times).encode()))
+
+
+def is_bulk_lane(topic: str) -> bool:
+    """Whether a lane is a bulk lane, of the whole fleet or of one engine."""
+    return topic.endswith(_BULK)

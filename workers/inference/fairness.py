@@ -1,0 +1,63 @@
+"""Tenants as the parties that share the stage's window, and the bulk lane as their later place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schemas import topics as names
+from schemas.codec import InvalidJob
+from schemas.job import DEFAULT_TENANT
+from schemas.topics import Topics
+from telemetry.metrics import Metrics
+from workers.inference.admission import Admission, is_bulk_lane
+from workers.inference.outputs import Outputs, moved
+from workers.inference.registry import times_in
+from workers.inference.settings import WorkerSettings
+from workers.stage.record import Headers, Output, Record
+
+_NO_TENANT = DEFAULT_TENANT.encode()
+
+
+class TenantSharing:
+    """Implements `Sharing` of the stage."""
+
+    def __init__(
+        self, admission: Admission, outputs: Outputs, topics: Topics, settings: WorkerSettings, metrics: Metrics
+    ) -> None:
+        self._admission = admission
+        self._outputs = outputs
+        self._bulk_lane = topics.requests(settings.lane, bulk=True)
+        self._bulk_share = settings.bulk_share
+        self._deferred = metrics.deferred
+
+    @property
+    def later_share(self) -> float:
+        """The bulk lane's least share of the places that become free."""
+        return self._bulk_share
+
+    def party(self, headers: Headers | None) -> bytes:
+        """The tenant that the header names. Reading the job decides later whether the header counts."""
+        for name, value in reversed(headers or ()):
+            if name == names.TENANT:
+                return value or _NO_TENANT
+        return _NO_TENANT
+
+    def is_later(self, topic: str) -> bool:
+        """Whether a topic is a bulk lane."""
+        return is_bulk_lane(topic)
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        """The job for the bulk lane, with its identity and deadline.
+
+        An invalid job is rejected at once, and a job of another engine goes to that engine's lane.
+        """
+        try:
+            received = self._admission.admitted(record)
+            forwarded = self._admission.forwarded(record, received)
+        except InvalidJob as invalid:
+            return self._outputs.rejected(record, invalid)
+        if forwarded is not None:
+            return [forwarded]
+        self._deferred.inc()
+        times = times_in(record.header(names.DEFERRED)) + 1
+        return [moved(record, received, self._bulk_lane, (names.DEFERRED, str(times).encode()))]

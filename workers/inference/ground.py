@@ -1,0 +1,145 @@
+"""From a job to the request that its engine gets: its sources read, and the evidence put before the question."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from schemas.codec import ReceivedJob
+from schemas.job import Message, ResponseFormat, Sources
+from telemetry.clock import Clock, Deadline
+from workers.engines.base import Engine, PromptTooLong
+from workers.engines.prompts import last_user_text
+from workers.enrichment.answering.grounding import ground
+from workers.enrichment.answering.profile import Profile, UnknownProfile
+from workers.enrichment.choosing.tokens import room_for_sources
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence, NothingFound
+from workers.inference.job_identity import invalid_job
+from workers.inference.lifetime import Lifetimes
+from workers.inference.pace import EnginePace
+from workers.inference.phases import Phases
+
+CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedRequest:
+    """A job's prompt or messages after enrichment, with the evidence that stands before the question."""
+
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+    evidence: Evidence | None
+    """None for a job without sources."""
+    enrich_ms: float
+    profile: Profile | None = None
+    """Set exactly where `evidence` is."""
+    response_format: ResponseFormat | None = None
+    """The job's own, or else its profile's."""
+
+    @property
+    def chars(self) -> int:
+        """Characters of the prompt, or of all messages together."""
+        return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())
+
+
+class Grounder:
+    """Enriches jobs ahead of the engine, at most `enrich_ahead` at once, which bounds the memory for their pages."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        enricher: Enricher,
+        lifetimes: Lifetimes,
+        pace: EnginePace,
+        phases: Phases,
+        clock: Clock,
+        enrich_ahead: int,
+    ) -> None:
+        self._engine = engine
+        self._enricher = enricher
+        self._lifetimes = lifetimes
+        self._pace = pace
+        self._phases = phases
+        self._clock = clock
+        self._turns = asyncio.Semaphore(enrich_ahead)
+
+    async def grounded(self, received: ReceivedJob) -> GroundedRequest:
+        """The job's request, its sources read where it has some.
+
+        Raises InvalidJob for an unknown profile. Raises NothingFound where required sources brought nothing, and where
+        the job was cancelled or expired meanwhile.
+        """
+        job = received.job
+        messages = tuple(job.messages) if job.messages is not None else None
+        if job.sources is None:
+            return GroundedRequest(job.prompt, messages, None, 0.0, response_format=job.response_format)
+        profile = self._profile(received, job.sources.profile)
+        question = last_user_text(job)
+        with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+            sources = profile.applied(job.sources, question)
+            room = room_for_sources(job, profile.instructions, self._engine.context_tokens)
+            evidence = await self._evidence(received, sources, question, room)
+            evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
+        return _with_evidence(received, evidence, profile, phase.ms)
+
+    def _profile(self, received: ReceivedJob, name: str) -> Profile:
+        """Raises InvalidJob where no profile has that name."""
+        try:
+            return self._enricher.profile(name)
+        except UnknownProfile as unknown:
+            raise invalid_job(received, "sources.profile", str(unknown)) from None
+
+    async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
+        """The evidence from the job's sources. Raises NothingFound, also when the job is cancelled meanwhile."""
+        enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, question, room))
+        with self._lifetimes.at_cancellation(received, enriching.cancel):
+            try:
+                return await enriching
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the worker ends, and not the job alone
+                raise NothingFound(()) from None
+
+    async def _evidence_in_turn(
+        self, received: ReceivedJob, sources: Sources, question: str, room: int | None
+    ) -> Evidence:
+        """The evidence, once fewer than `enrich_ahead` jobs are in enrichment. Raises NothingFound."""
+        try:
+            async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NothingFound(()) from None
+        try:
+            deadline = Deadline.after(self._clock, max(0.0, self._lifetimes.remaining(received)))
+            return await self._enricher.enrich(
+                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+            )
+        finally:
+            self._turns.release()
+
+
+def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:
+    """The same request with less evidence, never with fewer instructions on how to read it.
+
+    Raises NothingFound where required sources have no room at all. Raises `too_long` for a request without evidence.
+    """
+    if asked.evidence is None or asked.profile is None or received.job.sources is None:
+        raise too_long
+    beyond = asked.chars * (1 - too_long.fits)
+    evidence = asked.evidence.shortened(asked.evidence.chars - beyond)
+    evidence = replace(evidence, notes=tuple(dict.fromkeys((*evidence.notes, CUT_NOTE))))
+    wanted = asked.profile.applied(received.job.sources, evidence.question)
+    if wanted.required and not evidence.sources:
+        raise NothingFound(evidence.notes)
+    return _with_evidence(received, evidence, asked.profile, asked.enrich_ms)
+
+
+def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_ms: float) -> GroundedRequest:
+    """The job's prompt or messages with this evidence before the question."""
+    job = received.job
+    asked = job.prompt if job.messages is None else tuple(job.messages)
+    grounded = profile.instructed(ground(asked, evidence))
+    form = job.response_format or profile.answer_format(len(evidence.sources))
+    return GroundedRequest(grounded.prompt, grounded.messages, evidence, enrich_ms, profile, form)

@@ -1,0 +1,39 @@
+"""How long a job's answer is wanted: until its deadline passes or a cancellation arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from schemas.codec import ReceivedJob
+from schemas.control import JobKey
+from telemetry.clock import Clock
+from workers.inference.cancellations import Cancellations
+
+
+class Lifetimes:
+    """Judges jobs by the clock and by the cancellations of `job_control`. All on the event loop."""
+
+    def __init__(self, cancellations: Cancellations, clock: Clock) -> None:
+        self._cancellations = cancellations
+        self._clock = clock
+
+    def remaining(self, received: ReceivedJob) -> float:
+        """Seconds until the job's deadline; negative once it has passed."""
+        return received.deadline_ms / 1000 - self._clock.time()
+
+    def is_cancelled(self, received: ReceivedJob) -> bool:
+        """Whether `job_control` cancels the job."""
+        return self._cancellations.holds(_key(received))
+
+    def is_over(self, received: ReceivedJob) -> bool:
+        """Whether the job is cancelled or its deadline has passed."""
+        return self.is_cancelled(received) or self.remaining(received) <= 0
+
+    def at_cancellation(self, received: ReceivedJob, stop: Callable[[], object]) -> AbstractContextManager[None]:
+        """A block during which a cancellation of the job calls `stop`. The deadline does not call it."""
+        return self._cancellations.told(_key(received), stop)
+
+
+def _key(received: ReceivedJob) -> JobKey:
+    return received.tenant, received.job_id

@@ -1,0 +1,87 @@
+"""The records that a job leaves behind: its result, its dead letter, or the job itself in another lane."""
+
+from __future__ import annotations
+
+from schemas import topics as names
+from schemas.codec import InvalidJob, ReceivedJob, rejected_result, write_result
+from schemas.result import MAX_RESULT_BYTES, Outcome, Result
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.inference.job_identity import IDENTITY, identity_headers, job_letter, origin_header
+from workers.inference.results import Results
+from workers.stage.record import Failure, Header, Output, Record
+
+_STAMPS = IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
+
+log = get_logger()
+
+
+class Outputs:
+    """Writes results and dead letters, and counts both."""
+
+    def __init__(self, results: Results, topics: Topics, clock: Clock, metrics: Metrics) -> None:
+        self._results = results
+        self._topics = topics
+        self._clock = clock
+        self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
+        self._dead_letters = metrics.dead_letters
+
+    def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
+        """The job's one record of `model_results`. A result over the size limit becomes a failure that says so."""
+        value = write_result(result)
+        if len(value) > MAX_RESULT_BYTES:
+            message = (
+                f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; lower max_tokens or metadata"
+            )
+            result = self._results.failed(received, "result_too_large", message)
+            value = write_result(result)
+        self._outcomes[result.outcome].inc()
+        return [self._result(received, value, received.job.callback_url)]
+
+    def rejected(self, record: Record, invalid: InvalidJob, *, by_engine: bool = False) -> list[Output]:
+        """A `rejected` result that echoes nothing of the input, and the record as a dead letter.
+
+        `by_engine`: the reason is in the engine's own words, which may quote the prompt, so the log leaves it out.
+        """
+        self._outcomes[Outcome.REJECTED].inc()
+        reason = f"the engine refuses {invalid.problems[0].field}" if by_engine else str(invalid)
+        log.info(
+            f"Rejected job {invalid.job_id}: {reason}.",
+            action="job-rejected",
+            job_id=invalid.job_id,
+            fields=[problem.field for problem in invalid.problems],
+        )
+        value = write_result(rejected_result(invalid, int(self._clock.time())))
+        result = self._result(invalid, value, invalid.callback_url)
+        return [result, self._dead_letter(record, invalid, "rejected", str(invalid), 1)]
+
+    def given_up(self, record: Record, received: ReceivedJob, failure: Failure) -> list[Output]:
+        """A `failed` result, and the record as a dead letter."""
+        result = self._results.failed(received, failure.code, failure.message)
+        letter = self._dead_letter(record, received, failure.code, failure.message, failure.attempts)
+        return [*self.settled(received, result), letter]
+
+    def _result(self, whose: ReceivedJob | InvalidJob, value: bytes, callback_url: str | None) -> Output:
+        headers = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
+        if callback_url is not None:
+            headers.append((names.CALLBACK_URL, callback_url.encode()))
+        return Output(self._topics.results, value, whose.job_id.encode(), headers)
+
+    def _dead_letter(
+        self, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
+    ) -> Output:
+        self._dead_letters.labels(reason).inc()
+        return job_letter(self._topics.dead_letters, record, whose, reason, detail, attempts)
+
+
+def moved(record: Record, received: ReceivedJob, lane: str, why: Header) -> Output:
+    """The record for another lane, with the identity and the deadline that it got in its first lane.
+
+    `why` is the header that says whether and how often the job was forwarded or deferred.
+    """
+    carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS and name != why[0]]
+    identity = identity_headers(received.tenant, received.job_id, received.webhook_id, received.traceparent)
+    stamps = [*identity, origin_header(received), (names.DEADLINE, str(received.deadline_ms).encode()), why]
+    return Output(lane, record.value, record.key, carried + stamps, record.partition)

@@ -1,0 +1,125 @@
+"""How a job ends, as a `Result`: succeeded, failed, expired or cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from schemas.codec import ReceivedJob
+from schemas.result import Outcome, Result, ResultError, Timings, Usage
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, Engine
+from workers.enrichment.answering.answer import Answer, Unsupported, answered
+from workers.inference.ground import GroundedRequest
+from workers.inference.json_answers import NotJson, require_json
+from workers.inference.lifetime import Lifetimes
+
+LONG_ANSWER_CHARS = 10_000
+_UNFINISHED = {
+    "content_filter": "the engine's content filter held the answer back",
+    "tool_calls": "the model called a tool instead of answering, and jobs have no tools",
+    "repetition": "the model repeated itself until the engine ended the answer",
+}
+
+
+class Results:
+    """Builds results in the name of one engine, and counts the tokens that each of them cost."""
+
+    def __init__(self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics) -> None:
+        self._engine = engine
+        self._lifetimes = lifetimes
+        self._clock = clock
+        self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
+
+    async def answered(
+        self, received: ReceivedJob, asked: GroundedRequest, completion: Completion, timings: Timings
+    ) -> Result:
+        """The answer; a failure where it is unfinished, is not the JSON that was asked for, or lacks support."""
+        self._tokens["prompt"].inc(completion.prompt_tokens)
+        self._tokens["completion"].inc(completion.completion_tokens)
+        notes = list(asked.evidence.notes) if asked.evidence is not None else []
+        common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
+        if completion.finish_reason not in ("stop", "length"):
+            why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for a reason not known here")
+            error = ResultError(code="unfinished", message=why)
+            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
+        try:
+            answer = await _answer(completion, asked, received.job.max_tokens)
+        except (NotJson, Unsupported) as wrong:
+            code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
+            error = ResultError(code=code, message=str(wrong))
+            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
+        return self._result(
+            received,
+            Outcome.SUCCEEDED,
+            text=answer.text,
+            confidence=answer.lowered(completion.confidence),
+            sources=[source.id for source in answer.sources],
+            source_details=list(answer.sources),
+            citations=list(answer.citations),
+            notes=[*notes, *answer.notes],
+            **common,
+        )
+
+    def cut_off(self, received: ReceivedJob, completion: Completion | None = None) -> Result:
+        """The end of a cancelled or expired job. The tokens of its unfinished completion count as wasted."""
+        if completion is not None:
+            self._tokens["wasted"].inc(completion.completion_tokens)
+        if self._lifetimes.is_cancelled(received):
+            outcome, message = Outcome.CANCELLED, "it was cancelled before the answer was complete"
+        else:
+            outcome, message = Outcome.EXPIRED, "ttl_seconds passed before the answer was complete"
+        return self._result(
+            received,
+            outcome,
+            usage=_usage(completion) if completion is not None else None,
+            error=ResultError(code=outcome.value, message=message),
+        )
+
+    def failed(self, received: ReceivedJob, code: str, message: str) -> Result:
+        """A failure with one of the error codes of a result."""
+        return self._result(received, Outcome.FAILED, error=ResultError(code=code, message=message))
+
+    def _result(
+        self, received: ReceivedJob, outcome: Outcome, *, notes: Sequence[str] = (), **fields: object
+    ) -> Result:
+        job = received.job
+        if received.unknown is not None:
+            notes = [*notes, str(received.unknown)]
+        return Result.model_validate(
+            {
+                "job_id": received.job_id,
+                "custom_id": job.custom_id,
+                "model_id": job.model_id or next(iter(self._engine.models), None),
+                "outcome": outcome,
+                "engine": self._engine.name,
+                "metadata": job.metadata,
+                "notes": list(notes),
+                "created_at": int(self._clock.time()),
+                **fields,
+            }
+        )
+
+
+async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int) -> Answer:
+    """The answer with its citations. A thread reads a long one, so that the event loop serves other jobs meanwhile.
+
+    Raises NotJson and Unsupported.
+    """
+    is_json = asked.response_format is not None and asked.response_format.type != "text"
+    if is_json:
+        require_json(completion, max_tokens)
+    if asked.evidence is None or asked.profile is None:
+        return Answer(completion.text, (), ())
+    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=is_json)
+    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+
+
+def _usage(completion: Completion) -> Usage:
+    return Usage(
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        total_tokens=completion.prompt_tokens + completion.completion_tokens,
+    )
