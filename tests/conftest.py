@@ -16,12 +16,12 @@ import hypothesis
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from product import PARTITIONS, Product, running
 
 from devkit.broker import Broker
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.product import PARTITIONS, Product, running
 
 TIER_DELAYS_SECONDS = (0.3, 0.6)
 _ADMIN_TIMEOUT_SECONDS = 30.0

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from go_tools import cache, install_package, one_build_at_a_time, run
+from tests.go_tools import cache, install_package, one_build_at_a_time, run
 
 OLDEST_NODE = 20
 """The oldest that its makers still mended when the packages below came out."""

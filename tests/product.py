@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from postback_command import POSTBACK, environment_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.committed import committed_records
@@ -30,6 +29,7 @@ from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from schemas.topics import JOB_ID
 from telemetry.clock import SystemClock
+from tests.postback_command import POSTBACK, environment_of
 from workers.delivery.keyring import Keyring
 
 PARTITIONS = 4

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from go_tools import go, run
-from node_tools import STANDARDWEBHOOKS, modules, node
 
 from telemetry.clock import Deadline, SystemClock
+from tests.go_tools import go, run
+from tests.node_tools import STANDARDWEBHOOKS, modules, node
 
 PAGE = Path(__file__).parents[2] / "docs" / "WEBHOOKS.md"
 DOCUMENT = PAGE.read_text()

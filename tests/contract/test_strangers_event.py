@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from consumers import PROGRAMS, consuming
 from openai import InvalidWebhookSignatureError
 
 from schemas.event import event_body
@@ -23,6 +22,7 @@ from schemas.signature import Signer
 from telemetry.clock import SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
+from tests.contract.consumers import PROGRAMS, consuming
 from workers.delivery.jwks import JWKS_FOLDER, tenant_jwks_page
 from workers.delivery.keyring import Keyring
 

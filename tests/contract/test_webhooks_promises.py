@@ -7,7 +7,6 @@ import re
 from ipaddress import ip_network
 
 import pytest
-from consumers import DOCUMENT, PAGE
 from standardwebhooks import Webhook
 
 from devkit.receiver import Behaviour, Keys, Receiver
@@ -16,6 +15,7 @@ from schemas.result import MAX_RESULT_BYTES, Outcome, Result
 from schemas.signature import Signer, generate_secret
 from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
+from tests.contract.consumers import DOCUMENT, PAGE
 from workers.delivery.jwks import MAX_AGE_SECONDS
 from workers.delivery.keyring import OVERLAP_SECONDS
 from workers.delivery.post import Poster

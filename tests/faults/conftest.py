@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_fleet import Ledgers, StageProcesses
 
 from schemas.settings import KafkaSettings
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from kernel_fleet import Ledgers, StageProcesses
+
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
 
 END_TXN = 26
 """Kafka's api key of EndTxn."""

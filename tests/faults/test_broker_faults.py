@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kernel_fleet import Ledgers, StageProcesses
 
 from devkit.broker import Broker
 from schemas.settings import KafkaSettings
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
 
 JOBS = 4_000
 

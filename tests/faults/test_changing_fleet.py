@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
-from kernel_fleet import Ledgers, StageProcesses, eventually
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.settings import KafkaSettings
+from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from kernel_fleet import Ledgers, StageProcesses
 
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
 from workers.stage.progress import Progress
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from kernel_fleet import Ledgers, StageProcesses
+
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
 
 JOBS = 60
 KILLER = 5

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from product import PARTITIONS, Product, eventually, running
 
 from devkit.broker import Broker
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.product import PARTITIONS, Product, eventually, running
 
 BROKERS = 3
 JOBS = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from kernel_fleet import Ledgers, StageProcesses, eventually
+from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
 
 JOBS = 6_000
 

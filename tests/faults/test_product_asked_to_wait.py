@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Producer
-from product import PARTITIONS, Product, eventually
 
 from devkit.receiver import Behaviour
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
+from tests.product import PARTITIONS, Product, eventually
 
 pytestmark = pytest.mark.broker
 

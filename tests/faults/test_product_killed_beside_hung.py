@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from confluent_kafka import Producer
-from product import PARTITIONS, Product, eventually
 
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
+from tests.product import PARTITIONS, Product, eventually
 
 pytestmark = pytest.mark.broker
 

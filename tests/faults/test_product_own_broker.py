@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
-from product import PARTITIONS, Product, eventually, running
 
 from devkit.broker import Broker
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.product import PARTITIONS, Product, eventually, running
 
 pytestmark = pytest.mark.broker
 

@@ -7,9 +7,9 @@ import signal
 from collections import Counter
 
 import pytest
-from product import PARTITIONS, Product, Role, eventually
 
 from devkit.receiver import Received
+from tests.product import PARTITIONS, Product, Role, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from product import Product, eventually
+
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
-from product import Product, Role, eventually
 
 from devkit.model import tiny_model
+from tests.product import Product, Role, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 

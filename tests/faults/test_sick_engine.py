@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from kernel_fleet import Ledgers, StageProcesses
-from product import Product
+
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.product import Product
 
 pytestmark = pytest.mark.broker
 

@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from postback_command import environment_of, postback_here, started
-from product import Callbacks, Product, Role, eventually
 
 from devkit.receiver import Behaviour
 from schemas.topics import DEFERRED
+from tests.postback_command import environment_of, postback_here, started
+from tests.product import Callbacks, Product, Role, eventually
 
 pytestmark = pytest.mark.broker
 

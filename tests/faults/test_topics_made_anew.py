@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
-from kernel_fleet import Ledgers, StageProcesses, eventually
-from product import PARTITIONS, Product, Role
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
+from tests.product import PARTITIONS, Product, Role
 
 JOBS = 200
 

@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, Self
 
-from raw_server import CLOCK, LOOPBACK
-
 from schemas.codec import read_result
 from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
+from tests.integration.raw_server import CLOCK, LOOPBACK
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from go_tools import COMPOSE, HELM, ensure
 
+from tests.go_tools import COMPOSE, HELM, ensure
 from workers.enrichment.settings import EnrichmentSettings
 
 ROOT = Path(__file__).parents[2]

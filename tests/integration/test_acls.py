@@ -21,14 +21,14 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
-from postback_command import environment_of, postback, postback_here
-from product import Product, eventually, running
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback, postback_here
+from tests.product import Product, eventually, running
 
 pytestmark = pytest.mark.broker
 

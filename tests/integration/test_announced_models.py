@@ -6,10 +6,10 @@ import json
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from postback_command import environment_of, postback_here
-from product import Product, eventually
 
 from operators.topics import create_topics
+from tests.postback_command import environment_of, postback_here
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

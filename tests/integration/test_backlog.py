@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from postback_command import environment_of, postback, postback_here
-from product import Product
 
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback, postback_here
+from tests.product import Product
 from workers.stage.progress import Progress
 
 pytestmark = pytest.mark.broker

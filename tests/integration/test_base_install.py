@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from postback_command import environment_of
+
+from tests.postback_command import environment_of
 
 ABSENT = ("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", "Stemmer", "torch", "uvloop", "vllm")
 

@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from postback_command import environment_of, postback
 
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("clean_processes")]
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from postback_command import environment_of, postback
-from product import Product, eventually
+
+from tests.postback_command import environment_of, postback
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -8,7 +8,10 @@ import re
 import kubernetes_validate
 import pytest
 import yaml
-from deployment import (
+
+from producers.connection import connection_config
+from schemas.settings import FleetSettings
+from tests.integration.deployment import (
     AT_REST,
     AUTHORITIES,
     CHART,
@@ -30,9 +33,6 @@ from deployment import (
     readers_bytes,
     render,
 )
-
-from producers.connection import connection_config
-from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.inference.settings import WorkerSettings

@@ -8,9 +8,9 @@ import ssl
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from clocks import SetClock
 
+from tests.clocks import SetClock
+from tests.integration.certificates import Authority
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts, TlsFileUnusable
 from workers.system.errors import ProcessError

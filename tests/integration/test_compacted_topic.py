@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from product import Product, eventually
 
 from devkit.broker import Broker
 from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import SystemClock
+from tests.product import Product, eventually
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
 from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, CompactedTopic, FollowingEnded

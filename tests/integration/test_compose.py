@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from deployment import OWN_BYTES, ROOT, Manifest, compose_model, own_services, readers_bytes
 
 from devkit.kafka.cluster import SERVER_PROPERTIES
+from tests.integration.deployment import OWN_BYTES, ROOT, Manifest, compose_model, own_services, readers_bytes
 
 # The first run builds helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from clocks import HandClock
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from kafka import KafkaProducer
-from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from operators.cancel import cancel, take_back
@@ -21,6 +19,8 @@ from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.clocks import HandClock
+from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from open_files import no_files_left
 from standardwebhooks import Webhook
 
 from schemas.codec import write_result
@@ -26,6 +25,7 @@ from schemas.signature import verify
 from schemas.topics import TIER_DELAYS_SECONDS, Topics
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.open_files import no_files_left
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from postback_command import environment_of, postback, postback_here
-from product import PARTITIONS, Product, eventually
 
 from operators.topics import create_topics
 from producers.scan import Scanner
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback, postback_here
+from tests.product import PARTITIONS, Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Authority
-from product import CLOCK, Callbacks, Product, Role, eventually
 
 from operators.topics import create_topics
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.signature import verify
+from tests.integration.certificates import Authority
+from tests.product import CLOCK, Callbacks, Product, Role, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from product import Product, eventually
 
 from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
+from tests.product import Product, eventually
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB
 
 pytestmark = pytest.mark.broker

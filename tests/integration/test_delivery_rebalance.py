@@ -7,10 +7,10 @@ import socket
 
 import pytest
 from confluent_kafka import Producer
-from product import PARTITIONS, Product, Role, eventually
 
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
+from tests.product import PARTITIONS, Product, Role, eventually
 
 pytestmark = pytest.mark.broker
 

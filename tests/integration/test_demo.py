@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from postback_command import environment_of
 
 from devkit.site import questions
+from tests.postback_command import environment_of
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"
 ANSWERED = re.compile(r"^ *\d+/\d+  (.+)$", re.MULTILINE)

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from deployment import VALUE_SETS, Manifest, compose_model, own_services, pods, render
 
 from console.variables import complaints
+from tests.integration.deployment import VALUE_SETS, Manifest, compose_model, own_services, pods, render
 
 # The first run builds helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import environment_of, postback, postback_here
-from product import Product, eventually
 
 from devkit.receiver import Behaviour
 from operators.endpoints import known_endpoints
@@ -17,6 +15,8 @@ from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback, postback_here
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from product import Product, Role, eventually
 
+from tests.product import Product, Role, eventually
 from workers.engines.load_failures import IMAGE
 
 pytestmark = pytest.mark.broker

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import openai_server
 import pytest
 import pytest_asyncio
 
 from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.integration import openai_server
 from workers.engines import EngineSettings, create
 from workers.engines.base import Engine, EngineLoad, GenerationRequest, RequestRejected
 from workers.engines.vllm import VllmEngine

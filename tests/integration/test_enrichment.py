@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
+from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
-from product import Product, eventually
 
 from telemetry.clock import SystemClock
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import lz4.frame
 import pytest
-from postback_command import environment_of, postback_here
-from record_batches import Header, batch, field, number, produce, record
 
 from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
@@ -21,6 +19,8 @@ from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, postback_here
+from tests.record_batches import Header, batch, field, number, produce, record
 
 pytestmark = pytest.mark.broker
 

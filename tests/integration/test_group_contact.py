@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
-from product import eventually
 
 from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
+from tests.product import eventually
 from workers.stage.intake import GroupIntake, PartitionId
 
 pytestmark = pytest.mark.broker

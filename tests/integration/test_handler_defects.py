@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postback_command import environment_of, postback
-from product import Product, eventually
 
 from schemas.topics import WEBHOOK_ID
+from tests.postback_command import environment_of, postback
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

@@ -25,13 +25,13 @@ import psutil
 import pytest
 import pytest_asyncio
 from aiohttp.abc import AbstractResolver, ResolveResult
-from answering_worker import AnsweringWorker
-from raw_server import CLOCK, FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 
 from devkit.site import Site
 from schemas.job import Sources
 from schemas.result import Outcome
 from telemetry.clock import Deadline
+from tests.integration.answering_worker import AnsweringWorker
+from tests.integration.raw_server import CLOCK, FACT, HTML, SLOW, Script, enriching, page, saying, speaking
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.enrich import Enricher

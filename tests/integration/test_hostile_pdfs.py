@@ -7,11 +7,11 @@ import re
 import zlib
 
 import pytest
-from raw_server import enriching, saying, speaking
 
 from devkit.pdf_files import line, pdf, stream
 from devkit.site import Site
 from schemas.job import Sources
+from tests.integration.raw_server import enriching, saying, speaking
 
 PDF = "Content-Type: application/pdf"
 FACT = "The Halvorsen bridge opened in 1987."

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from product import Product, eventually, running
 
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.product import Product, eventually, running
 
 pytestmark = pytest.mark.broker
 

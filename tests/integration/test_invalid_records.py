@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
 from kafka import KafkaProducer
-from product import PARTITIONS, Product
+
+from tests.product import PARTITIONS, Product
 
 pytestmark = pytest.mark.broker
 

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import psutil
 import pytest
-from raw_server import CLOCK, FACT, HTML, SLOW, enriching, page, saying, speaking
 
 from devkit.site import Site
 from schemas.job import Sources
 from telemetry.clock import Deadline
+from tests.integration.raw_server import CLOCK, FACT, HTML, SLOW, enriching, page, saying, speaking
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postback_command import environment_of, postback_here
 
 from schemas.signature import generate_secret
+from tests.postback_command import environment_of, postback_here
 
 OLD_FILE = Path(__file__).parents[1] / "unit" / "data" / "keyring_format_1.json"
 

@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import environment_of, postback_here
 
 from devkit.committed import committed_records
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback_here
 
 pytestmark = pytest.mark.broker
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from postback_command import environment_of, postback
-from product import CLOCK, Product, eventually
 
 from devkit.receiver import Behaviour
 from schemas import topics as names
@@ -14,6 +12,8 @@ from schemas.codec import write_result
 from schemas.event import event_body
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result
 from schemas.signature import verify
+from tests.postback_command import environment_of, postback
+from tests.product import CLOCK, Product, eventually
 
 pytestmark = pytest.mark.broker
 

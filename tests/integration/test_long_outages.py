@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from clocks import SetClock
 
 from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.topics import TIER_DELAYS_SECONDS, Topics
 from telemetry.metrics import Metrics
+from tests.clocks import SetClock
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster

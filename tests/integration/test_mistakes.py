@@ -6,10 +6,10 @@ import socket
 
 import pytest
 import typer
-from postback_command import environment_of, postback
 
 from console.roles import run
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback
 from workers.engines.base import EngineUnavailable
 
 REFUSED = "the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: "

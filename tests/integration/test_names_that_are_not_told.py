@@ -6,10 +6,10 @@ import logging
 from ipaddress import ip_network
 
 import pytest
-from name_server import name_server
-from raw_server import HTML, enriching, page, saying, speaking
 
 from schemas.job import Sources
+from tests.integration.name_server import name_server
+from tests.integration.raw_server import HTML, enriching, page, saying, speaking
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.fetching.fetch import NO_PUBLIC_NAME
 

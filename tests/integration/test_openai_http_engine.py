@@ -22,16 +22,16 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from answering_worker import TOPICS, AnsweringWorker
-from openai_server import serving
-from raw_server import FACT, HTML, page, saying, speaking
-from test_engine_contract import busy, request
 
 from devkit.model import tiny_model
 from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
 from schemas.result import ResultError
 from telemetry.clock import SystemClock
+from tests.integration.answering_worker import TOPICS, AnsweringWorker
+from tests.integration.openai_server import serving
+from tests.integration.raw_server import FACT, HTML, page, saying, speaking
+from tests.integration.test_engine_contract import busy, request
 from workers.engines import openai_http
 from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine

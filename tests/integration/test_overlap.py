@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from product import Product, eventually
+
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 

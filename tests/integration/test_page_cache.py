@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from answering_worker import AnsweringWorker
-from postback_command import environment_of, postback
 from pydantic import SecretStr
-from raw_server import CLOCK, FACT, LOOPBACK, SLOW
-from redis_server import RedisServer
 
 from schemas.job import Sources
 from schemas.result import Outcome, Result
 from telemetry.metrics import Metrics
+from tests.integration.answering_worker import AnsweringWorker
+from tests.integration.raw_server import CLOCK, FACT, LOOPBACK, SLOW
+from tests.postback_command import environment_of, postback
+from tests.redis_server import RedisServer
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import Key

@@ -25,12 +25,12 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp.abc import AbstractResolver, ResolveResult
-from certificates import Authority
-from open_files import no_files_left
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from telemetry.clock import SystemClock
+from tests.integration.certificates import Authority
+from tests.open_files import no_files_left
 from workers.delivery.exchange import USER_AGENT
 from workers.delivery.exhaustion import Exhausted
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome

@@ -8,16 +8,25 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from openai_server import judging
-from postback_command import environment_of, postback
-from profiled_worker import working
-from raw_server import saying, speaking
-from search_services import answering, atom, efetch, esearch, page_of_html, paper, pubmed_article, searxng
 
 from devkit.pdf_files import line, pdf
 from devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
+from tests.integration.openai_server import judging
+from tests.integration.profiled_worker import working
+from tests.integration.raw_server import saying, speaking
+from tests.integration.search_services import (
+    answering,
+    atom,
+    efetch,
+    esearch,
+    page_of_html,
+    paper,
+    pubmed_article,
+    searxng,
+)
+from tests.postback_command import environment_of, postback
 from workers.egress import EgressPolicy
 from workers.enrichment.evidence import Found
 

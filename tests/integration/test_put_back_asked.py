@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import POSTBACK, environment_of, postback_here
 
 from devkit.committed import committed_records
 from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
@@ -19,6 +18,7 @@ from operators.put_back import PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.postback_command import POSTBACK, environment_of, postback_here
 
 pytestmark = pytest.mark.broker
 

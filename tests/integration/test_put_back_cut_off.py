@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Producer
-from postback_command import environment_of, postback_here, started
-from product import eventually
 
 from devkit.broker import Broker
 from devkit.committed import committed_records
@@ -19,6 +17,8 @@ from operators.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, postback_here, started
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 

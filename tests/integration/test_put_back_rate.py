@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 from confluent_kafka import Message, Producer
-from postback_command import POSTBACK, environment_of, started
 
 from devkit.committed import committed_records
 from producers.scan import Scanner
@@ -17,6 +16,7 @@ from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.postback_command import POSTBACK, environment_of, started
 
 pytestmark = pytest.mark.broker
 

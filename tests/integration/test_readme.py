@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from postback_command import environment_of, line_of, started
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.postback_command import environment_of, line_of, started
 from workers.delivery.keyring import Keyring
 
 ROOT = Path(__file__).parents[2]

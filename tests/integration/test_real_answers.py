@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from answering_worker import AnsweringWorker
 
 from devkit.model import small_model
 from devkit.site import Question, Site, questions
 from schemas.result import Result, Support
 from telemetry.metrics import Metrics
+from tests.integration.answering_worker import AnsweringWorker
 from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
 

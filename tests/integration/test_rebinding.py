@@ -11,11 +11,11 @@ import aiohttp
 import pytest
 import uvloop
 from aiohttp.resolver import AsyncResolver, DefaultResolver
-from name_server import NameServer, name_server
-from test_egress_sockets import FIRST, VECTORS, Server, serving
 from yarl import URL
 
 from telemetry.clock import SystemClock
+from tests.integration.name_server import NameServer, name_server
+from tests.integration.test_egress_sockets import FIRST, VECTORS, Server, serving
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, Refusal, check_url

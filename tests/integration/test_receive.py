@@ -16,11 +16,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from postback_command import POSTBACK, environment_of, line_of, postback, started
 
 from devkit.receiver import Behaviour, Keys, Received, Receiver
 from schemas.signature import Signer, generate_secret, generate_signing_key, public_key_of
 from telemetry.clock import SystemClock
+from tests.postback_command import POSTBACK, environment_of, line_of, postback, started
 
 SECRET = generate_secret()
 SIGNING_KEY = generate_signing_key()

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
-from postback_command import environment_of, line_of, postback_here, started
 
 from schemas.event import event_body
 from schemas.result import Outcome, Result
 from schemas.signature import Signer
 from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, line_of, postback_here, started
 from workers.delivery.keyring import Keyring
 
 RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="x", created_at=1)

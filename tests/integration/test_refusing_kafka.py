@@ -15,11 +15,11 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
-from postback_command import environment_of, postback
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback
 
 pytestmark = pytest.mark.broker
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 from confluent_kafka import Message, Producer
-from postback_command import environment_of, postback, postback_here
 
 from devkit.committed import committed_records
 from operators.endpoints import put_endpoints
@@ -20,6 +19,7 @@ from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
-from postback_command import environment_of, postback_here
-from product import PARTITIONS, Callbacks, Product, eventually, running
 
 from devkit.receiver import Behaviour
 from operators.replay import Counts, Replay
@@ -25,6 +23,8 @@ from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, postback_here
+from tests.product import PARTITIONS, Callbacks, Product, eventually, running
 
 pytestmark = pytest.mark.broker
 

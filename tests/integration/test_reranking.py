@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from postback_command import environment_of, postback, started
-from raw_server import CLOCK, HTML, LOOPBACK, saying, speaking
 
 from devkit.model import embedding_model
 from schemas.job import Sources
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
+from tests.integration.raw_server import CLOCK, HTML, LOOPBACK, saying, speaking
+from tests.postback_command import environment_of, postback, started
 from workers.egress import Guard
 from workers.enrichment.choosing.choose import Choice, Chooser
 from workers.enrichment.choosing.embedder import Embedder, EmbedderAway, RerankerRefused

@@ -14,10 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from answering_jobs import answering
 from kafka import KafkaProducer
-from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
-from product import eventually
 
 from devkit.broker import Broker
 from producers import results
@@ -28,6 +25,9 @@ from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.integration.answering_jobs import answering
+from tests.postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 

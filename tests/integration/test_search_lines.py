@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from profiled_worker import working
-from search_services import Reply, answering, efetch, esearch, pubmed_article, pubmed_at_its_pace
-
 from devkit.site import Site
+from tests.integration.profiled_worker import working
+from tests.integration.search_services import Reply, answering, efetch, esearch, pubmed_article, pubmed_at_its_pace
 
 MANY = 100
 FOREVER = 30.0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import HandClock
-from search_services import (
+
+from tests.clocks import HandClock
+from tests.integration.search_services import (
     ATOM_ERROR,
     CLOCK,
     Reply,
@@ -30,7 +31,6 @@ from search_services import (
     wiki_page,
     wikipedia,
 )
-
 from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.pace import RequestPace

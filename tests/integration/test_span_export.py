@@ -14,8 +14,9 @@ from threading import Thread
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from postback_command import environment_of
-from product import Product
+
+from tests.postback_command import environment_of
+from tests.product import Product
 
 pytestmark = pytest.mark.broker
 

@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from answering_worker import AnsweringWorker
-from openai_server import judging
-from raw_server import FACT, HTML, page, saying, speaking
-from renderers import rendered, urls_in_text
 
 from devkit.site import Site
 from schemas.result import Outcome, Result
+from tests.integration.answering_worker import AnsweringWorker
+from tests.integration.openai_server import judging
+from tests.integration.raw_server import FACT, HTML, page, saying, speaking
+from tests.renderers import rendered, urls_in_text
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,12 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from answering_jobs import answering
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.fetcher import ConsumerRecord
-from postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
-from product import Product
 
 from devkit.broker import Broker
 from producers.client import Client, SubmitError
@@ -28,6 +25,9 @@ from schemas.job import Job
 from schemas.result import Outcome
 from schemas.settings import KafkaSettings
 from telemetry.traces import parse_traceparent
+from tests.integration.answering_jobs import answering
+from tests.postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
+from tests.product import Product
 
 pytestmark = pytest.mark.broker
 

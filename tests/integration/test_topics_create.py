@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
-from postback_command import environment_of, postback
 
 from devkit.broker import Broker
 from devkit.kafka import cluster
@@ -16,6 +15,7 @@ from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
 from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback
 
 pytestmark = pytest.mark.broker
 

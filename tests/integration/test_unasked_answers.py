@@ -10,10 +10,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from certificates import Authority
-from test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post, status
 
 from telemetry.clock import SystemClock
+from tests.integration.certificates import Authority
+from tests.integration.test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post, status
 from workers.delivery.post import Delivered, FailureReason, Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import Guard

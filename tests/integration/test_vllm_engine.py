@@ -11,11 +11,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_engine_contract import QUESTION, busy, request
 
 from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.metrics import Metrics
+from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines import loading
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure

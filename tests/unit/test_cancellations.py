@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from clocks import SetClock
-from echo_worker import CLOCK, HOOK, headers_of, record, working
 
 from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.topics import LANES_KEPT_MS
+from tests.clocks import SetClock
+from tests.unit.echo_worker import CLOCK, HOOK, headers_of, record, working
 from workers.inference.cancellations import KEPT_MS, Cancellations
 
 NOW_MS = round(CLOCK.time() * 1000)

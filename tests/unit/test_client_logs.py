@@ -6,11 +6,11 @@ import logging
 import socket
 
 import pytest
-from clocks import HandClock
 from confluent_kafka import Producer
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.clocks import HandClock
 from workers.kafka import clients as kafka
 from workers.kafka.clients import SELDOM_SECONDS, Seldom, client_config
 

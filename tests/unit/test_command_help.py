@@ -8,11 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from postback_command import postback_here
 from typer.main import get_command
 
 from console.help import EXAMPLES
 from console.main import app
+from tests.postback_command import postback_here
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 

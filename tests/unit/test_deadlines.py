@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from virtual_time import in_virtual_time
 
+from tests.virtual_time import in_virtual_time
 from workers.delivery.deadlines import Deadlines
 
 

@@ -6,10 +6,10 @@ import asyncio
 from contextlib import ExitStack, suppress
 
 import pytest
-from clocks import SetClock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.clocks import SetClock
 from workers.delivery.breaker import BreakerState
 from workers.delivery.destinations import (
     AttemptSlot,

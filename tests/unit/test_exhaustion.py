@@ -13,8 +13,8 @@ import aiohappyeyeballs
 import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
-from open_files import no_files_left
 
+from tests.open_files import no_files_left
 from workers.delivery.exhaustion import exhausted_by
 from workers.system.tuning import allow_open_files
 

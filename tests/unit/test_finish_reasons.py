@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from echo_worker import record, working
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.echo_worker import record, working
 from workers.engines.base import Completion, EngineFailed, FinishReason, GenerationRequest
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.openai_http import _completion, _ServerAnswer

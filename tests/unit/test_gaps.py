@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clocks import HandClock
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stage import Intake, stage_with
 
+from tests.clocks import HandClock
+from tests.unit.test_stage import Intake, stage_with
 from workers.stage.intake import PartitionId
 from workers.stage.ledger import Ledger
 from workers.stage.partition import Partition

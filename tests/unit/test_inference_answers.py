@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from echo_worker import HOOK, TOPIC_ID, TRACE, headers_of, record, working
 
 from schemas.codec import Origin, read_result
+from tests.unit.echo_worker import HOOK, TOPIC_ID, TRACE, headers_of, record, working
 
 # -- answered ------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from echo_worker import CLOCK, TOPIC_ID, TOPICS, TRACE, headers_of, record, working
-
 from schemas.codec import Origin, read_result
+from tests.unit.echo_worker import CLOCK, TOPIC_ID, TOPICS, TRACE, headers_of, record, working
 from workers.inference.registry import MAX_FORWARDS
 from workers.stage.record import Record
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Uuid
-from echo_worker import TOPIC_ID, headers_of, record, working
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from operators.dead_letters import Letter, _Partitions, returning
 from producers.scan import Place, Stored
 from schemas.codec import Headers, InvalidJob, Origin, ReceivedJob, read_job, read_result
 from schemas.settings import KafkaSettings
+from tests.unit.echo_worker import TOPIC_ID, headers_of, record, working
 from workers.stage.record import Failure, Output, Record
 
 PLACE = Origin("u2tSXKJNTn6GAzrYv6bXfQ", 3, 41)

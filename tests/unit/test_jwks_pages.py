@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from clocks import SetClock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.clocks import SetClock
 from workers.delivery.jwks import fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import Keyring
 

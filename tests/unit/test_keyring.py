@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from clocks import SetClock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schemas.signature import Signer
+from tests.clocks import SetClock
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clocks import SetClock
 
 from schemas.signature import Signer, public_key_of
+from tests.clocks import SetClock
 from workers.delivery.jwks import fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import (
     MIGRATION_OVERLAP_SECONDS,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from renderers import rendered, urls_in_text
 
+from tests.renderers import rendered, urls_in_text
 from workers.enrichment.answering.links import LINK_REMOVED, without_unknown_links
 from workers.enrichment.evidence import Evidence, NumberedSource
 

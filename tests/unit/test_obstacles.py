@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from clocks import SetClock
 
 from operators.dead_letters import Letter, _Partitions, kind_of, returning
 from producers.scan import Place, Stored
 from schemas.settings import KafkaSettings
+from tests.clocks import SetClock
 
 KAFKA = KafkaSettings()
 CLOCK = SetClock(1_700_000_000.0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from clocks import HandClock
-
+from tests.clocks import HandClock
 from workers.inference.pace import AnswerRate, EnrichmentLead
 
 

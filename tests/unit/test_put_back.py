@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from clocks import HandClock
 
 from operators.put_back import Returning, put_back
+from tests.clocks import HandClock
 
 
 @dataclass

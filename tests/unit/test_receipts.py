@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clocks import SetClock
 
 from producers.jsonl import read_jobs
 from producers.receipts import ReceiptRefused, held, read_receipt, receipt_of, write_receipt
+from tests.clocks import SetClock
 
 LINES = [b'{"prompt": "a"}\n', b'{"prompt": "b"}\n']
 

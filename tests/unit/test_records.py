@@ -15,9 +15,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record import MemoryRecords
-from record_batches import batch, field, number, record
 
 from producers.records import FetchedRecords, RecordConsumer
+from tests.record_batches import batch, field, number, record
 
 PLACE = TopicPartition("a", 3)
 NAMES = st.binary(max_size=6) | st.text(max_size=4).map(str.encode) | st.just(b"tenant")

@@ -6,9 +6,9 @@ import asyncio
 from contextlib import AbstractContextManager
 
 import pytest
-from virtual_time import in_virtual_time
 
 from telemetry.clock import SystemClock
+from tests.virtual_time import in_virtual_time
 from workers.enrichment.search.allowance import Allowance, current_allowance
 from workers.enrichment.search.pace import RequestPace
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from test_settle import Client, batch_of, landed, repaired
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.unit.test_settle import Client, batch_of, landed, repaired
 from workers.stage import settle
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from virtual_time import VirtualLoop
 
 from schemas.topics import TIER_DELAYS_SECONDS
+from tests.virtual_time import VirtualLoop
 from workers.delivery.destinations import Destination, DestinationBusy, Destinations
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.retries import Schedule, busy_tier

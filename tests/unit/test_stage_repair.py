@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from test_stage import Intake, ended, stage_with
 
 from tests.clocks import HandClock
+from tests.unit.test_stage import Intake, ended, stage_with
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Output, Record

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from clocks import SetClock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.signature import MalformedKey, NoMatchingSignature, generate_secret, verify
+from tests.clocks import SetClock
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring, KeyringError, KeyringRefused
 from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.keyring import _jwk_set

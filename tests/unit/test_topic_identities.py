@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from clocks import HandClock
 from confluent_kafka import KafkaError, KafkaException
-from test_stage import BusyLoop, Handler, Intake, Settler
 
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
+from tests.clocks import HandClock
+from tests.unit.test_stage import BusyLoop, Handler, Intake, Settler
 from workers.kafka.topics import BrokerAway
 from workers.roles import topic_watch
 from workers.roles.topic_watch import TopicWatch

@@ -6,13 +6,13 @@ import json
 import tracemalloc
 
 import pytest
-from echo_worker import record, working
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codec import Origin, ReceivedJob, read_job, write_job
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.unknown import MAX_NAME_CHARACTERS, MAX_NAMES, UnknownFields, described, unknown_in
+from tests.unit.echo_worker import record, working
 
 
 def read(**job: object) -> ReceivedJob:

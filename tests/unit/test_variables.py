@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from postback_command import environment_of, postback
 
 from console.catalogue import names
 from console.variables import complaints
+from tests.postback_command import environment_of, postback
 
 MEANT = "is ignored: no setting has that name; {} may be meant"
 

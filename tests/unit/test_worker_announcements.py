@@ -7,7 +7,6 @@ import json
 import re
 
 import pytest
-from clocks import SetClock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from schemas.worker import (
     write_announcement,
 )
 from telemetry.clock import SystemClock
+from tests.clocks import SetClock
 from workers.inference.announcer import Announcer
 from workers.inference.registry import Registry, UnknownModel
 
