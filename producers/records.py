@@ -3,25 +3,22 @@
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
 header's name that is not UTF-8, or set the attributes of a record, which are not used. It may write a length with more
 bits than count, or bytes behind the end of compressed content. kafka-python raises an error at each of these, on every
-poll anew, so that its reader never comes past. It also believes an offset that is not in the record's batch.
+poll anew, so that its reader never comes past. It also believes an offset that is not in the record's batch, needs
+libraries of its own for zstd and snappy, and decompresses without a bound.
 """
 
 from __future__ import annotations
 
-import zlib
 from functools import lru_cache
 from typing import Any
 
 from kafka import KafkaConsumer  # noqa: TID251 - made to read on, below
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import UnsupportedCodecError
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.util import decode_varint
 
+from producers.decompress import CannotDecompress, decompress
 from telemetry.logs import get_logger
-
-_GZIP = 16 + zlib.MAX_WBITS
-"""What zlib takes for: with gzip's header and trailer."""
 
 log = get_logger()
 
@@ -55,7 +52,7 @@ class _Batches:
 
 
 class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
-    r"""A record batch (KIP-98), read as the broker reads it. Its iteration raises UnsupportedCodecError only.
+    r"""A record batch (KIP-98), read as the broker reads it. Its iteration raises nothing.
 
     A header's name that is not UTF-8 has escapes, as in `\xff`, for its unreadable bytes: no name of ours has one.
     Records that cannot be read in spite of all this are left out, with a warning.
@@ -73,9 +70,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
     def __iter__(self) -> Any:
         try:
             self._maybe_uncompress()
-        except UnsupportedCodecError:
-            raise
-        except Exception as error:  # each codec's library has its own
+        except CannotDecompress as error:
             self._leave_rest(error)
         return self
 
@@ -95,10 +90,10 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
         self._next_record_index = self._num_records
 
     def _maybe_uncompress(self) -> None:
-        if self.compression_type != self.CODEC_GZIP or self._decompressed:
-            super()._maybe_uncompress()
+        if self._decompressed or self.compression_type == self.CODEC_NONE:
             return
-        self._buffer, self._pos, self._decompressed = _gunzipped(self._buffer[self._pos :]), 0, True
+        content = decompress(self.compression_type, memoryview(self._buffer)[self._pos :])
+        self._buffer, self._pos, self._decompressed = content, 0, True
 
     def _read_msg(self) -> Any:
         buffer = self._buffer
@@ -122,21 +117,6 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
         at_ms = self.max_timestamp if is_stamped else _as_int64(self.first_timestamp + delta_ms)
         offset = self.base_offset + offset_delta
         return DefaultRecord(length, offset, at_ms, self.timestamp_type, key, value, headers)
-
-
-def _gunzipped(content: bytearray) -> bytearray:
-    """All members of a gzip file (RFC 1952). Bytes that follow and begin no member are passed over, as in Java."""
-    found, left = bytearray(), bytes(content)
-    while left:
-        member = zlib.decompressobj(_GZIP)
-        try:
-            found += member.decompress(left)
-        except zlib.error:
-            if not found:
-                raise
-            break
-        left = member.unused_data
-    return found
 
 
 def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:

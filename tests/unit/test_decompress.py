@@ -1,0 +1,217 @@
+"""Compressed batches as clients write them, broken ones, and small ones that become large."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cramjam
+import lz4.frame
+import pytest
+from backports import zstd
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kafka import TopicPartition
+from kafka.record import MemoryRecords
+from record_batches import batch, record
+
+from producers.decompress import MAX_BYTES, Broken, CannotDecompress, TooLarge, UnknownCodec, decompress
+from producers.records import FetchedRecords
+
+GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+XERIAL_HEADER = b"\x82SNAPPY\0" + struct.pack(">ii", 1, 1)
+MIB = 1024 * 1024
+
+
+def raw_snappy(content: bytes) -> bytes:
+    """One block, as librdkafka writes it."""
+    return bytes(cramjam.snappy.compress_raw(content))
+
+
+def xerial(content: bytes, header: bytes = XERIAL_HEADER, block_bytes: int = 32 * 1024) -> bytes:
+    """Blocks with their lengths before them, as snappy-java writes them."""
+    blocks = [raw_snappy(content[start : start + block_bytes]) for start in range(0, len(content), block_bytes)]
+    return header + b"".join(struct.pack(">i", len(block)) + block for block in blocks)
+
+
+WRITERS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "gzip": (GZIP, gzip.compress),
+    "gzip of two members": (GZIP, lambda content: gzip.compress(content[:9]) + gzip.compress(content[9:])),
+    "raw snappy": (SNAPPY, raw_snappy),
+    "xerial snappy": (SNAPPY, xerial),
+    "xerial snappy of small blocks": (SNAPPY, lambda content: xerial(content, block_bytes=100)),
+    "xerial snappy with little-endian versions": (
+        SNAPPY,
+        lambda content: xerial(content, b"\x82SNAPPY\0" + struct.pack("<ii", 1, 1)),
+    ),
+    "xerial snappy of two streams": (SNAPPY, lambda content: xerial(content[:9]) + xerial(content[9:])),
+    "lz4": (LZ4, lz4.frame.compress),
+    "lz4 of independent blocks": (LZ4, lambda content: lz4.frame.compress(content, block_linked=False)),
+    "zstd": (ZSTD, zstd.compress),
+    "zstd of two frames": (ZSTD, lambda content: zstd.compress(content[:9]) + zstd.compress(content[9:])),
+    "zstd of the largest window": (ZSTD, lambda content: zstd.compress(content, level=22)),
+}
+CODECS = {"gzip": GZIP, "snappy": SNAPPY, "lz4": LZ4, "zstd": ZSTD}
+VALUES = st.lists(st.binary(max_size=50) | st.integers(0, 100_000).map(bytes), min_size=1, max_size=3)
+
+
+def read(written: bytes, topic: str = "a") -> list[Any]:
+    """As the commands' consumer reads an answer."""
+    records: list[Any] = FetchedRecords(0, TopicPartition(topic, 0), MemoryRecords(written)).take()
+    return records
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@given(VALUES)
+def test_records_of_each_codec_are_read(name: str, values: list[bytes]) -> None:
+    codec, write = WRITERS[name]
+    records = [record(value, offset_delta=index) for index, value in enumerate(values)]
+    found = read(batch(records, codec=codec, content=write(b"".join(records))) + batch([record(b"after")]))
+    assert [(one.value, one.offset) for one in found] == [
+        *((value, index) for index, value in enumerate(values)),
+        (b"after", 0),
+    ]
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@given(data=st.data())
+def test_noise_in_place_of_compressed_content_raises_no_other_error(codec: int, data: st.DataObject) -> None:
+    """Noise of its own, and good content with a byte changed, inserted, or cut off."""
+    (_, write) = data.draw(st.sampled_from([each for each in WRITERS.values() if each[0] == codec]))
+    good = write(data.draw(st.binary(min_size=1, max_size=200)))
+    place = data.draw(st.integers(0, len(good) - 1))
+    noise = data.draw(st.binary(max_size=8))
+    content = data.draw(st.sampled_from([noise, good[:place], good[:place] + noise + good[place + 1 :], good + noise]))
+    with suppress(CannotDecompress):
+        decompress(codec, content)
+    found = read(batch([b""] * 2, codec=codec, content=content) + batch([record(b"after")]))
+    assert found[-1].value == b"after"
+
+
+@pytest.mark.parametrize("codec", [0, 5, 6, 7])
+def test_a_codec_that_kafka_does_not_have_is_named(codec: int) -> None:
+    with pytest.raises(UnknownCodec, match=str(codec)):
+        decompress(codec, b"")
+
+
+@example(b"\xff\xff\xff\xff\x0f")  # 4 GiB, and nothing follows
+@given(st.integers(MAX_BYTES + 1, (1 << 32) - 1).map(lambda length: snappy_length(length) + b"\0a"))
+def test_the_length_that_a_snappy_block_states_is_not_believed(content: bytes) -> None:
+    for written in (content, XERIAL_HEADER + struct.pack(">i", len(content)) + content):
+        with pytest.raises(TooLarge):
+            decompress(SNAPPY, written)
+
+
+def snappy_length(length: int) -> bytes:
+    """The length before a raw block: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while length > 0x7F:
+        written.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*written, length])
+
+
+@pytest.mark.parametrize("name", ["gzip", "raw snappy", "xerial snappy", "lz4", "zstd"])
+def test_a_batch_of_the_bound_is_read_and_one_of_a_byte_more_is_left_out_with_a_warning(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (codec, write), largest, larger = WRITERS[name], record(bytes(1000)), record(bytes(1001))
+    monkeypatch.setattr("producers.decompress.MAX_BYTES", len(largest))
+    good = batch([b""], codec=codec, content=write(largest))
+    assert [len(one.value) for one in read(good + batch([b""], codec=codec, content=write(larger)), name)] == [1000]
+    assert ["TooLarge" in line.getMessage() for line in caplog.records] == [True]
+
+
+def test_a_gzip_member_that_is_broken_behind_a_good_one_is_passed_over() -> None:
+    good, broken = gzip.compress(b"good"), bytearray(gzip.compress(os.urandom(100_000)))
+    broken[60_000] ^= 1
+    assert decompress(GZIP, good + bytes(broken)) == b"good"
+    with pytest.raises(Broken):
+        decompress(GZIP, bytes(broken))
+
+
+def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a megabyte of empty gzip members, the decoders were given 26 GB."""
+    given_bytes = 0
+    new_decoder = zlib.decompressobj
+
+    class Counting:
+        def __init__(self, window: int) -> None:
+            self._decoder = new_decoder(window)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._decoder, name)
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            nonlocal given_bytes
+            given_bytes += len(data)
+            return self._decoder.decompress(data, max_length)
+
+    monkeypatch.setattr("zlib.decompressobj", Counting)
+    members = 10_000
+    assert decompress(GZIP, gzip.compress(b"") * members + gzip.compress(b"x")) == b"x"
+    assert given_bytes < 20_000 * members
+
+
+MOST_KIB = 160 * 1024
+"""The bound, and as much again while the result grows. Each bomb holds 256 MiB, and Snappy's, which cannot be as
+small, 80."""
+
+
+def bombs() -> Iterator[tuple[int, bytes]]:
+    """Codec and content."""
+    pieces = [bytes(16 * MIB)] * 16
+    deflate = zlib.compressobj(level=1, wbits=31)
+    yield GZIP, b"".join([*map(deflate.compress, pieces), deflate.flush()])
+    yield GZIP, gzip.compress(pieces[0], 1) * len(pieces)
+    yield SNAPPY, XERIAL_HEADER + xerial(pieces[0], b"", MIB) * 5
+    with lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX4MB) as frame:
+        yield LZ4, b"".join([frame.begin(), *map(frame.compress, pieces), frame.flush()])
+    yield ZSTD, zstd.compress(pieces[0]) * len(pieces)
+    stream = zstd.ZstdCompressor()
+    yield ZSTD, b"".join([*map(stream.compress, pieces), stream.flush()])
+
+
+def test_small_content_that_becomes_large_takes_little_memory(tmp_path: Path) -> None:
+    """In a process of its own, whose greatest size the system has noted."""
+    asked = []
+    for number, (codec, content) in enumerate(bombs()):
+        path = tmp_path / str(number)
+        path.write_bytes(content)
+        asked.append(f"{codec}:{path}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    report = json.loads(done.stdout)
+    assert report["errors"] == ["TooLarge"] * len(asked)
+    assert report["grown_kib"] < MOST_KIB
+
+
+def report_on(asked: list[str]) -> dict[str, object]:
+    """How each codec:path ended, and how much memory that took."""
+    before, errors = largest_kib(), []
+    for each in asked:
+        codec, _, path = each.partition(":")
+        with pytest.raises(CannotDecompress) as raised:
+            decompress(int(codec), Path(path).read_bytes())
+        errors.append(raised.type.__name__)
+    return {"errors": errors, "grown_kib": largest_kib() - before}
+
+
+def largest_kib() -> int:
+    """The most memory that this process ever had, KiB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(report_on(sys.argv[1:])))
