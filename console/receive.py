@@ -11,67 +11,66 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from console.errors import BAD_INPUT, fail, needing, say, telling
+from console.errors import BAD_INPUT, fail, needing, say
+from console.given_secrets import SECRET_HELP, checked_secrets
 from console.settings import checked_tenant, fleet_settings, keyring_path
 
 if TYPE_CHECKING:
-    from devkit.receiver import Behaviour, Keys, Received, Receiver
+    from console.verifying import HeldKeys
+    from devkit.receiver import Behaviour, Received, Receiver
 
 
 def receive(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
-    out: Annotated[Path | None, typer.Option(help="Append the lines to this file.")] = None,
-    tenant: Annotated[str, typer.Option(help="Whose callbacks are taken; other tenants' are refused.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="Append each callback as a line of JSON to this file.")] = None,
+    secrets: Annotated[list[str] | None, typer.Option("--secret", help=f"{SECRET_HELP} May be repeated.")] = None,
+    jwks: Annotated[str | None, typer.Option(metavar="FILE|URL", help="A JWK set with the public keys.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the callbacks of this tenant and refuse all others. "
+            "Without --secret and --jwks, the default is `default`; with them, any tenant that the keys verify."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    status: Annotated[int, typer.Option(min=200, max=599, help="What verified callbacks are answered with.")] = 200,
+    status: Annotated[int, typer.Option(min=200, max=599, help="Answer verified callbacks with this status.")] = 200,
     delay: Annotated[float, typer.Option(min=0, help="Seconds before a verified callback is answered.")] = 0.0,
     fail_first: Annotated[int, typer.Option(min=0, help="Answer 503 to the first N attempts of each event.")] = 0,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show headers and the event's JSON on a terminal.")
+    ] = False,
 ) -> None:
-    """Take callbacks, verify them with the keys at POSTBACK_KEYRING, and show them.
+    """Take callbacks, verify them, and show them.
 
-    A terminal shows them for people. Elsewhere, and in the file of --out, each is one JSON object a line, with the
-    fields webhook_id, verified, problem, headers, event, received_at and status. What is not verified is answered with
-    401. Ctrl-C or SIGTERM ends it.
+    Keys come from --secret, from --jwks, or else from the keyring at POSTBACK_KEYRING. A terminal shows a line a
+    callback. A pipe, and the file of --out, get a JSON object a line, with the fields webhook_id, verified, problem,
+    headers, event, received_at and status. Callbacks that do not verify are answered with 401. Ctrl-C or SIGTERM ends
+    the command, which then sums up.
+
+    Example: postback receive --port 8080 --secret whsec_…
     """
     with needing("worker"):
         import asyncio
 
+        from console.verifying import GivenKeys, KeyringKeys
         from devkit.receiver import Behaviour
 
-    keys = _keys(checked_tenant(tenant))
-    with _writers(out) as writers:
-        asyncio.run(_serve(keys, writers, host, port, Behaviour(status, delay, fail_first)))
-
-
-def _keys(tenant: str) -> Callable[[], Keys]:
-    """The tenant's keys as they are now: a rotation is noticed while this runs."""
-    from devkit.receiver import Keys
-    from telemetry.clock import SystemClock
-    from workers.delivery.keyring import Keyring, KeyringError
-
-    clock = SystemClock()
-    path = keyring_path(fleet_settings())
-    with telling(KeyringError):
-        keyring = Keyring.load(path)
-
-    def current() -> Keys:
-        try:
-            keyring.refresh()
-        except KeyringError as error:
-            say(f"{error}; the keys that were read before stay in use")
-        now = clock.time()
-        return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
-
-    return current
+    given, checked = checked_secrets(secrets or []), checked_tenant(tenant) if tenant is not None else None
+    if given or jwks is not None:
+        held: HeldKeys = GivenKeys(given, jwks, checked)
+    else:
+        held = KeyringKeys(keyring_path(fleet_settings()), checked or "default")
+    with _writers(out, verbose=verbose) as writers:
+        asyncio.run(_serve(held, writers, host, port, Behaviour(status, delay, fail_first)))
 
 
 Writer = Callable[["Received"], None]
 
 
 @contextmanager
-def _writers(out: Path | None) -> Iterator[list[Writer]]:
-    """Where callbacks go: for people to the terminal, if there is one, and as lines to the file, or to a pipe."""
-    terminal = [_terminal()] if sys.stdout.isatty() else []
+def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
+    """The writers of a callback: lines for the terminal, if there is one, and JSON for the file or a pipe."""
+    terminal = [_terminal(verbose=verbose)] if sys.stdout.isatty() else []
     if out is None:
         yield terminal or [_lines(sys.stdout)]
         return
@@ -84,7 +83,7 @@ def _writers(out: Path | None) -> Iterator[list[Writer]]:
 
 
 def _lines(file: TextIO) -> Writer:
-    """Each line at once: whoever reads sees it before the sender has its answer."""
+    """A writer of JSON lines. Each is flushed, so that a reader has it before the sender has its answer."""
 
     def write(received: Received) -> None:
         file.write(received.line() + "\n")
@@ -93,28 +92,35 @@ def _lines(file: TextIO) -> Writer:
     return write
 
 
-def _terminal() -> Writer:
+def _terminal(*, verbose: bool) -> Writer:
     from rich.console import Console
 
     from console.received import View
 
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal whose encoding lacks a letter is no reason to end
-    return View(Console()).show
+        # A letter that the terminal's encoding lacks is escaped: it must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return View(Console(), verbose=verbose).show
 
 
-async def _serve(keys: Callable[[], Keys], writers: list[Writer], host: str, port: int, behaviour: Behaviour) -> None:
+async def _serve(keys: HeldKeys, writers: list[Writer], host: str, port: int, behaviour: Behaviour) -> None:
+    import asyncio
+
+    from console.received import Summary
     from devkit.receiver import Receiver
 
-    writing = _Writing(writers)
-    receiver = await _started(Receiver(keys, writing.write, host=host, port=port, behaviour=behaviour))
+    await keys.load()
+    summary = Summary()
+    writing = _Writing([*writers, summary.add])
+    receiver = await _started(Receiver(keys.current, writing.write, host=host, port=port, behaviour=behaviour))
     say(f"receiving at {receiver.url}")
+    following = asyncio.create_task(keys.follow())
     try:
         await writing.until_ended()
     finally:
+        following.cancel()
         await receiver.stop()
+        say(str(summary))
 
 
 async def _started(receiver: Receiver) -> Receiver:
@@ -125,7 +131,7 @@ async def _started(receiver: Receiver) -> Receiver:
 
 
 class _Writing:
-    """Writes what was received until a signal, or until nobody reads any more."""
+    """Writes callbacks until a signal comes, or until a writer fails."""
 
     def __init__(self, writers: list[Writer]) -> None:
         import asyncio
@@ -143,13 +149,13 @@ class _Writing:
             for write in self._writers:
                 write(received)
         except OSError as error:
-            # The sender must not take it for delivered: the exception becomes a 500, and this command ends.
+            # The exception becomes a 500, so the sender keeps the callback; then this command ends.
             self._problem = error
             self._ended.set()
             raise
 
     async def until_ended(self) -> None:
-        """Raises typer.Exit with 1 where something could not be written."""
+        """Wait for the end. Raises typer.Exit with 1 where a callback could not be written."""
         await self._ended.wait()
         if self._problem is not None:
             raise fail(f"a callback could not be written: {self._problem.strerror}")

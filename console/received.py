@@ -1,6 +1,6 @@
-"""How a callback looks on a terminal: what it is, whether it is genuine, which attempt, and the event itself.
+"""A callback on a terminal: its type, whether it verified, the answer, the attempt, and on request the event itself.
 
-Whatever comes in is a stranger's. Control characters, which a terminal would obey, are shown as JSON escapes.
+Callbacks are a stranger's text. Control characters, which a terminal would obey, are shown as JSON escapes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,29 @@ if TYPE_CHECKING:
     from devkit.receiver import Received
 
 MAX_SHOWN_CHARACTERS = 8_000
-"""Of one event: the rest is a matter for `--out`."""
+"""Of one event; `--out` keeps all of it."""
+MAX_SHOWN_IN_LINE = 200
+"""Characters of a stranger's text in a line: a job id has 128 at most."""
 
 
 class View:
-    """Shows callbacks one after another, and counts the attempts of each event."""
+    """Shows callbacks one after another, a line each, and counts the attempts of each event.
 
-    def __init__(self, console: Console) -> None:
+    `verbose` adds the headers and the event's JSON.
+    """
+
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self._console = console
+        self._verbose = verbose
         self._attempts: Counter[str] = Counter()
 
     def show(self, received: Received) -> None:
         """Raises OSError where the terminal is gone."""
-        self._console.print(self._head(received))
+        head = self._head(received)
+        if not self._verbose:
+            self._console.print(_with_reference(head, received), soft_wrap=True)
+            return
+        self._console.print(head)
         self._console.print(_facts(received))
         self._console.print(_event(received))
         self._console.print()
@@ -52,9 +62,51 @@ class View:
         return head
 
 
+class Summary:
+    """Counts events by type, answers by status, and refused signatures, for the line at the end."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, str] = {}
+        """Of each verified event by its webhook id."""
+        self._statuses: Counter[int] = Counter()
+        self._refused = 0
+
+    def add(self, received: Received) -> None:
+        """Count one callback. A repeated event counts once."""
+        self._statuses[received.status] += 1
+        if not received.verified:
+            self._refused += 1
+        elif received.webhook_id is not None:
+            self._types[received.webhook_id] = _kind(received.event)
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{count} {name}" for name, count in sorted(Counter(self._types.values()).items()))
+        statuses = ", ".join(f"{count} answered {status}" for status, count in sorted(self._statuses.items()))
+        return (
+            f"events: {len(self._types)}{f' ({types})' if types else ''}; "
+            f"requests: {self._statuses.total()}{f' ({statuses})' if statuses else ''}; "
+            f"refused signatures: {self._refused}"
+        )
+
+
+def _with_reference(head: Text, received: Received) -> Text:
+    """The line with the job, or with the reason why the callback is refused."""
+    if received.problem is not None:
+        return head.append(f"  {_short(received.problem)}")
+    data = received.event.get("data") if isinstance(received.event, dict) else None
+    job_id = data.get("job_id") if isinstance(data, dict) else None
+    return head.append(f"  {_short(job_id)}") if isinstance(job_id, str) else head
+
+
+def _short(text: str) -> str:
+    """A stranger's text as a part of a line."""
+    shown = harmless(text[:MAX_SHOWN_IN_LINE])
+    return shown if len(text) <= MAX_SHOWN_IN_LINE else f"{shown}…"
+
+
 def _kind(event: Any) -> str:
     kind = event.get("type") if isinstance(event, dict) else None
-    return _harmless(kind) if isinstance(kind, str) else "no event"
+    return _short(kind) if isinstance(kind, str) else "no event"
 
 
 def _facts(received: Received) -> Table:
@@ -67,7 +119,7 @@ def _facts(received: Received) -> Table:
 
 
 def _named(received: Received) -> dict[str, str]:
-    """What people look at first. The signature's digits tell nobody anything: its kinds do."""
+    """The facts of a callback by name. A signature is shown by its kind: its digits tell a person nothing."""
     named = {} if received.problem is None else {"problem": received.problem}
     if received.webhook_id is not None:
         named["webhook-id"] = received.webhook_id
@@ -86,7 +138,7 @@ def _signed_at(timestamp: str, received_at: float) -> str:
 
 
 def _event(received: Received) -> Text:
-    """The event as JSON; the body as it came where it is none, or nested deeper than JSON can be indented."""
+    """The event as JSON; the raw body where it is not JSON, or is nested too deep to be indented."""
     if received.event is not None:
         with suppress(RecursionError):
             return JSONHighlighter()(_cut(json.dumps(received.event, indent=2, ensure_ascii=False)))

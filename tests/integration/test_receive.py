@@ -162,6 +162,7 @@ async def test_on_a_terminal_callbacks_are_shown_for_people_and_the_file_still_h
         "1",
         "--tenant",
         "acme",
+        "-v",
     ]
     with subprocess.Popen(command, env=env, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from console.received import MAX_SHOWN_CHARACTERS, View
+from console.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
 from devkit.receiver import Received
 
 NOW = 1_700_000_000.0
 EVENT = {"id": "msg_1", "type": "inference.succeeded", "data": {"id": "job_1", "text": "Überall “blau”"}}
 HEADERS = {"webhook-id": "msg_1", "webhook-timestamp": "1699999998", "webhook-signature": "v1,AAAA v1a,BBBB"}
+
+
+JSON = st.none() | st.integers() | st.text(max_size=600) | st.lists(st.text(max_size=5))
 
 
 def received(event: Any = EVENT, **changed: Any) -> Received:
@@ -36,7 +42,12 @@ def screen() -> io.StringIO:
 
 @pytest.fixture
 def view(screen: io.StringIO) -> View:
-    return View(Console(file=screen, width=160, no_color=True))
+    return View(Console(file=screen, width=160, no_color=True), verbose=True)
+
+
+@pytest.fixture
+def brief(screen: io.StringIO) -> View:
+    return View(Console(file=screen, width=60, no_color=True))
 
 
 def test_a_callback_is_shown_with_what_people_look_at_first(view: View, screen: io.StringIO) -> None:
@@ -97,3 +108,48 @@ def test_a_long_event_is_cut_and_a_deep_one_shown_on_a_line(view: View, screen: 
         deep = [deep]
     view.show(received(deep, body=b"[" * 100))
     assert "[" * 100 in screen.getvalue()
+
+
+def test_a_callback_takes_one_line_with_its_job(brief: View, screen: io.StringIO) -> None:
+    event = {"type": "inference.failed", "data": {"job_id": "job_" + "7" * 40}}
+    brief.show(received(event))
+    brief.show(received(event, status=503))
+    first, second = screen.getvalue().splitlines()
+    assert first.endswith("inference.failed  verified  answered 200  job_" + "7" * 40)
+    assert "answered 503  attempt 2 of this event  job_" in second
+
+
+def test_a_refused_callback_takes_one_line_with_the_reason(brief: View, screen: io.StringIO) -> None:
+    brief.show(received(verified=False, problem="the webhook-id header is missing", status=401))
+    [line] = screen.getvalue().splitlines()
+    assert line.endswith("not verified  answered 401  the webhook-id header is missing")
+
+
+@given(text=st.text(max_size=600), job_id=JSON, kind=JSON)
+def test_any_text_of_a_stranger_takes_one_line_without_control_characters(text: str, job_id: Any, kind: Any) -> None:
+    screen = io.StringIO()
+    brief = View(Console(file=screen, width=60, no_color=True))
+    brief.show(received({"type": kind, "data": {"job_id": job_id}}, problem=None))
+    brief.show(received({"type": text, "data": text}, problem=text, verified=False))
+    brief.show(received([text]))
+    shown = screen.getvalue()
+    assert shown.count("\n") == 3
+    assert {unicodedata.category(one) for one in shown.replace("\n", "")}.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
+    assert len(shown) < 4 * 6 * MAX_SHOWN_IN_LINE
+
+
+def test_the_summary_counts_events_answers_and_refused_signatures() -> None:
+    summary = Summary()
+    assert str(summary) == "events: 0; requests: 0; refused signatures: 0"
+    for one in (
+        received(status=503),
+        received(),
+        received({"type": "inference.failed"}, webhook_id="msg_2"),
+        received({"type": "inference.failed"}, webhook_id="msg_3", verified=False, problem="x", status=401),
+        received(None, webhook_id=None, verified=False, problem="x", status=401),
+    ):
+        summary.add(one)
+    assert str(summary) == (
+        "events: 2 (1 inference.failed, 1 inference.succeeded); "
+        "requests: 5 (2 answered 200, 2 answered 401, 1 answered 503); refused signatures: 2"
+    )

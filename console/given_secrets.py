@@ -1,0 +1,34 @@
+"""Webhook secrets that a person hands to a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from console.errors import BAD_INPUT, fail
+
+SECRET_HELP = "A secret (whsec_…), or @FILE that holds one: other users can read the arguments of a command."  # noqa: S105
+LONGEST_SECRET = 1024
+"""Characters; a secret of 64 bytes has 95."""
+
+
+def checked_secrets(texts: list[str]) -> list[str]:
+    """The secrets that `--secret` names, as `whsec_…`. Ends the command for a text that is none, and never shows it."""
+    from schemas.signature import MalformedKey, secret_bytes
+
+    secrets = [_from_file(text[1:]) if text.startswith("@") else text for text in texts]
+    for secret in secrets:
+        try:
+            secret_bytes(secret)
+        except MalformedKey as error:
+            raise fail(f"--secret: {error}", BAD_INPUT) from None
+    return secrets
+
+
+def _from_file(name: str) -> str:
+    try:
+        with Path(name).open(encoding="utf-8") as opened:
+            return opened.read(LONGEST_SECRET).strip()
+    except OSError as error:
+        raise fail(f"--secret @{name}: {error.strerror}", BAD_INPUT) from None
+    except UnicodeDecodeError:
+        raise fail(f"--secret @{name}: the file is not text", BAD_INPUT) from None

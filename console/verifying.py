@@ -1,0 +1,168 @@
+"""The keys that `postback receive` verifies with: of a keyring, of `--secret`, or of a JWK set."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from console.errors import say, telling
+from devkit.receiver import Keys
+from schemas.signature import PUBLIC_KEY_PREFIX
+from telemetry.clock import SystemClock
+from workers.delivery.keyring import Keyring, KeyringError
+from workers.egress.answers import bounded_connector
+
+_LOOK_SECONDS = 60.0
+"""How often a JWK set is read again: keys rotate with an overlap of hours."""
+_FETCH = aiohttp.ClientTimeout(total=10.0)
+_LARGEST_SET = 256 * 1024
+"""Bytes of a JWK set; one key has about 120."""
+_KEY_BYTES = 32
+
+
+class JwkSetUnusable(Exception):  # noqa: N818 - it names what is wrong
+    """A JWK set cannot be read. The text names the source and the fault."""
+
+
+class HeldKeys(Protocol):
+    """Keys that may change while callbacks come in."""
+
+    def current(self) -> Keys:
+        """The keys of this moment; asked at every request."""
+
+    async def load(self) -> None:
+        """Read the keys for the first time. Ends the command where they cannot be read."""
+
+    async def follow(self) -> None:
+        """Read the keys again now and then, until cancelled."""
+
+
+class KeyringKeys:
+    """A tenant's keys in a keyring. Making it ends the command where the file cannot be read."""
+
+    def __init__(self, path: Path, tenant: str) -> None:
+        self._tenant = tenant
+        self._clock = SystemClock()
+        with telling(KeyringError):
+            self._keyring = Keyring.load(path)
+
+    def current(self) -> Keys:
+        """The keys of this moment: a rotation counts from the next request on."""
+        try:
+            self._keyring.refresh()
+        except KeyringError as error:
+            say(f"{error}; the keys that were read before stay in use")
+        keyring, tenant, now = self._keyring, self._tenant, self._clock.time()
+        return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
+
+    async def load(self) -> None:
+        """The constructor has read the file."""
+
+    async def follow(self) -> None:
+        """Each request looks at the file."""
+
+
+class GivenKeys:
+    """Secrets, and the keys of a JWK set, for any tenant or for one."""
+
+    def __init__(self, secrets: list[str], jwks: str | None, tenant: str | None) -> None:
+        self._secrets = secrets
+        self._set = JwkSet(jwks) if jwks is not None else None
+        self._tenant = tenant
+
+    def current(self) -> Keys:
+        """The keys of this moment."""
+        return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
+
+    async def load(self) -> None:
+        """Read the set. Ends the command where it cannot be read."""
+        if self._set is not None:
+            with telling(JwkSetUnusable):
+                await self._set.load()
+            if not self._set.public_keys and not self._secrets:
+                say("the JWK set holds no Ed25519 key: every callback will be refused until it does")
+
+    async def follow(self) -> None:
+        """Read the set again every minute."""
+        if self._set is not None:
+            await self._set.follow()
+
+
+class JwkSet:
+    """The Ed25519 keys of a JWK set (RFC 7517, RFC 8037) in a file or at a URL."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.public_keys: list[str] = []
+        """As `whpk_…`."""
+
+    async def load(self) -> None:
+        """Read the set. Raises JwkSetUnusable; the keys stay as they were then."""
+        try:
+            text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
+            self.public_keys = _ed25519_keys(text)
+        except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            raise JwkSetUnusable(f"--jwks {self._source}: {_named(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise JwkSetUnusable(f"--jwks {self._source}: it holds no JWK set: {error}") from None
+
+    async def follow(self) -> None:
+        """Read the set again every minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self.load()
+            except JwkSetUnusable as error:
+                say(f"{error}; the keys that were read before stay in use")
+
+    def _read(self) -> bytes:
+        with Path(self._source).open("rb") as opened:
+            return opened.read(_LARGEST_SET + 1)
+
+    async def _fetched(self) -> bytes:
+        async with (
+            aiohttp.ClientSession(connector=bounded_connector(), timeout=_FETCH) as session,
+            session.get(self._source, raise_for_status=True) as response,
+        ):
+            text = b""
+            async for chunk in response.content.iter_any():
+                text += chunk
+                if len(text) > _LARGEST_SET:
+                    break
+            return text
+
+
+def _named(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"the answer's status is {error.status}"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _ed25519_keys(text: bytes) -> list[str]:
+    """The set's keys as `whpk_…`; a reader skips keys of other kinds (RFC 7517, section 5). Raises ValueError."""
+    if len(text) > _LARGEST_SET:
+        raise ValueError(f"it has more than {_LARGEST_SET} bytes")
+    try:
+        held = json.loads(text)
+    except ValueError:
+        raise ValueError("it is not JSON") from None
+    keys = held.get("keys") if isinstance(held, dict) else None
+    if not isinstance(keys, list):
+        raise ValueError("it has no list `keys`")
+    return [key for one in keys if (key := _public_key(one)) is not None]
+
+
+def _public_key(one: Any) -> str | None:
+    if not isinstance(one, dict) or (one.get("kty"), one.get("crv")) != ("OKP", "Ed25519"):
+        return None
+    try:
+        x = base64.b64decode(str(one.get("x")) + "=", altchars=b"-_", validate=True)  # 32 bytes take 43 digits
+    except (binascii.Error, ValueError):
+        return None
+    return PUBLIC_KEY_PREFIX + base64.b64encode(x).decode() if len(x) == _KEY_BYTES else None
