@@ -9,6 +9,7 @@ from pathlib import Path
 from prometheus_client import Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from console import job_reference
 from console.catalogue import Section, names, sections
 from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
@@ -57,6 +58,7 @@ def documents() -> dict[Path, str]:
     return {
         REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
         REFERENCE / "metrics.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),
+        REFERENCE / "jobs.md": job_reference.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
     }

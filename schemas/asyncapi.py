@@ -70,8 +70,13 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 """Every header that a record of the fleet may carry."""
 
-_JOB_HEADERS = (
+PRODUCER_HEADERS = (
     *(topics.TENANT, topics.DEADLINE, topics.PRIORITY, topics.IDEMPOTENCY_KEY, topics.TRACEPARENT, topics.SCHEMA),
+)
+"""The headers that a producer may set on a job; workers write the others."""
+
+_JOB_HEADERS = (
+    *PRODUCER_HEADERS,
     *(topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)

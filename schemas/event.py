@@ -21,6 +21,7 @@ class EventData(Result):
     """The result, with the job's identifier also at the place of OpenAI's events."""
 
     id: str
+    """The job's identifier, as in `job_id`."""
 
 
 class Event(WireModel):
@@ -29,12 +30,15 @@ class Event(WireModel):
     id: str
     """The `webhook-id`: the same on every attempt, so that a consumer can drop repeats."""
     object: Literal["event"] = "event"
+    """The kind of object, as in OpenAI's events."""
     created_at: int
     """Unix seconds."""
     type: EventType
+    """The outcome of the job, as an event type."""
     tenant: Tenant
     """The tenant of the event. A consumer refuses an event of another tenant, even if its signature is valid."""
     data: EventData
+    """The result."""
 
 
 def event_type(outcome: Outcome) -> str:

@@ -57,14 +57,18 @@ class TextPart(WireModel):
     """A part of a chat message. Text only: an `image_url` would make the engine fetch behind the egress guard."""
 
     type: Literal["text"]
+    """The kind of part."""
     text: str
+    """The part's text."""
 
 
 class Message(WireModel):
     """One chat message in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant"]
+    """The author of the message."""
     content: str | Annotated[list[TextPart], Field(min_length=1)]
+    """The message as one text or as text parts, which are joined by line breaks."""
 
     @property
     def text(self) -> str:
@@ -76,8 +80,11 @@ class JsonSchemaFormat(WireModel):
     """The `json_schema` member of OpenAI's response format."""
 
     name: str = "answer"
+    """The schema's name."""
     schema_: dict[str, Any] = Field(alias="schema")
+    """The JSON Schema that the answer follows."""
     strict: bool = True
+    """OpenAI's flag. The engine holds the answer to the schema in either case."""
 
     @field_validator("schema_")
     @classmethod
@@ -94,7 +101,9 @@ class ResponseFormat(WireModel):
     """The answer's form: free text, any JSON object, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
+    """Free text, any JSON object, or JSON by a schema."""
     json_schema: JsonSchemaFormat | None = None
+    """The schema; required with type `json_schema`, and only there."""
 
     @model_validator(mode="after")
     def _schema_goes_with_its_type(self) -> Self:
@@ -107,16 +116,22 @@ class Search(WireModel):
     """A search whose results become sources."""
 
     provider: Identifier
+    """The search service's name, such as `pubmed`, `arxiv` or `wikipedia`."""
     query: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    """The search words."""
     limit: int = Field(default=5, ge=1, le=20)
+    """The most results that become sources."""
 
 
 class Sources(WireModel):
     """The sources of the answer's evidence."""
 
     urls: list[Url] = Field(default_factory=list, max_length=20)
+    """Pages to fetch."""
     search: Search | None = None
+    """A search whose results become sources too."""
     profile: Identifier = "default"
+    """The profile by which the question is answered, such as `default`, `medical` or `finance`."""
     required: bool = False
     """If true, a job without usable sources fails; else its prompt states that there are none."""
 
@@ -145,7 +160,9 @@ class Job(WireModel):
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=MAX_TOKENS)
     """The most tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    """The seed of random sampling."""
     response_format: ResponseFormat | None = None
+    """The answer's form; free text where absent."""
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
@@ -162,6 +179,7 @@ class Job(WireModel):
     ] = Field(default_factory=dict, max_length=32)
     """Returned unchanged in the result."""
     custom_id: CustomId | None = None
+    """The producer's own name for the job, returned in the result."""
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:

@@ -1,0 +1,33 @@
+"""Stable codes for programs, each with its meaning: of a result's error, and of a dead letter's reason."""
+
+from __future__ import annotations
+
+ERROR_CODES: dict[str, str] = {
+    "invalid_job": "The record is no valid job, or no engine serves its model. The message names each field.",
+    "expired": "`ttl_seconds` passed before the answer was complete.",
+    "cancelled": "The job was cancelled before the answer was complete.",
+    "no_sources": "`sources.required` is true, and no source could be used.",
+    "unfinished": "The engine ended the answer early; `finish_reason` says how.",
+    "not_json": "The answer is not the JSON that `response_format` asks for; one that `max_tokens` cut off is none.",
+    "unsupported": "The profile requires sources to support the answer, and they do not.",
+    "result_too_large": "The result is larger than a result may be; lower `max_tokens` or send less metadata.",
+    "engine_error": "The engine failed at the job five times while it answered others.",
+    "worker_killed": "The job killed its worker three times while it ran alone.",
+    "internal_error": "Postback has a defect that the job met.",
+    "handler_defect": "Postback has a defect that the job met, and could not even give the job up in the usual way.",
+}
+"""The codes of `error` in a result."""
+
+DEAD_LETTER_REASONS: dict[str, str] = {
+    "rejected": "The record is no valid job.",
+    "engine_error": ERROR_CODES["engine_error"],
+    "worker_killed": "The record killed its worker three times while it ran alone.",
+    "internal_error": "Postback has a defect that the record met.",
+    "handler_defect": "Postback has a defect that the record met, and could not even give it up in the usual way.",
+    "callback_exhausted": "Every attempt of the callback failed, or its origin was dead for as long as that takes.",
+    "callback_refused": "The callback's URL may not be called.",
+    "endpoint_gone": "The endpoint answered 410.",
+    "endpoint_disabled": "The endpoint is disabled; the callback was not tried.",
+    "unusable_result": "The record of `model_results` or of a tier is no result with a callback.",
+}
+"""The `reason` header of a dead letter."""
