@@ -10,8 +10,8 @@ import asyncio
 import aiohttp
 import pytest
 
+from tests.integration.one_attempt import Peer, Poster, Script, Start, always, failure, on_both_loops, post
 from tests.integration.raw_server import CLOCK, LOOPBACK
-from tests.integration.test_post import Peer, Poster, Script, Start, always, failure, on_both_loops, post
 from workers.delivery.post import Delivered, FailureReason
 from workers.egress import Guard
 from workers.egress.answers import MOST_BESIDES

@@ -8,13 +8,13 @@ from itertools import chain
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from postback_command import environment_of, postback_here
 
 from producers import records
 from producers.decompress import decompress
 from producers.scan import Scanner
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.postback_command import environment_of, postback_here
 
 pytestmark = pytest.mark.broker
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.integration.test_post import Peer, Script, Start, failure, on_both_loops, post
+from tests.integration.one_attempt import Peer, Script, Start, failure, on_both_loops, post
 from workers.delivery.post import FailedDelivery, FailureReason, Poster
 
 BODY = {"length": "content-length: 10", "chunked": "transfer-encoding: chunked"}

@@ -1,4 +1,4 @@
-"""Enrichment against real servers on loopback. Those that mean harm are in `test_hostile_pages`."""
+"""Enrichment against real servers on loopback. Servers and pages that mean harm are in `hostile`."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import asyncio
 import aiohttp
 import pytest
 
+from tests.integration.one_attempt import LOOPBACK, OK, Start, always, on_both_loops, post
 from tests.integration.test_egress_sockets import Names, serving
-from tests.integration.test_post import LOOPBACK, OK, Start, always, on_both_loops, post
 from workers.delivery.post import Delivered, Poster
 from workers.egress import GuardedConnector, answers
 

@@ -13,7 +13,18 @@ import pytest
 
 from telemetry.clock import SystemClock
 from tests.integration.certificates import Authority
-from tests.integration.test_post import LOOPBACK, OK, Peer, Script, Start, always, failure, on_both_loops, post, status
+from tests.integration.one_attempt import (
+    LOOPBACK,
+    OK,
+    Peer,
+    Script,
+    Start,
+    always,
+    failure,
+    on_both_loops,
+    post,
+    status,
+)
 from workers.delivery.post import Delivered, FailureReason, Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import Guard

@@ -22,10 +22,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.record import MemoryRecords
-from record_batches import batch, record
 
 from producers.decompress import MAX_BYTES, Broken, CannotDecompress, TooLarge, UnknownCodec, decompress
 from producers.records import FetchedRecords
+from tests.record_batches import batch, record
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 XERIAL_HEADER = b"\x82SNAPPY\0" + struct.pack(">ii", 1, 1)

@@ -1,0 +1,137 @@
+"""Places at a destination: what is beyond them waits in turn or is deferred."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from telemetry.metrics import Metrics
+from tests.integration.delivery_handler.records import (
+    NOW_MS,
+    TOPICS,
+    Consumer,
+    Maker,
+    SetClock,
+    delivered_from,
+    headers_of,
+    result_record,
+    topics_of,
+)
+from tests.open_files import no_files_left
+from workers.delivery.settings import DeliverySettings
+
+ONE_AT_A_TIME = DeliverySettings(destination_concurrency=1, destination_queue_records=0)
+
+
+async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
+    make: Maker, consumer: Consumer, metrics: Metrics
+) -> None:
+    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
+    await consumer.arrived.wait()
+    [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
+    [again] = await handler.handle(delivered_from(deferred, 0, NOW_MS))
+    assert deferred.topic == again.topic == TOPICS.tier(5)
+    assert (headers_of(deferred)["deferred"], headers_of(again)["deferred"]) == ("1", "2")
+    assert headers_of(again)["attempt"] == "4"
+    assert len(consumer.requests) == 1
+    assert metrics.registry.get_sample_value("postback_deferred_total") == 2
+    consumer.gate.set()
+    assert topics_of(await first) == [TOPICS.attempts]
+
+
+async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_deferred_a_few_times(
+    make: Maker, consumer: Consumer, clock: SetClock
+) -> None:
+    handler = make(DeliverySettings(destination_concurrency=2, destination_queue_records=0))
+    gates, running = [asyncio.Event() for _ in range(3)], []
+
+    async def begin(gate: asyncio.Event) -> None:
+        consumer.gate = gate
+        consumer.arrived.clear()
+        running.append(asyncio.ensure_future(handler.handle(result_record(consumer.url))))
+        await consumer.arrived.wait()
+
+    await begin(gates[0])
+    await begin(gates[1])
+    await handler.handle(result_record(consumer.url))  # from here on there is a crowd
+    clock.ms += 6_000
+    gates[0].set()
+    await running[0]  # so one takes six seconds, and the turn of the fiftieth comes in five minutes
+    await begin(gates[2])
+    often, seldom = (result_record(consumer.url, deferred=number) for number in (b"3", b"2"))
+    crowd = [await handler.handle(record) for record in [often] * 50 + [seldom]]
+    assert [topics_of(outputs) for outputs in crowd] == [[TOPICS.tier(5)]] * 49 + [[TOPICS.tier(300)], [TOPICS.tier(5)]]
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*running)
+
+
+async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
+    make: Maker, consumer: Consumer, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = make(DeliverySettings(breaker_failures=1))
+    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads what it needs
+    with no_files_left():
+        for said in (1, 1, 2):
+            [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
+            assert (deferred.topic, headers_of(deferred)["attempt"]) == (TOPICS.tier(5), "4")
+            assert sum("open no more connections" in record.getMessage() for record in caplog.records) == said
+            clock.ms += 31_000
+    assert consumer.requests == []
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
+
+
+async def test_a_full_destination_holds_up_neither_other_origins_nor_other_tenants(
+    make: Maker, consumer: Consumer
+) -> None:
+    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    hung = [asyncio.ensure_future(handler.handle(result_record(consumer.url)))]
+    await consumer.arrived.wait()
+    by_name = consumer.url.replace("127.0.0.1", "localhost")
+    consumer.gate, gate = None, consumer.gate
+    outputs = await handler.handle(result_record(consumer.url, tenant=b"other"))
+    assert topics_of(outputs) == [TOPICS.attempts]
+    assert topics_of(await handler.handle(result_record(by_name))) == [TOPICS.attempts]
+    gate.set()
+    await asyncio.gather(*hung)
+
+
+async def test_records_of_a_full_destination_wait_briefly_in_turn(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
+    records = [result_record(consumer.url, webhook_id=f"msg_{number}".encode()) for number in range(6)]
+    outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
+    assert [topics_of(outputs) for outputs in outcomes] == [[TOPICS.attempts]] * 6
+    assert [headers["webhook-id"] for headers, _ in consumer.requests] == [f"msg_{number}" for number in range(6)]
+    assert len(handler._destinations) == 0
+
+
+async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(make: Maker, consumer: Consumer) -> None:
+    handler = make(
+        DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=0.05)
+    )
+    consumer.gate = asyncio.Event()
+    first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
+    await consumer.arrived.wait()
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(5)]
+    consumer.gate.set()
+    await first
+    # The place that it gave up waiting for is not lost.
+    assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
+    assert len(handler._destinations) == 0
+
+
+async def test_places_at_a_destination_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
+    handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
+    consumer.gate = asyncio.Event()
+    tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
+    await consumer.arrived.wait()
+    # The one that runs hands its place to one that is cancelled in the same moment; the third must get it.
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    consumer.gate.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
+    assert len(handler._destinations) == 0

@@ -1,0 +1,23 @@
+"""One enricher for the tests of a module, and an ordinary site."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from devkit.site import Site
+from tests.integration.raw_server import enriching
+from workers.enrichment.enrich import Enricher
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def enricher() -> AsyncIterator[Enricher]:
+    async with enriching(member_seconds=4.0) as one:
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def site() -> AsyncIterator[Site]:
+    async with Site() as one:
+        yield one

@@ -1,0 +1,28 @@
+"""A hostile page, read by one enricher beside an ordinary one."""
+
+from __future__ import annotations
+
+import psutil
+
+from schemas.job import Sources
+from telemetry.clock import Deadline
+from tests.integration.raw_server import CLOCK, Script, saying
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence
+
+QUESTION = "When did the Halvorsen bridge open?"
+GROWTH_BYTES = 150 * 1024 * 1024
+"""What one hostile page may cost: in this process, in which its server runs too, and in the readers."""
+
+
+def moved(location: str) -> Script:
+    return saying(b"", f"Location: {location}", status="302 Found")
+
+
+async def enriched(enricher: Enricher, url: str, budget_seconds: float = 20.0) -> Evidence:
+    return await enricher.enrich(Sources(urls=[url]), QUESTION, deadline=Deadline.after(CLOCK, budget_seconds))
+
+
+def memory_bytes() -> int:
+    process = psutil.Process()
+    return sum(one.memory_info().rss for one in [process, *process.children()])

@@ -1,0 +1,75 @@
+"""Servers of the chat completions API that answer as a test says, and the HTTP engine at them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from telemetry.clock import SystemClock
+from tests.integration.openai_server import serving
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.settings import OpenAISettings
+
+Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEY = "sk-very-private"
+
+
+class Server:
+    """Answers the first request with the first response, and so on; the last one is for all that come after."""
+
+    def __init__(self, *responses: Respond) -> None:
+        self.responses = list(responses)
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json() if request.can_read_body else {})
+        self.headers.append(request.headers.copy())
+        respond = self.responses[min(len(self.bodies), len(self.responses)) - 1]
+        return await respond(request)
+
+
+def answers(status: int, body: Any, **headers: str) -> Respond:
+    async def respond(request: web.Request) -> web.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.json_response(body, status=status, headers=named)
+
+    return respond
+
+
+def says(text: str, **choice: Any) -> Respond:
+    message = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
+    return answers(200, {"choices": [message], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+
+
+def lists(*models: dict[str, Any]) -> Respond:
+    return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
+
+
+def problem(message: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
+
+
+@asynccontextmanager
+async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    """An engine that is not started. Its server lists m1, unless `models` says otherwise."""
+    app = web.Application()
+    app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
+    app.router.add_post("/v1/chat/completions", server.respond)
+    app.router.add_post("/v1/completions", server.respond)
+    async with serving(app) as url:
+        chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
+        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+
+
+@asynccontextmanager
+async def engine_at(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    async with engine_for(server, models, **settings) as engine:
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.close()

@@ -1,0 +1,98 @@
+"""The HTTP engine at a real server of vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from devkit.model import tiny_model
+from telemetry.clock import SystemClock
+from tests.integration.test_engine_contract import busy, request
+from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.settings import OpenAISettings
+
+
+@asynccontextmanager
+async def vllm_server(log: Path) -> AsyncIterator[str]:
+    """`vllm serve` with the tiny model, in a process group of its own so that all of it can be ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_model())]
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--served-model-name", "tiny"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*command, *options, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        await _healthy(f"http://127.0.0.1:{port}/health", server, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    ends = time.monotonic() + 280
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < ends and server.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.5)
+    pytest.fail(f"vLLM's server did not come up:\n{log.read_text()[-3000:]}")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(400)
+async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
+    async with vllm_server(tmp_path / "server.log") as url:
+        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock())
+        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock())
+        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock())
+        try:
+            for engine in (chat, plain):
+                await engine.start()
+            for engine in (chat, plain):
+                completion = await engine.generate(request())
+                assert completion.text
+                assert (completion.completion_tokens, completion.finish_reason) == (8, "length")
+                assert completion.confidence is not None
+                assert 0.0 < completion.confidence < 1.0
+            with pytest.raises(RequestRejected) as rejected:
+                await chat.generate(request(max_tokens=5000))
+            assert rejected.value.field in ("max_tokens", "prompt", "messages")
+            assert (chat.context_tokens, plain.context_tokens) == (512, 512)
+            for engine, words in itertools.product((chat, plain), (700, 20_000)):
+                with pytest.raises(PromptTooLong):
+                    await engine.generate(request(prompt="word " * words, is_whole=True))
+            with pytest.raises(EngineRefused, match=r"lists no another but tiny, .* 404 to chat/completions"):
+                await stranger.start()
+            generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
+            await busy(plain, 1)
+            await plain.abort("long")
+            assert (await generating).finish_reason == "abort"
+        finally:
+            for engine in (chat, plain, stranger):
+                await engine.close()

@@ -1,0 +1,28 @@
+"""One question to one search provider, at a loopback server that speaks its format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.integration.search_services import Reply, answering, configured
+from workers.enrichment.evidence import Found, Unreadable
+
+LINK = {"url": "https://a.example/1", "title": "One"}
+SECTIONS: dict[str, dict[str, Any]] = {"brave": {"api_key": "brave-key"}, "pubmed": {"api_key": "ncbi-key"}}
+NAMES = ["searxng", "wikipedia", "pubmed", "arxiv", "brave"]
+
+
+async def found(name: str, *replies: Reply, limit: int = 5) -> list[Found]:
+    async with answering(*replies) as service, configured(name, service.url, **SECTIONS.get(name, {})) as provider:
+        return await provider.search("halvorsen bridge", limit)
+
+
+async def failure(name: str, *replies: Reply) -> str:
+    """Why a search failed. The text tells neither the query nor a key nor where the service is."""
+    with pytest.raises(Unreadable) as caught:
+        await found(name, *replies)
+    text = str(caught.value)
+    assert not any(secret in text for secret in ("halvorsen", "key=", "brave-key", "ncbi-key", "127.0.0.1"))
+    return text
