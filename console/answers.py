@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from console.errors import say
+from console.grouped import SHOWN, say_more
 from console.output import without_lines
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from producers.receipts import ReceiptEntry
     from producers.results import Settled
     from schemas.result import Result
-
-SHOWN = 20
-"""Problems that are spelled out; more help nobody."""
 
 
 class _Line(NamedTuple):
@@ -153,12 +151,6 @@ class Answers:
 def name_of(entry: ReceiptEntry) -> str:
     """What the producer knows a job by."""
     return f"line {entry.line}" + (f" ({entry.custom_id})" if entry.custom_id is not None else "")
-
-
-def say_more(found: int, shown: int = SHOWN) -> None:
-    """Where not all that were found are shown, how many are not."""
-    if found > shown:
-        say(f"and {found - shown} more")
 
 
 def as_line(result: Result, entry: ReceiptEntry | None) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from console.answers import SHOWN, say_more
 from console.errors import say
+from console.grouped import say_by_line
 from console.settings import checked_settings
 
 if TYPE_CHECKING:
@@ -44,21 +44,13 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
     for url, numbers in lines.items():
         if (reason := refusal(url)) is not None:
             refused[reason] += numbers
-    for reason, numbers in sorted(refused.items(), key=lambda one: min(one[1]))[:SHOWN]:
-        say(f"{lines_named(sorted(numbers))}: callback_url: {reason}")
-    say_more(len(refused))
+    say_by_line({f"callback_url: {reason}": sorted(numbers) for reason, numbers in refused.items()})
     if refused:
         count = sum(map(len, refused.values()))
         say(
             f"workers with the settings of this shell would reject {count} jobs; where theirs differ, "
             f"set {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV here as they have them"
         )
-
-
-def lines_named(numbers: Sequence[int]) -> str:
-    """Lines of a file, the first few by number."""
-    shown, more = ", ".join(map(str, numbers[:3])), len(numbers) - 3
-    return f"line {shown}" if len(numbers) == 1 else f"lines {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from console.answers import SHOWN, say_more
-from console.callbacks import lines_named
 from console.errors import say
+from console.grouped import say_by_line
 
 if TYPE_CHECKING:
     from schemas.job import Job
@@ -44,11 +43,12 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
         if checking:
             say(f"models were not checked: {unknown}")
         return
-    unserved = [(model, numbers) for model, numbers in lines.items() if model not in announced.models]
-    for model, numbers in unserved[:SHOWN]:
-        say(
-            f"{lines_named(numbers)}: model: no worker announces {quoted(model)}; those that run now announce "
-            f"{listed(announced.models)}: send with --model any or one of these, or have the operator add an alias to "
-            "POSTBACK_WORKER__MODELS"
-        )
-    say_more(len(unserved))
+    running = listed(announced.models)
+    say_by_line(
+        {
+            f"model: no worker announces {quoted(model)}; those that run now announce {running}: send with --model any "
+            "or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS": numbers
+            for model, numbers in lines.items()
+            if model not in announced.models
+        }
+    )

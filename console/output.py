@@ -1,23 +1,27 @@
-"""A file for results, which keeps what an earlier run has written until there is something to put in its place."""
+"""A file for results, which keeps the lines of an earlier run until there are new ones to put in their place."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from console.errors import BAD_INPUT, fail
+from console.errors import BAD_INPUT, FAILED, fail
+
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Errors of a disk, as opposed to those of Kafka's sockets."""
 
 
 @contextmanager
 def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
-    """The file that an option names, open for a block: that it can be written is known before anything is done.
+    """Open the file that an option names for a block, before anything else is done: a wrong path ends the command.
 
-    It holds what it held until `begin_anew`.
+    The file keeps its content until `begin_anew`. A disk that is full ends the command with a line that names the file.
     """
     if path is None:
         yield None
@@ -26,20 +30,28 @@ def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
         opened = path.open("a", encoding="utf-8")
     except OSError as error:
         raise fail(f"{option} {path}: {error.strerror}", BAD_INPUT) from None
-    with opened:
+    try:
         yield opened
+        opened.close()
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise fail(f"{option} {path}: {error.strerror}", FAILED) from None
+    finally:
+        with suppress(OSError):  # the same error once more: the buffer is still full
+            opened.close()
 
 
 def begin_anew(out: TextIO | None) -> None:
-    """Take out what an earlier run has written. A pipe or a terminal holds nothing."""
+    """Remove the lines of an earlier run. A pipe or a terminal holds none."""
     if out is not None and _is_file(out):
         out.truncate(0)
 
 
 def without_lines(out: TextIO, numbers: Container[int]) -> bool:
-    """Take these lines, counted from 0, out of a file of `written`. False where it is none: what a pipe had is gone.
+    """Remove these lines, counted from 0, from a file of `written`. False for a pipe or a terminal, which keep theirs.
 
-    The file is rewritten in place, a line at a time, so its size is no matter.
+    The file is rewritten in place, a line at a time, so memory does not depend on its size.
     """
     if out is sys.stdout or not _is_file(out):
         return False

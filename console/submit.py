@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from console.answers import SHOWN, Answers, as_line, name_of, say_more
+from console.answers import Answers, as_line, name_of
 from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
-from console.lines import lines_of
+from console.grouped import SHOWN, say_more
+from console.job_file import checked_jobs, lines_counted
 from console.models import warn_of_unserved
 from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
@@ -44,6 +45,8 @@ class Request:
     """Where the receipt is written."""
     unnamed: frozenset[int]
     """Which jobs, by index, have no id of their own in the file."""
+    skipped: int
+    """The number of invalid lines that were left out."""
 
     def keep(self) -> None:
         """Write the receipt as it is now."""
@@ -86,12 +89,20 @@ def submit(
     check: Annotated[
         bool, typer.Option("--check", help="Only check the lines, and the receipt where there is one; send nothing.")
     ] = False,
+    skip_invalid: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Send the valid lines, and write the invalid ones to this file, each with its reasons."
+        ),
+    ] = None,
 ) -> None:
     """Submit jobs: a line is a job, or a line of an OpenAI Batch.
 
-    All lines are checked before the first is sent. The ids of the accepted jobs go to standard output where that is no
-    terminal, one a line. Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1
-    some not, 2 bad input and nothing sent.
+    All lines are checked before the first is sent; an invalid one stops all, unless --skip-invalid leaves it out. The
+    ids of the accepted jobs go to standard output where that is no terminal, one a line.
+
+    Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1 some not, or some lines
+    skipped, 2 bad input and nothing sent.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -102,18 +113,22 @@ def submit(
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
     if check and wait:
         raise fail("--check sends nothing, so there is nothing to --wait for", BAD_INPUT)
+    if skip_invalid is not None and skip_invalid.resolve() in {each.resolve() for each in (results, receipt) if each}:
+        raise fail("--skip-invalid: names the file of another option; nothing was sent", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    read = _checked_jobs(file, callback_url, model)
+    read = checked_jobs(file, callback_url, model, skip_invalid)
     if check:
         begun = _begun(read, tenant, receipt)
         warn_of_refused(_numbered(begun), fleet)
         warn_of_unserved(_numbered(begun), fleet.kafka, checking=True)
         say(f"{len(begun.left)} jobs can be sent; nothing was sent")
+        if read.invalid:
+            raise typer.Exit(FAILED)
         return
     with _held(receipt):
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
-        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed)
+        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid)
         warn_of_refused(_numbered(begun), fleet)
         warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
         request.keep()
@@ -167,51 +182,6 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
     if kept := len(receipt.jobs) - len(receipt.left):
         say(f"{kept} of {len(receipt.jobs)} jobs are accepted already, as {path} says")
     return receipt
-
-
-def _checked_jobs(file: str, callback_url: str | None, model: str | None) -> JobFile:
-    from producers.jsonl import read_jobs
-    from schemas.unknown import described
-
-    url, model = _checked_url(callback_url), _checked_model(model)
-    with lines_of(file) as lines:
-        read = read_jobs(lines, url, model)
-    name = "standard input" if file == "-" else file
-    for found in read.problems[:SHOWN]:
-        say(f"{name}:{found.line}: {found.problem}")
-    say_more(len(read.problems))
-    for field, count in read.unknown.most_common(SHOWN):
-        say(f"{described(field)} of {count} lines is not known here, and is ignored")
-    say_more(len(read.unknown))
-    if read.problems:
-        raise fail(f"{len(read.problems)} problems; nothing was sent", BAD_INPUT)
-    if not read.jobs:
-        raise fail(f"{name} holds no job; nothing was sent", BAD_INPUT)
-    return read
-
-
-def _checked_url(url: str | None) -> str | None:
-    from pydantic import TypeAdapter, ValidationError
-
-    from schemas.job import Url
-
-    try:
-        return TypeAdapter[str](Url).validate_python(url) if url is not None else None
-    except ValidationError:
-        raise fail("--callback-url: is not an http or https URL without credentials", BAD_INPUT) from None
-
-
-def _checked_model(model: str | None) -> str | None:
-    from pydantic import TypeAdapter, ValidationError
-
-    from schemas.job import Identifier
-
-    try:
-        return TypeAdapter[str](Identifier).validate_python(model) if model is not None else None
-    except ValidationError:
-        raise fail(
-            "--model: is not a name of 1 to 256 characters of printable ASCII without spaces", BAD_INPUT
-        ) from None
 
 
 def _send(request: Request, progress: Progress) -> None:
@@ -297,8 +267,10 @@ def _end(request: Request, answers: Answers | None = None) -> None:
     if answers is not None:
         answers.tell()
         said += answers.summary
+    if request.skipped:
+        said.append(f"{lines_counted(request.skipped)} skipped")
     say(", ".join(said))
     if answers is None or answers.open:
         _hint(request)
-    if receipt.left or not (answers is None or answers.well):
+    if receipt.left or request.skipped or not (answers is None or answers.well):
         raise typer.Exit(FAILED)

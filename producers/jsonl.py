@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pydantic_core import from_json
@@ -29,28 +29,45 @@ class LineProblem:
     problem: Problem
 
 
+OnInvalid = Callable[[int, bytes, Sequence[Problem]], None]
+"""Receives each invalid line: its number, its content, and every problem found in it."""
+
+
+def _ignore(number: int, content: bytes, problems: Sequence[Problem]) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class JobFile:
-    """The file's jobs if it has no problems, else its problems."""
+    """The valid jobs of a file, and the problems of its invalid lines."""
 
     jobs: list[Job] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     """Each job's line."""
     urls: list[str | None] = field(default_factory=list)
     """Each Batch line's `url`, such as `/v1/chat/completions`; None for a bare job."""
-    unknown: Counter[str] = field(default_factory=Counter)
-    """Ignored fields by their place (`ttl`, `body.presence_penalty`), with the number of lines that have them."""
+    unknown: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Ignored fields by their place (`ttl`, `body.presence_penalty`), with the lines that have them."""
     problems: list[LineProblem] = field(default_factory=list)
+    invalid: int = 0
+    """The number of invalid lines; `jobs` has none of theirs."""
 
-    def count(self, unknown: UnknownFields | None) -> None:
-        """Count the unknown fields of one line."""
-        self.unknown.update(unknown.names if unknown is not None else ())
+    def note_unknown(self, line: int, unknown: UnknownFields | None) -> None:
+        """Note the unknown fields of one line."""
+        for name in unknown.names if unknown is not None else ():
+            self.unknown[name].append(line)
 
 
-def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: str | None = None) -> JobFile:
+def read_jobs(
+    lines: Iterable[bytes],
+    callback_url: str | None = None,
+    model: str | None = None,
+    on_invalid: OnInvalid = _ignore,
+) -> JobFile:
     """Read every line before anything is sent. Blank lines are skipped.
 
     `callback_url` is for jobs without one. `model` replaces every job's model; see ANY_MODEL.
+    A line that repeats the `job_id` or `custom_id` of an earlier line is invalid.
     """
     read = JobFile()
     first_lines: dict[tuple[str, str], int] = {}
@@ -58,15 +75,21 @@ def read_jobs(lines: Iterable[bytes], callback_url: str | None = None, model: st
         content = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip()
         if not content:
             continue
+        problems: Sequence[Problem]
         try:
             received = read_job(content, None, Origin("", 0, number), 0)
         except InvalidJob as invalid:
-            read.problems += [LineProblem(number, problem) for problem in invalid.problems]
-            read.count(unknown_in(_document(content)))
+            problems = invalid.problems
+            read.note_unknown(number, unknown_in(_document(content)))
+        else:
+            job = received.job
+            problems = list(_repeated(job, number, first_lines))
+            read.note_unknown(number, received.unknown)
+        if problems:
+            read.invalid += 1
+            read.problems += [LineProblem(number, problem) for problem in problems]
+            on_invalid(number, content, problems)
             continue
-        job = received.job
-        read.count(received.unknown)
-        read.problems += [LineProblem(number, problem) for problem in _repeated(job, number, first_lines)]
         read.jobs.append(_with_model(_with_callback(job, callback_url), model))
         read.lines.append(number)
         read.urls.append(_batch_url(content) if job.custom_id is not None else None)

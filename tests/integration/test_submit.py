@@ -43,6 +43,34 @@ def test_nothing_is_sent_where_a_line_is_bad(fleet: KafkaSettings, tmp_path: Pat
     assert records_of(fleet, fleet.topics.requests()) == []
 
 
+def test_invalid_lines_are_kept_with_their_reasons_while_the_valid_ones_are_sent(
+    fleet: KafkaSettings, tmp_path: Path
+) -> None:
+    jobs, invalid, receipt = tmp_path / "jobs.jsonl", tmp_path / "invalid.jsonl", tmp_path / "receipt.jsonl"
+    lines = [b'{"prompt": "a"}', b"not \xff JSON", b'{"prompt": ["b"], "priority": 11}', b'{"prompt": "d"}']
+    jobs.write_bytes(b"\n".join(lines))
+    invalid.write_text("of an earlier run\n")
+    arguments = ("submit", str(jobs), "--skip-invalid", str(invalid), "--receipt", str(receipt))
+    done = postback_here(*arguments, env=environment_of(fleet))
+    assert (done.returncode, len(done.stdout.split())) == (1, 2)
+    assert done.stderr.splitlines()[-2:] == [
+        f"postback: skipped 2 invalid lines; {invalid} has each with its reasons",
+        "postback: 2 of 2 jobs accepted, 2 invalid lines skipped",
+    ]
+    first, second = map(json.loads, invalid.read_text().splitlines())
+    assert (first["line"], first["input"]) == (2, "not \\xff JSON")
+    assert first["error"].startswith("value: is not ")
+    assert (second["line"], second["input"]) == (3, lines[2].decode())
+    assert all(field in second["error"] for field in ("prompt: ", "; priority: "))
+
+    mended = [lines[0], b'{"prompt": "b"}', b"", lines[3]]
+    jobs.write_bytes(b"\n".join(mended))
+    again = postback_here(*arguments, env=environment_of(fleet))
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (0, "postback: 3 of 3 jobs accepted")
+    prompts = [json.loads(record.value)["prompt"] for record in records_of(fleet, fleet.topics.requests())]
+    assert (sorted(prompts), invalid.read_text()) == (["a", "b", "d"], "")
+
+
 def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     given = b"".join(b'{"prompt": "q%d", "job_id": "j%d"}\n' % (number, number) for number in range(50))
@@ -89,8 +117,8 @@ def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_ha
     line["body"] = {**body, "presence_penalty": 1, "temprature": 1}
     answered = postback(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
     assert answered.stderr.splitlines() == [
-        "postback: `body.presence_penalty` of 1 lines is not known here, and is ignored",
-        "postback: `body.temprature` (did you mean `body.temperature`?) of 1 lines is not known here, and is ignored",
+        "postback: line 1: unknown field `body.presence_penalty`, ignored",
+        "postback: line 1: unknown field `body.temprature` (did you mean `body.temperature`?), ignored",
         "postback: 1 of 1 jobs accepted, 1 succeeded",
     ]
     assert json.loads(results.read_text())["text"] == "Why "

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
+
+import pytest
+import typer
 
 from console.answers import Answers, as_line
+from console.output import written
 from schemas.result import Outcome, Result, ResultError
 
 MANY = 20_000
@@ -33,3 +38,15 @@ def test_a_named_job_with_two_results_counts_once_and_one_that_was_not_named_doe
     assert [answers.add(result(job_id)) for job_id in ("a", "other", "a")] == [True, False, False]
     assert (answers.found, answers.summary) == ("1 of 2 jobs have a result", ["1 succeeded", "1 without a result"])
     assert (answers.open, answers.well) == (1, False)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "on the way"])
+def test_a_full_disk_ends_the_command_with_one_line_that_names_the_file(
+    lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, written("--output", Path("/dev/full")) as out:
+        answers = Answers(None, out, as_line)
+        for _ in range(lines):
+            answers.add(result("a"))
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == "postback: --output /dev/full: No space left on device\n"

@@ -60,7 +60,7 @@ def test_the_help_shows_every_command_in_a_group() -> None:
 
 def test_a_paragraph_of_the_help_fills_the_lines_of_a_wide_terminal() -> None:
     shown = postback_here("submit", "-h", env=WIDE).stdout
-    assert "All lines are checked before the first is sent. The ids of the accepted jobs go to standard output" in shown
+    assert "All lines are checked before the first is sent; an invalid one stops all, unless --skip-invalid" in shown
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

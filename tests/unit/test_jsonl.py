@@ -40,7 +40,7 @@ def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
     ]
 
 
-def test_fields_that_are_ignored_are_counted_by_their_place_also_on_lines_that_are_no_jobs() -> None:
+def test_fields_that_are_ignored_are_listed_by_their_place_with_their_lines_also_on_lines_that_are_no_jobs() -> None:
     def with_body(number: int, **more: object) -> bytes:
         body = {**BATCH_LINE["body"], **more}  # type: ignore[dict-item] # it is a dict
         return json.dumps({**BATCH_LINE, "custom_id": f"request-{number}", "body": body}).encode()
@@ -48,7 +48,12 @@ def test_fields_that_are_ignored_are_counted_by_their_place_also_on_lines_that_a
     taken = {"temperature": 1, "top_p": 0.5, "stop": "x", "n": 1, "user": "u", "logit_bias": None}
     lines = [with_body(1, top_k=5, **taken), with_body(2, top_k=5, max_output_tokens=9)]
     lines += [b'{"prompt": "x", "top_k": 5, "ttl": null}', b'{"promt": "x"}', b"[]", b"{"]
-    assert read_jobs(lines).unknown == {"body.top_k": 2, "body.max_output_tokens": 1, "top_k": 1, "promt": 1}
+    assert read_jobs(lines).unknown == {
+        "body.top_k": [1, 2],
+        "body.max_output_tokens": [2],
+        "top_k": [3],
+        "promt": [4],
+    }
 
 
 def test_a_callback_is_for_the_jobs_that_name_none() -> None:
@@ -95,6 +100,23 @@ def test_the_same_job_id_twice_is_a_problem() -> None:
         [b'{"job_id": "a", "prompt": "x"}', b'{"job_id": "b", "prompt": "x"}', b'{"job_id": "a", "prompt": "y"}']
     )
     assert read.problems == [LineProblem(3, Problem("job_id", "stands on line 1 too"))]
+
+
+def test_the_jobs_are_those_of_valid_lines_and_the_others_are_handed_over_with_their_problems() -> None:
+    lines = [b'{"job_id": "a", "prompt": "x"}', b"[]\n", b'{"job_id": "a", "prompt": "y"}', b'{"prompt": "z"}']
+    told: list[tuple[int, bytes, list[str]]] = []
+    read = read_jobs(
+        lines,
+        "https://example.com/hook",
+        on_invalid=lambda number, content, problems: told.append((number, content, list(map(str, problems)))),
+    )
+    assert [job.prompt for job in read.jobs] == ["x", "z"]
+    assert (read.lines, read.urls, read.invalid) == ([1, 4], [None, None], 2)
+    assert [job.callback_url for job in read.jobs] == ["https://example.com/hook"] * 2
+    assert told == [
+        (2, b"[]", [str(found.problem) for found in read.problems if found.line == 2]),
+        (3, b'{"job_id": "a", "prompt": "y"}', ["job_id: stands on line 1 too"]),
+    ]
 
 
 def test_the_same_custom_id_twice_is_a_problem_also_in_lines_of_two_kinds() -> None:
