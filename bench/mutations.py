@@ -23,7 +23,7 @@ from telemetry.clock import SystemClock
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
-COPIED = ("schemas", "telemetry", "producers", "workers", "devkit", "console", "bench", "tests")
+COPIED = ("schemas", "telemetry", "producers", "workers", "devkit", "operators", "gateway", "console", "bench", "tests")
 TEST_SECONDS = 120
 """For one test: a mutant that makes one hang is noticed too."""
 RUN_SECONDS = 900

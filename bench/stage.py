@@ -30,8 +30,8 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
+from workers.stage.settings import StageSettings
 from workers.stage.settle import producer_config
-from workers.stage.stage import StageSettings
 from workers.stage.window import Limits
 from workers.system.tuning import collect_garbage_seldom
 

@@ -59,9 +59,9 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.enrichment.choosing.embedder import RerankerRefused
     from workers.enrichment.search.providers import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
+    from workers.stage.errors import NothingCompletes
     from workers.stage.intake import GroupRefused
     from workers.stage.settle import IdentityShared
-    from workers.stage.stage import NothingCompletes
     from workers.stage.topic_ids import TopicMadeAnew
     from workers.system.errors import ProcessError
 

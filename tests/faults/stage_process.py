@@ -24,7 +24,7 @@ from telemetry.metrics import Metrics
 from workers.roles.supervision import run_stages, stop_signal
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
-from workers.stage.stage import StageSettings
+from workers.stage.settings import StageSettings
 from workers.stage.window import Limits
 
 

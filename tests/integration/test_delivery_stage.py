@@ -30,7 +30,7 @@ from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 from workers.stage.build import group_stage
-from workers.stage.stage import StageSettings
+from workers.stage.settings import StageSettings
 
 pytestmark = pytest.mark.broker
 

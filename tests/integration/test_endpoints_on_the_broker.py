@@ -35,7 +35,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 from workers.kafka.compacted import CompactedTopic
 from workers.stage.build import group_stage
-from workers.stage.stage import StageSettings
+from workers.stage.settings import StageSettings
 from workers.stage.window import Limits
 
 pytestmark = pytest.mark.broker

@@ -14,7 +14,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
-from workers.stage.stage import StageSettings
+from workers.stage.settings import StageSettings
 
 pytestmark = pytest.mark.broker
 

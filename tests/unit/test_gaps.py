@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from tests.unit.test_stage import Intake, stage_with
+from tests.unit.stage_rig import Intake, stage_with
 from workers.stage.intake import PartitionId
 from workers.stage.ledger import Ledger
 from workers.stage.partition import Partition
@@ -28,60 +29,61 @@ class Trimmed(Intake):
         return self.low, 10_000
 
 
-def opened(intake: Trimmed, progress: Progress) -> tuple[Stage, Partition]:
-    stage, _, partition = stage_with(intake, HandClock())
+def opened(intake: Trimmed, progress: Progress) -> tuple[Stage, Partition, Metrics]:
+    metrics = Metrics()
+    stage, _, partition = stage_with(intake, HandClock(), metrics=metrics)
     partition.open(progress, 0)
-    return stage, partition
+    return stage, partition, metrics
 
 
 def take(stage: Stage, *offsets: int) -> None:
-    stage._take([Record("requests", 0, offset, b"") for offset in offsets], [])
+    stage.take([Record("requests", 0, offset, b"") for offset in offsets], [])
 
 
-def counted(stage: Stage) -> tuple[float, float]:
+def counted(metrics: Metrics) -> tuple[float | None, float | None]:
     """Offsets that were skipped, and those of them that were lost."""
-    metrics = stage._metrics
-    return metrics.gap_offsets._value.get(), metrics.retention_loss._value.get()
+    value = metrics.registry.get_sample_value
+    return value("postback_gap_offsets_total"), value("postback_retention_loss_total")
 
 
 def test_a_loss_of_a_few_records_in_the_middle_of_work_is_counted_without_a_question() -> None:
     intake = Trimmed(0)
-    stage, _ = opened(intake, Progress(0))
+    stage, _, metrics = opened(intake, Progress(0))
     take(stage, 0, 1)
     intake.low = 7
     take(stage, 7, 8)
-    assert counted(stage) == (5, 5)
+    assert counted(metrics) == (5, 5)
     assert intake.asked == 0
 
 
 def test_what_was_removed_before_anything_was_ever_committed_is_lost_too() -> None:
-    stage, _ = opened(Trimmed(30), Progress(0))
+    stage, _, metrics = opened(Trimmed(30), Progress(0))
     take(stage, 30)
-    assert counted(stage) == (30, 30)
+    assert counted(metrics) == (30, 30)
 
 
 def test_a_loss_behind_which_there_is_nothing_yet_is_counted_at_the_end_of_the_partition() -> None:
-    stage, partition = opened(Trimmed(50), Progress(20))
-    stage._take([], [("requests", 0, 50)])
-    assert counted(stage) == (30, 30)
-    stage._take([], [("requests", 0, 50)])
-    assert (counted(stage), partition.ledger.base) == ((30, 30), 50)
+    stage, partition, metrics = opened(Trimmed(50), Progress(20))
+    stage.take([], [("requests", 0, 50)])
+    assert counted(metrics) == (30, 30)
+    stage.take([], [("requests", 0, 50)])
+    assert (counted(metrics), partition.ledger.base) == ((30, 30), 50)
 
 
 def test_markers_are_gaps_and_no_loss_although_the_log_s_start_moves_over_what_is_done() -> None:
     intake = Trimmed(0)
-    stage, _ = opened(intake, Progress(0))
+    stage, _, metrics = opened(intake, Progress(0))
     take(stage, 0, 2, 4)
-    stage._take([], [("requests", 0, 6)])
+    stage.take([], [("requests", 0, 6)])
     intake.low = 4
     take(stage, 6, 8)
-    assert counted(stage) == (4, 0)
+    assert counted(metrics) == (4, 0)
 
 
 def test_what_an_earlier_owner_had_done_is_not_lost() -> None:
-    stage, _ = opened(Trimmed(30), Progress(10, 0b111_1111_0000))
+    stage, _, metrics = opened(Trimmed(30), Progress(10, 0b111_1111_0000))
     take(stage, 30)
-    assert counted(stage) == (20, 13)
+    assert counted(metrics) == (20, 13)
 
 
 @given(st.integers(0, 20), st.sets(st.integers(0, 40)), st.lists(st.integers(0, 40), max_size=3), st.integers(0, 60))

@@ -15,9 +15,10 @@ from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import Handled, Runner
+from workers.stage.settings import StageSettings
 from workers.stage.settle import Batch, SettlerState
 from workers.stage.sharing import Party
-from workers.stage.stage import Stage, StageSettings
+from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
 TENANT = b"acme"
@@ -157,14 +158,14 @@ class Loop:
 
     def call_soon_threadsafe(self, call: Callable[..., None], *args: Any) -> None:
         assert self.stage is not None
-        if call == self.stage._runner.defer:
+        if call == self.stage.proxy.runner.defer:
             self.deferred += len(args[0])
-        elif call == self.stage._runner.start:
+        elif call == self.stage.proxy.runner.start:
             batch: list[tuple[Partition, Record]] = args[0]
-            self.stage._runner.begun += len(batch)
+            self.stage.proxy.runner.begun += len(batch)
             self.done += [(record.partition, record.offset) for _, record in batch]
             for partition, record in batch:
-                self.stage._completions.put(Handled(partition, record, (), 0.0))
+                self.stage.transactions.completions.put(Handled(partition, record, (), 0.0))
 
 
 PACES = st.lists(
@@ -192,13 +193,13 @@ def test_a_tenant_alone_is_never_deferred_whatever_the_engines_pace(paces: list[
         Lookahead(looking, clock),
     )
     told: Any = loop
-    stage._loop, loop.stage = told, stage
-    assert isinstance(stage._runner, Runner)
+    stage.proxy.loop, loop.stage = told, stage
+    assert isinstance(stage.proxy.runner, Runner)
     stage.assigned([("requests", number) for number in range(PARTITIONS)])
     for rounds, free in [(150, 0), *paces, (400, MORE_THAN_ARE_PARKED)]:
         engine.free = free
         for _ in range(rounds):
-            stage._round()
+            stage.round()
             clock.now += 0.01
     assert loop.deferred == 0
     assert scout.aims > 0, "the lot was never full for long enough"

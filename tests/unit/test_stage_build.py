@@ -11,7 +11,8 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.delivery.tier_pace import TierPace
 from workers.stage import build
-from workers.stage.stage import StageSettings, Unpaced
+from workers.stage.backpressure import Unpaced
+from workers.stage.settings import StageSettings
 
 
 @pytest.mark.parametrize("paced", [False, True])

@@ -10,17 +10,15 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.settings import KafkaSettings
-from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from tests.unit.test_stage import BusyLoop, Handler, Intake, Settler
+from tests.unit.stage_rig import Intake, Settler, bare_stage, reread
 from workers.kafka.topics import BrokerAway
 from workers.roles import topic_watch
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, topic_mark
 from workers.stage.record import Record
-from workers.stage.settle import SettlerState
-from workers.stage.stage import Stage, StageSettings
+from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities, TopicMadeAnew
 
 OLD, NEW = topic_mark("old"), topic_mark("new")
@@ -40,14 +38,13 @@ class Cluster:
         return {name: self.ids[name] for name in topics if name in self.ids}
 
 
-def stage_of(cluster: Cluster, intake: Intake, **began_with: str) -> tuple[Stage, Partition]:
+def stage_of(
+    cluster: Cluster, intake: Intake, settler: Settler | None = None, **began_with: str
+) -> tuple[Stage, Partition]:
     """A stage with one partition that is assigned and fetched from; `began_with` are the UUIDs its process knows."""
-    loop: Any = BusyLoop()
-    parts: tuple[Any, ...] = (Handler(), intake, Settler(), HandClock(), Metrics())
-    stage = Stage(StageSettings("requests"), *parts, identities=Identities(cluster, began_with))
-    stage._loop = loop
+    stage, _ = bare_stage(intake, HandClock(), settler=settler, identities=Identities(cluster, began_with))
     stage.assigned([("requests", 0)])
-    (partition,) = stage._partitions.values()
+    (partition,) = stage.held.partitions.values()
     partition.paused = False
     return stage, partition
 
@@ -60,7 +57,7 @@ def test_progress_of_the_same_topic_is_gone_on_from_and_says_again_which_topic_i
     intake = Intake()
     intake.progress = Progress(5, 0b10, topic=OLD)
     stage, partition = stage_of(Cluster(requests="old"), intake)
-    stage._take(records(5, 6, 7), [])
+    stage.take(records(5, 6, 7), [])
     assert partition.ledger.taken == {5, 7}
     assert Progress.decode(5, partition.progress([]).encode()).topic == OLD
 
@@ -69,7 +66,7 @@ def test_progress_of_an_earlier_release_is_taken_for_the_topic_that_is_there() -
     intake = Intake()
     intake.progress = Progress(5)
     stage, partition = stage_of(Cluster(requests="new"), intake)
-    stage._take(records(5), [])
+    stage.take(records(5), [])
     assert partition.ledger.taken == {5}
     assert partition.progress([]).topic == NEW
 
@@ -79,61 +76,60 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
 ) -> None:
     intake = Intake()
     intake.progress = Progress(50, 0b10, open=True, topic=OLD)
-    stage, partition = stage_of(Cluster(requests="new"), intake)
-    stage._take(records(50, 51), [("requests", 0, 52)])
+    settler = Settler()
+    stage, partition = stage_of(Cluster(requests="new"), intake, settler)
+    stage.take(records(50, 51), [("requests", 0, 52)])
     assert (partition.phase, partition.ledger.base, partition.ledger.taken) == (Phase.OPEN, 0, set())
-    stage._regulate()
-    stage._regulate()
+    stage.regulate()
+    stage.regulate()
     assert intake.resumed == [("requests", 0, 0)]
-    stage._take(records(0, 1), [])
+    stage.take(records(0, 1), [])
     assert (partition.ledger.taken, partition.careful_records) == ({0, 1}, 0)
-    settler: Any = stage._settler
-    settler.state = SettlerState.REREADING
-    stage._reread()  # before anything is committed of the new topic
+    reread(stage, settler)  # before anything is committed of the new topic
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, {0, 1})
 
 
 def test_a_topic_that_the_process_knew_by_another_uuid_ends_it_before_a_record_is_taken() -> None:
     stage, partition = stage_of(Cluster(requests="new"), Intake(), requests="old")
-    stage._take(records(0), [])
-    assert (partition.phase, stage._stopping is not None) == (Phase.ASSIGNED, True)
-    assert isinstance(stage._made_anew, TopicMadeAnew)
+    stage.take(records(0), [])
+    assert (partition.phase, stage.stopping is not None) == (Phase.ASSIGNED, True)
+    assert isinstance(stage.error, TopicMadeAnew)
 
 
 @pytest.mark.parametrize("delivered", [(records(3), []), (records(9, 0), []), ([], [("requests", 0, 0)])])
 def test_a_partition_that_goes_back_unsought_is_asked_about(delivered: tuple[list[Record], Any]) -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
-    stage._take(records(7, 8), [])
+    stage.take(records(7, 8), [])
     asked = cluster.asked
-    stage._take(*delivered)  # a log that was cut short is the same topic still
-    assert (cluster.asked, stage._stopping) == (asked + 1, None)
-    stage._take(records(9), [])
+    stage.take(*delivered)  # a log that was cut short is the same topic still
+    assert (cluster.asked, stage.stopping) == (asked + 1, None)
+    stage.take(records(9), [])
     cluster.ids = {"requests": "new"}
-    stage._take(*delivered)
-    assert stage._stopping is not None
+    stage.take(*delivered)
+    assert stage.stopping is not None
     assert partition.ledger.taken <= {3, 7, 8, 9, 0}
 
 
 def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_other() -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
-    stage._take([], [("requests", 0, 0)])
-    stage._take(records(0), [])
+    stage.take([], [("requests", 0, 0)])
+    stage.take(records(0), [])
     asked = cluster.asked
-    stage._take(records(1), [("requests", 0, 2)])
-    stage._take(records(2), [("requests", 0, 3)])
+    stage.take(records(1), [("requests", 0, 2)])
+    stage.take(records(2), [("requests", 0, 3)])
     assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, {0, 1, 2})
 
 
 def test_what_was_sought_goes_back_without_a_question() -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
-    stage._take(records(7, 8), [])
+    stage.take(records(7, 8), [])
     partition.rewind_to = 7
-    stage._regulate()
-    stage._regulate()
-    stage._take(records(7), [])
+    stage.regulate()
+    stage.regulate()
+    stage.take(records(7), [])
     assert cluster.asked == 1
 
 
@@ -142,12 +138,12 @@ def test_a_partition_waits_unopened_until_kafka_tells_which_topic_it_is_of(ids: 
     cluster, intake = Cluster(requests="old"), Intake()
     cluster.ids = ids
     stage, partition = stage_of(cluster, intake)
-    stage._take(records(0), [])
-    assert (partition.phase, partition.rewind_to, stage._stopping) == (Phase.ASSIGNED, 0, None)
+    stage.take(records(0), [])
+    assert (partition.phase, partition.rewind_to, stage.stopping) == (Phase.ASSIGNED, 0, None)
     cluster.ids = {"requests": "old"}
-    stage._regulate()
-    stage._regulate()
-    stage._take(records(0), [])
+    stage.regulate()
+    stage.regulate()
+    stage.take(records(0), [])
     assert partition.ledger.taken == {0}
 
 

@@ -129,7 +129,7 @@ def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
     window = Window(Limits(bytes=1000))
     seen = []
     for size in (999, 1000, 751, 750):
-        window.bytes = size
+        window.load.bytes = size
         seen.append(full(window))
     assert seen == [False, True, True, False]
 
@@ -137,19 +137,19 @@ def test_bytes_fill_the_window_too_and_free_it_at_three_quarters() -> None:
 def test_a_window_that_was_full_of_records_does_not_open_while_it_is_full_of_bytes() -> None:
     window = Window(Limits(records=1000, bytes=1000))
     fill(window, 1000)
-    window.bytes = 1000
+    window.load.bytes = 1000
     assert full(window)
     fill(window, 0)
     assert full(window)
-    window.bytes = 0
+    window.load.bytes = 0
     assert not full(window)
 
 
 def test_one_record_larger_than_the_window_is_taken_and_does_not_stay_in_the_way() -> None:
     window = Window(Limits(bytes=1000))
-    window.bytes = 5000
+    window.load.bytes = 5000
     assert full(window)
-    window.bytes = 0
+    window.load.bytes = 0
     assert not full(window)
 
 
@@ -328,7 +328,7 @@ def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
     assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1
-    window.bytes += 100 * sum(tier.parked for tier in tiers)
+    window.load.bytes += 100 * sum(tier.parked for tier in tiers)
     fill(window, LEAST_PARKED - 1)
     assert (full(window), window.parked, window.first.bytes) == (False, LEAST_PARKED - 1, 0)
     fill(window, LEAST_PARKED)

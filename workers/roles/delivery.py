@@ -20,7 +20,8 @@ from workers.roles import last_resort
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
-from workers.stage.stage import Stage, StageSettings
+from workers.stage.settings import StageSettings
+from workers.stage.stage import Stage
 from workers.stage.window import Limits
 from workers.system.errors import ProcessError
 from workers.system.memory_limit import window_bytes

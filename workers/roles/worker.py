@@ -28,7 +28,8 @@ from workers.roles.delivery import delivery_stage
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
-from workers.stage.stage import Stage, StageSettings
+from workers.stage.settings import StageSettings
+from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
 

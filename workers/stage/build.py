@@ -10,13 +10,15 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka.clients import asking_config, client_config
+from workers.stage.backpressure import Backpressure
 from workers.stage.defects import LastResort
 from workers.stage.intake import GroupIntake
 from workers.stage.lookahead import Lookahead, Scout
 from workers.stage.record import Handler
+from workers.stage.settings import StageSettings
 from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
-from workers.stage.stage import Backpressure, Stage, StageSettings
+from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities, KafkaTopicIds
 
 AHEAD_OF_PACED = 1000
@@ -58,8 +60,8 @@ def group_stage(
     prefetch = AHEAD_OF_PACED if paced else 2 * settings.limits.records
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
-    foresight = None if sharing is None else Lookahead(Scout(client_config(kafka), group, sharing), clock)
+    lookahead = None if sharing is None else Lookahead(Scout(client_config(kafka), group, sharing), clock)
     identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, foresight, last_resort, identities)
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, lookahead, last_resort, identities)
     errors.append(stage)
     return stage

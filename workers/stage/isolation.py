@@ -133,6 +133,10 @@ class Isolation:
             return False
         return True
 
+    def end_first_window(self, partition: Partition) -> None:
+        """The partition's last owner cannot have begun any record that is still to come."""
+        partition.careful_records = 0
+
     def completed(self) -> None:
         """A record has completed: what runs them works."""
         self._healthy, self._for_lack_of_others = True, False

@@ -23,8 +23,15 @@ class Phase(Enum):
     """Another worker's. Whatever still comes in for it is dropped."""
 
 
+GAP_SECONDS = 1.0
+"""How long a gap alone may wait for a record to be committed with."""
+
+
 class Partition:
-    """One assignment of one partition. A later assignment of the same partition is another object."""
+    """One assignment of one partition. A later assignment of the same partition is another object.
+
+    Each field has one writer: the partition's own methods, or the part of the stage that is named above the field.
+    """
 
     def __init__(
         self, topic: str, number: int, generation: int, now: float, *, later: bool = False, paced: bool = False
@@ -32,51 +39,68 @@ class Partition:
         self.topic = topic
         self.number = number
         self.generation = generation
-        self.phase = Phase.ASSIGNED
-        self.ledger = Ledger(Progress(0))
-        self.horizon = Horizon(0)
-        self.confirmed = Progress(0)
-        """What Kafka has said to be committed."""
-        self.sent: Progress | None = None
-        """The progress that was sent last. It may be committed although no answer said so."""
+        """Grows with each assignment of any partition."""
         self.later = later
         """Whether its topic is the later place, in which deferred records wait."""
         self.paced = paced
         """Whether its records are held back until they are due."""
-        self.parked = 0
-        """Taken and waiting for the window."""
-        self.parked_bytes = 0
-        """Of these."""
-        self.look_again = 0.0
-        """Monotonic seconds before which the first of these need not be asked about again: it was not due."""
-        self.running = 0
-        """Dispatched, and the handler has not returned."""
-        self.bytes = 0
-        """Of the record values that are taken and not settled."""
-        self.begins_anew = False
-        """Whether it was this process's before: then nobody died who had it open."""
-        self.begun = False
-        """Whether a record of this assignment was seen: before the first one, any gap may be what retention removed."""
+
+        # Written by the partition's own methods.
+        self.phase = Phase.ASSIGNED
+        self.ledger = Ledger(Progress(0))
+        self.horizon = Horizon(0)
+        self.topic_mark: bytes | None = None
+        """The mark of the topic that the offsets are of, once the partition is open."""
+        self.confirmed = Progress(0)
+        """The progress that Kafka has confirmed as committed."""
         self.open_committed = False
-        """Whether Kafka knows that we have it. Nothing is dispatched before."""
-        self.suspects: dict[int, Suspect] = {}
-        self.alone = False
-        self.careful_records = 0
-        """How many further records belong to the first window after a crash."""
-        self.paused = True
-        """Until resumed: a partition that is lost and regained stays paused in the client."""
-        self.at_end = False
-        self.last_seen = now
-        """Monotonic seconds at which anything was delivered."""
+        """Whether Kafka knows that this worker has the partition. Nothing is dispatched before."""
+        self.begins_anew = False
+        """Whether its last owner is alive: this process itself. Then no record of it killed a worker."""
         self.rewind_to: int | None = None
         """Where to seek before resuming, because records were given back untried."""
-        self.gap_since: float | None = None
-        self.topic_mark: bytes | None = None
-        """Of the topic that its offsets are of, once it is open."""
+        self._gap_since: float | None = None
+        self._foreseen = -1
+
+        # Written by `Transactions`.
+        self.sent: Progress | None = None
+        """The progress that was sent last. It may be committed although no answer said so."""
+
+        # Written by `Fetching`; `resume` and `give_back` take some of it back.
+        self.paused = True
+        """Until resumed: a partition that is lost and regained stays paused in the client."""
+        self.begun = False
+        """Whether a record of this assignment was seen: before the first one, any gap may be what retention removed."""
+        self.at_end = False
+        """Whether the end of the partition was the last thing delivered."""
+        self.last_seen = now
+        """Monotonic seconds at which anything was delivered."""
         self.position = 0
         """The offset that was delivered last; 0 once another one is sought. The client gives no earlier one by itself,
         unless the log went back."""
-        self._foreseen = -1
+
+        # Written by `Load`.
+        self.running = 0
+        """Records that the handler has: dispatched, and not returned."""
+        self.bytes = 0
+        """Bytes of record values that are taken and not settled."""
+
+        # Written by `Lot`.
+        self.parked = 0
+        """Records that wait for the window."""
+        self.parked_bytes = 0
+        """Bytes of their values."""
+
+        # Written by `Pacing`.
+        self.look_again = 0.0
+        """Monotonic seconds before which the first parked record need not be asked about again: it was not due."""
+
+        # Written by `Isolation`; `open` reads them from the committed progress, and `settle` drops what is settled.
+        self.suspects: dict[int, Suspect] = {}
+        self.alone = False
+        """Whether the suspect that is being tried has its whole worker to itself."""
+        self.careful_records = 0
+        """How many further records belong to the first window after a crash."""
 
     @property
     def id(self) -> tuple[str, int]:
@@ -116,15 +140,30 @@ class Partition:
         progress = Progress(base, done, True, self.alone, suspects, self.topic_mark, begun, limit)
         return progress.given_back() if self.phase is Phase.REVOKING else progress
 
+    def has_news(self, now: float) -> bool:
+        """Whether the progress is to be committed although no record is complete. `now`: monotonic seconds."""
+        if self.phase is Phase.REVOKING:
+            return self.open_committed and self.ledger.idle
+        if self.phase is not Phase.OPEN:
+            return False
+        if (not self.open_committed and not self.ledger.idle) or self.horizon.held_back:
+            return True
+        if not self.ledger.gaps_unsettled:
+            return False
+        if self._gap_since is None:
+            self._gap_since = now
+        return now - self._gap_since >= GAP_SECONDS
+
     def settle(self, offsets: list[int], committed: Progress) -> None:
         """The commit of `committed`, which was `progress(offsets)` when it began, has returned."""
+        self.open_committed = committed.open
         self.ledger.settle(offsets)
         self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)  # one may have come meanwhile
         self.confirmed = committed
         self.horizon.committed(committed.limit)
         for offset in offsets:
             self.suspects.pop(offset, None)
-        self.gap_since = None
+        self._gap_since = None
 
     def adopt(self, committed: Progress) -> None:
         """Take over what was committed in our name unknown to us."""
@@ -132,13 +171,46 @@ class Partition:
         self.confirmed = committed
         self.open_committed = self.open_committed and committed.open
 
+    def trust_last_owner(self) -> None:
+        """Suspect nothing once the partition opens: its last owner is alive."""
+        self.begins_anew = True
+
+    def replace(self, earlier: Partition, base: int) -> None:
+        """Take the place of an earlier assignment of which the client knows no end: fetch again, from `base` on."""
+        self.trust_last_owner()
+        self.paused = earlier.paused
+        self.fetch_again(base)
+
+    def close(self) -> None:
+        """Let nothing more be dispatched."""
+        self.phase = Phase.REVOKING
+
+    def abandon(self) -> None:
+        """Leave what is taken undone, for the next owner."""
+        for offset in self.ledger.taken:
+            self.ledger.drop(offset)
+
+    def drop(self) -> None:
+        """Let nothing more be committed: another worker owns the partition."""
+        self.phase = Phase.GONE
+
     def give_back(self, records: Iterable[Record]) -> None:
-        """These were taken and not tried; they are fetched again before resuming."""
+        """Drop records that were taken and not tried; they are fetched again before the partition is resumed."""
         for record in records:
             self.at_end = False
             self.ledger.drop(record.offset)
-            if self.rewind_to is None or record.offset < self.rewind_to:
-                self.rewind_to = record.offset
+            self.fetch_again(record.offset)
+
+    def fetch_again(self, offset: int) -> None:
+        """Have the partition sought, to this offset at the latest."""
+        if self.rewind_to is None or offset < self.rewind_to:
+            self.rewind_to = offset
+
+    def resume(self, now: float) -> None:
+        """Note that the partition is fetched from again, and was sought where that was owed."""
+        self.position = self.position if self.rewind_to is None else 0
+        self.paused, self.rewind_to = False, None
+        self.last_seen = now  # it could give nothing while it was paused
 
     def foresee(self, offset: int) -> None:
         """Another party than the one that fills the lot has the record at this offset, which is not read yet."""

@@ -87,8 +87,6 @@ class Batch:
 
     offsets: defaultdict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
     outputs: list[Output] = field(default_factory=list)
-    farewells: set[Partition] = field(default_factory=set)
-    """Partitions that are given back: what is committed for them says that nobody has them."""
     progress: dict[Partition, Progress] = field(default_factory=dict)
     """What is committed for each, once the batch is on its way: meanwhile more of them may be seen."""
 

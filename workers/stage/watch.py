@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -15,7 +15,8 @@ from workers.stage.partition import Partition, Phase
 from workers.stage.settle import Settler, SettlerState
 
 LOOK_SECONDS = 1.0
-STALL_SECONDS = 10.0
+SAY_AGAIN_SECONDS = 10.0
+"""How long an error is not logged again."""
 STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
 """Longer than a broker's pause, and short enough for readiness to tell of one that froze within 15 s."""
@@ -110,20 +111,6 @@ class Watch:
                 backlog = max(0, marks[1] - partition.ledger.base)
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 
-    def seek_stalled(self, partitions: Iterable[Partition]) -> None:
-        """Have partitions sought again that have records to give and have given none for 10 s."""
-        now = self._clock.monotonic()
-        for partition in partitions:
-            if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
-                continue  # it is sought anyway, and further back than here
-            if now - partition.last_seen < STALL_SECONDS:
-                continue
-            partition.last_seen = now
-            marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # which may be something that was given back
-            if not partition.at_end or (marks is not None and marks[1] > owed):
-                partition.rewind_to = owed
-
     def gone(self, partition: Partition) -> None:
         """Its backlog is another worker's to report."""
         try:
@@ -134,6 +121,6 @@ class Watch:
     def _say(self, message: str, action: str, error: str) -> None:
         """Log it, but no more than once in ten seconds for each error."""
         now = self._clock.monotonic()
-        if now - self._said.get(error, -STALL_SECONDS) >= STALL_SECONDS:
+        if now - self._said.get(error, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
             self._said[error] = now
             log.warning(message, action=action, error=error)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from workers.stage.ledger import Ledger
+from workers.stage.load import Load
 from workers.stage.parking import Lot, Parked, Ready
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
@@ -39,18 +40,17 @@ class Limits:
 
 
 class Window:
-    """Counts what is taken, says which partitions to fetch from, and which parked records come next.
+    """Says which partitions to fetch from, and which parked records come next.
 
     With hysteresis, since a pause throws away what was prefetched. Where there is a later place its records have a lot
     of their own, so that those of the first places, however many, keep them neither from being fetched nor from their
     `later_share` of the places that become free.
     """
 
-    def __init__(self, limits: Limits, later_share: float | None = None) -> None:
+    def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:
+        """`load` is the stage's; without one the window has one of its own."""
         self.limits = limits
-        self.running = 0
-        """Dispatched, and the handler has not returned."""
-        self.bytes = 0
+        self.load = load or Load()
         self._later_share = later_share or 0.0
         self._owed = 0.0
         """Places that are the later place's due, and were not given to it yet."""
@@ -82,7 +82,7 @@ class Window:
     @property
     def heavy(self) -> bool:
         """Whether nothing more is to be taken for its bytes, whatever the partition."""
-        held = self.bytes - self.first.put_off_bytes
+        held = self.load.bytes - self.first.put_off_bytes
         high, low = held >= self.limits.bytes, held <= self.limits.bytes * 3 // 4
         self._heavy = high or (self._heavy and not low)
         return self._heavy

@@ -1,0 +1,159 @@
+"""Records that are held back until they are due: how they wait, and in which order they go beside others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clocks import HandClock
+from tests.unit.stage_rig import BusyLoop, Desk, Intake, stage_with
+from workers.stage.fetching import STALL_SECONDS
+from workers.stage.pacing import LOOK_AGAIN_SECONDS
+from workers.stage.parking import AHEAD_RECORDS
+from workers.stage.progress import Progress
+from workers.stage.record import Record
+from workers.stage.stage import IDLE_SECONDS, Stage
+from workers.stage.window import Limits
+
+
+def test_a_partition_is_paced_where_its_topic_is() -> None:
+    stage, _, _ = stage_with(Intake(), HandClock())
+    stage.assigned([("tier", 0)])
+    assert [partition.paced for partition in stage.held.partitions.values()] == [False, True]
+
+
+def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
+    pace = Desk()
+    pace.due_at_ms = 1 << 60
+    clock = HandClock()
+    stage, loop, partition = stage_with(Intake(), clock, parked=5, pace=pace)
+    stage.dispatch()
+    stage.regulate()
+    assert (loop.calls, partition.parked, stage.patience()) == ([], 5, IDLE_SECONDS)
+    pace.due_at_ms = 0  # a clock was set
+    clock.now += LOOK_AGAIN_SECONDS
+    stage.dispatch()
+    assert [len(batch) for batch, _ in loop.calls] == [5]
+
+
+class Tier(Desk):
+    """A pace that lets each record go five seconds after it was appended."""
+
+    def due_ms(self, record: Record) -> int | None:
+        return record.timestamp_ms + 5_000
+
+
+def appended(offset: int, at: float) -> Record:
+    return Record("requests", 0, offset, b"", timestamp_ms=round(at * 1000))
+
+
+def test_what_waits_in_a_tier_is_fetched_once() -> None:
+    """Ten records a second come and go, and some fifty wait."""
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    for offset in range(300):
+        clock.now += 0.1
+        stage.take([appended(offset, clock.now)], [])
+        stage.dispatch()
+        stage.regulate()
+    assert (intake.paused, partition.ledger.next_offset) == ([], 300)
+    sent = [record.offset for batch, _ in loop.calls for _, record in batch]
+    assert sent == list(range(len(sent)))
+    assert abs(partition.parked - 50) <= 1
+
+
+def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() -> None:
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
+    log = [appended(offset, 100.0 + offset / 100) for offset in range(4_000)]
+    position, fetched = 0, 0
+    while partition.parked or position < len(log):
+        clock.now += 0.1
+        if not partition.paused:
+            came = log[position : position + 1_000]
+            position, fetched = position + len(came), fetched + len(came)
+            stage.take(came, [])
+        stage.dispatch()
+        stage.regulate()
+        if intake.resumed:
+            *_, sought = intake.resumed.pop()
+            position = position if sought is None else sought
+    assert [record.offset for batch, _ in loop.calls for _, record in batch] == list(range(len(log)))
+    assert fetched < 5 * len(log)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
+    """Or nobody did it, and the partition stood still, until it went to another process."""
+    clock, intake = HandClock(), Intake()
+    stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
+    count = 2 * AHEAD_RECORDS - 24
+    stage.take([appended(offset, 100.0 + offset / 1000) for offset in range(count)], [("requests", 0, count)])
+    stage.dispatch()
+    if resumed:
+        stage.regulate()
+        clock.now += 5.0 + (AHEAD_RECORDS - 112) / 1000
+        stage.dispatch()
+        stage.regulate()
+        assert (intake.resumed, partition.parked, partition.paused) == ([("requests", 0, AHEAD_RECORDS)], 111, False)
+    clock.now += STALL_SECONDS
+    for _ in range(2):
+        stage.regulate()
+    assert intake.paused == [partition.id] * (1 + resumed)
+    assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
+    assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
+
+
+def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
+    """A stage with so many records of a tier and as many others, all of them due."""
+    stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, group_commit_seconds=IDLE_SECONDS)
+    stage.assigned([("tier", 0)])
+    tier = stage.held.partitions["tier", 0]
+    tier.open(Progress(0), 0)
+    tier.open_committed = True
+    stage.take([Record("tier", 0, offset, b"") for offset in range(records)], [])
+    return stage, loop
+
+
+def handed_over(loop: BusyLoop) -> list[tuple[int, int]]:
+    """Of the tier and of others, in each round in which there were any."""
+    rounds = [[partition.paced for partition, _ in batch] for batch, _ in loop.calls]
+    return [(sum(paced), len(paced) - sum(paced)) for paced in rounds]
+
+
+def test_of_a_tier_whose_records_are_due_together_a_few_are_handed_over_in_each_round() -> None:
+    """Or what has just come waits behind hundreds that have waited for seconds."""
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
+    patience = []
+    for _ in range(3):
+        stage.dispatch()
+        patience.append(stage.patience())
+    assert handed_over(loop) == [(16, 40), (16, 0), (8, 0)]
+    assert patience == [0.001, 0.001, IDLE_SECONDS]
+
+
+def test_a_stage_that_has_handed_over_all_of_a_tier_looks_no_more_often_than_before() -> None:
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 16)
+    for _ in range(2):
+        stage.dispatch()
+    assert (handed_over(loop), stage.patience()) == ([(16, 16)], IDLE_SECONDS)
+
+
+def test_what_is_due_in_a_tier_is_all_handed_over_where_nothing_else_is_fetched_for_it() -> None:
+    """Or a window that is full of it keeps new records from coming for seconds."""
+    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
+    stage.dispatching.window.first.full = True
+    stage.dispatch()
+    assert handed_over(loop) == [(40, 40)]
+
+
+@pytest.mark.parametrize("room", [1, 2, 5, 40])
+def test_neither_a_tier_nor_others_keep_all_the_places_where_there_are_few(room: int) -> None:
+    stage, loop = stage_beside_a_tier(Desk(room), 400)
+    for _ in range(400 // room):
+        stage.proxy.runner.begun += stage.proxy.not_begun
+        stage.dispatch()
+    tier, others = map(sum, zip(*handed_over(loop), strict=True))
+    assert tier + others == 400
+    assert abs(tier - 80) <= 1

@@ -1,0 +1,206 @@
+"""What may be dispatched: taken records wait in the window or as suspects, and go to the handler as there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.stage.backpressure import Backpressure
+from workers.stage.defects import Defects
+from workers.stage.errors import NothingCompletes
+from workers.stage.held import Held
+from workers.stage.isolation import Isolation
+from workers.stage.pacing import Pacing
+from workers.stage.partition import Partition
+from workers.stage.record import Record
+from workers.stage.runner_proxy import RunnerProxy
+from workers.stage.sharing import Party, Sharing
+from workers.stage.window import Limits, Window
+
+OTHERS_SECONDS = 10.0
+"""How long a suspect's last attempt waits for other records where there are none."""
+
+log = get_logger()
+
+
+class Dispatching:
+    """The window, the suspects, and what the handler has room for. The Kafka thread owns it."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        held: Held,
+        runner: RunnerProxy,
+        defects: Defects,
+        clock: Clock,
+        metrics: Metrics,
+        pace: Backpressure,
+        sharing: Sharing | None,
+    ) -> None:
+        self._held = held
+        self._runner = runner
+        self._defects = defects
+        self._clock = clock
+        self._metrics = metrics
+        self._pace = pace
+        self._sharing = sharing
+        self._casualties: list[tuple[Partition, Record]] = []
+        """Records that ran in what died, until nothing else runs that may have died with them."""
+        self._alone_since = 0.0
+        """Monotonic seconds since which there may be nothing but suspects before their last attempt."""
+        self.isolation = Isolation()
+        self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
+        self.pacing = Pacing(pace, self.window, held, defects, clock)
+
+    def is_later(self, topic: str) -> bool:
+        """Return whether a topic is the later place, in which deferred records wait."""
+        return self._sharing is not None and self._sharing.is_later(topic)
+
+    def opened(self, partition: Partition) -> None:
+        """Suspect what the partition's last owner left open. Call it before its first record is accepted."""
+        self.isolation.opened(partition)
+        if partition.careful_records:
+            log.warning(
+                "The last owner of this partition did not release it; trying its first records in small groups.",
+                action="partition-left-open",
+                topic=partition.topic,
+                partition=partition.number,
+                base=partition.ledger.base,
+                suspects=len(partition.suspects),
+            )
+
+    def accept(self, partition: Partition, record: Record) -> None:
+        """Have a record wait that was just taken: among the suspects, or in the window."""
+        if partition.careful_records and self.pacing.was_never_due(record):
+            self.isolation.end_first_window(partition)  # a tier is a queue: nor did it begin what is behind the record
+        if not self.isolation.suspect(partition, record):
+            self.window.park(partition, record, self._party_of(record))
+
+    def defer_surplus(self) -> None:
+        """Have records beyond their party's share settled untried, where others wait for their places."""
+        surplus = self.window.surplus(self._held.partitions.values())
+        if surplus:
+            self._runner.defer(surplus, self._clock.monotonic())
+
+    def caught_up(self, partition: Partition) -> None:
+        """Suspect no further record of a partition whose end was reached: all that was there before is here."""
+        self.isolation.end_first_window(partition)
+
+    def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:
+        """Take back records that ran in what died."""
+        self._casualties += casualties
+
+    def dispatch(self, waiting: int) -> int:
+        """Hand over what may run now. Returns how many of the records are of partitions that are not paced.
+
+        `waiting`: complete records that wait to be settled. Raises NothingCompletes, once for each such death.
+        """
+        self.pacing.more_is_due = False
+        if self._casualties:
+            if self._held.load.running:
+                return 0  # the death is still spreading; whatever runs may be to blame
+            self._judge()
+        batch: list[tuple[Partition, Record]] = []
+        # The handler knows nothing of records that have not begun, and room for them has been given out already.
+        room = min(self._free(waiting), self._pace.room() - self._runner.not_begun)
+        if not self.isolation.idle:
+            self._give_up_condemned()
+            self._wait_for_others()
+            batch += self._cohort(room)
+        if not self.isolation.exclusive:
+            batch += self._parked(room - len(batch))
+        if batch:
+            self._hand_over(batch)
+        return sum(not partition.paced for partition, _ in batch)
+
+    def release(self, partition: Partition) -> list[Record]:
+        """Take out all records of a partition that wait here, and forget the partition."""
+        died = [record for owner, record in self._casualties if owner is partition]
+        self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
+        return [*self.window.release(partition), *self.isolation.forget(partition), *died]
+
+    def _party_of(self, record: Record) -> Party:
+        try:
+            return None if self._sharing is None else self._sharing.party(record.headers)
+        except Exception as error:
+            self._defects.met("party", record, error)
+            return None
+
+    def _judge(self) -> None:
+        casualties, self._casualties = self._casualties, []
+        self.isolation.crashed(casualties)
+        if self.isolation.sick:
+            log.critical(
+                "Records killed their worker while they ran alone, and none completed; ending the process, giving up "
+                "none.",
+                action="nothing-completes",
+            )
+            raise NothingCompletes
+
+    def _free(self, waiting: int) -> int:
+        """Return how many further records the handler may have at once.
+
+        Fewer where more than a window of complete ones waits to be settled. While nothing can be settled the work in
+        flight is kept, and nothing is begun whose outcome could only be held in memory and be lost with it.
+        """
+        records = self.window.limits.records
+        return records - self._held.load.running - max(0, waiting - records)
+
+    def _parked(self, room: int) -> list[tuple[Partition, Record]]:
+        """Take out up to `room` parked records, as their parties and partitions take turns."""
+        if not (self.window.parked or self.window.put_off):
+            return []
+        return self.pacing.draw(room) if self._sharing is None else self.window.draw(room, _may_begin)
+
+    def _hand_over(self, batch: list[tuple[Partition, Record]]) -> None:
+        for partition, record in batch:
+            self._held.load.begin(partition)
+            partition.horizon.begun(record.offset)
+        self._metrics.in_flight.inc(len(batch))
+        self._runner.start(batch, self._clock.monotonic())
+
+    def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
+        """The next cohort, once its suspicion is committed and, where it is to run alone, nothing else runs."""
+        cohort = self.isolation.next_cohort(room)
+        if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
+            return []
+        cohort.dispatched = True
+        say = log.info if cohort.narrow else log.debug  # of a first window there are hundreds
+        say("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
+        return list(cohort.members)
+
+    def _wait_for_others(self) -> None:
+        """Try a suspect for the last time although no other record completes, once none has come for a while."""
+        now = self._clock.monotonic()
+        if not self.isolation.needs_others or self._held.load.running or self.window.parked:
+            self._alone_since = now
+        elif now - self._alone_since >= OTHERS_SECONDS:
+            self._alone_since = now
+            log.warning(
+                "A record killed its worker twice, and no other one has completed since; trying it again.",
+                action="suspect-tried-without-others",
+            )
+            self.isolation.try_anyway()
+
+    def _give_up_condemned(self) -> None:
+        for partition, record, attempts in self.isolation.condemned:
+            log.error(
+                "A record killed its worker each time it ran alone; giving it up.",
+                action="record-quarantined",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                attempts=attempts,
+            )
+            self._metrics.quarantined.inc()
+            self._held.load.begin(partition)
+            self._metrics.in_flight.inc()
+            self._runner.give_up(partition, record, attempts, self._clock.monotonic())
+        self.isolation.condemned = []
+
+
+def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
+    """How many of the first `most` records may run now: they wait for their turn only."""
+    return partition.horizon.allowed(records, most) if partition.dispatchable else 0

@@ -1,0 +1,113 @@
+"""Which of the delivered records are taken, and which partitions are fetched from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from telemetry.clock import Clock
+from workers.stage.held import Held
+from workers.stage.intake import Intake
+from workers.stage.partition import Partition, Phase
+from workers.stage.record import Record
+from workers.stage.watch import Watch
+
+STALL_SECONDS = 10.0
+"""How long a partition that has records may deliver none before it is sought again."""
+
+
+class Fetching:
+    """Joins the intake to the ledgers. Writes what a partition notes of its deliveries. The Kafka thread owns it."""
+
+    def __init__(self, held: Held, intake: Intake, watch: Watch, clock: Clock) -> None:
+        self._held = held
+        self._intake = intake
+        self._watch = watch
+        self._clock = clock
+
+    def find(
+        self, records: Iterable[Record], ends: Iterable[tuple[str, int, int]]
+    ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
+        """Find the partition of each record and each end; those of partitions that are not held are left out.
+
+        Raises TopicMadeAnew where they are of another topic of that name: for a moment the client reads it before the
+        group knows. Kafka is asked where a partition goes back although nothing sought it, and where its first record
+        comes some time after it was opened.
+        """
+        held, doubtful = self._held.partitions, set()
+        found_ends = []
+        for topic, number, offset in ends:
+            partition = held.get((topic, number))
+            if partition is not None:
+                found_ends.append((partition, offset))
+                if offset < partition.position:
+                    doubtful.add(topic)
+        found = []
+        for record in records:
+            partition = held.get((record.topic, record.partition))
+            if partition is not None:
+                found.append((partition, record))
+                comes_late = partition.phase is Phase.OPEN and not partition.begun
+                if comes_late or record.offset < partition.position:
+                    doubtful.add(record.topic)
+                partition.position = record.offset
+        if doubtful:
+            self._held.require_same(doubtful)
+        return found, found_ends
+
+    def take(self, found: Iterable[tuple[Partition, Record]]) -> list[tuple[Partition, Record]]:
+        """Take records into the ledgers of their partitions. Returns those that are this worker's to handle."""
+        now = self._clock.monotonic()
+        return [(partition, record) for partition, record in found if self._take(partition, record, now)]
+
+    def reach(self, ends: Iterable[tuple[Partition, int]]) -> list[Partition]:
+        """Note ends of partitions: offsets that Kafka skipped before them are done. Returns the partitions."""
+        now, reached = self._clock.monotonic(), []
+        for partition, offset in ends:
+            if partition.phase is not Phase.OPEN or partition.rewind_to is not None:
+                continue  # what was dropped before this end is no gap: it is fetched again
+            if partition.ledger.fits(offset):
+                if offset > partition.ledger.next_offset:
+                    self._watch.gap(partition, offset)
+                partition.last_seen, partition.at_end = now, True
+                partition.ledger.reach(offset)
+                reached.append(partition)
+        return reached
+
+    def seek_stalled(self) -> None:
+        """Have partitions sought again that have records to give and have given none for STALL_SECONDS."""
+        now = self._clock.monotonic()
+        for partition in self._held.partitions.values():
+            if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
+                continue  # it is sought anyway, and further back than here
+            if now - partition.last_seen < STALL_SECONDS:
+                continue
+            partition.last_seen = now
+            marks = self._intake.watermarks(partition.id, cached=True)
+            owed = partition.ledger.next_owed  # which may be something that was given back
+            if not partition.at_end or (marks is not None and marks[1] > owed):
+                partition.fetch_again(owed)
+
+    def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
+        """Pause and resume partitions; a call that fails while an assignment is being made is repeated next round."""
+        if not pause and not resume:
+            return
+        if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
+            for partition in pause:
+                partition.paused = True
+            for partition in resume:
+                partition.resume(self._clock.monotonic())
+
+    def _take(self, partition: Partition, record: Record, now: float) -> bool:
+        partition.last_seen, partition.at_end = now, False
+        if partition.rewind_to is not None and record.offset >= partition.rewind_to:
+            return False  # it is fetched again from there
+        if partition.phase is not Phase.OPEN or not partition.ledger.fits(record.offset):
+            partition.fetch_again(record.offset)
+            return False
+        if record.offset > partition.ledger.next_offset:
+            self._watch.gap(partition, record.offset)
+        partition.begun = True
+        if not partition.ledger.take(record.offset):
+            return False
+        self._held.load.take(partition, record)
+        return True

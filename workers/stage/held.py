@@ -1,0 +1,146 @@
+"""The partitions that this process holds: assigned, opened with their committed progress, given back, dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaException
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.stage.intake import Committed, Intake, PartitionId
+from workers.stage.load import Load
+from workers.stage.partition import Partition, Phase
+from workers.stage.progress import Progress
+from workers.stage.record import Record
+from workers.stage.settle import Settler
+from workers.stage.topic_ids import Identities
+from workers.stage.watch import Watch
+
+OPEN_SECONDS = 5.0
+"""The bound of each question that opens a partition."""
+
+log = get_logger()
+
+
+class Held:
+    """The lowest part of a stage's state; knows nothing of what is dispatched or complete. The Kafka thread owns it."""
+
+    def __init__(
+        self,
+        window_records: int,
+        intake: Intake,
+        settler: Settler,
+        watch: Watch,
+        clock: Clock,
+        metrics: Metrics,
+        identities: Identities | None,
+    ) -> None:
+        """`window_records`: the first window after a crash, where the commit does not say how many records had begun.
+
+        Without `identities` a topic is known by its name alone, and is never found to be made anew.
+        """
+        self._window_records = window_records
+        self._intake = intake
+        self._settler = settler
+        self._watch = watch
+        self._clock = clock
+        self._metrics = metrics
+        self._identities = identities
+        self._left: dict[PartitionId, Partition] = {}
+        """Partitions that this process held earlier, if none of their records was a suspect when they went."""
+        self._generation = 0
+        self.partitions: dict[PartitionId, Partition] = {}
+        self.load = Load()
+
+    def assign(self, topic: str, number: int, *, later: bool, paced: bool) -> Partition:
+        """Hold a partition from now on. It opens when something of it is delivered."""
+        self._generation += 1
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, paced=paced)
+        self.partitions[partition.id] = partition
+        return partition
+
+    def of(self, ids: Iterable[PartitionId]) -> list[Partition]:
+        """Return those of these partitions that are held."""
+        return [self.partitions[key] for key in ids if key in self.partitions]
+
+    def open(self, delivered: Iterable[Partition]) -> list[Partition]:
+        """Open the partitions of which something was delivered for the first time, and return them.
+
+        Returns none where Kafka does not answer; the stage then fetches their records again. Raises TopicMadeAnew.
+        """
+        fresh = [partition for partition in delivered if partition.phase is Phase.ASSIGNED]
+        if not fresh:
+            return []
+        marks = self._marks({partition.topic for partition in fresh})
+        committed = None if marks is None else self.committed(fresh, OPEN_SECONDS)
+        if marks is None or committed is None:
+            return []
+        for partition in fresh:
+            self._open(partition, committed[partition.id], marks[partition.topic])
+        log.info("Partitions opened.", action="partitions-opened", partitions=len(fresh))
+        return fresh
+
+    def require_same(self, topics: set[str]) -> None:
+        """Ask Kafka whether these topics are still the ones that this stage met first. Raises TopicMadeAnew."""
+        self._marks(topics)
+
+    def committed(self, partitions: list[Partition], seconds: float) -> Committed | None:
+        """Return the committed progress; None where Kafka does not tell, as a transaction of ours may still be open."""
+        try:
+            return self._intake.committed([partition.id for partition in partitions], seconds)
+        except KafkaException as error:
+            self._watch.trouble("the committed progress cannot be read", error)
+            self._settler.sweep_again()
+            return None
+
+    def give_back(self, partition: Partition, records: list[Record]) -> None:
+        """Let go of records that were taken and not tried."""
+        partition.give_back(records)
+        for record in records:
+            self.load.let_go(partition, record)
+
+    def drop(self, partition: Partition, *, suspected: bool) -> None:
+        """Hold a partition no longer. `suspected`: its next records may be what killed a worker."""
+        if not suspected:
+            self._left[partition.id] = partition
+        self.load.forget(partition)
+        self._metrics.in_flight.dec(partition.running)
+        partition.drop()
+        self._watch.gone(partition)
+        del self.partitions[partition.id]
+
+    def _open(self, partition: Partition, progress: Progress | None, mark: bytes | None) -> None:
+        if progress is not None and progress.is_of_another_topic(mark):
+            log.error(
+                "A topic was made anew: its committed progress is the old topic's. The partition begins at 0.",
+                action="topic-made-anew",
+                topic=partition.topic,
+                partition=partition.number,
+                base=progress.base,
+            )
+            progress = None
+            partition.fetch_again(0)
+        self._recognise(partition, progress)
+        partition.open(progress, self._window_records, mark)
+
+    def _recognise(self, partition: Partition, committed: Progress | None) -> None:
+        """Suspect nothing in a partition that comes back as this process left it: its last owner is alive.
+
+        A pause longer than the group's session causes that. Another owner would have found the partition open, and
+        would have committed its suspects before any of them could kill it.
+        """
+        before = self._left.pop(partition.id, None)
+        if before is not None and committed is not None and committed in (before.confirmed, before.sent):
+            partition.trust_last_owner()
+
+    def _marks(self, topics: set[str]) -> dict[str, bytes | None] | None:
+        """Return the marks of these topics; None where Kafka does not tell. Raises TopicMadeAnew."""
+        if self._identities is None:
+            return dict.fromkeys(topics)
+        try:
+            return {**self._identities.marks(topics, OPEN_SECONDS)}
+        except KafkaException as error:
+            self._watch.trouble("the identity of a topic cannot be asked for", error)
+            return None

@@ -1,0 +1,46 @@
+"""The Kafka thread's handle on the runner, which lives on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from workers.stage.partition import Partition
+from workers.stage.record import Record
+from workers.stage.runner import Runner
+
+
+class RunnerProxy:
+    """Has the event loop call the runner. Each method returns at once; calls reach the runner in their order."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Set before the first call."""
+        self._dispatched = 0
+
+    @property
+    def not_begun(self) -> int:
+        """How many dispatched records wait for the event loop: their handlers have not begun."""
+        return self._dispatched - self.runner.begun
+
+    def start(self, batch: list[tuple[Partition, Record]], now: float) -> None:
+        """Have the handler run for each of these. `now`: monotonic seconds of the dispatch."""
+        self._dispatched += len(batch)
+        self._on_loop(self.runner.start, batch, now)
+
+    def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
+        """Have a record completed that killed its worker each time it ran alone."""
+        self._on_loop(self.runner.give_up, partition, record, attempts, now)
+
+    def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
+        """Have records completed untried that are beyond their party's share."""
+        self._on_loop(self.runner.defer, surplus, now)
+
+    def cancel(self, partition: Partition) -> None:
+        """Have the work for a partition ended."""
+        self._on_loop(self.runner.cancel, partition)
+
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        assert self.loop is not None, "run() comes first"  # noqa: S101 - an invariant, not a check of input
+        self.loop.call_soon_threadsafe(call, *args)
