@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import typer
@@ -84,3 +85,15 @@ def test_a_word_to_the_fleet_under_a_wrong_prefix_names_the_topic_that_is_missin
     done = postback(*arguments, env=environment_of(elsewhere))
     said = f"postback: the topic nowhere.{topic} does not exist: run `postback topics create`\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_every_command_tells_of_a_misspelt_setting_before_it_begins_and_goes_on(tmp_path: Path) -> None:
+    env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json", POSTBACK_KEYRINGS="s3cret")
+    made = postback("keys", "init", env=env)
+    told = "postback: POSTBACK_KEYRINGS is ignored: no setting has that name; POSTBACK_KEYRING may be meant"
+
+    assert (made.returncode, made.stderr.splitlines()[0]) == (0, told)
+    assert "s3cret" not in made.stderr
+    for command in (("topics", "create"), ("worker", "--engine", "vllm")):
+        unreachable = {**env, "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+        assert postback(*command, env=unreachable).stderr.splitlines()[0] == told, command

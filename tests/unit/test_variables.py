@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 
@@ -68,15 +67,3 @@ def test_a_provider_of_another_package_has_settings_of_its_own(monkeypatch: pyte
 
     assert complaints({"POSTBACK_SEARCH__ACME__KEY": "s3cret"}) == []
     assert len(complaints({"POSTBACK_SEARCH__ACNE__KEY": "s3cret"})) == 1
-
-
-def test_every_command_tells_of_it_before_it_begins_and_goes_on(tmp_path: Path) -> None:
-    env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json", POSTBACK_KEYRINGS="s3cret")
-    made = postback("keys", "init", env=env)
-    told = f"postback: POSTBACK_KEYRINGS {MEANT.format('POSTBACK_KEYRING')}"
-
-    assert (made.returncode, made.stderr.splitlines()[0]) == (0, told)
-    assert "s3cret" not in made.stderr
-    for command in (("topics", "create"), ("worker", "--engine", "vllm")):
-        unreachable = {**env, "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
-        assert postback(*command, env=unreachable).stderr.splitlines()[0] == told, command
