@@ -24,9 +24,11 @@ from workers.delivery.keyring import Keyring
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PRODUCER, CONSUMER = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-(BY_HAND,) = (
-    block for block in re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) if "keys init" in block
-)
+SHELL = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(BY_HAND,) = (block for block in SHELL if "keys init" in block)
+(BATCH,) = (block for block in SHELL if "jobs.jsonl" in block)
+MOST_WORDS = 1_100
+"""Of the whole file, code and tables included: a newcomer reads it to the end."""
 CLOCK = SystemClock()
 
 
@@ -108,13 +110,15 @@ def test_the_plain_producers_job_comes_back_to_the_plain_consumer(fleet: KafkaSe
 
 @pytest.mark.broker
 @pytest.mark.usefixtures("clean_processes")
-def test_the_pieces_run_by_hand_as_written(fleet: KafkaSettings, tmp_path: Path) -> None:
-    """All but the broker, which is the tests' own."""
-    commands = put(BY_HAND, **{"scripts/bootstrap\n": "", "postback broker start ": ": ", "8080": str(free_port())})
+def test_the_pieces_run_by_hand_as_written_and_take_a_whole_batch(fleet: KafkaSettings, tmp_path: Path) -> None:
+    """Runs all of it but the broker, which is the tests' own."""
+    places = {"scripts/bootstrap\n": "", "postback broker start ": ": ", "8080": str(free_port())}
+    places |= {"$PWD": str(ROOT)}
+    commands = put(f"{BY_HAND}{BATCH}", **places)
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            ["bash", "-e", "-c", f"{commands}\nwait"],
-            cwd=ROOT,
+            ["bash", "-e", "-c", f"{commands}\necho end; wait"],
+            cwd=tmp_path,
             env=environment_of(fleet, HOME=tmp_path),
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -124,12 +128,19 @@ def test_the_pieces_run_by_hand_as_written(fleet: KafkaSettings, tmp_path: Path)
     with process:
         assert process.stdout is not None
         try:
-            received = first_object(process.stdout)
+            received = objects_of(process.stdout)
         finally:
             end_group(process)
-    assert received["verified"] is True
-    assert received["event"]["data"]["text"] == "What is a webhook?"
-    assert "1 of 1 jobs accepted, 1 succeeded" in (tmp_path / "stderr").read_text()
+    assert received[0]["verified"] is True
+    assert received[0]["event"]["data"]["text"] == "What is a webhook?"
+    said = (tmp_path / "stderr").read_text()
+    assert "1 of 1 jobs accepted, 1 succeeded" in said
+    assert "2 of 2 jobs accepted" in said
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert sorted(result["text"] for result in results) == ["Name a river.", "What is a webhook?"]
+    lines = [json.loads(line) for line in (tmp_path / "output.jsonl").read_text().splitlines()]
+    assert sorted(str(line["custom_id"]) for line in lines) == ["None", "row-2"]
+    assert [line["response"]["status_code"] for line in lines] == [200, 200]
 
 
 def end_group(leader: subprocess.Popen[str]) -> None:
@@ -143,16 +154,32 @@ def end_group(leader: subprocess.Popen[str]) -> None:
             CLOCK.sleep(0.05)
 
 
-def first_object(lines: IO[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
+def objects_of(lines: IO[str]) -> list[dict[str, Any]]:
+    """Returns the JSON objects, one a line, up to the line that says that all commands have ended; one at least."""
+    found, ended = [], False
+    for line in lines:
+        ended = ended or line == "end\n"
+        if line.startswith("{"):
+            found.append(json.loads(line))
+        if ended and found:
+            break
     return found
 
 
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_it_is_short_enough_to_be_read_to_its_end() -> None:
+    assert len(README.split()) <= MOST_WORDS
+
+
+def test_the_two_commands_stand_on_the_first_screen() -> None:
+    first_screen = README.splitlines()[:24]
+    assert [line.split()[0] for line in first_screen if line.startswith("scripts/")] == ["scripts/demo", "scripts/test"]
+
+
 def test_whom_the_fleet_trusts_stands_in_bold() -> None:
-    assert "**Whoever may write to the topics is trusted.**" in README
+    assert "**Anyone who may write to the topics is trusted.**" in README
