@@ -8,7 +8,6 @@ import pytest
 
 from console.catalogue import names
 from console.variables import complaints
-from tests.postback_command import environment_of, postback
 
 MEANT = "is ignored: no setting has that name; {} may be meant"
 
