@@ -1,4 +1,4 @@
-"""What librdkafka says while a broker is away: it is in the log, and does not fill it."""
+"""librdkafka's lines about a broker that is away are in the log, and do not fill it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from confluent_kafka import Producer
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from tests.clocks import HandClock
-from workers.kafka import clients as kafka
-from workers.kafka.clients import SELDOM_SECONDS, Seldom, client_config
+from workers.kafka.clients import REPEAT_SECONDS, RepeatFilter, client_config
 
 REFUSED = "127.0.0.1:9092/1: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 3ms in state CONNECT)"
 
@@ -23,45 +22,40 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-def seldom(clock: HandClock) -> Seldom:
-    return Seldom(clock)
+def repeats(clock: HandClock) -> RepeatFilter:
+    return RepeatFilter(clock)
 
 
 def line(text: str, client: str = "rdkafka#producer-1", what: str = "FAIL") -> logging.LogRecord:
     return logging.LogRecord("librdkafka", logging.ERROR, "", 0, "%s [%s] %s", (what, client, text), None)
 
 
-def passed(seldom: Seldom, record: logging.LogRecord) -> str | None:
-    return record.getMessage() if seldom.filter(record) else None
+def passed(repeats: RepeatFilter, record: logging.LogRecord) -> str | None:
+    return record.getMessage() if repeats.filter(record) else None
 
 
-def test_one_line_of_a_kind_passes_and_the_next_one_counts_those_between(seldom: Seldom, clock: HandClock) -> None:
+def test_one_line_of_a_kind_passes_and_the_next_one_counts_those_between(
+    repeats: RepeatFilter, clock: HandClock
+) -> None:
     text = f"[thrd:127.0.0.1:9092/1]: {REFUSED}"
-    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
+    assert passed(repeats, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
     for number in range(600):
-        clock.sleep(SELDOM_SECONDS / 601)
-        assert passed(seldom, line(text.replace("3ms", f"{number}ms"), f"rdkafka#producer-{number}")) is None
+        clock.sleep(REPEAT_SECONDS / 601)
+        assert passed(repeats, line(text.replace("3ms", f"{number}ms"), f"rdkafka#producer-{number}")) is None
     clock.sleep(1)
-    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text} (and 600 more like it before)"
-    clock.sleep(SELDOM_SECONDS)
-    assert passed(seldom, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
+    assert passed(repeats, line(text)) == f"FAIL [rdkafka#producer-1] {text} (and 600 more like it before)"
+    clock.sleep(REPEAT_SECONDS)
+    assert passed(repeats, line(text)) == f"FAIL [rdkafka#producer-1] {text}"
 
 
-def test_another_broker_and_another_trouble_are_of_another_kind(seldom: Seldom) -> None:
+def test_another_broker_and_another_trouble_are_of_another_kind(repeats: RepeatFilter) -> None:
     texts = [
         f"[thrd:127.0.0.1:9092/1]: {REFUSED}",
         f"[thrd:127.0.0.1:9093/2]: {REFUSED}",
         "[thrd:127.0.0.1:9092/1]: 127.0.0.1:9092/1: SASL authentication error: the password is wrong",
     ]
-    assert None not in [passed(seldom, line(text)) for text in texts]
-    assert passed(seldom, line(texts[0], what="SESSTMOUT")) is not None
-
-
-def test_what_is_remembered_is_bounded(seldom: Seldom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "MAX_KINDS", 10)
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        assert passed(seldom, line(f"[thrd:{letter}]: gone")) is not None
-    assert len(seldom._kinds) <= 10
+    assert None not in [passed(repeats, line(text)) for text in texts]
+    assert passed(repeats, line(texts[0], what="SESSTMOUT")) is not None
 
 
 def test_clients_that_come_and_go_say_once_that_nobody_is_there(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,6 +39,7 @@ from schemas.endpoint import (
 )
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.throttle import LogThrottle
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
@@ -105,8 +106,7 @@ class EndpointStates:
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
         """What was decided and is not read back yet, and when."""
         self._said_of: Counter[str] = Counter()
-        self._said_full_ms: dict[str, int] = {}
-        """When it was last said of a tenant that it has as many as can be."""
+        self._full_throttle = LogThrottle(_SAID_MS / 1000)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
@@ -286,10 +286,8 @@ class EndpointStates:
         )
 
     def _say_full(self, pending: PendingDelivery, now_ms: int) -> None:
-        said_ms = self._said_full_ms.get(pending.tenant)
-        if said_ms is not None and now_ms - said_ms < _SAID_MS:
+        if self._full_throttle.admit(now_ms / 1000, pending.tenant) is None:
             return
-        self._said_full_ms[pending.tenant] = now_ms
         log.warning(
             "An endpoint is not disabled: its tenant has as many that are as can be.",
             action="inference.endpoint.not-disabled",

@@ -7,7 +7,6 @@ counts as delivered; and proxies and netrc of the environment are not read.
 
 from __future__ import annotations
 
-import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
+from telemetry.throttle import LogThrottle
 from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
 from workers.delivery.deadlines import Deadlines
 from workers.delivery.exchange import CallbackAnswer, Exchanges
@@ -114,7 +114,7 @@ class Poster:
         self._exchanges: Exchanges | None = None
         self._deadlines = Deadlines(settings.deadline_seconds)
         self._traced = collecting()
-        self._said_at = -math.inf
+        self._exhausted_throttle = LogThrottle(_SAY_SECONDS)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
@@ -187,9 +187,7 @@ class Poster:
         """Raises Exhausted where that is our own doing."""
         lacking = exhausted_by(error)
         if lacking is not None:
-            now = self._clock.monotonic()
-            if now - self._said_at >= _SAY_SECONDS:
-                self._said_at = now
+            if self._exhausted_throttle.admit(self._clock.monotonic()) is not None:
                 log.error(
                     "This process can open no more connections; callbacks are deferred. "
                     "Raise its limit of open files, or have more processes.",
