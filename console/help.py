@@ -49,7 +49,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("postback demo --engine echo --jobs 200",),
     "broker start": ("postback broker start", "postback broker start --port 9100 --data ./kafka"),
     "broker stop": ("postback broker stop",),
-    "receive": ("postback receive --port 8080",),
+    "receive": ("postback receive --port 8080 --tenant acme", "postback receive --port 8080 --secret @secret.txt -v"),
+    "trigger": (
+        "postback trigger --url https://example.com/hook --tenant acme",
+        "POSTBACK_ENV=development postback trigger --url http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
+    ),
 }
 """By the command's words. No example has square brackets, which rich would read as markup."""
 

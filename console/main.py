@@ -22,6 +22,7 @@ from console import (
     results,
     submit,
     topics,
+    trigger,
     worker,
 )
 from console.demo import command as demo
@@ -58,6 +59,7 @@ app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
 app.command(rich_help_panel=DEVELOP)(demo.demo)
 app.add_typer(broker.app, name="broker", rich_help_panel=DEVELOP)
 app.command(rich_help_panel=DEVELOP)(receive.receive)
+app.command(rich_help_panel=DEVELOP)(trigger.trigger)
 complete_help(app)
 
 

@@ -46,8 +46,6 @@ def receive(
     callback. A pipe, and the file of --out, get a JSON object a line, with the fields webhook_id, verified, problem,
     headers, event, received_at and status. Callbacks that do not verify are answered with 401. Ctrl-C or SIGTERM ends
     the command, which then sums up.
-
-    Example: postback receive --port 8080 --secret whsec_…
     """
     with needing("worker"):
         import asyncio
