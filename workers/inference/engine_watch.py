@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
+from telemetry.throttle import LogThrottle
 from workers.engines.base import EngineError, EngineLost
 
 AWAY_SECONDS = 10.0
@@ -28,7 +28,7 @@ class EngineWatch:
         self._asking = 0
         self._away_since: float | None = None
         self._why = ""
-        self._said_at = -math.inf
+        self._throttle = LogThrottle(AWAY_SECONDS)
         self._ended = asyncio.Event()
         self._lost: EngineLost | None = None
         self._begun = 0
@@ -72,8 +72,7 @@ class EngineWatch:
         self._why = str(error)
         if self._away_since is None:
             self._away_since = now
-        if now - self._said_at >= AWAY_SECONDS:
-            self._said_at = now
+        if self._throttle.admit(now) is not None:
             log.warning("The engine is away; jobs wait.", action="engine-unavailable", why=self._why, jobs=self._asking)
         if isinstance(error, EngineLost):
             self._lost = error
