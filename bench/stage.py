@@ -31,7 +31,7 @@ from telemetry.metrics import Metrics
 from workers.stage.build import group_stage
 from workers.stage.record import Failure, Output, Record
 from workers.stage.settings import StageSettings
-from workers.stage.settle import producer_config
+from workers.stage.transactional_producer import producer_config
 from workers.stage.window import Limits
 from workers.system.tuning import collect_garbage_seldom
 

@@ -15,7 +15,7 @@ from workers.stage.progress import Progress
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Handled
 from workers.stage.settings import StageSettings
-from workers.stage.settle import SettlerState
+from workers.stage.settler_state import SettlerState
 from workers.stage.sharing import Sharing
 from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities

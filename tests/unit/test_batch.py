@@ -1,8 +1,8 @@
 """To which partitions a transaction's outputs go."""
 
+from workers.stage.batch import OUTPUTS_A_HOME, Batch
 from workers.stage.partition import Partition
 from workers.stage.record import Output
-from workers.stage.settle import OUTPUTS_A_HOME, Batch
 
 
 def batch_of(outputs: int, sources: list[int]) -> Batch:

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from telemetry.metrics import Metrics
 from tests.clocks import HandClock
+from workers.stage.batch import Batch
 from workers.stage.intake import Committed, Contact, PartitionId
 from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.settings import StageSettings
-from workers.stage.settle import Batch, SettlerState
+from workers.stage.settler_state import SettlerState
 from workers.stage.sharing import Party
 from workers.stage.stage import Stage
 from workers.stage.window import Limits

@@ -12,7 +12,7 @@ from console.publish import ROOT, documents
 from schemas.result import Outcome
 from telemetry.metrics import Metrics
 from workers.delivery.post import FailureReason
-from workers.stage.settle import SettlerState
+from workers.stage.settler_state import SettlerState
 
 READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
 

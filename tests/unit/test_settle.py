@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -12,77 +10,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from telemetry.clock import SystemClock
-from telemetry.metrics import Metrics
 from tests.clocks import HandClock
-from workers.stage import settle
+from tests.unit.settle_rig import Client, WatchedSettler, batch_of, client, landed, repaired
+from workers.stage import transactional_producer
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
-from workers.stage.record import Output
-from workers.stage.settle import Batch, IdentityShared, Settler, SettlerState
+from workers.stage.settle import IdentityShared
+from workers.stage.settler_state import SettlerState
 from workers.stage.sweep import AGAIN_SECONDS, SWEEP_PARTITIONS, Layout, LeaderMissing, Sweeps
 
 
-class Client:
-    """A transactional producer: what it was asked for, in order."""
-
-    sizes: dict[str, list[int]]
-    """The leaders of each topic's partitions."""
-    copies = 1
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.asked: list[str] = []
-        self.unsent = 0
-        self.sizes = {"results": [1, 1]}
-        self.sent = threading.Event()
-        self.sent.set()
-
-    def init_transactions(self, timeout: float) -> None:
-        self.asked.append("init")
-
-    def begin_transaction(self) -> None:
-        self.asked.append("begin")
-
-    def produce(self, topic: str, value: bytes | None, key: bytes | None, *, partition: int, headers: Any) -> None:
-        known = partition < len(self.sizes.get(topic, ()))
-        if not known:
-            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
-        self.asked.append(f"{topic}[{partition}] {'sweep' if key == settle.SWEEP_KEY else 'output'}")
-        self.unsent += 1
-
-    def send_offsets_to_transaction(self, positions: list[Any], metadata: Any, timeout: float) -> None:
-        self.sent.wait(10)
-        self.asked.append("offsets " + " ".join(f"{p.topic}[{p.partition}]@{p.offset}" for p in positions))
-
-    def commit_transaction(self, timeout: float) -> None:
-        self.asked.append("commit")
-
-    def abort_transaction(self, timeout: float) -> None:
-        self.asked.append("abort")
-
-    def list_topics(self, topic: str, timeout: float) -> Any:
-        leaders = self.sizes.get(topic)
-        error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if leaders is None else None
-        replicas = list(range(self.copies))
-        partitions = {n: SimpleNamespace(leader=leader, replicas=replicas) for n, leader in enumerate(leaders or ())}
-        return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions=partitions)})
-
-    def __len__(self) -> int:
-        """What is not yet sent; a poll sends it."""
-        return self.unsent
-
-    def poll(self, timeout: float) -> int:
-        self.unsent = 0
-        return 0
-
-    def purge(self) -> None:
-        self.asked.append("purge")
-
-
 @pytest.fixture
-def settler(monkeypatch: pytest.MonkeyPatch) -> Settler:
-    monkeypatch.setattr(settle, "Producer", Client)
-    return Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics())
+def settler() -> WatchedSettler:
+    return WatchedSettler()
 
 
 @pytest.fixture
@@ -94,35 +34,7 @@ def partition() -> Partition:
     return partition
 
 
-def client(settler: Settler) -> Client:
-    found: Any = settler._producer
-    assert isinstance(found, Client)
-    return found
-
-
-def batch_of(partition: Partition, offset: int, topic: str = "results") -> Batch:
-    batch = Batch(outputs=[Output(topic, b"done")])
-    batch.offsets[partition].append(offset)
-    return batch
-
-
-def repaired(settler: Settler, *held: Partition) -> None:
-    """Go on until it is ready, as the stage does."""
-    while settler.state is not SettlerState.READY:
-        settler.repair(held)
-        if settler.state is SettlerState.REREADING:
-            settler.reread()
-
-
-def landed(settler: Settler) -> Batch | None:
-    """Wait for the transaction that is under way."""
-    batch = None
-    while settler.state is SettlerState.SETTLING:
-        batch = settler.settled()
-    return batch
-
-
-def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: Settler, partition: Partition) -> None:
+def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: WatchedSettler, partition: Partition) -> None:
     repaired(settler)
     settler.settle(batch_of(partition, 5))
     assert settler.state is SettlerState.SWEEPING
@@ -138,15 +50,14 @@ def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: Settler
     assert client(settler).asked[len(swept) :] == [*settled, *settled[:2], "offsets requests[0]@7", "commit"]
 
 
-def test_what_may_be_written_to_is_swept_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "Producer", Client)
-    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), ["results", "not there"])
+def test_what_may_be_written_to_is_swept_at_the_start() -> None:
+    settler = WatchedSettler(outputs=["results", "not there"])
     repaired(settler)
     assert client(settler).asked == ["init", "begin", "results[0] sweep", "results[1] sweep", "abort"]
 
 
 def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
-    settler: Settler, partition: Partition
+    settler: WatchedSettler, partition: Partition
 ) -> None:
     unopened = Partition("requests", 1, 1, 0.0)
     repaired(settler, unopened)
@@ -158,8 +69,8 @@ def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
     ]
 
 
-def test_a_topic_that_is_gone_is_a_failure_that_rests(settler: Settler, partition: Partition) -> None:
-    settler._clock = HandClock()  # on a busy machine a rest of 10 ms is over before anybody looks
+def test_a_topic_that_is_gone_is_a_failure_that_rests(partition: Partition) -> None:
+    settler = WatchedSettler(clock=HandClock())  # on a busy machine a rest of 10 ms is over before anybody looks
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
     repaired(settler, partition)
@@ -167,8 +78,8 @@ def test_a_topic_that_is_gone_is_a_failure_that_rests(settler: Settler, partitio
     assert (settler.state, settler.failures, settler.resting) == (SettlerState.ABORTING, 1, True)
 
 
-def test_nothing_is_held_open_for_a_partition_without_a_leader(settler: Settler, partition: Partition) -> None:
-    settler._clock = HandClock()
+def test_nothing_is_held_open_for_a_partition_without_a_leader(partition: Partition) -> None:
+    settler = WatchedSettler(clock=HandClock())
     repaired(settler, partition)
     first = client(settler)
     first.sizes["results"] = [1, -1]
@@ -180,12 +91,12 @@ def test_nothing_is_held_open_for_a_partition_without_a_leader(settler: Settler,
 
 
 def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
-    settler: Settler, partition: Partition, monkeypatch: pytest.MonkeyPatch
+    settler: WatchedSettler, partition: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
     repaired(settler, partition)
-    monkeypatch.setattr(settle, "SEND_SECONDS", -0.9)  # and the margin of a second
+    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # and the margin of a second
     first = client(settler)
     first.sent.clear()
     settler.settle(batch_of(partition, 5))
@@ -201,9 +112,9 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
 
 
 def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it_logs(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch
+    partition: Partition,
 ) -> None:
-    """A fatal error in a poll that also brings a line for the log comes as another exception; see `Settler._poll`."""
+    """See `TransactionalProducer.poll`: a fatal error comes as another exception where the poll also logs a line."""
 
     class Fenced(Client):
         def poll(self, timeout: float) -> int:
@@ -213,8 +124,7 @@ def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it
         def abort_transaction(self, timeout: float) -> None:
             raise KafkaException(KafkaError(KafkaError._FENCED, "another one came", fatal=True))
 
-    monkeypatch.setattr(settle, "Producer", Fenced)
-    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), outputs=["results"])
+    settler = WatchedSettler(Fenced, outputs=["results"])
     settler.listen()
     with pytest.raises(IdentityShared, match="POSTBACK_REPLICA"):
         repaired(settler, partition)
@@ -227,11 +137,10 @@ class Copied(Client):
 
 
 def test_topics_with_two_copies_are_written_to_without_a_sweep_and_swept_where_a_transaction_failed(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch
+    partition: Partition,
 ) -> None:
-    monkeypatch.setattr(settle, "Producer", Copied)
     outputs = ["results", "letters", "attempts"]
-    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), outputs)
+    settler = WatchedSettler(Copied, outputs)
     for topic in outputs:
         client(settler).sizes[topic] = [1, 1]
     repaired(settler, partition)
@@ -253,11 +162,10 @@ def test_topics_with_two_copies_are_written_to_without_a_sweep_and_swept_where_a
 
 
 def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swept_once_it_has_one(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch
+    partition: Partition,
 ) -> None:
-    monkeypatch.setattr(settle, "Producer", Client)
     clock = HandClock()
-    settler = Settler({}, "stage.a", lambda: "member", clock, Metrics(), ["results", "letters"])
+    settler = WatchedSettler(outputs=["results", "letters"], clock=clock)
     asked = client(settler).asked
     client(settler).sizes["letters"] = [1, -1, 1]
     repaired(settler, partition)
@@ -279,10 +187,9 @@ def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swep
 
 
 def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_offsets_with_the_last(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch
+    partition: Partition,
 ) -> None:
-    monkeypatch.setattr(settle, "Producer", Client)
-    settler = Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics(), ["results"])
+    settler = WatchedSettler(outputs=["results"])
     client(settler).sizes["results"] = [1] * (2 * SWEEP_PARTITIONS + 1)
     repaired(settler, partition)
     asked = client(settler).asked

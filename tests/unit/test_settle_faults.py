@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from telemetry.clock import SystemClock
-from telemetry.metrics import Metrics
-from tests.unit.test_settle import Client, batch_of, landed, repaired
-from workers.stage import settle
+from tests.unit.settle_rig import Client, WatchedSettler, batch_of, landed, repaired
+from workers.stage import transactional_producer
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
-from workers.stage.settle import Settler, SettlerState
-
-Make = Callable[[type[Client]], Settler]
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A settler with a client of this class."""
-
-    def made(client: type[Client]) -> Settler:
-        monkeypatch.setattr(settle, "Producer", client)
-        return Settler({}, "stage.a", lambda: "member", SystemClock(), Metrics())
-
-    return made
+from workers.stage.settler_state import SettlerState
 
 
 @pytest.fixture
@@ -47,7 +32,7 @@ def released() -> Iterator[threading.Event]:
     event.set()
 
 
-def settled(settler: Settler, partition: Partition) -> object:
+def settled(settler: WatchedSettler, partition: Partition) -> object:
     """Have a batch settled, topics swept first; None where it did not come through."""
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
@@ -67,9 +52,7 @@ def settled(settler: Settler, partition: Partition) -> object:
     ],
     ids=["timed out", "to be aborted", "fatal", "retriable"],
 )
-def test_a_commit_that_fails_is_no_commit(
-    make: Make, held: Partition, error: KafkaError, next_state: SettlerState
-) -> None:
+def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, next_state: SettlerState) -> None:
     class Failing(Client):
         failed = False
 
@@ -79,11 +62,10 @@ def test_a_commit_that_fails_is_no_commit(
                 raise KafkaException(error)
             super().commit_transaction(timeout)
 
-    settler = make(Failing)
-    first = settler._producer
+    settler = WatchedSettler(Failing)
     assert settled(settler, held) is None
     assert settler.state is next_state
-    assert (settler._producer is not first) == (next_state is SettlerState.REBUILDING)
+    assert (len(settler.clients) == 2) == (next_state is SettlerState.REBUILDING)
     batch = settler.repair([held])
     assert (batch is not None) == (next_state is SettlerState.COMMITTING), (
         "only a commit that was called again comes through"
@@ -92,7 +74,7 @@ def test_a_commit_that_fails_is_no_commit(
 
 
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
-    make: Make, held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+    held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """librdkafka's own timeouts do not always hold, and rebalances went unheard meanwhile."""
 
@@ -100,17 +82,16 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
         def abort_transaction(self, timeout: float) -> None:
             released.wait(5)
 
-    settler = make(Hanging)
+    settler = WatchedSettler(Hanging)
     settler.repair([held])
     assert settler.state is SettlerState.SWEEPING
-    monkeypatch.setattr(settle, "ABORT_SECONDS", -0.9)  # and the margin of a second
-    hung = settler._producer
+    monkeypatch.setattr(transactional_producer, "ABORT_SECONDS", -0.9)  # and the margin of a second
     settler.repair([held])
     assert settler.state is SettlerState.REBUILDING
-    assert settler._producer is not hung
+    assert len(settler.clients) == 2
 
 
-def test_progress_is_sent_with_the_member_it_is_of(make: Make, held: Partition) -> None:
+def test_progress_is_sent_with_the_member_it_is_of(held: Partition) -> None:
     """The broker refuses it where the member has been expelled: two owners of a partition never both settle."""
     members = []
 
@@ -119,11 +100,11 @@ def test_progress_is_sent_with_the_member_it_is_of(make: Make, held: Partition) 
             members.append(metadata)
             super().send_offsets_to_transaction(positions, metadata, timeout)
 
-    assert settled(make(Noting), held) is not None
+    assert settled(WatchedSettler(Noting), held) is not None
     assert set(members) == {"member"}
 
 
-def test_a_sweep_is_aborted_only_once_all_of_it_is_written(make: Make, held: Partition) -> None:
+def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> None:
     """An abort drops records that are not sent, and their partitions get no marker."""
     unsent = []
 
@@ -132,6 +113,6 @@ def test_a_sweep_is_aborted_only_once_all_of_it_is_written(make: Make, held: Par
             unsent.append(len(self))
             super().abort_transaction(timeout)
 
-    assert settled(make(Noting), held) is not None
+    assert settled(WatchedSettler(Noting), held) is not None
     assert unsent
     assert set(unsent) == {0}

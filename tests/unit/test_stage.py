@@ -10,7 +10,7 @@ from tests.unit.stage_rig import Desk, Intake, Settler, ended, reread, stage_wit
 from workers.stage.partition import Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Headers, Output, Record
-from workers.stage.settle import SettlerState
+from workers.stage.settler_state import SettlerState
 
 
 def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_record_run() -> None:

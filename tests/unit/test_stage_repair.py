@@ -80,7 +80,7 @@ def test_nothing_is_dispatched_before_kafka_knows_that_the_partition_is_open() -
 
 def test_a_partition_that_is_given_back_in_peace_is_committed_as_open_to_nobody() -> None:
     class Committing(Settler):
-        batches = ()
+        batches: tuple[dict[Partition, list[int]], ...] = ()
 
         def listen(self) -> None:
             assert partition.phase is Phase.REVOKING

@@ -173,7 +173,8 @@ def test_no_record_is_begun_beyond_what_the_last_commit_allows_and_the_next_one_
         assert begun == 0 or stage.transactions.compose().offsets == {partition: []}, (
             "nothing is complete; a commit is due"
         )
-        limit = committed(stage, partition) and partition.confirmed.limit
+        committed(stage, partition)
+        limit = partition.confirmed.limit
         stage.dispatch()
         begun = sum(len(batch) for batch, _ in loop.calls)
         assert begun == min(limit, 200)

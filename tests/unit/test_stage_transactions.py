@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.clocks import HandClock
 from tests.unit.stage_rig import Desk, Intake, Settler, ended, handled, stage_with
+from workers.stage.batch import Batch
 from workers.stage.group_commit import FEW_RECORDS, LINGER_SECONDS
 from workers.stage.partition import Phase
 from workers.stage.progress import Suspect
 from workers.stage.record import Output, Record
 from workers.stage.runner import Handled
-from workers.stage.settle import Batch
 from workers.stage.transactions import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 
 WAITS_ON = (Output("tier", b"", may_linger=True),)

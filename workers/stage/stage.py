@@ -24,7 +24,8 @@ from workers.stage.record import Handler, Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.runner_proxy import RunnerProxy
 from workers.stage.settings import StageSettings
-from workers.stage.settle import Settler, SettlerState
+from workers.stage.settle import Settler
+from workers.stage.settler_state import SettlerState
 from workers.stage.sharing import Sharing
 from workers.stage.topic_ids import Identities, TopicMadeAnew
 from workers.stage.transactions import Transactions

@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.stage.batch import Batch
 from workers.stage.group_commit import GroupCommit, Lingering
 from workers.stage.held import Held
 from workers.stage.isolation import Cohort, Isolation
@@ -15,7 +16,8 @@ from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Record
 from workers.stage.runner import Handled
-from workers.stage.settle import Batch, Settler, SettlerState
+from workers.stage.settle import Settler
+from workers.stage.settler_state import SettlerState
 
 MAX_BATCH_RECORDS = 5_000
 MAX_BATCH_BYTES = 16 * 1024 * 1024

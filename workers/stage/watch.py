@@ -12,7 +12,8 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.stage.intake import Contact, Intake
 from workers.stage.partition import Partition, Phase
-from workers.stage.settle import Settler, SettlerState
+from workers.stage.settle import Settler
+from workers.stage.settler_state import SettlerState
 
 LOOK_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0

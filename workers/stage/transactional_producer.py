@@ -1,0 +1,203 @@
+"""The transactional producer: a client of librdkafka, and the thread that makes its transactional calls.
+
+Each call is bounded twice: by the client, and by this process, since the client's own bounds do not always hold; see
+`bounded`. A commit is made while the caller goes on, see `CommitUnderWay`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from telemetry.clock import Clock, Deadline
+from workers.stage.bounded import BoundedCaller, Call, overdue
+from workers.stage.record import Output
+from workers.stage.settler_state import SettlerState
+from workers.stage.sweep import Layout
+
+SEND_SECONDS = 5.0
+COMMIT_SECONDS = 5.0
+ABORT_SECONDS = 2.0
+INIT_SECONDS = 2.0
+CALL_MARGIN_SECONDS = 1.0
+"""How much longer than the client's own bound a call may take."""
+
+MakeProducer = Callable[[dict[str, Any]], Producer]
+
+
+def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, Any]:
+    """Return librdkafka properties of a settling producer.
+
+    `retry.backoff.ms`: back-to-back transactions meet CONCURRENT_TRANSACTIONS, and its default of 100 would cost
+    107 ms each. `transaction.timeout.ms`: how long a killed worker's open transaction holds up others.
+    """
+    return {
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "message.max.bytes": 2_000_000,
+        **config,
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": 5_000,
+        "retry.backoff.ms": 5,
+        "retry.backoff.max.ms": 50,
+        "enable.idempotence": True,
+    }
+
+
+class CommitUnderWay:
+    """Offsets that are sent and committed on the caller's thread. The Kafka thread reads and gives up."""
+
+    def __init__(self, clock: Clock, caller: BoundedCaller, client: Producer, *sent: Any) -> None:
+        self.left_behind = False
+        self._clock = clock
+        self._enter(SettlerState.ABORTING, SEND_SECONDS)
+        self._call: Call = caller.start(self._send, client, *sent)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the calls have returned, or one has failed."""
+        return self._call.has_ended
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the call that is being made takes longer than it may."""
+        return self._deadline.passed
+
+    def result(self) -> None:
+        """Raise the error of the call that failed; KafkaException (`_TIMED_OUT`) where it was left behind."""
+        if self.left_behind:
+            raise overdue()
+        self._call.result(0)
+
+    def _enter(self, phase: SettlerState, seconds: float) -> None:
+        self.phase = phase
+        """The state that follows where the call that is being made fails."""
+        self._deadline = Deadline.after(self._clock, seconds + CALL_MARGIN_SECONDS)
+
+    def _send(self, client: Producer, positions: list[TopicPartition], group_metadata: Any) -> None:
+        client.send_offsets_to_transaction(positions, group_metadata, SEND_SECONDS)
+        if not self.left_behind:
+            self._enter(SettlerState.COMMITTING, COMMIT_SECONDS)
+            client.commit_transaction(COMMIT_SECONDS)
+
+
+class TransactionalProducer:
+    """One client at a time. Calls raise KafkaException. One thread calls all of it."""
+
+    def __init__(
+        self, config: dict[str, Any], transactional_id: str, clock: Clock, make_producer: MakeProducer
+    ) -> None:
+        self._config = producer_config(config, transactional_id)
+        self._clock = clock
+        self._make_producer = make_producer
+        self._partitions_of: dict[str, int] = {}
+        self._client = make_producer(self._config)
+        self._caller = BoundedCaller("transactions")
+
+    def replace(self) -> None:
+        """Begin with a new client: a call of the old one may still be under way."""
+        self.retire()
+        self._client, self._caller = self._make_producer(self._config), BoundedCaller("transactions")
+        self._partitions_of.clear()
+
+    def retire(self) -> None:
+        """Let go of the client and its thread."""
+        self._caller.end()
+        _destroy(self._client)
+
+    def init(self) -> None:
+        """End the transaction that an earlier client of this id left open."""
+        self._bounded(INIT_SECONDS, self._client.init_transactions)
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._client.begin_transaction()
+
+    def commit(self) -> None:
+        """Commit the transaction."""
+        self._bounded(COMMIT_SECONDS, self._client.commit_transaction)
+
+    def abort(self) -> None:
+        """Abort the transaction."""
+        self._bounded(ABORT_SECONDS, self._client.abort_transaction)
+
+    def send_offsets(self, positions: list[TopicPartition], group_metadata: Any) -> None:
+        """Add offsets to the transaction."""
+        self._bounded(SEND_SECONDS, self._client.send_offsets_to_transaction, positions, group_metadata)
+
+    def start_commit(self, positions: list[TopicPartition], group_metadata: Any) -> CommitUnderWay:
+        """Have offsets added and the transaction committed while the caller goes on."""
+        return CommitUnderWay(self._clock, self._caller, self._client, positions, group_metadata)
+
+    def produce(self, output: Output, home: int) -> None:
+        """Add an output to the transaction, in partition `home` where it names none. Waits while the queue is full."""
+        partition = output.partition if output.partition is not None else home
+        count = self._partition_count(output.topic)
+        while True:
+            try:
+                self._client.produce(
+                    output.topic,
+                    output.value,
+                    output.key,
+                    partition=partition % count,
+                    headers=output.headers,  # type: ignore[arg-type]  # the stub wants str | bytes values
+                )
+            except BufferError:
+                self.poll(0.01)  # the client's own queue is full: let it send
+            else:
+                return
+
+    def wait_until_written(self) -> None:
+        """Wait until the client has sent all outputs."""
+        deadline = Deadline.after(self._clock, SEND_SECONDS)
+        while len(self._client):
+            if deadline.passed:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the outputs were not written in time"))
+            self.poll(0.01)
+
+    def poll(self, seconds: float) -> None:
+        """Serve the client's queue, and raise nothing: a fatal error is raised by the call that met it or the next one.
+
+        The error is an AttributeError or a SystemError where a line for the log follows in the same poll.
+        confluent-kafka calls the logger with the first exception still set, and CPython then does not find the method.
+        """
+        with suppress(KafkaException, AttributeError, SystemError):
+            self._client.poll(seconds)
+
+    def layout(self, topic: str) -> Layout:
+        """Ask how a topic is laid out."""
+        found = self._client.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
+        if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise KafkaException(found.error)
+        partitions = found.partitions.values()
+        if partitions:
+            self._partitions_of[topic] = len(partitions)  # or each would be asked for again when it is written to
+        copies = min((len(partition.replicas) for partition in partitions), default=1)
+        return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
+
+    def _partition_count(self, topic: str) -> int:
+        """Return how many partitions a topic has: it may have fewer than the sources have."""
+        if topic not in self._partitions_of:
+            found = self._client.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+            self._partitions_of[topic] = len(found.partitions)
+        return self._partitions_of[topic]
+
+    def _bounded(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
+        """Make a transactional call, which takes its timeout last."""
+        self._caller.call(seconds + CALL_MARGIN_SECONDS, function, *args, seconds)
+
+
+def _destroy(client: Producer) -> None:
+    """Destroy a client on a thread of its own: with its broker away that can take longer than a round may."""
+
+    def destroy(doomed: list[Producer]) -> None:
+        doomed[0].purge()
+        doomed.clear()
+
+    threading.Thread(target=destroy, args=([client],), name="retire-producer", daemon=True).start()
