@@ -1,4 +1,4 @@
-"""Every environment variable that Postback reads, as the settings classes say it; `console.publish` writes it down."""
+"""Every environment variable of Postback, read off the settings classes; `console.publish` writes them to a page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOMS: dict[type[BaseSettings], str] = {
     EgressSettings: "workers and delivery",
     DeliverySettings: "delivery, also in a worker `--with-delivery`",
 }
-"""Who reads which."""
+"""The readers of each settings class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Variable:
     """One variable of the environment."""
 
     name: str
-    """Ends in `__*` where any name may follow."""
+    """It ends in `__*` where any name may follow."""
     meaning: str
     default: str = ""
     allowed: str = ""
@@ -49,21 +49,24 @@ class Section:
     """The variables of one settings class, or of a part of it."""
 
     prefix: str
-    """What the names of its variables begin with."""
+    """The beginning of its variables' names."""
     about: str
     variables: tuple[Variable, ...]
     is_part: bool
-    """Whether it is a part of another class, which may be given as a whole, too: as JSON, under its prefix's name."""
+    """True for a part of another class. The part may also be given as JSON, in a variable named by its prefix."""
 
 
 LOG_LEVEL = Variable(
-    "POSTBACK_LOG_LEVEL", "How much is logged.", "INFO", "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`"
+    "POSTBACK_LOG_LEVEL",
+    "The lowest level of log lines that are written.",
+    "INFO",
+    "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`",
 )
-"""The one variable that no settings class reads: logs begin before settings are read."""
+"""The only variable that no settings class reads: logs begin before settings are read."""
 
 
 def sections() -> list[Section]:
-    """All of them, the fleet's own first."""
+    """All sections, the fleet's own first."""
     found: list[Section] = []
     for room, readers in ROOMS.items():
         nested = room.model_config.get("env_nested_delimiter") is not None
@@ -73,7 +76,7 @@ def sections() -> list[Section]:
 
 
 def names() -> list[str]:
-    """What may be set, in the order of the alphabet."""
+    """The names of all variables, sorted."""
     variables = {variable.name for section in sections() for variable in section.variables}
     return sorted(variables | {section.prefix.removesuffix("__") for section in sections() if section.is_part})
 
@@ -101,7 +104,7 @@ def _one_line(text: str | None) -> str:
 
 
 def _shown(default: Any) -> str:
-    """As it would be written into the environment; nothing where it is absent or empty."""
+    """The default as an environment variable's text; empty for an absent or empty one."""
     match default:
         case None | () | "":
             return ""
@@ -121,7 +124,7 @@ def _shown(default: Any) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """Choices, or the bounds of a number."""
+    """The choices, or the bounds of a number."""
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     bounds = {

@@ -54,7 +54,7 @@ The level is the highest that the action is logged with; `POSTBACK_LOG_LEVEL` hi
 
 
 def documents() -> dict[Path, str]:
-    """Every file's text by its path; the same declarations always give the same texts."""
+    """Each file's text by its path. The same declarations always give the same texts."""
     return {
         REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
         REFERENCE / "metrics.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),
@@ -65,7 +65,7 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the files."""
+    """Write all files."""
     for path, text in documents().items():
         path.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Time as a value that is passed in, so that tests advance it instead of waiting."""
+"""Time as a value that is passed in: a test advances its clock instead of waiting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where the time comes from."""
+    """A source of time."""
 
     def time(self) -> float:
         """Seconds since the Unix epoch; may jump when the machine's clock is set."""
@@ -19,7 +19,7 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never run backwards, from an arbitrary start, and go on while the machine is suspended.
 
-        Neither the event loop's time nor `time.monotonic()`: what one of them shows says nothing about the others.
+        The event loop's time and `time.monotonic()` have other starts: never compare them with this one.
         """
         ...
 
@@ -29,30 +29,30 @@ class Clock(Protocol):
 
 
 if sys.platform == "linux":
-    # CLOCK_MONOTONIC stands still in a suspended machine: tiers would be let go as much later, and knowledge of a topic
-    # that is older than its tombstones would pass for fresh.
+    # CLOCK_MONOTONIC stops in a suspended machine: tiers would be emptied as much later, and knowledge of a topic older
+    # than its tombstones would count as fresh.
     _steady = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:
     _steady = time.monotonic
 
 
 class SystemClock:
-    """The machine's own clock. The one place that may call the `time` module."""
+    """The machine's own clock. No other code may call the `time` module."""
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread."""
         time.sleep(seconds)  # noqa: TID251
 
-    # The functions themselves, since each callback asks several times.
+    # The functions themselves, without a call in between: each callback asks several times.
     monotonic = staticmethod(_steady)
-    """Seconds that never run backwards; on Linux those since the machine was started."""
+    """Seconds that never run backwards; on Linux, those since the machine's start."""
     time = staticmethod(time.time)  # noqa: TID251
     """Seconds since the Unix epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """One budget, handed down a chain of steps, so that steps have no budgets that add up to more."""
+    """One budget for a chain of steps: separate budgets would add up to more."""
 
     clock: Clock
     at: float = field()
@@ -69,5 +69,5 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is left."""
+        """True if no time is left."""
         return self.clock.monotonic() >= self.at

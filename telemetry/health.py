@@ -1,9 +1,9 @@
-"""`/metrics`, `/healthz` and `/readyz`, and a role's own pages, served from threads of their own.
+"""`/metrics`, `/healthz`, `/readyz` and a role's own pages, served from threads of their own.
 
-They have to answer while the event loop is stuck, since that is when somebody asks; so nothing here touches the loop.
-`/healthz` says whether the process should go on living (an orchestrator restarts it otherwise), `/readyz` whether it
-does its work now: a worker whose broker is away is alive, and not ready. One that has not started yet is neither, so
-that a startup probe at `/healthz` counts how long that takes, and a start that hangs ends.
+These pages must answer while the event loop is stuck, so no code here touches the loop.
+`/healthz` fails when an orchestrator should restart the process; `/readyz` fails while the process cannot do its work.
+A worker whose broker is away is alive and not ready. A process that has not started is neither: a startup probe at
+`/healthz` bounds the start, and ends one that hangs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a process does its work now: it does if there is no reason why not."""
+    """The reasons why a process cannot do its work now; without any it is ready."""
 
     reasons: tuple[str, ...] = ()
-    """Sentences for an operator. They are public to whoever reaches the port: no secrets, no URLs."""
+    """Sentences for an operator. Any client of the port can read them: no secrets, no URLs."""
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is in the way."""
+        """True if there is no reason."""
         return not self.reasons
 
 
@@ -46,25 +46,25 @@ READY = Readiness()
 
 @dataclass(frozen=True, slots=True)
 class HealthPage:
-    """What one of a role's own paths answers with."""
+    """The answer of one of a role's own paths."""
 
     content_type: str
     body: bytes
     max_age_seconds: int = 0
-    """How long readers and proxies may keep it (RFC 9111, section 5.2.2.1); 0 is not at all."""
+    """How long readers and proxies may cache it (RFC 9111, section 5.2.2.1); 0 means not at all."""
 
 
 Pages = Mapping[str, Callable[[str], HealthPage | None]]
-"""Path to the maker of its page, which is called on a thread of its own, at each request.
+"""Path to the maker of its page. The maker is called at each request, on a thread of its own.
 
-A path that ends with `/` is a folder: its maker gets the last part of the path that was asked for, and returns None
-where there is no such page. Every other maker gets an empty text."""
+A path that ends with `/` is a folder: its maker gets the last part of the requested path, and returns None for an
+unknown page. Every other maker gets an empty text."""
 
 _NO_PAGES: Pages = MappingProxyType({})
 
 
 class Heartbeat:
-    """Says whether something that should come by regularly still does. `beat` may be called from any thread."""
+    """A watchdog: true while `beat` is called at least once in `limit_seconds`, from any thread."""
 
     def __init__(self, clock: Clock, limit_seconds: float) -> None:
         self._clock = clock
@@ -72,11 +72,11 @@ class Heartbeat:
         self._last = clock.monotonic()
 
     def beat(self) -> None:
-        """Came by."""
+        """Note that the watched loop is alive."""
         self._last = self._clock.monotonic()
 
     def __call__(self) -> bool:
-        """Whether it came by within the limit."""
+        """True if the last beat is within the limit."""
         return self._clock.monotonic() - self._last <= self._limit_seconds
 
 
@@ -85,10 +85,10 @@ def _yes() -> bool:
 
 
 class HealthServer:
-    """The small HTTP server that every process has. `port` 0 is any free one; `port` tells which it became.
+    """The small HTTP server of every process. `port` 0 takes any free port, which the property `port` then names.
 
-    `pages` are looked up at each request, so that a role may add its own once it has what they show.
-    Binds in the constructor, so that a busy port is an OSError before any work begins; `start` serves.
+    `pages` are looked up at each request, so a role may add a page later. The constructor binds and raises OSError for
+    a busy port, before any work begins; `start` serves.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the server listens on."""
         return self._server.server_port
 
     def start(self) -> Self:
-        """Answer from now on."""
+        """Begin to answer."""
         self._thread.start()
         return self
 
@@ -133,7 +133,7 @@ class HealthServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # The base class joins its request threads on close: one slow client would hold up the end of the process.
+    # The base class joins its request threads on close: one slow client would delay the end of the process.
     block_on_close = False
 
     def __init__(
@@ -154,12 +154,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind only: HTTPServer's own would then ask the resolver for the machine's name, and may hang in it."""
+        """Bind only. HTTPServer also resolves the machine's name, which may hang."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away in the middle is no event; the base class prints a traceback."""
+        """Ignore a client that disconnected; the base class prints a traceback."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             raise
         except Exception:
-            _log.exception("A health check could not be answered.", action="health-check-failed")
+            _log.exception("A health check raised; answering it with status 500.", action="health-check-failed")
             self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"reasons": ["The check itself failed; see the log."]})
 
     do_HEAD = do_GET  # noqa: N815 - the base class finds it by this name
@@ -229,4 +229,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class' name
-        """A probe every few seconds is no event."""
+        """Log nothing: probes come every few seconds."""

@@ -1,12 +1,12 @@
-"""Log lines: ECS JSON where a program reads them, coloured text where a person does; no secret, no prompt in either.
+"""Log lines: ECS JSON for programs, coloured text on a terminal; no secret and no prompt in either.
 
 A line is a fixed sentence, an `action` of `telemetry/actions.py`, and ids as fields:
 
     log = get_logger()
     log.info("A callback was delivered.", action="callback-delivered", job_id=job_id, origin=origin_of(url))
 
-As JSON that is `message`, `event.action`, `postback.job_id` and `postback.origin`: in the Elastic Common Schema, fields
-of one's own stand under a name of their own. Loggers of libraries (aiohttp, kafka, confluent) end in the same stream.
+As JSON that is `message`, `event.action`, `postback.job_id` and `postback.origin`: the Elastic Common Schema wants own
+fields under an own prefix. Loggers of libraries (aiohttp, kafka, confluent) write to the same stream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of"
 ECS_VERSION = "8.11.0"
 REDACTED = "[redacted]"
 NO_ORIGIN = "(not a URL)"
-"""What `origin_of` says of anything else."""
+"""The result of `origin_of` for any other text."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -51,16 +51,16 @@ _SCRUBS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s\"<>]*)")
-"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one that ends a quotation goes with it."""
+"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one that ends a quotation is taken for a part."""
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]*\](?::[0-9]+)?|[^\[\]'(),;{}]*")
-"""With its port, and without what a sentence puts behind a URL."""
+"""A host with its port, without a sentence's punctuation behind the URL."""
 
 log_context = bound_contextvars
-"""`with log_context(job_id=…, traceparent=…):` puts these on every line logged inside, also across awaits."""
+"""`with log_context(job_id=…, traceparent=…):` adds these fields to every line logged inside, also across awaits."""
 
-# The steps for our own calls, before the line reaches the standard library's handlers. One list object for the process'
-# life, since loggers hold on to it (and structlog.testing.capture_logs swaps its content).
+# The steps of our own calls, before the standard library's handlers. The list object lasts for the process' life:
+# loggers keep it, and structlog.testing.capture_logs swaps its content.
 _OWN_STEPS: list[Processor] = [
     structlog.stdlib.filter_by_level,
     structlog.contextvars.merge_contextvars,
@@ -85,7 +85,7 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
 
 
 def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
-    """A logger; cheap, and usable before `configure`, when lines go wherever the standard library's do."""
+    """A logger. It is cheap, and usable before `configure`: lines then go to the standard library's handlers."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
     )
@@ -93,9 +93,9 @@ def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
 
 
 def configure(service: str, *, stream: TextIO | None = None, level: str | None = None) -> None:
-    """Send this process' log lines, those of libraries included, to `stream` (standard error where None).
+    """Send this process' log lines, those of libraries included, to `stream` (default: standard error).
 
-    `service` becomes `service.name`. `level` is a name such as INFO; absent, `POSTBACK_LOG_LEVEL`, else INFO.
+    `service` becomes `service.name`. `level` is a name such as INFO; the default is `POSTBACK_LOG_LEVEL`, else INFO.
     Raises UnknownLevel.
     """
     wanted = (level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO")).upper()
@@ -124,10 +124,10 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL: all that a log may say of a callback, whose path and query carry tokens.
+    """Scheme, host and port of a URL. A log may show no more of a callback: its path and query carry tokens.
 
-    However the URL spells it, one origin has one text (RFC 6454, section 6.2): in lower case and ASCII, without the
-    port that the scheme has anyway. Never raises.
+    One origin has one text (RFC 6454, section 6.2), in lower case and ASCII, without the scheme's default port.
+    Never raises.
     """
     try:
         parts = urlsplit(url)
@@ -152,9 +152,9 @@ def _ascii_host(host: str) -> str:
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """What may be logged of `value`: numbers as they are, text scrubbed, nothing of a field with a private name.
+    """The loggable form of `value`: numbers unchanged, text scrubbed, a field with a private name redacted.
 
-    An object of an unknown type is named by its type only, since its text may hold anything, a job's prompt for one.
+    An object of an unknown type is named by its type alone, since its text may hold a job's prompt.
     """
     if value is None or (isinstance(value, bool | int | float) and not isinstance(value, enum.Enum)):
         return value
@@ -174,19 +174,19 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def scrub(text: str) -> str:
-    """A text without webhook secrets, bearer tokens, and paths and queries of URLs."""
+    """The text without webhook secrets, bearer tokens, and the paths and queries of URLs."""
     for pattern, replacement in _SCRUBS:
         text = pattern.sub(replacement, text)
     return _URL.sub(_scrubbed, text) if "://" in text else text
 
 
 def _scrubbed(url: re.Match[str]) -> str:
-    """Scheme, host and port: URLs carry tokens in their paths and queries, and passwords before their hosts."""
+    """Scheme, host and port. URLs carry tokens in their paths and queries, and passwords before their hosts."""
     scheme, rest = url.groups()
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     behind = rest[len(authority) :]
     if "@" in behind:
-        return f"{scheme}…"  # a password with a slash in it, or a path: the host cannot be told
+        return f"{scheme}…"  # a password with a slash in it, or a path: the host is not certain
     host = _HOST.match(authority.rpartition("@")[2])
     return f"{scheme}{host[0] if host else ''}" + ("/…" if behind else "")
 
@@ -247,7 +247,7 @@ _ECS_NAMES = {
 
 
 def _as_ecs(service: str, event: EventDict) -> EventDict:
-    """Rename to the Elastic Common Schema; the first fields of a line are those that a person looks for."""
+    """Rename to the Elastic Common Schema, with the fields first that a person looks for."""
     line: dict[str, Any] = {"@timestamp": event.get("timestamp"), "log.level": event.get("level"), "message": ""}
     line |= {"ecs.version": ECS_VERSION, "service.name": service, "process.pid": os.getpid(), **_trace_of(event)}
     for name, value in event.items():
@@ -256,7 +256,7 @@ def _as_ecs(service: str, event: EventDict) -> EventDict:
 
 
 def _trace_of(event: MutableMapping[str, Any]) -> dict[str, str]:
-    """The trace that the line belongs to: the job's own, else that of the current span."""
+    """The line's trace: the job's own, else the current span's."""
     traceparent = event.pop("traceparent", None)
     if isinstance(traceparent, str) and traceparent.count("-") >= 3:
         _, trace_id, span_id, *_ = traceparent.split("-")

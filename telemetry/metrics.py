@@ -1,4 +1,4 @@
-"""Every metric of the fleet, declared once. Base units; no tenant and no URL in a label, since both are unbounded."""
+"""Every metric of the fleet, declared once. Base units; labels hold no tenant and no URL, which are unbounded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Metrics:
         r = self.registry
         self.jobs = Counter(
             "postback_jobs_total",
-            "Results that were made, by outcome: succeeded, failed, expired, cancelled, rejected; a job that is "
-            "answered again after a crash counts again.",
+            "Results by outcome: succeeded, failed, expired, cancelled, rejected. A job that is answered again after a "
+            "crash counts again.",
             ["outcome"],
             registry=r,
         )
@@ -31,11 +31,10 @@ class Metrics:
             buckets=PHASE_BUCKETS,
             registry=r,
         )
-        self.in_flight = Gauge("postback_in_flight", "Records that the handler has now.", registry=r)
+        self.in_flight = Gauge("postback_in_flight", "Records in the handler now.", registry=r)
         self.backlog = Gauge(
             "postback_backlog_records",
-            "Records not yet done in a partition, told by the process that has it; where none runs, by "
-            "`postback backlog`.",
+            "Records not yet done in a partition, reported by its owner. `postback backlog` reports them without one.",
             ["topic", "partition"],
             registry=r,
         )
@@ -52,7 +51,7 @@ class Metrics:
             ["kind"],
             registry=r,
         )
-        self.deferred = Counter("postback_deferred_total", "Records settled into a later place untried.", registry=r)
+        self.deferred = Counter("postback_deferred_total", "Records settled untried into a later place.", registry=r)
         self.gap_offsets = Counter(
             "postback_gap_offsets_total",
             "Offsets that Kafka skipped: transaction markers, aborted records, removed records.",
@@ -60,7 +59,7 @@ class Metrics:
         )
         self.retention_loss = Counter(
             "postback_retention_loss_total",
-            "Offsets that retention removed before their records were handled: lost work, and the markers in between.",
+            "Offsets that retention removed before their records were handled: lost records and markers in between.",
             registry=r,
         )
         self.quarantined = Counter(
@@ -68,49 +67,50 @@ class Metrics:
         )
         self.handler_defects = Counter(
             "postback_handler_defects_total",
-            "Exceptions that a handler should not have raised at a record, by call: handle, defer, give_up, "
-            "last_resort, due_ms, party. Each is an error in the log; any is worth an alert.",
+            "Exceptions that a handler should not have raised, by call: handle, defer, give_up, last_resort, due_ms, "
+            "party. Each is an error in the log; alert on any.",
             ["call"],
             registry=r,
         )
         self.dead_letters = Counter(
             "postback_dead_letters_total",
-            "Records given up into `dead_letters`, by the reason that `postback dead-letters list` shows.",
+            "Records given up into `dead_letters`, by reason as in `postback dead-letters list`.",
             ["reason"],
             registry=r,
         )
         self.endpoints_disabled = Counter(
             "postback_endpoints_disabled_total",
-            "Endpoints that this process disabled, by reason: gone (answered 410), failing (each attempt, for days).",
+            "Endpoints that this process disabled, by reason: gone (answered 410), failing (every attempt, for days).",
             ["reason"],
             registry=r,
         )
         self.disabled_endpoints = Gauge(
-            "postback_disabled_endpoints", "Endpoints that the fleet has disabled now.", registry=r
+            "postback_disabled_endpoints", "Endpoints of the fleet that are disabled now.", registry=r
         )
         self.breaker_changes = Counter(
             "postback_breaker_changes_total",
-            "Breakers of origins by the state they came to: open, closed.",
+            "Breaker changes of origins, by new state: open, closed.",
             ["state"],
             registry=r,
         )
         self.callbacks = Counter(
             "postback_callbacks_total",
-            "Callback attempts by result: delivered, or why not: refused (by the egress guard, for good), "
-            "address_refused (for where the name leads now), gone, throttled, redirected, client_error, server_error, "
-            "timeout, dns_failed, connect_failed, tls_failed, connection_closed, bad_response.",
+            "Callback attempts by result: delivered, or the reason of the failure: refused (by the egress guard, for "
+            "good), address_refused (the name's present address is refused), gone, throttled, redirected, "
+            "client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, connection_closed, "
+            "bad_response.",
             ["result"],
             registry=r,
         )
         self.callback_age_seconds = Histogram(
             "postback_callback_age_seconds",
-            "Seconds from a result, or from when it was put back, to the callback that delivered it.",
+            "Seconds from a result, or from its replay, to the callback that delivered it.",
             buckets=(*PHASE_BUCKETS, 259200, 604800),
             registry=r,
         )
         self.tokens = Counter(
             "postback_tokens_total",
-            "Tokens by kind: prompt, completion, wasted (generated for a job that was cancelled or expired meanwhile).",
+            "Tokens by kind: prompt, completion, wasted (for a job that was cancelled or expired meanwhile).",
             ["kind"],
             registry=r,
         )
@@ -132,13 +132,13 @@ class Metrics:
         )
         self.reranks = Counter(
             "postback_reranks_total",
-            "Jobs whose passages an embedding model was asked about, by result: done, partly, late, failed.",
+            "Jobs with passages for the embedding model, by result: done, partly, late, failed.",
             ["result"],
             registry=r,
         )
         self.rerank_seconds = Histogram(
             "postback_rerank_seconds",
-            "Seconds a job waited for the embedding model that was not away.",
+            "Seconds that a job waited for a running embedding model.",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=r,
         )

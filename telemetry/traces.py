@@ -1,8 +1,7 @@
-"""Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans where somebody collects them.
+"""Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans for a collector.
 
-A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans are
-made through OpenTelemetry's API, which costs next to nothing until `set_up` finds a collector's address in the
-environment.
+A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans use
+OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
 
 Source: W3C Trace Context, level 1, section 3.2.
 """
@@ -26,12 +25,12 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _FORMAT = re.compile(
     r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?"
 )
-"""`schemas.codec` says the same of a job's header; neither may import the other, and a test holds them together."""
+"""The same pattern as in `schemas.codec`. Neither module may import the other, so a test compares them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A place in a trace: the whole trace's id, and the span that comes before."""
+    """A place in a trace: the trace's id, and the id of the parent span."""
 
     trace_id: str
     """32 lower-case hexadecimal digits, not all 0."""
@@ -50,19 +49,19 @@ class TraceContext:
 
 
 def start_trace() -> TraceContext:
-    """A trace of its own."""
+    """A new trace."""
     return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
 
 
 def is_traceparent(value: str) -> bool:
-    """Whether a context can be read from this. If so it is printable ASCII."""
+    """True if a context can be read from this value; it is printable ASCII then."""
     return _FORMAT.fullmatch(value) is not None
 
 
 def parse_traceparent(value: str | None) -> TraceContext | None:
-    """The context in a header's value; None where there is none or it is invalid, and a new trace may begin.
+    """The context in a header's value; None for an absent or invalid one, after which a new trace may begin.
 
-    A version above 00 is read as 00 with more fields behind, as section 3.2.4 asks; version ff is invalid.
+    A version above 00 is read as 00 with further fields, as section 3.2.4 asks; version ff is invalid.
     """
     match = _FORMAT.fullmatch(value or "")
     if match is None:
@@ -75,10 +74,10 @@ def parse_traceparent(value: str | None) -> TraceContext | None:
 def span(
     name: str, parent: TraceContext | None = None, attributes: Mapping[str, AttributeValue] | None = None
 ) -> Iterator[TraceContext | None]:
-    """Run a block as a span; gives the context to pass on in headers.
+    """Run a block as a span, and yield the context to pass on in headers.
 
-    Where nobody collects spans that is the parent itself, so that the trace still reaches the other end. Attributes
-    follow the rule of log lines: no prompt, no secret, of a URL only its origin.
+    Without a collector that is the parent itself, so the trace still reaches the consumer. Attributes follow the rule
+    of log lines: no prompt, no secret, of a URL only its origin.
     """
     context = trace.set_span_in_context(trace.NonRecordingSpan(_to_otel(parent))) if parent is not None else None
     tracer = trace.get_tracer("postback")
@@ -87,7 +86,7 @@ def span(
 
 
 def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) -> None:
-    """Say more of the span that this code runs in; `failed` marks it as an error. The rule of `span` holds."""
+    """Add attributes to the current span, by the rule of `span`; `failed` marks it as an error."""
     current = trace.get_current_span()
     current.set_attributes(attributes)
     if failed:
@@ -95,20 +94,20 @@ def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) 
 
 
 def collecting() -> bool:
-    """Whether somebody collects spans. Cheap enough to ask where making a span for nobody would not be."""
+    """True if a collector gets the spans. The question is cheap where an unwanted span would not be."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def current_trace() -> TraceContext | None:
-    """The context of the span that this code runs in, where somebody collects spans."""
+    """The context of the current span; None without a collector."""
     return _from_otel(trace.get_current_span().get_span_context())
 
 
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 
-    The result sends what is left, for FLUSH_SECONDS at the most: a collector that hangs must not outlast the time that
-    a process has to stop. Only a process that exports pays for importing the SDK.
+    The result sends the remaining spans within FLUSH_SECONDS: a collector that hangs must not outlast the process'
+    time to stop. Only a process that exports imports the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return _nothing
