@@ -9,18 +9,20 @@ from console.errors import say
 SHOWN = 20
 """Messages of one kind that a command shows; it counts the rest."""
 
-_PLACES = 3
+PLACES = 3
+"""Lines or jobs that a message names; it counts the rest."""
 
 
-def first_of(places: Sequence[object]) -> str:
-    """The first few places, and how many more there are."""
-    more = len(places) - _PLACES
-    return ", ".join(map(str, places[:_PLACES])) + (f" and {more} more" if more > 0 else "")
+def counted(first: Sequence[object], count: int) -> str:
+    """The first few of so many, and how many more there are."""
+    more = count - PLACES
+    return ", ".join(map(str, first[:PLACES])) + (f" and {more} more" if more > 0 else "")
 
 
-def lines_named(numbers: Sequence[int]) -> str:
-    """Lines of a file, the first few by number."""
-    return f"line{'s' if len(numbers) > 1 else ''} {first_of(numbers)}"
+def lines_named(numbers: Sequence[int], count: int | None = None) -> str:
+    """Lines of a file, the first few by number. `count`: how many they are, where `numbers` has the first few only."""
+    count = len(numbers) if count is None else count
+    return f"line{'s' if count > 1 else ''} {counted(numbers, count)}"
 
 
 def say_by_line(groups: Mapping[str, Sequence[int]]) -> None:

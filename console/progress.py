@@ -1,4 +1,4 @@
-"""How far a command is: a bar for a person at a terminal, nothing in a log."""
+"""Progress bars on a terminal; nothing where standard error is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -16,31 +16,47 @@ INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Counting:
-    """Is called with how many are done so far, and remembers it."""
+    """A callback for the number that is done so far; it remembers the last."""
 
     bar: Progress
     task: TaskID
     done: int = 0
 
     def __call__(self, done: int) -> None:
-        """So many are done."""
+        """Note that so many are done."""
         self.done = done
         self.bar.update(self.task, completed=done)
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Counting]:
-    """A bar of so many."""
+    """Show a bar for so many."""
     with bars() as bar:
         yield Counting(bar, bar.add_task(what, total=total))
 
 
-def bars(*, hidden: bool = False) -> Progress:
-    """Bars on standard error. `hidden` is for where data goes to the same terminal, which they would run into."""
+def bars(*, hidden: bool = False, above: bool = False) -> Progress:
+    """Bars on standard error, with failures so far, and the time left or what the command waits for.
+
+    A task's field `failed` is the number of failures; `awaits` names what it waits for, by default Kafka. `hidden`: for
+    data that a bar would spoil on the same terminal. `above`: standard output is that terminal, and its lines are to
+    stand above the bars.
+    """
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from console.bar_columns import FailedColumn, OutlookColumn
 
     console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    # Else what is printed meanwhile would be taken from standard output, which is for data, and shown with the bars.
-    return Progress(*columns, console=console, disable=hidden or not console.is_terminal, redirect_stdout=False)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        OutlookColumn(),
+        FailedColumn(),
+        console=console,
+        disable=hidden or not console.is_terminal,
+        # Redirected lines go to standard error. Ids and results that a program reads must not.
+        redirect_stdout=above,
+    )

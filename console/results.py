@@ -1,9 +1,10 @@
-"""`postback results`: the results of jobs that somebody submitted and walked away from."""
+"""`postback results`: the stored results of jobs that were submitted earlier."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -13,6 +14,7 @@ import typer
 from console.answers import Answers, as_line, as_openai_line
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.lines import IDS, named_jobs, tenant_of
+from console.ordered import OrderedLines
 from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import fleet_settings
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 
 
 Files = tuple[TextIO | None, ...]
-"""Those to be written, which are emptied once results can be read."""
+"""The files to be written, which are emptied once results can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsRequest:
-    """Whose results are looked for, and where."""
+    """The Kafka and the tenant whose results are wanted."""
 
     kafka: KafkaSettings
     tenant: str
@@ -42,28 +44,41 @@ class ResultsRequest:
 def results(
     ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
     wanted: Annotated[list[str] | None, typer.Option("--id", help="A job's id; may be repeated.")] = None,
-    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Settled then or later. {HELP}")] = None,
+    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Results settled then or later. {HELP}")] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="Whose; else as the receipt says, or else of the tenant default.")
+        str | None, typer.Option(help="The jobs' tenant; by default that of the receipt, or else `default`.")
     ] = None,
-    openai: Annotated[bool, typer.Option("--openai", help="As lines of an OpenAI Batch's output file.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write them here, not to standard output.")] = None,
+    openai: Annotated[bool, typer.Option("--openai", help="Write lines of an OpenAI Batch's output file.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, not to standard output.")] = None,
     errors: Annotated[
-        Path | None, typer.Option(help="With --openai: write here what did not succeed, as into a Batch's error file.")
+        Path | None,
+        typer.Option(help="With --openai: write results that did not succeed here, like a Batch's error file."),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Only say how many there are, by outcome.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show how many there are, by outcome.")] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option(
+            "--ordered",
+            help="Write results in the order of the receipt's lines or of the ids, all at the end. Until then a "
+            "temporary file keeps them.",
+        ),
+    ] = False,
+    fail_on_error: Annotated[
+        bool, typer.Option("--fail-on-error", help="Exit with 1 also where a job did not succeed or was not accepted.")
+    ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until each job that is named has its result, and end then.")
+        bool, typer.Option("--wait", help="Wait until each named job has its result, and end then.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: seconds to wait; else until all are there.")
+        float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
     ] = None,
 ) -> None:
-    """Collect the results that Kafka keeps, one a line and a job: seven days of them.
+    """Collect the results that Kafka keeps for seven days, one line for each job.
 
-    With --wait those too that are settled from now on, each as it comes. Where a job has several results, as after a
-    redrive, the newest counts. Exit status: 0 every job that was named has a result, 1 some have none yet, 2 asked
-    wrongly.
+    --wait adds results as they are settled. Where a job has several results, as after a redrive, the newest counts.
+
+    Exit status: 0 every named job has a result, whatever its outcome (with --fail-on-error: every job succeeded), 1
+    some have none yet, 2 wrong options.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -75,6 +90,8 @@ def results(
         raise fail("--wait is for jobs that are named: --ids or --id", BAD_INPUT)
     if timeout is not None and not wait:
         raise fail("--timeout is for --wait", BAD_INPUT)
+    if ordered and not is_named:
+        raise fail("--ordered is for jobs that are named: --ids or --id", BAD_INPUT)
     if errors is not None and not openai:
         raise fail("--errors is for --openai", BAD_INPUT)
     if errors is not None and output is not None and errors.resolve() == output.resolve():
@@ -87,24 +104,30 @@ def results(
         telling(ProducerError),
         written("--output", None if status else output) as out,
         written("--errors", None if status else errors) as apart,
+        ExitStack() as stack,
     ):
         line = _line(openai=openai, to_file=out is not None)
         answers = Answers(named.entries if is_named else None, None if status else out or sys.stdout, line, apart)
+        if ordered:
+            answers.ordered = stack.enter_context(OrderedLines(named.entries))
         try:
-            if wait:
-                _wait(asked, answers, (out, apart), timeout)
-            else:
-                _collect(asked, answers, (out, apart))
-            answers.settle()
+            try:
+                if wait:
+                    _wait(asked, answers, (out, apart), timeout)
+                else:
+                    _collect(asked, answers, (out, apart))
+            finally:
+                answers.settle()
         except KeyboardInterrupt:
-            answers.settle()
             say(", ".join([f"stopped; {answers.found}", *answers.summary]))
             raise typer.Exit(INTERRUPTED) from None
     _end(named, answers, to_output=status)
+    if answers.open or (fail_on_error and (answers.failed or named.refused)):
+        raise typer.Exit(FAILED)
 
 
 def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
-    """What is there now."""
+    """Collect the results that are there now."""
     from producers.results import kept_results
     from producers.scan import Scanner
     from producers.selection import Selection
@@ -119,7 +142,7 @@ def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
 
 
 def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float | None) -> None:
-    """Until each job has its result, or the time is up; each is written as it comes."""
+    """Write each result as it comes, until every job has one or the time is up."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
 
@@ -129,16 +152,16 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
     with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
         for out in files:
             begin_anew(out)
-        bar = progress.add_task("answered", total=answers.open)
+        bar = progress.add_task("answered", total=answers.open, awaits="answers")
         for came in reader.follow(deadline, since_ms):
-            progress.advance(bar, answers.take(came, asked.tenant))
+            progress.update(bar, advance=answers.take(came, asked.tenant), failed=answers.failed)
             answers.flush()
             if not answers.open:
                 return
 
 
 def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | None], str]:
-    """How a result is written. A terminal would obey what is in a model's text; its escapes are JSON all the same."""
+    """The writer of a result's line. For a terminal it escapes control characters, which stays valid JSON."""
     line = as_openai_line if openai else as_line
     if to_file or not sys.stdout.isatty():
         return line
@@ -146,7 +169,7 @@ def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | No
 
 
 def _end(named: NamedJobs, answers: Answers, *, to_output: bool) -> None:
-    """Say how many there are, and end with 1 where some are missing."""
+    """Say how many results there are."""
     said = ", ".join([answers.found, *answers.summary])
     if named.refused:
         said += f"; {named.refused} more were not accepted"
@@ -155,5 +178,3 @@ def _end(named: NamedJobs, answers: Answers, *, to_output: bool) -> None:
     else:
         answers.tell()
         say(said)
-    if answers.open:
-        raise typer.Exit(FAILED)

@@ -1,4 +1,4 @@
-"""`postback submit`: a file of jobs into the fleet, and its results back where that is asked."""
+"""`postback submit`: sends a file of jobs into the fleet, and waits for their results with --wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from console.answers import Answers, as_line, name_of
+from console.answers import Answers, as_line, as_text
 from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
-from console.grouped import SHOWN, say_more
+from console.failures import Failures
+from console.grouped import SHOWN
 from console.job_file import checked_jobs, lines_counted
 from console.models import warn_of_unserved
 from console.output import begin_anew, written
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from producers.client import Lane
     from producers.jsonl import JobFile
-    from producers.receipts import Receipt
+    from producers.receipts import Receipt, ReceiptEntry
     from producers.results import ResultsReader
     from schemas.job import Job
     from schemas.settings import KafkaSettings
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asked for, checked."""
+    """The command line's options, checked."""
 
     kafka: KafkaSettings
     receipt: Receipt
     tenant: str
     lane: Lane
     kept_in: Path | None
-    """Where the receipt is written."""
+    """The file of the receipt."""
     unnamed: frozenset[int]
-    """Which jobs, by index, have no id of their own in the file."""
+    """The jobs, by index, that have no id of their own in the file."""
     skipped: int
     """The number of invalid lines that were left out."""
 
@@ -62,32 +63,36 @@ class Request:
 
 def submit(
     file: Annotated[str, typer.Argument(help="JSON Lines, one job a line; - is standard input.", metavar="FILE|-")],
-    callback_url: Annotated[
-        str | None, typer.Option(help="Where the results of jobs go that name no callback of their own.")
-    ] = None,
-    tenant: Annotated[str, typer.Option(help="On whose behalf.")] = "default",
+    callback_url: Annotated[str | None, typer.Option(help="The callback of jobs that name none.")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant that the jobs belong to.")] = "default",
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME|any", help="Ask for this model instead of those that the lines name; any: whichever answers."
-        ),
+        typer.Option(metavar="NAME|any", help="Ask for this model in every line; any: whichever model answers."),
     ] = None,
     bulk: Annotated[
-        bool, typer.Option("--bulk", help="Take the lane of what may wait behind everything else.")
+        bool, typer.Option("--bulk", help="Use the bulk lane, for jobs that may wait behind all others.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for the results; 0 then means that all succeeded.")
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait for the results, and show them on a terminal. Exit status 0 then means that all succeeded.",
+        ),
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: seconds to wait; else until all are there.")
+        float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="With --wait: write the results here, one a line.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="With --wait: write the results to this file, one a line.")
+    ] = None,
     receipt: Annotated[
         Path | None,
-        typer.Option(help="Write here which line became which job; where it exists, send what it says is missing."),
+        typer.Option(
+            help="Write to this file which line became which job. If it exists, only jobs that it lacks are sent."
+        ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the lines, and the receipt where there is one; send nothing.")
+        bool, typer.Option("--check", help="Only check the lines, and the receipt if there is one; send nothing.")
     ] = False,
     skip_invalid: Annotated[
         Path | None,
@@ -150,7 +155,7 @@ def _numbered(receipt: Receipt) -> Iterator[tuple[int, Job]]:
 
 @contextmanager
 def _held(path: Path | None) -> Iterator[None]:
-    """Keep the receipt to this run, where there is one."""
+    """Lock the receipt, if there is one, against other runs."""
     from producers.receipts import held
 
     with ExitStack() as stack:
@@ -173,7 +178,7 @@ def _telling_of_receipt(path: Path | None) -> Iterator[None]:
 
 
 def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
-    """The jobs with their names, those of an earlier run's receipt where there is one."""
+    """Name the jobs, as in an earlier run's receipt if there is one."""
     from producers.receipts import read_receipt, receipt_of
     from telemetry.clock import SystemClock
 
@@ -185,15 +190,17 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
 
 
 def _send(request: Request, progress: Progress) -> None:
-    """Send what is not known to be accepted, and tell the ids of what is."""
+    """Send the jobs that are not known to be accepted, and write the ids of all that are."""
     from producers.client import Client, SubmitError
 
     receipt, left = request.receipt, request.receipt.left
-    bar = progress.add_task("accepted", total=len(left))
+    bar, failed = progress.add_task("accepted", total=len(left)), 0
 
     def note(index: int, error: SubmitError | None) -> None:
+        nonlocal failed
         receipt.answer(left[index], error)
-        progress.advance(bar)
+        failed += error is not None
+        progress.update(bar, advance=1, failed=failed)
 
     try:
         with Client(request.kafka) as client:
@@ -211,7 +218,7 @@ def _send(request: Request, progress: Progress) -> None:
 
 
 def _hint(request: Request) -> None:
-    """Where ids went nowhere, say how jobs that have none of their own can be found all the same."""
+    """Say how to find jobs whose generated ids were shown nowhere."""
     lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
     if lost and request.kept_in is None and sys.stdout.isatty():
         say(
@@ -225,14 +232,17 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     from telemetry.clock import Deadline, SystemClock
 
     with ExitStack() as stack:
-        # Made before the first job is sent, so that no result can come before it looks.
+        # The reader is there before the first job is sent, so it misses no result.
         reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
-        progress = stack.enter_context(bars())
+        for_a_person = out is None and sys.stdout.isatty()
+        progress = stack.enter_context(bars(above=for_a_person))
         _send(request, progress)
         accepted = {entry.job_id: entry for entry in request.receipt.entries if entry.accepted}
         if accepted:
             begin_anew(out)
         answers = Answers(accepted, out, as_line)
+        if for_a_person:
+            answers = Answers(accepted, sys.stdout, as_text, most=SHOWN)
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:
             _collect(request.tenant, reader, answers, progress, deadline)
@@ -249,22 +259,20 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
 def _collect(
     tenant: str, reader: ResultsReader, answers: Answers, progress: Progress, deadline: Deadline | None
 ) -> None:
-    """Until every job has its result, or the time is up."""
-    bar = progress.add_task("answered", total=answers.open)
+    """Take results until every job has one, or the time is up."""
+    bar = progress.add_task("answered", total=answers.open, awaits="answers")
     while answers.open and not (deadline and deadline.passed):
-        progress.advance(bar, answers.take(reader.poll(), tenant))
+        progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:
-    """Say what came of it, and end with 1 unless all is well."""
+    """Say how the submission ended, and exit with 1 unless all is well."""
     receipt = request.receipt
-    for index in receipt.left[:SHOWN]:
-        entry = receipt.entries[index]
-        known = "was not accepted" if entry.accepted is False else "is not known to be accepted"
-        say(f"{name_of(entry)}: {entry.job_id} {known}: {entry.reason}")
-    say_more(len(receipt.left))
+    _say_left(receipt)
     said = [f"{len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs accepted"]
     if answers is not None:
+        if answers.unwritten:
+            say(f"{answers.unwritten} more answers came; `--results FILE` keeps all of them")
         answers.tell()
         said += answers.summary
     if request.skipped:
@@ -274,3 +282,17 @@ def _end(request: Request, answers: Answers | None = None) -> None:
         _hint(request)
     if receipt.left or request.skipped or not (answers is None or answers.well):
         raise typer.Exit(FAILED)
+
+
+def _say_left(receipt: Receipt) -> None:
+    """Say why jobs were not accepted, or are not known to be, grouped by reason."""
+    entries: dict[str, ReceiptEntry | None] = {entry.job_id: entry for entry in receipt.entries}
+    refused, doubtful = Failures(entries, verb="was"), Failures(entries, verb="is")
+    for index in receipt.left:
+        entry = receipt.entries[index]
+        if entry.accepted is False:
+            refused.add(entry.job_id, f"not accepted: {entry.reason}")
+        else:
+            doubtful.add(entry.job_id, f"not known to be accepted: {entry.reason}")
+    refused.tell()
+    doubtful.tell()

@@ -77,6 +77,29 @@ def test_a_receipt_collects_the_results_of_its_jobs(submitted: Submitted, tmp_pa
     assert found["mine"]["text"] == "42"
 
 
+def test_on_demand_results_come_in_the_order_of_the_lines_and_a_failed_job_is_an_error(
+    submitted: Submitted, tmp_path: Path
+) -> None:
+    entries = submitted.receipt.read_text().splitlines(keepends=True)
+    receipt = tmp_path / "receipt.jsonl"
+    for order in (entries, entries[::-1]):
+        receipt.write_text("".join(order))
+        for more in ((), ("--wait",)):
+            asked = ("results", "--ids", str(receipt), "--ordered", "--fail-on-error", *more)
+            done = postback_here(*asked, env=submitted.env)
+            ids = [json.loads(entry)["job_id"] for entry in order]
+            assert [json.loads(line)["job_id"] for line in done.stdout.splitlines()] == ids
+            assert (done.returncode, done.stderr.splitlines()[-1]) == (
+                1,
+                "postback: 4 of 4 jobs have a result, 3 succeeded, 1 failed",
+            )
+    well = postback_here("results", "--id", "mine", "--tenant", "acme", "--fail-on-error", env=submitted.env)
+    assert well.returncode == 0
+    receipt.write_text(f"{entries[0]}{json.dumps({**json.loads(entries[0]), 'job_id': 'large', 'accepted': False})}\n")
+    refused = ("results", "--ids", str(receipt), "--fail-on-error", "--status")
+    assert postback_here(*refused, env=submitted.env).returncode == 1
+
+
 def test_openai_lines_have_the_shape_that_each_line_asked_for(submitted: Submitted) -> None:
     done = postback_here("results", "--ids", str(submitted.receipt), "--openai", env=submitted.env)
     lines = {line["custom_id"]: line["response"] for line in map(json.loads, done.stdout.splitlines())}
@@ -285,6 +308,7 @@ def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_
         (("--since", "yesterday"), "--since: not a time: ISO 8601"),
         (("--since", "-1h", "--wait"), "--wait is for jobs that are named: --ids or --id"),
         (("--id", "a", "--timeout", "5"), "--timeout is for --wait"),
+        (("--since", "-1h", "--ordered"), "--ordered is for jobs that are named: --ids or --id"),
         (("--id", "a", "--errors", "e"), "--errors is for --openai"),
         (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: is the file of --output"),
     ],
@@ -295,6 +319,7 @@ def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_
         "no time",
         "nobody to wait for",
         "no waiting",
+        "no order",
         "no lines of OpenAI",
         "one file",
     ],

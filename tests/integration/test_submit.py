@@ -216,14 +216,36 @@ def test_who_gets_no_ids_on_a_terminal_is_told_how_to_find_jobs_without_their_ow
         os.close(shown_by)
 
 
-def test_more_failures_than_are_shown_are_counted(fleet: KafkaSettings) -> None:
+def test_jobs_that_failed_for_one_reason_are_named_in_one_message(fleet: KafkaSettings) -> None:
     given = b"".join(b'{"prompt": "bad", "job_id": "j%d"}\n' % number for number in range(25))
     with answering(fleet, {"bad": Outcome.FAILED}):
         done = postback("submit", "-", "--wait", env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [
+            "postback: lines 1, 2, 3 and 22 more: failed: as the test wants it",
+            "postback: 25 of 25 jobs accepted, 25 failed",
+        ],
+    )
+
+
+def test_waiting_on_a_terminal_shows_the_answers_above_the_bars(fleet: KafkaSettings) -> None:
+    given = b'{"prompt": "good", "job_id": "j1", "custom_id": "q-1"}\n{"prompt": "bad", "job_id": "j2"}\n'
+    shown_by, terminal = pty.openpty()
+    arguments = (POSTBACK, "submit", "-", "--wait")
+    try:
+        with answering(fleet, {"bad": Outcome.FAILED}):
+            done = subprocess.run(
+                arguments, env=environment_of(fleet), input=given, stdout=terminal, stderr=terminal, timeout=60
+            )
+        shown = os.read(shown_by, 65536).decode()
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
     assert done.returncode == 1
-    said = done.stderr.splitlines()
-    assert len([line for line in said if line.endswith(" failed: as the test wants it")]) == 20
-    assert said[20:] == ["postback: and 5 more", "postback: 25 of 25 jobs accepted, 25 failed"]
+    assert "line 1 (q-1)  j1  succeeded  0 sources\r\n    42\r\n" in shown
+    assert "line 2  j2  failed  0 sources\r\n    as the test wants it\r\n" in shown
+    assert "postback: line 2: j2 failed: as the test wants it\r\n" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""Jobs that did not succeed, told by reason: one message for each, however many jobs have it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from console.errors import say
+from console.grouped import PLACES, SHOWN, counted, lines_named, say_more
+
+if TYPE_CHECKING:
+    from producers.receipts import ReceiptEntry
+
+Entries = Mapping[str, "ReceiptEntry | None"]
+
+_MOST_REASONS = 1_000
+_OTHER = "ended for other reasons"
+
+
+@dataclass(slots=True)
+class JobGroup:
+    """The jobs that one message is about: their number, and the first few."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    """Job ids."""
+
+    def add(self, job_id: str) -> None:
+        """Count one job more."""
+        self.count += 1
+        if self.count <= PLACES:
+            self.first.append(job_id)
+
+    def named(self, entries: Entries, verb: str) -> str:
+        """The jobs by their lines where a receipt has them, else by their ids; a single job by both, with the verb."""
+        known = [entry for job_id in self.first if (entry := entries.get(job_id)) is not None]
+        if self.count == 1:
+            single = f"{self.first[0]} {verb}" if verb else self.first[0]
+            return f"{name_of(known[0])}: {single}" if known else single
+        if len(known) == len(self.first):
+            return f"{lines_named([entry.line for entry in known], self.count)}:"
+        return f"jobs {counted(self.first, self.count)}:"
+
+
+@dataclass(slots=True)
+class Failures:
+    """The reasons why jobs did not succeed. At most 1,000 different ones are kept apart."""
+
+    entries: Entries | None
+    """The jobs that are named, in their order; None where all of a time are wanted, whose ids would fill the memory."""
+    verb: str = ""
+    """Stands between a single job and the reason, as in `was`."""
+    _by_job: dict[str, str] = field(default_factory=dict)
+    _groups: defaultdict[str, JobGroup] = field(default_factory=lambda: defaultdict(JobGroup))
+    _reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, job_id: str, reason: str) -> None:
+        """Note why a job did not succeed. A named job has one reason, the last."""
+        if len(self._reasons) >= _MOST_REASONS and reason not in self._reasons:
+            reason = _OTHER
+        reason = self._reasons.setdefault(reason, reason)  # one text for all jobs that have it
+        if self.entries is None:
+            self._groups[reason].add(job_id)
+        else:
+            self._by_job[job_id] = reason
+
+    def discard(self, job_id: str) -> None:
+        """Forget the reason of a named job, which has a newer result."""
+        self._by_job.pop(job_id, None)
+
+    def tell(self) -> None:
+        """Say each reason once with its jobs."""
+        groups = list(self._grouped())
+        for reason, group in groups[:SHOWN]:
+            say(f"{group.named(self.entries or {}, self.verb)} {reason}")
+        say_more(len(groups))
+
+    def _grouped(self) -> Iterator[tuple[str, JobGroup]]:
+        if self.entries is None:
+            return iter(self._groups.items())
+        groups: defaultdict[str, JobGroup] = defaultdict(JobGroup)
+        for job_id in self.entries:
+            if (reason := self._by_job.get(job_id)) is not None:
+                groups[reason].add(job_id)
+        return iter(groups.items())
+
+
+def name_of(entry: ReceiptEntry) -> str:
+    """A job's line, with the producer's own name for it."""
+    return f"line {entry.line}" + (f" ({entry.custom_id})" if entry.custom_id is not None else "")

@@ -1,0 +1,64 @@
+"""Lines of results in the order of their jobs, however they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile, gettempdir
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
+
+from console.errors import fail
+
+
+class _Place(NamedTuple):
+    out: TextIO
+    start: int
+    length: int
+
+
+class OrderedLines:
+    """Keeps lines in a temporary file until all are there; memory has some 200 bytes for each job.
+
+    Of several lines of one job the last counts.
+    """
+
+    def __init__(self, job_ids: Iterable[str]) -> None:
+        self._job_ids = job_ids
+        self._file = TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._end = 0
+        self._places: dict[str, _Place] = {}
+
+    def put(self, out: TextIO, line: str, job_id: str) -> None:
+        """Keep a job's line, which is to be written to `out`."""
+        content = line.encode()
+        with _told():
+            self._file.write(content)
+        self._places[job_id] = _Place(out, self._end, len(content))
+        self._end += len(content)
+
+    def write(self) -> None:
+        """Write the lines that are kept, in the order of their jobs, and forget them."""
+        with _told():
+            self._file.flush()
+        for job_id in self._job_ids:
+            if (place := self._places.pop(job_id, None)) is not None:
+                self._file.seek(place.start)
+                place.out.write(f"{self._file.read(place.length).decode()}\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # of a full disk, which is told already
+            self._file.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fail(f"--ordered: the temporary file in {gettempdir()}: {error.strerror}") from None
