@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.throttle import LogThrottle
 from workers.stage.intake import Contact, Intake
 from workers.stage.partition import Partition, Phase
 from workers.stage.settle import Settler
@@ -39,7 +40,7 @@ class Watch:
         self._looked_at = 0.0
         self._unready_since: float | None = None
         self._contact = Contact(member=False, silent_seconds=0.0)
-        self._said: dict[str, float] = {}
+        self._throttle = LogThrottle(SAY_AGAIN_SECONDS)
 
     def beat(self) -> None:
         """The Kafka thread is alive."""
@@ -120,8 +121,6 @@ class Watch:
             return  # it was never reported
 
     def _say(self, message: str, action: str, error: str) -> None:
-        """Log it, but no more than once in ten seconds for each error."""
-        now = self._clock.monotonic()
-        if now - self._said.get(error, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
-            self._said[error] = now
+        """Log it, at most once in ten seconds for each error."""
+        if self._throttle.admit(self._clock.monotonic(), error) is not None:
             log.warning(message, action=action, error=error)
