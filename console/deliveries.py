@@ -66,14 +66,32 @@ def _settled(said: dict[str, Any]) -> str:
 def _attempt(said: dict[str, Any]) -> str:
     status = f"status {said['status']}" if said["status"] is not None else "no status"
     outcome = f"failed: {said['error']}, {status}" if said["error"] else f"delivered: {status}"
-    return f"attempt {said['attempt']} {outcome}, {said['duration_ms']} ms, {said['bytes']} bytes"
+    line = f"{_attempt_number(said)} {outcome}, {said['duration_ms']} ms, {said['bytes']} bytes"
+    return f"{line}; the answer begins: {said['answer']}" if said["answer"] else line
+
+
+def _attempt_number(said: dict[str, Any]) -> str:
+    """The number, and of how many: the schedule of this shell, unless workers have tried more often than it allows."""
+    number, most = said["attempt"], said["most_attempts"]
+    return f"attempt {number} of {most}" if isinstance(number, int) and number <= most else f"attempt {number}"
 
 
 def _waiting(said: dict[str, Any]) -> str:
     after = f" after {said['attempts']} attempts" if said["attempts"] else ""
     until = f" until {said['until']}" if said["until"] else ""
     waits = f"waits{after}{until} ({said['topic']})"
-    return f"{waits}, deferred {said['deferred']} times until {said['last']}" if said["deferred"] else waits
+    if not said["deferred"]:
+        return waits
+    reason = f": {_DEFERRED_BECAUSE.get(said['reason'], said['reason'])}" if said["reason"] else ""
+    return f"{waits}, deferred {said['deferred']} times until {said['last']}{reason}"
+
+
+_DEFERRED_BECAUSE = {
+    "destination_busy": "the endpoint's origin had its share of attempts in flight",
+    "origin_left_alone": "the endpoint's origin failed too often, or asked for patience",
+    "resources_exhausted": "delivery could open no more connections",
+}
+"""Sentences for the codes of `deferred-reason`."""
 
 
 def _given_up(said: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import typer
 from console.errors import BAD_INPUT, FAILED, fail, needing, telling
 from console.given_secrets import SECRET_HELP, checked_secrets
 from console.settings import checked_settings, checked_tenant, fleet_settings, keyring_path
+from console.terminal import harmless
 from schemas.result import Outcome
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def trigger(
     tenant: Annotated[str, typer.Option(help="The tenant whose keys sign, and whom the event names.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Send one signed test event to a URL, and show the answer's status and time.
+    """Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.
 
     The event goes out as a callback does: with the same headers, body and TLS, behind the same rules for addresses
     (POSTBACK_EGRESS__…, POSTBACK_ENV). The tenant's keys in the keyring at POSTBACK_KEYRING sign it, or --secret does.
@@ -90,14 +91,15 @@ async def _post(
     from telemetry.clock import SystemClock
     from workers.delivery.exhaustion import Exhausted
     from workers.delivery.post import Poster
-    from workers.delivery.settings import DeliverySettings
+    from workers.delivery.settings import MAX_ANSWER_EXCERPT_BYTES, DeliverySettings
     from workers.egress import EgressSettings
     from workers.system.errors import ProcessError
 
     clock = SystemClock()
     policy = checked_settings(EgressSettings).callback_policy(development=fleet.env == "development")
+    settings = checked_settings(DeliverySettings).model_copy(update={"answer_excerpt_bytes": MAX_ANSWER_EXCERPT_BYTES})
     with telling(ProcessError, Exhausted):
-        poster = Poster(checked_settings(DeliverySettings), policy, clock)
+        poster = Poster(settings, policy, clock)
         try:
             return await poster.post(url, body, signer.headers(webhook_id, int(clock.time()), body), tenant)
         finally:
@@ -138,6 +140,7 @@ def _said(url: str, webhook_id: str, answered: PostOutcome) -> dict[str, Any]:
         "duration_ms": round(answered.duration_seconds * 1000, 3),
         "error": str(failed.reason) if failed is not None else None,
         "detail": failed.detail if failed is not None else None,
+        "answer": answered.answer_excerpt,
         "retry_after_seconds": failed.retry_after_seconds if failed is not None else None,
     }
 
@@ -147,4 +150,7 @@ def _line(said: dict[str, Any]) -> str:
     outcome = f"failed: {said['error']}, {status}" if said["error"] else f"delivered: {status}"
     detail = f" ({said['detail']})" if said["detail"] else ""
     wait = f", Retry-After {said['retry_after_seconds']:g} s" if said["retry_after_seconds"] is not None else ""
-    return f"{said['webhook_id']} to {said['origin']} {outcome}{detail}, {said['duration_ms']} ms{wait}"
+    answer = f"; the answer begins: {said['answer']}" if said["answer"] else ""
+    return harmless(
+        f"{said['webhook_id']} to {said['origin']} {outcome}{detail}, {said['duration_ms']} ms{wait}{answer}"
+    )

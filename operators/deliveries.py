@@ -1,8 +1,8 @@
 """The timeline of a job's callback: settled, tried, waiting, given up, put back.
 
-The fleet's topics are the only store. `callback_attempts` has each POST's outcome, never its body. A tier's record has
-the end of the callback's wait. A deferral without a try writes the record anew, in an outage hundreds of times, and all
-of these are one step.
+The fleet's topics are the only store. `callback_attempts` has each POST's outcome, never its body, and an excerpt of
+the answer's body where delivery is set to keep one. A tier's record has the end of the callback's wait. A deferral
+without a try writes the record anew, in an outage hundreds of times, and all of these are one step.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _step(record: Stored, settings: KafkaSettings) -> Step | None:
     """The record's step of the job; None if it has none that can be read."""
     names = settings.topics
     if record.topic == names.attempts:
-        return _attempt(record)
+        return _attempt(record, len(settings.tier_delays_seconds) + 1)
     if record.topic == names.results:
         return _made(record, "settled", _result_facts(record))
     if record.topic == names.dead_letters:
@@ -121,7 +121,7 @@ def _step(record: Stored, settings: KafkaSettings) -> Step | None:
 
 
 _LETTER_FACTS = {"reason": topics.REASON, "detail": topics.REASON_DETAIL}
-_ATTEMPT_FACTS = ("attempt", "status", "error", "duration_ms", "bytes", "origin")
+_ATTEMPT_FACTS = ("attempt", "status", "error", "duration_ms", "bytes", "origin", "answer")
 
 
 def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
@@ -129,11 +129,13 @@ def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
     return Step(record.at_ms, what, record.tenant, job_id, record.header(topics.WEBHOOK_ID), facts)
 
 
-def _attempt(record: Stored) -> Step | None:
+def _attempt(record: Stored, most_attempts: int) -> Step | None:
+    """The step of an attempt's record; None for a record that is not ours. `most_attempts` are those of an event."""
     try:
         said = from_json(record.value or b"")
         identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
-        return Step(int(said["at"]), "attempt", *identity, {name: said.get(name) for name in _ATTEMPT_FACTS})
+        facts = {name: said.get(name) for name in _ATTEMPT_FACTS}
+        return Step(int(said["at"]), "attempt", *identity, {**facts, "most_attempts": most_attempts})
     except (ValueError, KeyError, TypeError, OverflowError):
         return None  # not a record of the fleet's
 
@@ -154,6 +156,7 @@ def _waiting_facts(record: Stored) -> dict[str, Any]:
         "until": show_time(due) if due is not None else None,
         "attempts": record.header(topics.ATTEMPT),
         "deferred": deferred or 0,
+        "reason": record.header(topics.DEFERRED_REASON),
         "last": show_time(record.at_ms),
     }
 

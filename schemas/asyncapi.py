@@ -66,6 +66,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     topics.ATTEMPTS: {**_DIGITS, "description": "Number of tries of the record."},
     topics.DEFERRED: {**_DIGITS, "description": "Number of deferrals without a try."},
+    topics.DEFERRED_REASON: {**_TEXT, "description": "The reason of the last deferral, as a stable code."},
     topics.FORWARDED: {**_DIGITS, "description": "Number of moves to another engine's lane."},
 }
 """Every header that a record of the fleet may carry."""

@@ -47,10 +47,12 @@ ABRIDGED = "abridged"
 ATTEMPTS = "attempts"
 DEFERRED = "deferred"
 """Number of times a record was settled into a later place without a try, decimal."""
+DEFERRED_REASON = "deferred-reason"
+"""The reason of a callback's last deferral, as a stable code."""
 FORWARDED = "forwarded"
 """Number of moves of a job to another engine's lane, decimal."""
 
-WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, WAITED, WRITTEN, RESULT_AT)
+WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, DEFERRED_REASON, WAITED, WRITTEN, RESULT_AT)
 """Headers of a waiting callback alone: one that is given up, or begins anew, loses them."""
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)

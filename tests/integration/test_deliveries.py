@@ -23,6 +23,8 @@ pytestmark = pytest.mark.broker
 
 FORMER_TIER_SECONDS = 0.4
 """Of a schedule that the fleet had before."""
+ATTEMPTS = 3
+"""Of an event of the test's fleet, which has two tiers."""
 
 
 def put_result(product: Product, topic: str, job_id: str, webhook_id: str) -> None:
@@ -72,9 +74,10 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     assert len(lines) == len(steps)
     origin = product.callbacks.url.removesuffix("/hook?token=secret")
     assert re.fullmatch(rf"\S+Z  settled: succeeded, to be called back at {origin} \(model_results 0:0\)", lines[0])
-    assert re.fullmatch(r"\S+Z  attempt 1 delivered: status 200, [\d.]+ ms, \d+ bytes", lines[-1])
+    assert re.fullmatch(rf"\S+Z  attempt 1 of {ATTEMPTS} delivered: status 200, [\d.]+ ms, \d+ bytes", lines[-1])
+    assert lines[1].partition("attempt ")[2].startswith(f"1 of {ATTEMPTS} failed: ")
     assert "secret" not in "".join(lines)
-    assert postback_here("deliveries", "job_2", env=env).stdout.count("attempt 1 delivered") == 1
+    assert postback_here("deliveries", "job_2", env=env).stdout.count(f"attempt 1 of {ATTEMPTS} delivered") == 1
 
 
 def put(fleet: KafkaSettings, topic: str, headers: dict[str, str], value: bytes = b"{}", at_ms: int = 0) -> None:
@@ -101,7 +104,8 @@ def test_an_event_that_was_put_off_hundreds_of_times_is_told_in_a_line_for_each_
     for number in range(1, 300):
         put(fleet, tier, {"deferred": str(number)}, at_ms=start_ms + number)
     # The broker stamps what is put into the former tier: it came last of all the waits before the attempt.
-    put(fleet, former_tier, {"deferred": "300", "not-before": "1700000000000"})
+    reason = {"deferred-reason": "origin_left_alone"}
+    put(fleet, former_tier, {"deferred": "300", "not-before": "1700000000000", **reason})
     after_ms = int(time() * 1000) + 1000
     tried = {"tenant": "default", "job_id": "job_1", "webhook_id": "msg_1", "attempt": 1, "at": after_ms}
     put(fleet, fleet.topics.attempts, {}, json.dumps(tried).encode())
@@ -123,6 +127,7 @@ def test_an_event_that_was_put_off_hundreds_of_times_is_told_in_a_line_for_each_
     assert len(lines) == len(steps)
     assert lines[1] == (
         f"{first['at']}  waits until 2023-11-14T22:13:20.000Z ({former_tier}), deferred 300 times until {first['last']}"
+        ": the endpoint's origin failed too often, or asked for patience"
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from pydantic import TypeAdapter
 
 from devkit.receiver import Behaviour, Keys, Received, Receiver
@@ -72,6 +73,23 @@ async def test_another_answer_than_2xx_ends_with_status_1_and_shows_no_path() ->
     assert " failed: throttled, status 429, " in done.stdout
     assert done.stdout.endswith("ms, Retry-After 7 s\n")
     assert "t0ken" not in done.stdout + done.stderr
+
+
+async def test_the_beginning_of_the_answer_is_shown_with_its_control_characters_escaped() -> None:
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(status=422, text="no such column \x1b[31m\n" + "x" * 2000)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    arguments = ("trigger", "--url", url, "--secret", SECRET)
+    done = await asyncio.to_thread(postback_here, *arguments, env=environment_of(**LOOPBACK))
+    await runner.cleanup()
+    assert done.returncode == 1
+    assert " failed: client_error, status 422, " in done.stdout
+    assert "; the answer begins: no such column \\u001b[31m\\nxxx" in done.stdout
+    assert done.stdout.count("x") < 1024
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
 from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
-from workers.delivery.outputs import PendingDelivery, UnusableRecord, read_pending
+from workers.delivery.outputs import DeferralReason, PendingDelivery, UnusableRecord, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
@@ -123,9 +123,10 @@ class DeliveryHandler(TierPace):
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
             tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.waits)
-            return (self._deferred(record, pending, tier),)
+            return (self._deferred(record, pending, DeferralReason.DESTINATION_BUSY, tier),)
         except Exhausted:
-            return (self._deferred(record, pending, self._schedule.smallest_tier),)
+            reason = DeferralReason.RESOURCES_EXHAUSTED
+            return (self._deferred(record, pending, reason, self._schedule.smallest_tier),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """The dead letter of a record that the stage could not have handled."""
@@ -147,11 +148,11 @@ class DeliveryHandler(TierPace):
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
         tier = deferral_tier(alone.wait_seconds, pending.waited_ms, self._schedule.tiers)
-        return self._deferred(record, pending, tier)
+        return self._deferred(record, pending, DeferralReason.ORIGIN_LEFT_ALONE, tier)
 
-    def _deferred(self, record: Record, pending: PendingDelivery, tier: float) -> Output:
+    def _deferred(self, record: Record, pending: PendingDelivery, reason: DeferralReason, tier: float) -> Output:
         self._metrics.deferred.inc()
-        return outputs.deferred(record, self._tiers[tier], pending, round(1000 * tier), self._now_ms())
+        return outputs.deferred(record, self._tiers[tier], pending, reason, round(1000 * tier), self._now_ms())
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event that has waited for too long, and whose origin others have found dead."""

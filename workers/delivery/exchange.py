@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -36,6 +36,8 @@ class CallbackAnswer:
     status: int | None = None
     """None where no status line was read."""
     retry_after: str | None = None
+    excerpt: bytearray = field(default_factory=bytearray)
+    """The beginning of the body, as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,16 @@ class _Target:
 class Exchanges:
     """Sends POSTs through a connector. Belongs to the event loop that it is made on, as the connector does."""
 
-    def __init__(self, connector: GuardedConnector, response_cap_bytes: int) -> None:
+    def __init__(self, connector: GuardedConnector, response_cap_bytes: int, excerpt_bytes: int = 0) -> None:
         self._connector = connector
         self._cap = response_cap_bytes
+        self._excerpt_bytes = excerpt_bytes
         self._target = lru_cache(_REMEMBERED_TARGETS)(_target)
 
     async def post(
         self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: CallbackAnswer
     ) -> None:
-        """Fill in the answer. The body of the answer is read and thrown away, as it came and not beyond the cap.
+        """Fill in the answer. Its body is read up to the cap, and thrown away but for the excerpt.
 
         Raises EgressRefused and what aiohttp raises: ClientError, HttpProcessingError, OSError. Raises ValueError for
         headers that would be more or other than what their names say.
@@ -85,7 +88,10 @@ class Exchanges:
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap
         while not payload.at_eof():
-            rest -= len(await payload.readany())
+            data = await payload.readany()
+            rest -= len(data)
+            if (room := self._excerpt_bytes - len(answer.excerpt)) > 0:
+                answer.excerpt += data[:room]
             if rest < 0:
                 return False
         return True

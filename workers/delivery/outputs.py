@@ -6,6 +6,7 @@ A record that waits carries the result and every header along; only what is said
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,14 +23,25 @@ from workers.stage import dead_letters as letters
 from workers.stage.record import Header, Output, Record, size_of
 
 _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
-_RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED}
-_DEFERRED = _HOPPED | {names.DEFERRED, names.WAITED}
+_RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED, names.DEFERRED_REASON}
+_DEFERRED = _HOPPED | {names.DEFERRED, names.DEFERRED_REASON, names.WAITED}
 _WAITING = frozenset(names.WAITING_HEADERS)
 _NUMBERS = (names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT)
 
 _TENANT = re.compile(TENANT_PATTERN)
 
 _origin = lru_cache(maxsize=4096)(origin_of)
+
+
+class DeferralReason(StrEnum):
+    """The reason why a callback waits on without an attempt: the header `deferred-reason`."""
+
+    DESTINATION_BUSY = "destination_busy"
+    """The destination has all its attempts of this process in flight."""
+    ORIGIN_LEFT_ALONE = "origin_left_alone"
+    """The breaker of the origin is open: it failed too often, or asked for patience."""
+    RESOURCES_EXHAUSTED = "resources_exhausted"
+    """This process lacked descriptors, ports or memory for a connection."""
 
 
 class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
@@ -145,12 +157,15 @@ def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: 
     return Output(tier_topic, record.value, record.key, headers, may_linger=True)
 
 
-def deferred(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
+def deferred(
+    record: Record, tier_topic: str, pending: PendingDelivery, reason: DeferralReason, wait_ms: int, now_ms: int
+) -> Output:
     """The record as it gets out of the way of others; no attempt was made."""
     headers = [
         *_without(record, _DEFERRED),
         (names.LEFT, b"0"),  # it was due, whatever the clock says when it comes out of its tier
         (names.DEFERRED, str(pending.deferred + 1).encode()),
+        (names.DEFERRED_REASON, reason.encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
         *_written(pending, now_ms),
     ]
@@ -164,8 +179,12 @@ def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attemp
 
 
 def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_ms: int, sent_bytes: int) -> Output:
-    """What is remembered of one POST, keyed by the job. Neither path nor query of the URL, nor anybody's body."""
-    said = {
+    """The record of one POST, keyed by the job.
+
+    It has neither the path nor the query of the URL, nor the event; of the answer's body the excerpt that the setting
+    `answer_excerpt_bytes` allows, and no field for it where there is none.
+    """
+    said: dict[str, str | int | float | None] = {
         "webhook_id": pending.webhook_id,
         "job_id": pending.job_id,
         "tenant": pending.tenant,
@@ -177,6 +196,8 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
         "error": None if isinstance(outcome, Delivered) else str(outcome.reason),
         "bytes": sent_bytes,
     }
+    if outcome.answer_excerpt:
+        said["answer"] = outcome.answer_excerpt
     headers = [(names.TENANT, pending.tenant.encode()), (names.WEBHOOK_ID, pending.webhook_id.encode())]
     return Output(topics.attempts, to_json(said), pending.job_id.encode(), headers)
 

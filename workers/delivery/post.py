@@ -7,9 +7,10 @@ counts as delivered; and proxies and netrc of the environment are not read.
 
 from __future__ import annotations
 
+import codecs
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache, partial
 
@@ -74,6 +75,8 @@ class Delivered:
 
     status: int
     duration_seconds: float
+    answer_excerpt: str | None = field(default=None, repr=False)
+    """The beginning of the answer's body, where a setting asks for it. It never reaches a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class FailedDelivery:
     """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
     """What exactly the guard refused, as a phrase without any part of the URL."""
+    answer_excerpt: str | None = field(default=None, repr=False)
+    """As of Delivered."""
 
 
 PostOutcome = Delivered | FailedDelivery
@@ -153,8 +158,9 @@ class Poster:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
         if answer.status is None or (failure is not None and _is_success(answer.status)):
-            return FailedDelivery(failure or FailureReason.BAD_RESPONSE, duration, answer.status, detail=detail)
-        return self._judge(answer.status, answer.retry_after, duration)
+            reason, excerpt = failure or FailureReason.BAD_RESPONSE, _excerpt(answer)
+            return FailedDelivery(reason, duration, answer.status, detail=detail, answer_excerpt=excerpt)
+        return self._judge(answer.status, answer, duration)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -198,14 +204,14 @@ class Poster:
         is_dns = isinstance(error, aiohttp.ClientConnectorDNSError)
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
-    def _judge(self, status: int, retry_after: str | None, duration: float) -> PostOutcome:
+    def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
         """What a status means. It counts whatever became of its body, but for a 2xx, which counts as a whole."""
         if _is_success(status):
-            return Delivered(status, duration)
+            return Delivered(status, duration, _excerpt(answer))
         wait = None
-        if retry_after is not None and status >= 400:
-            wait = parse_retry_after(retry_after, self._clock.time())
-        return FailedDelivery(_reason_of(status), duration, status, wait)
+        if answer.retry_after is not None and status >= 400:
+            wait = parse_retry_after(answer.retry_after, self._clock.time())
+        return FailedDelivery(_reason_of(status), duration, status, wait, answer_excerpt=_excerpt(answer))
 
     def _open(self) -> Exchanges:
         connector = GuardedConnector(
@@ -215,7 +221,8 @@ class Poster:
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )
-        self._exchanges = Exchanges(connector, self._settings.response_cap_bytes)
+        settings = self._settings
+        self._exchanges = Exchanges(connector, settings.response_cap_bytes, settings.answer_excerpt_bytes)
         return self._exchanges
 
 
@@ -227,6 +234,11 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
     if isinstance(outcome, FailedDelivery):
         said["error.type"] = str(outcome.reason)
     return said
+
+
+def _excerpt(answer: CallbackAnswer) -> str | None:
+    """The excerpt as text; a character that the cut divides is left out."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 
 
 def _is_success(status: int) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, FilePath
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+MAX_ANSWER_EXCERPT_BYTES = 1024
+
 
 class DeliverySettings(BaseSettings):
     """How callbacks are sent. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
@@ -24,6 +26,9 @@ class DeliverySettings(BaseSettings):
     grace period. Where a partition goes to another process, five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
     """How much of a response's body is read, and thrown away, to keep the connection; a longer one is cut off."""
+    answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
+    """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
+    the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
     """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
     ca_file: FilePath | None = None

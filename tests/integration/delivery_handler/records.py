@@ -52,6 +52,7 @@ class Consumer:
 
     statuses: list[int] = field(default_factory=lambda: [200])
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
     gate: asyncio.Event | None = None
     """Where set, answers wait for it."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,7 +69,7 @@ class Consumer:
         if self.gate is not None:
             await self.gate.wait()
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-        return web.Response(status=status, headers=self.headers)
+        return web.Response(status=status, headers=self.headers, body=self.body)
 
 
 @dataclass

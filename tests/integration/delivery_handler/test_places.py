@@ -35,6 +35,7 @@ async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     assert deferred.topic == again.topic == TOPICS.tier(5)
     assert (headers_of(deferred)["deferred"], headers_of(again)["deferred"]) == ("1", "2")
     assert headers_of(again)["attempt"] == "4"
+    assert [value for name, value in again.headers or () if name == "deferred-reason"] == [b"destination_busy"]
     assert len(consumer.requests) == 1
     assert metrics.registry.get_sample_value("postback_deferred_total") == 2
     consumer.gate.set()
@@ -77,6 +78,7 @@ async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said
         for said in (1, 1, 2):
             [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
             assert (deferred.topic, headers_of(deferred)["attempt"]) == (TOPICS.tier(5), "4")
+            assert headers_of(deferred)["deferred-reason"] == "resources_exhausted"
             assert sum("open no more connections" in record.getMessage() for record in caplog.records) == said
             clock.ms += 31_000
     assert consumer.requests == []

@@ -156,6 +156,7 @@ async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_o
     await handler.handle(result_record(consumer.url))
     [held] = await handler.handle(result_record(f"{consumer.origin}/other", attempt=b"4"))
     assert (held.topic, headers_of(held)["attempt"], headers_of(held)["deferred"]) == (TOPICS.tier(1800), "4", "1")
+    assert headers_of(held)["deferred-reason"] == "origin_left_alone"
     clock.ms += 1_700_000
     [again] = await handler.handle(delivered_from(held, 0, NOW_MS))
     assert (again.topic, headers_of(again)["waited"]) == (TOPICS.tier(300), "2100000")
