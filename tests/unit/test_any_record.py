@@ -31,7 +31,7 @@ from workers.inference.handler import InferenceHandler
 from workers.inference.registry import Registry
 from workers.inference.settings import WorkerSettings
 from workers.stage.record import Failure, Output, Record
-from workers.stage.runner import MAX_OUTPUT_BYTES, _is_too_large
+from workers.stage.runner import MAX_OUTPUT_BYTES, is_too_large
 
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")
@@ -89,7 +89,7 @@ def _as_the_client_gives_it(record: Record) -> Record:
 
 
 def ensure_producible(outputs: Sequence[Output]) -> None:
-    assert not any(map(_is_too_large, outputs)), f"larger than {MAX_OUTPUT_BYTES} bytes"
+    assert not any(map(is_too_large, outputs)), f"larger than {MAX_OUTPUT_BYTES} bytes"
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ class Sweeping(RuleBasedStateMachine):
 
     @rule(topic=st.sampled_from(TOPICS), is_led=st.booleans())
     def leaders_change(self, topic: str, is_led: bool) -> None:
-        self.layouts[topic] = self.layouts[topic]._replace(is_led=is_led)
+        self.layouts[topic] = Layout(self.layouts[topic].partitions, self.layouts[topic].copies, is_led)
 
     @rule(topics=st.sets(st.sampled_from(TOPICS), min_size=1), fails=st.booleans())
     def write(self, topics: set[str], fails: bool) -> None:

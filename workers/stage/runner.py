@@ -215,12 +215,12 @@ def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
 
 def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
     """The outputs, all of which a broker takes. Raises OutputTooLarge, and others for what are no outputs at all."""
-    if any(map(_is_too_large, outputs)):
+    if any(map(is_too_large, outputs)):
         raise OutputTooLarge
     return outputs
 
 
-def _is_too_large(output: Output) -> bool:
+def is_too_large(output: Output) -> bool:
     """Whether a broker would refuse the record: value, key and headers count."""
     size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
     return size > MAX_OUTPUT_BYTES
