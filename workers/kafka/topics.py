@@ -1,9 +1,11 @@
-"""Questions to Kafka about its topics, asked while a process starts."""
+"""Questions to Kafka about its topics, and errors that say why it does not answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -26,17 +28,26 @@ class BrokerAway(ProcessError):  # noqa: N818 - it names what is wrong
 
 
 class AccessDenied(ProcessError):  # noqa: N818 - it names what happened
-    """A broker answered, and refused who we are or what we asked."""
+    """A broker answered, and refused the credentials or the question."""
 
 
 class PropertyRefused(ProcessError):  # noqa: N818 - it names what happened
-    """A property of POSTBACK_KAFKA__EXTRA__… that the Kafka client does not know, or cannot use."""
+    """The Kafka client does not know a property of POSTBACK_KAFKA__EXTRA__…, or cannot use its value."""
+
+
+class TopicUnanswered(KafkaException):
+    """Kafka did not answer for this topic, or refused to."""
+
+    def __init__(self, topic: str, error: KafkaError) -> None:
+        super().__init__(error)
+        self.topic = topic
 
 
 async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
-    """The UUID of each topic; a topic that is made anew under an old name has another. Raises ProcessError.
+    """Return the UUID of each topic. Raises ProcessError.
 
-    A topic that was made a moment ago may be unknown to the broker that is asked, so it is asked again for a while.
+    A topic that is made anew under an old name has another UUID. A broker may not know a topic yet that was made a
+    moment ago, so it is asked again for a while.
     """
     client = _asking(kafka)
     found: dict[str, str] = {}
@@ -50,20 +61,52 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
 
 
 async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
-    """The UUIDs of those that are known. Raises BrokerAway and AccessRefused."""
-    asked = client.describe_topics(TopicCollection(list(topics)), request_timeout=TOPIC_SECONDS)
+    """Return the UUIDs of those topics that the broker knows. Raises BrokerAway and AccessDenied."""
+    asked = _ask_ids(client, topics, TOPIC_SECONDS)
+    await asyncio.gather(*map(asyncio.wrap_future, asked.values()), return_exceptions=True)
+    try:
+        return _ids(asked)
+    except TopicUnanswered as error:
+        raise unanswered(kafka, error.args[0], f" to the topic {error.topic}") from None
+
+
+class KafkaTopicIds:
+    """Asks one cluster for UUIDs, and waits for the answer. It connects when it is asked for the first time."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """`config`: librdkafka properties, as `asking_config` makes them."""
+        self._config = config
+        self._client: AdminClient | None = None
+
+    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
+        """Return the UUIDs of those topics that the broker knows, within `seconds`. Raises TopicUnanswered."""
+        self._client = self._client or AdminClient(self._config)
+        asked = _ask_ids(self._client, topics, seconds)
+        wait(asked.values(), seconds)
+        return _ids(asked)
+
+
+def _ask_ids(client: AdminClient, topics: Iterable[str], seconds: float) -> Mapping[str, Future[Any]]:
+    """Ask for the descriptions of these topics, in one request."""
+    return client.describe_topics(TopicCollection(list(topics)), request_timeout=seconds)
+
+
+def _ids(asked: Mapping[str, Future[Any]]) -> dict[str, str]:
+    """Return the UUIDs of those topics that the broker knows. Raises TopicUnanswered. Does not wait."""
     found = {}
-    for name, future in asked.items():
+    for topic, future in asked.items():
         try:
-            found[name] = str((await asyncio.wrap_future(future)).topic_id)
+            found[topic] = str(future.result(0).topic_id)
+        except TimeoutError:
+            raise TopicUnanswered(topic, KafkaError(KafkaError._TIMED_OUT)) from None
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise unanswered(kafka, error.args[0], f" to the topic {name}") from None
+                raise TopicUnanswered(topic, error.args[0]) from None
     return found
 
 
 async def topic_names(kafka: KafkaSettings) -> list[str]:
-    """The topics that there are, as far as we may know of them. Raises ProcessError."""
+    """Return the topics that the broker lets this client see. Raises ProcessError."""
     client = _asking(kafka)
     try:
         return list((await asyncio.to_thread(client.list_topics, timeout=TOPIC_SECONDS)).topics)
@@ -72,7 +115,7 @@ async def topic_names(kafka: KafkaSettings) -> list[str]:
 
 
 def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> BrokerAway | AccessDenied:
-    """Why Kafka did not tell what a process that starts has asked: it is not there, or it may not tell."""
+    """Return the error for a question that Kafka did not answer: it is away, or it refuses access."""
     if error.name().endswith("_AUTHORIZATION_FAILED"):
         return AccessDenied(
             f"Kafka refuses access{to_what} ({error.name()}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs"
@@ -84,7 +127,7 @@ def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> Br
 
 
 def _asking(kafka: KafkaSettings) -> AdminClient:
-    """A client that asks. Raises PropertyRefused."""
+    """Make a client for questions. Raises PropertyRefused."""
     try:
         return AdminClient(asking_config(kafka))
     except KafkaException as error:

@@ -10,6 +10,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka.clients import asking_config, client_config
+from workers.kafka.topics import KafkaTopicIds
 from workers.stage.backpressure import Backpressure
 from workers.stage.defects import LastResort
 from workers.stage.intake import GroupIntake
@@ -19,7 +20,7 @@ from workers.stage.settings import StageSettings
 from workers.stage.settle import Settler
 from workers.stage.sharing import Sharing
 from workers.stage.stage import Stage
-from workers.stage.topic_ids import Identities, KafkaTopicIds
+from workers.stage.topic_ids import Identities
 
 AHEAD_OF_PACED = 1000
 """Records that are fetched ahead where some partitions are paced: they stand in one line, and what comes out of a tier

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException
 
 from workers.stage.progress import topic_mark
 
@@ -23,47 +22,24 @@ class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
 
 
 class TopicIds(Protocol):
-    """Asks Kafka for the UUIDs of topics."""
+    """Asks for the UUIDs of topics, as `KafkaTopicIds` does."""
 
     def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """The UUID of each of these topics that exists. Raises KafkaException."""
+        """Return the UUIDs of those topics that exist, within `seconds`. Raises KafkaException."""
         ...
 
 
-class KafkaTopicIds:
-    """`TopicIds` of a cluster. Connects when it is asked for the first time."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._config = config
-        self._client: AdminClient | None = None
-
-    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """One request; it may take `seconds` in all."""
-        self._client = self._client or AdminClient(self._config)
-        asked = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=seconds)
-        found = {}
-        for name, future in asked.items():
-            try:
-                found[name] = str(future.result(seconds).topic_id)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise
-            except TimeoutError:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
-        return found
-
-
 class Identities:
-    """Which topics a stage works with: those that it met first, or those that its process began with."""
+    """The topics that a stage works with: those that it met first, or those that its process began with."""
 
     def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
         self._ask = ask
         self._ids = dict(began_with)
 
     def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
-        """The marks of these topics, as `progress.topic_mark` makes them.
+        """Return the marks of these topics, as `progress.topic_mark` makes them.
 
-        Raises TopicMadeAnew; and KafkaException, also where a topic is not there: it may be made anew in a moment.
+        Raises TopicMadeAnew. Raises KafkaException also where a topic is gone: it may be made anew in a moment.
         """
         asked = list(topics)
         found = self._ask(asked, seconds)
@@ -76,7 +52,7 @@ class Identities:
 
 
 def require_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises TopicMadeAnew for a topic that has another UUID now. One that is missing may be made anew yet."""
+    """Raise TopicMadeAnew for a topic that has another UUID now. A missing topic may be made anew yet."""
     for topic, found in now.items():
         if before.get(topic, found) != found:
             raise TopicMadeAnew(topic)
