@@ -1,1 +1,1 @@
-"""All tests. A helper is imported by its whole name, as `tests.clocks` or `tests.integration.certificates`."""
+"""All tests. A helper is imported by its whole name, as `tests.product` or `tests.integration.certificates`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from tests.integration.certificates import Authority
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts, TlsFileUnusable

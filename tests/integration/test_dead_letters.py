@@ -19,7 +19,7 @@ from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker

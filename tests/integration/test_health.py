@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from telemetry.hand_clock import HandClock
 from telemetry.health import READY, HealthPage, HealthServer, Heartbeat, Readiness
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 
 
 def ask(server: HealthServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str, bytes]:

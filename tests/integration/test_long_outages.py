@@ -21,8 +21,8 @@ from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.topics import TIER_DELAYS_SECONDS, Topics
+from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics
-from tests.clocks import SetClock
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster

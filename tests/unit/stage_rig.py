@@ -7,8 +7,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 from workers.stage.intake import Committed, PartitionId
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress

@@ -10,7 +10,7 @@ from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.topics import LANES_KEPT_MS
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from tests.unit.echo_worker import CLOCK, HOOK, headers_of, record, working
 from workers.inference.cancellations import KEPT_MS, Cancellations
 

@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from workers.kafka.clients import REPEAT_SECONDS, RepeatFilter, client_config
 
 REFUSED = "127.0.0.1:9092/1: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 3ms in state CONNECT)"

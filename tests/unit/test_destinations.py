@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.delivery.breaker import BreakerState
 from workers.delivery.destinations import (
     AttemptSlot,

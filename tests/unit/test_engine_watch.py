@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from workers.engines.base import EngineDied, EngineUnavailable
 from workers.inference.engine_watch import EngineWatch
 from workers.roles.supervision import alive, readiness_of

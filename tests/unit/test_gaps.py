@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 from tests.unit.stage_rig import Intake, stage_with
 from workers.stage.intake import PartitionId
 from workers.stage.ledger import Ledger

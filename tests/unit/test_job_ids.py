@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from producers.identity import new_job_id
 from schemas.job import Identifier
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 
 
 def test_a_job_id_is_a_uuid_of_version_7_with_its_time_in_front() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.delivery.jwks import fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import Keyring
 

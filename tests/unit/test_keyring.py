@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schemas.signature import Signer
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from schemas.signature import Signer, public_key_of
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.delivery.jwks import fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import (
     MIGRATION_OVERLAP_SECONDS,

@@ -16,8 +16,8 @@ from schemas import topics as names
 from schemas.codec import Origin, read_job, read_result
 from schemas.result import Outcome
 from schemas.topics import Topics
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 from workers.roles import last_resort
 from workers.stage.dead_letters import MAX_LETTER_BYTES
 from workers.stage.record import Failure, Header, Output, Record, size_of

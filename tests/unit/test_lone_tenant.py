@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 from workers.stage.batch import Batch
 from workers.stage.intake import Committed, Contact, PartitionId
 from workers.stage.lookahead import Lookahead

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from workers.stage.intake import PartitionId
 from workers.stage.lookahead import PATIENCE_SECONDS, Lookahead
 from workers.stage.parking import TIGHT_SECONDS, Lot

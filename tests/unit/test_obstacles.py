@@ -9,7 +9,7 @@ import pytest
 from operators.dead_letters import Letter, _Partitions, kind_of, returning
 from producers.scan import Place, Stored
 from schemas.settings import KafkaSettings
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 
 KAFKA = KafkaSettings()
 CLOCK = SetClock(1_700_000_000.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from workers.inference.pace import AnswerRate, EnrichmentLead
 
 

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from schemas.settings import KafkaSettings
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from workers.engines.base import EngineLost, EngineUnavailable
 from workers.inference.engine_watch import EngineWatch
 from workers.kafka.topics import AccessDenied, BrokerAway, unanswered

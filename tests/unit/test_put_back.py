@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from operators.put_back import Returning, put_back
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 
 from producers.jsonl import read_jobs
 from producers.receipts import ReceiptRefused, held, read_receipt, receipt_of, write_receipt
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 
 LINES = [b'{"prompt": "a"}\n', b'{"prompt": "b"}\n']
 

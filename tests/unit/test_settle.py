@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.settle_rig import Client, WatchedSettler, batch_of, client, landed, repaired
 from workers.stage import transactional_producer
 from workers.stage.partition import Partition

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.clocks import HandClock
 from tests.unit.stage_rig import Desk, Intake, Settler, ended, reread, stage_with
 from workers.stage.partition import Phase
 from workers.stage.progress import Progress, Suspect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.stage_rig import BusyLoop, Desk, Intake, stage_with
 from workers.stage.fetching import STALL_SECONDS
 from workers.stage.pacing import LOOK_AGAIN_SECONDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.stage_rig import Intake, Settler, ended, reread, stage_with
 from workers.stage.partition import GAP_SECONDS, Partition, Phase
 from workers.stage.progress import Progress, Suspect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.stage_rig import BusyLoop, Desk, Intake, bare_stage, ended, stage_with
 from workers.stage.dispatching import OTHERS_SECONDS
 from workers.stage.errors import NothingCompletes

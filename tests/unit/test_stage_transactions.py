@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.stage_rig import Desk, Intake, Settler, ended, handled, stage_with
 from workers.stage.batch import Batch
 from workers.stage.group_commit import FEW_RECORDS, LINGER_SECONDS

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.signature import MalformedKey, NoMatchingSignature, generate_secret, verify
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring, KeyringError, KeyringRefused
 from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.keyring import _jwk_set

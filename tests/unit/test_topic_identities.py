@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.settings import KafkaSettings
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.unit.stage_rig import Intake, Settler, bare_stage, reread
 from workers.kafka.topics import BrokerAway
 from workers.roles import topic_watch

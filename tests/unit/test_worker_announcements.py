@@ -27,7 +27,7 @@ from schemas.worker import (
     write_announcement,
 )
 from telemetry.clock import SystemClock
-from tests.clocks import SetClock
+from telemetry.hand_clock import SetClock
 from workers.inference.announcer import Announcer
 from workers.inference.registry import Registry, UnknownModel
 

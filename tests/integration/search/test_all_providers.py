@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.integration.search.asking import LINK, NAMES, SECTIONS, failure, found
 from tests.integration.search_services import (
     CLOCK,

@@ -1,4 +1,4 @@
-"""Clocks that a test moves by hand: time passes where the test says so, and for nobody else."""
+"""Clocks that a test or a bench moves by hand; each is a `telemetry.clock.Clock`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import dataclass
 
 @dataclass
 class HandClock:
-    """Shows `now`, in seconds, on the wall and as the steady clock alike. A sleep moves it."""
+    """A clock whose wall time and steady time are both `now`, in seconds. A sleep advances it and returns at once."""
 
     now: float = 100.0
 
     def time(self) -> float:
+        """Seconds since the Unix epoch."""
         return self.now
 
     def monotonic(self) -> float:
+        """The same seconds."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        """Advance the clock."""
         self.now += seconds
 
 
 class SetClock(HandClock):
-    """For what must not wait: a sleep fails the test."""
+    """A clock for code that must not wait: only an assignment to `now` moves it."""
 
     def sleep(self, seconds: float) -> None:
+        """Raise AssertionError."""
         raise AssertionError(f"a sleep of {seconds} s where nothing may wait")
