@@ -44,7 +44,12 @@ def _the_same(found: str, wanted: str) -> bool:
     return sorted(found.replace(" ", "").split(",")) == sorted(wanted.split(","))
 
 
+def _compresses(found: str, _: str) -> bool:
+    return found in ("gzip", "snappy", "lz4", "zstd")
+
+
 _DOES: dict[str, Callable[[str, str], bool]] = {
+    "compression.type": _compresses,
     "delete.retention.ms": _at_least,
     "max.message.bytes": _at_least,
     "min.insync.replicas": _at_least,

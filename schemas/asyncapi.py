@@ -217,7 +217,7 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
 
 
 _BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.bytes", "retention.ms"})
-"""A topic's settings that the binding has words for; timestamps and compaction lag have none."""
+"""A topic's settings that the binding has words for; codecs, timestamps and compaction lag have none."""
 
 
 def _configuration(config: dict[str, str]) -> dict[str, Any]:

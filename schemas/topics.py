@@ -70,6 +70,10 @@ LETTERS_KEPT_MS = 30 * _DAY_MS
 """Time within which a dead letter can be put back. Its segment is dropped some days later."""
 _MARKS_KEPT_MS = 45 * _DAY_MS
 """Retention of the mark that a dead letter was put back: longer than any letter, for any size of segments."""
+_TAKEN_IN = {"compression.type": "lz4", "max.message.bytes": str(1024 * 1024)}
+"""How a broker takes batches into each topic. It believes the offsets that the records of an uncompressed batch state,
+unless it has to compress the batch itself (Kafka's `LogValidator`). librdkafka believes them too: it reads on behind a
+record that states a higher offset, past the records of others."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -199,7 +203,7 @@ class Topics:
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
         # Deleted by age alone, for any defaults of the brokers.
-        kept = {"cleanup.policy": "delete", "retention.bytes": "-1", "max.message.bytes": str(1024 * 1024)}
+        kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
         # The broker stamps the records of the fleet's processes: it would refuse whole transactions of a machine whose
         # clock is an hour ahead, and a tier is a queue only by one clock.
@@ -214,7 +218,7 @@ class Topics:
             "max.compaction.lag.ms": str(_DAY_MS),
             "segment.bytes": str(16 * 1024 * 1024),
         }
-        compacted = {**followed, "cleanup.policy": "compact", "max.message.bytes": str(1024 * 1024)}
+        compacted = {**followed, "cleanup.policy": "compact", **_TAKEN_IN}
         lane = {**kept, "retention.ms": str(LANES_KEPT_MS)}
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
         return [

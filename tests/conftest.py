@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import hypothesis
@@ -63,23 +64,29 @@ def broker() -> Iterator[Broker | ExternalBroker]:
         yield own
 
 
+@pytest.fixture(scope="module")
+def topic_config() -> dict[str, str]:
+    """Properties in which the topics of `fleet` and `module_fleet` differ from ours: none, unless a module says so."""
+    return {}
+
+
 @pytest.fixture
-def fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
+def fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
     """Settings of a fleet that nobody else uses, with its topics; they are deleted when the test ends."""
-    with _passing_fleet(broker) as settings:
+    with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
 
 @pytest.fixture(scope="module")
-def module_fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
+def module_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
     """The same for all tests of a module, which must not mind what the others leave."""
-    with _passing_fleet(broker) as settings:
+    with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
 
 @contextmanager
-def _passing_fleet(broker: Broker | ExternalBroker) -> Iterator[KafkaSettings]:
-    settings = _make_fleet(broker.bootstrap_servers)
+def _passing_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
+    settings = _make_fleet(broker.bootstrap_servers, topic_config=topic_config)
     yield settings
     admin = AdminClient(settings.client_config())
     for deleted in admin.delete_topics([spec.name for spec in settings.topics.specs(PARTITIONS)]).values():
@@ -95,7 +102,9 @@ def make_fleet() -> MakeFleet:
     return _make_fleet
 
 
-def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSettings:
+def _make_fleet(
+    bootstrap_servers: str, replication_factor: int = 1, topic_config: Mapping[str, str] = MappingProxyType({})
+) -> KafkaSettings:
     settings = KafkaSettings(
         bootstrap_servers=bootstrap_servers,
         topic_prefix=f"t{uuid.uuid4().hex[:10]}.",
@@ -104,7 +113,7 @@ def _make_fleet(bootstrap_servers: str, replication_factor: int = 1) -> KafkaSet
         tier_delays_seconds=TIER_DELAYS_SECONDS,
     )
     topics = [
-        NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
+        NewTopic(spec.name, spec.partitions, replication_factor, config={**spec.config, **topic_config})
         for spec in settings.topics.specs(PARTITIONS)
     ]
     admin = AdminClient(settings.client_config())

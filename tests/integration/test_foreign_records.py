@@ -77,6 +77,12 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
+def topic_config() -> dict[str, str]:
+    """Topics that others made: the broker takes batches as they are, and writes no record anew."""
+    return {"compression.type": "producer"}
+
+
+@pytest.fixture(scope="module")
 def foreign(module_fleet: KafkaSettings) -> Fleet:
     topics = module_fleet.topics
     endpoint = EndpointRecord(tenant="default", url=HOOK, state=EndpointState.FAILING, at=10**30)

@@ -93,6 +93,12 @@ TOLD = {"job_id", "outcome", "error", "created_at", "id", "custom_id", "metadata
 """What a refusal may say; no text, and nothing of the input."""
 
 
+@pytest.fixture(scope="module")
+def topic_config() -> dict[str, str]:
+    """Topics that others made: the broker takes batches as they are, and writes no record anew."""
+    return {"compression.type": "producer"}
+
+
 def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
     """The cases as records, by partition and offset."""
     places: dict[tuple[int, int], Case] = {}

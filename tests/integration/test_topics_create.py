@@ -121,7 +121,11 @@ def make_as_others_do(settings: KafkaSettings) -> None:
         names.requests(): {"cleanup.policy": "compact"},
         names.results: {"max.message.bytes": "262144", "message.timestamp.type": "LogAppendTime"},
         names.attempts: {"message.timestamp.type": "LogAppendTime", "retention.bytes": "1000000"},
-        names.dead_letters: {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
+        names.dead_letters: {
+            "compression.type": "zstd",
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": "-1",
+        },
     }
     request = {
         spec.name: {
@@ -156,6 +160,10 @@ def test_topics_that_others_made_are_compared_by_property_and_set_right_when_ask
             (names.results, "max.message.bytes", "262144", "1048576"),
             (names.attempts, "retention.bytes", "1000000", "-1"),
             (tier, "message.timestamp.type", "CreateTime", "LogAppendTime"),
+            *(
+                (topic, "compression.type", "producer", "lz4")
+                for topic in (names.control, names.requests(), names.results, names.attempts, tier)
+            ),
         ]
     }
     fixed = postback("topics", "create", "--fix-config", env=env)

@@ -1,0 +1,34 @@
+"""Records that state offsets which are not theirs: no client writes them, and a broker may believe them."""
+
+from __future__ import annotations
+
+import json
+
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.record_batches import batch, produce, record
+
+
+def job(number: int) -> dict[str, int]:
+    return {"id": number, "ms": 1}
+
+
+def test_a_record_that_states_another_offset_hides_no_other_record(ledgers: Ledgers, processes: StageProcesses) -> None:
+    """Given one that stated an offset behind the partition's end, no worker began any later job of the partition."""
+
+    def stated(*deltas: int) -> bytes:
+        """A batch of jobs with these offsets, counted from the batch's own."""
+        return batch([record(json.dumps(job(next(numbers))).encode(), offset_delta=delta) for delta in deltas])
+
+    numbers = iter(range(100))
+    ledgers.submit([job(next(numbers)) for _ in range(5)], partitions=1)
+    processes.start("a")
+    ledgers.wait_for_results(5, 60)
+    for deltas in ((1,), (1000,), (-1, 10**9), (3, 3)):
+        produce(ledgers.kafka.bootstrap_servers, [(ledgers.kafka.topics.requests(), stated(*deltas))])
+    ledgers.submit([job(next(numbers)) for _ in range(5)], partitions=1)
+    ledgers.wait_for_results(16, 60)
+    processes.terminate("a")
+    processes.start("b")
+    ledgers.submit([job(next(numbers)) for _ in range(5)], partitions=1)
+    ledgers.wait_for_results(21, 60)
+    ledgers.assert_each_exactly_once(21)
