@@ -26,10 +26,16 @@ def test_a_broker_starts_serves_a_fleet_and_stops(tmp_path: Path) -> None:
         again = postback(*start, env=environment_of())
         assert (again.returncode, again.stdout) == (0, first.stdout)
         assert "was running already" in again.stderr
+        for told in (first.stderr, again.stderr):
+            assert f"export POSTBACK_KAFKA__BOOTSTRAP_SERVERS={first.stdout}" in told
+            assert told.endswith(f"stop it: postback broker stop --data {tmp_path}/kafka\n")
     finally:
         stopped = postback(*stop, env=environment_of())
-    assert (stopped.returncode, stopped.stderr) == (0, "postback: Kafka has stopped\n")
-    assert postback(*stop, env=environment_of()).stderr == "postback: no Kafka of ours was running\n"
+    start_again = f"postback broker start --data {tmp_path}/kafka"
+    told = f"postback: Kafka has stopped; start it again with its data: {start_again}\n"
+    assert (stopped.returncode, stopped.stderr) == (0, told)
+    told = f"postback: no Kafka was running on the data in {tmp_path}/kafka\n"
+    assert postback(*stop, env=environment_of()).stderr == told
 
 
 def test_a_busy_port_is_one_line_with_the_fix(tmp_path: Path) -> None:
@@ -37,7 +43,7 @@ def test_a_busy_port_is_one_line_with_the_fix(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = postback("broker", "start", "--port", port, "--data", tmp_path / "kafka", env=environment_of())
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr
-        == f"postback: Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another port.\n"
+    assert done.stderr == (
+        f"postback: port {port} on 127.0.0.1 is in use; stop its listener, or run: "
+        f"postback broker start --data {tmp_path}/kafka --port 0\n"
     )
