@@ -48,7 +48,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
-    """Show what a tenant's consumers need to verify its callbacks: the secrets, or the public keys."""
+    """Show the keys that verify a tenant's callbacks, and until when each signs: secrets and public keys."""
     from telemetry.clock import SystemClock
 
     tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
@@ -62,10 +62,13 @@ def show(
         typer.echo(json.dumps(said))
         return
     typer.echo(f"tenant      {tenant}")
-    for secret in secrets:
-        typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}")
-    for key in public_keys:
-        typer.echo(f"public key  {key}")
+    ends = keyring.key_ends(tenant, now)
+    for secret, until in ends.secrets.items():
+        typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}  {_until(until)}")
+    for key, until in ends.public_keys.items():
+        typer.echo(f"public key  {key}  {_until(until)}")
+    for key, until in ends.fleet_keys.items():
+        typer.echo(f"public key  {key}  {_until(until)}, for every tenant")
     if keyring.format == 1:
         say("the keyring has format 1: its public key is the same for all tenants; `postback keys migrate` ends that")
 
@@ -164,6 +167,10 @@ def _secret_from(file: Path | None) -> str:
     except UnicodeDecodeError:
         raise fail("the secret: it is not text", BAD_INPUT) from None
     return text.strip()
+
+
+def _until(end: float) -> str:
+    return "signs until it is rotated" if end == float("inf") else f"signs until {_minute(end)}"
 
 
 def _minute(at: float) -> str:

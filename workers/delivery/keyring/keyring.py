@@ -14,7 +14,7 @@ from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.errors import KeyringError, KeyringExists, KeyringFormatOld, KeyringRefused
 from workers.delivery.keyring.file import read, stamp_of, write, writing
 from workers.delivery.keyring.jwk import jwk
-from workers.delivery.keyring.material import KEY_BYTES, base64_of
+from workers.delivery.keyring.material import KEY_BYTES, base64_of, bytes_of
 from workers.delivery.keyring.tenant_cache import TenantCache
 
 OVERLAP_SECONDS = 24 * 3600.0
@@ -45,6 +45,18 @@ class _LoadedKeyring:
     stamp: tuple[int, ...]
     signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(_MAX_SIGNERS))
     jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(_MAX_JWK_SETS))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KeyEnds:
+    """Keys with the Unix second at which each stops signing, newest first; infinity where no end is set."""
+
+    secrets: dict[str, float]
+    """`whsec_…`"""
+    public_keys: dict[str, float]
+    """`whpk_…` of the tenant."""
+    fleet_keys: dict[str, float]
+    """`whpk_…` that sign for every tenant: in format 1, and during a migration's overlap."""
 
 
 class Keyring:
@@ -120,6 +132,22 @@ class Keyring:
         data = self._loaded.data
         keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
         return [PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]) for key in keys]
+
+    def key_ends(self, tenant: str, now: float) -> KeyEnds:
+        """The keys that sign this tenant's events now, with the Unix second at which each stops; infinity for never."""
+        data = self._loaded.data
+        own = data.derived_keys(tenant, now)
+        secrets = {key.secret: key.until for key in own}
+        for one in data.imported(tenant, now):
+            secret = bytes_of(one.secret)
+            secrets[secret] = max(one.ends, secrets.get(secret, now))
+        pairs = {key.private_bytes: key.until for key in own} if data.format == 2 else {}
+        fleet = {key.private_bytes: key.ends for key in data.fleet_keys(now)}
+        return KeyEnds(
+            {SECRET_PREFIX + base64_of(key): secrets[key] for key in data.secrets(tenant, now)},
+            {PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]): until for key, until in pairs.items()},
+            {PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]): until for key, until in fleet.items()},
+        )
 
     def jwks(self, tenant: str, now: float) -> JwkSet:
         """The public keys that verify this tenant's events now as a JWK set (RFC 7517), newest first."""
