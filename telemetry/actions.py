@@ -123,11 +123,11 @@ STAGE = {
         "A request to Kafka failed and is tried again.",
         "Look at the brokers where `/readyz` fails too.",
     ),
-    "others-foreseen": Action(
+    "lookahead-found-others": Action(
         "info",
         "Another tenant waits behind a tenant that fills the lot; the records in between move to the bulk lane.",
     ),
-    "foresight-failed": Action(
+    "lookahead-failed": Action(
         "warning", "The lookahead consumer cannot read; tenants behind a flood may wait until it works again."
     ),
     "handler-raised": Action(

@@ -80,7 +80,7 @@ class Scout:
                 if self._sharing.party(headers_of(message)[0]) != self._familiar:
                     met[place] = message.offset()
             elif error.code() != KafkaError._PARTITION_EOF:
-                log.warning("Nothing can be read ahead.", action="foresight-failed", reason=error.name())
+                log.warning("Reading ahead failed; trying again.", action="lookahead-failed", reason=error.name())
         return met
 
     def rest(self) -> None:
@@ -136,8 +136,8 @@ class Lookahead:
     def _foresee(self, partition: Partition, offset: int) -> None:
         if not partition.foreseen:
             log.info(
-                "Others wait behind the one who fills the lot; what is between is deferred.",
-                action="others-foreseen",
+                "Another tenant is waiting behind this one; deferring the records in between.",
+                action="lookahead-found-others",
                 topic=partition.topic,
                 partition=partition.number,
                 records=offset - partition.ledger.next_offset,
