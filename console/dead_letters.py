@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -58,12 +59,18 @@ def list_letters(
     redriven_too: Annotated[bool, typer.Option("--all", help="Also those that were put back.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what was given up and not put back since."""
+    """List jobs and callbacks that were given up and not put back since.
+
+    A terminal shows a table, with the reasons counted at the end; a pipe gets a line a letter.
+    """
     wanted = _filter(reasons, tenant, endpoint, ids, since, until, redriven_too=redriven_too)
     with _opened() as found:
         summaries = (letter.summary() for letter in found.letters(wanted))
+        if sys.stdout.isatty() and not as_json:
+            return _show_table(summaries)
         count = _write_array(summaries) if as_json else _write_lines(summaries)
     say(f"{count} dead letters")
+    return None
 
 
 @app.command()
@@ -199,6 +206,16 @@ def _report(tally: LetterCounts) -> None:
         say(f"  {count} {kind}: {reason}")
     for obstacle, count in tally.held.most_common():
         say(f"{count} cannot be put back: {_OBSTACLES[obstacle]}")
+
+
+def _show_table(summaries: Iterable[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from console.letters_table import write_table
+
+    count, reasons = write_table(Console(), summaries)
+    told = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    say(f"{count} dead letters{f': {told}' if told else ''}")
 
 
 def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
