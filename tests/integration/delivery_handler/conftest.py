@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from telemetry.metrics import Metrics
-from tests.integration.delivery_handler.records import Consumer, Maker, SetClock
+from tests.integration.delivery_handler.records import Consumer, JumpingClock, Maker
 from workers.delivery.keyring import Keyring
 
 
@@ -27,12 +27,12 @@ async def consumer() -> AsyncIterator[Consumer]:
 
 
 @pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
+def clock() -> JumpingClock:
+    return JumpingClock()
 
 
 @pytest.fixture
-def keyring(tmp_path: Path, clock: SetClock) -> Keyring:
+def keyring(tmp_path: Path, clock: JumpingClock) -> Keyring:
     return Keyring.create(tmp_path / "keyring.json", clock)
 
 
@@ -42,7 +42,7 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def make(keyring: Keyring, clock: SetClock, metrics: Metrics) -> AsyncIterator[Maker]:
+async def make(keyring: Keyring, clock: JumpingClock, metrics: Metrics) -> AsyncIterator[Maker]:
     maker = Maker(keyring, clock, metrics)
     yield maker
     for handler in maker.made:

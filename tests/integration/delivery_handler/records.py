@@ -28,13 +28,13 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 RESULT = write_result(Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
 
 
-class SetClock:
-    """A clock that shows what it is set to."""
+class JumpingClock:
+    """A clock in milliseconds whose wall time a test may set wrong."""
 
     def __init__(self) -> None:
         self.ms = NOW_MS
         self.wrong_ms = 0
-        """By how much somebody has set the wall clock since."""
+        """Milliseconds by which the wall clock is wrong."""
 
     def time(self) -> float:
         return (self.ms + self.wrong_ms) / 1000
@@ -77,7 +77,7 @@ class Maker:
     """Makes handlers that share a keyring, a clock and metrics, and closes them."""
 
     keyring: Keyring
-    clock: SetClock
+    clock: JumpingClock
     metrics: Metrics
     rng: random.Random | None = field(default_factory=lambda: random.Random(1))
     made: list[DeliveryHandler] = field(default_factory=list)

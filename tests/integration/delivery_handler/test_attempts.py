@@ -18,8 +18,8 @@ from tests.integration.delivery_handler.records import (
     TOPICS,
     TRACEPARENT,
     Consumer,
+    JumpingClock,
     Maker,
-    SetClock,
     attempt_of,
     carried_to,
     delivered_from,
@@ -58,7 +58,7 @@ async def test_a_delivered_callback_leaves_one_attempt_record(
 
 
 async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
-    make: Maker, consumer: Consumer, keyring: Keyring, clock: SetClock
+    make: Maker, consumer: Consumer, keyring: Keyring, clock: JumpingClock
 ) -> None:
     await make().handle(result_record(consumer.url))
     [(headers, body)] = consumer.requests
@@ -105,7 +105,7 @@ async def test_a_failure_sends_the_record_to_its_tier_with_everything_it_carried
 
 
 async def test_a_repeat_has_the_same_id_and_body_and_a_fresh_timestamp(
-    make: Maker, consumer: Consumer, clock: SetClock, keyring: Keyring
+    make: Maker, consumer: Consumer, clock: JumpingClock, keyring: Keyring
 ) -> None:
     consumer.statuses, handler = [500, 200], make()
     outputs = await handler.handle(result_record(consumer.url))
@@ -169,7 +169,7 @@ async def test_what_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
 
 
 async def test_a_rotated_key_signs_without_a_restart(
-    make: Maker, consumer: Consumer, keyring: Keyring, clock: SetClock
+    make: Maker, consumer: Consumer, keyring: Keyring, clock: JumpingClock
 ) -> None:
     handler = make()
     await handler.handle(result_record(consumer.url))

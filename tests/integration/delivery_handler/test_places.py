@@ -11,8 +11,8 @@ from tests.integration.delivery_handler.records import (
     NOW_MS,
     TOPICS,
     Consumer,
+    JumpingClock,
     Maker,
-    SetClock,
     delivered_from,
     headers_of,
     result_record,
@@ -43,7 +43,7 @@ async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
 
 
 async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_deferred_a_few_times(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     handler = make(DeliverySettings(destination_concurrency=2, destination_queue_records=0))
     gates, running = [asyncio.Event() for _ in range(3)], []
@@ -70,7 +70,7 @@ async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_def
 
 
 async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
-    make: Maker, consumer: Consumer, clock: SetClock, caplog: pytest.LogCaptureFixture
+    make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))
     await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads what it needs

@@ -19,8 +19,8 @@ from tests.integration.delivery_handler.records import (
     RESULT,
     TOPICS,
     Consumer,
+    JumpingClock,
     Maker,
-    SetClock,
     attempt_of,
     carried_to,
     delivered_from,
@@ -150,7 +150,7 @@ async def test_a_429_under_load_lets_nobody_in_until_half_as_many_are_left(
 
 
 async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(
-    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+    make: Maker, consumer: Consumer, clock: JumpingClock, metrics: Metrics
 ) -> None:
     consumer.statuses, consumer.headers, handler = [429, 200], {"Retry-After": "1800"}, make()
     await handler.handle(result_record(consumer.url))
@@ -168,7 +168,7 @@ async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_o
 
 
 async def test_a_retry_after_of_a_year_holds_its_event_for_a_day_and_others_of_the_origin_for_an_hour(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     consumer.statuses, consumer.headers, handler = [503, 200], {"Retry-After": "31536000"}, make()
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts, TOPICS.tier(86_400)]

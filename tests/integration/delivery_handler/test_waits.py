@@ -14,8 +14,8 @@ from tests.integration.delivery_handler.records import (
     RESULT,
     TOPICS,
     Consumer,
+    JumpingClock,
     Maker,
-    SetClock,
     carried_to,
     delivered_from,
     headers_of,
@@ -45,7 +45,7 @@ async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_e
 
 
 async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_dead_letter(
-    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+    make: Maker, consumer: Consumer, clock: JumpingClock, metrics: Metrics
 ) -> None:
     consumer.statuses, handler = [503], make()
     record, visited, hops = result_record(consumer.url), [], 0
@@ -80,7 +80,7 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
 
 
 async def test_a_clock_that_is_set_days_ahead_disables_no_endpoint(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     consumer.statuses, handler = [503], make()
     for number in range(30):
@@ -101,7 +101,7 @@ async def test_a_clock_that_is_set_days_ahead_disables_no_endpoint(
 
 
 async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hops_lie_between(
-    make: Maker, consumer: Consumer, clock: SetClock, metrics: Metrics
+    make: Maker, consumer: Consumer, clock: JumpingClock, metrics: Metrics
 ) -> None:
     consumer.statuses, handler = [503, 503, 429, 503, 200], make()
     consumer.headers = {"Retry-After": "70"}
@@ -117,7 +117,7 @@ async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hop
 
 
 async def test_a_throttled_callback_waits_as_long_as_it_was_told(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     consumer.statuses, consumer.headers, handler = [429], {"Retry-After": "60"}, make()
     _, waiting = await handler.handle(result_record(consumer.url))
@@ -131,7 +131,7 @@ async def test_a_throttled_callback_waits_as_long_as_it_was_told(
 @pytest.mark.parametrize("back_hours", [1, 6, 23, 25, 26, 24 * 365])
 @pytest.mark.parametrize("retry_after", [None, "60", "7000"])
 async def test_a_clock_that_is_set_back_at_most_doubles_a_wait_and_a_minute(
-    make: Maker, consumer: Consumer, clock: SetClock, back_hours: int, retry_after: str | None
+    make: Maker, consumer: Consumer, clock: JumpingClock, back_hours: int, retry_after: str | None
 ) -> None:
     consumer.statuses, consumer.headers = [429], {} if retry_after is None else {"Retry-After": retry_after}
     before, behind = make(), make()
@@ -147,7 +147,7 @@ async def test_a_clock_that_is_set_back_at_most_doubles_a_wait_and_a_minute(
 
 
 async def test_a_deferred_record_is_due_when_it_comes_back_whatever_the_clock_says(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=0))
     consumer.gate = asyncio.Event()
@@ -179,7 +179,7 @@ LONG_AGO = b"900000000"
 
 
 async def test_an_event_that_has_waited_for_long_is_given_up_untried_only_where_probe_after_probe_fails(
-    make: Maker, consumer: Consumer, clock: SetClock
+    make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     consumer.statuses = [500]
     handler = make(DeliverySettings(breaker_failures=1, breaker_open_seconds=10, breaker_longest_seconds=20))
