@@ -1,7 +1,7 @@
-"""Calls with a bound of our own, for a client whose own bounds do not always hold.
+"""Calls of the Kafka client with a second time-out, since its own does not always hold.
 
 librdkafka's `send_offsets_to_transaction` was seen to wait for ever, whatever its timeout, when the broker died with
-its request queued. The Kafka thread must come round all the same, or rebalances go unheard.
+its request queued. The Kafka thread must not wait that long, or rebalances go unheard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _Answer = SimpleQueue[BaseException | None]
 
 
 def overdue() -> KafkaException:
-    """What is raised for a call that takes longer than it may."""
+    """Return the error for a call that exceeds its time-out."""
     return KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time"))
 
 
@@ -28,7 +28,7 @@ class Call:
         self._answer = answer
 
     def result(self, seconds: float) -> None:
-        """Wait so long for its end; raises what it raised, and KafkaException (`_TIMED_OUT`) when it has not ended."""
+        """Wait for the call to end. Raises the call's error, and KafkaException (`_TIMED_OUT`) after `seconds`."""
         try:
             error = self._answer.get(timeout=seconds)
         except Empty:
@@ -38,12 +38,12 @@ class Call:
 
     @property
     def has_ended(self) -> bool:
-        """Whether `result` has something to say."""
+        """True if the call has returned or raised, so that `result` does not wait."""
         return not self._answer.empty()
 
 
 class BoundedCaller:
-    """A thread that makes calls, one after the other. A call that is overdue is left behind, and the thread with it."""
+    """A thread that makes calls one after the other. The caller abandons an overdue call together with its thread."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _Answer] | None] = SimpleQueue()
@@ -51,17 +51,17 @@ class BoundedCaller:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def start(self, function: Callable[..., Any], *args: Any) -> Call:
-        """Have `function` called while the caller goes on."""
+        """Call `function` on the thread, and return at once."""
         answer: _Answer = SimpleQueue()
         self._calls.put((function, args, answer))
         return Call(answer)
 
     def call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
-        """Call `function`; raises what it raises, and KafkaException (`_TIMED_OUT`) when it is overdue."""
+        """Call `function` and wait. Raises its error, and KafkaException (`_TIMED_OUT`) after `seconds`."""
         self.start(function, *args).result(seconds)
 
     def end(self) -> None:
-        """Let the thread end after what it is doing."""
+        """End the thread after its present call."""
         self._calls.put(None)
 
     def _work(self) -> None:

@@ -1,4 +1,4 @@
-"""A stage over a consumer group of the fleet's Kafka: the one place that joins the parts."""
+"""Joins the parts of a stage over a consumer group of the fleet's Kafka."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
 AHEAD_OF_PACED = 1000
-"""Records that are fetched ahead where some partitions are paced: they stand in one line, and what comes out of a tier
-by the thousand stands before what has just come. What of it is given back was fetched for nothing."""
+"""Records that are fetched ahead where some partitions are paced. All prefetched records wait in one queue: thousands
+from a tier would delay a record that has just come. Records that are given back were fetched for nothing."""
 
 
 def group_stage(
@@ -41,14 +41,14 @@ def group_stage(
     last_resort: LastResort | None = None,
     topic_ids: Mapping[str, str] | None = None,
 ) -> Stage:
-    """A stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
+    """Return a stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
 
-    `last_resort` writes the dead letter of a record that the handler cannot give up; without one it is passed over.
-    `topic_ids` are the UUIDs by which the handler knows the topics that it reads: the stage ends with TopicMadeAnew
-    where one has another UUID now. Of a topic that is left out, the first UUID that it meets counts.
+    `last_resort` writes the dead letter of a record that the handler cannot give up; without one the record is settled
+    with no output. `topic_ids` are the UUIDs by which the handler knows its topics: the stage ends with TopicMadeAnew
+    where one has another UUID now. For a topic that is left out, the first UUID that the stage meets counts.
 
-    Its transactional.id is `<prefix><name>.<replica>`: the same over restarts of a replica, so that a new process ends
-    at once what a killed one left open.
+    The transactional.id is `<prefix><name>.<replica>`, the same over restarts of a replica. So a new process ends at
+    once the transaction that a killed one left open.
     """
     errors: list[Stage] = []
 

@@ -1,7 +1,7 @@
-"""Whether the group's coordinator is heard, from what librdkafka's statistics say of its connection.
+"""How long the group's coordinator has been silent, by librdkafka's statistics of its connection.
 
-A broker that froze keeps its connections open: no error comes before a request times out, and the client asks so
-seldom, where nothing is to be done, that this took over a minute. The statistics cost no request and block nobody.
+A frozen broker keeps its connections open, so the client sees no error before a request times out. An idle client sends
+so few requests that this took over a minute. Statistics cost no request and block no thread.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _MICROSECONDS = 1e6
 
 
 class Coordinator:
-    """The broker that keeps the group: it is asked all the time, since each member sends heartbeats to it.
+    """The broker that keeps the group. Every member sends it heartbeats, so it is asked all the time.
 
-    Times are of librdkafka's own clock, as its statistics give them (its STATISTICS.md: `ts` and `rxidle` in
-    microseconds, `rxidle` -1 where nothing came on the present connection).
+    Times are those of librdkafka's own clock. Its STATISTICS.md gives `ts` and `rxidle` in microseconds; `rxidle` is
+    -1 where no byte has come on the present connection.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Coordinator:
 
     @property
     def silent_seconds(self) -> float:
-        """For how long it had been silent when statistics came last; infinite while no broker can be reached."""
+        """How long it had been silent when statistics came last; infinite while no broker can be reached."""
         return 0.0 if self._heard_at is None else self._looked_at - self._heard_at
 
     def statistics(self, text: str) -> None:
-        """The client's statistics callback."""
+        """Take in one report; this is the client's `stats_cb`."""
         found = json.loads(text)
         self._looked_at = found["ts"] / _MICROSECONDS
         if self._heard_at is None:
@@ -44,5 +44,5 @@ class Coordinator:
         self._heard_at = self._looked_at - silent
 
     def away(self) -> None:
-        """No broker can be reached, the coordinator neither."""
+        """Note that no broker can be reached, the coordinator included."""
         self._heard_at = -math.inf

@@ -1,4 +1,4 @@
-"""A dead letter: a record that was given up, as it is kept for people, with the reason in its headers."""
+"""A dead letter: a record that was given up, kept for an operator, with the reason in its headers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from schemas import topics as names
 from workers.stage.record import Header, Headers, Output, Record, size_of
 
 MAX_LETTER_BYTES = 960_000
-"""What a topic takes is 1 MiB, and a record may have come compressed and be larger: then the letter is abridged."""
+"""A topic takes records of 1 MiB. A record that came compressed may be larger, and its letter is abridged."""
 
 _WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
 _LONGEST_NAME = 256
 
 
 def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: int, carried: Headers) -> Output:
-    """The record with the `carried` headers and why it was given up. `reason` is a stable code, `detail` for people.
+    """Return the record with the `carried` headers and the reason: `reason` is a stable code, `detail` is for people.
 
-    A record that would not fit is left out, with its key and all headers but those that say whose it is. It stands
-    whole where the source headers say, for as long as that topic keeps it.
+    A record that does not fit loses its value, its key, and all headers but those that identify tenant and job. The
+    source headers name the place of the whole record, for as long as that topic keeps it.
     """
     why: list[Header] = [
         (names.REASON, reason.encode()),

@@ -1,7 +1,7 @@
-"""Defects: exceptions from code that a record met and that should have raised none.
+"""Defects: exceptions from a handler, a pace or a sharing, which should raise none.
 
-No record may end a stage, so each defect has a way on, and none goes unseen: it is an error in the log, and it is
-counted in `postback_handler_defects_total`.
+No record may end a stage, so the stage goes on after each defect. It logs an error, and counts the defect in
+`postback_handler_defects_total`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from telemetry.metrics import Metrics
 from workers.stage.record import Failure, Output, Record
 
 HANDLER_DEFECT = "handler_defect"
-"""The failure's code, and the dead letter's reason, where the handler could not even give a record up."""
+"""The failure's code and the dead letter's reason, where the handler could not give a record up either."""
 
 LastResort = Callable[[Record, Failure], Sequence[Output]]
-"""The outputs for a record that its handler can neither handle nor give up. Called on the event loop; never raises."""
+"""Returns the outputs for a record that its handler can neither handle nor give up. Called on the event loop."""
 
 Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party"]
 """The call that raised, or that returned outputs that no broker takes: the metric's label."""
 
 _SAID: dict[Call, tuple[str, str]] = {
-    "handle": ("handler-raised", "The handler raised; the record is given up."),
-    "defer": ("handler-raised", "The handler raised at a deferral; the record is given up."),
-    "give_up": ("give-up-raised", "The handler could not give a record up; the last resort writes its dead letter."),
-    "last_resort": ("record-passed-over", "The last resort raised; the record is settled without a dead letter."),
-    "due_ms": ("pace-raised", "The pace raised at a record; the record counts as due."),
-    "party": ("sharing-raised", "The sharing raised at a record; the record counts for no party."),
+    "handle": ("handler-raised", "The handler raised; giving the record up."),
+    "defer": ("handler-raised", "The handler raised while it deferred a record; giving the record up."),
+    "give_up": ("give-up-raised", "The handler could not give a record up; writing its dead letter as a last resort."),
+    "last_resort": ("record-passed-over", "The last resort raised; settling the record without a dead letter."),
+    "due_ms": ("pace-raised", "The pace raised at a record; dispatching the record at once."),
+    "party": ("sharing-raised", "The sharing raised at a record; counting the record for no party."),
 }
 
 log = get_logger()
@@ -42,7 +42,7 @@ class Defects:
         self._counts = {call: metrics.handler_defects.labels(call) for call in _SAID}
 
     def met(self, call: Call, record: Record, error: Exception) -> None:
-        """Log and count that this call raised at this record."""
+        """Log and count an exception that this call raised at this record."""
         self._counts[call].inc()
         action, sentence = _SAID[call]
         log.error(

@@ -1,14 +1,14 @@
-"""How long what is complete waits for company in its transaction.
+"""Group commit: how long a complete record waits for others to share its transaction.
 
-A transaction costs Kafka the same whether it carries one record or a thousand. Jobs that take seconds, as those of an
-engine do, come back one by one; a small part of the time that they took is nothing to them, and saves most
-transactions. Jobs that take no time wait for nobody, unless the stage says that nobody waits for what it settles.
+A transaction costs Kafka the same for one record as for a thousand. An engine's jobs take seconds and return one by
+one: a small part of that time adds little to a job's latency, and saves most transactions. Jobs that take no time do
+not wait, unless the stage says that no reader waits for their outputs.
 
-To compose one keeps the interpreter for a millisecond or two, and the event loop begins a few records in less. So what
-is complete makes way, once, where a few were handed over in the same round.
+Composing a transaction holds the interpreter for a millisecond or two; the event loop begins a few records in less. So
+after a round that handed over a few records, the transaction waits for one more round, once.
 
-What may linger waits longer, for others of its kind. With each transaction that it is part of, Kafka writes to one
-topic more and ends the transaction there too, and the next fetch brings that instead of what somebody waits for.
+Lingering records wait longer, for others of their kind. Each transaction with one of them writes to one topic more and
+ends there too, and the next fetch brings that marker before the records that a reader waits for.
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from __future__ import annotations
 from workers.stage.runner import Handled
 
 SHARE = 0.02
-"""Of the time that handling took."""
+"""The wait, as a part of the time that handling took."""
 MOST_SECONDS = 0.025
+"""The longest wait."""
 _WEIGHT = 0.05
-"""Of the newest record in the moving average."""
+"""The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
-"""For which a transaction makes way: of more of them each would win little."""
+"""The most records for which a transaction waits a round; of more, each would gain little."""
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100
 LINGER_BYTES = 4 * 1024 * 1024
-"""A quarter of the smallest window: where that is full nothing is fetched."""
+"""A quarter of the smallest window, which stops fetching once it is full."""
 
 
 class GroupCommit:
-    """A moving average over the records of one stage. The Kafka thread owns it."""
+    """The wait of one stage, from a moving average over its records. The Kafka thread owns it."""
 
     def __init__(self, least_seconds: float = 0.0) -> None:
         self._least_seconds = least_seconds
         self._average = 0.0
         self._since: float | None = None
         self.made_way = False
-        """Whether what is complete has waited for a round for others to begin."""
+        """Whether the pending records have waited for a round, so that others could begin."""
 
     @property
     def seconds(self) -> float:
-        """How long a record that is complete may wait for others."""
+        """How long a complete record may wait for others."""
         return max(self._least_seconds, self._average)
 
     def came(self, took_seconds: float, now: float) -> None:
-        """A record is complete `now` (monotonic seconds), after so long a handling."""
+        """Count a record that is complete `now` (monotonic seconds), after a handling of `took_seconds`."""
         self._average += _WEIGHT * (min(MOST_SECONDS, SHARE * took_seconds) - self._average)
         if self._since is None:
             self._since = now
 
     def left(self) -> None:
-        """What was complete is settled, or of no use any more."""
+        """Note that no complete record waits any more."""
         self._since, self.made_way = None, False
 
     def expects(self, now: float) -> bool:
-        """Whether the first of those that are complete still waits."""
+        """Return whether the first complete record still waits for others."""
         return self._since is not None and now - self._since < self.seconds
 
     def makes_way(self, handed_over: int) -> bool:
-        """Whether what is complete waits for a round more, where so many records were handed over in this one."""
+        """Return whether the complete records wait for one more round, after `handed_over` records in this one."""
         if self._since is None or self.made_way or not 0 < handed_over <= FEW_RECORDS:
             return False
         self.made_way = True
@@ -66,7 +67,7 @@ class GroupCommit:
 
 
 class Lingering:
-    """What is complete and may be settled later, in the order in which it came. The Kafka thread owns it."""
+    """Completions that may be settled later, in the order of their arrival. The Kafka thread owns it."""
 
     def __init__(self) -> None:
         self.completions: list[Handled] = []
@@ -74,14 +75,14 @@ class Lingering:
         self._bytes = 0
 
     def add(self, completion: Handled, now: float) -> None:
-        """One more; `now` is monotonic seconds."""
+        """Add a completion. `now`: monotonic seconds."""
         if not self.completions:
             self._since, self._bytes = now, 0
         self.completions.append(completion)
         self._bytes += len(completion.record.value)
 
     def over(self, now: float) -> list[Handled]:
-        """Take all out, once the first has waited for LINGER_SECONDS or there is much of it; else nothing."""
+        """Take all out, once the first has waited for LINGER_SECONDS or there are many; else return none."""
         much = len(self.completions) >= LINGER_RECORDS or self._bytes >= LINGER_BYTES
         return self.end() if much or now >= self._since + LINGER_SECONDS else []
 

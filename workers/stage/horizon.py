@@ -1,9 +1,10 @@
-"""How far ahead a partition's records may be begun, so that its commits bound how many are under way.
+"""How far ahead a partition's records may begin, so that each commit bounds the number of records in work.
 
-After a crash the next owner suspects what may have been under way. Without a bound that is a whole window of each
-partition: of twelve partitions twelve times as many records as ran. So each commit says how many of the first undone
-records may have been begun, and no other one is begun before the next commit: the *limit* is an offset, a margin above
-the highest that was begun. The margin follows the pace, so that a commit allows twice what was begun since the last.
+After a crash the next owner suspects every record that may have been in work. Without a bound that is a whole window of
+each partition: with twelve partitions, twelve times as many records as ran. So each commit states how many of the first
+undone records may have begun, and no other record begins before the next commit. The *limit* is an offset, a margin
+above the highest record that has begun. The margin follows the pace: a commit allows twice the records that began since
+the last one.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ LEAST_MARGIN = 32
 MOST_MARGIN = 8_192
 """The largest window."""
 _DECAY = 7 / 8
-"""Of the margin, with each commit that did not need it: a quiet moment is not to cost a busy one its pace."""
+"""The margin's decay with each commit that did not need it. A quiet moment must not slow the next busy one."""
 
 
 class Horizon:
-    """One partition's, during one assignment. The Kafka thread owns it."""
+    """The limit of one partition during one assignment. The Kafka thread owns it."""
 
     def __init__(self, start: int) -> None:
-        """`start`: offsets below may have been begun by others, and nothing from there on."""
+        """`start`: earlier owners may have begun records below this offset, and none from it on."""
         self._above = start
-        """Behind the highest offset that was begun, or is to be."""
+        """The offset after the highest record that has begun, or is to begin."""
         self._above_before = start
-        """The same when the last commit was composed."""
+        """`_above` as it was when the last commit was composed."""
         self._margin = LEAST_MARGIN
         self._limit: int | None = None
-        """Only offsets below may be begun. None before the first commit, without which nothing is begun at all."""
+        """Only records below this offset may begin. None before the first commit: then no record begins."""
         self.held_back = False
-        """Whether a record that could be begun waits for the next commit."""
+        """Whether a record that could begin waits for the next commit."""
 
     def allowed(self, records: Sequence[Record], most: int) -> int:
-        """How many of the first `most` records may be begun now. They stand in the order of their offsets."""
+        """Return how many of the first `most` records may begin now. `records` are in the order of their offsets."""
         limit, most = self._limit, min(most, len(records))
         if limit is None or not most or records[most - 1].offset < limit:
             return most
@@ -47,15 +48,15 @@ class Horizon:
         return sum(1 for _ in takewhile(lambda record: record.offset < limit, records))
 
     def begun(self, offset: int) -> None:
-        """The handler is given this record."""
+        """Note that the handler is given the record at this offset."""
         self._above = max(self._above, offset + 1)
 
     def next_limit(self) -> int:
-        """The limit that the next commit allows."""
+        """Return the limit that the next commit allows."""
         return max(self._limit or 0, self._above + self._margin)
 
     def committed(self, limit: int) -> None:
-        """The commit that allows this limit has returned."""
+        """Allow this limit: its commit has returned."""
         used, self._above_before = self._above - self._above_before, self._above
         wanted = 2 * self._margin if self.held_back else max(2 * used, int(self._margin * _DECAY))
         self._margin = min(MOST_MARGIN, max(LEAST_MARGIN, wanted))
@@ -63,7 +64,7 @@ class Horizon:
 
 
 def undone_below(limit: int, base: int, done: int) -> int:
-    """How many offsets from `base` to below `limit` are not done, where `done` is the bitmap from base on."""
+    """Return how many offsets from `base` to below `limit` are not done; `done` is the bitmap from base on."""
     width = max(0, limit - base)
     if width < done.bit_length():
         done &= (1 << width) - 1

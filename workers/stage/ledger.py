@@ -2,9 +2,9 @@
 
 The words, as the whole stage uses them:
 
-- *taken*: a record was consumed and is this worker's to handle.
-- *done*: nothing is owed for an offset any more: its outputs are settled, or there never was a record (a gap).
-- *base*: every offset below it is done. It is what Kafka knows as the committed offset.
+- *taken*: this worker consumed the record and has to handle it.
+- *done*: an offset whose outputs are settled, or at which there is no record (a gap).
+- *base*: every offset below it is done. Kafka knows it as the committed offset.
 - *gap*: an offset that Kafka skipped: a transaction marker, an aborted record, a record that compaction removed.
 - *hole*: an offset above base that is not done although one behind it was seen.
 - *span*: the distance from base to behind the highest taken offset. It is bounded, the more so the more holes it has,
@@ -22,9 +22,9 @@ from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 class Ledger:
     """One partition's offsets during one assignment.
 
-    It changes in two phases: `after` says what the progress would be, `settle` makes it so once the commit has
-    returned. In between records may be taken and gaps seen, but nothing of what is being committed is noted, so that a
-    failed commit leaves nothing to undo.
+    It changes in two phases: `after` returns the progress to commit, and `settle` adopts it once the commit has
+    returned. In between the ledger takes records and gaps, and notes nothing of the commit, so a failed commit leaves
+    nothing to undo.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -33,17 +33,17 @@ class Ledger:
         self._done_count = progress.done.bit_count()
         self._taken: set[int] = set()
         self.next_offset = progress.base
-        """The offset after the highest one seen, and never below base: the one place where an offset grows by one."""
+        """The offset after the highest one seen, and never below base. No other offset ever grows by one."""
         self.gaps_unsettled = False
 
     @property
     def base(self) -> int:
-        """Every offset below is done."""
+        """The first offset that is not done."""
         return self._base
 
     @property
     def progress(self) -> Progress:
-        """What is done."""
+        """Base and bitmap, as they are now."""
         return Progress(self._base, self._done)
 
     @property
@@ -53,12 +53,12 @@ class Ledger:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is taken."""
+        """Whether no record is taken."""
         return not self._taken
 
     @property
     def next_owed(self) -> int:
-        """The first offset that is neither done nor taken: what is to be fetched next, be it for the second time."""
+        """The first offset that is neither done nor taken: the next one to fetch, be it for the second time."""
         given_back = ~self._done & ((1 << self.span) - 1)
         for offset in self._taken:
             given_back &= ~(1 << (offset - self._base))
@@ -75,29 +75,29 @@ class Ledger:
         return self._width - self._done_count
 
     def undone_before(self, offset: int) -> int:
-        """How many offsets, of those that were not seen yet and are below this one, are not done."""
+        """Return how many offsets below this one are unseen and not done."""
         unseen = max(0, offset - self.next_offset)
         done = self._done >> (self.next_offset - self._base)
         mask = (1 << min(unseen, done.bit_length())) - 1
         return unseen - (done & mask).bit_count()
 
     def fits(self, offset: int) -> bool:
-        """Whether this offset can be seen without the span growing over its bounds."""
+        """Return whether the span stays within its bounds if this offset is seen."""
         above = offset - self._base
         if self._base == self.next_offset or above < MAX_BITMAP:
             return True
         return above < MAX_SPAN and (above < self._width or self.holes < MAX_HOLES)
 
     def is_done(self, offset: int) -> bool:
-        """Whether nothing is owed for this offset."""
+        """Return whether this offset is done."""
         return offset < self._base or bool(self._done >> (offset - self._base) & 1)
 
     def is_taken(self, offset: int) -> bool:
-        """Whether this offset was taken and is not yet settled."""
+        """Return whether this offset was taken and is not yet settled."""
         return offset in self._taken
 
     def take(self, offset: int) -> bool:
-        """Note a delivered record that `fits`; what Kafka skipped before it is done. False: nothing is owed for it."""
+        """Take a delivered record that `fits`; skipped offsets before it are done. False if it is done or taken."""
         self.reach(offset)
         self.next_offset = max(self.next_offset, offset + 1)
         if self.is_done(offset) or offset in self._taken:
@@ -106,7 +106,7 @@ class Ledger:
         return True
 
     def reach(self, offset: int) -> None:
-        """Note that everything below `offset` was delivered or skipped, as a record or an end of partition tells."""
+        """Note that every offset below was delivered or skipped, as a record or an end of partition shows."""
         if offset <= self.next_offset:
             return
         if self._base == self.next_offset:
@@ -118,7 +118,7 @@ class Ledger:
         self.gaps_unsettled = True
 
     def after(self, offsets: Iterable[int]) -> tuple[int, int]:
-        """Base and bitmap as they would be with these offsets done too."""
+        """Return base and bitmap with these offsets done too."""
         done = self._done
         for offset in offsets:
             if offset >= self._base:
@@ -126,14 +126,14 @@ class Ledger:
         return _advance(self._base, done)
 
     def settle(self, offsets: Iterable[int]) -> None:
-        """The commit has returned: these offsets are done."""
+        """Mark these offsets as done: their commit has returned."""
         offsets = list(offsets)
         self._move(*self.after(offsets))
         self._taken.difference_update(offsets)
         self.gaps_unsettled = False
 
     def adopt(self, progress: Progress) -> set[int]:
-        """Take over what was committed in our name unknown to us; returns the taken offsets that it contains."""
+        """Adopt a commit of ours whose answer was lost. Returns the taken offsets that it contains."""
         committed = Ledger(progress)
         known = {offset for offset in self._taken if committed.is_done(offset)}
         shift = progress.base - self._base
@@ -144,22 +144,22 @@ class Ledger:
         return known
 
     def drop(self, offset: int) -> None:
-        """Give an offset back untried: it stays undone for whoever owns the partition next."""
+        """Give an offset back untried: it stays undone for the next owner of the partition."""
         self._taken.discard(offset)
 
     @property
     def _width(self) -> int:
-        """The span, or more where the last owner was further on."""
+        """The span, or more where the last owner had gone further."""
         return max(self.span, self._done.bit_length())
 
     def _move(self, base: int, done: int) -> None:
-        """Take this as base and bitmap. Base may pass all that was seen: what an earlier owner has done."""
+        """Set base and bitmap. Base may pass every seen offset, since an earlier owner may have done more."""
         self._base, self._done = _advance(base, done)
         self._done_count = self._done.bit_count()  # counted here, since it is asked for at every record
         self.next_offset = max(self.next_offset, self._base)
 
 
 def _advance(base: int, done: int) -> tuple[int, int]:
-    """Base and bitmap with base moved over the run of done offsets that starts at it."""
+    """Return base and bitmap with base moved over the run of done offsets that starts at it."""
     run = ((done + 1) & ~done).bit_length() - 1
     return base + run, done >> run

@@ -1,4 +1,4 @@
-"""A partition while it is assigned to this process: the object that late work is checked against."""
+"""A partition while it is assigned to this process. Late work is checked against this object, not a number."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Phase(Enum):
     """Where a partition is in its life. ASSIGNED → OPEN → REVOKING → GONE; any phase may turn into GONE."""
 
     ASSIGNED = "assigned"
-    """Ours, but nothing of it was delivered yet: its progress is not read."""
+    """Assigned to this process; nothing of it was delivered yet, and its progress is not read."""
     OPEN = "open"
     REVOKING = "revoking"
-    """Nothing more is dispatched; what is dispatched is awaited."""
+    """No more records are dispatched; the dispatched ones are awaited."""
     GONE = "gone"
-    """Another worker's. Whatever still comes in for it is dropped."""
+    """Another worker owns it. Late completions and records are dropped."""
 
 
 GAP_SECONDS = 1.0
@@ -109,7 +109,7 @@ class Partition:
 
     @property
     def owned(self) -> bool:
-        """Whether its progress is still ours to commit."""
+        """Whether this process may still commit its progress."""
         return self.phase is not Phase.GONE
 
     @property
@@ -118,7 +118,7 @@ class Partition:
         return self.phase is Phase.OPEN and self.open_committed
 
     def open(self, committed: Progress | None, window_records: int, topic_mark: bytes | None = None) -> None:
-        """Start from what is committed. Where the last owner left it open, the first window is run carefully."""
+        """Start from the committed progress. Where the last owner left it open, the first window is suspect."""
         self.topic_mark = topic_mark
         progress = committed or Progress(0)
         if self.begins_anew:
@@ -131,7 +131,7 @@ class Partition:
         self.phase = Phase.OPEN
 
     def progress(self, offsets: list[int]) -> Progress:
-        """What to commit once these offsets are done."""
+        """Return the progress to commit once these offsets are done."""
         base, done = self.ledger.after(offsets)
         settled = set(offsets)
         suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}
@@ -155,7 +155,7 @@ class Partition:
         return now - self._gap_since >= GAP_SECONDS
 
     def settle(self, offsets: list[int], committed: Progress) -> None:
-        """The commit of `committed`, which was `progress(offsets)` when it began, has returned."""
+        """Mark these offsets as done: `committed`, which `progress(offsets)` returned, is committed."""
         self.open_committed = committed.open
         self.ledger.settle(offsets)
         self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)  # one may have come meanwhile
@@ -166,7 +166,7 @@ class Partition:
         self._gap_since = None
 
     def adopt(self, committed: Progress) -> None:
-        """Take over what was committed in our name unknown to us."""
+        """Adopt a commit of ours whose answer was lost."""
         self.ledger.adopt(committed)
         self.confirmed = committed
         self.open_committed = self.open_committed and committed.open
@@ -213,10 +213,10 @@ class Partition:
         self.last_seen = now  # it could give nothing while it was paused
 
     def foresee(self, offset: int) -> None:
-        """Another party than the one that fills the lot has the record at this offset, which is not read yet."""
+        """Note that the unread record at this offset is of another party than the one that fills the lot."""
         self._foreseen = max(self._foreseen, offset)
 
     @property
     def foreseen(self) -> bool:
-        """Whether another party's record is still ahead."""
+        """Whether another party's record is known further on, and not read yet."""
         return self.ledger.next_offset <= self._foreseen

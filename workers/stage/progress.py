@@ -1,7 +1,7 @@
-"""A partition's progress as it is committed beside the offset: what is done above it, and who may kill a worker.
+"""A partition's progress as it is committed beside the offset: done offsets above it, and records that may kill.
 
-A broker takes 4,096 characters of it by default, so its formats have their bounds. Each begins with version, flags and
-the number of suspects; the topic's mark and the suspects follow, and what is done comes last. All of it is base85:
+A broker takes 4,096 characters of metadata by default, so the formats are bounded. Each begins with version, flags and
+the number of suspects; the topic's mark and the suspects follow, and the done offsets come last. All of it is base85:
 
     1  a bitmap, up to MAX_BITMAP offsets above base, with any holes; no mark
     2  the holes, up to MAX_HOLES of them in MAX_SPAN offsets: how many are done before each, in a Rice code; no mark
@@ -10,10 +10,10 @@ the number of suspects; the topic's mark and the suspects follow, and what is do
 
 The mark is four bytes of a hash of the topic's UUID. A group may keep its offsets when a topic is deleted and made anew
 under its name, and offsets of the old topic say nothing of the new one. Releases before the mark wrote 1 and 2; their
-progress is taken for the topic's that is there. Releases before `begun` left those four bits of the flags 0.
+progress counts for the present topic. Releases before `begun` left those four bits of the flags 0.
 
-A hole is an offset that is not done. An owner that sees to it that a wide progress has few of them can go on behind a
-record that takes its time. The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
+A hole is an offset that is not done. An owner that keeps a wide progress to few holes can go on behind a slow record.
+The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
 (Rice 1979): six bits for each hole and one for each 32 offsets is the most that it takes, wherever the holes are.
 """
 
@@ -38,10 +38,10 @@ MAX_SUSPECTS = 32
 _BITMAP = 1
 _HOLES = 2
 _MARKED = 2
-"""What a version with a mark is above the same one without."""
+"""The difference between a version with a mark and the same one without."""
 _MARK_BYTES = 4
 _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
-"""Of a suspect, above base."""
+"""Bytes of a suspect's offset above base."""
 
 _OPEN = 0b01
 _ALONE = 0b10
@@ -52,48 +52,47 @@ _RUNNING = 0b1000_0000
 
 
 def begun_of(records: int) -> int:
-    """The number of records as a commit can say it: the next power of two, at least 2."""
+    """Return the number of records as a commit states it: the next power of two, at least 2."""
     return min(_MOST_BEGUN, 1 << max(1, (records - 1).bit_length()))
 
 
 def topic_mark(topic_id: str) -> bytes:
-    """Four bytes by which the topic of this UUID is known again."""
+    """Return the four bytes that identify the topic of this UUID."""
     return hashlib.sha256(topic_id.encode()).digest()[:_MARK_BYTES]
 
 
 class UndecodableLedger(ValueError):  # noqa: N818 - it says what is wrong with the text
-    """The commit's metadata is not a ledger of ours. Nothing above base is known to be done."""
+    """The commit's metadata is not a ledger of ours, so no offset above base is known to be done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """What is known of a record that may kill its worker."""
+    """A record that may kill its worker."""
 
     attempts: int = 0
-    """Workers that it killed while it ran alone."""
+    """How many workers it killed while it ran alone."""
     running: bool = False
-    """Whether it was being tried when this was committed."""
+    """Whether it was being tried at the time of the commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A partition's progress as it is committed: base, what is done above it, and what isolation must not forget."""
+    """A partition's progress as it is committed: base, the done offsets above it, and the state of isolation."""
 
     base: int
     done: int = 0
     """Bitmap: bit i is offset base + i. Bit 0 is never set, or base would be higher."""
     open: bool = False
-    """Whether a worker owns the partition and has not given it back cleanly."""
+    """Whether the owner has not released the partition."""
     alone: bool = False
-    """Whether the running suspect has its whole worker to itself."""
+    """Whether the running suspect runs alone in its worker."""
     suspects: Mapping[int, Suspect] = field(default_factory=dict)
     topic: bytes | None = None
-    """The mark of the topic whose offsets these are; None where it is not known."""
+    """The mark of the topic that the offsets are of; None where it is not known."""
     begun: int = 0
-    """Of the first offsets that are not done no more than these may have been begun: a power of two, see `begun_of`.
-    0 where it is not known."""
+    """How many of the first undone records may have begun: a power of two, see `begun_of`. 0 where it is not known."""
     limit: int = field(default=0, compare=False)
-    """The offset below which the owner begins records until its next commit. It is not committed itself."""
+    """The owner begins only records below this offset until its next commit. The limit is not committed itself."""
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -101,22 +100,22 @@ class Progress:
         return tuple(sorted(offset for offset, suspect in self.suspects.items() if suspect.running))
 
     def includes(self, earlier: Progress) -> bool:
-        """Whether all that was done in `earlier` is done in this one."""
+        """Return whether every offset that is done in `earlier` is done in this one."""
         if earlier.base > self.base:
             return False  # base is not done
         return not earlier.done >> (self.base - earlier.base) & ~self.done
 
     def given_back(self) -> Progress:
-        """As it is where nothing is being tried any more."""
+        """Return the progress of a partition that is released: no suspect is being tried."""
         tried = {offset: Suspect(suspect.attempts) for offset, suspect in self.suspects.items() if suspect.attempts}
         return Progress(self.base, self.done, suspects=tried, topic=self.topic)
 
     def is_of_another_topic(self, mark: bytes | None) -> bool:
-        """Whether the topic that is there now, with this mark, is not the one whose offsets these are."""
+        """Return whether these offsets are of another topic than the present one, which has this mark."""
         return None not in (self.topic, mark) and self.topic != mark
 
     def encode(self) -> str:
-        """The progress as commit metadata, as a bitmap where that holds it."""
+        """Return the progress as commit metadata, as a bitmap where one is wide enough."""
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
         version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
@@ -173,7 +172,7 @@ _STREAM = re.compile(f"(?:{_CODES.pattern})*1{{0,7}}")
 
 
 def _holes(done: int) -> bytes:
-    """How wide it is, and how many are done before each hole; bits that are left in the last byte are ones."""
+    """Return the width, and the run of done offsets before each hole; spare bits of the last byte are ones."""
     width = done.bit_length()
     from_base_on = f"{done:b}"[::-1] if done else ""
     stream = "".join(_rice(len(run)) for run in from_base_on.split("0")[:-1])

@@ -1,8 +1,8 @@
-"""Who shares a stage's window with whom. `Sharing` is the seam; without it no records are told apart.
+"""How parties share a stage's window. `Sharing` is the seam; without it no records are told apart.
 
 The words:
 
-- *party*: whom a record counts for. Where several wait, none may have more of the window than the others.
+- *party*: the tenant or destination that a record counts for. Where several wait, each has an equal part of the window.
 - *later place*: topics in which a record may wait longer, so that others need not wait behind it.
 - *deferral*: a record beyond its party's share is settled untried into the later place. A record of the later place
   is never deferred: it waits there.
@@ -20,7 +20,7 @@ Party = bytes | None
 
 
 class Sharing(Protocol):
-    """How the records of a stage are told apart, and what a deferral puts out."""
+    """How the records of a stage are told apart, and the outputs of a deferral."""
 
     @property
     def later_share(self) -> float:
@@ -28,19 +28,19 @@ class Sharing(Protocol):
         ...
 
     def party(self, headers: Headers | None) -> bytes:
-        """Whom a record with these headers counts for.
+        """Return the party of a record with these headers.
 
-        Called on the Kafka thread for each record, and for each that is only looked at: must be cheap, and not raise.
+        Called on the Kafka thread for each record, also while looking ahead: must be cheap, and must not raise.
         """
         ...
 
     def is_later(self, topic: str) -> bool:
-        """Whether a topic is the later place."""
+        """Return whether a topic is the later place."""
         ...
 
     def defer(self, record: Record) -> Sequence[Output]:
-        """What settles a record beyond its party's share: the record for the later place, or how it ends anyway.
+        """Return the outputs for a record beyond its party's share: the record in the later place, or its result.
 
-        Called on the event loop. Whatever it raises is a defect: the record goes to `Handler.give_up`.
+        Called on the event loop. An exception is a defect: the record goes to `Handler.give_up`.
         """
         ...

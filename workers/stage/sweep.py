@@ -1,8 +1,8 @@
-"""Which topics a settler has to sweep, and in which steps. It does no I/O; `settle` says why there are sweeps.
+"""Which topics a settler has to sweep, and in which steps. It does no I/O; `settler_state` says why there are sweeps.
 
-A topic with one copy of a partition may hold a rest of any ended transaction: each is swept before it is written to,
-and again after a failure. A partition with two copies has a leader, or gets one at once, when a transaction ends. So of
-a topic with two copies of everything only what the failed transaction wrote is doubted.
+A topic with one copy of a partition may hold a rest of any ended transaction: it is swept before it is written to, and
+again after a failure. A partition with two copies has a leader, or gets one at once, when a transaction ends. So a
+topic with two copies of each partition is doubted only where the failed transaction wrote to it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 SWEEP_PARTITIONS = 250
-"""In one transaction, at most: each costs a request and a marker, and Kafka ends a transaction after 5 s."""
+"""The most partitions in one sweep: each costs a request and a marker, and Kafka ends a transaction after 5 s."""
 AGAIN_SECONDS = 30.0
-"""After which a topic is looked at again that had no leader: its readers wait behind a rest, if there is one."""
+"""How long until a topic without a leader is looked at again: its readers may wait behind a rest."""
 
 Place = tuple[str, int]
 """A topic and a partition's number."""
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     partitions: int
     """0 where the topic is gone."""
     copies: int = 1
-    """Of that partition which has fewest."""
+    """Replicas of the partition with the fewest."""
     is_led: bool = True
     """Whether each partition has a leader."""
 
@@ -39,24 +39,24 @@ class LeaderMissing(Exception):  # noqa: N818 - it names what is missing
 
 
 class Sweeps:
-    """Topics that are clean, those that are owed a sweep, and how far the sweep under way is."""
+    """Topics that are clean, topics that are owed a sweep, and the partitions left in the present sweep."""
 
     def __init__(self, topics: Iterable[str]) -> None:
         self._clean: set[str] = set()
         self._owed = set(topics)
         self._thin: set[str] = set()
-        """With a partition of which there is one copy."""
+        """Topics with a partition of one copy."""
         self._exposed: set[str] = set()
-        """Written to by a transaction that failed."""
+        """Topics that a failed transaction wrote to."""
         self._needed: set[str] = set()
         self._planned: set[str] = set()
         self._left: list[Place] | None = None
         self.postponed: frozenset[str] = frozenset()
-        """Topics that are owed a sweep, and have no leader now."""
+        """Topics that are owed a sweep, and have a partition without a leader now."""
 
     @property
     def owed(self) -> frozenset[str]:
-        """Topics to be swept, or to be found without need of it."""
+        """Topics to look at: each is swept, or found to need no sweep."""
         return frozenset(self._owed)
 
     @property
@@ -65,13 +65,13 @@ class Sweeps:
         return self._left is not None
 
     def need(self, topics: Iterable[str]) -> bool:
-        """These are written to next. True if one has to be swept before."""
+        """Note the topics that are written to next. Returns True if one has to be swept before."""
         self._needed = set(topics) - self._clean
         self._owed |= self._needed
         return bool(self._needed)
 
     def doubt(self, written: Iterable[str]) -> None:
-        """A transaction that wrote to these topics failed: it, or one before it, may have left a rest."""
+        """Note that a transaction that wrote to these topics failed: it, or one before it, may have left a rest."""
         self._exposed |= set(written)
         doubtful = self._clean & (self._thin | self._exposed)
         self._clean -= doubtful
@@ -79,7 +79,7 @@ class Sweeps:
         self._left = None
 
     def plan(self, layouts: Mapping[str, Layout]) -> None:
-        """Begin a sweep of what is owed. Raises LeaderMissing for a topic that is written to next."""
+        """Begin a sweep of the owed topics. Raises LeaderMissing for a topic that is written to next."""
         self._thin |= {topic for topic, layout in layouts.items() if layout.copies < 2}
         leaderless = {topic for topic, layout in layouts.items() if not layout.is_led}
         for topic in sorted(leaderless & self._needed):
@@ -94,15 +94,15 @@ class Sweeps:
         ]
 
     def step(self, failures: int) -> list[Place]:
-        """The partitions to sweep in the next transaction; fewer after failures, of which the first three count."""
+        """Return the partitions to sweep in the next transaction; fewer after up to three failures."""
         return (self._left or [])[: SWEEP_PARTITIONS >> min(failures, 3)]
 
     def is_last(self, places: Sequence[Place]) -> bool:
-        """Whether the sweep is over with this step."""
+        """Return whether the sweep ends with this step."""
         return len(places) == len(self._left or ())
 
     def done(self, places: Sequence[Place]) -> None:
-        """The step is made. With the last one all that was planned is clean."""
+        """Note that the step is made. After the last one all planned topics are clean."""
         self._left = (self._left or [])[len(places) :]
         if self._left:
             return

@@ -1,4 +1,4 @@
-"""What a stage says of itself: backlog, readiness, liveness, stalls. It decides nothing about records."""
+"""A stage's report on itself: backlog, readiness, liveness, gaps. It decides nothing about records."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SAY_AGAIN_SECONDS = 10.0
 """How long an error is not logged again."""
 STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
-"""Longer than a broker's pause, and short enough for readiness to tell of one that froze within 15 s."""
+"""Longer than a broker's pause; readiness reports a frozen broker within 15 s."""
 LARGE_GAP = 1_000
-"""Offsets. Transactions and compaction leave small gaps all the time; a large one is worth a question."""
+"""Offsets from which Kafka is asked about a gap. Transactions and compaction leave small gaps all the time."""
 
 log = get_logger()
 
@@ -43,16 +43,16 @@ class Watch:
         self._throttle = LogThrottle(SAY_AGAIN_SECONDS)
 
     def beat(self) -> None:
-        """The Kafka thread is alive."""
+        """Note that the Kafka thread is alive."""
         self._beat_at = self._clock.monotonic()
 
     @property
     def alive(self) -> bool:
-        """Whether the Kafka thread came round within a minute; a settle is shorter than that, a drain goes round."""
+        """Whether the Kafka thread came round within a minute. A settle is shorter than that; a drain makes turns."""
         return self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Why the stage is not ready; empty when it is."""
+        """Return why the stage is not ready; empty when it is."""
         found = []
         contact = self._contact
         if contact.silent_seconds == math.inf:
@@ -60,24 +60,24 @@ class Watch:
         elif contact.silent_seconds > SILENT_SECONDS:
             found.append(f"Kafka has not answered for {contact.silent_seconds:.0f} s")
         elif not contact.member:
-            found.append("the consumer group has not let it in yet")
+            found.append("the consumer group has not let this process in yet")
         if self._unready_since is not None and self._clock.monotonic() - self._unready_since > 1.0:
-            found.append(f"settling is being repaired ({self._settler.state.value})")
+            found.append(f"a failed transaction is being repaired ({self._settler.state.value})")
         return found
 
     def broker_error(self, error: KafkaError) -> None:
-        """The client's error callback."""
+        """Log an error that the client reports."""
         self._say("Kafka client error.", "kafka-error", error.name())
 
     def trouble(self, what: str, error: KafkaException) -> None:
-        """A step that will be tried again did not work."""
+        """Log a failed step that will be tried again."""
         self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
 
     def gap(self, partition: Partition, offset: int) -> None:
-        """Offsets were skipped before `offset`. Those below the log's start were lost to retention.
+        """Count the offsets that were skipped before `offset`. Those below the log's start were lost to retention.
 
-        A fetch brings the log's start with it. The broker is asked only where that may be from before the loss: at the
-        first record, and at a large gap.
+        A fetch brings the log's start with it. The broker is asked only where that start may be older than the loss: at
+        the first record, and at a large gap.
         """
         ledger = partition.ledger
         skipped = offset - ledger.next_offset
@@ -88,7 +88,7 @@ class Watch:
         if lost > 0:
             self._metrics.retention_loss.inc(lost)
             log.error(
-                "Retention removed records before they were handled; going on with the first that is left.",
+                "Retention removed records before they were handled; going on with the first record that is left.",
                 action="retention-loss",
                 topic=partition.topic,
                 partition=partition.number,
@@ -96,7 +96,7 @@ class Watch:
             )
 
     def look(self, partitions: Sequence[Partition]) -> None:
-        """Once a second: publish what operators scale by, and note how it stands with Kafka."""
+        """Publish the backlog once a second, and note the state of the connection to Kafka."""
         if self._settler.state in (SettlerState.READY, SettlerState.SETTLING):
             self._unready_since = None
         elif self._unready_since is None:
@@ -114,7 +114,7 @@ class Watch:
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 
     def gone(self, partition: Partition) -> None:
-        """Its backlog is another worker's to report."""
+        """Stop reporting the partition's backlog: another worker owns it."""
         try:
             self._metrics.backlog.remove(partition.topic, str(partition.number))
         except KeyError:
