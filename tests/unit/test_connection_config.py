@@ -118,7 +118,7 @@ def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:
     with pytest.raises(UnmappedProperty, match=r"ssl\.key\.pem \(POSTBACK_KAFKA__EXTRA__SSL_KEY_PEM\)") as raised:
         config_of(ssl_key_pem="private")
     assert "private" not in str(raised.value)
-    assert "name that by ssl.key.location" in str(raised.value)
+    assert "name the file in ssl.key.location" in str(raised.value)
 
 
 @pytest.mark.parametrize(
