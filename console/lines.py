@@ -14,7 +14,7 @@ from console.settings import checked_tenant
 if TYPE_CHECKING:
     from producers.receipts import NamedJobs
 
-IDS = "Of these jobs: a receipt of `postback submit`, or ids, one a line; - is standard input."
+IDS = "These jobs: a receipt of `postback submit`, or ids, one a line; - is standard input."
 """The help of `--ids`."""
 
 
@@ -52,7 +52,7 @@ def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:
 
 
 def tenant_of(named: NamedJobs, tenant: str | None) -> str:
-    """Whose they are: as is said, or else as the receipt says, or else `default`."""
+    """The jobs' tenant: the option's, else the receipt's, else `default`."""
     if tenant is None:
         return named.tenant or "default"
     if named.tenant not in (None, tenant):

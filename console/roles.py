@@ -1,4 +1,4 @@
-"""What the long-running commands have in common: their options, their logs, and how they end."""
+"""Options, logs and exit statuses that the long-running commands share."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def _nothing_to_drain(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def announce(port: int) -> None:
-    """Tell whoever started the process where its metrics are."""
+    """Print the port of metrics and health."""
     say(f"metrics and health on port {port}")
 
 
 def run(service: str, role: Coroutine[None, None, None]) -> None:
-    """Run a role on uvloop; what an operator can mend ends it with one line.
+    """Run a role on uvloop. An error that an operator can mend ends it with one line.
 
     Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it names one.
     """

@@ -11,6 +11,8 @@ ProducerError
 
 from __future__ import annotations
 
+from schemas.broker_hint import broker_hint
+
 
 class ProducerError(Exception):
     """The producer cannot do its work."""
@@ -38,10 +40,7 @@ class BrokerUnreachable(ProducerError):  # noqa: N818
     """No broker answered in time."""
 
     def __init__(self, bootstrap_servers: str) -> None:
-        super().__init__(
-            f"no Kafka broker answers at {bootstrap_servers}: start one with `postback broker start`, "
-            "or set POSTBACK_KAFKA__BOOTSTRAP_SERVERS (and, where it asks for them, the credentials)"
-        )
+        super().__init__(f"no Kafka broker answers at {bootstrap_servers}: {broker_hint(bootstrap_servers)}")
 
 
 class AccessRefused(ProducerError):  # noqa: N818

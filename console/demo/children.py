@@ -14,7 +14,7 @@ from typing import Self
 
 from telemetry.clock import Clock, Deadline, SystemClock
 
-_POSTBACK = Path(sys.executable).with_name("postback")
+POSTBACK = Path(sys.executable).with_name("postback")
 _PORT = re.compile(r"metrics and health on port (\d+)")
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
@@ -40,7 +40,7 @@ class ChildProcess:
         leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [*leash, _POSTBACK, *arguments],
+                [*leash, POSTBACK, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

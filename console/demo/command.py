@@ -14,16 +14,17 @@ _INTERRUPTED = 130
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="How many questions are asked.")] = 20,
+    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="The number of questions.")] = 20,
     engine: Annotated[
         Literal["vllm", "echo"], typer.Option(help="A small real model on vLLM, or the prompt as its own answer.")
     ] = "vllm",
 ) -> None:
-    """Run Kafka, a worker, delivery, a web site and a receiver, ask, and check what comes back.
+    """Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.
 
-    The answers stand on the web site only. Exit status: 0 where every callback came, with a valid signature and the
-    right answer; 1 where not. Everything that was started ends with it. POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a
-    Kafka to use in place of an own one.
+    The answers stand on the web site only. Everything that the demo starts ends with it.
+    POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a Kafka to use; by default the demo starts one.
+
+    Exit status: 0 every callback came, with a valid signature and the right answer; 1 some did not.
     """
     quiet_clients()
     with needing("worker"):

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import typer
 
-from console.demo.children import Children
+from console.demo.children import POSTBACK, Children
+from console.demo.next_steps import next_steps
 from console.demo.verdict import DemoJob, DemoTally, EngineName
 from console.settings import fleet_settings
 from devkit.broker import Broker
@@ -39,7 +40,7 @@ LOAD_SECONDS = 900.0
 """A small machine takes about a minute; a large model on a cold disk many."""
 START_SECONDS = 60.0
 STALL_SECONDS = 120.0
-"""Without a callback for so long, nothing more will come."""
+"""After so long without a callback the demo stops waiting."""
 LOOPBACK = "127.0.0.0/8"
 
 _CLOCK = SystemClock()
@@ -66,6 +67,10 @@ def play(jobs: int, engine: EngineName) -> bool:
     tell("")
     for line in tally.summary(engine):
         tell(line)
+    if tally.well:
+        tell("")
+        for line in next_steps(POSTBACK, own_kafka=not _is_kafka_named()):
+            tell(line)
     return tally.well
 
 
@@ -74,7 +79,7 @@ def play(jobs: int, engine: EngineName) -> bool:
 
 @contextmanager
 def _step(what: str) -> Iterator[None]:
-    """Say what is going on, and how long it took."""
+    """Announce a step, and say how long it took."""
     tell(f"{what} …")
     started = _CLOCK.monotonic()
     yield
@@ -84,7 +89,7 @@ def _step(what: str) -> Iterator[None]:
 @contextmanager
 def _kafka() -> Iterator[KafkaSettings]:
     """A fleet of the demo's own: on a Kafka of its own, or on the one that the environment names."""
-    if "POSTBACK_KAFKA__BOOTSTRAP_SERVERS" in os.environ:
+    if _is_kafka_named():
         with _guest(fleet_settings().kafka) as guest:
             yield guest
         return
@@ -98,7 +103,7 @@ def _kafka() -> Iterator[KafkaSettings]:
 
 @contextmanager
 def _guest(kafka: KafkaSettings) -> Iterator[KafkaSettings]:
-    """Topics under a prefix that nobody has, deleted afterwards."""
+    """Topics under a new prefix, deleted afterwards."""
     guest = kafka.model_copy(update={"topic_prefix": f"demo-{uuid4().hex[:8]}.", "partitions": PARTITIONS})
     try:
         _make_topics(guest)
@@ -106,6 +111,10 @@ def _guest(kafka: KafkaSettings) -> Iterator[KafkaSettings]:
     finally:
         with admin_client(guest) as admin:
             admin.delete_topics([spec.name for spec in guest.topics.specs(PARTITIONS)], raise_errors=False)
+
+
+def _is_kafka_named() -> bool:
+    return "POSTBACK_KAFKA__BOOTSTRAP_SERVERS" in os.environ
 
 
 def _make_topics(kafka: KafkaSettings) -> None:
@@ -125,9 +134,8 @@ def _model() -> Path:
 
 
 def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
-    """What the children get: this fleet, and of POSTBACK_… only how to reach a Kafka that is not ours."""
-    named = "POSTBACK_KAFKA__BOOTSTRAP_SERVERS" in os.environ
-    kept = ("POSTBACK_KAFKA__",) if named else ()
+    """The children's environment: this fleet, and no POSTBACK_… of the shell but the way to a Kafka that it names."""
+    kept = ("POSTBACK_KAFKA__",) if _is_kafka_named() else ()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_") or name.startswith(kept)
     }

@@ -1,4 +1,4 @@
-"""What the demo expects of each callback, and what it has to say in the end. No I/O."""
+"""The demo's judgement of each callback, and its closing lines. No I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DemoJob:
 
 @dataclass(frozen=True, slots=True)
 class DemoVerdict:
-    """What one callback says of its job."""
+    """The judgement of one callback."""
 
     asked: DemoJob
     text: str
@@ -41,10 +41,10 @@ class DemoVerdict:
     seconds: float
     """From submit to callback."""
     problems: tuple[str, ...]
-    """Why the answer does not count; empty where it does."""
+    """The reasons why the answer does not count; empty if it counts."""
 
     def lines(self, place: str) -> Iterator[str]:
-        """For a person: the question, the answer with its sources, and what is wrong with it."""
+        """For a person: the question, the answer with its sources, and its problems."""
         yield f"{place}  {self.asked.question.text}"
         indent = " " * (len(place) + 2)
         named = ", ".join(self.sources) or "no source"
@@ -94,7 +94,7 @@ def _around(text: str, answer: str) -> str:
 
 @dataclass(slots=True)
 class DemoTally:
-    """What has come back so far."""
+    """The callbacks so far."""
 
     asked: dict[str, DemoJob]
     """By job id."""
@@ -103,7 +103,7 @@ class DemoTally:
     repeats: int = 0
     """Verified callbacks for a job that already had one: delivery by HTTP is at least once."""
     problems: list[str] = field(default_factory=list)
-    """What is wrong beside single answers."""
+    """Problems that belong to no single answer."""
 
     @property
     def complete(self) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from console.demo.next_steps import commands, next_steps
 from devkit.site import questions
-from tests.postback_command import environment_of
+from schemas.settings import KafkaSettings
+from tests.postback_command import POSTBACK, environment_of
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"
 ANSWERED = re.compile(r"^ *\d+/\d+  (.+)$", re.MULTILINE)
@@ -62,7 +65,31 @@ def test_twenty_jobs_come_back_signed_with_their_page_in_the_prompt(env: dict[st
     assert "exactly one settled result for each job" in done.stdout
     assert "nothing was answered here" in done.stdout, "what echo cannot show is said"
     assert sorted(ANSWERED.findall(done.stdout)) == sorted(question.text for question in questions())
+    assert all(f"    {command}\n" in done.stdout for command in commands(POSTBACK, own_kafka=True))
     assert list(folder.iterdir()) == []
+
+
+def test_the_next_steps_work_as_printed(fleet: KafkaSettings) -> None:
+    """All but the start of Kafka, which is the tests' own."""
+    steps = [line.strip() for line in next_steps(POSTBACK, own_kafka=False) if line.startswith("    ")]
+    process = subprocess.Popen(
+        ["bash", "-e", "-c", "\n".join([*steps, "kill %1", "wait"])],
+        env=environment_of(fleet),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            said, problem = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert len(steps) == 3
+    assert process.returncode == 0, problem
+    assert "postback: 1 of 1 jobs accepted, 1 succeeded\n" in problem
+    assert any(line.startswith("job_") for line in said.splitlines())
 
 
 def test_a_worker_that_dies_ends_the_demo_with_the_end_of_its_log(env: dict[str, str], folder: Path) -> None:

@@ -204,7 +204,7 @@ def test_no_broker_is_one_line_that_says_what_to_do() -> None:
     done = postback("topics", "create", env=environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1")))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(
-        "postback: no Kafka broker answers at 127.0.0.1:1: start one with `postback broker start`"
+        "postback: no Kafka broker answers at 127.0.0.1:1: start one with `postback broker start --port 1`"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
 from workers.kafka.clients import asking_config
 from workers.system.errors import ProcessError
@@ -121,8 +122,7 @@ def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> Br
             f"Kafka refuses access{to_what} ({error.name()}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs"
         )
     return BrokerAway(
-        f"Kafka at {kafka.bootstrap_servers} does not answer ({error.name()}); "
-        "set POSTBACK_KAFKA__BOOTSTRAP_SERVERS, or start one with `postback broker start`"
+        f"Kafka at {kafka.bootstrap_servers} does not answer ({error.name()}); {broker_hint(kafka.bootstrap_servers)}"
     )
 
 

@@ -1,0 +1,37 @@
+"""The end of the demo: three commands that set up a lasting fleet and ask it a question."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+
+def commands(postback: Path, *, own_kafka: bool) -> list[str]:
+    """The commands, as a shell takes them. `own_kafka`: the environment names none, so the first one starts it."""
+    name = _typed(postback)
+    start = f"{name} broker start && " if own_kafka else ""
+    return [
+        f"{start}{name} topics create",
+        f"{name} worker --engine echo &",
+        f"""echo '{{"prompt": "What is a webhook?"}}' | {name} submit - --wait""",
+    ]
+
+
+def next_steps(postback: Path, *, own_kafka: bool) -> list[str]:
+    """The lines for a person."""
+    name = _typed(postback)
+    end = f"`kill %1; {name} broker stop` ends it" if own_kafka else "`kill %1` ends the worker"
+    return [
+        f"Next: keep a fleet running on this machine, and ask it something. {end}.",
+        *(f"    {command}" for command in commands(postback, own_kafka=own_kafka)),
+        f"`{name} --help` shows every command, and README.md how to use a model and take callbacks.",
+    ]
+
+
+def _typed(postback: Path) -> str:
+    """`postback` where a shell finds this one by its name, else its whole path."""
+    found = shutil.which("postback")
+    if found is not None and Path(found).resolve() == postback.resolve():
+        return "postback"
+    return shlex.quote(str(postback))
