@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from schemas.signature import generate_secret, public_key_of
-from tests.clocks import HandClock
+from telemetry.hand_clock import HandClock
 from tests.postback_command import environment_of, postback_here
 from workers.delivery.keyring import Keyring
 
