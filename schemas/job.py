@@ -84,7 +84,7 @@ class JsonSchemaFormat(WireModel):
     schema_: dict[str, Any] = Field(alias="schema")
     """The JSON Schema that the answer follows."""
     strict: bool = True
-    """OpenAI's flag. The engine holds the answer to the schema in either case."""
+    """OpenAI's flag, passed on to a server. vLLM in the worker holds every answer to the schema."""
 
     @field_validator("schema_")
     @classmethod
