@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # the stubs do not export it
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.fleet import Kafka, broker
 from bench.table import table, title

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # it is documented there
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.table import table, title, verdict

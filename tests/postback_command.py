@@ -18,7 +18,7 @@ from schemas.settings import KafkaSettings
 POSTBACK = Path(sys.executable).with_name("postback")
 
 
-def environment_of(fleet: KafkaSettings | None = None, **more: str | Path) -> dict[str, str]:
+def environment_of(fleet: KafkaSettings | None = None, /, **more: str | Path) -> dict[str, str]:
     """This process' environment with this fleet's settings and no other's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
     kept |= {name: str(value) for name, value in more.items()}

@@ -29,6 +29,7 @@ from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from schemas.topics import JOB_ID
 from telemetry.clock import SystemClock
+from tests.messages import headers_of, pairs_of, value_of
 from tests.postback_command import POSTBACK, environment_of
 from workers.delivery.keyring import Keyring
 
@@ -273,18 +274,16 @@ class Product:
         return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> list[dict[str, Any]]:
-        return [json.loads(message.value()) for message in self.read(self.kafka.topics.results)]
+        return [json.loads(value_of(message)) for message in self.read(self.kafka.topics.results)]
 
     def dead_letters(self) -> list[dict[str, str]]:
         """The headers of each."""
         letters = self.read(self.kafka.topics.dead_letters)
-        return [
-            {name: (value or b"").decode("latin-1") for name, value in letter.headers() or ()} for letter in letters
-        ]
+        return [{name: (value or b"").decode("latin-1") for name, value in pairs_of(letter)} for letter in letters]
 
     def attempts(self) -> list[dict[str, Any]]:
         """What is remembered of each POST."""
-        return [json.loads(message.value()) for message in self.read(self.kafka.topics.attempts)]
+        return [json.loads(value_of(message)) for message in self.read(self.kafka.topics.attempts)]
 
     def outcomes(self) -> dict[str, str]:
         """By job; there is one result of each."""
@@ -336,7 +335,7 @@ class Product:
         for repeats in events.values():
             assert len({(one.webhook_id, one.body) for one in repeats}) == 1
         assert [one.problem for one in self.callbacks.received if not one.verified] == []
-        ids = {dict(message.headers())[JOB_ID].decode() for message in self.read(self.kafka.topics.results)}
+        ids = {headers_of(message)[JOB_ID].decode() for message in self.read(self.kafka.topics.results)}
         assert ids == wanted
         assert len({repeats[0].webhook_id for repeats in events.values()}) == len(wanted)
 

@@ -29,11 +29,11 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(test(*args, **kwargs))
 
-    del synchronous.__wrapped__  # type: ignore[attr-defined]  # or pytest takes it for asynchronous
+    del synchronous.__wrapped__  # or pytest takes it for asynchronous
     return synchronous
 
 
-class _Skipping(selectors.DefaultSelector):  # type: ignore[valid-type,misc]  # which one it is depends on the platform
+class _Skipping(selectors.DefaultSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:

@@ -19,8 +19,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from devkit.receiver import Behaviour, Keys, Received
 from schemas.settings import KafkaSettings
 from schemas.signature import Signer, VerificationError, generate_secret, generate_signing_key, verify
-from tests.contract.consumers import PROGRAMS, Consumer, consuming, modules, node
-from tests.node_tools import STANDARDWEBHOOKS
+from tests.contract.consumers import PROGRAMS, Consumer, consuming
+from tests.node_tools import STANDARDWEBHOOKS, modules, node
 from tests.postback_command import environment_of, postback
 from tests.product import CLOCK, Callbacks, Product, Role, eventually, running
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring

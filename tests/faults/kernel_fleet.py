@@ -21,6 +21,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from devkit.committed import committed_records
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
+from tests.messages import value_of
 
 PROGRAM = Path(__file__).with_name("stage_process.py")
 
@@ -117,7 +118,7 @@ class Ledgers:
         return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> Counter[str]:
-        return Counter(message.value().decode() for message in self.read(self.kafka.topics.results))
+        return Counter(value_of(message).decode() for message in self.read(self.kafka.topics.results))
 
     def lag(self, group: str = "inference") -> int:
         """Records of the group's requests that are not below the committed base."""

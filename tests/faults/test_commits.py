@@ -65,4 +65,4 @@ def _committed(ledgers: Ledgers) -> Progress:
     consumer = Consumer({**ledgers.kafka.client_config(), "group.id": f"{ledgers.kafka.topic_prefix}inference"})
     (found,) = consumer.committed([TopicPartition(ledgers.kafka.topics.requests(), 0)], timeout=20)
     consumer.close()
-    return Progress.decode(found.offset, found.metadata)
+    return Progress.decode(found.offset, found.metadata or "")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.messages import headers_of, value_of
 
 JOBS = 60
 KILLER = 5
@@ -26,8 +27,8 @@ def test_a_record_that_kills_its_worker_or_its_engine_is_given_up_alone(
         time.sleep(0.5)
     ledgers.assert_each_exactly_once(JOBS)
     assert (deaths >= 3) == (deed == "kill")
-    outcomes = {m.value().decode(): dict(m.headers())["outcome"] for m in ledgers.read(ledgers.kafka.topics.results)}
+    outcomes = {value_of(m).decode(): headers_of(m)["outcome"] for m in ledgers.read(ledgers.kafka.topics.results)}
     assert {job for job, outcome in outcomes.items() if outcome == b"failed"} == {str(KILLER)}
     (letter,) = ledgers.read(ledgers.kafka.topics.dead_letters)
     assert letter.value() == str(KILLER).encode()
-    assert dict(letter.headers()) == {"reason": b"worker_killed", "attempts": b"3"}
+    assert headers_of(letter) == {"reason": b"worker_killed", "attempts": b"3"}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.messages import headers_of
 from tests.product import Product
 
 pytestmark = pytest.mark.broker
@@ -27,7 +28,7 @@ def test_an_engine_that_dies_at_every_job_ends_its_worker_and_another_one_answer
     processes.start("b")
     ledgers.wait_for_results(JOBS, 90)
     ledgers.assert_each_exactly_once(JOBS)
-    outcomes = {dict(message.headers())["outcome"] for message in ledgers.read(ledgers.kafka.topics.results)}
+    outcomes = {headers_of(message)["outcome"] for message in ledgers.read(ledgers.kafka.topics.results)}
     assert outcomes == {b"succeeded"}
     assert ledgers.read(ledgers.kafka.topics.dead_letters) == []
     assert "partition-left-open" not in processes.log("b"), "the sick worker did not give its partitions back"
@@ -42,5 +43,5 @@ def test_a_worker_whose_engine_completes_nothing_ends_with_one_line_that_says_wh
     said = worker.log.read_text()
     assert "postback: the engine died each time at jobs that ran alone" in said
     assert "No job was given up" in said
-    reasons = {dict(letter.headers())["reason"] for letter in product.read(product.kafka.topics.dead_letters)}
+    reasons = {headers_of(letter)["reason"] for letter in product.read(product.kafka.topics.dead_letters)}
     assert reasons <= {b"rejected"}

@@ -18,6 +18,7 @@ import pytest
 
 from devkit.receiver import Behaviour
 from schemas.topics import DEFERRED
+from tests.messages import headers_of, key_of
 from tests.postback_command import environment_of, postback_here, started
 from tests.product import Callbacks, Product, Role, eventually
 
@@ -108,7 +109,7 @@ def deferrals(product: Product) -> Counter[str]:
     found: Counter[str] = Counter()
     for tier in product.kafka.topics.tiers.values():
         for message in product.read(tier):
-            name, headers = message.key().decode(), dict(message.headers())
+            name, headers = key_of(message), headers_of(message)
             found[name] = max(found[name], int(headers.get(DEFERRED, 0)))
     return +found
 
@@ -122,7 +123,12 @@ def redrive(product: Product, meanwhile: Callable[[], None] = lambda: None) -> i
     """How many letters were put back."""
     arguments = ("dead-letters", "redrive", "--json", "--rate", REDRIVEN_A_SECOND)
     with started(*arguments, env=environment_of(product.kafka)) as process:
-        eventually(lambda: meanwhile() or process.poll() is not None, 120, "the redrive does not end")
+
+        def ended() -> bool:
+            meanwhile()
+            return process.poll() is not None
+
+        eventually(ended, 120, "the redrive does not end")
         said, problems = process.communicate()
     assert process.returncode == 0, problems
     count: int = json.loads(said)["redriven"]

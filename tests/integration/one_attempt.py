@@ -37,6 +37,12 @@ class Peer:
     server: Server
     number: int
 
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection's socket, both of whose directions can be stopped."""
+        assert isinstance(self.writer.transport, asyncio.Transport)
+        return self.writer.transport
+
     async def request(self) -> bytes | None:
         """Read one whole request; None where the client is gone."""
         try:
@@ -155,9 +161,10 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
     asked = [parameter for name, parameter in signature.parameters.items() if name not in supplied]
     factory = inspect.Parameter("loop_factory", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = signature.replace(parameters=[factory, *asked])
+    run.__signature__ = signature.replace(parameters=[factory, *asked])  # type: ignore[attr-defined]  # inspect reads it
     factories = [asyncio.new_event_loop, uvloop.new_event_loop]
-    return pytest.mark.parametrize("loop_factory", factories, ids=["asyncio", "uvloop"])(run)
+    on_each: Callable[..., None] = pytest.mark.parametrize("loop_factory", factories, ids=["asyncio", "uvloop"])(run)
+    return on_each
 
 
 def always(answer: bytes) -> Script:

@@ -28,7 +28,7 @@ def probe(body: bytes) -> dict[str, Any]:
     """What became of each attempt: the name of its errno, or `done`."""
     told = json.loads(body)
     parent, files = os.getppid(), [*told["files"]]
-    attempts: dict[str, Callable[[], object]] = {name: lambda name=name: Path(name).read_bytes() for name in files}
+    attempts: dict[str, Callable[[], object]] = {name: Path(name).read_bytes for name in files}
     attempts |= {
         "environ": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
         "mem": lambda: os.close(os.open(f"/proc/{parent}/mem", os.O_RDONLY)),

@@ -35,7 +35,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def in_json(value: object, status: int = 200, **headers: str) -> Reply:
+def in_json(value: object, status: int = 200, /, **headers: str) -> Reply:
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return Reply(json.dumps(value).encode(), "application/json", status, named)
 

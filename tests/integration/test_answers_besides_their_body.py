@@ -10,9 +10,9 @@ import asyncio
 import aiohttp
 import pytest
 
-from tests.integration.one_attempt import Peer, Poster, Script, Start, always, failure, on_both_loops, post
+from tests.integration.one_attempt import Peer, Script, Start, always, failure, on_both_loops, post
 from tests.integration.raw_server import CLOCK, LOOPBACK
-from workers.delivery.post import Delivered, FailureReason
+from workers.delivery.post import Delivered, FailureReason, Poster
 from workers.egress import Guard
 from workers.egress.answers import MOST_BESIDES
 from workers.enrichment.evidence import Unreadable

@@ -149,7 +149,7 @@ async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
         return said
 
     async with asyncio.timeout(60):
-        while not (ports and await asyncio.to_thread(ready)):
+        while not ports or not await asyncio.to_thread(ready):
             await asyncio.wait({running}, timeout=0.05)
             assert not running.done(), running.exception()
     put(fleet, fleet.topics.endpoints, POISON)

@@ -20,6 +20,7 @@ from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from telemetry.hand_clock import HandClock
+from tests.messages import headers_of
 from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
@@ -59,7 +60,7 @@ def put_letters(fleet: KafkaSettings) -> None:
     assert producer.flush(20) == 0
 
 
-def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int, dict[str, str]]]:
+def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int | None, dict[str, str]]]:
     """Key, value, partition and headers of what stands in a topic."""
     with Scanner(fleet) as scanner:
         scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
@@ -69,7 +70,7 @@ def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None,
             (record.key() or b"").decode(),
             record.value(),
             record.partition(),
-            {name: value.decode() for name, value in record.headers() or ()},
+            {name: value.decode() for name, value in headers_of(record).items()},
         )
         for record in found
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ DEAD = "http://127.0.0.1:9/hook"
 GROUPS = (("sys/fs/cgroup", "memory.max"), ("sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 
 
+def is_empty(group: Path) -> bool:
+    """True when no process is left in a control group."""
+    return not (group / "cgroup.procs").read_text()
+
+
 @contextmanager
 def limited(limit: int) -> Iterator[Path | None]:
     """A control group with this limit; None where the test may not make one."""
@@ -42,7 +48,7 @@ def limited(limit: int) -> Iterator[Path | None]:
         try:
             yield group
         finally:
-            eventually(lambda group=group: not (group / "cgroup.procs").read_text(), 30, "the group is not empty")
+            eventually(partial(is_empty, group), 30, "the group is not empty")
             group.rmdir()
         return
     yield None

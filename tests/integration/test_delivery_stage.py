@@ -24,6 +24,7 @@ from schemas.settings import KafkaSettings
 from schemas.signature import verify
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
+from tests.messages import headers_of, key_of, value_of
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -139,13 +140,13 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
     # ok 1 attempt, flaky 3, down 3 (two tiers), gone 1, moved 3, late 2, private 1.
     attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 3 + 2 + 1) * 8)
 
-    assert Counter(dict(letter.headers())["reason"] for letter in letters) == {
+    assert Counter(headers_of(letter)["reason"] for letter in letters) == {
         b"callback_exhausted": 2 * 8,
         b"endpoint_gone": 8,
         b"callback_refused": 8,
     }
-    assert {letter.key().decode().split("-")[0] for letter in letters} == {"down", "gone", "moved", "private"}
-    said = [json.loads(attempt.value()) for attempt in attempts]
+    assert {key_of(letter).split("-")[0] for letter in letters} == {"down", "gone", "moved", "private"}
+    said = [json.loads(value_of(attempt)) for attempt in attempts]
     assert Counter((one["job_id"].split("-")[0], one["attempt"], one["status"]) for one in said) == {
         ("ok", 1, 204): 8,
         ("flaky", 1, 500): 8,
@@ -192,7 +193,7 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
     [letter] = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 1)
     await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
 
-    said = {name: value.decode() for name, value in letter.headers()}
+    said = {name: value.decode() for name, value in headers_of(letter).items()}
     assert (said["reason"], said["webhook-id"], said["abridged"]) == ("unusable_result", "msg_large", "1")
     assert letter.value() is None
     assert Counter(path for path, _, _ in site.got) == {"/ok": 8}
@@ -208,12 +209,12 @@ async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, len(urls))
     attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
 
-    assert {letter.key().decode() for letter in letters} == set(urls)
+    assert {key_of(letter) for letter in letters} == set(urls)
     assert len(letters) == len(urls)
-    said = [dict(letter.headers()) for letter in letters]
+    said = [headers_of(letter) for letter in letters]
     assert {(one["reason"], one["reason-detail"], one["attempts"]) for one in said} == {
         (b"internal_error", b"the worker met an unexpected UnicodeError", b"1")
     }
     assert {one["callback-url"].decode() for one in said} == set(urls.values())
-    assert {attempt.key().decode().split("-")[0] for attempt in attempts} == {"ok"}
+    assert {key_of(attempt).split("-")[0] for attempt in attempts} == {"ok"}
     assert Counter(path for path, _, _ in site.got) == {"/ok": 8}

@@ -28,6 +28,7 @@ from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.messages import headers_of, value_of
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -132,26 +133,26 @@ class Fleet:
 
     async def attempts(self) -> list[dict[str, Any]]:
         records = await asyncio.to_thread(committed_records, self.kafka.client_config(), self.kafka.topics.attempts)
-        return [json.loads(record.value()) for record in records]
+        return [json.loads(value_of(record)) for record in records]
 
     async def in_tiers(self) -> set[str]:
         """Every job of which a tier has, or had, a record."""
         found: set[str] = set()
         for topic in self.kafka.topics.tiers.values():
             records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
-            found |= {dict(record.headers())["job-id"].decode() for record in records}
+            found |= {headers_of(record)["job-id"].decode() for record in records}
         return found
 
     async def letters(self) -> Counter[str]:
         """How many dead letters there are of each reason."""
         topic = self.kafka.topics.dead_letters
         records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
-        return Counter(dict(record.headers())["reason"].decode() for record in records)
+        return Counter(headers_of(record)["reason"].decode() for record in records)
 
     async def states(self) -> list[EndpointRecord]:
         topic = self.kafka.topics.endpoints
         records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
-        return [read_endpoint(record.value()) for record in records]
+        return [read_endpoint(value_of(record)) for record in records]
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -241,7 +242,10 @@ async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kep
         fleet.put(gone, [f"kept-{number}" for number in range(20)])
         fleet.put(gone, ["other-tenant"], tenant="globex")
         fleet.put(f"{site.origin}/other-path", ["other-path"])
-        kept = lambda: fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")  # noqa: E731
+
+        def kept() -> float:
+            return fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")
+
         await until(lambda: kept() == 20 and len(site.got) == 3, lambda: f"{kept()} of 20 are kept")
     # A process that starts anew knows it before it sends anything.
     fleet.put(gone, ["after-restart"])

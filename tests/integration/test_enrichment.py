@@ -23,7 +23,7 @@ def label(site: Site, position: int = 1) -> str:
 
 
 async def read(script: Script, **settings: object) -> Evidence:
-    async with speaking(script) as origin, enriching(**settings) as enricher:
+    async with speaking(script) as origin, enriching(None, **settings) as enricher:
         return await enricher.enrich(Sources(urls=[f"{origin}/secret/path?token=1"]), "When did the bridge open?")
 
 

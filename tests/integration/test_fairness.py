@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import Message
 
 from telemetry.clock import SystemClock
+from tests.messages import value_of
 from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
@@ -35,7 +36,7 @@ def in_order(product: Product) -> list[str]:
     results = product.read(product.kafka.topics.results)
     # One transaction's results lie in several partitions, and within one their order is that of their offsets.
     results.sort(key=lambda message: (message.timestamp()[1], message.partition(), message.offset()))
-    return [json.loads(message.value())["job_id"] for message in results]
+    return [json.loads(value_of(message))["job_id"] for message in results]
 
 
 def places(order: list[str], name: str) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.topics import WEBHOOK_ID
+from tests.messages import headers_of
 from tests.postback_command import environment_of, postback
 from tests.product import Product, eventually
 
@@ -83,7 +84,7 @@ def test_the_fleet_goes_on_beside_them_and_a_redrive_after_an_upgrade_answers_th
     answered = product.callbacks.events["inference"]
     assert [one.event["type"] for one in answered] == ["inference.failed", "inference.succeeded"]
     written = [message for message in product.read(product.kafka.topics.results) if message.key() == b"inference"]
-    assert {dict(message.headers())[WEBHOOK_ID] for message in written} == {answered[0].webhook_id.encode()}
+    assert {headers_of(message)[WEBHOOK_ID].decode() for message in written} == {answered[0].webhook_id}
     assert len(written) == 2
 
 

@@ -76,15 +76,16 @@ def test_what_goes_into_the_image_is_checked_by_its_hashes_and_names_no_download
 def test_the_images_requirements_are_enough_for_every_role(tmp_path: Path) -> None:
     """The Dockerfile's steps, in a fresh environment: without vLLM and without what only development has."""
     python = tmp_path / "postback" / "bin" / "python"
-    wheel = ["wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "wheels"]
+    wheel: list[str | Path] = ["wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "wheels"]
     hashed = ["install", "-q", "--require-hashes", "-r"]
-    for command in (
+    commands: tuple[list[str | Path], ...] = (
         [sys.executable, "-m", "venv", tmp_path / "postback"],
         [python, "-m", "pip", *hashed, ROOT / "requirements" / "build.txt"],
         [python, "-m", "pip", *wheel, "--no-build-isolation", ROOT],
         [python, "-m", "pip", *hashed, ROOT / "requirements" / "worker.txt"],
         ["sh", "-c", f"{python} -m pip install -q --no-deps wheels/*.whl"],
-    ):
+    )
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 

@@ -13,6 +13,7 @@ import pytest
 
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.messages import headers_of
 from tests.product import Product, eventually, running
 
 pytestmark = pytest.mark.broker
@@ -143,7 +144,7 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
     assert big.metrics()["postback_jobs_total{succeeded}"] == 8 + 1 + 4
     assert small.metrics()["postback_jobs_total{succeeded}"] == 8 + 4
     forwarded = lanes.read(lanes.kafka.topics.requests("gpu"))
-    first = [dict(record.headers()) for record in forwarded if dict(record.headers() or ()).get("forwarded") == b"1"]
+    first = [headers for headers in map(headers_of, forwarded) if headers.get("forwarded") == b"1"]
     assert len(first) == 8 + 8 + 1 + 4
     webhook_ids = {headers["job-id"].decode(): headers["webhook-id"].decode() for headers in first}
     events = lanes.callbacks.events

@@ -110,7 +110,10 @@ def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
         def note(case: Case) -> Callable[[KafkaError | None, Message], None]:
             def acknowledged(error: KafkaError | None, message: Message) -> None:
                 assert error is None, f"{case.name}: {error}"
-                places[message.partition(), message.offset()] = case
+                partition, offset = message.partition(), message.offset()
+                assert partition is not None
+                assert offset is not None
+                places[partition, offset] = case
 
             return acknowledged
 

@@ -12,6 +12,7 @@ from schemas.codec import write_result
 from schemas.event import event_body
 from schemas.result import MAX_RESULT_BYTES, Outcome, Result
 from schemas.signature import verify
+from tests.messages import value_of
 from tests.postback_command import environment_of, postback
 from tests.product import CLOCK, Product, eventually
 
@@ -60,7 +61,7 @@ def test_the_largest_event_passes_every_topic_and_is_the_same_on_each_attempt(pr
     assert (done.returncode, json.loads(done.stdout)["redriven"]) == (0, 2), done.stderr
     product.wait_until_nothing_is_left()
 
-    [answered] = [record.value() for record in product.read(kafka.topics.results) if record.key() == b"answered"]
+    [answered] = [value_of(record) for record in product.read(kafka.topics.results) if record.key() == b"answered"]
     assert MAX_RESULT_BYTES - 2_000 < len(answered) <= MAX_RESULT_BYTES
     assert {name: [one.status for one in got] for name, got in callbacks.events.items()} == {
         name: [503] * ATTEMPTS + [204] for name in (JOB, "answered")

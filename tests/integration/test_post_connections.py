@@ -168,7 +168,7 @@ async def test_no_callback_meets_a_server_that_closes_idle_connections_later_tha
         if peer.number == 1:
             await answered.wait()
             await asyncio.sleep(0.2)
-            peer.writer.transport.pause_reading()
+            peer.transport.pause_reading()
             closing.set()
 
     server, poster = await start(script), keeping(0.1 if shorter else 60.0)
@@ -214,7 +214,7 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection(start:
             peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await peer.reader.readuntil(b"\r\n\r\n")
             await peer.send(status(413))
-            peer.writer.transport.pause_reading()
+            peer.transport.pause_reading()
             await asyncio.Event().wait()
 
     server = await start(script)

@@ -176,9 +176,9 @@ async def test_a_request_that_nobody_takes_is_dropped_at_the_deadline(start: Sta
     left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def script(peer: Peer) -> None:
-        peer.writer.transport.pause_reading()
+        peer.transport.pause_reading()
         await left.wait()
-        peer.writer.transport.resume_reading()
+        peer.transport.resume_reading()
         size = 0
         with suppress(ConnectionError):
             while data := await peer.reader.read(1 << 20):

@@ -16,6 +16,7 @@ from schemas import topics as names
 from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
+from tests.messages import key_of
 from tests.postback_command import POSTBACK, environment_of, started
 
 pytestmark = pytest.mark.broker
@@ -65,7 +66,7 @@ def test_what_is_put_back_comes_no_faster_than_asked(fleet: KafkaSettings) -> No
         for process in running:
             _, said = process.communicate(timeout=60)
             assert process.returncode == 0, said
-    at_ms = {message.key().decode(): message.timestamp()[1] for message in due(fleet)}
+    at_ms = {key_of(message): message.timestamp()[1] for message in due(fleet)}
     assert len(due(fleet)) == len(at_ms) == 2 * COUNT
     for jobs in (letters, results):
         times = [at_ms[job] for job in jobs]
@@ -111,4 +112,4 @@ def test_at_a_terminal_nothing_is_put_back_without_a_yes(
     assert due(fleet) == stands_in(fleet, fleet.topics.redriven) == []
     status, said = at_a_terminal(terminal, fleet, *command, answer="y\n")
     assert status == 0, said
-    assert sorted(message.key().decode() for message in due(fleet)) == jobs
+    assert sorted(key_of(message) for message in due(fleet)) == jobs

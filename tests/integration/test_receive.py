@@ -151,7 +151,7 @@ async def test_on_a_terminal_callbacks_are_shown_for_people_and_the_file_still_h
     assert postback("keys", "init", env=env).returncode == 0
     secret = keys_of(env, "acme")["secrets"][0]
     screen, terminal = os.openpty()
-    command = [
+    command: list[str | Path] = [
         POSTBACK,
         "receive",
         "--port",

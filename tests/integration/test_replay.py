@@ -19,6 +19,7 @@ from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.result import Outcome, Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.messages import headers_of
 from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
@@ -92,7 +93,7 @@ def waiting(fleet: KafkaSettings) -> dict[str, Message]:
     with Scanner(fleet) as scanner:
         scanner.wait_until_settled([tier])  # a commit is answered before every reader can see it
     found = committed_records(fleet.client_config(), tier)
-    return {dict(message.headers())["job-id"].decode(): message for message in found}
+    return {headers_of(message)["job-id"].decode(): message for message in found}
 
 
 def found(kept: Kept, selection: Selection) -> set[str]:
@@ -141,13 +142,13 @@ def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(
     [message] = waiting(kept.fleet).values()
     results = committed_records(kept.fleet.client_config(), kept.fleet.topics.results)
     [result] = [record for record in results if record.key() == b"theirs"]
-    headers = dict(message.headers())
+    headers = headers_of(message)
     assert (message.key(), message.value()) == (result.key(), result.value())
     put_back_at = headers.pop("not-before")
     assert int(put_back_at) <= message.timestamp()[1]
     assert (headers.pop("written"), headers.pop("result-at")) == (put_back_at, put_back_at)
     assert headers.pop("left") == b"0"
-    assert headers == dict(result.headers())
+    assert headers == headers_of(result)
     assert len(results) == len(EARLY + LATE) - 1
 
 

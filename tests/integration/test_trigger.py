@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -99,7 +100,7 @@ async def test_the_beginning_of_the_answer_is_shown_with_its_control_characters_
         ({"POSTBACK_EGRESS__DENY": "127.0.0.1/32"}, "refused, no status (the operator denies it)"),
     ],
 )
-async def test_an_address_that_callbacks_may_not_reach_gets_no_event(env: dict[str, str], told: str) -> None:
+async def test_an_address_that_callbacks_may_not_reach_gets_no_event(env: dict[str, Any], told: str) -> None:
     done, received = await triggered("--secret", SECRET, **env)
     assert (done.returncode, received) == (1, [])
     assert told in done.stdout

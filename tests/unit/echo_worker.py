@@ -12,6 +12,7 @@ from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.messages import in_text
 from workers.egress import EgressPolicy, Guard
 from workers.engines.echo import EchoEngine
 from workers.engines.settings import EchoSettings
@@ -88,4 +89,4 @@ async def working(
 
 
 def headers_of(output: Output) -> dict[str, str]:
-    return {name: value.decode() for name, value in output.headers or ()}
+    return in_text(output.headers)

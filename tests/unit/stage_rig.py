@@ -112,7 +112,7 @@ def bare_stage(
     sharing: Sharing | None = None,
     metrics: Metrics | None = None,
     identities: Identities | None = None,
-    **settings: float,
+    **settings: Any,
 ) -> tuple[Stage, BusyLoop]:
     """A stage that has no partition."""
     loop: Any = BusyLoop()

@@ -87,9 +87,12 @@ def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_n
     json.dumps(_whole(letter)).encode()
     wanted = LetterFilter(frozenset("a"), "a", frozenset("a"), 1, 2, "https://a.example", True)
     tally = LetterCounts()
-    wanted.takes(letter), tally.meet(letter, wanted.ids), tally.add(letter, wanted.ids)
+    wanted.takes(letter)
+    tally.meet(letter, wanted.ids)
+    tally.add(letter, wanted.ids)
+    partitions: Any = {TOPICS.requests(): 4, TOPICS.requests(bulk=True): 4}
     if letter.kind != "other":
-        ensure_producible(returning(letter, FLEET, 1, {TOPICS.requests(): 4, TOPICS.requests(bulk=True): 4}, as_new))
+        ensure_producible(returning(letter, FLEET, 1, partitions, as_new))
     ensure_producible(mark(TOPICS, letter.place, record.at_ms, letter.reason, record.headers, 1))
 
 
@@ -109,7 +112,9 @@ def test_a_mark_of_any_content_is_taken(record: Stored, letter: Stored) -> None:
 def test_replay_and_results_take_any_record(found: list[Stored]) -> None:
     counts, selection = Counts(), Selection("a", "https://a.example", frozenset("a"), 1, 2, frozenset([Place(3, 7)]))
     for record in found:
-        selection.takes(record), _callable(record), counts.add(record, selection, None)
+        selection.takes(record)
+        _callable(record)
+        counts.add(record, selection, None)
     _superseded(found)
     for _, result in _readable(found):
         result.model_dump_json()

@@ -1,5 +1,7 @@
 """To which partitions a transaction's outputs go."""
 
+from collections import defaultdict
+
 from workers.stage.batch import OUTPUTS_A_HOME, Batch
 from workers.stage.partition import Partition
 from workers.stage.record import Output
@@ -7,7 +9,7 @@ from workers.stage.record import Output
 
 def batch_of(outputs: int, sources: list[int]) -> Batch:
     """A batch in which each source partition settles a record."""
-    offsets = {Partition("t", number, 1, 0.0): [7] for number in sources}
+    offsets = defaultdict(list, {Partition("t", number, 1, 0.0): [7] for number in sources})
     return Batch(offsets, [Output("out", b"x")] * outputs)
 
 

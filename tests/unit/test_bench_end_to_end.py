@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench import end_to_end
-from bench.end_to_end import DEFERRED, SETTLED, Sample
-from bench.fleet import Kafka
+from bench.end_to_end import DEFERRED, SETTLED
+from bench.fleet import Kafka, Sample
 from schemas.settings import KafkaSettings
 
 JOBS = 10

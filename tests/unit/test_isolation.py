@@ -176,9 +176,9 @@ def test_suspects_that_ran_are_tried_before_the_first_window_and_hold_up_everyth
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects))
     isolation.opened(partition)
     taken(isolation, partition, range(10))
-    assert isolation.exclusive
-    assert (dispatched(isolation), [cohort.alone for cohort in isolation.cohorts]) == ([5], [True])
-    assert isolation.exclusive
+    before, begun = isolation.exclusive, dispatched(isolation)
+    assert (before, begun, [cohort.alone for cohort in isolation.cohorts]) == (True, [5], [True])
+    assert (isolation.exclusive, begun) == (True, [5])
     acquitted(isolation, partition)
     assert dispatched(isolation) == [7]
     acquitted(isolation, partition)

@@ -42,12 +42,19 @@ def made_in(source: str) -> Iterator[str]:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if called == "ResultError":
             for keyword in node.keywords:
-                if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-                    yield keyword.value.value
-        elif called == "Failure" and isinstance(node.args[0], ast.Constant):
-            yield node.args[0].value
-        elif called.removeprefix("_") == "failed" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
-            yield node.args[1].value
+                if keyword.arg == "code":
+                    yield from text_in(keyword.value)
+        elif called == "Failure":
+            yield from text_in(node.args[0])
+        elif called.removeprefix("_") == "failed" and len(node.args) == 3:
+            yield from text_in(node.args[1])
+
+
+def text_in(node: ast.expr) -> Iterator[str]:
+    """The text that a constant is; nothing of another expression."""
+    if isinstance(node, ast.Constant):
+        assert isinstance(node.value, str)
+        yield node.value
 
 
 @cache

@@ -143,13 +143,13 @@ def test_what_is_settled_before_the_rest_is_seen_moves_base_over_what_an_earlier
     ledger.settle([0])
     assert (ledger.base, ledger.span) == (7, 0)
     assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # what is left out was a gap
-    assert (ledger.base, ledger.taken) == (9, {9})
+    assert (ledger.base, ledger.taken) == (9, frozenset({9}))
 
 
 def test_nothing_changes_before_the_commit_has_returned() -> None:
     ledger = ledger_of("oo")
     assert ledger.after([0, 1]) == (2, 0)
-    assert (ledger.base, ledger.taken) == (0, {0, 1})
+    assert (ledger.base, ledger.taken) == (0, frozenset({0, 1}))
 
 
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))

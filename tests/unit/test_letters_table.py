@@ -36,7 +36,11 @@ def table_of(*letters: Letter) -> tuple[str, int, dict[str, int]]:
 
 
 def test_a_row_has_the_reason_and_its_detail_and_no_more_of_a_url_than_its_origin() -> None:
-    why = {"reason": "callback_exhausted", "reason_detail": "the last attempt: timeout", "attempts": "10"}
+    why: dict[str, Any] = {
+        "reason": "callback_exhausted",
+        "reason_detail": "the last attempt: timeout",
+        "attempts": "10",
+    }
     shown, count, reasons = table_of(
         letter(tenant="acme", job_id="job_1", callback_url="https://hooks.example/in?token=secret", **why),
         letter(8, redriven_ms=1, reason="rejected"),
@@ -70,9 +74,8 @@ def test_a_terminal_of_80_columns_has_room_for_a_row() -> None:
 
 @given(st.lists(st.text(max_size=400), min_size=len(HEADERS), max_size=len(HEADERS)))
 def test_no_header_steers_the_terminal(values: list[str]) -> None:
-    shown, _, _ = table_of(
-        letter(**{name.replace("-", "_"): value for name, value in zip(HEADERS, values, strict=True)})
-    )
+    said: dict[str, Any] = {name.replace("-", "_"): value for name, value in zip(HEADERS, values, strict=True)}
+    shown, _, _ = table_of(letter(**said))
     written = {unicodedata.category(character) for character in shown.replace("\n", "")}
     assert written.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
 

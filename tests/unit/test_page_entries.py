@@ -27,7 +27,7 @@ from workers.enrichment.cache.memory import Memory
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page
 
-ANSWER = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
+ANSWER: dict[str, Any] = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
 URL = "https://a.example/x"
 ENTRY = CacheEntry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER, life=Lifetime(100.0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def records(number: int, size: int = 10) -> list[list[Returning]]:
 @pytest.mark.parametrize(("rate", "number", "seconds"), [(10, 35, 3.0), (1000, 2500, 2.0), (2, 3, 1.0)])
 def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, seconds: float) -> None:
     clock, told = HandClock(50.0), list[int]()
-    sent = Sent(clock)
+    sent: Any = Sent(clock)
 
     assert put_back(sent, records(number), rate, told.append, clock) == number
     assert told[-1] == sum(count for _, count in sent.batches) == number
@@ -40,7 +41,7 @@ def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, se
 
 
 def test_a_transaction_holds_no_more_than_memory_is_there_for_and_tears_nothing_apart() -> None:
-    sent = Sent(HandClock(50.0))
+    sent: Any = Sent(HandClock(50.0))
     groups = [[large, mark] for [large] in records(20, 900_000) for mark in [Returning("marks", b"k", b"m", [])]]
 
     assert put_back(sent, groups, 1e6, lambda done: None, sent.clock) == 20

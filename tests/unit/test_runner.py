@@ -168,8 +168,8 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
     class Sharing:
         later_share = 0.5
 
-        def party(self, headers: Headers | None) -> bytes | None:
-            return None
+        def party(self, headers: Headers | None) -> bytes:
+            return b""
 
         def is_later(self, topic: str) -> bool:
             return False

@@ -175,10 +175,10 @@ def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swep
     assert not [each for each in asked if each.startswith("letters")]
     client(settler).sizes["letters"] = [1, 1, 1]
     settler.listen()
-    assert settler.state is SettlerState.READY
+    before = settler.state
     clock.now += AGAIN_SECONDS
     settler.listen()
-    assert settler.state is SettlerState.SWEEPING
+    assert (before, settler.state) == (SettlerState.READY, SettlerState.SWEEPING)
     repaired(settler, partition)
     assert [each for each in asked if each.startswith("letters")] == [f"letters[{n}] sweep" for n in range(3)]
     settler.listen()

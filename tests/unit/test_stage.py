@@ -37,7 +37,7 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
         (([(_, record)], _),) = loop.calls
         assert record.offset == 0
         call = {"call": "party" if shared else "due_ms"}
-        assert metrics.registry.get_sample_value("postback_handler_defects_total", call) >= 1
+        assert (metrics.registry.get_sample_value("postback_handler_defects_total", call) or 0) >= 1
 
 
 def test_no_more_is_handed_over_than_there_is_room_for_while_the_event_loop_is_busy() -> None:
@@ -125,7 +125,7 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
         stage.regulate()
     assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
     stage.take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
-    assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, {1, 2, 3})
+    assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, frozenset({1, 2, 3}))
     assert (anew.careful_records, anew.suspects) == (0, {})  # nobody died
 
 

@@ -12,6 +12,7 @@ from telemetry.metrics import Metrics
 from workers.delivery.tier_pace import TierPace
 from workers.stage import build
 from workers.stage.backpressure import Unpaced
+from workers.stage.intake import GroupIntake
 from workers.stage.settings import StageSettings
 
 
@@ -21,11 +22,10 @@ def test_less_is_fetched_ahead_where_a_tier_may_stand_before_what_has_just_come(
 ) -> None:
     found: dict[str, Any] = {}
     kafka, clock = KafkaSettings(), SystemClock()
-    real = build.GroupIntake
 
     def intake(*args: Any, **options: Any) -> Any:
         found.update(options)
-        return real(*args, **options)
+        return GroupIntake(*args, **options)
 
     monkeypatch.setattr(build, "GroupIntake", intake)
     pace = TierPace(kafka.topics, clock) if paced else Unpaced()

@@ -51,7 +51,7 @@ def test_work_that_ends_after_its_partition_was_lost_is_not_settled_nor_counted_
     anew.open_committed = True
     stage.take([Record(*lost.id, offset, b"") for offset in range(2)], [])
     ended(stage, lost, 0, outputs=DONE)
-    assert (committed(stage), anew.ledger.taken, stage.held.load.running) == ({}, {0, 1}, 0)
+    assert (committed(stage), anew.ledger.taken, stage.held.load.running) == ({}, frozenset({0, 1}), 0)
 
 
 def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_complete() -> None:

@@ -79,14 +79,14 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     settler = Settler()
     stage, partition = stage_of(Cluster(requests="new"), intake, settler)
     stage.take(records(50, 51), [("requests", 0, 52)])
-    assert (partition.phase, partition.ledger.base, partition.ledger.taken) == (Phase.OPEN, 0, set())
+    assert (partition.phase, partition.ledger.base, partition.ledger.taken) == (Phase.OPEN, 0, frozenset())
     stage.regulate()
     stage.regulate()
     assert intake.resumed == [("requests", 0, 0)]
     stage.take(records(0, 1), [])
-    assert (partition.ledger.taken, partition.careful_records) == ({0, 1}, 0)
+    assert (partition.ledger.taken, partition.careful_records) == (frozenset({0, 1}), 0)
     reread(stage, settler)  # before anything is committed of the new topic
-    assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, {0, 1})
+    assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 
 def test_a_topic_that_the_process_knew_by_another_uuid_ends_it_before_a_record_is_taken() -> None:
@@ -119,7 +119,7 @@ def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_ot
     asked = cluster.asked
     stage.take(records(1), [("requests", 0, 2)])
     stage.take(records(2), [("requests", 0, 3)])
-    assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, {0, 1, 2})
+    assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, frozenset({0, 1, 2}))
 
 
 def test_what_was_sought_goes_back_without_a_question() -> None:
@@ -148,7 +148,8 @@ def test_a_partition_waits_unopened_until_kafka_tells_which_topic_it_is_of(ids: 
 
 
 async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([BrokerAway("away"), {"results": "old"}, {}, {"results": "new"}])
+    said: list[dict[str, str] | BrokerAway] = [BrokerAway("away"), {"results": "old"}, {}, {"results": "new"}]
+    answers = iter(said)
     watch = TopicWatch(KafkaSettings(), {"results": "old"}, look_seconds=0)
     seen: list[list[str]] = []
 

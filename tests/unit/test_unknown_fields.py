@@ -56,7 +56,7 @@ def test_whatever_else_a_job_has_changes_neither_the_job_nor_what_is_sent_on(mor
 
 
 def test_what_stands_in_them_is_not_kept_in_memory() -> None:
-    junk = [{}] * (MAX_JOB_BYTES // 6)
+    junk: list[dict[str, str]] = [{}] * (MAX_JOB_BYTES // 6)
     message = {"role": "user", "content": [{"type": "text", "text": "q", "junk": junk[:20_000]}], "junk": junk[:60_000]}
     value = json.dumps({"messages": [message], "sources": {"junk": junk[:20_000]}, "junk": junk[:20_000]}).encode()
     value = value.replace(b" ", b"")

@@ -15,6 +15,7 @@ from schemas.codec import write_result
 from schemas.result import Outcome, Result
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
+from tests.messages import in_text
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -119,7 +120,7 @@ def delivered_from(output: Output, offset: int, at_ms: int) -> Record:
 
 
 def headers_of(output: Output) -> dict[str, str]:
-    return {name: value.decode() for name, value in output.headers or ()}
+    return in_text(output.headers)
 
 
 def topics_of(outputs: Sequence[Output]) -> list[str]:

@@ -27,7 +27,8 @@ ONE_AT_A_TIME = DeliverySettings(destination_concurrency=1, destination_queue_re
 async def test_a_callback_beyond_its_destinations_share_is_deferred_at_once(
     make: Maker, consumer: Consumer, metrics: Metrics
 ) -> None:
-    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    handler, gate = make(ONE_AT_A_TIME), asyncio.Event()
+    consumer.gate = gate
     first = asyncio.ensure_future(handler.handle(result_record(consumer.url)))
     await consumer.arrived.wait()
     [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
@@ -88,11 +89,12 @@ async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said
 async def test_a_full_destination_holds_up_neither_other_origins_nor_other_tenants(
     make: Maker, consumer: Consumer
 ) -> None:
-    handler, consumer.gate = make(ONE_AT_A_TIME), asyncio.Event()
+    handler, gate = make(ONE_AT_A_TIME), asyncio.Event()
+    consumer.gate = gate
     hung = [asyncio.ensure_future(handler.handle(result_record(consumer.url)))]
     await consumer.arrived.wait()
     by_name = consumer.url.replace("127.0.0.1", "localhost")
-    consumer.gate, gate = None, consumer.gate
+    consumer.gate = None
     outputs = await handler.handle(result_record(consumer.url, tenant=b"other"))
     assert topics_of(outputs) == [TOPICS.attempts]
     assert topics_of(await handler.handle(result_record(by_name))) == [TOPICS.attempts]

@@ -104,7 +104,7 @@ def deliveries(handler: DeliveryHandler, url: str, number: int) -> list[asyncio.
     return [asyncio.ensure_future(handler.handle(result_record(url))) for _ in range(number)]
 
 
-async def ended(running: list[asyncio.Future[Sequence[Output]]]) -> list[str | None]:
+async def ended(running: list[asyncio.Future[Sequence[Output]]]) -> list[object]:
     """What each came to, as the error of its attempt; none is lost and none was deferred."""
     async with asyncio.timeout(20):
         return [attempt_of(outputs)["error"] for outputs in await asyncio.gather(*running)]

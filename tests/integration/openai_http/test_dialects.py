@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -69,7 +70,7 @@ async def test_a_number_of_tokens_that_is_too_large_is_the_job_s_fault_however_i
 
 
 @pytest.mark.parametrize("asked", [{}, {"temperature": 0.0}])
-async def test_a_job_s_temperature_counts_as_its_own_where_it_names_one(asked: dict[str, float]) -> None:
+async def test_a_job_s_temperature_counts_as_its_own_where_it_names_one(asked: dict[str, Any]) -> None:
     async with engine_at(Server(reasoning)) as engine, AnsweringWorker(engine=engine) as worker:
         answer = await worker.answer("Which bridge?", sources=None, **asked)
     assert answer.outcome == ("rejected" if asked else "succeeded")

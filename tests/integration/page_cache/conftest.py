@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(params=["memory", "redis", "disk"])
-def level(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
+def level(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """Settings with one level only."""
     off = {"memory_bytes": 0}
     if request.param == "redis":

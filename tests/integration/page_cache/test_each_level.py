@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from tests.integration.page_cache.workers import PATIENT, everything, serving, working, written
 from tests.integration.raw_server import FACT, SLOW
 from tests.redis_server import RedisServer
 
 
-async def test_a_page_is_fetched_once_while_it_is_fresh(level: dict[str, object]) -> None:
+async def test_a_page_is_fetched_once_while_it_is_fresh(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         for _ in range(3):
             evidence = await worker.read(origin.url)
@@ -26,7 +27,7 @@ async def test_many_jobs_read_a_page_once() -> None:
         assert len(origin.asked) == 1
 
 
-async def test_that_a_page_is_missing_is_remembered(level: dict[str, object]) -> None:
+async def test_that_a_page_is_missing_is_remembered(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         origin.status = 404
         for _ in range(3):
@@ -45,7 +46,7 @@ async def test_a_page_that_may_not_be_stored_is_not() -> None:
         assert len(origin.asked) == 2
 
 
-async def test_an_older_copy_is_served_where_its_server_is_away_and_said_to_be_one(level: dict[str, object]) -> None:
+async def test_an_older_copy_is_served_where_its_server_is_away_and_said_to_be_one(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         origin.headers = {"Cache-Control": "max-age=0"}
         await worker.read(origin.url)
@@ -119,7 +120,7 @@ async def test_a_page_that_is_gone_is_not_served_from_an_older_copy() -> None:
         assert (await worker.read(origin.url)).sources == ()
 
 
-async def test_a_page_that_has_not_changed_is_not_read_again(level: dict[str, object]) -> None:
+async def test_a_page_that_has_not_changed_is_not_read_again(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         origin.headers = {"Cache-Control": "max-age=0", "ETag": '"v1"'}
         await worker.read(origin.url)
@@ -153,7 +154,7 @@ async def test_a_server_that_says_only_that_nothing_has_changed_leaves_how_long_
         assert len(origin.asked) == 4
 
 
-async def test_tenants_share_nothing_where_an_internal_network_is_allowed(level: dict[str, object]) -> None:
+async def test_tenants_share_nothing_where_an_internal_network_is_allowed(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         for tenant in ("one", "two", "one", "two"):
             await worker.read(origin.url, tenant)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -83,7 +84,7 @@ async def test_a_redis_that_is_not_there_at_all_costs_no_job(tmp_path: Path) -> 
 
 
 async def test_what_lies_in_redis_and_is_no_entry_is_a_miss(redis: RedisServer, tmp_path: Path) -> None:
-    settings = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:", "memory_bytes": 0}
+    settings: dict[str, Any] = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:", "memory_bytes": 0}
     async with serving() as origin, working(**settings) as worker:
         await worker.read(origin.url)
         await written()
@@ -139,7 +140,7 @@ async def test_a_page_that_is_not_allowed_any_more_is_not_served(redis: RedisSer
 async def test_nothing_of_a_url_stands_in_redis_keys(redis: RedisServer, tmp_path: Path) -> None:
     from redis import Redis
 
-    settings = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:"}
+    settings: dict[str, Any] = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:"}
     async with serving() as origin, working(**settings) as worker:
         await worker.read(f"{origin.url}?token=secret")
         await written()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -95,5 +96,5 @@ async def written() -> None:
         await asyncio.sleep(0.005)
 
 
-def everything(redis: RedisServer, folder: Path) -> dict[str, object]:
+def everything(redis: RedisServer, folder: Path) -> dict[str, Any]:
     return {"redis_url": redis.url, "redis_prefix": f"{folder.name}:", "disk_path": folder / "pages.sqlite"}
