@@ -1,4 +1,4 @@
-"""`postback dead-letters`: what was given up, looked at and put back."""
+"""`postback dead-letters`: lists, shows and puts back jobs and callbacks that were given up."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that were given up, and put them back.")
 
 _OBSTACLES = {
-    "expired": "older than the 30 days for which it is known whether they were put back",
+    "expired": "older than 30 days, after which the marks of earlier redrives may be gone",
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
-    "too_large": "too large to be kept whole, or to be taken again",
-    "empty": "without content, which nothing can be made of",
+    "too_large": "too large to be kept whole, or to be accepted again",
+    "empty": "without content",
     "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
     "cancelled": "their jobs are cancelled, and `postback cancel --undo ID` comes first",
-    "source_unknown": "not of a topic that jobs or callbacks come from",
+    "source_unknown": "from a topic that has neither jobs nor callbacks",
 }
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
-Tenant = Annotated[str | None, typer.Option(help="Whose.")]
+Tenant = Annotated[str | None, typer.Option(help="Only letters of this tenant.")]
 Endpoint = Annotated[
-    str | None, typer.Option(help="Where its callback goes: the URL; without a path, everything at that origin.")
+    str | None, typer.Option(help="Only letters with this callback URL; an origin stands for all URLs at it.")
 ]
 Ids = Annotated[
     list[str] | None, typer.Option("--id", help="A letter's id (P:N), a job's or a webhook's; may be repeated.")
@@ -78,7 +78,7 @@ def show(
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
     _as_json: Annotated[bool, typer.Option("--json", help="As it is without, too.")] = False,
 ) -> None:
-    """Show all that is kept of a letter, its content included, as JSON."""
+    """Show a letter with its headers and content, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
     with _opened() as found:
         count = _write_array(_whole(letter) for letter in found.letters(wanted))
@@ -118,13 +118,13 @@ def redrive(
         expected = limited(tally.count, limit)
         if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
-            # Only now: whoever makes one ends a redrive that is under way.
+            # The producer is made last: a new one ends a redrive that is under way.
             with _producer() as back:
                 act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
                 acted = _put_back(act, expected)
                 done = acted.count
                 if limit is None:
-                    tally = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
+                    tally = acted  # with a limit, the act saw only a part of the letters
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
@@ -132,7 +132,7 @@ def redrive(
 
 
 def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
-    """With status 1 where not all that was named is put back, or could be."""
+    """End with status 1 where a named letter is held or missing."""
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):
@@ -224,7 +224,7 @@ def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
         said = (one["id"], one["at"], one["kind"], one["reason"], one["tenant"], one["job_id"], one["origin"], *state)
-        # A header may hold anything, a terminal's commands among it.
+        # A header may hold anything, such as escape sequences.
         typer.echo(harmless("  ".join("-" if value is None else str(value) for value in said)))
         count += 1
     return count
@@ -241,13 +241,13 @@ def _write_array(values: Iterable[dict[str, Any]]) -> int:
 
 
 def _whole(letter: Letter) -> dict[str, Any]:
-    """With headers and content. Bytes that are no text are shown with escapes."""
+    """A letter with headers and content. Bytes that are not UTF-8 are escaped."""
     headers = [[name, (value or b"").decode("utf-8", "backslashreplace")] for name, value in letter.record.headers]
     return {**letter.summary(), "headers": headers, "value": _content(letter.record.value)}
 
 
 def _content(value: bytes | None) -> Any:
-    """As JSON where it is JSON."""
+    """The content as JSON where it is JSON, else as text."""
     from pydantic_core import from_json
 
     if value is None:

@@ -1,4 +1,4 @@
-"""`postback deliveries ID`: what became of a job's callback, as a timeline."""
+"""`postback deliveries ID`: the timeline of a job's callback."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def deliveries(
     wanted: Annotated[str, typer.Argument(metavar="ID", help="A job's id or a webhook's.")],
     tenant: Annotated[
-        str | None, typer.Option(help="Whose: an id of the producer's own may be used by several.")
+        str | None, typer.Option(help="The job's tenant: several tenants may use one id of their own.")
     ] = None,
     since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Look no further back. {HELP}")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what became of a job's callback: each attempt, until when it waits, why it was given up.
+    """Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, and the end.
 
-    Exit status: 0 something is known of it, 1 nothing is kept.
+    Exit status: 0 records of it are kept, 1 none are.
     """
     quiet_clients()
     from operators.deliveries import deliveries as read
@@ -48,7 +48,7 @@ def deliveries(
 
 
 def timeline(steps: list[Step]) -> list[str]:
-    """One line a step; jobs of several tenants are told apart. What headers say is made harmless."""
+    """One line a step, with its job where there are several. Control characters of headers are escaped."""
     several = len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:

@@ -1,7 +1,7 @@
-"""`postback endpoints`: which are disabled or on the way there, and an operator's word on one.
+"""`postback endpoints`: lists disabled and failing endpoints, and enables or disables one.
 
-URLs are shown whole, path and query included, since an endpoint is known by them: it is the operator who asks, on a
-terminal. Logs have origins only.
+URLs are shown whole, path and query included: they identify the endpoint, and only an operator sees them. Logs have
+origins only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from console.terminal import harmless
 if TYPE_CHECKING:
     from schemas.endpoint import EndpointRecord, EndpointState
 
-app = typer.Typer(no_args_is_help=True, help="Which endpoints are called no more, and whether that is to be so.")
+app = typer.Typer(no_args_is_help=True, help="List disabled and failing endpoints; enable or disable one.")
 
-Tenant = Annotated[str, typer.Option(help="Whose endpoint.")]
+Tenant = Annotated[str, typer.Option(help="The tenant of the endpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Urls = Annotated[
     list[str], typer.Argument(metavar="URL...", help="Whole URLs, as `postback endpoints list` shows them.")
@@ -32,9 +32,9 @@ Urls = Annotated[
 def list_endpoints(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None, as_json: AsJson = False
 ) -> None:
-    """List the endpoints that are disabled, those that fail, and those that were enabled again.
+    """List the endpoints that are disabled, that fail, or that were enabled again.
 
-    Whatever is not in the list is called, and has nothing against it.
+    Postback calls every endpoint that is not in the list.
     """
     quiet_clients()
     from operators.endpoints import known_endpoints
@@ -54,7 +54,7 @@ def list_endpoints(
 
 @app.command()
 def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
-    """Have disabled endpoints called again. What was kept meanwhile stays in `dead_letters` until it is redriven."""
+    """Call disabled endpoints again. Kept events stay dead letters until `dead-letters redrive` puts them back."""
     quiet_clients()
     from operators.endpoints import disabled_endpoints
     from producers.errors import ProducerError
@@ -68,12 +68,12 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
         raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
     _put(tenant, urls, EndpointState.ENABLED, as_json=as_json)
     for url in urls:
-        say(f"kept events are put back by: {_redrive(tenant, url)}")
+        say(f"put its kept events back: {_redrive(tenant, url)}")
 
 
 @app.command()
 def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
-    """Have endpoints called no more: their events are kept in `dead_letters`, until they are enabled."""
+    """Call endpoints no more: their events become dead letters until the endpoints are enabled."""
     quiet_clients()
     from schemas.endpoint import EndpointState
 
@@ -135,5 +135,5 @@ def _write_line(record: EndpointRecord) -> None:
     """One line an endpoint, its fields apart by two spaces."""
     said = _summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
-    # Whoever may write results may have put anything into a URL, a terminal's commands among it.
+    # A URL may hold anything that a producer wrote, such as escape sequences.
     typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and rotate the keys that callbacks are signed with.")
 
-Tenant = Annotated[str, typer.Option(help="Whose keys.")]
+Tenant = Annotated[str, typer.Option(help="The tenant of the keys.")]
 _LONGEST_SECRET = 1024
 """Characters; a secret of 64 bytes has 95."""
 
@@ -57,7 +57,7 @@ def show(
         return
     secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(tenant, now)
     if as_json:
-        # No sentence in the place of a secret: a script would keep it as one.
+        # A hidden secret is left out: a script would take any text in its place for the secret.
         said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
         typer.echo(json.dumps(said))
         return
@@ -131,7 +131,7 @@ def migrate(
 @app.command("import")
 def import_secret(
     tenant: Tenant = "default",
-    file: Annotated[Path | None, typer.Option(help="Where the secret is; else it is read from standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The file with the secret; standard input by default.")] = None,
 ) -> None:
     """Let a secret (whsec_…) of another sender sign a tenant's callbacks, beside the tenant's derived keys.
 
@@ -153,7 +153,7 @@ def import_secret(
 
 
 def _secret_from(file: Path | None) -> str:
-    """One line of the file or of standard input; at a terminal it is asked for and not shown."""
+    """The secret, from the file, from standard input, or from a hidden prompt at a terminal."""
     if file is None and sys.stdin.isatty():
         return str(typer.prompt("secret", hide_input=True, err=True)).strip()
     try:
