@@ -108,6 +108,11 @@ STAGE = {
         "The metadata of a commit is no ledger; every record from the committed offset on counts as not done.",
         "Look for another program that commits in this consumer group.",
     ),
+    "offset-behind-end": Action(
+        "error",
+        "A record states an offset behind the end of its partition; the stage leaves it out and reads on.",
+        "Run `postback topics create --fix-config`, and look for the client that wrote to this topic at this offset.",
+    ),
     "retention-loss": Action(
         "error",
         "Kafka's retention removed records before they were handled; the stage goes on with the oldest that is left.",

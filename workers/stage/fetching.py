@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from telemetry.clock import Clock
+from telemetry.logs import get_logger
 from workers.stage.held import Held
 from workers.stage.intake import Intake
 from workers.stage.partition import Partition, Phase
@@ -13,6 +14,8 @@ from workers.stage.watch import Watch
 
 STALL_SECONDS = 10.0
 """How long a partition that has records may deliver none before it is sought again."""
+
+log = get_logger()
 
 
 class Fetching:
@@ -101,6 +104,9 @@ class Fetching:
         partition.last_seen, partition.at_end = now, False
         if partition.rewind_to is not None and record.offset >= partition.rewind_to:
             return False  # it is fetched again from there
+        if partition.phase is Phase.OPEN and not self._has_offset(partition, record.offset):
+            return False
+        partition.fetched_to = record.offset + 1
         if partition.phase is not Phase.OPEN or not partition.ledger.fits(record.offset):
             partition.fetch_again(record.offset)
             return False
@@ -111,3 +117,37 @@ class Fetching:
             return False
         self._held.load.take(partition, record)
         return True
+
+    def _has_offset(self, partition: Partition, offset: int) -> bool:
+        """Whether the partition has the offset that a record states; where that is not known, it is believed.
+
+        Else the record is left out. It stands at `fetched_to`, or behind offsets without records. The client would go
+        on behind the stated offset, so the partition is sought one further: records of others may follow.
+        """
+        if offset <= partition.ledger.next_offset:
+            return True
+        for cached in (True, False):  # a fetch brings the end with it, but for one that failed
+            marks = self._intake.watermarks(partition.id, cached=cached)
+            if marks is not None and offset < marks[1]:
+                return True
+        if marks is None:
+            return True
+        place = max(partition.fetched_to, marks[0])
+        if partition.ledger.fits(place):
+            self._leave_out(partition, place, offset)
+        partition.fetch_again(partition.fetched_to)
+        return False
+
+    def _leave_out(self, partition: Partition, place: int, stated: int) -> None:
+        log.error(
+            "A record states an offset behind its partition's end; leaving it out.",
+            action="offset-behind-end",
+            topic=partition.topic,
+            partition=partition.number,
+            offset=place,
+            stated=stated,
+        )
+        if place > partition.ledger.next_offset:
+            self._watch.gap(partition, place)
+        partition.ledger.reach(place + 1)
+        partition.fetched_to = place + 1

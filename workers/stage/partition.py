@@ -59,6 +59,8 @@ class Partition:
         """Whether its last owner is alive: this process itself. Then no record of it killed a worker."""
         self.rewind_to: int | None = None
         """Where to seek before resuming, because records were given back untried."""
+        self.fetched_to = 0
+        """The client's next record is not below this offset: every one below was delivered, or is none."""
         self._gap_since: float | None = None
         self._foreseen = -1
 
@@ -124,6 +126,7 @@ class Partition:
         if self.begins_anew:
             progress = progress.given_back()
         self.ledger, self.confirmed = Ledger(progress), progress
+        self.fetched_to = progress.base
         self.suspects = dict(progress.suspects)
         self.alone = progress.alone
         self.horizon = Horizon(progress.base + progress.done.bit_length())
@@ -208,7 +211,8 @@ class Partition:
 
     def resume(self, now: float) -> None:
         """Note that the partition is fetched from again, and was sought where that was owed."""
-        self.position = self.position if self.rewind_to is None else 0
+        if self.rewind_to is not None:
+            self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
         self.last_seen = now  # it could give nothing while it was paused
 
