@@ -1,12 +1,12 @@
 """A compacted topic that is read to its end when a process starts, and followed from then on.
 
-It is how the processes of a fleet share a few facts without a database: the last record of each key counts, and a
-record without a value takes the fact back. Every process reads all of it, in no consumer group.
+The processes of a fleet share a few facts through it, without a database. The last record of each key counts, and a
+record without a value deletes the fact. Every process reads the whole topic, in no consumer group.
 
-While its broker is away, what is known stays known, as nothing is settled without Kafka either; `reasons` says since
-when it may be out of date, and reading goes on from where it stood. That makes good everything but this: Kafka keeps
-the word that a fact was taken back for a day only. Who has not read on for half a day can therefore not be sure any
-more. The following then ends, as it does by a defect, and the process with it, to begin anew with what the topic says.
+While the broker is away the known facts stay in force, as nothing is settled without Kafka either. `reasons` reports
+how old they are, and reading goes on from where it stopped. That misses one thing: Kafka keeps a deletion for a day
+only. So a process that has not read on for half a day may hold deleted facts. The following then ends, as it does on a
+defect, and the process ends with it; the next one reads the topic from the beginning.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from workers.kafka.topics import BrokerAway, topic_ids
 from workers.system.errors import ProcessError
 
 START_SECONDS = 60.0
-"""How long nothing may come of the first reading. A process that was killed in a transaction holds it up for some
-seconds; a long topic takes as long as it takes."""
+"""How long the first reading may bring no record. A process that was killed in a transaction holds it up for some
+seconds; the length of the topic is not bounded."""
 SILENT_SECONDS = 20.0
-"""How old knowledge may be before readiness tells. The same holds up what is committed behind it, and is no reason."""
+"""How old the facts may be before readiness reports it. A killed process' open transaction delays them for less."""
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
 
@@ -41,24 +41,24 @@ _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
 Apply = Callable[[bytes | None, bytes | None], None]
-"""Takes in a record's key and value; the value is None where the fact is taken back. What it raises ends all."""
+"""Takes in a record's key and value; the value is None where the fact is deleted. An exception ends the following."""
 
 log = get_logger()
 
 
 class FollowingEnded(ProcessError):  # noqa: N818 - it names what happened
-    """What the fleet knows is not heard of any more."""
+    """A compacted topic can no longer be followed."""
 
 
 class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
-    """It may have been missed that a fact was taken back."""
+    """The reading may have missed the deletion of a fact."""
 
 
 class CompactedTopic:
-    """Calls `apply` on the event loop for each committed record: for all there are, and then for each that comes.
+    """Calls `apply` on the event loop for each committed record: first for all present ones, then for each new one.
 
-    With `kept_ms` older records are passed over, by the time that the broker stamped: facts that ended by themselves.
-    A `SideTask` of its process.
+    With `kept_ms` it skips records older than that by the broker's stamp: facts that have expired. A `SideTask` of its
+    process.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class CompactedTopic:
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._next: dict[int, int] = {}
-        """By partition, the offset up to which everything is taken in."""
+        """By partition, the offset up to which every record is taken in."""
         self._known_at = self._looked_at = self._beat_at = clock.monotonic()
 
     async def start(self) -> None:
-        """Return when everything is applied that stood in the topic when this was called.
+        """Return once every record is applied that was in the topic at the call.
 
-        Raises ProcessError: TopicMissing, BrokerAway where nothing came for START_SECONDS, or FollowingEnded.
+        Raises ProcessError: NoSuchTopic, BrokerAway where no record came for START_SECONDS, or FollowingEnded.
         """
         await topic_ids(self._kafka, [self._topic])
         log.info("Reading a topic to its end.", action="topic-reading", topic=self._topic)
@@ -108,11 +108,11 @@ class CompactedTopic:
 
     @property
     def alive(self) -> bool:
-        """Whether the topic is followed still, and the thread that does it came round within a minute."""
+        """Whether the topic is still followed, and the following thread came round within a minute."""
         return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Why what is known may be out of date; empty when it is not."""
+        """Return why the known facts may be stale; empty when they are not."""
         if self._has_failed:
             return [f"the topic {self._topic} is not followed any more"]
         age = self._clock.monotonic() - self._known_at
@@ -151,7 +151,7 @@ class CompactedTopic:
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        """What one process has missed, it must not go by: whoever waits for `ended` is told."""
+        """End the following, and fail `ended`: a process must not act on facts that it may have missed."""
         self._stopping.set()
         if self._ended is None or self._ended.done():
             return
@@ -166,7 +166,7 @@ class CompactedTopic:
         self._ended.set_exception(
             FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); start this process anew")
         )
-        self._ended.exception()  # looked at: it is no error that nobody asks while the process is still starting
+        self._ended.exception()  # marks it as retrieved: a process that is still starting does not wait for it
 
     @property
     def _has_failed(self) -> bool:
@@ -175,9 +175,9 @@ class CompactedTopic:
     # -- on threads of its own -----------------------------------------------------------------------------------------
 
     def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
-        """The end of each partition, with what is in open transactions: what was committed behind them counts too.
+        """Return the end of each partition, behind open transactions too, and the offsets at which reading begins.
 
-        And where the reading begins.
+        Records that were committed behind an open transaction count too.
         """
         consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:
@@ -186,7 +186,7 @@ class CompactedTopic:
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
                     ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
                     return ends, self._ask_starts(consumer, ends)
-                except KafkaException as error:  # a partition that is being moved, or was made a moment ago
+                except KafkaException as error:  # a partition is being moved, or was made a moment ago
                     if deadline.passed or self._stopping.is_set():
                         why = f"the end of the topic {self._topic} cannot be asked for ({error.args[0].name()})"
                         raise BrokerAway(why) from None
@@ -199,7 +199,7 @@ class CompactedTopic:
         return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
 
     def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """The first records that are not too old. Raises KafkaException."""
+        """Return the offsets of the first records that are not too old. Raises KafkaException."""
         if self._kept_ms is None:
             return dict.fromkeys(ends, OFFSET_BEGINNING)
         since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)
@@ -215,10 +215,10 @@ class CompactedTopic:
             {
                 "fetch.wait.max.ms": 100,
                 **client_config(self._kafka),
-                "group.id": "follower",  # asked for by the client; nothing is joined and nothing is committed
+                "group.id": "follower",  # required by the client; no group is joined, and no offset committed
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
-                "auto.offset.reset": "earliest",  # of a topic that was made anew: else what comes first is passed over
+                "auto.offset.reset": "earliest",  # for a topic that was made anew: its first records count
                 "enable.partition.eof": True,
             }
         )
@@ -255,7 +255,7 @@ class CompactedTopic:
             ends = self._look(consumer, ends)
 
     def _some(self, consumer: Consumer) -> list[tuple[bytes | None, bytes | None]]:
-        """Keys and values that came."""
+        """Return the keys and values of new records."""
         facts: list[tuple[bytes | None, bytes | None]] = []
         for message in consumer.consume(_BATCH, _POLL_SECONDS):
             error = message.error()
@@ -264,17 +264,17 @@ class CompactedTopic:
                 facts.append((message.key(), message.value()))
                 self._next[number] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._next[number] = offset  # behind markers and whatever else is not shown
+                self._next[number] = offset  # behind markers and aborted records
             elif error.fatal():
                 raise KafkaException(error)
-            # else the broker is away, which the client mends by itself
+            # else the broker is away, and the client reconnects by itself
         return facts
 
     def _has_reached(self, ends: dict[int, int]) -> bool:
         return all(self._next.get(number, 0) >= end for number, end in ends.items())
 
     def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Note as of when everything is known, and ask for the ends that come next; else those that were asked for."""
+        """Note since when every fact is known. Returns the ends to read to next."""
         now = self._clock.monotonic()
         if self._has_reached(ends):
             self._known_at = max(self._known_at, self._looked_at)

@@ -1,4 +1,4 @@
-"""What may be dispatched: taken records wait in the window or as suspects, and go to the handler as there is room."""
+"""Dispatching: taken records wait in the window or as suspects, and go to the handler as it has room."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = get_logger()
 
 
 class Dispatching:
-    """The window, the suspects, and what the handler has room for. The Kafka thread owns it."""
+    """The window, the suspects, and the room that the handler has. The Kafka thread owns it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Dispatching:
         self._pace = pace
         self._sharing = sharing
         self._casualties: list[tuple[Partition, Record]] = []
-        """Records that ran in what died, until nothing else runs that may have died with them."""
+        """Records that were running in a crash, until no record runs that may have died with them."""
         self._alone_since = 0.0
         """Monotonic seconds since which there may be nothing but suspects before their last attempt."""
         self.isolation = Isolation()
@@ -59,7 +59,7 @@ class Dispatching:
         return self._sharing is not None and self._sharing.is_later(topic)
 
     def opened(self, partition: Partition) -> None:
-        """Suspect what the partition's last owner left open. Call it before its first record is accepted."""
+        """Suspect the records that the partition's last owner left open. Call it before any record is accepted."""
         self.isolation.opened(partition)
         if partition.careful_records:
             log.warning(
@@ -74,7 +74,7 @@ class Dispatching:
     def accept(self, partition: Partition, record: Record) -> None:
         """Have a record wait that was just taken: among the suspects, or in the window."""
         if partition.careful_records and self.pacing.was_never_due(record):
-            self.isolation.end_first_window(partition)  # a tier is a queue: nor did it begin what is behind the record
+            self.isolation.end_first_window(partition)  # a tier is a queue: nor has the owner begun later records
         if not self.isolation.suspect(partition, record):
             self.window.park(partition, record, self._party_of(record))
 
@@ -85,22 +85,22 @@ class Dispatching:
             self._runner.defer(surplus, self._clock.monotonic())
 
     def caught_up(self, partition: Partition) -> None:
-        """Suspect no further record of a partition whose end was reached: all that was there before is here."""
+        """Suspect no further record of a partition whose end was reached: later ones are new."""
         self.isolation.end_first_window(partition)
 
     def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:
-        """Take back records that ran in what died."""
+        """Take back records that were running in a crash."""
         self._casualties += casualties
 
     def dispatch(self, waiting: int) -> int:
-        """Hand over what may run now. Returns how many of the records are of partitions that are not paced.
+        """Hand over the records that may run now. Returns how many of them are of partitions that are not paced.
 
         `waiting`: complete records that wait to be settled. Raises NothingCompletes, once for each such death.
         """
         self.pacing.more_is_due = False
         if self._casualties:
             if self._held.load.running:
-                return 0  # the death is still spreading; whatever runs may be to blame
+                return 0  # the death is still spreading; any running record may be to blame
             self._judge()
         batch: list[tuple[Partition, Record]] = []
         # The handler knows nothing of records that have not begun, and room for them has been given out already.
@@ -162,17 +162,17 @@ class Dispatching:
         self._runner.start(batch, self._clock.monotonic())
 
     def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
-        """The next cohort, once its suspicion is committed and, where it is to run alone, nothing else runs."""
+        """Return the next cohort, once its members are committed as running. One alone waits for all other records."""
         cohort = self.isolation.next_cohort(room)
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []
         cohort.dispatched = True
         say = log.info if cohort.narrow else log.debug  # of a first window there are hundreds
-        say("Suspects are tried.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
+        say("Trying suspects.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 
     def _wait_for_others(self) -> None:
-        """Try a suspect for the last time although no other record completes, once none has come for a while."""
+        """Try a suspect for the last time once no other record has come for OTHERS_SECONDS."""
         now = self._clock.monotonic()
         if not self.isolation.needs_others or self._held.load.running or self.window.parked:
             self._alone_since = now
@@ -202,5 +202,5 @@ class Dispatching:
 
 
 def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
-    """How many of the first `most` records may run now: they wait for their turn only."""
+    """Return how many of the first `most` records may run now: they wait for their turn only."""
     return partition.horizon.allowed(records, most) if partition.dispatchable else 0

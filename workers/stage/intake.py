@@ -1,4 +1,4 @@
-"""Where a stage's records come from. `Intake` is the seam; `GroupIntake` is a KIP-848 consumer group."""
+"""The source of a stage's records. `Intake` is the seam; `GroupIntake` is a KIP-848 consumer group."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]
 Committed = dict[PartitionId, Progress | None]
-"""What is committed for each partition: None where nothing ever was."""
+"""The committed progress of each partition; None where nothing was ever committed."""
 
 log = get_logger()
 
 
 class GroupRefused(Exception):  # noqa: N818 - it names what happened
-    """Kafka does not have this client in the group, and the client gave up."""
+    """Kafka refused this client as a member of the group, and the client gave up."""
 
     def __init__(self, error: KafkaError) -> None:
         old = "not supported" in error.str()
@@ -31,29 +31,29 @@ class GroupRefused(Exception):  # noqa: N818 - it names what happened
 
 
 class Listener(Protocol):
-    """Hears of rebalances, on the thread that calls `consume`."""
+    """Is told of rebalances, on the thread that calls `consume`."""
 
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
-        """These are ours from now on. Must not do I/O."""
+        """Hold these partitions from now on. Must not do I/O."""
         ...
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
-        """These go to another member when this returns."""
+        """Release these partitions: another member gets them when this returns."""
         ...
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
-        """These are another member's already."""
+        """Drop these partitions: another member has them already."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """What a source of records knows of those on whom it depends."""
+    """The state of the connection to a source of records."""
 
     member: bool
-    """Whether it was let in, be it with no partitions."""
+    """Whether the group let this client in, be it with no partitions."""
     silent_seconds: float
-    """For how long nothing was heard although something was asked; infinite where nobody can be reached."""
+    """How long the source has not answered a request; infinite where no broker can be reached."""
 
 
 class Intake(Protocol):
@@ -64,42 +64,42 @@ class Intake(Protocol):
         ...
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Records, and the (topic, partition, offset) of each end reached. Returns as soon as there is one.
+        """Return records, and the (topic, partition, offset) of each end reached, as soon as there is one.
 
         Raises GroupRefused.
         """
         ...
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
-        """The progress that is committed. Raises KafkaException."""
+        """Return the committed progress. Raises KafkaException."""
         ...
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
-        """Pause and resume fetching; resuming may seek to an offset first. False: not now, ask again."""
+        """Pause and resume fetching; resuming may seek to an offset first. False means: try again."""
         ...
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        """First offset and the offset after the last one; None where it is not known."""
+        """Return the first offset and the offset after the last one; None where they are not known."""
         ...
 
     def group_metadata(self) -> Any:
-        """What a transaction needs to commit offsets for this group."""
+        """Return the member's identity, which a transaction needs to commit offsets for the group."""
         ...
 
     def contact(self) -> Contact:
-        """How it stands with the source. Asks nobody."""
+        """Return the state of the connection. Sends no request."""
         ...
 
     def leave(self) -> None:
-        """Give everything back and end the membership. Calls `Listener.revoked`."""
+        """Release all partitions and end the membership. Calls `Listener.revoked`."""
         ...
 
 
 class GroupIntake:
     """A member of a consumer group (KIP-848) that reads committed records only.
 
-    `topics` must exist. `config` are librdkafka properties of the connection. `on_error` hears of broker errors.
-    `prefetch_records` are how many are fetched ahead of who takes them, about.
+    `topics` must exist. `config` are librdkafka properties of the connection. `on_error` is called with broker errors.
+    `prefetch_records` is about the number of records that are fetched ahead.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class GroupIntake:
         self._on_error = on_error
         self._consumer = Consumer(
             {
-                "fetch.wait.max.ms": 100,  # a resumed partition waits for the fetch under way: keep that short
-                "fetch.queue.backoff.ms": 2,  # where enough is here, whatever comes waits for so long
-                "queued.min.messages": prefetch_records,  # of all partitions: all that is here stands in one line
+                "fetch.wait.max.ms": 100,  # a resumed partition waits for the present fetch
+                "fetch.queue.backoff.ms": 2,  # how long a fetch waits once enough is prefetched
+                "queued.min.messages": prefetch_records,  # of all partitions: they share one queue
                 "queued.max.messages.kbytes": 16_384,
                 **config,
                 "group.id": group,
@@ -152,7 +152,7 @@ class GroupIntake:
         )
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Wait for the first record, then take what is there: `consume(n, t)` alone would wait for all n."""
+        """Wait for the first record, then take those that are here: `consume(n, t)` alone would wait for all n."""
         first = self._consumer.poll(timeout_seconds)
         if first is None:
             return [], []
@@ -167,11 +167,11 @@ class GroupIntake:
             elif error.fatal() or error.code() == KafkaError._FATAL:
                 raise GroupRefused(error)
             else:
-                self._on_error(error)  # of one partition, and told nowhere else: that it may not be read, for one
+                self._on_error(error)  # such as a partition that may not be read; it is reported nowhere else
         return records, ends
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
-        """Ask the group coordinator. Waits for transactions of other workers that are still open."""
+        """Ask the group coordinator. Waits for open transactions of other workers."""
         asked = [TopicPartition(topic, number) for topic, number in partitions]
         if not asked:
             return {}
@@ -183,12 +183,12 @@ class GroupIntake:
         return found
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
-        """Pausing throws away what was prefetched, so callers do it with hysteresis."""
+        """Pause and resume partitions. A pause discards prefetched records, so callers use hysteresis."""
         assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
         if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
             return False  # the assignment is still being made
         try:
-            # First what may fail: a pause that nobody notes would be undone by nobody.
+            # Seeks come first, since they may fail: a pause that the caller does not note would never be undone.
             for topic, number, offset in resume:
                 if offset is not None:
                     self._consumer.seek(TopicPartition(topic, number, offset))
@@ -201,7 +201,7 @@ class GroupIntake:
         return True
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        """From the last fetch where `cached`, else from the broker within a second."""
+        """Return them from the last fetch where `cached`, else from the broker within a second."""
         try:
             found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=1.0, cached=cached)
         except KafkaException:
@@ -212,11 +212,11 @@ class GroupIntake:
         return low, high
 
     def group_metadata(self) -> Any:
-        """The member's id and epoch: what fences a member that was expelled."""
+        """Return the member's id and epoch, which fence an expelled member."""
         return self._consumer.consumer_group_metadata()
 
     def contact(self) -> Contact:
-        """By the member's epoch and the client's statistics."""
+        """Return the state by the member's epoch and the client's statistics."""
         return Contact(_epoch(self.group_metadata()) > 0, self._coordinator.silent_seconds)
 
     def leave(self) -> None:
@@ -230,9 +230,9 @@ class GroupIntake:
 
 
 def _epoch(group_metadata: Any) -> int:
-    """The member's epoch, which is above 0 once the coordinator let it in, be it with no partitions (KIP-848).
+    """Return the member's epoch: above 0 once the coordinator let it in, be it with no partitions (KIP-848).
 
-    librdkafka says it nowhere else than in what it writes for a transaction: a mark of 7 bytes, then the epoch.
+    librdkafka shows it only in the bytes that it writes for a transaction: a mark of 7 bytes, then the epoch.
     """
     (epoch,) = struct.unpack_from("=i", group_metadata, len(b"CGMDv2:"))
     return int(epoch)
@@ -254,9 +254,9 @@ def _record(message: Any) -> Record:
 
 
 def headers_of(message: Any) -> tuple[Headers | None, str | None]:
-    """A message's headers, and why there are none where the client cannot give them.
+    """Return a message's headers, or None and the reason where the client cannot read them.
 
-    To a broker a header's name is bytes. The client reads it as UTF-8, and raises a SystemError where it is none.
+    A broker takes any bytes as a header's name. The client reads it as UTF-8, and raises SystemError where it is not.
     """
     try:
         return message.headers(), None
@@ -271,7 +271,7 @@ def _decoded(answer: TopicPartition) -> Progress | None:
         return Progress.decode(answer.offset, answer.metadata or "")
     except UndecodableLedger as error:
         log.error(
-            "Committed metadata is not a ledger; every record from base on counts as not done.",
+            "Committed metadata is not a ledger; handling every record from base on.",
             action="ledger-undecodable",
             topic=answer.topic,
             partition=answer.partition,

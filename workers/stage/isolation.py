@@ -1,22 +1,22 @@
 """Crash isolation: a record that kills its worker must not kill the fleet, and its neighbours must not be blamed.
 
-After a crash nobody knows which of the records under way was to blame, so they are *suspects*. They are run in
-*cohorts*, and who is in a cohort is committed before it is dispatched. A cohort that kills again is halved, until one
-suspect runs *alone*: nothing else runs in its process. Only a suspect that killed while alone gets an attempt; at three
-it is given up.
+After a crash any record in work may be to blame, so all of them are *suspects*. Suspects run in *cohorts*, and the
+members of a cohort are committed before it is dispatched. A cohort that kills again is halved, until one suspect runs
+*alone*: nothing else runs in its process. Only a suspect that killed while alone gets an attempt; at three attempts it
+is given up.
 
-Two ways lead here. A partition whose last owner left it open brings its first window, and whatever was committed as
-running. And a handler that raises HandlerCrashed (an engine process died) brings what it was running; then all this
-happens in memory.
+Suspects come from two places. A partition that its last owner left open brings its first window, and the records that
+were committed as running. A handler that raises HandlerCrashed (an engine process died) brings the records that it ran;
+then all of this happens in memory.
 
-First windows are tried beside all else, MAX_SUSPECTS records of each partition at once: so many fit into its commit.
-Places of members that are settled go to new ones, since a callback to a server that hangs must not hold up thousands
-of others. Records that were running in a crash are tried strictly one cohort after the other.
+First windows are tried beside all other records, MAX_SUSPECTS of each partition at once: so many fit into its commit.
+New members take the places of settled ones, since a callback to a server that hangs must not hold up thousands of
+others. Records that were running in a crash are tried strictly one cohort after the other.
 
 A sick machine kills at every record, and none is to blame. So the third attempt waits until another record has
-completed since the last death; a death that nothing preceded counts for no third attempt. DEATHS_IN_A_ROW records that
-die alone while none completes make the process `sick`, as does one that is tried for lack of others: the process is to
-end, and the records stay in Kafka for other workers.
+completed since the last death; a death without such a completion counts for no third attempt. The process is `sick`
+once DEATHS_IN_A_ROW records have died alone while none completed, or one that was tried for lack of others. It then
+ends, and the records stay in Kafka for other workers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""Of different records that ran alone, while none completed. Three killers side by side are taken for killers."""
+"""Deaths of different records that ran alone, while none completed. Three killers side by side count as killers."""
 MAX_ATTEMPTED = MAX_SUSPECTS // 2
-"""Records of a partition with attempts. Each has a place in every commit until it is settled; the others are tried."""
+"""The most records of a partition with attempts. Each has a place in every commit until it is settled; cohorts have
+the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,54 +43,54 @@ class Cohort:
     members: list[tuple[Partition, Record]]
     alone: bool
     narrow: bool = False
-    """Whether its members were running when something died: then nothing new is started beside them."""
+    """Whether its members were running in a crash: then nothing new is started beside them."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
-    """Whose answers are not yet settled."""
+    """Members that are not settled yet."""
     committed: bool = False
     dispatched: bool = False
 
 
 class Isolation:
-    """The suspects of one process, and the cohorts that are being tried. Healthy operation never gets past `idle`."""
+    """The suspects of one process, and the cohorts that are being tried. A healthy process asks for `idle` only."""
 
     def __init__(self) -> None:
         self._narrow: deque[tuple[Partition, Record]] = deque()
-        """Suspects that were running when something died: run before all else, in halves, with nothing beside them."""
+        """Suspects that were running in a crash: they run before all others, in halves, with nothing beside them."""
         self._wide: dict[Partition, deque[Record]] = {}
-        """The first window of each partition that was left open: run in cohorts, beside everything else. No queue is
+        """The first window of each partition that was left open: its cohorts run beside all other records. No queue is
         empty, and the partition that was drawn from last stands last."""
         self._last: deque[tuple[Partition, Record]] = deque()
-        """Before their last attempt: they wait until another record has completed, and hold up nothing meanwhile."""
+        """Suspects before their last attempt: they wait until another record has completed, and hold up no other."""
         self._healthy = False
         """Whether a record has completed since the last death, or since this process began."""
         self._died_alone: set[tuple[Partition, int]] = set()
-        """Since a record has completed last."""
+        """Records that have died alone since a record completed last."""
         self._for_lack_of_others = False
         """Whether a last attempt is under way although no other record has completed."""
         self.sick = False
-        """Whether the records cannot be to blame."""
+        """Whether the machine is to blame, and not the records."""
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
-        """Committed as running by another worker, and not yet delivered to this one."""
+        """Records that another worker committed as running, and that were not delivered to this one yet."""
         self.cohorts: list[Cohort] = []
-        """Formed, and not all of it settled: one whose members ran in a crash, or some of first windows. Of all of them
-        only the last one may be not dispatched yet."""
+        """Cohorts with unsettled members: one whose members ran in a crash, or several of first windows. Only the last
+        one may wait for its dispatch."""
         self.condemned: list[tuple[Partition, Record, int]] = []
-        """To be given up, with the attempts of each."""
+        """Records to be given up, with the attempts of each."""
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is suspected."""
+        """Whether there is no suspect."""
         return not (self.cohorts or self._narrow or self._wide or self._last or self.condemned)
 
     @property
     def exclusive(self) -> bool:
-        """Whether records that are not suspected must wait."""
+        """Whether records that are no suspects must wait."""
         return bool(self._narrow) or any(cohort.narrow for cohort in self.cohorts)
 
     @property
     def needs_others(self) -> bool:
-        """Whether all that is left are records before their last attempt, which wait until another one completes."""
+        """Whether all suspects wait for their last attempt, until another record completes."""
         return bool(self._last) and not (self._healthy or self.cohorts or self._narrow or self._wide or self.condemned)
 
     @property
@@ -98,7 +99,7 @@ class Isolation:
         return self.cohorts[-1] if self.cohorts and not self.cohorts[-1].committed else None
 
     def involves(self, partition: Partition) -> bool:
-        """Whether records of the partition are suspected, or are to be when they come."""
+        """Return whether records of the partition are suspects, or will be when they come."""
         if partition.careful_records or any(suspect.running for suspect in partition.suspects.values()):
             return True
         suspected = {*self._wide, *self._tried(), *(owner for owner, _ in (*self._narrow, *self._last))}
@@ -106,7 +107,7 @@ class Isolation:
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
-        """A partition brings what its last owner committed as running: that cohort killed, so it is halved."""
+        """Take over the suspects that the last owner committed as running: their cohort killed, and is halved."""
         self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:
@@ -119,7 +120,7 @@ class Isolation:
         partition.alone = False
 
     def suspect(self, partition: Partition, record: Record) -> bool:
-        """Ask about a record that was just taken; True: it is a suspect, and isolation's to dispatch."""
+        """Return True if a record that was just taken is a suspect; it is then dispatched from here."""
         self._awaited.discard((partition, record.offset))
         known = partition.suspects.get(record.offset)
         if known is not None:
@@ -134,16 +135,16 @@ class Isolation:
         return True
 
     def end_first_window(self, partition: Partition) -> None:
-        """The partition's last owner cannot have begun any record that is still to come."""
+        """Suspect no further record of the partition: its last owner cannot have begun those that are still to come."""
         partition.careful_records = 0
 
     def completed(self) -> None:
-        """A record has completed: what runs them works."""
+        """Note that a record has completed: the engine works."""
         self._healthy, self._for_lack_of_others = True, False
         self._died_alone.clear()
 
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
-        """Everything that was running in what died. Call it once per death, with all of them."""
+        """Suspect the records that were running in a crash. Call it once per death, with all of them."""
         self._start_anew_if_calm()
         tried, self.cohorts = self.cohorts, []
         alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)
@@ -163,11 +164,11 @@ class Isolation:
                 partition.suspects[record.offset] = Suspect(attempts)
             self._judge(partition, record, attempts, first=not alone)
         waiting, self._narrow = self._narrow, deque()
-        for partition, record in waiting:  # one that was next may have to wait for another proof
+        for partition, record in waiting:  # the next one may have to wait for another completion
             self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
 
     def try_anyway(self) -> None:
-        """Have a record before its last attempt run although none completes: there may be no other for days."""
+        """Let a suspect have its last attempt although no record completes: there may be no other for days."""
         self._for_lack_of_others = True
         self._try_last()
 
@@ -176,7 +177,7 @@ class Isolation:
         self._limit = 1
 
     def next_cohort(self, room: int) -> Cohort | None:
-        """The cohort to be dispatched next, if any. Its suspicion is to be committed before that.
+        """Return the cohort to dispatch next, if any. Its members have to be committed as running before that.
 
         `room`: how many records of first windows the handler may be given now.
         """
@@ -197,7 +198,7 @@ class Isolation:
         return cohort
 
     def settled(self, partition: Partition, offset: int) -> None:
-        """A record is settled; a cohort of which all are settled is acquitted."""
+        """Note that a record is settled; a cohort without unsettled members is acquitted."""
         for cohort in list(self.cohorts):
             cohort.waiting.discard((partition, offset))
             if not cohort.waiting:
@@ -206,7 +207,7 @@ class Isolation:
                 self.cohorts.remove(cohort)
 
     def forget(self, partition: Partition) -> list[Record]:
-        """A partition is going: its suspects are another worker's. Returns those that were not dispatched."""
+        """Forget the suspects of a partition that goes to another worker. Returns those that were not dispatched."""
         untried = [record for owner, record, _ in self.condemned if owner is partition]
         untried += [record for owner, record in (*self._narrow, *self._last) if owner is partition]
         untried += self._wide.pop(partition, ())
@@ -240,7 +241,7 @@ class Isolation:
         self._limit = max(1, min(self._limit, (size + 1) // 2 if size > 1 else 1))
 
     def _put_back(self, cohort: Cohort) -> None:
-        """It was not dispatched: its members are the first of those that are to be tried."""
+        """Make the members of a cohort that was not dispatched the next to be tried."""
         if cohort.narrow:
             self._narrow.extendleft(reversed(cohort.members))
             return
@@ -248,7 +249,7 @@ class Isolation:
             self._wide.setdefault(partition, deque()).appendleft(record)
 
     def _tried(self) -> defaultdict[Partition, set[int]]:
-        """The offsets that are in a cohort and not settled."""
+        """Return the offsets that are in a cohort and not settled."""
         tried: defaultdict[Partition, set[int]] = defaultdict(set)
         for cohort in self.cohorts:
             for partition, offset in cohort.waiting:
@@ -256,7 +257,7 @@ class Isolation:
         return tried
 
     def _mark(self, cohort: Cohort) -> None:
-        """Write down, where it will be committed, who is being tried; suspicion of those who were before is lifted."""
+        """Mark the members as running in their partitions' progress, and clear earlier members that are settled."""
         tried = self._tried()
         for partition in {partition for partition, _ in cohort.members}:
             partition.alone = cohort.alone and all(
@@ -273,7 +274,7 @@ class Isolation:
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
     def _draw_narrow(self) -> list[tuple[Partition, Record]]:
-        """Take up to a cohort of suspects from the front, as far as their partitions' commits have room for them."""
+        """Take up to a cohort of suspects from the front, as far as their partitions' commits have room."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named()
         while self._narrow and len(drawn) < self._limit:
@@ -285,7 +286,7 @@ class Isolation:
         return drawn
 
     def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
-        """Take up to `room` records of first windows, of each partition as many as its commit has room for."""
+        """Take up to `room` records of first windows, as far as the commit of each partition has room."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named() if self._wide else {}
         for partition in list(self._wide):
@@ -299,7 +300,7 @@ class Isolation:
         return drawn
 
     def _named(self) -> defaultdict[Partition, set[int]]:
-        """The offsets that each partition's commit names: those that are tried, and those with attempts."""
+        """Return the offsets that each partition's commit names: those that are tried, and those with attempts."""
         named = self._tried()
         for partition in {*named, *self._wide, *(partition for partition, _ in self._narrow)}:
             named[partition].update(offset for offset, suspect in partition.suspects.items() if suspect.attempts)
@@ -307,10 +308,10 @@ class Isolation:
 
 
 def _counts(attempts: int, *, healthy: bool) -> bool:
-    """Whether killing alone is an attempt for a record with so many. The last one takes another record's completion."""
+    """Return whether killing alone counts as an attempt. The last attempt requires another record's completion."""
     return healthy or attempts < ATTEMPTS_ALLOWED - 1
 
 
 def _has_room(partition: Partition, attempts: int) -> bool:
-    """Whether the partition's commits have room for an attempt more of a record that has so many."""
+    """Return whether the partition's commits have room for one more attempt of a record with `attempts`."""
     return attempts > 0 or sum(suspect.attempts > 0 for suspect in partition.suspects.values()) < MAX_ATTEMPTED

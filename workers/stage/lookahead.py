@@ -1,9 +1,9 @@
-"""Whether somebody else waits where a stage has not read yet, because one party alone fills its lot.
+"""Lookahead finds out whether another party waits behind the one that fills the lot alone.
 
-Without it a tenant's flood would keep everybody out who comes after it; and if its records were deferred whenever they
-fill the lot, a tenant who is alone would be deferred for nobody's sake. So, where one party has filled the lot for
-a second, the rest of those partitions is read once more, by a consumer of its own that keeps and commits nothing. When
-it meets another party the partition goes on up to there, and what stands in between is deferred.
+Without it one tenant's flood would keep out every tenant that comes later. Deferring the flood whenever it fills the
+lot would defer a sole tenant's records for no other's benefit. So once one party has filled the lot for a second, a
+consumer of its own reads the rest of those partitions. It keeps and commits nothing. When it meets another party, the
+stage reads on up to there and defers the records in between.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.stage.partition import Partition, Phase
 from workers.stage.sharing import Party, Sharing
 
 PATIENCE_SECONDS = 1.0
-"""For so long one party fills the lot before anything is read ahead: whoever waits that long may wait for longer."""
+"""How long one party fills the lot before the stage reads ahead. Other tenants may wait that long."""
 RECORDS_A_LOOK = 250
 """About a millisecond of the Kafka thread."""
 PREFETCH_KIB = 4_096
@@ -30,9 +30,9 @@ log = get_logger()
 
 
 class Scout:
-    """Reads ahead in partitions, and says where it met a party that is not the familiar one. The Kafka thread owns it.
+    """Reads ahead in partitions, and reports records of another party than the familiar one. The Kafka thread owns it.
 
-    `config` are librdkafka properties of the connection. It is no member of the group, whose name it only reads under.
+    `config` are librdkafka properties of the connection. The consumer has the group's name and is no member of it.
     """
 
     def __init__(self, config: Mapping[str, Any], group: str, sharing: Sharing) -> None:
@@ -50,10 +50,10 @@ class Scout:
         self._familiar: Party = None
         self._aims: frozenset[PartitionId] = frozenset()
         self._read: dict[PartitionId, int] = {}
-        """The offset to read on from, of partitions in which only the familiar party was met."""
+        """By partition, the offset to read on from: only the familiar party was met so far."""
 
     def aim(self, places: Mapping[PartitionId, int], familiar: bytes) -> None:
-        """Read these partitions, from these offsets on or from where reading stopped."""
+        """Read these partitions, from these offsets or from where reading stopped."""
         if familiar != self._familiar:
             self._familiar, self._aims = familiar, frozenset()
             self._read.clear()
@@ -66,7 +66,7 @@ class Scout:
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
 
     def look(self) -> dict[PartitionId, int]:
-        """What was met since: the last offset of another party, by partition. Does not wait."""
+        """Return the last offset of another party that was met since, by partition. Does not wait."""
         if self._consumer is None or not self._aims:
             return {}
         met: dict[PartitionId, int] = {}
@@ -84,13 +84,13 @@ class Scout:
         return met
 
     def rest(self) -> None:
-        """Read nothing for now."""
+        """Stop reading for now."""
         if self._consumer is not None and self._aims:
             self._consumer.unassign()
             self._aims = frozenset()
 
     def forget(self) -> None:
-        """Read again what was read."""
+        """Stop reading, and begin again next time."""
         self.rest()
         self._read.clear()
 
@@ -102,7 +102,7 @@ class Scout:
 
 
 class Lookahead:
-    """Decides when to look ahead, and notes in the partitions what was seen there."""
+    """Decides when to look ahead, and notes in the partitions where another party waits."""
 
     def __init__(self, scout: Scout, clock: Clock) -> None:
         self._scout = scout
@@ -112,7 +112,7 @@ class Lookahead:
         self._generation = 0
 
     def look(self, lot: Lot, partitions: Iterable[Partition]) -> None:
-        """Once a round. `partitions` are all that the stage has."""
+        """Look ahead where it is due; call it once a round. `partitions` are all that the stage holds."""
         if not self._is_filled(lot):
             self._scout.rest()
             return
@@ -120,7 +120,7 @@ class Lookahead:
         newest = max((partition.generation for partition in held.values()), default=0)
         if newest != self._generation:
             self._generation = newest
-            self._scout.forget()  # what was seen is noted in partitions that may be gone since
+            self._scout.forget()  # notes may be in partitions that are gone since
         if lot.filler is not None:
             blocked = {place: p.ledger.next_offset for place, p in held.items() if _is_blocked(p)}
             self._scout.aim(blocked, lot.filler)
@@ -130,7 +130,7 @@ class Lookahead:
                 self._foresee(partition, offset)
 
     def close(self) -> None:
-        """Look ahead no more."""
+        """Close the consumer."""
         self._scout.close()
 
     def _foresee(self, partition: Partition, offset: int) -> None:
@@ -145,7 +145,7 @@ class Lookahead:
         partition.foresee(offset)
 
     def _is_filled(self, lot: Lot) -> bool:
-        """Whether the lot was filled again and again for a while."""
+        """Return whether the lot was full again and again for PATIENCE_SECONDS."""
         now = self._clock.monotonic()
         if lot.full:
             self._filled_last = now
@@ -157,5 +157,5 @@ class Lookahead:
 
 
 def _is_blocked(partition: Partition) -> bool:
-    """Whether there may be records that are not read because the lot is full."""
+    """Return whether there may be unread records because the lot is full."""
     return partition.paused and not partition.later and not partition.foreseen

@@ -14,14 +14,14 @@ from workers.stage.record import Record
 from workers.stage.window import Window
 
 SOON_SECONDS = 10.0
-"""How soon a record has to be due for others to wait behind it here. A later one's room is better used otherwise."""
+"""How soon a record has to be due for others to wait behind it here. Other records use the room of a later one."""
 OVERDUE_SECONDS = 1.0
-"""How long a record has to be due, and to have no room, for what is behind it to be waiting for room too."""
+"""How long a due record has no room before the records behind it count as waiting for room too."""
 PACED_AT_ONCE = 16
-"""How many records of paced partitions are handed over in a round, at most. What was put into a tier together is due
-together, by the hundred: what comes meanwhile would wait until all of it is begun."""
+"""The most records of paced partitions that are handed over in a round. Records that entered a tier together are due
+together, by the hundred: a new record would wait until all of them have begun."""
 PACED_SHARE = 0.2
-"""Of the places that are free: what those records have, however many others wait."""
+"""The share of free places that paced records have, however many others wait."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a record that is not due is looked at: clocks are set."""
 
@@ -38,7 +38,7 @@ class Pacing:
         self._is_paced = False
         """Whether there ever was a paced partition."""
         self._owed = 0.0
-        """Places that are paced records' due, and were not given to them yet."""
+        """Places that paced records are still owed."""
         self.more_is_due = False
         """Whether there may be paced records that are due and were not handed over in the last round."""
 

@@ -1,8 +1,8 @@
-"""Where records wait for the window: a lot, in which each party has a line of its own.
+"""Records wait for the window in a lot, in which each party has a queue of its own.
 
-The lines of a lot are served in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995): a line saves one
-unit each time round, and a record costs one unit and one more for each 4 KiB, since a long prompt is more work than a
-short one. Within a line the partitions take turns, and a partition's records keep their order.
+The queues of a lot are served in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995). A queue saves one
+unit each time round. A record costs one unit and one more for each 4 KiB, since a long prompt is more work than a short
+one. Within a queue the partitions take turns, and a partition's records keep their order.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from workers.stage.sharing import Party
 
 UNIT_BYTES = 4096
 TIGHT_SECONDS = 0.2
-"""How long there may be no room before partitions are paused for it: a pause throws away what was prefetched, and what
-is quick makes room sooner than a resumed partition delivers."""
+"""How long the lot may lack room before partitions are paused. A pause discards prefetched records, and quick records
+make room sooner than a resumed partition delivers."""
 
 AHEAD_RECORDS = 2048
-"""How many of a partition's records may be put off until they are due, where the first of them is soon. With one, all
-that waits in a tier is fetched again each time that one record is due."""
+"""How many of a partition's records may be put off until they are due, where the first is due soon. With one record the
+whole tier would be fetched again each time a record is due."""
 PUT_OFF_SHARE = 4
-"""So many times what may be parked may be put off, in units, and a part in so many of the window's bytes at most."""
+"""Put-off records may take this multiple of the lot's capacity in units, and this fraction of the window's bytes."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
-"""How many of the first records of a partition's queue may be dispatched now, up to a number. Must change nothing."""
+"""Returns how many of the first records of a queue may be dispatched now, up to a number. Changes nothing."""
 
 
 def cost_of(record: Record) -> int:
-    """Units."""
+    """Return the units that a record costs."""
     return _units(1, len(record.value))
 
 
 def _units(records: int, size: int) -> int:
-    """Units, about, where these are several records of `size` bytes in all."""
+    """Return about the units of several records of `size` bytes in all."""
     return records + size // UNIT_BYTES
 
 
 class PartyQueue:
-    """What one party has parked: a queue for each partition, in the order in which their turns come."""
+    """One party's parked records: a queue for each partition, in the order of their turns."""
 
     __slots__ = ("_queues", "bytes", "records", "savings")
 
@@ -51,15 +51,15 @@ class PartyQueue:
         self.records = 0
         self.bytes = 0
         self.savings = 0
-        """Units that it may spend when its turn comes."""
+        """Units that the party may spend at its turn."""
 
     @property
     def cost(self) -> int:
-        """Units, about: of all its records."""
+        """About the units of all its records."""
         return _units(self.records, self.bytes)
 
     def add(self, partition: Partition, record: Record) -> None:
-        """At the end of its partition's queue."""
+        """Add a record at the end of its partition's queue."""
         queue = self._queues.get(partition)
         if queue is None:
             queue = self._queues[partition] = deque()
@@ -68,7 +68,7 @@ class PartyQueue:
         self.bytes += len(record.value)
 
     def take(self, room: int, ready: Ready) -> list[Parked]:
-        """Up to `room` records whatever they cost, an equal part from each partition."""
+        """Take out up to `room` records whatever they cost, an equal part from each partition."""
         taken: list[Parked] = []
         while (left := room - len(taken)) > 0:
             partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue, 1)]
@@ -79,7 +79,7 @@ class PartyQueue:
         return taken
 
     def spend(self, room: int, ready: Ready) -> list[Parked]:
-        """Up to `room` records as far as the savings go. Where nothing is ready there is nothing to save for."""
+        """Take out up to `room` records as far as the savings go. With no ready record there is nothing to save for."""
         taken: list[Parked] = []
         while len(taken) < room:
             for partition, queue in self._queues.items():
@@ -98,12 +98,12 @@ class PartyQueue:
         return taken
 
     def newest(self) -> Parked:
-        """Take out the last record of the partition that has most."""
+        """Take out the last record of the partition that has the most."""
         partition, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
         return partition, self._back(partition, queue)
 
     def of(self, partition: Partition) -> Iterable[Record]:
-        """One partition's records, in order."""
+        """Return one partition's records, in order."""
         return self._queues.get(partition, ())
 
     def remove(self, partition: Partition, start: int) -> list[Record]:
@@ -125,7 +125,7 @@ class PartyQueue:
         return front
 
     def _next(self, partition: Partition, queue: deque[Record]) -> Record:
-        """As `_front`, for one record: where parties take turns it is all that is ever taken at once."""
+        """Take out one record, as `_front` does: parties that take turns take one at a time."""
         record = queue.popleft()
         self.records -= 1
         self.bytes -= len(record.value)
@@ -146,7 +146,7 @@ class PartyQueue:
 class Lot:
     """Parked records of partitions that are treated alike. Bounded in records and bytes, with hysteresis.
 
-    Where several parties wait it does not fill up but overflows: see `surplus`.
+    Where several parties wait the lot overflows instead of filling up: see `surplus`.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int) -> None:
@@ -155,21 +155,21 @@ class Lot:
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
         """Units."""
         self._lines: dict[Party, PartyQueue] = {}
-        """In the order in which their turns come."""
+        """The parties' queues, in the order of their turns."""
         self._tight_since: float | None = None
         self.full = False
-        """Whether partitions are to be paused: there was no room for a while, and half of it was not free since."""
+        """Whether partitions are to be paused: the lot lacked room for a while, and has not been half empty since."""
         self.filler: Party = None
         """The only party that waited when the lot was last found full; None where it was not, or several waited."""
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
-        """Partitions whose records are put off, and whether the first is due soon. They count nowhere else here, or
-        enough of them would leave no room for anybody else until they are due."""
+        """Partitions whose records are put off, and whether the first is due soon. Put-off records count nowhere else
+        here, or many of them would leave no room for other records until they are due."""
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
-        """Partitions that are not fetched from until no more of their records than these are left."""
+        """Partitions that are not fetched from until at most this many of their records are left."""
 
     @property
     def put_off(self) -> Collection[Partition]:
@@ -177,26 +177,26 @@ class Lot:
         return self._put_off.keys()
 
     def is_cut(self, partition: Partition) -> bool:
-        """Whether enough of a partition's records are put off, so that what is behind them is not to be fetched yet."""
+        """Return whether so many of a partition's records are put off that no more are to be fetched yet."""
         return partition in self._cut
 
     @property
     def free(self) -> int:
-        """Records for which there is room."""
+        """How many more records fit."""
         return max(0, self._capacity - self.parked)
 
     @property
     def crowded(self) -> bool:
-        """Whether more is parked than there is room for."""
+        """Whether more records are parked than fit."""
         return self.parked > self._capacity or self.bytes > self._capacity_bytes
 
     @property
     def tight(self) -> bool:
-        """Whether there is no room, but may be soon."""
+        """Whether the lot lacks room, and may have some soon."""
         return self._tight_since is not None and not self.full
 
     def look(self, now: float) -> None:
-        """Note whether there is room at `now`, monotonic seconds."""
+        """Note whether the lot has room at `now`, monotonic seconds."""
         if self.parked < self._capacity and self.bytes < self._capacity_bytes:
             self._tight_since = None
         elif self._tight_since is None:
@@ -204,7 +204,7 @@ class Lot:
         high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         self.full = high or (self.full and not low)
-        # Noted here, where the lot is full for certain: a moment later it may be empty, or only a passer-by's.
+        # The lot is certainly full here: a moment later it may be empty, or hold another party's few records.
         self.filler = next(iter(self._lines)) if self.full and not self.contended else None
 
     @property
@@ -214,7 +214,7 @@ class Lot:
 
     @property
     def can_give_way(self) -> bool:
-        """Whether a party has more than one record here: of others nothing is taken out, see `surplus`."""
+        """Whether a party has more than one record here: `surplus` takes out no party's only record."""
         return self.parked > len(self._lines)
 
     def add(self, partition: Partition, record: Record, party: Party) -> None:
@@ -242,17 +242,17 @@ class Lot:
         return drawn
 
     def first(self, partition: Partition) -> Record:
-        """The first of a partition's records. Raises KeyError where it has none."""
+        """Return the first of a partition's records. Raises KeyError where it has none."""
         records = [record for line in self._lines.values() for record in islice(line.of(partition), 1)]
         if not records:
             raise KeyError(partition.id)
         return min(records, key=_offset)
 
     def surplus(self) -> list[Parked]:
-        """While the lot is crowded, take out the newest record of whoever has most here, and more than one.
+        """While the lot is crowded, take out the newest record of the party that has the most, and more than one.
 
-        So a party that has less than its share loses nothing, whatever others send. Where there are as many parties as
-        places, each with one record, nothing is taken out: then the lot is full in earnest, see `can_give_way`.
+        So a party below its share loses no record, whatever others send. Where as many parties as places wait, each
+        with one record, none is taken out: then partitions have to be paused, see `can_give_way`.
         """
         found: list[Parked] = []
         while self.crowded:
@@ -264,7 +264,7 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's records, and those that come, as the first is not due; none come until it is `soon`."""
+        """Put off a partition's present and coming records, as the first is not due. None come until it is `soon`."""
         before = self._put_off.get(partition)
         if before is None:
             self._count(partition, -partition.parked, -partition.parked_bytes)
@@ -275,12 +275,12 @@ class Lot:
         if not soon:
             self._cut[partition] = 0
         elif before is False and partition.parked > AHEAD_RECORDS // 2:
-            self._cut[partition] = AHEAD_RECORDS // 2  # enough is here
+            self._cut[partition] = AHEAD_RECORDS // 2  # enough are here
         elif before is False:
             self._cut.pop(partition, None)
 
     def bring_back(self, partition: Partition) -> None:
-        """A partition's records wait for room, and no longer for their time."""
+        """Let a partition's records wait for room, and no longer for their time."""
         if partition in self._put_off:
             self._count(partition, -partition.parked, -partition.parked_bytes)
             del self._put_off[partition]
@@ -288,9 +288,9 @@ class Lot:
             self._count(partition, partition.parked, partition.parked_bytes)
 
     def cut(self) -> list[tuple[Partition, list[Record]]]:
-        """Take out what may not be put off here: of each partition, the last one first.
+        """Take out the records that are too many to be put off here: of each partition, the last one first.
 
-        Of what all of them may have together, see PUT_OFF_SHARE. Who is not due soon makes room first.
+        PUT_OFF_SHARE bounds all of them together. Partitions that are not due soon make room first.
         """
         found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
         while _units(self._put_off_records, self.put_off_bytes) > self._put_off_capacity:
@@ -301,7 +301,7 @@ class Lot:
         return found
 
     def _heaviest_put_off(self) -> Partition | None:
-        """Of those that have more than their first record: one that is not due soon, or has more than an equal part."""
+        """Return the heaviest partition of several records: one not due soon, or else one above an equal part."""
         most = self._put_off_capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]
         late = [partition for partition in several if not self._put_off[partition]]
@@ -350,7 +350,7 @@ class Lot:
                 self._put_off.pop(partition, None)
 
     def _count(self, partition: Partition, records: int, size: int) -> None:
-        """So much more is parked here, or put off."""
+        """Count records as parked here, or as put off."""
         if partition in self._put_off:
             self._put_off_records += records
             self.put_off_bytes += size

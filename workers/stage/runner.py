@@ -18,17 +18,17 @@ MAX_OUTPUT_BYTES = 1_000_000
 """A larger output would abort its transaction, and every later one, for ever."""
 
 AT_A_TIME_SECONDS = 0.001
-"""How long records run one after the other before the loop looks after all else."""
+"""How long records run one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
-"""And how long those of a paced partition, which come by the hundred. A callback is on its way for a millisecond and a
-half in all: one more that it waits for another's would be seen."""
+"""The same for records of paced partitions, which come by the hundred. A callback takes a millisecond and a half in
+all, so one millisecond more would show."""
 OTHERS_TO_ONE_PACED = 4
-"""How many others go before a record of a paced partition, where there are both."""
+"""How many other records begin before one of a paced partition, where both wait."""
 
 
 @dataclass(slots=True)
 class Handled:
-    """A record's handler has returned. `outputs` is None where what ran the record died."""
+    """A record's handler has returned. `outputs` is None where the engine died with the record."""
 
     partition: Partition
     record: Record
@@ -36,7 +36,7 @@ class Handled:
     dispatched_at: float
     """Monotonic seconds."""
     deferred: bool = False
-    """Whether it was settled untried: then it had no place in the window."""
+    """Whether the record was deferred untried: then it had no place in the window."""
 
     @property
     def may_linger(self) -> bool:
@@ -52,7 +52,7 @@ class Handled:
 
 
 _Dispatched = tuple[Partition, Record, float]
-"""A record that is not begun, and the monotonic seconds of its dispatch."""
+"""A record that has not begun, and the monotonic seconds of its dispatch."""
 
 
 class OutputTooLarge(Exception):  # noqa: N818 - it names what is wrong
@@ -62,9 +62,9 @@ class OutputTooLarge(Exception):  # noqa: N818 - it names what is wrong
 class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
-    Each record whose handler has to wait has a task of its own; those that need not wait share one for a while, since
-    making a task costs as much as many of them do. Records of paced partitions begin after all others: they have waited
-    for seconds, and lose nothing by some milliseconds.
+    A record whose handler has to wait has a task of its own. Records that need not wait share a task for a while, since
+    making a task costs as much as many of them do. Records of paced partitions begin after others: they have waited for
+    seconds, and a few milliseconds more do not matter.
 
     A record completes whatever its handler does: where `handle` raises it is given up, where `give_up` raises the last
     resort stands in, and where that raises, or there is none, the record is settled without outputs.
@@ -86,18 +86,18 @@ class Runner:
         self._others: deque[_Dispatched] = deque()
         self._paced: deque[_Dispatched] = deque()
         self._others_in_a_row = 0
-        """Begun while there were paced ones."""
+        """How many others have begun in a row while paced records waited."""
         self.begun = 0
-        """Of those dispatched: whose handlers have begun, or never will. Also read on the Kafka thread."""
+        """Dispatched records whose handlers have begun, or never will. Also read on the Kafka thread."""
         self._beginning = False
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
-        """Kept alive until it has begun: the loop keeps no task."""
+        """Keeps the newest task alive until it has begun: the loop keeps no reference."""
         self._tasks: dict[Partition, dict[int, asyncio.Task[None] | None]] = defaultdict(dict)
-        """Whose handlers have begun, by offset."""
+        """Records whose handlers have begun, by offset."""
 
     def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
-        """Run the handler for each of these."""
+        """Run the handler for each of these records. `now`: monotonic seconds of the dispatch."""
         for partition, record in dispatched:
             (self._paced if partition.paced else self._others).append((partition, record, now))
         if not self._beginning:
@@ -114,7 +114,7 @@ class Runner:
             self._completions.put(Handled(partition, record, self._deferred(record), now, deferred=True))
 
     def cancel(self, partition: Partition) -> None:
-        """End the work for a partition that is another worker's."""
+        """Cancel the work for a partition that goes to another worker."""
         for queue in (self._others, self._paced):
             kept = [entry for entry in queue if entry[0] is not partition]
             self.begun += len(queue) - len(kept)
@@ -125,7 +125,7 @@ class Runner:
                 task.cancel()
 
     def _begin(self) -> None:
-        """Make a task for what is in the queues, and look again once that has ended or waits for something."""
+        """Make a task for the queued records, and look again once it has ended or waits."""
         self._beginning = bool(self._others or self._paced)
         if self._beginning:
             self._turn += 1
@@ -134,8 +134,8 @@ class Runner:
             loop.call_soon(self._begin)
 
     async def _work(self, turn: int) -> None:
-        """Run one record after the other for a while; once one had to wait, the others are another task's."""
-        task, began = asyncio.current_task(), time.perf_counter()  # a loop's own time may stand still
+        """Run one record after the other for a while. Once a record had to wait, another task runs the others."""
+        task, began = asyncio.current_task(), time.perf_counter()  # the loop's own time may stand still
         while turn == self._turn and (queue := self._next_queue(time.perf_counter() - began)):
             partition, record, dispatched_at = queue.popleft()
             self.begun += 1
@@ -147,7 +147,7 @@ class Runner:
                 del tasks[record.offset]
 
     def _next_queue(self, seconds: float) -> deque[_Dispatched] | None:
-        """Where the next record to begin is, after so many seconds; None once it is the turn of all else."""
+        """Return the queue of the next record to begin; None where the loop is to serve other tasks first."""
         if seconds >= (AT_A_TIME_SECONDS if self._others else PACED_AT_A_TIME_SECONDS):
             return None
         if self._others and self._paced and self._others_in_a_row < OTHERS_TO_ONE_PACED:
@@ -165,7 +165,7 @@ class Runner:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # The handler let the end of something of its own through: nobody cancelled the record.
+            # The handler let a cancellation of its own pass: the record was not cancelled.
             outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
         except Exception as error:
             outputs = self._after_defect("handle", record, error)
@@ -190,7 +190,7 @@ class Runner:
         return self._given_up(record, Failure("internal_error", message, 1))
 
     def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Raises nothing: the partition's base would stand still for ever behind a record that does not complete."""
+        """Return the outputs of giving up. Raises nothing: an incomplete record would block its partition for ever."""
         record.shows_health = False
         try:
             return _within_bounds(self._handler.give_up(record, failure))
@@ -205,22 +205,22 @@ class Runner:
 
 
 class _Stray(Exception):  # noqa: N818 - it names what was met
-    """A CancelledError that is not for the record's own task."""
+    """A CancelledError that did not come from cancelling the record's own task."""
 
 
 def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
-    """The last resort of a stage that was made without one."""
+    """Return no outputs: the last resort of a stage that was made without one."""
     return ()
 
 
 def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
-    """The outputs, all of which a broker takes. Raises OutputTooLarge, and others for what are no outputs at all."""
+    """Return the outputs if a broker takes all of them. Raises OutputTooLarge, and other errors for wrong types."""
     if any(map(is_too_large, outputs)):
         raise OutputTooLarge
     return outputs
 
 
 def is_too_large(output: Output) -> bool:
-    """Whether a broker would refuse the record: value, key and headers count."""
+    """Return whether a broker would refuse the record: value, key and headers count."""
     size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
     return size > MAX_OUTPUT_BYTES

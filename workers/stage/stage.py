@@ -1,4 +1,4 @@
-"""The stage: records in, outputs and progress out; many at once, finished in any order, one transaction at a time."""
+"""The stage: takes records, and commits their outputs and progress, one transaction at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from workers.stage.transactions import Transactions
 from workers.stage.watch import Watch
 
 IDLE_SECONDS = 0.02
-"""How long to wait for a record where nothing else can happen; a stop is noticed after that."""
+"""How long an idle stage waits for a record; it notices a stop after that."""
 FAREWELL_SECONDS = 5.0
 """How long a partition that goes may take to commit that it was given back cleanly."""
 
@@ -40,7 +40,7 @@ log = get_logger()
 
 
 class Stage:
-    """One thread owns Kafka, one event loop owns the work; two queues join them and nothing else is shared.
+    """One thread owns Kafka, and one event loop owns the work. Two queues join them, and no other state is shared.
 
     The stage keeps the rounds and the membership. Its state is in parts, each of which knows those before it only:
     `held` (partitions and their load), `fetching`, `dispatching` (window and suspects), `transactions` (complete
@@ -147,7 +147,7 @@ class Stage:
         return min(IDLE_SECONDS, max(0.001, group_commit.seconds)) if busy else IDLE_SECONDS
 
     def take(self, records: list[Record], ends: list[tuple[str, int, int]]) -> None:
-        """Take what was delivered: `ends` are the (topic, partition, offset) of each end of a partition."""
+        """Take delivered records: `ends` are the (topic, partition, offset) of each end of a partition."""
         if not records and not ends:
             return
         try:
@@ -172,7 +172,7 @@ class Stage:
         self.dispatching.died(self.transactions.collect())
 
     def dispatch(self) -> int:
-        """Hand over what may run now. Returns how many of the records are of partitions that are not paced."""
+        """Hand over the records that may run now. Returns how many of them are of partitions that are not paced."""
         try:
             return self.dispatching.dispatch(len(self.transactions.pending))
         except NothingCompletes as error:
@@ -185,7 +185,7 @@ class Stage:
             self._begin_anew(partition, progress)
 
     def regulate(self) -> None:
-        """Give back what is not to be held, and pause and resume partitions."""
+        """Give back records that are too many, and pause and resume partitions."""
         window = self.dispatching.window
         for partition, behind in window.cut():
             self.held.give_back(partition, behind)
@@ -215,13 +215,13 @@ class Stage:
         log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
-        """Drain what is dispatched, hand the rest over untried, and commit that we left cleanly."""
+        """Drain dispatched records, give the others back untried, and commit that the partitions are released."""
         shorter, seconds = self._settings.revoke_drain_seconds, self._settings.drain_seconds
         deadline = Deadline.after(self._clock, seconds if shorter is None else min(shorter, seconds))
         self._give_away(self.held.of(partitions), deadline)
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
-        """Drop everything and commit nothing: another member has the partitions already."""
+        """Drop the partitions and commit nothing: another member has them already."""
         going = self.held.of(partitions)
         self._drop(going)
         log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))
@@ -249,20 +249,20 @@ class Stage:
         log.info("Partitions revoked.", action="partitions-revoked", partitions=len(going), abandoned=abandoned)
 
     def _close(self, partition: Partition) -> None:
-        """Dispatch nothing more of this partition, and give back what was not dispatched."""
+        """Dispatch no more records of this partition, and give back those that wait."""
         self.held.give_back(partition, self.dispatching.release(partition))
         partition.close()
 
     def _abandon(self, partition: Partition) -> None:
-        """Cancel what still runs of a partition whose time is up, and leave it undone for the next owner."""
+        """Cancel the running records of a partition whose time is up, and leave them undone for the next owner."""
         self.proxy.cancel(partition)
         partition.abandon()
         self.transactions.forget_settled()
 
     def _begin_anew(self, partition: Partition, progress: Progress) -> None:
-        """Go on from what is committed: what Kafka had confirmed is not there, nor are its outputs."""
+        """Go on from the committed progress: Kafka has lost progress that it had confirmed, and its outputs."""
         log.error(
-            "Kafka has undone what it had confirmed; the partition begins anew.",
+            "Kafka has undone a confirmed commit; reading the partition again from the committed offset.",
             action="progress-undone",
             topic=partition.topic,
             partition=partition.number,
@@ -275,7 +275,7 @@ class Stage:
             self._assign(partition.topic, partition.number).replace(partition, progress.base)
 
     def _drop(self, partitions: list[Partition]) -> None:
-        """Forget partitions that this process no longer owns, with all that it has of them."""
+        """Forget partitions that this process no longer owns, with their records."""
         for partition in partitions:
             suspected = self.dispatching.isolation.involves(partition)
             self.proxy.cancel(partition)

@@ -21,7 +21,7 @@ from workers.stage.settler_state import SettlerState
 
 MAX_BATCH_RECORDS = 5_000
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""Of a transaction's outputs. Kafka aborts a transaction after five seconds, and 5,000 large results take longer."""
+"""Bytes of a transaction's outputs. Kafka aborts a transaction after five seconds; 5,000 large results take longer."""
 REREAD_SECONDS = 2.0
 
 Undone = list[tuple[Partition, Progress]]
@@ -119,7 +119,7 @@ class Transactions:
         return []
 
     def compose(self) -> Batch:
-        """Return a batch of all that is complete, and of the partitions that have something to say of themselves."""
+        """Return a batch of the complete records, and of the partitions whose progress changed without one."""
         batch = Batch()
         for completion in self.pending[: self._batch_length()]:
             batch.offsets[completion.partition].append(completion.record.offset)
@@ -169,7 +169,7 @@ class Transactions:
                 partition.sent = progress
 
     def _batch_length(self) -> int:
-        """How many pending completions the next transaction carries: one at least, and as many as its bounds allow.
+        """Return how many pending completions the next transaction carries: at least one, and no more than its bounds.
 
         Each failure halves both bounds: a transaction that is too large for this network would be too large for ever.
         """
@@ -181,7 +181,7 @@ class Transactions:
         return most
 
     def _reread(self) -> Undone:
-        """Find out what the old producer's last transaction did, and drop what it already contains."""
+        """Read the committed progress, and drop the completions that the old producer's last transaction contains."""
         owned = [p for p in self._held.partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
         committed = self._held.committed(owned, REREAD_SECONDS)
         if committed is None:
@@ -200,7 +200,7 @@ class Transactions:
         return undone
 
     def _still_owed(self, completions: list[Handled]) -> list[Handled]:
-        """Those that are still to be settled; the others are done with."""
+        """Return the completions that are still to be settled, and let go of the others."""
         kept = []
         for completion in completions:
             partition, record = completion.partition, completion.record
@@ -215,6 +215,6 @@ class Transactions:
 
 
 def _has_time(completion: Handled) -> bool:
-    """Whether nothing else waits for the settling: a suspect's place does, and the drain of a partition."""
+    """Return whether no drain and no other suspect waits for this completion to be settled."""
     partition = completion.partition
     return partition.phase is Phase.OPEN and completion.record.offset not in partition.suspects
