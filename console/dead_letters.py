@@ -28,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at jobs and callbacks that we
 _OBSTACLES = {
     "expired": "older than 30 days, after which the marks of earlier redrives may be gone",
     "endpoint_disabled": "their endpoint is disabled, and `postback endpoints enable` comes first",
-    "too_large": "too large to be kept whole, or to be accepted again",
+    "too_large": "too large to be kept whole, or to be taken again",
     "empty": "without content",
     "lane_gone": "their lane is gone, and `postback topics create --engine LANE` comes first",
     "cancelled": "their jobs are cancelled, and `postback cancel --undo ID` comes first",

@@ -24,14 +24,14 @@ from workers.egress import GuardedConnector
 USER_AGENT = f"Postback/{version('postback')}"
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-"""aiohttp's own timers stay off: one deadline around everything is all there is, so no two can add up."""
+"""aiohttp's own timers stay off: one deadline covers the whole exchange, so that no two add up."""
 
 _REMEMBERED_TARGETS = 4096
 
 
 @dataclass(slots=True)
 class CallbackAnswer:
-    """What is known of the answer so far; still readable when a deadline cuts the exchange off."""
+    """The answer as far as it was read: a deadline may cut the exchange off at any point."""
 
     status: int | None = None
     """None where no status line was read."""
@@ -42,16 +42,16 @@ class CallbackAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What all requests to one URL have in common."""
+    """The parts that all requests to one URL share."""
 
     request: aiohttp.ClientRequest
-    """What the pool knows a connection by. It is never sent itself."""
+    """The pool's key to a connection. The request itself is never sent."""
     head: str
     """The request's first lines."""
 
 
 class Exchanges:
-    """Sends POSTs through a connector. Belongs to the event loop that it is made on, as the connector does."""
+    """Sends POSTs through a connector. It belongs to the event loop that makes it, as the connector does."""
 
     def __init__(self, connector: GuardedConnector, response_cap_bytes: int, excerpt_bytes: int = 0) -> None:
         self._connector = connector
@@ -82,7 +82,7 @@ class Exchanges:
         await self._connector.close()
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
-        """Read the answer; whether all of it was read, so that the connection can serve the next request."""
+        """Read the answer. True if all of it was read, so that the connection can serve the next request."""
         message, payload = await protocol.read()  # interim responses end in `OneAnswerEach`
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
@@ -110,7 +110,7 @@ def _target(url: URL, tls: ssl.SSLContext) -> _Target:
 
 
 def _lines(headers: Mapping[str, str]) -> str:
-    """The headers as they are written. Raises ValueError where a name or value would begin a line of its own."""
+    """The headers as bytes on the wire have them. Raises ValueError for a name or value with a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a header has a line break")
@@ -129,7 +129,7 @@ def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
 
 
 def _is_all_sent(connection: Connection) -> bool:
-    """Not so where the answer came before the other side had taken the request: it may never take the rest."""
+    """False where the answer came before the server took the whole request: it may never take the rest."""
     return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
 
 

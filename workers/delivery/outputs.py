@@ -1,6 +1,6 @@
-"""The records that delivery writes: a callback that waits, one that is given up, an attempt, an endpoint's state.
+"""The records that delivery writes: a waiting callback, a dead letter, an attempt, an endpoint's state.
 
-A record that waits carries the result and every header along; only what is said about waiting changes.
+A waiting record keeps the result and every header of its source, except for the headers about waiting.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class DeferralReason(StrEnum):
 
 
 class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
-    """A record that is no result with a callback, although it says that it has one. Its text names the header."""
+    """A record with a callback URL whose other headers are missing or malformed. The text names the header."""
 
 
 class PendingDelivery(NamedTuple):
-    """A callback that is to be made: what the headers of its record say."""
+    """A callback to be made, as the headers of its record describe it."""
 
     url: str
     origin: str
-    """Scheme, host and port: all of the URL that logs and `callback_attempts` get to see."""
+    """Scheme, host and port: logs and `callback_attempts` get no more of the URL."""
     tenant: str
     job_id: str
     webhook_id: str
@@ -62,16 +62,16 @@ class PendingDelivery(NamedTuple):
     """POSTs that were made already."""
     deferred: int
     waited_ms: int
-    """What it was told to wait so far. No clock is read for it, so that none can make it wrong."""
+    """Milliseconds of its waits so far. No clock is read for the sum, so that no wrong clock can spoil it."""
     not_before_ms: int | None
     left_ms: int | None
-    """Of its wait, when its record was written."""
+    """Milliseconds of its wait that were left when its record was written."""
     result_at_ms: int = 0
     """When its result was written, or was put back."""
 
     @property
     def destination(self) -> tuple[str, str]:
-        """Who shares concurrency with this."""
+        """Callbacks of the same tenant and origin share concurrency."""
         return self.tenant, self.origin
 
 
@@ -203,12 +203,12 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
 
 
 def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
-    """What is to be known of an endpoint from now on, in the only partition of a compacted topic."""
+    """The new state of an endpoint, in the only partition of a compacted topic."""
     return Output(topics.endpoints, write_endpoint(change), key_bytes(change.key), partition=0)
 
 
 def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
-    """The tombstone of what was known of an endpoint."""
+    """The tombstone of an endpoint's state."""
     return Output(topics.endpoints, None, key_bytes(key), partition=0)
 
 
