@@ -10,6 +10,10 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from workers.stage.intake import GroupIntake, GroupRefused
 
 
+def intake_over(consumer: Any) -> GroupIntake:
+    return GroupIntake({}, "group", ["requests"], on_error=lambda _: None, make_consumer=lambda _: consumer)
+
+
 class Unseekable:
     """A consumer one of whose fetches is still being set up."""
 
@@ -28,8 +32,7 @@ class Unseekable:
 
 def test_nothing_is_paused_where_the_caller_is_told_that_it_did_not_work() -> None:
     consumer: Any = Unseekable()
-    intake = GroupIntake.__new__(GroupIntake)
-    intake._consumer = consumer
+    intake = intake_over(consumer)
     assert not intake.flow([("requests", 0)], [("requests", 1, 7)])
     assert consumer.paused == []
 
@@ -50,8 +53,7 @@ class Ended:
 def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
     """It goes on returning nothing for ever: a worker stood there and looked for records in vain."""
     consumer: Any = Ended()
-    intake = GroupIntake.__new__(GroupIntake)
-    intake._consumer = consumer
+    intake = intake_over(consumer)
     with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:
         intake.consume(10, 0.1)
     assert not isinstance(refused.value, KafkaException)

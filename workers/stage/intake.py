@@ -110,11 +110,12 @@ class GroupIntake:
         *,
         on_error: Callable[[KafkaError], None],
         prefetch_records: int = 10_000,
+        make_consumer: Callable[[dict[str, Any]], Consumer] = Consumer,
     ) -> None:
         self._topics = list(topics)
         self._coordinator = Coordinator()
         self._on_error = on_error
-        self._consumer = Consumer(
+        self._consumer = make_consumer(
             {
                 "fetch.wait.max.ms": 100,  # a resumed partition waits for the present fetch
                 "fetch.queue.backoff.ms": 2,  # how long a fetch waits once enough is prefetched
