@@ -1,4 +1,4 @@
-"""One URL to a page, behind the egress guard. Everything that a server does wrong is an `Unreadable` with a reason."""
+"""Fetching of one URL, behind the egress guard. Every fault of a server becomes an `Unreadable` with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.enrichment.turns import Asker, Turns
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
 _FIELDS: Final = 128
-"""Limits of one header line and of their number; with more, the answer is dropped where it stands."""
+"""Limits of one header line and of the number of headers; an answer beyond them is dropped."""
 
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = (
@@ -33,7 +33,7 @@ _ACCEPT: Final = (
 _PDF_TYPES: Final = frozenset({"application/pdf", "application/x-pdf"})
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
-"""One reason for both: a job could otherwise find out which names there are in the operator's network."""
+"""One reason for both cases: otherwise a job could probe which names exist in the operator's network."""
 _SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -46,7 +46,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.InvalidURL, "its URL cannot be read"),
     (ValueError, "its URL cannot be read"),
 )
-"""First match counts, so the narrower class stands first. Texts of foreign errors would quote whole URLs."""
+"""The first match counts, so narrower classes stand first. Foreign errors' own texts would quote whole URLs."""
 
 log = get_logger()
 
@@ -55,7 +55,7 @@ Permit = Callable[[str, Asker], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A copy of a page, by what its server called it."""
+    """A cached copy of a page, with the validators that its server sent."""
 
     url: str
     etag: str | None
@@ -63,7 +63,7 @@ class Known:
 
     @property
     def conditions(self) -> dict[str, str]:
-        """The headers of a conditional request; none where the server gave the copy no name."""
+        """The headers of a conditional request; empty if the server sent no validator."""
         named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -78,9 +78,9 @@ class BadStatus(Unreadable):
 
 
 class Fetcher:
-    """Fetches pages. One per worker: it holds the connections, at which jobs take turns, and those of each site.
+    """Fetches pages. One per worker: jobs take turns at its connections, in all and at each site.
 
-    A connection may be had until the job's budget ends, so a part of them is kept for who has none.
+    A job may hold a connection until its budget ends, so some are reserved for tenants and jobs that have none.
     """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
@@ -101,7 +101,7 @@ class Fetcher:
             max_line_size=_FIELD_BYTES,
             max_field_size=_FIELD_BYTES,
             max_headers=_FIELDS,
-            timeout=aiohttp.ClientTimeout(total=None),  # whoever waits has the one budget
+            timeout=aiohttp.ClientTimeout(total=None),  # the caller's budget is the only time limit
         )
 
     async def close(self) -> None:
@@ -120,9 +120,9 @@ class Fetcher:
     ) -> Page:
         """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
 
-        `permit` is asked about each URL on the way, after the guard and before anything is sent, and raises Unreadable.
-        A body larger than the settings allow is unreadable; with `cut_at_bytes` only so much of it is read instead.
-        The server of a copy that is `known` is asked whether it has changed (RFC 9110, section 13). Raises Unreadable.
+        `permit` checks each URL on the way, after the guard and before the request, and raises Unreadable.
+        A body larger than the settings allow is unreadable; with `cut_at_bytes` it is cut there instead.
+        At the URL of a `known` copy the request is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         try:
             return await self._follow(url, asker, permit, cut_at_bytes, known)
@@ -154,7 +154,7 @@ class Fetcher:
     async def _asked(
         self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The beginning of an answer, once it is this job's turn at the site and at the connections."""
+        """Yield the response, its body unread, once the job has a place at the site and a connection."""
         origin = str(url.origin())
         at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
         try:
@@ -168,7 +168,10 @@ class Fetcher:
                 self._at_sites.pop(origin, None)
 
     async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """The beginning of an answer. Raises what aiohttp and the guard raise, and Unreadable for both about a name."""
+        """The response, its body unread.
+
+        Raises Unreadable for a name without a public address, else the errors of aiohttp and of the guard.
+        """
         if self._session is None:
             raise RuntimeError("the fetcher has not been started")
         try:
@@ -192,7 +195,7 @@ class Fetcher:
         return _described(response, body[:limit])
 
     def _heed(self, response: aiohttp.ClientResponse) -> None:
-        """Leave a host alone that says so: 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
+        """Pause requests to an origin that answers 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
         if response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
             if seconds is not None:
@@ -200,7 +203,7 @@ class Fetcher:
 
 
 def _without_public_address(url: URL, reason: str) -> Unreadable:
-    """Alike for the job in text, in what stands in for the page, and in how long it is remembered."""
+    """One error for all such names: the same text, the same fallback to an older copy, the same caching."""
     log.info(
         "A source's name has no address that may be fetched; its note does not say why.",
         action="source-name-refused",
@@ -211,7 +214,7 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 
 
 def _turns(connections: int) -> Turns:
-    """A job may have half of them, all jobs of its tenant three quarters."""
+    """Turns at so many connections: a job may hold half of them, all jobs of its tenant three quarters."""
     return Turns(connections, kept=connections // 4)
 
 
@@ -232,7 +235,7 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body after decompression; reading stops as soon as it is longer than `limit`. The sizes are in bytes."""
+    """The body after decompression; reading stops as soon as the body is longer than `limit` bytes."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk

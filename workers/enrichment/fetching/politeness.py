@@ -1,4 +1,4 @@
-"""When a site may be asked for its next page: as often as its robots.txt and its answers let us, and the settings."""
+"""The time between two requests to one site, by its robots.txt, its `Retry-After` and the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.settings import EnrichmentSettings
 
 MAX_HELD_SECONDS: Final = 3600.0
-"""The most that a site's `Retry-After` or `Crawl-delay` counts."""
+"""Cap on a site's `Retry-After` and `Crawl-delay`."""
 _HOSTS: Final = 10_000
 
 
@@ -20,12 +20,12 @@ _HOSTS: Final = 10_000
 class _Site:
     interval: float
     asked_at: float = float("-inf")
-    """When it is our turn for the last page that was promised one."""
+    """Time of the last turn that was given out."""
     held_until: float = float("-inf")
 
 
 class Politeness:
-    """The pace of each origin, whichever jobs ask it; in this worker."""
+    """The pace of requests to each origin, for all jobs of this worker."""
 
     def __init__(self, settings: EnrichmentSettings, clock: Clock) -> None:
         self._interval = settings.host_interval_seconds
@@ -34,7 +34,7 @@ class Politeness:
         self._sites: OrderedDict[str, _Site] = OrderedDict()
 
     async def turn(self, origin: str) -> None:
-        """Wait until it is our turn. Raises Unreadable at once where that takes longer than any job has."""
+        """Wait for the next turn. Raises Unreadable at once if the wait would exceed a job's budget."""
         site, now = self._site(origin), self._clock.monotonic()
         turn = max(now, site.asked_at + site.interval, site.held_until)
         if turn - now > self._longest:
@@ -44,11 +44,11 @@ class Politeness:
             await asyncio.sleep(turn - now)
 
     def pace(self, origin: str, seconds: float) -> None:
-        """Leave so much time between two pages of the site, as its robots.txt says now; 0 where it says nothing."""
+        """Set the site's crawl delay, as its robots.txt says now; 0 if it names none."""
         self._site(origin).interval = max(self._interval, min(seconds, MAX_HELD_SECONDS))
 
     def hold(self, origin: str, seconds: float) -> None:
-        """Ask the site for nothing for so long, as its answer says."""
+        """Pause requests to the site for so long, as its answer asks."""
         site = self._site(origin)
         site.held_until = max(site.held_until, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
 

@@ -1,4 +1,4 @@
-"""One URL to what a member of the pool makes of it: from the cache, or fetched and read."""
+"""Reading of one URL: from the cache, or fetched and then parsed by a member of the pool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.enrichment.turns import Asker
 
 
 class Reader:
-    """Reads pages for jobs. `guard` is asked first, also for what the cache has."""
+    """Reads pages for jobs. `guard` checks each URL first, even one in the cache."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Reader:
         self._clock = clock
 
     async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
-        """The page at this URL, as the job's tenant may see it; an older copy where it is late. Raises Unreadable."""
+        """The page at this URL, as the job's tenant may see it; stale if its server is late. Raises Unreadable."""
         try:
             self._guard.check_url(url)
         except EgressRefused as refused:
@@ -56,7 +56,7 @@ class Reader:
         answer = unchanged.answer if unchanged is not None else await self.extracted(page, asker)
         life = lifetime(page, self._settings, asked_at)
         if unchanged is not None and not page.cache_control and page.expires is None:
-            life = unchanged.life  # who says nothing new leaves what was said (RFC 9111, section 4.3.4)
+            life = unchanged.life  # a 304 without new freshness keeps the old one (RFC 9111, section 4.3.4)
         fresh_until = asked_at + life.fresh if life is not None else asked_at
         kept_until = fresh_until + self._settings.stale_seconds if life is not None else asked_at
         named = unchanged or page
@@ -66,6 +66,6 @@ class Reader:
         )  # fmt: skip
 
     async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:
-        """What a member of the pool makes of a page. Raises Unreadable."""
+        """A page's title, text and particulars, extracted by a member of the pool. Raises Unreadable."""
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
         return await self._pool.ask(task, page.body, asker)

@@ -1,4 +1,4 @@
-"""What sites' robots.txt let us read (RFC 9309), remembered per origin. The pool judges them, see `robots_rule`."""
+"""Sites' robots.txt (RFC 9309), cached per origin. The pool evaluates their rules, see `robots_rule`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 MAX_ROBOTS_BYTES = 512 * 1024
-"""The rest of a longer file is not read (section 2.5 asks for at least 500 KiB)."""
+"""A longer file is cut here; section 2.5 asks for at least 500 KiB."""
 
 _FAILURE_SECONDS = 60.0
-"""How long an origin without a readable answer is left alone."""
+"""Time for which the failure to get a robots.txt is cached."""
 
 _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """A robots.txt, or why there is none: then nothing may be read, since the server could not say (2.3.1.4)."""
+    """A robots.txt, or the reason why it is unknown: then no page may be read (RFC 9309, section 2.3.1.4)."""
 
     body: bytes
     unknown: str | None
@@ -36,7 +36,7 @@ class _Rules:
 
 
 class Robots:
-    """Answers whether a URL may be read."""
+    """Checks URLs against their sites' robots.txt."""
 
     def __init__(
         self, settings: EnrichmentSettings, fetcher: Fetcher, pool: Pool, politeness: Politeness, clock: Clock
@@ -50,10 +50,10 @@ class Robots:
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
     async def check(self, url: str, asker: Asker) -> None:
-        """Return where the site lets us read this URL. Raises Unreadable where it does not."""
+        """Return if the site allows this URL. Raises Unreadable if it does not."""
         if not self._settings.robots:
             return
-        plain = URL(url)  # without dot segments, which would lead around a rule
+        plain = URL(url)  # yarl removes dot segments, which could evade a rule
         origin = str(plain.origin())
         rules = await self._rules(origin, asker)
         if rules.unknown is not None:
@@ -68,14 +68,14 @@ class Robots:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Cancel the requests under way."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
 
     async def _rules(self, origin: str, asker: Asker) -> _Rules:
-        """Fetched once, however many jobs wait for it; a job that stops waiting does not stop the others."""
+        """An origin's rules, fetched once for all jobs that wait. One job's cancellation does not stop the others."""
         known = self._known.get(origin)
         if known is not None and known.until > self._clock.monotonic():
             self._known.move_to_end(origin)
@@ -94,7 +94,7 @@ class Robots:
                 url = f"{origin}/robots.txt"
                 body = (await self._fetcher.fetch(url, asker, cut_at_bytes=MAX_ROBOTS_BYTES)).body
         except BadStatus as bad:
-            # "Not there" and "empty" mean that everything may be read; "cannot say now" means that nothing may.
+            # An absent (4xx) or empty (204, 205) file allows every page; any other status allows none.
             is_absent = HTTPStatus.BAD_REQUEST <= bad.status < HTTPStatus.INTERNAL_SERVER_ERROR
             unknown = None if is_absent or bad.status in _EMPTY else str(bad)
         except Unreadable as reason:
