@@ -1,1 +1,1 @@
-"""From documents to the passages that matter for the question."""
+"""Chooses the passages of documents that matter for the question."""

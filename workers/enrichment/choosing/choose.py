@@ -1,6 +1,6 @@
-"""Which passages of a job's documents are quoted: by their words, and by their meaning where there is a model.
+"""Choice of the passages to quote: by words, and also by meaning if the settings name an embedding model.
 
-The choice by words is in hand before the model is asked, so that one which is late or away costs a job nothing else.
+The choice by words is ready before the model is asked: a job falls back to it if the model is late or away.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _TITLE_CHARS = 120
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is quoted."""
+    """The passages to quote, and notes on their choice."""
 
     passages: tuple[tuple[str, ...], ...]
-    """For each document, in the order of its text."""
+    """Each document's passages, in the order of its text."""
     notes: tuple[str, ...] = ()
-    """What the result's reader is told of how, where the model had no time or no answer."""
+    """Notes for the result's reader, if the model had too little time or no answer."""
 
 
 class Chooser:
-    """Chooses passages in a member of the pool, with an embedding model where the settings name one."""
+    """Chooses passages in a member of the pool, with an embedding model if the settings name one."""
 
     def __init__(self, settings: EnrichmentSettings, pool: Pool, clock: Clock, metrics: Metrics) -> None:
         self._settings = settings
@@ -46,7 +46,7 @@ class Chooser:
         self._seconds = metrics.rerank_seconds
 
     async def start(self) -> None:
-        """Load the model, where there is one. Raises RerankerRefused."""
+        """Load the model, if the settings name one. Raises RerankerRefused."""
         if self._embedder is not None:
             await self._embedder.start()
 
@@ -66,7 +66,7 @@ class Chooser:
     ) -> Choice:
         """The passages of the documents (title, text) for the question, see `rank.Ranking.chosen`.
 
-        Raises Unreadable and TimeoutError where not even words could be looked at in time.
+        Raises Unreadable or TimeoutError if even the choice by words fails or is late.
         """
         task = {
             "kind": "rank",
@@ -95,16 +95,17 @@ class Chooser:
         return self._told("done", both)
 
     async def _asked(self, task: dict[str, Any], body: bytes, asker: Asker, deadline: Deadline) -> dict[str, Any]:
-        """Raises Unreadable and TimeoutError."""
+        """A pool member's answer. Raises Unreadable and TimeoutError."""
         async with asyncio.timeout(deadline.remaining):
             return await self._pool.ask(task, body, asker)
 
     async def _by_meaning(
         self, embedder: Embedder, question: str, candidates: Sequence[tuple[int, str, str]], deadline: Deadline
     ) -> list[int]:
-        """The numbers of the candidates that there was time for, the nearest first: half of what is left of the budget.
+        """The numbers of the candidates that the model compared in time, the nearest first.
 
-        Raises EmbedderAway, and TimeoutError where there was time for none.
+        The model gets `rerank_seconds`, but at most half of the remaining budget. Raises EmbedderAway, and TimeoutError
+        if the model compared none.
         """
         texts = [f"{title[:_TITLE_CHARS]}\n{text}" if title else text for _, title, text in candidates]
         started = self._clock.monotonic()

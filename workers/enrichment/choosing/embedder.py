@@ -1,11 +1,11 @@
-"""How near passages are to a question by meaning, from a model in a process of its own.
+"""Similarity of passages to a question by meaning, from a model in a process of its own.
 
-There is one process, since a model takes a gigabyte and all cores that it may have. It serves one job at a time, see
-`line`, and passages go to it in batches: a job whose time is up has what was done until then, and one that has gone on
-costs at most the batch under way.
+There is one process, since a model takes a gigabyte and all cores that it may use. It serves one job at a time, see
+`newest_first`. Passages go to it in batches: a job whose time is up keeps the results so far, and a cancelled job costs
+at most the batch under way.
 
-A process that dies or hangs is killed and another one loads the model, which takes many seconds; jobs that come
-meanwhile hear at once that it is away.
+A process that dies or hangs is killed, and another one loads the model, which takes many seconds. Jobs are refused at
+once until then.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from workers.enrichment.processes.child import Child, ChildLost
 log = get_logger()
 
 BATCH: Final = 8
-"""Passages at a time: with more, a job whose time is up loses more, and two cores do them hardly faster."""
+"""Passages per batch. Larger batches lose more when a job's time is up, and are hardly faster on two cores."""
 BATCH_SECONDS: Final = 20.0
-"""A process that takes longer for a batch hangs."""
+"""Timeout of a batch; a process that takes longer counts as hung."""
 LOAD_SECONDS: Final = 1800.0
-"""For loading the model, which may have to be downloaded."""
+"""Timeout of loading the model, which may have to be downloaded."""
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
@@ -38,17 +38,17 @@ _INHERITED: Final = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE", "OMP_NUM_THREADS",
 )  # fmt: skip
-"""What finding a model may need of the worker's environment."""
+"""Variables of the worker's environment that finding a model may need."""
 _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""No GPU, and no thread that spins while it waits: the cores are the worker's too."""
+"""No GPU, and no thread that spins while it waits: the worker needs the cores too."""
 
 
-class RerankerRefused(Exception):  # noqa: N818 - it names what happened, as TemplateRefused does
+class RerankerRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
     """The model of POSTBACK_ENRICHMENT__RERANK_MODEL cannot be used. Says why and what to do."""
 
 
 class EmbedderAway(Exception):  # noqa: N818 - as above
-    """There is no answer from the model. The text is the reason, for the result's reader."""
+    """The model gives no answer. The text is the reason, for the result's reader."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +59,7 @@ class _Request:
     found: list[float] = field(default_factory=list)
 
     def end(self, reason: str | None = None) -> None:
-        """Nothing comes any more: all is found, or there is a reason."""
+        """Wake the waiting job: with the similarities found so far, or with EmbedderAway if there is a reason."""
         if not self.ended.done():
             self.ended.set_exception(EmbedderAway(reason)) if reason is not None else self.ended.set_result(None)
 
@@ -90,9 +90,9 @@ class Embedder:
         await self._discard("the worker is stopping")
 
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
-        """The cosine, from -1 to 1, of the question and each passage: of as many, from the first, as there is time for.
+        """The cosine, from -1 to 1, of the question and each passage; of the first passages only if time runs out.
 
-        None at all, and at once, where others have all the time. Raises EmbedderAway. May be cancelled.
+        Empty, and at once, if newer requests evict this one. Raises EmbedderAway. May be cancelled.
         """
         if self._child is None:
             raise EmbedderAway("the embedding model is being loaded again")
@@ -110,7 +110,7 @@ class Embedder:
         return list(request.found)
 
     async def _loaded(self) -> Child:
-        """A process that has the model. Raises RerankerRefused."""
+        """A new process with the loaded model. Raises RerankerRefused."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 child = await Child.start(
@@ -132,7 +132,7 @@ class Embedder:
         )
 
     async def _work(self) -> None:
-        """Serve while there is a process, and get another where it is lost."""
+        """Serve requests, and replace a process that is lost."""
         while True:
             try:
                 if self._child is not None:
@@ -158,7 +158,7 @@ class Embedder:
 
     async def _answer(self, child: Child, request: _Request) -> None:
         for start in range(0, len(request.passages), BATCH):
-            if request.ended.done():  # its job has gone on
+            if request.ended.done():  # its job waits no more
                 return
             batch = request.passages[start : start + BATCH]
             async with asyncio.timeout(self._batch_seconds):
@@ -170,7 +170,7 @@ class Embedder:
         request.end()
 
     async def _discard(self, reason: str) -> None:
-        """Kill the process; whoever waits for it goes on without."""
+        """Kill the process, and end the waiting requests with this reason."""
         child, self._child = self._child, None
         for request in self._line.clear():
             request.end(reason)

@@ -1,14 +1,15 @@
-"""What runs in the process with the embedding model: `python -m workers.enrichment.choosing.embedding MODEL`.
+"""The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
-It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it says `refused`,
-with the reason, where the model cannot be loaded, or else which fences this kernel lacks (`missing`). A task has a
-`question`, its body a JSON list of texts; the answer is the cosine of each with the question, or `failed`.
+The process takes tasks from standard input and answers on standard output, as `frames` describes. Its first answer is
+`refused` with the reason if the model cannot be loaded, else the list of fences that this kernel lacks (`missing`).
+A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
+or `failed`.
 
-Texts are strangers'. Once the model is loaded the process opens no socket, and of files only those of Python and of the
-system's libraries.
+The texts are untrusted. Once the model is loaded, the process can open no socket, and no file but those of Python and
+of the system's libraries.
 
-The process runs on the CPU, since a GPU is the engine's. What it can grow to is bounded: so
-many tokens of a text, so many texts at once, so many bytes of vectors kept.
+The process runs on the CPU, since a GPU is the engine's. Three caps bound its memory: tokens of a text, texts at once,
+and bytes of cached vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
 
-if TYPE_CHECKING:  # they come with the extra, and where it is missing that is to be said
+if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports its absence
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # they come with the extra, and where it is missing that is t
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Of one text: what a model costs grows with the square of it, and there are models that take 8,192."""
+"""Cap on one text's tokens: a model's cost grows with their square, and some models take 8,192."""
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
 _MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024
@@ -49,7 +50,7 @@ def main() -> None:
         texts = Texts(_loaded(sys.argv[1]))
     except ImportError:
         send(output, {"refused": "sentence-transformers is not installed; install postback with the extra rerank"})
-    except Exception as error:  # whatever the libraries raise for a model that is missing or broken
+    except Exception as error:  # the libraries raise many kinds for a missing or broken model
         send(output, {"refused": _reason(error)})
     else:
         send(output, {"missing": confine(_readable())})
@@ -58,9 +59,9 @@ def main() -> None:
 
 
 def _readable() -> list[str]:
-    """Where libraries have what they import and look up late: Python's folders, and what the system says of its cores.
+    """Folders and files that libraries read late: Python's folders, and the system's files about cores and memory.
 
-    None of them has a secret, as `/proc` and the worker's folder would.
+    None of them holds a secret, unlike the rest of `/proc` and the worker's own folder.
     """
     python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
     ours = str(Path(__file__).parents[2])
@@ -68,7 +69,7 @@ def _readable() -> list[str]:
 
 
 def _own_output() -> BinaryIO:
-    """Standard output for answers alone: a library that prints something would break them."""
+    """Standard output, reserved for answers: a library's print would break their framing."""
     own = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -77,7 +78,7 @@ def _own_output() -> BinaryIO:
 
 
 def _loaded(name: str) -> Any:
-    """The model, and proof that it makes vectors."""
+    """The model, after a trial that proves that it makes vectors."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -96,12 +97,12 @@ def _reason(error: Exception) -> str:
 def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
     try:
         return {"similarities": texts.similarities(task["question"], json.loads(body))}
-    except Exception as error:  # one text that a tokenizer cannot take must not cost everybody the loaded model
+    except Exception as error:  # one text that breaks a tokenizer must not cost all jobs the loaded model
         return {"failed": type(error).__qualname__}
 
 
 class Texts:
-    """What the model makes of texts. The latest vectors are kept, since the same pages are asked again and again."""
+    """The model, with an LRU cache of vectors: jobs ask about the same pages again and again."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -109,7 +110,7 @@ class Texts:
         self._kept_bytes = 0
 
     def similarities(self, question: str, passages: Sequence[str]) -> list[float]:
-        """The cosine of the question and each passage. Raises what the model raises, ValueError for no number."""
+        """The cosine of the question and each passage. Raises the model's errors, and ValueError for NaN."""
         (asked,) = self._vectors(self._model.encode_query, "question", [question])
         told = self._vectors(self._model.encode_document, "passage", passages)
         found = [float(vector @ asked) for vector in told]
@@ -137,9 +138,9 @@ class Texts:
 
 def _encoded(encode: Any, texts: Sequence[str]) -> list[Vector]:
     """Vectors of length 1."""
-    cut = [text[:_MOST_CHARS].encode("utf-8", "replace").decode() for text in texts]  # no tokenizer takes half a pair
+    cut = [text[:_MOST_CHARS].encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse half a pair
     vectors = encode(cut, normalize_embeddings=True, show_progress_bar=False)
-    return [vector.copy() for vector in vectors]  # a view would keep the whole batch
+    return [vector.copy() for vector in vectors]  # a view would keep the whole batch in memory
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Of long texts, what is looked at to rank them, and what stands in for their passages where ranking did not end."""
+"""Cuts of long texts before they are ranked, and beginnings to quote instead if ranking fails or is late."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 from workers.enrichment.choosing.rank import Budget
 
 MAX_RANKED_CHARS: Final = 600_000
-"""Code points of all texts of a job together that are ranked; so many take a process a quarter of a second."""
+"""Cap on the ranked code points of a job's texts together; ranking so many takes a quarter of a second."""
 
 
 def within(texts: Sequence[str], chars: int) -> list[str]:
-    """The texts, the longest of them cut alike until all of them together have no more than `chars` code points."""
+    """The texts, the longest cut to one length so that all together have at most `chars` code points."""
     left, most = chars, len(texts)
     limit = 0
     for size in sorted(map(len, texts)):
@@ -24,9 +24,9 @@ def within(texts: Sequence[str], chars: int) -> list[str]:
 
 
 def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list[list[str]]:
-    """For each text one passage at the most: its beginning, as far as all of them fit.
+    """At most one passage for each text: its beginning, if the budget still has room.
 
-    Each is as long as a passage, and shorter where there are many texts for the budget.
+    Each is as long as a passage, or shorter if many texts share the budget.
     """
     chosen: list[list[str]] = []
     size = min(passage_chars, budget.chars // max(1, len(texts)))

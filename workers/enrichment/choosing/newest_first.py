@@ -1,8 +1,8 @@
-"""A line of requests with little time before a server that may be slower than they come.
+"""A queue of requests with little time, before a server that may be slower than they arrive.
 
-The newest is next: with the oldest first, a line that is too long would leave each just too little time (Maurer, "Fail
-at Scale", 2015, "adaptive LIFO"). It is no longer than what is served within a request's time, so that who would wait
-for nothing hears it at once.
+The newest request is next: with the oldest first, a long queue would leave each request just too little time (Maurer,
+"Fail at Scale", 2015, "adaptive LIFO"). The queue holds no more than the server can serve within a request's time, so
+that hopeless requests are evicted at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NEWEST_WEIGHT: Final = 0.25
 
 
 class NewestFirst(Generic[T]):
-    """Requests that wait. Falsy when there are none."""
+    """A queue of requests, the newest first. Falsy when empty."""
 
     def __init__(self) -> None:
         self._waiting: list[T] = []
@@ -25,7 +25,7 @@ class NewestFirst(Generic[T]):
         return len(self._waiting)
 
     def put(self, request: T, seconds: float) -> list[T]:
-        """Add a request that has so much time. Those who go away for it, the oldest, for whom there is none."""
+        """Add a request that has so much time. Returns the oldest, evicted because they cannot be served in time."""
         self._waiting.append(request)
         served = seconds / self._one_seconds if self._one_seconds else float(len(self._waiting))
         crowded = max(0, len(self._waiting) - max(1, int(served)))
@@ -33,20 +33,20 @@ class NewestFirst(Generic[T]):
         return gone
 
     def next(self) -> T:
-        """Take the newest. Raises IndexError where nobody waits."""
+        """Remove and return the newest request. Raises IndexError if none waits."""
         return self._waiting.pop()
 
     def served(self, seconds: float) -> None:
-        """One request took so long."""
+        """Record the service time of one request."""
         before = seconds if self._one_seconds is None else self._one_seconds
         self._one_seconds = before + _NEWEST_WEIGHT * (seconds - before)
 
     def leave(self, request: T) -> None:
-        """It waits no more, if it did."""
+        """Remove the request if it still waits."""
         if request in self._waiting:
             self._waiting.remove(request)
 
     def clear(self) -> list[T]:
-        """All who waited; nobody does any more."""
+        """Remove and return all waiting requests."""
         gone, self._waiting = self._waiting, []
         return gone

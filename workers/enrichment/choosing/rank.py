@@ -4,9 +4,9 @@ The weight is BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framewo
 3.15) with the idf of Lucene, which is never negative. Words are stemmed; Chinese, Japanese and Korean text, which has
 no spaces, is taken in pairs of characters.
 
-Where a model has ordered the likeliest passages by meaning too, both orders are joined by reciprocal rank fusion
-(Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
-2009). That order comes in as an argument: no model runs here.
+If a model has ordered the likeliest passages by meaning too, reciprocal rank fusion joins both orders (Cormack, Clarke
+and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", 2009). The model's
+order comes in as an argument: no model runs here.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import Stemmer
 from workers.enrichment.choosing.tokens import estimated_tokens
 
 K1 = 1.2
-"""How soon more of the same term stops to count."""
+"""BM25's k1: saturation of a term's frequency."""
 B = 0.75
-"""How far a long passage is marked down."""
+"""BM25's b: penalty of long passages."""
 RRF_K = 60
-"""How little the first few places of an order differ, as in the paper."""
+"""Constant of reciprocal rank fusion, from the paper: a larger one narrows the gap between the first places."""
 WORDS_WEIGHT = 1.5
-"""What a place by words counts, where one by meaning counts 1. With equal weights, questions that use a page's words
-lose as much as those that paraphrase it win: a small model takes passages about one subject for one another."""
+"""Weight of the order by words; the order by meaning has 1. With equal weights, questions in a page's own words lose as
+much as paraphrases win: a small model confuses passages about one subject."""
 
 _SET_BACK = 3
-"""Places by which each further passage of a document stands behind where its weight puts it."""
+"""Places that a passage loses for each better passage of its document."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
-"""With so many of its runs of words in a chosen passage, another says nothing new."""
+"""A passage that shares so many of its runs of words with a chosen one repeats it."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")  # noqa: RUF001 - full-width marks
 _ROW_CHARS = 50
-"""A line as short as this, before another one, is a row of a table or of code, and no prose that was wrapped."""
+"""A shorter line before another one is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
-"""Words by which a question is one: rare in what answers it, so that BM25 would make much of them. "WHO" is none."""
+"""Question words. They are rare in answers, so BM25 would weigh them too much. "WHO" is not one of them."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -59,24 +59,24 @@ class _RankedPassage:
 
     @property
     def terms(self) -> Counter[str]:
-        """Those of its title count as its own."""
+        """Terms of the text and of its document's title."""
         return Counter(terms(f"{self.title} {self.text}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What all passages together may have: code points, and tokens where that is not None."""
+    """Limits on all passages together: code points, and tokens unless None."""
 
     chars: int
     tokens: int | None = None
     source_tokens: int = 0
-    """What the prompt says around the passages of each document."""
+    """Tokens of the prompt's wording around the passages of each document."""
 
     def without(self, text: str, *, is_first: bool) -> Budget | None:
-        """What is left behind this text, the first of its document or not; None where it does not fit."""
+        """The budget left after this text; None if it does not fit. `is_first` marks the first text of a document."""
         chars, tokens = self.chars - len(text), self.tokens
         if tokens is not None:
-            rows = text.count("\n")  # each is marked as quoted in the prompt
+            rows = text.count("\n")  # the prompt marks each row as quoted
             tokens -= estimated_tokens(text) + 2 * rows + (self.source_tokens if is_first else 0)
         return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
 
@@ -88,7 +88,7 @@ def rank(
     passage_chars: int,
     by_meaning: Sequence[int] = (),
 ) -> list[list[str]]:
-    """For each document (title, text) its chosen passages in the order of the text, see `Ranking.chosen`."""
+    """The chosen passages of each document (title, text), in the order of its text; see `Ranking.chosen`."""
     return Ranking(question, documents, passage_chars).chosen(budget, by_meaning)
 
 
@@ -105,21 +105,21 @@ class Ranking:
         self._weights = weights(question, [passage.terms for passage in self._passages])
 
     def candidates(self, most: int) -> list[tuple[int, str, str]]:
-        """The likeliest passages by their words, at most so many: number, title and text of each.
+        """Number, title and text of the likeliest passages by their words, at most so many.
 
-        Those that share no word with the question are among them where there is room.
+        Passages that share no word with the question are among them if there is room.
         """
         likeliest = self._in_order(())[:most]
         return [(index, self._passages[index].title, self._passages[index].text) for index in likeliest]
 
     def chosen(self, budget: Budget, by_meaning: Sequence[int] = ()) -> list[list[str]]:
-        """For each document its chosen passages in the order of the text.
+        """The chosen passages of each document, in the order of its text.
 
-        `by_meaning` are the numbers of the candidates, the nearest to the question first; empty, words alone decide.
+        `by_meaning` holds the numbers of the candidates, the nearest to the question first; if empty, words alone
+        decide.
 
-        A document's further passages give way to those of others that bear on the question about as well, and what
-        bears on nothing comes last. A passage that says what a chosen one says already, in nearly the same words, is
-        dropped.
+        A document's further passages give way to other documents' passages of about the same score, and irrelevant
+        passages come last. A passage that repeats a chosen one in nearly the same words is dropped.
         """
         chosen: list[list[_RankedPassage]] = [[] for _ in range(self._documents)]
         said: list[frozenset[tuple[str, ...]]] = []
@@ -132,9 +132,9 @@ class Ranking:
         return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
 
     def _in_order(self, by_meaning: Sequence[int]) -> list[int]:
-        """What bears on the question first, a document's further passages set back; then what does not.
+        """Indices of the passages, relevant ones first; further passages of a document are set back.
 
-        A passage bears on it that has a word of it, or that is in the nearer half of those that a model has compared.
+        A passage is relevant if it has a word of the question, or is in the nearer half of those that a model compared.
         """
         scores = fused(self._weights, by_meaning)
         near = frozenset(by_meaning[: len(by_meaning) // 2])
@@ -149,9 +149,9 @@ class Ranking:
 
 
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
-    """The score of each passage by its places in two orders: its weight's, and among those that a model compared.
+    """The score of each passage by its places in two orders: by words, and among those that a model compared.
 
-    Equal weights share a place; what the model did not see stands behind all that it saw.
+    Equal weights share a place; passages that the model did not see stand behind all that it saw.
     """
     places: dict[float, int] = {}
     for place, weight in enumerate(sorted(by_words, reverse=True), start=1):
@@ -190,7 +190,7 @@ def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
 
 
 def terms(text: str) -> list[str]:
-    """Stems of words, and pairs of characters where a script has no spaces."""
+    """Stems of words, and pairs of characters in scripts without spaces."""
     found: list[str] = []
     for word in _WORDS.findall(unicodedata.normalize("NFKC", text).casefold()):
         if not _IS_CJK.match(word):
@@ -223,9 +223,9 @@ def split(text: str, size: int) -> list[str]:
 
 
 def _sentences(text: str, size: int) -> Iterator[str]:
-    """Sentences with single spaces; one that is longer than a passage comes in pieces.
+    """Sentences with single spaces; a sentence longer than a passage comes in pieces.
 
-    One that begins the next row of a table or of code begins with a line break.
+    A sentence that begins the next row of a table or of code starts with a line break.
     """
     before = ""
     for line in text.split("\n"):
@@ -239,7 +239,7 @@ def _sentences(text: str, size: int) -> Iterator[str]:
 
 
 def _size(sentence: str) -> int:
-    """Without its line break, which takes the place of a space."""
+    """Code points without the leading line break, which takes the place of a space."""
     return len(sentence.removeprefix("\n"))
 
 
