@@ -1,1 +1,1 @@
-"""Processes that may be killed: strangers' bytes are parsed nowhere else."""
+"""Processes that the worker may kill: untrusted bytes are parsed nowhere else."""

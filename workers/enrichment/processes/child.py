@@ -1,4 +1,4 @@
-"""A process of enrichment, as the worker sees it: started, asked one thing at a time, killed. `frames` is its side."""
+"""The worker's side of a process of enrichment: start it, ask it one task at a time, kill it. `frames` is the other."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workers.enrichment.processes.confinement import Fence
 log = get_logger()
 
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""All of the environment that every process gets: the worker's holds secrets."""
+"""The only variables that every process inherits: the worker's environment holds secrets."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 
 
-class ChildLost(Exception):  # noqa: N818 - it names what happened
+class ChildLost(Exception):  # noqa: N818 - named after the event
     """The process ended without an answer."""
 
 
@@ -37,25 +37,25 @@ def _tell(missing: tuple[str, ...]) -> None:
 
 
 def _tell_of_missing(missing: object) -> None:
-    """Log the fences that a reader lacks, once in a process: all readers are of one kernel."""
+    """Log the fences that a child lacks, once per worker: all children run on one kernel."""
     known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
     if known:
         _tell(tuple(known))
 
 
 class Child:
-    """One process, and how to talk to it. It ends with its input, so that it does not outlive the worker."""
+    """One child process. The child ends when its input closes, so it does not outlive the worker."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._input = cast("asyncio.StreamWriter", process.stdin)
         self._output = cast("asyncio.StreamReader", process.stdout)
         self.greeting: dict[str, Any] = {}
-        """What it said once it was ready."""
+        """The child's first answer, sent once the child was ready."""
 
     @property
     def alive(self) -> bool:
-        """Whether the process has not ended, as far as is known."""
+        """True unless the process is known to have ended."""
         return self._process.returncode is None
 
     @classmethod
@@ -66,9 +66,9 @@ class Child:
         inherited: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> Child:
-        """A process that runs this module and is ready. Raises ChildLost and OSError.
+        """Start a process that runs this module, and wait until it is ready. Raises ChildLost and OSError.
 
-        `inherited` names what it gets of the worker's environment beside the usual, and `environment` is added to it.
+        `inherited` names more variables to pass on from the worker's environment; `environment` holds new ones.
         """
         passed = {name: os.environ[name] for name in (*_INHERITED, *inherited) if name in os.environ}
         process = await asyncio.create_subprocess_exec(
@@ -87,7 +87,7 @@ class Child:
     async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
         """Send a task and its bytes, and read the answer. Raises ChildLost and OSError.
 
-        Where it is cancelled the answer may still come: the process is of no use any more, and has to be killed.
+        After a cancellation the answer may still arrive, so the caller has to kill the process.
         """
         head = json.dumps(task).encode()
         self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)

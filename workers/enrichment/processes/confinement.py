@@ -1,15 +1,16 @@
-"""What a process that reads strangers' bytes may still do once it is ready: compute, and answer on its pipes.
+"""Confinement of a process that parses untrusted bytes: once ready, it may only compute and answer on its pipes.
 
-A parser that a page took over runs as the worker's user. Three fences, each where the kernel has it:
+A page that takes over its parser would run code as the worker's user. Three fences prevent harm, as far as the kernel
+has them:
 
-    seccomp     no sockets, no programs, no processes, no signals to others, no look into others' memory; where no
-                folder is named, no file is opened either. It covers all threads. See seccomp(2).
-    Landlock    no file is opened, made, changed or removed, but for those named; no TCP port. It covers this thread and
-                those that it starts. See landlock(7).
-    capset      no capability, where the process is root's. See capabilities(7).
+    seccomp     no sockets, no programs, no processes, no signals to other processes, no access to their memory; and no
+                opening of files, if no folder is named. Covers all threads. See seccomp(2).
+    Landlock    no opening, making, changing or removing of files, except reading in the named folders; no TCP port.
+                Covers this thread and those that it starts. See landlock(7).
+    capset      no capability, if the process is root's. See capabilities(7).
 
-All three hold for root too, and are never taken back. `/proc/PID/mem` and `/proc/PID/environ` are files, and Landlock
-also refuses ptrace(2) of processes outside.
+All three hold for root too, and cannot be undone. They cover `/proc/PID/mem` and `/proc/PID/environ`, which are files,
+and Landlock also refuses ptrace(2) of processes outside.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from workers.system.secrecy import PR_SET_NO_NEW_PRIVS, prctl
 
 
 class Fence(StrEnum):
-    """A mechanism that keeps a process in."""
+    """A kernel mechanism that confines a process."""
 
     SECCOMP = "seccomp"
     LANDLOCK = "landlock"
 
 
 class _Calls(NamedTuple):
-    """An architecture as seccomp knows it, and its numbers of system calls."""
+    """An architecture's id for seccomp, and its system call numbers."""
 
     audit: int
     refused: tuple[int, ...]
-    """Sockets, programs, other processes, and ways round a filter."""
+    """Calls for sockets, programs and other processes, and calls that evade a filter."""
     opening: tuple[int, ...]
     seccomp: int
     clone: int
     clone3: int
     to_own_process: tuple[int, ...]
-    """Allowed where the first argument is the process itself: tgkill and prlimit64."""
+    """Calls allowed if their first argument is the process itself: tgkill and prlimit64."""
 
 
 # Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
@@ -95,7 +96,7 @@ _ARCHITECTURES: Final = {
     ),
 }
 _X32: Final = 0x40000000
-"""Numbers from here on are x86-64's x32 calls, by which a filter of numbers could be passed."""
+"""Numbers from here on are x86-64's x32 calls, which could evade a filter by number."""
 _CLONE_THREAD: Final = 0x00010000
 
 _SET_MODE_FILTER: Final = 1
@@ -131,10 +132,10 @@ class _Program(ctypes.Structure):
 
 
 def confine(readable: Iterable[str] | None = None) -> list[Fence]:
-    """Put up every fence that this kernel has, for this process and for good. Gives those that are missing.
+    """Confine this process, for good, by every fence that this kernel has. Returns the missing fences.
 
-    `readable` names folders whose files may still be read; None: no file is opened at all. The process must have
-    imported everything that it will need. Threads may still be started, processes may not.
+    `readable` names folders whose files may still be read; with None no file can be opened. The process must have
+    imported everything that it will need. It can still start threads, but no processes.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -167,7 +168,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def _landlock(readable: Iterable[str]) -> None:
-    """Raises OSError where the kernel has no Landlock."""
+    """Apply Landlock. Raises OSError if the kernel has none."""
     version = _call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
     files = _FILE_RIGHTS_BY_ABI[max(abi for abi in _FILE_RIGHTS_BY_ABI if abi <= version)]
     rights = [files, _NETWORK_RIGHTS, _SCOPES][: 1 + (version >= 4) + (version >= 6)]
@@ -194,7 +195,7 @@ def _allow_reading(ruleset: int, folder: str) -> None:
 
 
 def _seccomp(no_files: bool) -> None:
-    """Raises OSError where the kernel has no seccomp, LookupError for an architecture that is not known here."""
+    """Apply seccomp. Raises OSError if the kernel has none, LookupError for an architecture not listed here."""
     calls = _ARCHITECTURES[platform.machine()]
     program = _program(calls, no_files)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
@@ -215,7 +216,7 @@ def _program(calls: _Calls, no_files: bool) -> bytes:
         steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EPERM)]
     for number in calls.opening if no_files else ():
         steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EACCES)]
-    # glibc goes on with clone where clone3 is unknown; clone3's flags lie where a filter cannot look.
+    # clone3's flags lie in memory, which a filter cannot read. ENOSYS makes glibc fall back to clone.
     steps += [(_EQUAL, 0, 1, calls.clone3), returning(_ERRNO | _ENOSYS)]
     steps += [(_EQUAL, 0, 4, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
     steps += [returning(_ALLOW), returning(_ERRNO | _EPERM)]
@@ -228,7 +229,7 @@ def _program(calls: _Calls, no_files: bool) -> bytes:
 
 
 def _drop_capabilities() -> None:
-    """capset(2) to none; a process without any keeps none."""
+    """Drop all capabilities by capset(2); a process without any is left as it is."""
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
     with contextlib.suppress(OSError, AttributeError):
         if _libc().capset(header, none) != 0:

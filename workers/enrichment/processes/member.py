@@ -1,9 +1,9 @@
-"""What runs inside a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
+"""The loop of a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
 
-It takes tasks from standard input and answers on standard output, as `frames` says. Before the first it names the
-fences that this kernel lacks (`missing`); behind the others it opens no file and no socket. The process ends with its
-input, so that it never outlives the worker; a task that hangs is ended by an alarm, should the worker be gone before it
-could kill it.
+The process takes tasks from standard input and answers on standard output, as `frames` describes. Its first answer
+names the fences that this kernel lacks (`missing`); behind the others the process opens no file and no socket. The
+process ends when its input closes, so it never outlives the worker. An alarm ends a task that hangs, in case the worker
+dies before it could kill the process.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
 def main() -> None:
     """Answer tasks until the input ends."""
     seconds, size = float(sys.argv[1]), int(sys.argv[2])
-    with contextlib.suppress(OSError):  # where memory runs out all the same, this process is ended and not the worker
+    with contextlib.suppress(OSError):  # if memory still runs out, the kernel kills this process, not the worker
         Path("/proc/self/oom_score_adj").write_text("1000")
-    with contextlib.suppress(ValueError, OSError):  # a system without this limit still has the other one
+    with contextlib.suppress(ValueError, OSError):  # not every system has this limit; the timeout holds anyway
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     _import_all()
     status = _status()
@@ -51,11 +51,11 @@ def main() -> None:
 
 
 def _import_all() -> None:
-    """Import what else is only imported when it is needed: by then its file could not be read any more."""
+    """Import the modules that libraries import late: once confined, the process cannot read their files."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
-        with contextlib.suppress(ImportError):  # those of Windows
+        with contextlib.suppress(ImportError):  # codecs of Windows only
             importlib.import_module(f"encodings.{module.name}")
 
 
@@ -70,7 +70,7 @@ def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, 
 
 
 def _status() -> int | None:
-    """The status file of this process, opened while a file can be."""
+    """The status file of this process, opened while files can still be opened."""
     try:
         return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -78,9 +78,9 @@ def _status() -> int | None:
 
 
 def _peak_kib(status: int | None) -> int:
-    """The most memory that this program has had.
+    """Peak memory of this program, in KiB.
 
-    Not `ru_maxrss` where there is /proc: that survives exec(2), so that the worker from which the member was forked,
+    `ru_maxrss` counts only without /proc: it survives exec(2), so the memory of the worker that forked the member,
     gigabytes with an engine in it, would count as the member's own.
     """
     if status is None:

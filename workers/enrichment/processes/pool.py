@@ -1,14 +1,14 @@
-"""Processes in which pages are parsed, because a parser can be made to hang, to grow or to crash.
+"""Processes that parse pages, because a page can make its parser hang, grow or crash.
 
-A member does one task at a time. One that is late, or whose asker has gone, is killed and another takes its place; its
-neighbours and the worker notice nothing. Members start when they are first needed.
+A member does one task at a time. A member that is late, or whose job has gone, is killed and another takes its place;
+the other members and the worker notice nothing. Members start when they are first needed.
 
-Jobs take turns at reading. Ranking has a member more, so that it waits behind no page: what its job has read would be
-lost.
+Jobs take turns at reading. One more member is for ranking, so that ranking never waits behind a page: its job would
+lose the pages that it has read.
 
-Not `pebble` or `concurrent.futures`: those import the worker's own main module into each member and unpickle what comes
-back from a process that has read hostile bytes. Here a member imports what it needs, gets an address-space limit and
-none of the worker's environment, and answers in JSON.
+Not `pebble` or `concurrent.futures`: those import the worker's own main module into each member, and unpickle answers
+from a process that has read hostile bytes. Here a member imports only its own modules, has an address-space limit, gets
+none of the secrets in the worker's environment, and answers in JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = get_logger()
 _RETIRE_KIB = 300 * 1024
 """A member that has grown beyond this is replaced: freed memory seldom goes back to the system."""
 _START_SECONDS = 30.0
-"""A process that is not ready by then is given up; on an idle machine it takes a third of a second."""
+"""Timeout of a member's start, which takes a third of a second on an idle machine."""
 
 
 class Pool:
-    """At most `settings.members` processes that read, each one thing at a time, and one more that ranks."""
+    """At most `settings.members` processes that read, each one task at a time, and one more that ranks."""
 
     def __init__(self, settings: EnrichmentSettings) -> None:
         self._settings = settings
@@ -44,14 +44,14 @@ class Pool:
         self._wanting = 0
 
     def warm(self) -> None:
-        """Start the first member already, since a page that will need it is on its way."""
+        """Start the first member early, since a page for it is on its way."""
         if not self._members and not self._growing:
             self._start_growing()
 
     async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
-        """The answer of a member to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
+        """A member's answer to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
 
-        Cancelled, it kills the member: what runs there cannot be interrupted otherwise.
+        A cancellation kills the member, whose work cannot be interrupted otherwise.
         """
         turns = self._ranking if task["kind"] == "rank" else self._reading
         async with turns.place(asker):
@@ -71,7 +71,7 @@ class Pool:
             return _understood(answer)
 
     async def close(self) -> None:
-        """Kill all members, also those that are about to start."""
+        """Kill all members, including those that are starting."""
         for growing in self._growing:
             growing.cancel()
         await asyncio.gather(*self._growing, return_exceptions=True)
@@ -79,7 +79,7 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """A living idle member. A new one comes through the idle ones: who wanted it may be gone when it is ready."""
+        """A living idle member. New members join the idle ones first: their jobs may be gone by the time."""
         while True:
             if not self._idle:
                 await self._more()
@@ -89,7 +89,7 @@ class Pool:
                 await self._dismiss(member)
 
     async def _more(self) -> None:
-        """Wait until a member is ready: one that is starting for nobody, or a new one. Raises Unreadable."""
+        """Wait until a member is ready: an unclaimed one that is starting, or a new one. Raises Unreadable."""
         self._wanting += 1
         try:
             if self._wanting > len(self._growing) and len(self._members) + len(self._growing) < self._limit:
@@ -116,7 +116,7 @@ class Pool:
     def _grown(self, task: asyncio.Task[None]) -> None:
         self._growing.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: whoever waits for the member reports it
+            task.exception()  # marks the error as retrieved; `_more` reports it
 
     async def _give_back(self, member: Child, *, fit: bool) -> None:
         if fit and len(self._members) <= self._limit:
