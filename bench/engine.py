@@ -30,8 +30,8 @@ from devkit.model import tiny_model
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from telemetry.metrics import Metrics
-from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.settings import VllmSettings
 from workers.roles.process import Process
 from workers.roles.worker import inference_stage
 from workers.system.tuning import collect_garbage_seldom
@@ -138,7 +138,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
     await asyncio.to_thread(prefill, kafka, jobs)
     process = Process(FleetSettings(env="development", kafka=kafka, replica="w0"))
     async with AsyncExitStack() as stack:
-        stage = await inference_stage(process, engine, "vllm", stack)
+        stage = await inference_stage(process, engine, stack)
         running = asyncio.create_task(stage.run())
         took = await _timed(process.metrics, running, work.jobs)
         stage.stop()

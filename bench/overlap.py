@@ -188,7 +188,7 @@ async def _run(used: Kafka, side: Side, engine: KnownEngine) -> Measured:
     process = Process(FleetSettings(env="development", kafka=kafka, replica="w0"))
     try:
         async with AsyncExitStack() as stack:
-            stage = await inference_stage(process, engine, "echo", stack)
+            stage = await inference_stage(process, engine, stack)
             running = asyncio.create_task(stage.run())
             while value_of(process.metrics, SETTLED) < side.jobs:
                 if running.done():

@@ -14,23 +14,25 @@ from pydantic_settings import BaseSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
-from workers.engines.settings import EngineSettings
+from workers.engines import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
 
-ROOMS: dict[type[BaseSettings], str] = {
-    FleetSettings: "every process and command",
-    WorkerSettings: "workers",
-    EngineSettings: "workers",
-    EnrichmentSettings: "workers",
-    SearchSettings: "workers",
-    CacheSettings: "workers and `postback cache`",
-    EgressSettings: "workers and delivery",
-    DeliverySettings: "delivery, also in a worker `--with-delivery`",
-}
-"""The readers of each settings class."""
+
+def rooms() -> dict[type[BaseSettings], str]:
+    """Each settings class with its readers."""
+    return {
+        FleetSettings: "every process and command",
+        WorkerSettings: "workers",
+        engine_settings(): "workers",
+        EnrichmentSettings: "workers",
+        SearchSettings: "workers",
+        CacheSettings: "workers and `postback cache`",
+        EgressSettings: "workers and delivery",
+        DeliverySettings: "delivery, also in a worker `--with-delivery`",
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ LOG_LEVEL = Variable(
 def sections() -> list[Section]:
     """All sections, the fleet's own first."""
     found: list[Section] = []
-    for room, readers in ROOMS.items():
+    for room, readers in rooms().items():
         nested = room.model_config.get("env_nested_delimiter") is not None
         found += _sections(room, str(room.model_config.get("env_prefix")), f"Read by {readers}.", nested=nested)
     own, *others = found

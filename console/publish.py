@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from console import job_reference
+from console import engine_names, job_reference
 from console.catalogue import Section, names, sections
 from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
@@ -61,6 +61,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "jobs.md": job_reference.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
+        **engine_names.documents(),
     }
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from console.errors import BAD_INPUT, fail, needing
 from console.roles import HOST, METRICS_PORT, announce, run, starting
 from console.settings import checked_settings
+from workers.engines import ENGINES
 
-Engine = Literal["echo", "vllm", "openai"]
+if TYPE_CHECKING:
+    Engine = str
+else:
+    Engine = Literal[tuple(ENGINES)]  # the choices of `--engine`, in the help too
 
 
 def worker(
-    engine: Annotated[Engine, typer.Option(help="What generates the answers.")],
+    engine: Annotated[Engine, typer.Option(help="The engine that generates the answers.")],
     model: Annotated[str | None, typer.Option(help="The model's name or folder; echo needs none.")] = None,
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
@@ -36,12 +40,11 @@ def worker(
     run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
 
 
-def _check_model(engine: Engine, model: str | None) -> None:
-    """That an engine which needs a model has one."""
-    from workers.engines import EngineSettings
+def _check_model(engine: str, model: str | None) -> None:
+    """End the command where the engine needs a model and none is named."""
+    from workers.engines import engine_settings
 
-    settings = checked_settings(EngineSettings)
-    configured = {"echo": "it needs none", "vllm": settings.vllm.model, "openai": settings.openai.model}
-    if not (model or configured[engine]):
+    section = checked_settings(engine_settings()).section(engine)
+    if section.needs_model and not (model or section.model):
         variable = f"POSTBACK_ENGINE__{engine.upper()}__MODEL"
         raise fail(f"--engine {engine} needs a model: name it with --model, or set {variable}", BAD_INPUT)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Any, get_args
+from typing import Any
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import EngineKind, EngineSettings, create
+from workers.engines import create, engine_settings
 from workers.engines.base import Engine, EngineError, GenerationRequest
 
 
@@ -33,9 +33,8 @@ async def answer(engine: Engine, asked: dict[str, Any]) -> None:
 
 async def main() -> None:
     kind, model = sys.argv[1:]
-    assert kind in get_args(EngineKind)
     metrics = Metrics()
-    engine = create(kind, EngineSettings(), metrics, SystemClock(), model=model)  # type: ignore[arg-type] # one of them
+    engine = create(kind, engine_settings()(), metrics, SystemClock(), model=model)
     await engine.start()
     say(ready=True)
     async with asyncio.TaskGroup() as answering:

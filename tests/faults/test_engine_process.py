@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from devkit.model import tiny_model
-from workers.engines.guardian import Guardian, marked
+from workers.engines.vllm.guardian import Guardian, marked
 
 PROGRAM = Path(__file__).with_name("engine_process.py")
 LONG = 3500

@@ -13,8 +13,7 @@ from telemetry.metrics import Metrics
 from tests.integration.raw_server import CLOCK, LOOPBACK
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
-from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings

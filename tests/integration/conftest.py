@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from devkit.model import tiny_model
 from telemetry.metrics import Metrics
-from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.settings import VllmSettings
 
 ADAPTER = "polite"
 

@@ -14,9 +14,9 @@ from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine, GenerationRequest
-from workers.engines.echo import EchoEngine
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import EchoSettings, OpenAISettings
+from workers.engines.openai_http.settings import OpenAISettings
 
 MODEL = "echo-1"
 

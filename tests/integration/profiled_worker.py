@@ -18,8 +18,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
-from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.base import SearchProvider

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.product import Product, Role, eventually
-from workers.engines.load_failures import IMAGE
+from workers.engines.vllm.load_failures import IMAGE
 
 pytestmark = pytest.mark.broker
 

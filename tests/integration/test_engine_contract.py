@@ -12,7 +12,7 @@ from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration import openai_server
-from workers.engines import EngineSettings, create
+from workers.engines import create, engine_settings
 from workers.engines.base import Engine, EngineLoad, GenerationRequest, RequestRejected
 from workers.engines.vllm import VllmEngine
 
@@ -114,7 +114,7 @@ class EngineContract:
 class TestEcho(EngineContract):
     @pytest_asyncio.fixture
     async def engine(self) -> AsyncIterator[Engine]:
-        engine = create("echo", EngineSettings(), Metrics(), SystemClock())
+        engine = create("echo", engine_settings()(), Metrics(), SystemClock())
         await engine.start()
         yield engine
         await engine.close()
@@ -126,7 +126,7 @@ class _OverHttp(EngineContract):
     @pytest_asyncio.fixture
     async def engine(self) -> AsyncIterator[Engine]:
         async with openai_server.serving(openai_server.echo_app()) as url:
-            settings = EngineSettings.model_validate({"openai": {"base_url": url, "api": self.api}})
+            settings = engine_settings().model_validate({"openai": {"base_url": url, "api": self.api}})
             engine = create("openai", settings, Metrics(), SystemClock(), model=openai_server.MODEL)
             await engine.start()
             yield engine

@@ -18,8 +18,8 @@ from devkit.site import Question, Site, questions
 from schemas.result import Result, Support
 from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker
-from workers.engines.settings import VllmSettings
 from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.settings import VllmSettings
 
 pytestmark = [
     pytest.mark.vllm,

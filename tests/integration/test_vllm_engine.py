@@ -16,12 +16,11 @@ from devkit.model import tiny_model
 from schemas.job import Message, ResponseFormat
 from telemetry.metrics import Metrics
 from tests.integration.test_engine_contract import QUESTION, busy, request
-from workers.engines import loading
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
-from workers.engines.guardian import marked
-from workers.engines.settings import VllmSettings
-from workers.engines.vllm import VllmEngine
+from workers.engines.vllm import VllmEngine, loading
+from workers.engines.vllm.guardian import marked
+from workers.engines.vllm.settings import VllmSettings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 

@@ -14,8 +14,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.messages import in_text
 from workers.egress import EgressPolicy, Guard
-from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.handler import InferenceHandler

@@ -22,8 +22,7 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, Guard
-from workers.engines.echo import EchoEngine
-from workers.engines.settings import EchoSettings
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.cancellations import Cancellations

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import EngineSettings, create
+from workers.engines import create, engine_settings
 from workers.engines.base import Completion, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
-from workers.engines.echo import EchoEngine
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.prompts import plain_text
-from workers.engines.settings import EchoSettings, VllmSettings
+from workers.engines.vllm.settings import VllmSettings
 
 
 def request(prompt: str | None, request_id: str = "r1", **fields: object) -> GenerationRequest:
@@ -121,23 +121,23 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("POSTBACK_ENGINE__VLLM__STOP", '["\\n"]')
     monkeypatch.setenv("POSTBACK_ENGINE__VLLM__EXTRA", '{"tensor_parallel_size": 2}')
     monkeypatch.setenv("POSTBACK_ENGINE__OPENAI__API_KEY", "sk-private")
-    settings = EngineSettings()
-    assert settings.echo.latency_seconds == 0.5
-    assert (settings.vllm.stop, settings.vllm.extra) == (("\n",), {"tensor_parallel_size": 2})
+    settings = engine_settings()()
+    assert settings.section("echo") == EchoSettings(latency_seconds=0.5)
+    assert settings.section("vllm") == VllmSettings(stop=("\n",), extra={"tensor_parallel_size": 2})
     assert "sk-private" not in repr(settings)
 
 
 def test_a_refused_setting_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_ENGINE__OPENAI__BASE_URL", "user:sk-private@host")
     with pytest.raises(ValidationError) as refused:
-        EngineSettings()
+        engine_settings()()
     assert "sk-private" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
 def test_an_engine_without_a_model_says_so(kind: str) -> None:
     with pytest.raises(ValueError, match="needs"):
-        create(kind, EngineSettings(), Metrics(), SystemClock())  # type: ignore[arg-type] # one of the kinds
+        create(kind, engine_settings()(), Metrics(), SystemClock())
 
 
 def test_a_setting_that_nobody_knows_is_refused() -> None:

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from workers.engines import loading
 from workers.engines.base import EngineLost, EngineUnavailable
-from workers.engines.loading import LOADS, load_again
+from workers.engines.vllm import loading
+from workers.engines.vllm.loading import LOADS, load_again
 
 
 class Machine:

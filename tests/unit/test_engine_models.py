@@ -8,22 +8,22 @@ import pytest
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import EngineKind, EngineSettings, create
+from workers.engines import create, engine_settings
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
-def test_a_model_is_called_as_the_setting_does_and_the_command_line_beats_it(kind: EngineKind) -> None:
-    settings = EngineSettings.model_validate({"vllm": {"model": "acme/small"}, "openai": {"model": "acme/small"}})
+def test_a_model_is_called_as_the_setting_does_and_the_command_line_beats_it(kind: str) -> None:
+    settings = engine_settings().model_validate({"vllm": {"model": "acme/small"}, "openai": {"model": "acme/small"}})
     assert create(kind, settings, Metrics(), SystemClock()).models == ("acme/small",)
     assert create(kind, settings, Metrics(), SystemClock(), model="big").models == ("big",)
 
 
 def test_echo_has_a_model_only_where_it_is_told_one() -> None:
-    assert create("echo", EngineSettings(), Metrics(), SystemClock()).models == ()
-    assert create("echo", EngineSettings(), Metrics(), SystemClock(), model="big").models == ("big",)
+    assert create("echo", engine_settings()(), Metrics(), SystemClock()).models == ()
+    assert create("echo", engine_settings()(), Metrics(), SystemClock(), model="big").models == ("big",)
 
 
 def test_a_model_s_folder_is_called_by_its_name_and_may_be_called_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     path = f"{tmp_path}/small/"
-    assert create("vllm", EngineSettings(), Metrics(), SystemClock(), model=path).models == ("small", path)
+    assert create("vllm", engine_settings()(), Metrics(), SystemClock(), model=path).models == ("small", path)

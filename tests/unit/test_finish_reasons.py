@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.echo_worker import record, working
 from workers.engines.base import Completion, EngineFailed, FinishReason, GenerationRequest
 from workers.engines.finish import finish_reason, is_failure
-from workers.engines.openai_http import _completion, _ServerAnswer
+from workers.engines.openai_http.answers import ServerAnswer, completion_of
 from workers.inference import generate as generating
 
 WORDS: dict[str, FinishReason] = {
@@ -27,7 +27,7 @@ def answer_of(said: str | None) -> Completion:
     """What the engine makes of a server's answer that ended so."""
     choice = {"message": {"content": "half a"}, "finish_reason": said}
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
-    return _completion(_ServerAnswer.model_validate({"choices": [choice], "usage": usage}))
+    return completion_of(ServerAnswer.model_validate({"choices": [choice], "usage": usage}))
 
 
 @pytest.mark.parametrize(("said", "reason"), [(None, "stop"), ("", "stop"), *WORDS.items()])

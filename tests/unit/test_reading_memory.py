@@ -18,11 +18,12 @@ from pydantic import BaseModel
 
 from schemas.bounded import BoundedModel
 from schemas.codec import Origin, read_job, read_result
+from workers.engines.settings import EngineSection
 
 PACKAGES: Final = ("schemas", "workers", "producers", "operators", "gateway", "console", "devkit")
 OPERATORS_FILES: Final = ("settings", "keyring", "profile", "template")
 """Modules and packages whose models are read from the operator's own files and environment."""
-NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.cpu_worker")
+NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.vllm.cpu_worker")
 RECORD_BYTES: Final = 300_000
 MOST_KIB: Final = 96 * 1024
 """Before, a record of this size took 390 MiB. Most is pydantic's: the error of each missing field holds the record as
@@ -52,7 +53,8 @@ def test_every_model_that_is_not_of_the_operators_files_is_bounded() -> None:
     unbounded = [
         model.__qualname__
         for model in models()
-        if not issubclass(model, BoundedModel) and not {*model.__module__.split(".")} & {*OPERATORS_FILES}
+        if not issubclass(model, BoundedModel | EngineSection)
+        and not {*model.__module__.split(".")} & {*OPERATORS_FILES}
     ]
     assert unbounded == []
 

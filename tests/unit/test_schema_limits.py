@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from workers.engines.base import RequestRejected
-from workers.engines.schema_limits import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
+from workers.engines.vllm.schema_limits import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
 from workers.enrichment.answering.profile import Profiles
 
 

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
-from workers.engines import EngineSettings
+from workers.engines import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.inference.settings import WorkerSettings
 
@@ -21,7 +21,7 @@ from workers.inference.settings import WorkerSettings
         (FleetSettings, "POSTBACK_ENV", "s3cret"),
         (FleetSettings, "POSTBACK_KAFKA__PARTITIONS", "s3cret"),
         (CacheSettings, "POSTBACK_CACHE__MEMORY_BYTES", "s3cret"),
-        (EngineSettings, "POSTBACK_ENGINE__OPENAI__ATTEMPTS", "s3cret"),
+        (engine_settings(), "POSTBACK_ENGINE__OPENAI__ATTEMPTS", "s3cret"),
         (EgressSettings, "POSTBACK_EGRESS__PORTS", "s3cret"),
         (WorkerSettings, "POSTBACK_WORKER__MODELS", '{"a": "s3cret", "b": 7}'),
         (WorkerSettings, "POSTBACK_WORKER__MODELS", "{s3cret"),

@@ -16,12 +16,15 @@ import json
 import os
 import re
 import signal
-from typing import Literal
+from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
 from workers.engines.prompts import last_user_text, prompt_room
-from workers.engines.settings import EchoSettings
+from workers.engines.settings import EngineSection
 
 _SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
 _CRASH_WORKER = "[[crash-worker]]"
@@ -30,14 +33,25 @@ _CRASH_ENGINE = "[[crash-engine]]"
 _Woken = Literal["slept", "aborted"]
 
 
+class EchoSettings(EngineSection):
+    """The development engine."""
+
+    needs_model: ClassVar[bool] = False
+
+    model: str | None = None
+    """The name that results call the engine's model by, where `--model` does not give one."""
+    latency_seconds: float = Field(default=0.0, ge=0, le=3600)
+    """How long each answer takes."""
+
+
 class EchoEngine:
     """Implements `Engine`."""
 
     name = "echo"
     context_tokens = None
 
-    def __init__(self, settings: EchoSettings, metrics: Metrics, model: str | None = None) -> None:
-        self.models: tuple[str, ...] = (model,) if model else ()
+    def __init__(self, settings: EchoSettings, metrics: Metrics) -> None:
+        self.models: tuple[str, ...] = (settings.model,) if settings.model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
         self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
@@ -103,6 +117,14 @@ class EchoEngine:
         finally:
             alarm.cancel()
             del self._sleeping[request_id]
+
+
+Settings = EchoSettings
+
+
+def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine:
+    """The engine of a worker; see `EngineModule`."""
+    return EchoEngine(settings, metrics)
 
 
 def _wake(sleeping: asyncio.Future[_Woken]) -> None:

@@ -9,7 +9,7 @@ from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from workers.egress import EgressSettings, Guard
-from workers.engines import EngineKind, EngineSettings, create
+from workers.engines import create, engine_settings
 from workers.engines.base import Engine
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
@@ -35,7 +35,7 @@ from workers.stage.window import Limits
 
 async def run_worker(
     fleet: FleetSettings,
-    engine_kind: EngineKind,
+    engine_name: str,
     model: str | None,
     listen: Listen,
     announce: Callable[[int], None],
@@ -49,9 +49,9 @@ async def run_worker(
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        engine = create(engine_kind, read_settings(EngineSettings), process.metrics, process.clock, model=model)
+        engine = create(engine_name, read_settings(engine_settings()), process.metrics, process.clock, model=model)
         stack.push_async_callback(engine.close)
-        stages = [await inference_stage(process, engine, engine_kind, stack)]
+        stages = [await inference_stage(process, engine, stack)]
         if with_delivery:
             enrichment = read_settings(EnrichmentSettings)
             readers = (enrichment.members + 1) * enrichment.member_bytes
@@ -62,7 +62,7 @@ async def run_worker(
     await run(fleet, listen, announce, prepare)
 
 
-async def inference_stage(process: Process, engine: Engine, kind: EngineKind, stack: AsyncExitStack) -> Stage:
+async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
     """The stage that answers jobs with this engine. What it needs ends with `stack`.
 
     Raises ProcessError and SettingsRefused.
@@ -75,7 +75,7 @@ async def inference_stage(process: Process, engine: Engine, kind: EngineKind, st
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
-    registry = Registry((*engine.models, kind, "default"), settings.lane, settings.models)
+    registry = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models)
     await _announce(process, registry, settings.lane, stack)
     handler = InferenceHandler(
         engine,

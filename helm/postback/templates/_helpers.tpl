@@ -113,14 +113,14 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{/* Ends the rendering where a worker could not start: vllm and openai have no model of their own. */}}
+{{/* Ends the rendering where a worker could not start: its engine needs a model, and none is named. */}}
 {{- define "postback.checkModel" -}}
 {{- $variable := printf "POSTBACK_ENGINE__%s__MODEL" (upper .engine) }}
 {{- $told := or .model .extraEnvFrom (has "--model" .extraArgs) }}
 {{- range .extraEnv }}
 {{- $told = or $told (eq .name $variable) }}
 {{- end }}
-{{- if not (or $told (eq .engine "echo")) }}
+{{- if not (or $told (has .engine (list "echo"))) }}
 {{- fail (printf "worker.model: the engine %s needs one; name it there, or as %s in worker.extraEnv" .engine $variable) }}
 {{- end }}
 {{- end }}

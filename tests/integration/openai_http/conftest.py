@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workers.engines import openai_http
+from workers.engines.openai_http import server
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_http, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(server, "FIRST_WAIT_SECONDS", 0.01)

@@ -11,7 +11,7 @@ from aiohttp import web
 from telemetry.clock import SystemClock
 from tests.integration.openai_server import serving
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings
+from workers.engines.openai_http.settings import OpenAISettings
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-very-private"

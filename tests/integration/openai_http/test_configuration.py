@@ -22,7 +22,7 @@ from tests.integration.openai_http.servers import (
 from tests.integration.test_engine_contract import request
 from workers.engines.base import EngineRefused
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings
+from workers.engines.openai_http.settings import OpenAISettings
 from workers.inference import engine_watch, generate
 
 

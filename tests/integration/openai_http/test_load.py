@@ -16,7 +16,8 @@ from tests.integration.openai_http.servers import Respond, Server, answers, engi
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineUnavailable
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings, VllmSettings
+from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.vllm.settings import VllmSettings
 from workers.inference import generate
 
 

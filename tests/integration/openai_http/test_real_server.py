@@ -23,7 +23,7 @@ from telemetry.clock import SystemClock
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
-from workers.engines.settings import OpenAISettings
+from workers.engines.openai_http.settings import OpenAISettings
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ from aiohttp import web
 from schemas.job import Message, ResponseFormat
 from tests.integration.openai_http.servers import KEY, Server, answers, engine_at, problem, says
 from tests.integration.test_engine_contract import request
-from workers.engines import openai_http
 from workers.engines.base import EngineFailed, EngineUnavailable, RequestRejected
+from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS
 
 
 async def test_what_a_request_says_is_what_the_server_reads() -> None:
@@ -95,7 +95,7 @@ async def test_a_long_refusal_is_cut() -> None:
         with pytest.raises(RequestRejected) as rejected:
             await engine.generate(request())
     assert rejected.value.field == "prompt"
-    assert len(rejected.value.reason) <= openai_http.MAX_REASON_CHARACTERS
+    assert len(rejected.value.reason) <= MAX_REASON_CHARACTERS
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])

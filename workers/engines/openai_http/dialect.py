@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from schemas.bounded import BoundedModel
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest
+from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
-from workers.engines.settings import OpenAISettings
 
 log = get_logger()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from workers.engines.loading import short
+from workers.engines.vllm.loading import short
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
 """The base of our image that has vLLM, as docs/DEPLOY.md and compose.yaml name it."""

@@ -14,12 +14,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import multiprocessing
-import os
-import platform
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,21 +35,19 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
-from workers.engines.finish import finish_reason, is_failure
-from workers.engines.guardian import Guardian
-from workers.engines.load_failures import known_reason, reason
-from workers.engines.loading import load_again, short
-from workers.engines.prompts import plain_text, prompt_room
-from workers.engines.schema_limits import check_schema
-from workers.engines.settings import VllmSettings
+from workers.engines.prompts import prompt_room
+from workers.engines.vllm.arguments import engine_arguments, prepare_environment
+from workers.engines.vllm.guardian import Guardian
+from workers.engines.vllm.load_failures import known_reason, reason
+from workers.engines.vllm.loading import load_again
+from workers.engines.vllm.sampling import completion_of, refusal, sampling_params
+from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.tokens import cut_at_start, prompt_tokens
 
 SHUTDOWN_SECONDS = 2.0
 """How long vLLM's processes may take to end by themselves; their memory is freed by a SIGKILL too."""
 
 log = get_logger()
-
-# vLLM's names for what a job calls otherwise; anything else that it refuses is the prompt's fault.
-_FIELDS = {"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "seed": "seed", "stop": "stop"}
 
 
 class VllmEngine:
@@ -206,7 +200,7 @@ class VllmEngine:
         It is not returned, since what a thread returned is kept with the thread, and an engine that is not let go of
         tries to end once more when the interpreter does.
         """
-        _prepare_environment(self._model)
+        prepare_environment(self._model)
         # What vLLM and torch deprecate among themselves is no news for an operator, neither here nor in the processes.
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -215,32 +209,7 @@ class VllmEngine:
 
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
-
-    def _arguments(self) -> dict[str, Any]:
-        from vllm.platforms import current_platform
-
-        on_cpu, settings = current_platform.is_cpu(), self._settings
-        eager = settings.enforce_eager
-        arguments: dict[str, Any] = {
-            "model": self._model,
-            "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
-            # -1: the longest that fits into memory
-            "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
-            "max_num_seqs": settings.max_num_seqs,
-            "enforce_eager": on_cpu if eager is None else eager,
-            "scheduling_policy": "priority",
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "enable_lora": bool(self._adapters),
-            # Compact JSON: where any white space is allowed, some models write nothing else until max_tokens.
-            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-        }
-        if not on_cpu:
-            arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
-        elif _cpu_has_amx():
-            arguments["worker_cls"] = "workers.engines.cpu_worker.AmxWorker"
-        return arguments | settings.extra
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
 
     def _discard(self) -> None:
         """End what is left of the engine, so that its memory is free for the next one. Blocks."""
@@ -263,7 +232,7 @@ class VllmEngine:
 
         output: Any = None
         try:
-            params = self._sampling(request)
+            params = sampling_params(request, self._settings)
             outputs = llm.generate(
                 tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
             )
@@ -274,32 +243,14 @@ class VllmEngine:
                 self._begin_loading()  # now, rather than when the next request comes
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
-            raise _rejected(request, error) from error
+            raise refusal(request, error) from error
         except GracefulHTTPError as error:
             raise EngineUnavailable(f"the engine takes no more now: {type(error).__name__}") from error
         except VLLMServerError as error:
             raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
-        if is_failure(output.outputs[0].finish_reason):
-            raise _ended_by_an_error(request, len(output.outputs[0].token_ids))
-        return _completion(output, len(tokens))
-
-    def _sampling(self, request: GenerationRequest) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            stop=[*request.stop, *self._settings.stop],
-            logprobs=0 if self._settings.log_probabilities else None,  # 0: of the chosen token only
-            flat_logprobs=True,  # a third less CPU here than a dictionary for each token
-            structured_outputs=_structure(request),
-            output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields it too, with the tokens so far
-        )
+        return completion_of(output, request, len(tokens))
 
     def _adapter(self, name: str | None) -> Any:
         if name is None:
@@ -319,13 +270,12 @@ class VllmEngine:
         Raises PromptTooLong where it may not be cut.
         """
         room = prompt_room(request, llm.model_config.max_model_len)
-        encode: Callable[[Any, GenerationRequest], list[int]] = _chat_tokens if request.messages else _plain_tokens
         loop = asyncio.get_running_loop()
         tokenizer = llm.get_tokenizer()
-        tokens = await loop.run_in_executor(self._tokenizing, encode, tokenizer, request)
+        tokens = await loop.run_in_executor(self._tokenizing, prompt_tokens, tokenizer, request)
         if request.is_whole and room is not None and len(tokens) > room:
             raise PromptTooLong(room / len(tokens))
-        return _cut(tokens, room, tokenizer.bos_token_id)
+        return cut_at_start(tokens, room, tokenizer.bos_token_id)
 
 
 async def _warm(llm: Any) -> None:
@@ -335,106 +285,3 @@ async def _warm(llm: Any) -> None:
 
     async for _ in llm.generate(tokens_input([1]), SamplingParams(max_tokens=1, logprobs=0), "warm-up"):
         pass
-
-
-def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """With what the tokenizer puts before a text, `<bos>` for one; not doubled where the text has it already."""
-    text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
-    tokens: list[int] = tokenizer(text)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
-
-
-def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """By the model's chat template, which has the special tokens in it; as plain text where the model has none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return _plain_tokens(tokenizer, request)
-    messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of the model's, and refuses orders of roles in its own words
-        raise RequestRejected("messages", f"the model's chat template refuses them: {short(str(error))}") from error
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
-
-
-def _cut(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
-    if room is None or len(tokens) <= room:
-        return tokens
-    if bos is not None and tokens[0] == bos and room > 1:
-        return [bos, *tokens[len(tokens) - room + 1 :]]
-    return tokens[len(tokens) - room :]
-
-
-def _structure(request: GenerationRequest) -> Any:
-    if request.response_format is None or request.response_format.type == "text":
-        return None
-    from vllm.sampling_params import StructuredOutputsParams
-
-    if request.response_format.json_schema is None:
-        return StructuredOutputsParams(json_object=True)
-    schema = request.response_format.json_schema.schema_
-    check_schema(schema)
-    return StructuredOutputsParams(json=schema)
-
-
-def _completion(output: Any, prompt_tokens: int) -> Completion:
-    answer = output.outputs[0]
-    count = len(answer.token_ids)
-    confidence = None
-    if answer.cumulative_logprob is not None and count:
-        confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
-    return Completion(answer.text, finish_reason(answer.finish_reason), prompt_tokens, count, confidence)
-
-
-def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
-    """Where an answer is held to a form, it is that no token may come next: the form's fault, each time anew."""
-    if request.response_format is not None and request.response_format.type != "text":
-        return RequestRejected("response_format", "no answer can go on in the form that this asks for")
-    return EngineFailed("the engine failed at this request", wasted_tokens=tokens)
-
-
-def _rejected(request: GenerationRequest, error: Exception) -> RequestRejected:
-    """The refusal, by the field that it is about. Its first argument is the reason without the refused value."""
-    field = _FIELDS.get(getattr(error, "parameter", None) or "")
-    if field is None:
-        field = (
-            "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
-        )
-    return RequestRejected(field, short(str(error.args[0]) if error.args else type(error).__name__))
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16 itself; without, float32 is many times faster."""
-    if platform.machine() != "x86_64":
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _cpu_has_amx() -> bool:
-    import torch
-
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-def _prepare_environment(model: str) -> None:
-    """Variables that vLLM reads when it is imported, and that its processes inherit.
-
-    With its own log handlers off, what it logs here ends in ours, and warnings of its processes go to standard error.
-    """
-    logging.getLogger("vllm").setLevel(logging.WARNING)
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
-    defaults = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_DO_NOT_TRACK": "1",
-        "VLLM_CONFIGURE_LOGGING": "0",
-    }
-    if Path(model).is_dir():
-        defaults["HF_HUB_OFFLINE"] = "1"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)

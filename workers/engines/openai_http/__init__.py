@@ -1,0 +1,21 @@
+"""Any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted one.
+
+`engine` is the engine: slots, deadlines and tries. `server` is the wire: one POST at a time, and the server's models at
+the start. `dialect` writes requests in the form that the server takes, and `answers` reads its responses.
+"""
+
+from __future__ import annotations
+
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.openai_http.engine import OpenAIEngine
+from workers.engines.openai_http.settings import OpenAISettings
+
+__all__ = ["OpenAIEngine", "OpenAISettings", "Settings", "create"]
+
+Settings = OpenAISettings
+
+
+def create(settings: OpenAISettings, metrics: Metrics, clock: Clock) -> OpenAIEngine:
+    """The engine of a worker; see `EngineModule`."""
+    return OpenAIEngine(settings, clock)

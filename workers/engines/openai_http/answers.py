@@ -1,0 +1,163 @@
+"""The server's responses to a generation request: a completion, a failure that may pass, or a refusal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field, ValidationError
+
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_TOKENS
+from telemetry.logs import get_logger
+from workers.egress.retry_after import parse_retry_after
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+)
+from workers.engines.finish import finish_reason, is_failure
+from workers.engines.openai_http.dialect import ServerProblem, problem_in
+
+MAX_REASON_CHARACTERS = 300
+
+log = get_logger()
+
+NOT_LET_IN = {401, 403}
+_REFUSED = {400, 413, 422}
+_OVERLOADED = {408, 409, 429, 502, 503}
+"""Statuses that are about the server as a whole rather than about the request."""
+_REASON_SHOWN = 40
+_MOST_CHOICES = 64
+"""A request asks for one. Without a bound, an answer of 8 MiB could hold three million, in a gigabyte of memory."""
+
+_FIELDS = {
+    name: name
+    for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
+}
+_FIELDS["max_completion_tokens"] = "max_tokens"
+_LESS = 0.6
+"""The part of a prompt that is tried after it was too long: servers do not say as a number how much fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A failure that may pass. `after`: the seconds that the server asked for."""
+
+    reason: str
+    after: float | None = None
+    is_the_server_s: bool = True
+    """Whether the failure is about the server as a whole, rather than perhaps about this request."""
+
+
+def outcome(
+    request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes, now: float
+) -> Completion | Retry:
+    """The meaning of a response to `path` for the request. `now`: Unix seconds. Raises EngineError."""
+    if status == 504:
+        raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
+    if status in _OVERLOADED or status >= 500:
+        after = parse_retry_after(headers.get("Retry-After", ""), now)
+        return Retry(f"the server answered {status}", after, status in _OVERLOADED)
+    problem = problem_in(body) if status in _REFUSED else ServerProblem()
+    if status == 404 or problem.param == "model":  # path and model come from our settings, so no job is at fault
+        raise EngineUnavailable(
+            f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
+            "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL to name a model that it has"
+        )
+    if status in _REFUSED:
+        raise _refusal(request, status, problem)
+    if status in NOT_LET_IN:
+        raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
+    if status != 200:
+        raise EngineUnavailable(f"the server answered {status}")
+    try:
+        return completion_of(ServerAnswer.model_validate_json(body))
+    except ValidationError:
+        raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
+
+
+class _TokenLogprob(BoundedModel):
+    logprob: float | None = None
+
+
+class _Logprobs(BoundedModel):
+    content: list[_TokenLogprob] | None = Field(default=None, max_length=MAX_TOKENS)
+    """Of chat completions."""
+    token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
+    """Of completions."""
+
+    def values(self) -> list[float]:
+        """The log-probabilities of the answer's tokens; empty where the server gave none."""
+        given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
+        return [value for value in given if value is not None]
+
+
+class _Message(BoundedModel):
+    content: str | None = None
+
+
+class _Choice(BoundedModel):
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(BoundedModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Bill(BoundedModel):
+    usage: _Usage | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that were generated; 0 where the server does not say."""
+        return self.usage.completion_tokens if self.usage is not None else 0
+
+
+class ServerAnswer(_Bill):
+    """A chat completion or a completion, as far as we read it."""
+
+    choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
+
+
+def completion_of(answer: ServerAnswer) -> Completion:
+    """The first choice. Raises EngineFailed where the server says that it failed."""
+    choice, usage = answer.choices[0], answer.usage or _Usage()
+    text = choice.message.content if choice.message is not None else choice.text
+    if is_failure(choice.finish_reason):
+        raise EngineFailed("the server failed while it generated", wasted_tokens=usage.completion_tokens)
+    reason = finish_reason(choice.finish_reason)
+    if reason == "other":
+        log.warning(
+            "The server ended an answer for an unknown reason; failing the job as unfinished.",
+            action="finish-reason-unknown",
+            reason=repr(choice.finish_reason)[:_REASON_SHOWN],
+        )
+    values = choice.logprobs.values() if choice.logprobs is not None else []
+    confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
+    return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)
+
+
+def _billed(body: bytes) -> int:
+    """The generated tokens of an answer of which nothing else can be read."""
+    try:
+        return _Bill.model_validate_json(body).completion_tokens
+    except ValidationError:
+        return 0
+
+
+def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) -> RequestRejected | PromptTooLong:
+    """The server's refusal in its own words, by the field that it names."""
+    if request.is_whole and status in (400, 413) and problem.is_of_length:
+        return PromptTooLong(_LESS)
+    field = _FIELDS.get(problem.param or "", "messages" if request.messages is not None else "prompt")
+    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(field, reason or f"the server answered {status}")

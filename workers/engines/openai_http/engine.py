@@ -1,0 +1,132 @@
+"""The engine: slots, deadlines and tries of requests to a server that speaks OpenAI's protocol.
+
+A request is tried a bounded number of times under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
+worth another try, after the server's `Retry-After` where it sends one (RFC 9110 section 10.2.3). Nothing else is
+repeated, except where `dialect` learns that the server refuses a parameter of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from telemetry.clock import Clock
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineLoad,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+)
+from workers.engines.openai_http.answers import Retry
+from workers.engines.openai_http.server import OpenAIServer, pauses
+from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.prompts import prompt_room
+
+
+class OpenAIEngine:
+    """Implements `Engine`."""
+
+    name = "openai"
+
+    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
+        if settings.model is None:
+            raise ValueError("the openai engine needs the name of the server's model")
+        self.models = (settings.model,)
+        self._settings = settings
+        self._server = OpenAIServer(settings.model, settings, clock)
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._asking: dict[str, asyncio.Task[Completion]] = {}
+        self._aborted: set[str] = set()
+        self._context_tokens = settings.context_tokens
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The smaller of the setting and the window that the server says of its model."""
+        return self._context_tokens
+
+    async def start(self) -> None:
+        """Wait until the server answers, and find out whether it has our model, and with which window.
+
+        Raises EngineUnavailable where there is no server, and EngineRefused where the server refuses the key, or
+        generates nothing under the model's name.
+        """
+        self._server.open()
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_seconds):
+                windows = await self._server.window(), self._settings.context_tokens
+        except EngineRefused:
+            await self.close()
+            raise
+        except TimeoutError:
+            await self.close()
+            raise EngineUnavailable(
+                f"no server answered at {self._server.origin} within {self._settings.start_timeout_seconds:g} s; "
+                "POSTBACK_ENGINE__OPENAI__BASE_URL says where it is"
+            ) from None
+        self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
+        if request.adapter is not None:
+            raise RequestRejected("adapter", "this engine has no adapters")
+        prompt_room(request, self._context_tokens)  # raises where not one token has room; cuts nothing
+        asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
+        try:
+            return await asking
+        except asyncio.CancelledError:
+            if request.request_id in self._aborted and not _is_cancelled():
+                return Completion("", "abort", 0, 0)
+            raise
+        finally:
+            self._asking.pop(request.request_id, None)
+            self._aborted.discard(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """Close the request's connection. The tokens generated until then stay unknown."""
+        asking = self._asking.get(request_id)
+        if asking is not None:
+            self._aborted.add(request_id)
+            asking.cancel()
+
+    def load(self) -> EngineLoad:
+        """Requests at the server, and requests that wait here for a slot."""
+        running = min(len(self._asking), self._settings.max_concurrency)
+        return EngineLoad(running=running, waiting=len(self._asking) - running)
+
+    async def close(self) -> None:
+        """Abort what is in flight and close the connections."""
+        for request_id in list(self._asking):
+            await self.abort(request_id)
+        await self._server.close()
+
+    async def _asked(self, request: GenerationRequest) -> Completion:
+        try:
+            async with self._slots, asyncio.timeout(self._settings.request_timeout_seconds):
+                return await self._tried(request)
+        except TimeoutError:
+            seconds = self._settings.request_timeout_seconds
+            raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
+
+    async def _tried(self, request: GenerationRequest) -> Completion:
+        waits = pauses()
+        failure = Retry("no attempt was made")
+        for attempt in range(self._settings.attempts):
+            if attempt:
+                wait = next(waits)
+                await asyncio.sleep(failure.after if failure.after is not None else wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            outcome = await self._server.post(request)
+            if isinstance(outcome, Completion):
+                return outcome
+            failure = outcome
+            if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
+                break
+        raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
+
+
+def _is_cancelled() -> bool:
+    """Whether the task that runs this is being cancelled. An abort of the request cancels another task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

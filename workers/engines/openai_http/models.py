@@ -1,0 +1,43 @@
+"""The server's list of models: whether ours is among them, and how large its window is."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.bounded import BoundedModel
+
+_MOST_MODELS = 10_000
+_NAMES_SHOWN = 8
+
+
+class _Model(BoundedModel):
+    id: str
+    parent: str | None = None
+    """Of a LoRA adapter, the model that it adapts; only that one has a window."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together, as vLLM's servers say. OpenAI's protocol has no such field."""
+
+
+class ServerModels(BoundedModel):
+    """The answer to `GET /models`."""
+
+    data: list[_Model] = Field(max_length=_MOST_MODELS)
+
+    @property
+    def names(self) -> list[str]:
+        """The models and their LoRA adapters, which vLLM's servers list beside them."""
+        return [model.id for model in self.data]
+
+    def window_of(self, name: str) -> int | None:
+        """Tokens of this model's window, or of the model that it adapts; None where the server does not say."""
+        by_name = {model.id: model for model in self.data}
+        model = by_name.get(name)
+        if model is not None and model.max_model_len is None and model.parent is not None:
+            model = by_name.get(model.parent)
+        return model.max_model_len if model is not None else None
+
+    @property
+    def shown(self) -> str:
+        """Some of the names, for a person who looks for the right one."""
+        names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN
+        return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"

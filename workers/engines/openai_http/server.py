@@ -1,0 +1,167 @@
+"""The connection to the server: one request at a time, and what is found out about the server at the start.
+
+The server is the operator's choice, so the egress guard does not judge it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import aiohttp
+from pydantic import ValidationError
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger, origin_of
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+)
+from workers.engines.openai_http.answers import NOT_LET_IN, Retry, outcome
+from workers.engines.openai_http.dialect import Dialect, problem_in
+from workers.engines.openai_http.models import ServerModels
+from workers.engines.openai_http.settings import OpenAISettings
+
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+_COMING_UP = {502, 503, 504}
+"""Statuses of a server that still loads its model, and of a gateway in front of it."""
+_FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
+
+log = get_logger()
+
+
+class OpenAIServer:
+    """One server and one of its models. `open` it before anything else."""
+
+    def __init__(self, model: str, settings: OpenAISettings, clock: Clock) -> None:
+        self._model = model
+        self._settings = settings
+        self._clock = clock
+        self._dialect = Dialect(model, settings)
+        self._base = settings.base_url.rstrip("/")
+        self._path = "chat/completions" if settings.api == "chat" else "completions"
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def origin(self) -> str:
+        """The server's scheme, host and port, for logs and errors."""
+        return origin_of(self._base)
+
+    def open(self) -> None:
+        """Make the session. Nothing is sent yet."""
+        key = self._settings.api_key
+        self._session = aiohttp.ClientSession(
+            headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
+            trust_env=False,
+            connector=aiohttp.TCPConnector(limit=self._settings.max_concurrency),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, request: GenerationRequest) -> Completion | Retry:
+        """One POST, or one more for each parameter of ours that the server turns out to refuse. Raises EngineError."""
+        try:
+            while True:
+                sent = self._dialect.body(request)
+                async with self._http.post(f"{self._base}/{self._path}", json=sent, allow_redirects=False) as response:
+                    body = await self._read(response)
+                if response.status != 400 or not self._dialect.learns(request, sent, problem_in(body)):
+                    now = self._clock.time()
+                    return outcome(request, self._path, response.status, response.headers, body, now)
+        except aiohttp.ClientError as error:
+            return Retry(f"the server was not reached: {type(error).__name__}")
+
+    async def window(self) -> int | None:
+        """Wait until the server answers for our model; tokens of the model's window, None where the server says none.
+
+        Raises EngineRefused where the server refuses our key, or generates nothing under the model's name.
+        """
+        waits = pauses()
+        while True:
+            try:
+                return await self._window()
+            except EngineUnavailable as away:
+                error = str(away)
+            except aiohttp.ClientError as failed:
+                error = type(failed).__name__
+            log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
+            await asyncio.sleep(next(waits))
+
+    async def _window(self) -> int | None:
+        """Raises EngineRefused, and EngineUnavailable or a ClientError where the server is still coming up."""
+        async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
+            if response.status in NOT_LET_IN:
+                raise self._refused(response.status)
+            if response.status in _COMING_UP:
+                raise EngineUnavailable(f"the server answered {response.status}")
+            models = await self._listed(response)
+        if models is None or self._model not in models.names:
+            await self._try_out(models)
+        return models.window_of(self._model) if models is not None else None
+
+    def _refused(self, status: int) -> EngineRefused:
+        """The error for a key that the server refuses, or for a missing key."""
+        variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
+        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
+        return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
+
+    async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
+        """The server's models; None where the server has no list, or one that cannot be read."""
+        try:
+            return ServerModels.model_validate_json(await self._read(response)) if response.status == 200 else None
+        except (ValidationError, RequestRejected):
+            return None
+
+    async def _try_out(self, models: ServerModels | None) -> None:
+        """Generate some tokens where no list names our model, since only that shows whether jobs can be answered.
+
+        A server of llama.cpp takes any name, one of Ollama takes shorter names than it lists, and some have no list.
+        Raises EngineRefused, and EngineUnavailable where the server is still coming up.
+        """
+        try:
+            tried = await self.post(_FIRST)
+        except (EngineUnavailable, RequestRejected) as error:
+            if isinstance(error, EngineFailed) and error.took_too_long:
+                raise
+            said = "has no list of models" if models is None else f"lists no {self._model} but {models.shown}"
+            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {error}") from None
+        if isinstance(tried, Retry):
+            raise EngineUnavailable(tried.reason)
+        log.warning(
+            "The server does not list the model but answers to its name; going on.",
+            action="engine-model-unlisted",
+            model=self._model,
+        )
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            body += chunk
+            if len(body) > self._settings.max_response_bytes:
+                raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads")
+        return bytes(body)
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise EngineUnavailable("the engine is not started")
+        return self._session
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between one try and the next, without an end."""
+    wait = FIRST_WAIT_SECONDS
+    while True:
+        yield wait
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)

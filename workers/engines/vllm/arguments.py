@@ -1,0 +1,74 @@
+"""How vLLM is started: its engine arguments, and the variables that it reads when it is imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from workers.engines.vllm.settings import VllmSettings
+
+
+def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
+    """The arguments of `AsyncEngineArgs`. Imports vLLM."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    eager = settings.enforce_eager
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
+        # -1: the longest that fits into memory
+        "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": on_cpu if eager is None else eager,
+        "scheduling_policy": "priority",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_lora": bool(settings.adapters),
+        # Compact JSON: where white space is allowed, some models write nothing else until max_tokens.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if not on_cpu:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    elif _cpu_has_amx():
+        arguments["worker_cls"] = "workers.engines.vllm.cpu_worker.AmxWorker"
+    return arguments | settings.extra
+
+
+def prepare_environment(model: str) -> None:
+    """Set the variables that vLLM reads when it is imported, and that its processes inherit.
+
+    vLLM's own log handlers are off, so its lines end in our log, and warnings of its processes go to standard error.
+    """
+    logging.getLogger("vllm").setLevel(logging.WARNING)
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "0",
+    }
+    if Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 instructions; without them float32 is many times faster."""
+    if platform.machine() != "x86_64":
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_has_amx() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported())

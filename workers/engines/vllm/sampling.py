@@ -1,0 +1,74 @@
+"""Our requests as vLLM's sampling parameters, and vLLM's outputs and errors as ours."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from workers.engines.base import Completion, EngineError, EngineFailed, GenerationRequest, RequestRejected
+from workers.engines.finish import finish_reason, is_failure
+from workers.engines.vllm.loading import short
+from workers.engines.vllm.schema_limits import check_schema
+from workers.engines.vllm.settings import VllmSettings
+
+_FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
+"""vLLM's parameters to fields of a job. A refusal of any other parameter is the prompt's fault."""
+
+
+def sampling_params(request: GenerationRequest, settings: VllmSettings) -> Any:
+    """`SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=[*request.stop, *settings.stop],
+        logprobs=0 if settings.log_probabilities else None,  # 0: only the chosen token's
+        flat_logprobs=True,  # takes a third less CPU than a dictionary for each token
+        structured_outputs=_structure(request),
+        output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields one too, with the tokens so far
+    )
+
+
+def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -> Completion:
+    """The final output as a completion. Raises EngineError where vLLM ended the answer by an error."""
+    answer = output.outputs[0]
+    count = len(answer.token_ids)
+    if is_failure(answer.finish_reason):
+        raise _ended_by_an_error(request, count)
+    confidence = None
+    if answer.cumulative_logprob is not None and count:
+        confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
+    return Completion(answer.text, finish_reason(answer.finish_reason), prompt_tokens, count, confidence)
+
+
+def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
+    """VLLM's error by the job's field. Its first argument is the reason, without the refused value."""
+    field = _FIELDS.get(getattr(error, "parameter", None) or "")
+    if field is None:
+        field = (
+            "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
+        )
+    return RequestRejected(field, short(str(error.args[0]) if error.args else type(error).__name__))
+
+
+def _structure(request: GenerationRequest) -> Any:
+    if request.response_format is None or request.response_format.type == "text":
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if request.response_format.json_schema is None:
+        return StructuredOutputsParams(json_object=True)
+    schema = request.response_format.json_schema.schema_
+    check_schema(schema)
+    return StructuredOutputsParams(json=schema)
+
+
+def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
+    """The error of an answer that vLLM ended. With a format, no token may come next, however often the job is tried."""
+    if request.response_format is not None and request.response_format.type != "text":
+        return RequestRejected("response_format", "no answer can go on in the form that this asks for")
+    return EngineFailed("the engine failed at this request", wasted_tokens=tokens)

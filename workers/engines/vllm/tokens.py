@@ -1,0 +1,44 @@
+"""A request's prompt as tokens, by the model's tokenizer and chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workers.engines.base import GenerationRequest, RequestRejected
+from workers.engines.prompts import plain_text
+from workers.engines.vllm.loading import short
+
+
+def prompt_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
+    """The whole prompt, however long. Raises RequestRejected where the chat template refuses the messages."""
+    return _chat_tokens(tokenizer, request) if request.messages else _plain_tokens(tokenizer, request)
+
+
+def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
+    """The last `room` tokens; the `bos` token stays first where it was."""
+    if room is None or len(tokens) <= room:
+        return tokens
+    if bos is not None and tokens[0] == bos and room > 1:
+        return [bos, *tokens[len(tokens) - room + 1 :]]
+    return tokens[len(tokens) - room :]
+
+
+def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
+    """A text with the tokens that the tokenizer puts before it, such as `<bos>`, which is not doubled."""
+    text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
+    tokens: list[int] = tokenizer(text)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+
+
+def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
+    """Messages by the model's chat template, special tokens included; as plain text where the model has no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return _plain_tokens(tokenizer, request)
+    messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # the template is the model's program, with errors of its own
+        raise RequestRejected("messages", f"the model's chat template refuses them: {short(str(error))}") from error
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
