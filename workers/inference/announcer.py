@@ -1,4 +1,4 @@
-"""A worker tells in `fleet_workers` which models it answers for, so that `postback submit` can warn before it sends."""
+"""Announces a worker's models in `fleet_workers`, so that `postback submit` can warn before it sends."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ log = get_logger()
 
 
 class Announcer:
-    """A `SideTask` that announces the worker once it serves, and every minute from then on.
+    """A `SideTask` that announces the worker when it serves, and every minute from then on.
 
-    A broker that is away costs announcements and nothing else: neither the worker's readiness nor its end waits for
-    them.
+    Neither the worker's readiness nor its end waits for announcements, so a broker that is away costs nothing else.
     """
 
     def __init__(self, kafka: KafkaSettings, replica: str, lane: str | None, models: Sequence[str], clock: Clock):
@@ -44,7 +43,7 @@ class Announcer:
         return True
 
     def reasons(self) -> list[str]:
-        """None: jobs are answered without announcements."""
+        """None: a worker answers jobs without announcements too."""
         return []
 
     async def ended(self) -> None:
@@ -61,7 +60,7 @@ class Announcer:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Take the announcement back, where one was made. Waits two seconds for the broker, no longer."""
+        """Write the tombstone of an announcement that was made. Waits two seconds for the broker, no longer."""
         producer, self._producer = self._producer, None
         if producer is not None:
             self._put(producer, None)
@@ -81,8 +80,7 @@ class Announcer:
         """Log the first failure of several in a row."""
         if error is not None and not self._failing:
             log.warning(
-                "Kafka did not take this worker's announcement; the next one follows within a minute, and until then "
-                "`postback submit --check` may not know its models.",
+                "Kafka refused this worker's announcement; announcing again within a minute.",
                 action="announcement-refused",
                 problem=error.name(),
             )

@@ -1,4 +1,4 @@
-"""Which jobs nobody wants any more: fed from `job_control`, asked by the worker's handler. All on one event loop."""
+"""The cancelled jobs: fed from `job_control`, asked by the worker's handler, all on one event loop."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from telemetry.logs import get_logger
 
 _CLOCKS_MS = 24 * 3600 * 1000
 KEPT_MS = LANES_KEPT_MS + _CLOCKS_MS
-"""Longer than a job can live, by a day for clocks that differ. A dead letter lives longer: a redrive looks itself."""
+"""A job's longest life, and a day for clocks that differ. A dead letter may live longer: a redrive reads the topic."""
 
 log = get_logger()
 
 
 class Cancellations:
-    """The jobs that are cancelled, and those running now that want to be told."""
+    """The cancelled jobs, and the running jobs with a function that stops them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: dict[JobKey, int] = {}
-        """Unix milliseconds, in the order in which they came; none is of the future."""
+        """Cancelled jobs and the time in Unix milliseconds, in the order of arrival; no time is in the future."""
         self._latest: int | None = None
-        """The last of these times that a record said."""
+        """The newest time that a record named itself."""
         self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:
@@ -36,12 +36,12 @@ class Cancellations:
         return job in self._since
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in a record of `job_control`. Whoever runs the job is told at once."""
+        """Take in a record of `job_control`, and stop the runs of a job that it cancels."""
         try:
             job = read_job_key(key)
             said = read_control(value) if value is not None else None
         except InvalidControl as error:
-            log.warning("A record of job_control cannot be read.", action="control-unreadable", problem=str(error))
+            log.warning("Skipping an unreadable record of job_control", action="control-unreadable", problem=str(error))
             return
         self._since.pop(job, None)
         if said is None:
@@ -53,7 +53,7 @@ class Cancellations:
 
     @contextmanager
     def told(self, job: JobKey, stop: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile `stop` is called when the job is cancelled; a job may run more than once at a time."""
+        """A block during which a cancellation of the job calls `stop`. A job may run more than once at a time."""
         running = self._running.setdefault(job, [])
         running.append(stop)
         try:
@@ -64,9 +64,9 @@ class Cancellations:
                 self._running.pop(job, None)
 
     def _dated(self, at: int) -> int:
-        """The time of a record that says `at`. One of the future is as old as the one before it.
+        """The time that counts for a record that says `at`: for a time in the future, that of the record before it.
 
-        Else it would stand before all that come later, and none of them would be forgotten.
+        A time in the future would stay at the front of the queue, and keep all later records from being dropped.
         """
         now = round(self._clock.time() * 1000)
         if at > now:
@@ -75,7 +75,7 @@ class Cancellations:
         return at
 
     def _forget(self) -> None:
-        """Drop from the front what is too old to matter."""
+        """Drop the jobs at the front that are older than `KEPT_MS`."""
         too_old = self._clock.time() * 1000 - KEPT_MS
         while self._since:
             oldest = next(iter(self._since))

@@ -1,4 +1,4 @@
-"""Whether the engine answers, as the jobs that ask it find out."""
+"""Whether the engine answers, by the requests that jobs put to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from telemetry.throttle import LogThrottle
 from workers.engines.base import EngineError, EngineLost
 
 AWAY_SECONDS = 10.0
-"""How long an engine may be away before the worker is not ready, and how often it is logged."""
+"""How long an engine may be away until the worker is not ready, and the pause between two log lines about it."""
 
 log = get_logger()
 
@@ -20,7 +20,7 @@ log = get_logger()
 class EngineWatch:
     """A `SideTask` of the process. Written to on the event loop, read by the health server's threads.
 
-    Nobody asks an engine whether it is there but jobs, so where none is asking there is nothing to tell.
+    Only jobs ask the engine, so without a waiting job there is no reason to report.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class EngineWatch:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """A job is at the engine meanwhile, or waits for it to come back."""
+        """A block during which one job is at the engine, or waits for the engine to come back."""
         self._asking += 1
         try:
             yield
@@ -45,46 +45,51 @@ class EngineWatch:
 
     @property
     def begun(self) -> int:
-        """Requests that were put to the engine so far, and so the number of the one that began last."""
+        """Requests put to the engine so far, which is the number of the newest one."""
         return self._begun
 
     def begin(self) -> int:
-        """A request is put to the engine; its number."""
+        """Count a request that is put to the engine. Returns its number."""
         self._begun += 1
         return self._begun
 
     def answers_after(self, number: int) -> bool:
-        """Whether a request was answered that began after this one: then the engine is there, and not merely behind."""
+        """Whether a request that began after this one was answered: then the engine is neither away nor behind."""
         return self._newest_answered > number
 
     def answered(self, number: int) -> None:
-        """It generated an answer to this request."""
+        """The engine generated an answer to this request."""
         self._newest_answered = max(self._newest_answered, number)
         if self._away_since is None:
             return
         away, self._away_since = self._clock.monotonic() - self._away_since, None
         if away > AWAY_SECONDS:
-            log.info("The engine answers again.", action="engine-back", away_seconds=round(away))
+            log.info(f"The engine answers again after {away:.0f} s.", action="engine-back", away_seconds=round(away))
 
     def failed(self, error: EngineError) -> None:
-        """It could not answer a job, through no fault of the job's. Its text goes to the log and to `/readyz`."""
+        """The engine could not answer, and the job is not to blame. The error's text goes to the log and `/readyz`."""
         now = self._clock.monotonic()
         self._why = str(error)
         if self._away_since is None:
             self._away_since = now
         if self._throttle.admit(now) is not None:
-            log.warning("The engine is away; jobs wait.", action="engine-unavailable", why=self._why, jobs=self._asking)
+            log.warning(
+                "The engine does not answer; jobs wait and ask again until their TTL ends.",
+                action="engine-unavailable",
+                why=self._why,
+                jobs=self._asking,
+            )
         if isinstance(error, EngineLost):
             self._lost = error
             self._ended.set()
 
     @property
     def alive(self) -> bool:
-        """True: a server that is away is no reason to restart us, and an engine that is lost ends the process."""
+        """True: a restart would not bring the engine's server back, and a lost engine ends the process by itself."""
         return True
 
     def reasons(self) -> list[str]:
-        """One where jobs wait and none has been answered for more than ten seconds."""
+        """One reason where jobs wait and the engine has answered none of them for more than ten seconds."""
         since = self._away_since
         if since is None or not self._asking:
             return []
@@ -92,7 +97,7 @@ class EngineWatch:
         return [f"the engine has not answered for {seconds:.0f} s: {self._why}"] if seconds > AWAY_SECONDS else []
 
     async def ended(self) -> None:
-        """Wait for as long as the engine may come back. Raises EngineLost."""
+        """Wait until the engine is lost for good. Raises EngineLost."""
         await self._ended.wait()
         if self._lost is not None:
             raise self._lost

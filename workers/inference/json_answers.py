@@ -1,4 +1,4 @@
-"""Whether an answer that was to be JSON is: what is cut off at `max_tokens` is none, whatever constrained it."""
+"""Checks answers that are to be JSON. A constrained answer may still break it, where `max_tokens` cuts it off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workers.engines.base import Completion
 
 
 class NotJson(Exception):  # noqa: N818 - it names what happened
-    """The job asked for JSON, and the answer is none. The text says what to do; it quotes nothing of the answer."""
+    """The job asked for JSON, and the answer is not JSON. The text says what to do and quotes nothing of the answer."""
 
 
 def require_json(completion: Completion, max_tokens: int) -> None:
@@ -22,5 +22,5 @@ def require_json(completion: Completion, max_tokens: int) -> None:
 
 
 def _refuse(name: str) -> None:
-    """Python's parser takes NaN and Infinity."""
+    """Refuse NaN and Infinity, which Python's parser would take."""
     raise ValueError(f"{name} is no JSON")

@@ -1,4 +1,4 @@
-"""Which engine answers for which model."""
+"""Models to engines: where a job belongs, by its `model_id`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_FORWARDS = 3
-"""More would be two workers that each say that the other has the model."""
+"""A job that moved more often goes in a circle: two workers each claim that the other has the model."""
 
 
 _NAMES_SHOWN = 8
@@ -21,7 +21,7 @@ class UnknownModel(Exception):  # noqa: N818 - it names what is wrong with the j
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The job belongs to another engine's lane. `times` is how often it was forwarded, this one included."""
+    """The job belongs to another engine's lane. `times` counts its forwards, this one included."""
 
     lane: str | None
     times: int
@@ -29,28 +29,28 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The engine of this worker answers."""
+    """The engine of this worker answers the job."""
 
 
 class Registry:
     """Routes jobs by `model_id`.
 
-    `served` are the names that this worker's engine answers to, first that which is shown; `models` says for the others
-    which lane has them, None being the shared lane; `lane` is the worker's own.
+    `served`: the names of this worker's engine, the shown one first. `models`: other names, each with its lane, None
+    for the shared lane. `lane`: this worker's own.
     """
 
     def __init__(self, served: Iterable[str], lane: str | None, models: Mapping[str, str | None]) -> None:
         names = tuple(served)
         self._served = frozenset(names)
         self.shown = tuple(dict.fromkeys((*names[:1], *models)))
-        """The models that a job may name, as far as this worker knows the fleet. Where a model is kept is not said."""
+        """The models that a job may name, as far as this worker knows the fleet, without folders."""
         self.announced = tuple(dict.fromkeys((*self.shown, *(name for name in names[1:] if "/" not in name))))
-        """All names that a job may have in `model_id`, but for the folder where the model is kept."""
+        """All names that `model_id` may have, without the model's folder."""
         self._lane = lane
         self._models = dict(models)
 
     def route(self, model_id: str | None, forwarded: str | None) -> Ours | Forward:
-        """Where a job belongs. Raises UnknownModel."""
+        """The lane of a job. Raises UnknownModel."""
         if model_id is None or model_id in self._served:
             return Ours()
         if model_id not in self._models:
@@ -63,7 +63,7 @@ class Registry:
         return Forward(self._models[model_id], times)
 
     def _why_unknown(self, model_id: str) -> str:
-        """For the job's author, who needs to see both the name that the job has and those that would do."""
+        """The error for the job's author, with the job's own name for the model and the names that would do."""
         return (
             f"no engine of this fleet has the model {quoted(model_id)}; there is {listed(self.shown)}: name one of "
             "these or leave it out (`postback submit --model` does either), or have the operator add an alias to "
@@ -72,19 +72,19 @@ class Registry:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first eight names of models, for people."""
+    """The first eight names of models, quoted, as a phrase."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(map(quoted, names[:_NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def quoted(name: str) -> str:
-    """A name for people: cut, and without characters that names of models do not have."""
+    """A name in quotes, cut, and without characters that names of models do not have."""
     plain = _UNUSUAL.sub("?", name[:_NAME_SHOWN])
     return f'"{plain}…"' if len(name) > _NAME_SHOWN else f'"{plain}"'
 
 
 def times_in(header: str | None) -> int:
-    """How often, as a header says. Anybody can write one: what is no number is none, and a long one is enough."""
+    """The count in a header, which any producer may write: 0 for other text, and `MAX_FORWARDS` for a long number."""
     if header is None or not header.isdecimal():
         return 0
     return int(header) if len(header) < 4 else MAX_FORWARDS

@@ -1,1 +1,1 @@
-"""A process' roles, and the order in which their parts start and stop."""
+"""The roles of a process, and the order in which their parts start and stop."""

@@ -30,16 +30,18 @@ from workers.system.tuning import change_threads_often
 log = get_logger()
 
 _REVOKE_DRAIN_SECONDS = 5.0
-"""For delivery's attempts under way: longer than a record waits for its destination, and than most consumers take. An
-attempt that hangs is repeated by the next owner; awaiting it would hold up all others of this process meanwhile."""
+"""How long a revoked partition waits for its attempts: longer than most consumers take.
+
+Waiting for an attempt that hangs would hold up all other deliveries of this process. The next owner repeats it.
+"""
 
 
 class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
-    """Delivery has nothing to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
+    """Delivery has no keys to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
 
 
 async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
-    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused and what ended the stage."""
+    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended the stage."""
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         return [await delivery_stage(process, stack)]
@@ -48,11 +50,14 @@ async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[
 
 
 async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> Stage:
-    """`reserved_bytes` of the memory are for other processes in the same container."""
+    """The stage that delivers callbacks. `reserved_bytes` of memory stay free for other processes of the container.
+
+    Raises ProcessError and SettingsRefused.
+    """
     settings, kafka = read_settings(DeliverySettings), process.fleet.kafka
     most_bytes = window_bytes(settings.window_bytes, reserved=reserved_bytes)
     settings = settings.model_copy(update={"window_bytes": most_bytes})
-    log.info("Results are taken up to so many bytes.", action="delivery-window", bytes=most_bytes)
+    log.info(f"Holding at most {most_bytes} bytes of results at once.", action="delivery-window", bytes=most_bytes)
     policy = read_settings(EgressSettings).callback_policy(development=process.development)
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
@@ -74,6 +79,7 @@ async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_by
         former_tiers=former_tiers,
     )
     stack.push_async_callback(handler.close)
+    process.duties.append(f"delivers results from topic {kafka.topics.results}")
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     change_threads_often()
     limits = Limits(settings.window_records, most_bytes)

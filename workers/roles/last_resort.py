@@ -1,7 +1,7 @@
-"""The last resort of each role's stage: the dead letter of a record that its handler can neither handle nor give up.
+"""The last resort of each role's stage: outputs for a record at which its handler raised even in `give_up`.
 
-Whatever the record is, these return outputs that a broker takes, and raise nothing: where a part of the record cannot
-be read, the outputs go without it. `postback dead-letters redrive` puts such a record back after an upgrade.
+The functions raise nothing for any record, and return outputs that a broker takes: a part of the record that cannot be
+read is left out. After an upgrade, `postback dead-letters redrive` puts such a record back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAITING = frozenset(names.WAITING_HEADERS)
 
 
 def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics: Metrics) -> LastResort:
-    """A failed result under the identity that the job's other results would have, and the record as a dead letter."""
+    """A failed result under the job's identity, and the record as a dead letter."""
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:
         plain = _sendable(record)
@@ -50,7 +50,7 @@ def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics
 
 
 def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
-    """The record as a dead letter, without the headers that say how long it has waited."""
+    """The record as a dead letter, without the headers of its waits."""
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:
         plain = _sendable(record)
@@ -63,10 +63,10 @@ def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
 
 
 def _whose(record: Record, origin: Origin) -> InvalidJob:
-    """The job's identity and callback. Reading them may be what failed: then its place alone names it."""
+    """The job's identity and callback. Where they cannot be read, the identity comes from the record's place alone."""
     try:
         return read_address(record.value, record.headers, origin)
-    except Exception:  # a defect, which the stage has reported already
+    except Exception:  # a defect that the stage has logged already
         return InvalidJob(
             (),
             job_id=f"job_{origin.digest}",
@@ -77,7 +77,7 @@ def _whose(record: Record, origin: Origin) -> InvalidJob:
 
 
 def _sendable(record: Record) -> Record:
-    """The record without the headers whose names a client cannot write."""
+    """The record without the headers whose names the client cannot encode."""
     return replace(record, headers=[header for header in record.headers or () if _is_writable(header)])
 
 

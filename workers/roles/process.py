@@ -13,6 +13,7 @@ from telemetry.health import HealthPage, HealthServer, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.kafka.compacted import Apply, CompactedTopic
+from workers.roles.ready_line import ReadyLine
 from workers.roles.supervision import LoopBeat, SideTask, alive, readiness_of, run_stages, stop_signal, unless_stopped
 from workers.stage.stage import Stage
 from workers.system.errors import ProcessError
@@ -22,24 +23,24 @@ log = get_logger()
 
 
 class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
-    """Metrics and health cannot be served where they are to be."""
+    """The address for metrics and health cannot be listened on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where the process serves its metrics. Port 0 is any free one."""
+    """The address of the process's metrics and health. Port 0 is any free port."""
 
     host: str = "127.0.0.1"
     metrics_port: int = 0
 
 
 def replica_of(settings: FleetSettings) -> str:
-    """The process's identity: stable where POSTBACK_REPLICA says so, else random."""
+    """The process's identity: POSTBACK_REPLICA, or a random name."""
     return settings.replica or f"r{secrets.token_hex(4)}"
 
 
 class Process:
-    """What both roles share while they run."""
+    """The parts that every role has while it runs."""
 
     def __init__(self, fleet: FleetSettings) -> None:
         self.fleet = fleet
@@ -50,24 +51,28 @@ class Process:
         self.stages: list[Stage] = []
         self.beside: list[SideTask] = []
         self.pages: dict[str, Callable[[str], HealthPage | None]] = {}
+        self.duties: list[str] = []
+        """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
+        self.metrics_url = ""
+        """Set while the process is observed."""
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
-        """Not ready before its stages run."""
+        """Why the process does not do its work now; until its stages run, that it is starting."""
         return readiness_of(self.stages, self.beside) if self.started() else Readiness((self._starting,))
 
     def started(self) -> bool:
-        """Whether everything is made and loaded that comes before its stages."""
+        """Whether everything that the stages need is loaded."""
         return bool(self.stages)
 
     def alive(self) -> bool:
-        """Whether it comes round, once it has started."""
+        """Whether the stages' threads and the event loop still come round."""
         return alive(self.stages, self.beside)
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
-        """Have `apply` told what a compacted topic says: all of it before this returns. Raises ProcessError.
+        """Call `apply` with each record of a compacted topic; with all that are there now before this returns.
 
-        With `kept_ms` only what is no older.
+        `kept_ms` leaves out older records. Raises ProcessError.
         """
         followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock, kept_ms)
         stack.push_async_callback(followed.close)
@@ -76,9 +81,11 @@ class Process:
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
-        """Serve health and metrics meanwhile; `announce` is told the port."""
+        """A block during which health and metrics are served. Calls `announce` with the port. Raises CannotListen."""
         server = self._health_server(listen)
         server.start()
+        host = f"[{listen.host}]" if ":" in listen.host else listen.host
+        self.metrics_url = f"http://{host}:{server.port}/metrics"
         announce(server.port)
         try:
             yield
@@ -86,7 +93,7 @@ class Process:
             server.stop()
 
     def _health_server(self, listen: Listen) -> HealthServer:
-        """Raises CannotListen."""
+        """The server of the process's pages. Raises CannotListen."""
         host, port = listen.host, listen.metrics_port
         try:
             return HealthServer(
@@ -106,11 +113,11 @@ class Process:
 
 
 Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]]
-"""Makes the stages of a process; what they need ends with the stack."""
+"""Makes the stages of a process. The stack closes everything that the stages need."""
 
 
 async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
-    """Prepare, serve, and end everything, in this order; a signal ends whichever it meets."""
+    """Prepare, serve, then close everything. A signal may come at any of these steps, and the later ones still run."""
     allow_open_files()
     process = Process(fleet)
     with stop_signal() as stop:
@@ -120,6 +127,8 @@ async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], No
             if stages is not None:
                 process.stages = stages
                 process.beside.append(LoopBeat(process.clock))
-                log.info("Serving.", action="serving", replica=process.replica, stages=len(stages))
+                process.beside.append(
+                    ReadyLine(process.readiness, process.duties, process.replica, process.metrics_url)
+                )
                 await run_stages(stages, stop, process.beside)
     log.info("Stopped.", action="stopped", replica=process.replica)

@@ -1,4 +1,4 @@
-"""Whether the topics that a process works with are still those that it began with."""
+"""Checks that the topics of a process keep their UUIDs: a topic made anew has another one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = get_logger()
 
 
 class TopicWatch:
-    """A `SideTask` that ends the process where a topic is made anew that it reads, follows or writes to.
+    """A `SideTask` that ends the process when one of its topics was deleted and created again.
 
-    A stage asks for itself when partitions are assigned, since the answer counts before their first record. This one
-    sees the rest: a topic that is only written to, and a compacted topic, whose facts were those of the old one.
+    A stage checks its own topics before the first record of each assignment. This task also sees topics that are only
+    written to, and compacted topics, whose facts came from the old topic.
     """
 
     def __init__(self, kafka: KafkaSettings, ids: Mapping[str, str], look_seconds: float = LOOK_SECONDS) -> None:
@@ -37,13 +37,13 @@ class TopicWatch:
         return True
 
     def reasons(self) -> list[str]:
-        """Topics that are gone."""
+        """One for each topic that is gone."""
         return [
             f"the topic {name} does not exist any more; `postback topics create` makes it" for name in self._missing
         ]
 
     async def ended(self) -> None:
-        """Look again and again. Raises TopicMadeAnew."""
+        """Check every `look_seconds` until cancelled. Raises TopicMadeAnew."""
         client = AdminClient(asking_config(self._kafka))
         while True:
             await asyncio.sleep(self._look_seconds)
@@ -53,12 +53,12 @@ class TopicWatch:
         try:
             found = await known_ids(client, self._kafka, list(self._ids))
         except (BrokerAway, AccessDenied):
-            return  # the stages tell that Kafka is away
+            return  # the stages' own reasons say that Kafka is away
         self._missing = [name for name in self._ids if name not in found]
         try:
             require_same(self._ids, found)
         except TopicMadeAnew as anew:
             log.error(
-                "A topic was made anew; draining, then this process ends.", action="topic-replaced", topic=anew.topic
+                f"Topic {anew.topic} was made anew; draining and ending.", action="topic-replaced", topic=anew.topic
             )
             raise

@@ -20,7 +20,7 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.announcer import Announcer
 from workers.inference.cancellations import KEPT_MS
 from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
+from workers.inference.registry import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
@@ -44,8 +44,8 @@ async def run_worker(
 ) -> None:
     """Load the engine, join the group, answer jobs until SIGTERM.
 
-    What the settings and the broker can be asked is asked before the engine loads, which may take minutes. Raises
-    ProcessError, SettingsRefused, what the engine raises when it starts, and what ended a stage.
+    Loading may take minutes, so settings and topics are checked before. Raises ProcessError, SettingsRefused, the
+    EngineError of an engine that does not start, and the error that ended a stage.
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
@@ -63,7 +63,7 @@ async def run_worker(
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
-    """The stage that answers jobs with this engine. What it needs ends with `stack`.
+    """The stage that answers jobs with this engine. `stack` closes the parts that it needs.
 
     Raises ProcessError and SettingsRefused.
     """
@@ -71,12 +71,13 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     egress = read_settings(EgressSettings)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
-    others = lanes_of(settings, kafka.topics)  # a job forwarded to a topic that is missing would hold up all others
+    others = lanes_of(settings, kafka.topics)  # checked now: one job for a missing topic would hold up all others
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
     registry = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models)
     await _announce(process, registry, settings.lane, stack)
+    process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
         engine,
         enricher,
@@ -89,7 +90,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         process.metrics,
     )
     process.beside.append(handler.engine_watch)
-    # Before the first dispatch, so that nothing is begun that was cancelled.
+    # Read to its end before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
@@ -102,9 +103,9 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
 
 
 async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
-    """Have producers told which models this worker has while it serves. Raises ProcessError."""
+    """Announce this worker's models to producers while it serves. Raises ProcessError."""
     kafka = process.fleet.kafka
-    # Not among the topics that are watched: jobs are answered without it.
+    # Checked, but not watched later: a worker answers jobs without this topic.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(kafka, process.replica, lane, registry.announced, process.clock)
     stack.push_async_callback(announcer.close)
@@ -112,7 +113,7 @@ async def _announce(process: Process, registry: Registry, lane: str | None, stac
 
 
 def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
-    """The lanes of other engines, default and bulk, to which the registry sends jobs."""
+    """The default and bulk lanes of the other engines in the registry, to which jobs are forwarded."""
     others = [lane for lane in dict.fromkeys(settings.models.values()) if lane != settings.lane]
     return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
 

@@ -1,0 +1,49 @@
+"""The one line of a process's log that says that it is ready, for the person who started it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from telemetry.health import Readiness
+from telemetry.logs import get_logger
+
+LOOK_SECONDS = 0.1
+
+log = get_logger()
+
+
+class ReadyLine:
+    """A `SideTask` that logs once, as soon as `/readyz` would answer 200 for the first time.
+
+    `duties` are phrases such as `answers model "big" from topic model_requests`.
+    """
+
+    def __init__(self, readiness: Callable[[], Readiness], duties: Sequence[str], replica: str, metrics_url: str):
+        self._readiness = readiness
+        self._duties = duties
+        self._replica = replica
+        self._metrics_url = metrics_url
+
+    @property
+    def alive(self) -> bool:
+        """True: the event loop's own beat tells whether it comes round."""
+        return True
+
+    def reasons(self) -> list[str]:
+        """None: a line that is still to come holds nothing up."""
+        return []
+
+    async def ended(self) -> None:
+        """Wait until the process is ready, log the line, and go on waiting until cancelled."""
+        while True:
+            if self._readiness().ready:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        log.info(
+            f"Ready: {' and '.join(self._duties)}, as replica {self._replica}; metrics on {self._metrics_url}.",
+            action="serving",
+            replica=self._replica,
+            metrics_url=self._metrics_url,
+        )
+        await asyncio.Event().wait()
