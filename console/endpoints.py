@@ -68,7 +68,7 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
         raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
     _put(tenant, urls, EndpointState.ENABLED, as_json=as_json)
     for url in urls:
-        say(f"put its kept events back: {_redrive(tenant, url)}")
+        say(f"kept events are put back by: {_redrive(tenant, url)}")
 
 
 @app.command()
