@@ -1,1 +1,1 @@
-"""From a page's bytes to the text that its readers see. Runs in a member of the pool."""
+"""Reads the text that a person would see from a page's bytes. Runs in a member of the pool."""

@@ -1,6 +1,6 @@
-"""From bytes to text: the byte order mark, then what header and page say, then what the bytes look like.
+"""Decodes a page's bytes: by their byte order mark, as UTF-8, by the charset of header or page, else by detection.
 
-A page is what it says also where a few of its bytes are not: a stray byte must not turn all of it into another script.
+A few invalid bytes do not rule a charset out: a stray byte must not turn a whole page into another script.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
-"""Escapes that announce Japanese in ISO-2022-JP (RFC 1468), whose bytes are ASCII; no other text has them."""
+"""Escapes that announce Japanese in ISO-2022-JP (RFC 1468). Its bytes are ASCII; no other text has these escapes."""
 _SIBLINGS = {
     "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
     "iso8859-9": "cp1254", "iso8859-13": "cp1257",
 }  # fmt: skip
-"""What a page is in whose bytes look like an ISO charset but for some that are control characters there."""
+"""The Windows charset to try first for a page that seems to be in an ISO charset, but has its control characters."""
 _ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
 _PRESCAN_BYTES = 1024
-"""How far into a page its own declaration may stand (WHATWG HTML, 13.2.3.2)."""
+"""Bytes at a page's start that are searched for its declaration (WHATWG HTML, 13.2.3.2)."""
 _DETECT_BYTES = 64 * 1024
 _META = re.compile(rb"""<meta[^>]{0,512}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""", re.IGNORECASE)
 _FEW = 0.01
-"""The part of a text that may be no character of its charset."""
+"""Share of a text's characters that may be invalid in its charset."""
 _MANY = 0.1
-"""With more of them in what follows the first, the rest need not be looked at."""
+"""Share of invalid characters, in a sample from the first one on, that rules UTF-8 out without reading the rest."""
 _REPLACED = "\ufffd"
 _UTF_8 = "utf-8"
 _WINDOWS_1252 = "cp1252"
 _BYTES_OF_WINDOWS_1252 = "".join(
     chr(byte) if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else bytes((byte,)).decode(_WINDOWS_1252) for byte in range(256)
 )
-"""All 256 are characters (WHATWG Encoding, section 9): Python's codec refuses five."""
+"""All 256 bytes as characters (WHATWG Encoding, section 9); Python's codec refuses five."""
 _ASCII = bytes(range(128))
 _CONTROLS = "\x81\x8d\x8f\x90\x9d"
 
 
 def decode(body: bytes, declared: str | None) -> str:
-    """The text of a body whose header declared this charset, or none. Never raises: what is left is replaced."""
+    """The text of a body; `declared` is its header's charset, if any. Never raises: invalid bytes are replaced."""
     for mark, encoding in _MARKS:
         if body.startswith(mark):
             return body.decode(encoding, "replace")
     if body.isascii() and _ISO_2022_JP.search(body):
         return body.decode("iso2022_jp", "replace")
-    # Bytes beyond ASCII that happen to be UTF-8 are UTF-8, and servers that declare Latin-1 for everything are many.
+    # UTF-8 beats the header: other text is hardly ever valid UTF-8, and many servers declare Latin-1 for everything.
     text = _utf_8(body) if not body.isascii() else None
     if text is not None:
         return text
@@ -61,7 +61,7 @@ def decode(body: bytes, declared: str | None) -> str:
 
 
 def _utf_8(body: bytes) -> str | None:
-    """The body as UTF-8 where it is that, but for a few bytes; what is not UTF-8 has hardly a valid sequence in it."""
+    """The body as UTF-8, or None with more than a few invalid bytes. Other text has hardly a valid sequence."""
     try:
         return body.decode(_UTF_8)
     except UnicodeDecodeError as error:
@@ -93,7 +93,7 @@ def _lenient(body: bytes, encoding: str) -> str | None:
     try:
         return body.decode(encoding, "replace")
     except LookupError:
-        return None  # a charset of browsers that Python has no codec for
+        return None  # browsers know this charset, but Python has no codec for it
 
 
 def _exact(body: bytes, encoding: str) -> str | None:
@@ -104,7 +104,7 @@ def _exact(body: bytes, encoding: str) -> str | None:
 
 
 def _said(body: bytes, declared: str | None) -> Iterator[str]:
-    """What the header says, and then the page."""
+    """The header's charset, then the page's."""
     yield from _known(declared)
     meta = _META.search(body[:_PRESCAN_BYTES])
     yield from _known(meta.group(1).decode("ascii") if meta is not None else None)
@@ -114,10 +114,10 @@ def _detected(body: bytes) -> Iterator[str]:
     if body.isascii():
         yield "ascii"
     elif len(_beyond_ascii(body)) <= len(body) * _FEW:
-        yield _WINDOWS_1252  # dashes, quotes and a name: of another script there would be more, and detection guesses
+        yield _WINDOWS_1252  # few bytes beyond ASCII: dashes, quotes, a name; on so few, detection guesses
     sample = body[:_DETECT_BYTES]
     if len(body) > len(sample):
-        # Neither a line's end nor a space is part of a longer character, in whatever charset.
+        # The sample ends at a line's end or a space: no charset has these bytes inside a longer character.
         sample = sample[: max(sample.rfind(b"\n"), sample.rfind(b" ")) + 1] or sample
     for encoding in _known(detect_encoding(sample)):
         if encoding in _SIBLINGS and _ISO_CONTROLS.search(body):

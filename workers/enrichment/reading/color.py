@@ -1,4 +1,4 @@
-"""Colours of CSS (CSS Color, level 4): whether one is seen at all, and on another."""
+"""Visibility of CSS colours (CSS Color, level 4): alone, and on a ground."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 from tinycss2 import color4
 
 PALE: Final = 240 / 255
-"""The darkest that white may be, as in PDFs."""
+"""The darkest channel that still counts as white, as in PDFs."""
 _FAINT: Final = 0.05
 _ALIKE: Final = 0.06
-"""Of each channel: with less between text and ground nobody reads it."""
+"""Text is unreadable if each of its channels differs from the ground's by less than this."""
 _WITH_OPACITY: Final = (5, 9)
-"""Characters of `#rgba` and `#rrggbbaa`."""
+"""Lengths of `#rgba` and `#rrggbbaa`."""
 _LIGHTNESS: Final = {"lab": 100.0, "lch": 100.0, "oklab": 1.0, "oklch": 1.0}
 _TOKEN: Final = re.compile(r"[a-z-]+\([^()]*\)|[^\s,]+")
 _PICTURE: Final = re.compile(r"url\(|gradient\(|image|element\(")
@@ -25,13 +25,13 @@ Color = tuple[float, float, float, float]
 
 @lru_cache(maxsize=4096)
 def color_of(value: str) -> Color | None:
-    """The colour that a value names; None for what is none, or depends on what is around it."""
+    """The colour that a value names, or None if it names none or one that depends on surrounding elements."""
     parsed: Any = color4.parse_color(value[:200])
     if parsed is None or isinstance(parsed, str):
         return None
     alpha = float(parsed.alpha if parsed.alpha is not None else 1.0)
     light = _LIGHTNESS.get(parsed.space)
-    if light is not None:  # as bright as that is white whatever the hue
+    if light is not None:  # full lightness is white, whatever the hue
         shade = min(1.0, float(parsed[0] or 0.0) / light)
         return (shade, shade, shade, alpha)
     try:
@@ -42,7 +42,7 @@ def color_of(value: str) -> Color | None:
 
 
 def is_clear(value: str) -> bool:
-    """Whether what is drawn in this colour is not there. Most values are plain, and need no parser to be told."""
+    """True if the colour is transparent, or nearly. Most values are plain; these are judged without the parser."""
     may_be = "(" in value or value == "transparent" or (value.startswith("#") and len(value) in _WITH_OPACITY)
     return may_be and _is_faint(value)
 
@@ -53,13 +53,13 @@ def _is_faint(value: str) -> bool:
 
 
 def is_pale(value: str) -> bool:
-    """Whether it is white, or as good as that."""
+    """True if the colour is white, or nearly."""
     color = color_of(value)
     return color is not None and min(color[:3]) >= PALE
 
 
 def are_alike(one: str, other: str) -> bool:
-    """Whether text in one colour is not read on the other."""
+    """True if text in one colour is unreadable on the other."""
     if one == other:
         return color_of(one) is not None
     first, second = color_of(one), color_of(other)
@@ -69,7 +69,7 @@ def are_alike(one: str, other: str) -> bool:
 
 
 def ground_of(background: str) -> str | None:
-    """The colour in a `background`; None where a picture is on it, or none is named."""
+    """The colour in a `background`, or None if the value has a picture or names no colour."""
     if _PICTURE.search(background):
         return None
     return next((part for part in reversed(_TOKEN.findall(background)) if color_of(part) is not None), None)

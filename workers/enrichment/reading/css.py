@@ -1,7 +1,7 @@
-"""Style sheets and inline styles to rules and declarations (CSS Syntax, level 3), as fast as most of them are plain.
+"""Reads style sheets and inline styles into rules and declarations (CSS Syntax, level 3), plain ones fast.
 
-tinycss2 reads whatever has an escape, a comment or a bracket in an unusual place. It takes 3 µs for each character, and
-a page may have two million of them within a second and a half, so what is plain is split where it stands.
+tinycss2 reads only declarations with an escape, a comment or a bracket in an unusual place: it takes 3 µs a character.
+A page may have two million characters and a second and a half for them, so plain declarations are split without it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import tinycss2
 from workers.enrichment.reading.media import EVERYBODY, viewers_of
 
 MAX_DECLARATIONS_CHARS: Final = 5000
-"""Of one rule or attribute."""
+"""Characters of one rule or attribute that are read."""
 
 MAX_NESTING: Final = 12
-"""Blocks inside each other; what lies deeper is not read."""
+"""Blocks inside each other; deeper ones are not read."""
 MAX_SELECTOR_CHARS: Final = 2000
 
 _STRUCTURE: Final = re.compile(
     r"""/\*.*?(?:\*/|\Z) | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | url\(\s*[^"'()\s][^()]*\)? | \\. | ([{};])""",
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
-"""What of a sheet decides where its parts end: braces, semicolons, and all in which one is none."""
+"""Braces and semicolons, which end a sheet's parts, and tokens in which these characters mean nothing."""
 _COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _STRING: Final = re.compile(r"\"[^\"\\;{}\n]*\"|'[^'\\;{}\n]*'")
 _NOT_PLAIN: Final = re.compile(r"""[\\"'{}]|/\*|\([^)]*;""")
@@ -39,7 +39,7 @@ _PREFIX: Final = re.compile(r"-(?:webkit|moz|ms|o)-")
 
 @dataclass(frozen=True, slots=True)
 class Declarations:
-    """Property to value, lower case, without vendors' prefixes and without what an `!important` one overrules."""
+    """Property to value, in lower case, without vendors' prefixes. An `!important` value replaces plain ones."""
 
     values: dict[str, str] = field(default_factory=dict)
     important: frozenset[str] = frozenset()
@@ -52,15 +52,15 @@ class Rule:
     selector: str
     text: str
     viewers: frozenset[str]
-    """For whom it holds, see `media`."""
+    """The viewers for which the rule holds, see `media`."""
 
     @property
     def declarations(self) -> Declarations:
-        """What it declares; read when somebody asks, since most rules of a sheet neither hide nor show."""
+        """The rule's declarations, read on demand: most rules of a sheet neither hide nor show anything."""
         return declarations(self.text)
 
     def may_declare(self, *names: str) -> bool:
-        """Whether it is worth reading for these properties."""
+        """True if the rule may declare one of these properties, and is worth reading."""
         return "\\" in self.text or any(name in self.text.lower() for name in names)
 
 
@@ -72,7 +72,7 @@ class _Block:
 
 @lru_cache(maxsize=4096)
 def declarations(style: str) -> Declarations:
-    """What a rule's block or a `style` attribute declares. Of what is no CSS nothing is left."""
+    """The declarations of a rule's block or a `style` attribute. Text that is not CSS is dropped."""
     text = style[:MAX_DECLARATIONS_CHARS]
     if '"' in text or "'" in text:
         text = _STRING.sub("''", text) if _NOT_PLAIN.search(_STRING.sub("", text)) is None else text
@@ -120,7 +120,7 @@ def _resolved(value: str, variables: Mapping[str, str]) -> str:
 
 
 def rules(sheet: str) -> Iterator[Rule]:
-    """The rules that hold for somebody who looks at the page, nested ones too (CSS Nesting, level 1)."""
+    """The rules that hold for at least one viewer of `media`, nested ones too (CSS Nesting, level 1)."""
     blocks: list[_Block] = []
     start = too_deep = 0
     for found in _STRUCTURE.finditer(sheet):
@@ -140,7 +140,7 @@ def rules(sheet: str) -> Iterator[Rule]:
                 blocks.pop()
     if blocks:
         blocks[-1].own.append(sheet[start:])
-    while blocks:  # what is open at the end ends there
+    while blocks:  # the sheet's end closes them
         yield from _rule(blocks)
         blocks.pop()
 
@@ -162,5 +162,5 @@ def _nested(outer: str, inner: str) -> str:
     if not outer:
         return inner
     if len(outer) + len(inner) > MAX_SELECTOR_CHARS:
-        return outer + inner  # dropped for its length
+        return outer + inner  # too long: `_rule` drops it
     return inner.replace("&", f":is({outer})") if "&" in inner else f":is({outer}) {inner}"

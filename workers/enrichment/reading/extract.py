@@ -1,4 +1,4 @@
-"""From a page's bytes to the text that a person would see. Runs in a member of the pool."""
+"""Extracts the text that a person would see from a page's bytes. Runs in a member of the pool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.enrichment.reading.hidden import remove_hidden
 from workers.enrichment.reading.particulars import of_html, of_json
 
 MAX_DEPTH = 1000
-"""Elements inside each other. Browsers stop at 512; the parser's time grows with the square of it."""
+"""Elements inside each other. Browsers stop at 512; the parser's time grows with the square of the depth."""
 MAX_TEXT_CHARS = 300_000
 MAX_TITLE_CHARS = 200
 _THIN_CHARS = 200
@@ -27,7 +27,7 @@ HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
 TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/tab-separated-values"})
 PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
-"""With which a PDF is one; under another type somebody claims that it is something else."""
+"""Types under which a PDF is read; any other type contradicts its content."""
 
 _PDF: Final = b"%PDF-"
 _MAGIC = {
@@ -39,13 +39,13 @@ _VOID_TAGS = "area base br col embed hr img input link meta param source track w
 _VOID = frozenset(_VOID_TAGS.split())
 _IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp rt tbody td tfoot th thead tr"
 _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
-"""These end where the next one starts, so a page of a million `<p>` is not a deep one."""
+"""Elements that end where the next one starts, so a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
 _BODY: Final = re.compile(r'<body(?:[^>"]|"[^"]*")*>')
 _TIME: Final = re.compile(r"<(/?)time(?=[\s>])")
 _LONE: Final = re.compile(r"(?<=>)(\s*[\u0800-\udfff\uf900-\uffff]\s*)(?=<)")
-"""One character that is all an element holds; those for private use are icons."""
+"""An element's only character, if it has three bytes. Private-use characters are icons, and not among them."""
 _WRAPPING: Final = "<div>" * 3
 _JOINER: Final = "\u2060"
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -54,7 +54,7 @@ _BLANK_LINES = re.compile(r"\n\s*\n+")
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a page says."""
+    """A page's title, text and particulars."""
 
     title: str | None
     text: str
@@ -62,9 +62,9 @@ class Extracted:
 
 
 def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
-    """The page as a person would see it. `url` is where it was found.
+    """The page as a person would see it. `url` is its address.
 
-    Raises Unreadable where there is no text, or where the type is not one that is read.
+    Raises Unreadable if the page has no text, or its type is not read.
     """
     extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
     tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", extracted.text)).strip()[:MAX_TEXT_CHARS]
@@ -78,7 +78,7 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
 
 
 def _of_pdf(body: bytes) -> Extracted:
-    from workers.enrichment.reading.pdf import read_pdf  # a tenth of a second, which pages of HTML need not wait for
+    from workers.enrichment.reading.pdf import read_pdf  # takes a tenth of a second, which HTML pages need not spend
 
     title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
     return Extracted(title, text, particulars)
@@ -102,7 +102,7 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
 
 
 def from_html(html: str, url: str = "") -> Extracted:
-    """Title and main text, without what the page hides. Raises Unreadable for a page that nests too deep."""
+    """Title and main text, without hidden elements. Raises Unreadable for a page that nests too deep."""
     if depth_exceeds(html, MAX_DEPTH):
         raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
     tree = LexborHTMLParser(html)
@@ -119,9 +119,9 @@ def from_html(html: str, url: str = "") -> Extracted:
 
 
 def _open_boxes(tree: LexborHTMLParser) -> None:
-    """Make the boxes of an article part of its text, and remove those that are mostly links to other pages.
+    """Make the boxes of an article part of its text, and remove boxes that are mostly links to other pages.
 
-    An `<aside>` in it is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
+    An article's `<aside>` is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
     """
     for box in reversed(tree.css("article aside, main aside, [role='main'] aside")):
         linked = sum(len(link.text()) for link in box.css("a"))
@@ -132,11 +132,11 @@ def _open_boxes(tree: LexborHTMLParser) -> None:
 
 
 def _without_misreadings(html: str) -> str:
-    """The same page, written so that resiliparse does not leave out what belongs to its main text.
+    """The same page, written so that resiliparse does not leave out parts of its main text.
 
-    Version 2.0.1 takes a list less than three elements below the body for a menu, even where nothing in it is a link.
-    It leaves out each `<time>`, and each element with a single character of three bytes: a dash in a table, or a
-    Chinese word in bold type.
+    Version 2.0.1 takes a list less than three elements below the body for a menu, even one without links. It also
+    leaves out each `<time>`, and each element with a single character of three bytes: a dash in a table, or a Chinese
+    word in bold type.
     """
     deeper = _BODY.sub(lambda body: body.group() + _WRAPPING, html, count=1)
     return _LONE.sub(rf"\1{_JOINER}", _TIME.sub(r"<\1span", deeper))
@@ -152,7 +152,7 @@ def _title(tree: LexborHTMLParser) -> str | None:
 
 
 def depth_exceeds(html: str, limit: int) -> bool:
-    """Whether more elements than this are open at once. One pass over the text; errs towards yes on broken pages."""
+    """True if more elements than this are open at once. One pass over the text; broken pages err towards True."""
     opened: Counter[str] = Counter()
     depth = position = 0
     while (tag := _TAG.search(html, position)) is not None:

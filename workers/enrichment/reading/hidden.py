@@ -1,7 +1,7 @@
-"""Takes out of a page what its reader would not see, since it is there for machines, and often against them.
+"""Removes elements that a page's reader would not see: they are written for machines, and often against them.
 
-Seen are inline styles, the page's own style sheets, attributes, and class names that mean "hidden" by convention. Style
-sheets in other files are not fetched.
+Inline styles, the page's own style sheets, attributes, and class names that mean "hidden" by convention are considered.
+Style sheets in other files are not fetched.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _SHOWN_ON_SOME_SCREENS: Final = re.compile(
     r"(?:block|flex|grid|table[a-z-]*|contents|flow-root|list-item|inline(?:-[a-z]+)?|visible|not-sr-only)"
     r"|d-(?:sm|md|lg|xl|xxl)-(?!none)[a-z-]+|(?:show-for|visible)-[a-z-]+"
 )
-"""Beside a class that hides, as Tailwind, Bootstrap and Foundation have them: on a larger screen it is there."""
+"""Classes of Tailwind, Bootstrap and Foundation that show an element on some screens, despite a class that hides it."""
 _ROOTS: Final = frozenset(("html", "body", "main"))
-"""Pages hide these until a script has run; a person sees them."""
+"""Elements that pages hide until a script has run; a person sees them."""
 _NO_GROUND: Final = frozenset(("none", "transparent", "inherit", "initial", "unset", "0", "0 0", "no-repeat"))
 _MAY_BE_WHITE: Final = re.compile(
     r"color\s*:\s*(?:#[ef]|\w*(?:white|snow|ivory|azure|mint|shell|lace|smoke)|[a-z]+\()|\\|/\*", re.IGNORECASE
@@ -45,8 +45,8 @@ _MARK: Final = "data-postback-unseen"
 def remove_hidden(tree: LexborHTMLParser) -> None:
     """Remove, in place, all elements that are not seen.
 
-    They are marked first, while every rule still finds the elements around its own, and then removed from the page's
-    end, so that what lies inside a removed element was gone before it.
+    The elements are marked first, while each rule still finds the ancestors that it names. Removal then starts at the
+    page's end, so that inner elements go before outer ones.
     """
     sheet = Sheet(tree)
     for node in sheet.hidden():
@@ -60,7 +60,7 @@ def remove_hidden(tree: LexborHTMLParser) -> None:
             node.attrs[_MARK] = ""
         elif seen:
             node.attrs["class"] = seen
-    # Only where no sheet is in another file is it sure what the ground of a text is.
+    # A sheet in another file, which is not read, could give white text a dark ground.
     if tree.css_first("link[rel~='stylesheet']") is None:
         for node in _white_on_white(tree, sheet):
             node.attrs[_MARK] = ""
@@ -76,7 +76,7 @@ def _hides(style: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _seen_name(classes: str) -> str | None:
-    """None: hidden. Else the class to have in its place, if any: whoever extracts the main text goes by names too."""
+    """None if these classes hide, else the one to keep instead; "" keeps all. The main text's extractor reads names."""
     names = classes.lower().split()
     if _CLASSES.isdisjoint(names):
         return ""
@@ -84,7 +84,7 @@ def _seen_name(classes: str) -> str | None:
 
 
 def _white_on_white(tree: LexborHTMLParser, sheet: Sheet) -> list[LexborNode]:
-    """Elements in white, or as good as that, on a page that has no other ground for them."""
+    """Elements in white, or nearly, for which the page has no other ground."""
     white = [node for node in tree.css("[style], font[color]") if is_pale(_color(node))]
     for selector, values in sheet.declaring("color", "text-fill-color"):
         if is_pale(values.get("color", "")) or is_pale(values.get("text-fill-color", "")):
@@ -116,7 +116,7 @@ def _has_ground(node: LexborNode) -> bool:
 
 
 def _is_dark(values: Mapping[str, str]) -> bool:
-    """Whether there is a ground on which white is read: a colour, or a picture."""
+    """True for a ground on which white text is readable: a colour, or a picture."""
     declared = [values[name] for name in ("background", "background-color", "background-image") if name in values]
     return any(value not in _NO_GROUND and not is_pale(ground_of(value) or "") for value in declared)
 

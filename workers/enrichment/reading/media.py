@@ -1,4 +1,4 @@
-"""For whom the blocks of a style sheet hold: what one of two viewers sees is seen (Media Queries, level 4)."""
+"""Viewers for which a style sheet's blocks hold (Media Queries, level 4). One viewer of two is enough to see a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Viewer:
     """CSS pixels."""
     height: float
     features: frozenset[str]
-    """What is true of the viewer beyond its size."""
+    """Media features that hold for the viewer, its size aside."""
 
 
 _COMMON: Final = frozenset(
@@ -38,12 +38,12 @@ _RANGE: Final = re.compile(rf"(?:{_LENGTH}\s*([<>]=?)\s*)?(width|height)(?:\s*([
 
 @lru_cache(maxsize=1024)
 def viewers_of(prelude: str) -> frozenset[str]:
-    """For whom a block with this at-rule holds; nobody where it is for print, for animations or not understood."""
+    """The viewers for which this at-rule's block holds; none if it is for print, for animations or not understood."""
     block = _BLOCK.match(prelude)
     if block is None:
         return frozenset()
     if block.group(1).lower() != "media":
-        return EVERYBODY  # a page that asks what a browser can do asks for what today's can
+        return EVERYBODY  # `@supports` is taken to ask for features that today's browsers have
     queries = block.group(2).lower().split(",")
     return frozenset(name for name, one in _VIEWERS.items() if any(_holds(query, one) for query in queries))
 

@@ -1,7 +1,7 @@
-"""When a page was published, what its DOI is, and what it calls its own address. Runs in a member of the pool.
+"""A page's date of publication, DOI and canonical address. Runs in a member of the pool.
 
-All of it is what the page says of itself, from where publishers put it: meta elements (Highwire, Dublin Core, PRISM,
-Open Graph), `<link rel=canonical>` (RFC 6596), JSON-LD (schema.org) and `<time>`.
+The page itself states all of them, where publishers put them: meta elements (Highwire, Dublin Core, PRISM, Open Graph),
+`<link rel=canonical>` (RFC 6596), JSON-LD (schema.org) and `<time>`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _URL: Final = TypeAdapter[str](Url)
 
 
 def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
-    """What the page says of itself, before anything is removed from it."""
+    """The particulars of a page, to be read before anything is removed from it."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
         name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
@@ -57,7 +57,7 @@ def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
 
 
 def of_json(value: Any) -> tuple[str | None, Particulars]:
-    """Title and particulars of a JSON document, where its outermost object has such fields."""
+    """Title and particulars of a JSON document, if its outermost object has such fields."""
     if not isinstance(value, dict):
         return None, Particulars()
     title = next((value[name] for name in _TITLES if isinstance(value.get(name), str)), "")
@@ -68,7 +68,7 @@ def of_json(value: Any) -> tuple[str | None, Particulars]:
 
 
 def iso_date(text: object) -> str | None:
-    """The date at the start of a text as ISO 8601, as exact as it is given; None for anything else."""
+    """The date at the start of a text as ISO 8601, as exact as it is given, or None for anything else."""
     found = _DATE.match(text) if isinstance(text, str) else None
     return "-".join(part for part in found.groups() if part) if found is not None else None
 
@@ -76,7 +76,7 @@ def iso_date(text: object) -> str | None:
 def doi_in(text: object) -> str | None:
     """The first DOI in a text, without `https://doi.org/` and without the sentence's punctuation behind it.
 
-    None where it holds an address: it would be a link in an evidence list.
+    None if the DOI holds an address, which would be a link in an evidence list.
     """
     found = _DOI.search(text) if isinstance(text, str) else None
     if found is None or "//" in found.group(1):
@@ -86,9 +86,9 @@ def doi_in(text: object) -> str | None:
 
 
 def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | None:
-    """The page's own name for its address, unless that is where it was read, or of another origin (RFC 6454).
+    """The address that a page gives itself, or None if it was read there or the origin is another (RFC 6454).
 
-    A page could otherwise call itself anybody's.
+    A page could otherwise claim any site's address.
     """
     link = tree.css_first("link[rel~=canonical][href]")
     named = (link.attributes.get("href") if link is not None else None) or told.get("og:url")
@@ -114,7 +114,7 @@ def _linked_data(tree: LexborHTMLParser) -> Particulars:
 
 
 def _nodes(text: str) -> Iterator[dict[str, Any]]:
-    """The outermost objects, and those of `@graph`: what is deeper describes something else, a comment for example."""
+    """The outermost objects, and those of `@graph`; deeper ones describe other things, such as a comment."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):

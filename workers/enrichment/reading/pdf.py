@@ -1,8 +1,8 @@
-"""A PDF's text as a person would see it, by pdfium. Runs in a member of the pool, which may be killed.
+"""A PDF's text as a person would see it, read by pdfium. Runs in a member of the pool, which may be killed.
 
-What a reader does not see is taken out of each page before its text is read: text that is invisible, transparent, tiny,
-off the page, or white where nothing dark is behind it. Invisible text over a picture stays: that is how scanned pages
-carry what was read off them.
+Unseen text is removed from each page before the page is read: invisible, transparent or tiny text, text off the page,
+and white text with nothing dark behind it. Invisible text over a picture stays: scanned pages carry their recognised
+text that way.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, doi_in, iso_date
 
 MAX_PAGES: Final = 300
-"""Whose text is read; a document may have more."""
+"""Pages whose text is read; a document may have more."""
 MAX_OBJECTS: Final = 30_000
-"""Pieces of text, lines and pictures that are looked at; what follows is not read. About 200 are on a page of print."""
+"""Pieces of text, lines and pictures of a document; pages beyond are not read. A printed page has about 200."""
 MAX_PAGE_OBJECTS: Final = 10_000
-"""A page with more is a drawing, and is left out."""
+"""Objects of a page; a page with more is a drawing, and is left out."""
 MIN_SIZE: Final = 1.5
-"""Of type, in points; nobody reads a smaller one."""
+"""The smallest readable type, in points."""
 
 _DOI_CHARS: Final = 3000
-"""Of the first page, in which a paper names its own DOI; further on are those of its references."""
+"""Characters of the first page in which a paper names its own DOI; further DOIs are its references'."""
 _PALE: Final = 240
-"""The darkest that white may be, of 255."""
+"""The darkest channel that still counts as white, of 255."""
 _FAINT: Final = 13
-"""Opacity of 255, about a twentieth."""
+"""The highest opacity that still counts as none, of 255: about a twentieth."""
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
-"""A word that is divided at the end of a line; pdfium puts a control character for some hyphens."""
+"""The hyphen of a word divided at the end of a line; pdfium writes some hyphens as a control character."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 _UNTITLED: Final = re.compile(r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*", re.IGNORECASE)
 
@@ -46,35 +46,35 @@ Box = tuple[float, float, float, float]
 
 
 _FORM_DEPTH: Final = 50
-"""Forms inside forms that are looked into: more than pdfium itself reads text from."""
+"""Forms inside forms that are read: deeper than pdfium itself reads text."""
 _MAX_BEHIND: Final = 300
-"""Areas of each kind that are remembered; a page has a few."""
+"""Areas of each kind that are kept; a page has a few."""
 _MIN_AREA_POINTS: Final = 4.0
-"""Width and height of what white text could stand on: not a line."""
+"""Least width and height of an area that text may stand on; a thinner one is a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Something on a page."""
+    """An object that is painted on a page."""
 
     handle: Any
     kind: int
     box: Box
     scale: float
-    """How much the forms around it stretch its height."""
+    """Factor by which the surrounding forms stretch its height."""
     form: Any
-    """The one that it is in; None: the page itself."""
+    """The form that holds the object, or None for the page itself."""
 
 
 @dataclass(slots=True)
 class _Behind:
-    """What was painted so far, in the order of painting."""
+    """Areas painted so far, in the order of painting."""
 
     pictures: list[Box] = field(default_factory=list)
     dark: list[Box] = field(default_factory=list)
 
     def add(self, item: _Item) -> None:
-        """Remember what text may stand on."""
+        """Keep the item's area if text may stand on it."""
         areas = self.dark if item.kind == pdfium.FPDF_PAGEOBJ_PATH else self.pictures
         left, bottom, right, top = item.box
         large = right - left >= _MIN_AREA_POINTS and top - bottom >= _MIN_AREA_POINTS
@@ -106,7 +106,7 @@ def _date(document: pypdfium2.PdfDocument) -> str | None:
 
 
 def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
-    """The text of each page. A page that is broken is left out."""
+    """The text of each page. Broken pages are left out."""
     left = MAX_OBJECTS
     for number in range(min(len(document), MAX_PAGES)):
         try:
@@ -125,9 +125,9 @@ def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
 
 
 def _items(parent: Any, depth: int = 0, around: pypdfium2.PdfMatrix | None = None) -> Iterator[_Item]:
-    """Everything that is painted, in that order, with its place on the page.
+    """All painted items, in the order of painting, with their places on the page.
 
-    Not `PdfPage.get_objects`, which makes an object with a finalizer of each and takes ten times as long.
+    `PdfPage.get_objects` would take ten times as long: it makes an object with a finalizer for each item.
     """
     count, get = (
         (pdfium.FPDFFormObj_CountObjects, pdfium.FPDFFormObj_GetObject)
@@ -163,7 +163,7 @@ def _matrix(handle: Any) -> pypdfium2.PdfMatrix:
 
 
 def _remove_hidden(page: pypdfium2.PdfPage, items: list[_Item]) -> None:
-    """Take what nobody sees off the page."""
+    """Remove unseen text from the page."""
     left, bottom, right, top = page.get_cropbox()
     behind = _Behind()
     hidden = []
@@ -184,7 +184,7 @@ def _remove_hidden(page: pypdfium2.PdfPage, items: list[_Item]) -> None:
 
 
 def _is_unseen(text: _Item, behind: _Behind) -> bool:
-    """Whether it has no ink, or none that differs from what is behind it."""
+    """True if the text has no ink, or none that differs from the area behind it."""
     mode = pdfium.FPDFTextObj_GetTextRenderMode(text.handle)
     if mode in (pdfium.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium.FPDF_TEXTRENDERMODE_CLIP):
         return not _lies_on(text.box, behind.pictures)
@@ -194,7 +194,7 @@ def _is_unseen(text: _Item, behind: _Behind) -> bool:
 
 
 def _size(text: _Item) -> float:
-    """The height of a line, in points on the page."""
+    """The size of the type, in points on the page."""
     size = ctypes.c_float()
     if not pdfium.FPDFTextObj_GetFontSize(text.handle, size):
         return MIN_SIZE
@@ -203,7 +203,7 @@ def _size(text: _Item) -> float:
 
 
 def _is_pale(handle: Any) -> bool:
-    """Whether it is filled with white, or with next to nothing. A pattern counts as ink."""
+    """True if the object is filled with white, or nearly transparent. A pattern counts as ink."""
     parts = [ctypes.c_uint() for _ in range(4)]
     if not pdfium.FPDFPageObj_GetFillColor(handle, *parts):
         return False
@@ -212,6 +212,6 @@ def _is_pale(handle: Any) -> bool:
 
 
 def _lies_on(box: Box, others: list[Box]) -> bool:
-    """Whether the middle of the box lies on one of the others."""
+    """True if the middle of the box lies on one of the others."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return any(left <= x <= right and bottom <= y <= top for left, bottom, right, top in others)

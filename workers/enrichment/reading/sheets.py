@@ -1,4 +1,4 @@
-"""A page's own style sheets: which elements they hide, unless another rule takes it back (CSS Cascade, level 4)."""
+"""Finds elements that a page's own style sheets hide, unless another rule shows them again (CSS Cascade, level 4)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_RULES: Final = 5000
 MAX_CHARS: Final = 500_000
 
 _UNKNOWN: Final = re.compile(r"(?<!\\):(?:lang|dir)\([^()]*\)|(?<!\\):(?:defined|read-only|scope)\b")
-"""What the parser does not know, and what is true of most elements of which a sheet says it."""
+"""Pseudo-classes that the parser does not know; most elements that a sheet selects with them have them."""
 _INNER: Final = re.compile(r"\[[^\]]*\]|(?<!\\):[a-z-]+\(.*\)")
-"""Names in there need not be the element's, or above it."""
+"""Parts of a selector whose names need belong neither to the element nor to its ancestors."""
 _NAME: Final = re.compile(r"[.#]((?:[\w-]|[^\x00-\x7f])++)(?!\\)")
 _ID: Final = re.compile(r"(?<!\\)#[\w-]")
 _CLASS: Final = re.compile(r"(?<!\\)(?:\.|\[|(?<!:):(?!:|not\(|is\(|where\(|has\())")
@@ -29,7 +29,7 @@ _TYPE: Final = re.compile(r"(?:^|[\s>+~(])[a-z]", re.IGNORECASE)
 _SELECTOR: Final = re.compile(r"(?:[^,(\[\\]|\\.|\((?:[^()]|\([^()]*\))*\)|\[[^\]]*\])+")
 
 _Weight = tuple[bool, int, int, int, int]
-"""Which of two declarations counts: important ones, then by ids, classes and types, then by the place in the sheet."""
+"""Rank of declarations: `!important` first, then the selector's ids, classes and types, then place in the sheet."""
 _INLINE_IDS: Final = 1_000_000
 """A `style` attribute is more specific than any selector."""
 
@@ -42,14 +42,14 @@ class _Styled:
     rule: Rule
     place: int
     ways: frozenset[str]
-    """In which it hides, or takes hiding back."""
+    """Ways in which the rule hides elements, or shows them again."""
 
     def weight(self, way: str) -> _Weight:
         return (way in self.rule.declarations.important, *_specificity(self.selector), self.place)
 
 
 class Sheet:
-    """All style sheets that stand in the page itself."""
+    """All style sheets inside the page."""
 
     def __init__(self, tree: LexborHTMLParser) -> None:
         self._tree = tree
@@ -79,14 +79,14 @@ class Sheet:
         return [node for mem_id, node in nodes.items() if cascade.hides(mem_id)]
 
     def declaring(self, *names: str) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """Selectors of rules with one of these properties, and what the rule declares."""
+        """Selectors of rules with one of these properties, and the rule's declarations."""
         for one in self._rules:
             if one.may_declare(*names) and any(name in one.declarations.values for name in names):
                 values = resolved(one.declarations.values, self._variables)
                 yield from ((selector, values) for selector in _selectors(one.selector))
 
     def matches(self, selector: str) -> list[LexborNode]:
-        """The elements; none where the parser does not know the selector. States such as `:hover` are nobody's."""
+        """The matching elements; none if the parser does not know the selector. States such as `:hover` match none."""
         if not self._names.issuperset(_names(selector)):
             return []
         try:
@@ -113,7 +113,7 @@ class Sheet:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """All classes and ids of the page: most rules of a large sheet are for others."""
+        """All classes and ids of the page. Most rules of a large sheet name others, and are skipped."""
         names: set[str] = set()
         for node in self._tree.css("[class], [id]"):
             names.update((node.attributes.get("class") or "").split())
@@ -122,7 +122,7 @@ class Sheet:
 
 
 class _Cascade:
-    """Which declaration counts, for each element, way of hiding and viewer."""
+    """The declaration that wins, for each element, way of hiding and viewer."""
 
     def __init__(self) -> None:
         self._best: dict[int, dict[tuple[str, str], tuple[_Weight, bool]]] = {}
@@ -159,11 +159,11 @@ def _selectors(prelude: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _names(selector: str) -> frozenset[str]:
-    """Names without which it matches nothing; those with an escape are left out."""
+    """Names that a page needs for the selector to match; names with an escape are left out."""
     return frozenset(_NAME.findall(_INNER.sub("", selector)))
 
 
 @lru_cache(maxsize=4096)
 def _specificity(selector: str) -> tuple[int, int, int]:
-    """Of ids, classes and types; close enough where selectors are nested in each other."""
+    """Numbers of ids, classes and types; approximate for selectors inside selectors."""
     return len(_ID.findall(selector)), len(_CLASS.findall(selector)), len(_TYPE.findall(selector))

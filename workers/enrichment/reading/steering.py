@@ -1,8 +1,8 @@
-"""Which ways a page tries to steer the model that reads it. Runs in a member of the pool; pure.
+"""Names the ways in which a page tries to steer the model that reads it. Runs in a member of the pool; pure.
 
-This labels a page, for the result's reader and for the model. It is not what the safety rests on: whatever a page says,
-its text stays inside a quotation (see `grounding`) and its links stay out of the answer (see `links`). An article about
-such attacks is labelled too.
+The names are labels for the result's reader and for the model. Safety does not rest on them: any page's text stays
+inside a quotation (see `grounding`), and its links stay out of the answer (see `links`). An article about such attacks
+is labelled too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Final
 from workers.enrichment.reading.charset import decode
 
 SCANNED_CHARS: Final = 200_000
-"""How much of a page is looked at, in code points."""
+"""Code points of a page that are scanned."""
 
 _SCANNED_BYTES: Final = 4 * SCANNED_CHARS
 
 _BEFORE_CHARS: Final = 60
 _BEHIND_CHARS: Final = 250
-"""Around a word that gives a way away; no pattern reaches farther."""
+"""Characters around a telltale word that are searched; no pattern reaches farther."""
 
 _SPACES: Final = re.compile(r"\s+")
 _TAG: Final = re.compile(r"<(/?[a-zA-Z][^<>]{0,5000})>")
@@ -52,7 +52,7 @@ _INVISIBLE: Final = "writes in invisible characters"
 
 
 def steering_of_page(body: bytes, media_type: str, charset: str | None, title: str | None, text: str) -> list[str]:
-    """The same for a page that was read as this title and text: what it hides from people counts as well."""
+    """`steering` for a page that was read as this title and text. Text hidden from people counts as well."""
     is_markup = "html" in media_type or not media_type
     markup = told_by_markup(decode(body[:_SCANNED_BYTES], charset)) if is_markup else ""
     return steering(title or "", text, markup)
@@ -93,7 +93,7 @@ def _shows(text: str, way: _Way) -> bool:
 
 
 def _around(text: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The parts of the text, as start and end, in which one of the words stands."""
+    """The parts of the text around the words, as start and end."""
     spans: list[tuple[int, int]] = []
     for place in sorted(place for word in words for place in _places(text, word)):
         start, end = max(0, place - _BEFORE_CHARS), min(len(text), place + _BEHIND_CHARS)
@@ -111,5 +111,5 @@ def _places(text: str, word: str) -> Iterator[int]:
 
 
 def _readable(text: str) -> str:
-    """One way of writing: compatibility forms and case resolved, format characters gone, single spaces."""
+    """The text in one spelling: compatibility forms and case folded, format characters removed, single spaces."""
     return _SPACES.sub(" ", _FORMAT.sub("", unicodedata.normalize("NFKC", text)).casefold())
