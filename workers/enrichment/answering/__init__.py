@@ -1,1 +1,1 @@
-"""The grounded prompt before an answer; its citations and its links behind it."""
+"""Builds the grounded prompt before an answer, and checks the answer's citations and links behind it."""

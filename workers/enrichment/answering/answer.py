@@ -1,4 +1,4 @@
-"""From what the model wrote to what a job's result says: cited, held against its profile, with the sources' details."""
+"""Turns the model's text into a result's answer: cited, checked against its profile, with the sources' details."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from workers.enrichment.answering.profile import Profile
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
-"""Items of an evidence chain that are checked; an answer's length is up to its job."""
+"""Items of an evidence chain that are checked: a job's answer may have any number."""
 
 
 _NO_NUMBER: Final = 1_000_000
 _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
 
-class Unsupported(Exception):  # noqa: N818 - it names what happened
-    """The profile gives no answer without support, and no part of this one has enough."""
+class Unsupported(Exception):  # noqa: N818 - named after the event
+    """The profile demands support, and no part of the answer has enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the result says. `sources` are those that the answer uses, in the order of their first use."""
+    """The answer of a result. `sources` are the ones that it uses, in the order of their first use."""
 
     text: str
     sources: tuple[SourceDetails, ...]
     citations: tuple[Citation, ...]
     notes: tuple[str, ...] = ()
     supported_share: float = 1.0
-    """The part of it that its sources bear out, from 0 to 1; all of it where no sources were asked for."""
+    """Share of the answer that its sources support, from 0 to 1; 1 if the job asked for no sources."""
 
     def lowered(self, confidence: float | None) -> float | None:
-        """The model's confidence as far as the answer is supported: half of it is for what the sources say."""
+        """The model's confidence, of which half is scaled by the share of the answer that is supported."""
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
 def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
-    """The answer with its citations, as its profile wants it. `is_json`: nothing may be put before it.
+    """The answer with its citations, in the form of its profile. `is_json` keeps the profile's notice out of it.
 
-    Where it rests on no source, a note says so; and where none could be used, a free text itself. Raises Unsupported.
+    A note says if the answer rests on no source. With no usable source, a free text says so itself. Raises Unsupported.
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
@@ -87,7 +87,7 @@ def _rests_on_nothing(
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
-    """As the page says it, but without the links that it would like to have there."""
+    """A source's details as its page states them, without links in the title."""
     title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
@@ -100,7 +100,7 @@ def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
 
 
 def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
-    """A line for each source, below the answer, so that its citations can be followed where only the text is shown."""
+    """A line for each source, below the answer: its citations can be followed even if only the text is shown."""
     lines = []
     for source, details in sources:
         known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
@@ -112,7 +112,7 @@ def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
 
 
 def _chain(text: str, field: str) -> list[Any] | None:
-    """The items of the chain; None where the answer is not the JSON that it should be."""
+    """The items of the chain, or None if the answer is not the JSON of its profile."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -122,12 +122,12 @@ def _chain(text: str, field: str) -> list[Any] | None:
 
 
 def _chain_share(citations: Sequence[Citation]) -> float:
-    """The part of the chain's items that their sources bear out."""
+    """Share of the chain's items that their sources support."""
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
-    """How far each item's quote stands in the source that it names. One that names none is dangling."""
+    """A citation for each item: how far its source supports its quote. An item without a known source is dangling."""
     citations: list[Citation] = []
     behind = 0
     for item in chain:
@@ -143,16 +143,16 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
 
 
 def _number(source: object) -> int:
-    """The number of a source, also written as a string; 0, which none has, for anything else."""
+    """The number of a source, also if written as a string; 0, which no source has, for anything else."""
     if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
         return int(digits.group(1))
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0
 
 
 def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
-    """Where the quote stands in the JSON, in code points; None where that is written with other escapes.
+    """The quote's span in the JSON, in code points, or None if the JSON escapes the quote in another way.
 
-    `behind` is where the quote before it ends: two items may quote the same words, which their claims may hold too.
+    `behind` is the end of the previous quote: two items may quote the same words, and their claims may hold these too.
     """
     for escaped in _spellings(quote) if quote else ():
         found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)

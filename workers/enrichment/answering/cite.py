@@ -1,14 +1,14 @@
-"""Which sentence of an answer rests on which source, and how well.
+"""Finds the sources on which an answer's sentences rest, and how well they support them.
 
 Support, from the strongest:
 
     exact        the sentence's words stand in a passage as they are, in that order
-    fuzzy        four fifths of them do, close together, with every number
+    fuzzy        four fifths of its words do, close together, with every number
     lexical      most of its content words and all its numbers occur in the source
-    unsupported  none of these, or the source says otherwise in the same words (see `contradiction`)
+    unsupported  none of these, or the source contradicts it in the same words (see `contradiction`)
     dangling     no source has that number
 
-What a sentence puts between quotation marks has to stand in the source, exactly or nearly; else it is unsupported.
+A sentence's quotations must stand in the source, exactly or nearly; else the sentence is unsupported.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 FUZZY_SHARE: Final = 0.8
 LEXICAL_SHARE: Final = 0.6
 BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
-"""The levels at which a source bears a sentence out, from the strongest."""
+"""The levels at which a source supports a sentence, from the strongest."""
 MAX_SENTENCES: Final = 500
-"""Sentences that are compared; an answer's length is up to its job."""
+"""Sentences that are compared: a job's answer may have any number."""
 _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
-"""Words of sentences times words of the passages with which they are aligned, for one answer: a tenth of a second. What
-is beyond is no more than `lexical`."""
+"""Budget of one answer for aligning sentences with passages, in words of the one times words of the other: a tenth of a
+second. Sentences beyond it are `lexical` at most."""
 
 _MARKER: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
     re.IGNORECASE,
 )
-"""`[1]`, `[1, 2]`, and what models write unasked: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
+"""`[1]`, `[1, 2]`, and forms that models add: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
 _PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
 _INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
-"""Behind it two numbers in brackets are an interval."""
+"""Text that makes the bracketed numbers behind it an interval."""
 _BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -75,14 +75,14 @@ class _Sentence:
     numbers: tuple[int, ...]
     """The source numbers in its markers."""
     text: str = ""
-    """As it is written, without its markers."""
+    """The sentence as written, without its markers."""
     quotes: tuple[str, ...] = ()
-    """What it puts between quotation marks, where that is more than a name."""
+    """Its quotations of at least four words; a shorter one may be a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _SourcePassage:
-    """A passage as words, and as the line that they make."""
+    """A passage as words, and as one line of these words."""
 
     words: tuple[str, ...]
     line: str
@@ -111,19 +111,19 @@ class _SourceWords:
         return cls(source.id, passages, vocabulary, texts)
 
     def clauses(self) -> Source:
-        """Its clauses, which cost more than its words: only what has a sentence's words is asked for them."""
+        """The source's clauses. They cost more than its words, so only a source with a sentence's words needs them."""
         return Source([_without_links(text) for text in self.texts], _COMMON)
 
 
 class SourceTexts:
-    """The sources of one answer, read once, and how much may still be compared with them."""
+    """The sources of one answer, read once, and the rest of the budget for aligning sentences with them."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
         self._clauses_of: dict[int, Source] = {}
         self._said: tuple[str, list[Clause]] = ("", [])
-        """What was held against a source last, and its clauses: it is held against all of them."""
+        """The last text that was compared, and its clauses: one text is compared with every source."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -131,12 +131,12 @@ class SourceTexts:
         return self._sources.keys()
 
     def name(self, number: int) -> str:
-        """What a citation calls the source of that number, also where there is none."""
+        """The name of the source of that number in a citation; an unknown source is named by its number."""
         read = self._sources.get(number)
         return f"[{number}]" if read is None else read.id
 
     def support(self, text: str, number: int) -> Support:
-        """How far the source of that number bears this text out."""
+        """How far the source of that number supports this text."""
         read = self._sources.get(number)
         if read is None:
             return Support.DANGLING
@@ -170,17 +170,17 @@ class SourceTexts:
         if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
             return False
         if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
-            return False  # no alignment has more
+            return False  # an alignment cannot match more words
         self._left -= len(said) * len(passage.words)
         return self._left >= 0 and _is_close(said, passage.words)
 
 
 def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
-    """The answer without links that were not given, the sources it uses, and its citations.
+    """The answer without links that were not given, the sources that it uses, and its citations.
 
-    Sources are named by id, in the order of their first use; one that is only cited by a sentence which it does not
-    support is not used. Where no citation of the answer's own holds, a sentence without one is put down to the source
-    that supports it best. Spans count code points of the text that is returned.
+    Sources are named by id, in the order of their first use; a source that supports no sentence is not used. If none of
+    the answer's own citations holds, each sentence without one is attributed to the source that supports it best. Spans
+    count code points of the returned text.
     """
     text = without_unknown_links(text, evidence)
     sources = SourceTexts(evidence)
@@ -193,15 +193,15 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
 
 
 def used(citations: Sequence[Citation]) -> list[str]:
-    """The sources that bear something out, in the order of their first use."""
+    """The sources that support something, in the order of their first use."""
     return list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
 
 
 def supported_share(text: str, citations: Sequence[Citation]) -> float:
-    """The part of the answer's sentences, from 0 to 1, that a citation covers which its source bears out.
+    """Share of the answer's sentences, from 0 to 1, that are covered by a citation with support.
 
-    A sentence counts that says something: with a number, or with a word that is not one of the common ones. An answer
-    without any is wholly supported.
+    A sentence counts if it has a number, or a word that is not one of the common ones. An answer without such sentences
+    is wholly supported.
     """
     sentences = _first_sentences(text)
     saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
@@ -228,7 +228,7 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 
 
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
-    """The support of the sentence. What it quotes has to stand in the source, exactly or nearly; then that counts."""
+    """The support of the sentence. Its quotations must stand in the source, exactly or nearly, and may raise it."""
     level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:
         return level
@@ -241,10 +241,10 @@ def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[
 
 
 def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
-    """Whether brackets with numbers cite something, `numbers` being those of the sources.
+    """True if brackets with numbers are a citation. `numbers` are those of the sources.
 
-    No source has the number 0. Several numbers in plain brackets, none of which a source has, are an interval or a
-    list, and so are any behind "CI" or "=". One that no source has is a citation, which dangles.
+    Plain brackets with a 0 are none, since no source has that number. Several numbers are an interval or a list behind
+    "CI" or "=", or if no source has any of them. A single unknown number is a citation, which dangles.
     """
     named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
     if _PLAIN.fullmatch(marker.group()) is None:
@@ -258,7 +258,7 @@ def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool
 
 
 def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
-    """Sentences without the blanks around them; markers behind the full stop belong to the sentence before them."""
+    """Sentences without surrounding blanks. Markers behind a full stop belong to the sentence before it."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     plain = _MARKER.sub(lambda found: found[0] if _is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
     start = 0
@@ -283,9 +283,9 @@ def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words and numbers, comparable: compatibility forms and case folded; characters where a script has no spaces.
+    """Words and numbers with compatibility forms and case folded; single characters in scripts without spaces.
 
-    Addresses are none: most of them are gone from an answer, and still stand in its sources.
+    Addresses are left out: most of them are removed from an answer, but still stand in its sources.
     """
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", _without_links(text)).casefold()))
 

@@ -1,6 +1,6 @@
-"""A text as clauses: their words in order, what they negate, their numbers with units, and their names. Pure.
+"""Splits a text into clauses: words in order, negations, numbers with units, and names. Pure.
 
-A clause ends at a mark such as a comma, at a word such as "but", and at "and" where both sides of it say something.
+A clause ends at a mark such as a comma, at a word such as "but", and at an "and" with two content words on each side.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _SPANISH: Final = frozenset(_SPANISH_WORDS.split())
 _FOREIGN: Final = (_GERMAN, _FRENCH, _SPANISH)
 _AMBIGUOUS_WORDS: Final = "a am as con den die do en es has in la on son war"
 _AMBIGUOUS: Final = frozenset(_AMBIGUOUS_WORDS.split())
-"""They show no language, since English has them too."""
+"""Words that show no language, since English has them too."""
 _NO_NAMES_WORDS: Final = (
     "january february march april may june july august september october november december monday tuesday wednesday "
     "thursday friday saturday sunday i"
 )
 _NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
-""""In March Smith bought" does not say that Smith is where something is."""
+"""Words with a capital that are no names. As a name, "March" in "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
-"""So many words of another language may stand in an English text."""
+"""Words of another language that an English text may have."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
 MAX_TOKENS: Final = 60
-"""Of one clause. The rest of a longer one begins another."""
+"""Tokens of one clause. The rest of a longer one begins another."""
 
 _UNITS: Final = {
     name: names.split()[0]
@@ -77,7 +77,7 @@ _STEMMER: Final = Stemmer.Stemmer("english")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One word, number or name. `text` is the case-folded word, `stem` what it is compared by."""
+    """One word, number or name. `text` is the case-folded word, `stem` its form for comparison."""
 
     text: str
     stem: str
@@ -85,9 +85,9 @@ class Token:
     is_name: bool = False
     is_common: bool = False
     unit: str = ""
-    """Of a number: one of the known units, with `per` and a second one where the text has that."""
+    """The known unit of a number, with `per` and a second unit if the text has one."""
     starts: bool = False
-    """It is the first word of its sentence, so that a capital says nothing."""
+    """True for the first word of a sentence with a capital, which says nothing there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +97,23 @@ class Clause:
     tokens: tuple[Token, ...]
     sentence: int
     is_english: bool = True
-    """As far as its text shows: of German, French and Spanish the commonest words are known."""
+    """False if the commonest words of German, French or Spanish show that the text is in that language."""
 
     content: frozenset[str] = frozenset()
     """The stems that say something: neither common words nor negations."""
     plain: frozenset[str] = frozenset()
-    """Those of them that are neither a number nor a name."""
+    """The content that is neither a number nor a name."""
 
     @classmethod
     def of(cls, tokens: Sequence[Token], sentence: int, *, is_english: bool) -> Clause:
-        """The clause that these tokens make."""
+        """The clause of these tokens."""
         saying = [token for token in tokens if says_something(token)]
         plain = frozenset(token.stem for token in saying if not (token.is_number or token.is_name))
         return cls(tuple(tokens), sentence, is_english, frozenset(token.stem for token in saying), plain)
 
 
 def says_something(token: Token) -> bool:
-    """Whether a token is neither a common word nor a negation."""
+    """True if a token is neither a common word nor a negation."""
     return not token.is_common and token.text not in NEGATIONS
 
 
@@ -125,14 +125,14 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
     is_foreign = sum(word in foreign for word in written if word not in _AMBIGUOUS) > _FEW
     if is_foreign:
         common |= foreign
-    names_are_marked = not (is_foreign and foreign is _GERMAN)  # all nouns have a capital there
+    names_are_marked = not (is_foreign and foreign is _GERMAN)  # all German nouns have a capital
     for number, sentence in enumerate(_sentences(_tokens(text, common, names_are_marked=names_are_marked))):
         found += [Clause.of(part, number, is_english=not is_foreign) for part in _parts(sentence)]
     return found
 
 
 def negations_at(tokens: Sequence[Token], at: int) -> int:
-    """How many tokens the negation has that begins here; 0 where none does."""
+    """The number of tokens of the negation that begins here; 0 if none does."""
     token = tokens[at]
     if token.is_common and token.text not in NEGATING_PHRASES and not token.text.endswith(_SHORT_NOT):
         return 0
@@ -180,7 +180,7 @@ _BEHIND: Final = re.compile(r"[\s-]*(%|[^\W\d_]+)(?:(?:\s+(?:per|a|an|each|every
 
 
 def _unit(text: str, end: int) -> str:
-    """The known unit that stands behind a number which ends here."""
+    """The known unit behind a number that ends here; empty if there is none."""
     found = _BEHIND.match(text, end)
     if found is None or (unit := _UNITS.get(found.group(1).casefold())) is None:
         return ""
@@ -223,5 +223,5 @@ def _until_mark(sentence: Sequence[Token | str], at: int) -> list[Token]:
 
 
 def _says_enough(part: Sequence[Token]) -> bool:
-    """Whether it has two words that say something: with fewer, "and" joins two things and not two statements."""
+    """True if two words say something: with fewer, "and" joins two things and not two statements."""
     return sum(says_something(token) for token in part) > 1

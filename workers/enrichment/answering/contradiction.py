@@ -1,11 +1,11 @@
-"""Whether a source says otherwise than a sentence does, although it has the sentence's words. Pure, and no model.
+"""Finds sources that contradict a sentence although they have its words. Pure, and no model.
 
-Each clause of the sentence is held against the source's clauses that share most words with it. The source says
-otherwise where each of these differs from it by one of three rules; and where the sentence negates and they do not:
+Each clause of the sentence is compared with the source's clauses that share most words with it. The source contradicts
+a clause if each of these differs from it by one of three rules. It also contradicts a negation without such a clause.
 
-    negation   one of them negates what the other asserts: "not", "no", "never", "without", "fails to"; or "unsafe"
-               where the other has "safe"; or one of two opposites where the other has its counterpart
-    value      it has another number or name at the same place, or the same number with another unit
+    negation   one clause negates what the other asserts: "not", "no", "never", "without", "fails to"; or it has
+               "unsafe" for the other's "safe"; or one of two opposites for the other one
+    value      another number or name stands at the same place, or the same number with another unit
     order      two parties have changed places, and neither the voice ("was acquired by") nor an opposite ("worse than")
                has changed with them
 """
@@ -27,11 +27,11 @@ MAX_CLAUSES: Final = 40
 _MAX_COMPARED: Final = 4
 """Clauses of a source that share equally many words with one of the sentence, and are compared with it."""
 _BESIDE: Final = 6
-"""Clauses before one of a source, and as many behind, that belong to its sentence and may say whether it holds."""
+"""Clauses of the same sentence, before one of a source and as many behind, that are searched for negations too."""
 _REACH: Final = 4
-"""Words that say something, behind a negation, that it is held to negate."""
+"""Words that say something, behind a negation, that count as negated."""
 _MIN_SHARED: Final = 0.5
-"""A clause of the source with fewer of the sentence's words is about something else."""
+"""Share of a clause's words; a clause of the source with fewer of them is about something else."""
 _FEWEST_IN_PREFIXED: Final = 4
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
@@ -50,12 +50,12 @@ _LISTING: Final = frozenset({"and", "or"})
 
 
 class Source:
-    """A source's clauses, to be asked about many sentences. `common` are the words that say nothing."""
+    """A source's clauses, for comparison with many sentences. `common` are the words that say nothing."""
 
     def __init__(self, texts: Sequence[str], common: frozenset[str]) -> None:
         self._clauses: list[Clause] = []
         self._beside: list[list[Clause]] = []
-        """For each clause the nearest of its sentence."""
+        """For each clause, its nearest neighbours in its sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
         for text in texts:
             for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
@@ -67,7 +67,7 @@ class Source:
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
-        """Whether it says otherwise than this sentence, or does not negate what the sentence negates."""
+        """True if the source contradicts a clause of this sentence, or has none like a clause with a negation."""
         said = [clause for clause in sentence[:MAX_CLAUSES] if clause.content]
         return any(self._denies(clause, said) for clause in said)
 
@@ -78,7 +78,7 @@ class Source:
         return all(self._denies_here(said, beside, at) for at in nearest)
 
     def _nearest(self, said: Clause) -> list[int]:
-        """The clauses that share most words with this one, and of those the ones that share most plain words."""
+        """The clauses that share most words with this one and, among equals, most plain words."""
         shared = Counter(at for word in said.content for at in self._holding.get(word, ()))
         most = max(shared.values(), default=0)
         if most < _MIN_SHARED * len(said.content):
@@ -108,7 +108,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Negation:
-    """A negation, by the words that it negates: the nearest first."""
+    """A negation: the words that it negates, the nearest first."""
 
     scope: tuple[str, ...]
 
@@ -120,10 +120,10 @@ def _negates_otherwise(
     around: Sequence[Clause],
     opposites: Mapping[str, str],
 ) -> bool:
-    """Whether one of them negates what the other asserts.
+    """True if one clause negates what the other asserts.
 
-    `beside` and `around` are the other clauses of both sentences. A negation of the source may have its counterpart
-    there, and one that the source has there may be about what is said here.
+    `beside` and `around` are the other clauses of the sentence and of the source. A negation of the source may have its
+    counterpart in `beside`, and a negation in `around` may be about this clause.
     """
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
@@ -139,7 +139,7 @@ def _negates_otherwise(
 
 
 def _negations(tokens: Sequence[Token]) -> list[_Negation]:
-    """The negations in these tokens. One behind which nothing stands negates what stands before it."""
+    """The negations in these tokens. One with nothing behind it negates the words before it."""
     found: list[_Negation] = []
     at = begin = 0
     while at < len(tokens):
@@ -175,7 +175,7 @@ _IsPair = Callable[[_Negation, _Negation], bool]
 def _unpaired(
     mine: Sequence[_Negation], its: Sequence[_Negation], *tests: _IsPair
 ) -> tuple[list[_Negation], list[_Negation]]:
-    """The negations of both sides that have no counterpart on the other by any of the tests, the first test first."""
+    """The negations of both sides without a counterpart on the other by any of the tests, tried in order."""
     left, right = list(mine), list(its)
     for is_pair in tests:
         for one in list(left):
@@ -195,12 +195,12 @@ def _has_same_word(one: _Negation, other: _Negation) -> bool:
 
 
 def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
-    """Whether the word that each negates is none of the other text: "did not get better", "has not improved"."""
+    """A test for negated words that the other text does not have: "did not get better", "has not improved"."""
     return lambda one, other: one.scope[0] not in told and other.scope[0] not in said
 
 
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
-    """Whether what is said has a word that the source negates here and asserts nowhere around."""
+    """True if the sentence has a word that the source negates here and asserts nowhere around."""
     times = Counter(token.stem for token in around)
     head, *rest = negation.scope
     about = [head] if head in said else [word for word in rest if word in said]
@@ -236,7 +236,7 @@ def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) ->
 
 
 def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
-    """The words of what is told in whose place stands an opposite, and that opposite."""
+    """The source's words for which the sentence has an opposite instead, each with that opposite."""
     mine, its = _stems(said), _stems(told)
     found = {}
     for word in its - mine:
@@ -252,7 +252,7 @@ _NOT: Final = Token("not", "not")
 
 
 def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """Whether a number or a name that is not told stands where the source has another one that is not said."""
+    """True if the sentence has a number or a name where the source has another, and neither text has both."""
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = _stems(said), _stems(told)
     for one in mine:
@@ -266,7 +266,7 @@ def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Anchor:
-    """A number, or names one after the other, with the words that say something before and behind."""
+    """A number, or names one after the other, with the nearest words that say something before and behind."""
 
     words: frozenset[str]
     is_number: bool
@@ -275,7 +275,7 @@ class _Anchor:
     behind: str
 
     def is_beside_the_same(self, other: _Anchor) -> bool:
-        """Whether the same word stands before them, or behind."""
+        """True if the same word stands before both, or behind both."""
         return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
 
 
@@ -299,7 +299,7 @@ def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
 
 
 def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """Whether a number has a unit that it never has in the source, which gives it another."""
+    """True if a number has a unit in the sentence, and always another one in the source."""
     units: dict[str, set[str]] = defaultdict(set)
     for token in told:
         if token.is_number:
@@ -312,12 +312,12 @@ def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _fits(unit: str, other: str) -> bool:
-    """Whether the units are the same as far as both say: "5 mg" and "5 mg per day" do not differ."""
+    """True if the units are the same as far as both go: "5 mg" and "5 mg per day" do not differ."""
     return all(one == two for one, two in zip(unit.split(" per "), other.split(" per "), strict=False))
 
 
 def _other_direction(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """Whether a number stands behind "from" in one and behind "to" in the other."""
+    """True if a number stands behind "from" in one clause and behind "to" in the other."""
     mine, its = _directions(said), _directions(told)
     return any(number in its and its[number] != direction for number, direction in mine.items())
 
@@ -332,7 +332,7 @@ def _directions(tokens: Sequence[Token]) -> dict[str, str]:
 
 
 def _exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """Whether two words have changed places around something that relates them in both."""
+    """True if two words have changed places around a word that relates them in both clauses."""
     mine, its = _parties(said), _parties(told)
     for one, other in combinations([word for word in mine if word in its], 2):
         if (mine[one] < mine[other]) == (its[one] < its[other]):
@@ -343,7 +343,7 @@ def _exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _parties(tokens: Sequence[Token]) -> dict[str, int]:
-    """Where the words stand that may be a party of something: those that occur once, and name no place or time."""
+    """Positions of the words that may be a party of something: they occur once, and name no place or time."""
     times = Counter(token.stem for token in tokens)
     return {
         token.stem: at
@@ -353,7 +353,7 @@ def _parties(tokens: Sequence[Token]) -> dict[str, int]:
 
 
 def _is_place(tokens: Sequence[Token], at: int) -> bool:
-    """Whether "in", "during" or the like stands before it, also before a noun that it belongs to."""
+    """True if "in", "during" or the like stands before the word, with only articles or parts of its name between."""
     before = at - 1
     while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
         before -= 1
@@ -368,7 +368,7 @@ def _relations(tokens: Sequence[Token], one: int, other: int) -> frozenset[str]:
 
 
 def _is_passive(tokens: Sequence[Token]) -> bool:
-    """Whether a form of "to be" stands before a "by" that no number follows."""
+    """True if a form of "to be" stands before a "by" that no number follows."""
     forms = [at for at, token in enumerate(tokens) if token.text in _PASSIVE]
     return any(
         forms and forms[0] < at and at + 1 < len(tokens) and not tokens[at + 1].is_number
@@ -378,7 +378,7 @@ def _is_passive(tokens: Sequence[Token]) -> bool:
 
 
 def _agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """Whether who stands behind "by" in the one stands last in the other, too, behind the same party and deed."""
+    """True if a party behind "by" in the passive clause stands behind the same party and verb in the active one."""
     passive, active = (said, told) if _is_passive(said) else (told, said)
     mine, its = _parties(passive), _parties(active)
     by = max(at for at, token in enumerate(passive) if token.text == "by")
@@ -395,5 +395,5 @@ def _stems(tokens: Sequence[Token]) -> frozenset[str]:
 
 
 def _named(tokens: Sequence[Token]) -> list[Token]:
-    """With the first word of a sentence as a name, whose capital says nothing: it may be one."""
+    """The tokens, with the first word of a sentence as a name: its capital says nothing, so it may be one."""
     return [replace(token, is_name=True) if token.starts and not token.is_common else token for token in tokens]

@@ -1,9 +1,9 @@
-"""Numbered sources and the question as one prompt, such that a page is quoted and never speaks for itself.
+"""Writes numbered sources and the question as one prompt, in which a page is quoted and never speaks for itself.
 
-What a page cannot do: end its quotation (the marks around it are random per request), write tokens that the model's
-chat template gives a meaning, hide text in invisible characters, or begin a line that looks like a question, an answer
-or another source (each further line of a passage begins as a quoted one does in an e-mail). Nor does its text hold what
-an answer's reader would take for a citation of one of the job's sources.
+A page cannot end its quotation: the marks around it are random per request. It cannot write tokens with a meaning in
+the model's chat template, nor hide text in invisible characters. Each further line of a passage begins like a quoted
+one in an e-mail, so that none looks like a question, an answer or another source. No text of a page can be taken for a
+citation of one of the job's sources.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _MARKER: Final = re.compile(
     r"(?P<tail>(?::\d+)? ?†[^\[\]【】]{0,80}| (?:begin|end))? ?[\]】]",
     re.IGNORECASE,
 )
-"""All that `cite` reads as a citation, with spaces in it too, and DeepSeek's delimiters."""
+"""All marks that `cite` reads as a citation, also with spaces inside, and DeepSeek's delimiters."""
 _ENDS_A_CLAUSE: Final = frozenset(".,;!?”")
 _ALL_NUMBERS: Final = 9999
 _NEXT_LINE: Final = "\n> "
 _DOUBLED: Final = re.compile(r"\[(?=\[)")
-"""With `[[` begin orders to the echo engine."""
+"""`[[` begins an order to the echo engine."""
 _SPACES: Final = re.compile(r"\s+")
 
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
-"""Categories that show nothing: control, format (zero width, direction, tags), unassigned, private, surrogate."""
+"""Invisible categories: control, format (zero width, direction, tags), unassigned, private, surrogate."""
 
 _SELECTORS: Final = frozenset(
     [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0]
 )
-"""Variation selectors and fillers: marks and letters by category, and invisible all the same."""
+"""Variation selectors and fillers: invisible, although their categories are marks and letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroundedPrompt:
-    """What goes to the engine: a prompt or messages, as the job had it."""
+    """The engine's input: a prompt or messages, whichever the job had."""
 
     prompt: str | None
     messages: tuple[Message, ...] | None
@@ -71,7 +71,7 @@ def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: s
 
 
 def _into_messages(messages: Sequence[Message], preface: str, question: str) -> tuple[Message, ...]:
-    """The preface goes into the last message of the user, so that the question stays the last thing said."""
+    """The messages with the preface in the user's last one, so that the question stays the last thing said."""
     last = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         return (*messages, Message(role="user", content=preface))
@@ -82,7 +82,7 @@ def _into_messages(messages: Sequence[Message], preface: str, question: str) -> 
 
 
 def _fresh_mark() -> str:
-    """Letters without vowels: no word of the page's, and nothing that a small model takes for a number of it."""
+    """Letters without vowels: no word of the page, and no number that a small model could take for the page's."""
     return "".join(secrets.choice(_MARK_LETTERS) for _ in range(_MARK_LENGTH))
 
 
@@ -102,7 +102,7 @@ def _quoted(source: NumberedSource, template: Template, mark: str, sources: int)
 
 
 def _lines(passage: str, sources: int) -> str:
-    """The rows of a table or of code stay rows: each is a line that says that it is quoted."""
+    """The passage's lines, each marked as quoted: rows of a table or of code stay rows."""
     lines = (harmless(line, sources) for line in passage.split("\n"))
     return _NEXT_LINE.join(line for line in lines if line)
 
@@ -110,17 +110,17 @@ def _lines(passage: str, sources: int) -> str:
 def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
     """One line of a page's text without invisible characters, template tokens and citation marks of its own.
 
-    `sources` is how many sources the job has: `[18, 27]` of a page cites none of five, and stays.
+    `sources` is the number of the job's sources: `[18, 27]` of a page cites none of five, and stays.
     """
     seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
-    while (rest := _without_markers(seen, sources)) != seen:  # what stood around one may be one itself, or a token
+    while (rest := _without_markers(seen, sources)) != seen:  # the text around a marker may itself make one, or a token
         seen = rest
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
     return _DOUBLED.sub("[ ", _BRACKETED.sub(r"(\1)", seen))
 
 
 def _without_markers(text: str, sources: int) -> str:
-    """Without the citation marks: footnotes are dropped, and an index or an interval that could be one is in `()`."""
+    """The text without citation marks. Footnotes are dropped; an index or an interval that could be one gets `()`."""
     kept: list[str] = []
     position, dropped = 0, -1
     for found in _MARKER.finditer(text):
@@ -132,7 +132,7 @@ def _without_markers(text: str, sources: int) -> str:
 
 
 def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
-    """What stands in the place of this mark; `is_next`: it follows one that was dropped."""
+    """The replacement for this mark; `is_next` says that it follows one that was dropped."""
     said = found["numbers"]
     if found["open"] != "[" or found["named"] or found["tail"] or "^" in found.group():
         return ""

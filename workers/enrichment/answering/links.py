@@ -1,18 +1,19 @@
-"""No link in an answer but the job's own and its sources' addresses, and no image but the job's own. Pure.
+"""Keeps only the job's own links and its sources' addresses in an answer, and only the job's own images. Pure.
 
-A page could otherwise make the model write an image whose URL carries the prompt to the page's author, or that says by
-which of several it is what the prompt is about. What will render an answer is not known here: Markdown with HTML or
-without, HTML alone, or a program that looks for URLs in plain text. So bad links are not recognised. What one of these
-could take for the beginning of a link, an image or a tag stays where it is known to be good; else it gets a space in
-its middle. That ends it for all of them (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
+A page could otherwise make the model write an image whose URL carries the prompt to the page's author. The choice among
+several URLs could tell the prompt's subject, too. The answer's renderer is unknown: Markdown with HTML or without, HTML
+alone, or a program that looks for URLs in plain text. So bad links are not recognised. The beginning of a link, an
+image or a tag for any of these renderers stays if it is known to be good; else it gets a space in its middle. The space
+ends it for all of them (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
 
-    ](  ]:      the target of a Markdown link: good before a given URL, and before what stays beside the reader's page
+    ](  ]:      the target of a Markdown link: good before a given URL, and before one that stays beside the reader's
+                page
     ![          a Markdown image: good with a URL of the job's own
-    <x  <!  <?  HTML: good where no attribute has a value (`List<int>`, `<b>`), unless it is `script` or `style`, whose
-                content is loaded; and where it has only given URLs and a few attributes that load nothing
+    <x  <!  <?  HTML: good if no attribute has a value (`List<int>`, `<b>`), unless it is `script` or `style`, whose
+                content is loaded; and if it has only given URLs and a few attributes that load nothing
 
-Whatever else has a scheme, or begins as links in plain text do (`www.`, `//`), is "(link removed)" where it was not
-given. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its strings are read as their reader does.
+Other text with a scheme, or with the beginning of a link in plain text (`www.`, `//`), becomes "(link removed)" unless
+it was given. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its strings are cleaned as decoded.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""Behind a given URL these begin something else, but a program that looks for URLs in text may read on."""
+"""Characters behind a given URL that begin something else, though a program that looks for URLs may read on."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
 _INLINE: Final = re.compile(rf"!?\[([^\[\]]{{0,500}})\]\(\s*<?{_DESTINATION}>?(?:\s[^()\n]{{0,200}})?\)")
 _NESTED: Final = 2
-"""An image may stand in a link."""
+"""Passes over Markdown links: an image may stand in a link."""
 _OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
 _IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
 _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
 _DEFINED: Final = re.compile(r"\]:[\s>]*+(<)?([^\s<>\[\]]{0,1000}+)(?(1)|(?![<>\[\]]))")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
-"""What there is in every URL that leads away from the folder of the reader's page, escapes and entities resolved."""
+"""Part of every URL that leads away from the folder of the reader's page; escapes and entities may stand for one."""
 
 _AUTOLINK: Final = re.compile(r"<([A-Za-z][A-Za-z0-9+.-]{1,31}:(?!:)[^\s<>]*+)>")
 _TAG_WITHOUT_VALUES: Final = re.compile(r"<([A-Za-z][^\s/<>=]{0,200}+)([^>=]{0,300}+)>")
@@ -76,7 +77,7 @@ class _Given:
 
     links: frozenset[str]
     images: frozenset[str]
-    """The job's own. The address of a source is none: it would be called as soon as the answer is shown."""
+    """The job's own URLs. A source's address is no image: it would be called as soon as the answer is shown."""
 
     @classmethod
     def of(cls, evidence: Evidence) -> _Given:
@@ -95,7 +96,7 @@ class _Given:
         return _OPENING.sub(self._opening, self._without_urls(text))
 
     def _in_literal(self, literal: re.Match[str]) -> str:
-        """The same for what a string of JSON says. One that is cut off stays so, and what is no JSON as it is."""
+        """The same for the value of a JSON string. A string that is cut off stays so; invalid JSON stays as it is."""
         written, is_whole = literal.group(), literal.group(1) is not None
         try:
             said = json.loads(written if is_whole else f'{written}"', strict=False)
@@ -105,7 +106,7 @@ class _Given:
         return written if clean == said else _as_literal(clean)[: None if is_whole else -1]
 
     def _unwrapped(self, text: str) -> str:
-        """Ordinary Markdown links to what was not given as their text, which reads better than a gap."""
+        """Replace Markdown links to URLs that were not given by their text, which reads better than a gap."""
         for _ in range(_NESTED):
             text = _INLINE.sub(self._link_or_label, text)
         return text
@@ -127,7 +128,7 @@ class _Given:
         return "".join([*kept, text[position:]])
 
     def _end_of_given(self, text: str, start: int) -> int | None:
-        """Where the given URL that begins here ends, with the closing marks behind it; None where none begins here."""
+        """The end of the given URL that begins here, with the closing marks behind it, or None if none begins here."""
         for length in self._lengths:
             if text[start : start + length] in self.links:
                 end = start + length + text.startswith("/", start + length)
@@ -172,7 +173,7 @@ class _Given:
         return self._is_given(value) if where == ("a", "href") else where[1] in _LOAD_NOTHING
 
     def _may_lead(self, url: str, *, in_brackets: bool = False) -> bool:
-        """Whether it was given or stays nearby. HTML takes `<` and a URL with a `=` for a tag; spaces may follow it."""
+        """True if the URL was given or stays nearby. In brackets it must be given, without the `=` of a tag."""
         if in_brackets:
             return self._is_given(url) and "=" not in url
         return self._is_given(url) or not _LEAVES.search(url)
@@ -186,12 +187,12 @@ def _plain(url: str) -> str:
 
 
 def _ends(text: str, position: int) -> bool:
-    """Whether whoever looks for URLs in text stops here. In GFM no other spaces than those of ASCII end one."""
+    """True if a program that looks for URLs in text stops here. In GFM, only ASCII spaces end a URL."""
     return position >= len(text) or text[position] in " \t\n\v\f\r<"
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """Whether the URL from start to end is the text of a Markdown link, in which nobody looks for URLs."""
+    """True if the URL from start to end is the text of a Markdown link, in which no program looks for URLs."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 
@@ -207,5 +208,5 @@ def _is_json(text: str) -> bool:
 
 
 def _as_literal(text: str) -> str:
-    """As a string of JSON. Half a surrogate pair stays an escape: no UTF-8 can hold it."""
+    """The text as a JSON string. Half a surrogate pair stays an escape: UTF-8 cannot hold it."""
     return json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))

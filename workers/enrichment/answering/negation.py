@@ -1,4 +1,4 @@
-"""The words by which a statement is negated, and the words that say the opposite of each other. Data, no logic.
+"""Words that negate a statement, and pairs of words with opposite meanings. Data, no logic.
 
 English has negations, prefixes and opposites; German, French and Spanish have negations only.
 """
@@ -13,13 +13,13 @@ NEGATIONS_WORDS: Final = (
     "jamás sin ningún ninguno ninguna nadie tampoco 不 没 沒 未 無 无 非"
 )
 NEGATIONS: Final = frozenset(NEGATIONS_WORDS.split())
-"""Words that negate those behind them. English words in `n't` do so, too."""
+"""Words that negate the words behind them. English words in `n't` do so, too."""
 
 NEGATING_PHRASES: Final = {
     "fail": "to", "unabl": "to", "refus": "to", "yet": "to", "instead": "of", "rather": "than",
     "lack": "", "absenc": "", "absent": "",
 }  # fmt: skip
-"""Stems that negate what is behind them, and the word that has to follow, if any."""
+"""Stems that negate the words behind them, each with the word that must follow, if any."""
 
 NO_NEGATIONS: Final = frozenset(
     [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
@@ -27,7 +27,7 @@ NO_NEGATIONS: Final = frozenset(
 """Pairs of words that begin like a negation: "no fewer than 40" asserts something."""
 
 PREFIXES: Final = ("un", "in", "im", "il", "ir", "non", "dis")
-"""A word with one of these negates the word without it, where the other text has that word."""
+"""A word with one of these prefixes negates the word without it, if the other text has that word."""
 
 NO_PREFIXES_WORDS: Final = (
     "disclose discount discover disease dispatch display distance distress import important impress incline income "
@@ -53,4 +53,4 @@ newer/older north/south older/younger open/close oppose/support permit/prohibit 
 start/stop strengthen/weaken strong/weak stronger/weaker survive/die victory/defeat warm/cold warmer/colder wet/dry
 """
 OPPOSITES: Final = tuple(tuple(pair.split("/")) for pair in _OPPOSITES.split())
-"""Pairs of words of which one denies the other, where a statement has one in the place of the other."""
+"""Pairs of opposites: a statement with one word denies a statement with the other in its place."""

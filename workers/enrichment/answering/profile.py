@@ -18,18 +18,18 @@ from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
 _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
-"""Marks and words of the services' own languages: a question means nothing by them."""
+"""Marks and words of the search services' query languages; in a question they have no such meaning."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""What a field is called in a file."""
+"""Fields with another name in a file."""
 
 
-class ProfileRefused(Exception):  # noqa: N818 - it names what happened
-    """A profile cannot be used. The text names the file, the field and what to do."""
+class ProfileRefused(Exception):  # noqa: N818 - named after the event
+    """A profile cannot be used. The text names the file, the field and the fix."""
 
 
-class UnknownProfile(Exception):  # noqa: N818 - it names what is wrong with the job
-    """No profile has that name; the text lists those that there are."""
+class UnknownProfile(Exception):  # noqa: N818 - named after the job's problem
+    """No profile has that name; the text lists the existing ones."""
 
 
 class _ProfileSection(BaseModel):
@@ -37,7 +37,7 @@ class _ProfileSection(BaseModel):
 
 
 class ProfileSearch(_ProfileSection):
-    """The search of a job that names none itself."""
+    """The search for a job that names none itself."""
 
     provider: Identifier
     limit: int = Field(default=5, ge=1, le=20)
@@ -59,14 +59,14 @@ class Profile(_ProfileSection):
     search: ProfileSearch | None = None
 
     def applied(self, sources: Sources, question: str) -> Sources:
-        """The job's sources with what the profile adds to them: a search where the job has none, and `required`."""
+        """The job's sources with the profile's additions: a search if the job has none, and `required`."""
         search, query = sources.search, _query(question)
         if search is None and self.search is not None and query:
             search = Search(provider=self.search.provider, query=query, limit=self.search.limit)
         return sources.model_copy(update={"search": search, "required": sources.required or self.required})
 
     def answer_format(self, sources: int) -> ResponseFormat | None:
-        """The form of an answer from so many numbered sources: its evidence chain can name no other."""
+        """The form of an answer from this many numbered sources: its evidence chain can name no others."""
         if self.response_format is None or self.response_format.json_schema is None or self.evidence_chain is None:
             return self.response_format
         schema = copy.deepcopy(self.response_format.json_schema.schema_)
@@ -74,7 +74,7 @@ class Profile(_ProfileSection):
             number = schema["properties"][self.evidence_chain]["items"]["properties"]["source"]
             is_integer = number["type"] == "integer"
         except (KeyError, TypeError):
-            return self.response_format  # the schema says it in another way
+            return self.response_format  # the schema describes sources in another way
         if is_integer:
             number.update(minimum=1, maximum=max(1, sources))
         narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})
@@ -98,14 +98,14 @@ class Profile(_ProfileSection):
 
 
 class Profiles:
-    """All profiles by name: ours, and in front of them those of the operator's folder."""
+    """All profiles by name: ours, and those of the operator's folder, which replace ours of the same name."""
 
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self._profiles = dict(profiles)
 
     @classmethod
     def load(cls, folder: Path | None = None, providers: Collection[str] = ()) -> Profiles:
-        """Read all files. `providers` are the search providers that a profile of the folder may name.
+        """Read all files. `providers` are the search providers that a profile in the folder may name.
 
         Raises ProfileRefused for the first file that cannot be used.
         """
@@ -126,7 +126,7 @@ class Profiles:
 
 
 def _query(question: str) -> str:
-    """What to search for, in plain words."""
+    """The search's query, in plain words."""
     plain = _SYNTAX.sub(lambda found: found[0].lower() if found[0].isalpha() else " ", question_in(question))
     return " ".join(plain.split())
 

@@ -13,12 +13,12 @@ _FOLDER: Final = Path(__file__).with_name("templates")
 _VALUES: Final = {"mark": "", "number": 1, "title": "", "text": "", "question": ""}
 
 
-class TemplateRefused(Exception):  # noqa: N818 - it names what happened
+class TemplateRefused(Exception):  # noqa: N818 - named after the event
     """A template could not be read. The text names the file and the field."""
 
 
 class Template(BaseModel):
-    """What stands where in a prompt; `templates/plain.toml` explains the fields."""
+    """The parts of a prompt; `templates/plain.toml` explains the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class Template(BaseModel):
 
 @lru_cache(maxsize=64)
 def load_template(name: str) -> Template:
-    """The template of a name in `templates/`, or in the file at a path that ends in `.toml`. Raises TemplateRefused."""
+    """The template with this name in `templates/`, or the file at a path in `.toml`. Raises TemplateRefused."""
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
     try:
         return Template.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
