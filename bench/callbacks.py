@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from schemas import topics as names
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from telemetry.clock import SystemClock
 
 TENANT = "acme"

@@ -12,7 +12,8 @@ from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
 from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Identifier, Job, Url
-from schemas.result import MAX_RESULT_BYTES, Outcome, Result, Support
+from schemas.outcome import Outcome
+from schemas.result import MAX_RESULT_BYTES, Result, Support
 
 JOB = {
     "job_id": "order-4711",

@@ -11,7 +11,7 @@ from console.errors import BAD_INPUT, FAILED, fail, needing, telling
 from console.given_secrets import SECRET_HELP, checked_secrets
 from console.settings import checked_settings, checked_tenant, fleet_settings, keyring_path
 from console.terminal import harmless
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 
 if TYPE_CHECKING:
     from schemas.result import Result

@@ -20,8 +20,9 @@ from pydantic_core import from_json
 
 from schemas import openai, topics
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId, Identifier, Job, Url
+from schemas.outcome import Outcome
 from schemas.problems import Problem, problems_of
-from schemas.result import Outcome, Result, ResultError
+from schemas.result import Result, ResultError
 from schemas.unknown import UnknownFields, taken_from, unknown_fields
 
 __all__ = [

@@ -8,7 +8,8 @@ from pydantic_core import to_json
 
 from schemas.codec import read_result, write_result
 from schemas.job import Tenant, WireModel
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 
 EventType = Literal[
     "inference.succeeded", "inference.failed", "inference.expired", "inference.cancelled", "inference.rejected"

@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final, TypeGuard
 
+from schemas.outcome import Outcome
 from schemas.problems import Problem
-from schemas.result import Outcome, Result
+from schemas.result import Result
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"

@@ -8,19 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.job import WireModel
+from schemas.outcome import Outcome
 
 MAX_RESULT_BYTES = 900 * 1024
 """The largest result, as bytes of its record's value; a larger answer ends as `failed`, `result_too_large`."""
-
-
-class Outcome(StrEnum):
-    """The end of a job. Every job has exactly one."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    REJECTED = "rejected"
 
 
 class Support(StrEnum):

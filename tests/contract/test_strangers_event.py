@@ -17,7 +17,8 @@ import pytest
 from openai import InvalidWebhookSignatureError
 
 from schemas.event import event_body
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.signature import Signer
 from telemetry.clock import SystemClock
 from telemetry.health import READY, HealthServer

@@ -12,7 +12,8 @@ from standardwebhooks import Webhook
 
 from devkit.receiver import Behaviour, Keys, Receiver
 from schemas.event import EventType, event_body
-from schemas.result import MAX_RESULT_BYTES, Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.signature import Signer, generate_secret
 from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock

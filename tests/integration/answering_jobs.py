@@ -12,7 +12,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from schemas import topics
 from schemas.codec import Origin, read_job, write_result
-from schemas.result import Outcome, Result, ResultError
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
 from schemas.settings import KafkaSettings
 
 

@@ -25,7 +25,8 @@ from confluent_kafka.admin import (
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product, eventually, running

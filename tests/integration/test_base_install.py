@@ -51,8 +51,9 @@ def test_help_imports_no_client_and_no_engine() -> None:
 
 
 def test_the_producer_can_be_imported() -> None:
-    modules = ("client", "topics", "receipts", "results", "replay", "dead_letters", "deliveries", "backlog")
-    done = without_extras("\n".join(f"import producers.{name}" for name in modules))
+    modules = ("producers.client", "producers.receipts", "producers.results", "operators.topics", "operators.replay")
+    others = ("operators.dead_letters", "operators.deliveries", "operators.backlog")
+    done = without_extras("\n".join(f"import {name}" for name in modules + others))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -12,7 +12,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from producers import records
 from producers.decompress import decompress
 from producers.scan import Scanner
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from tests.postback_command import environment_of, postback_here
 

@@ -14,7 +14,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from operators.topics import create_topics
 from producers.scan import Scanner
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from tests.postback_command import environment_of, postback, postback_here
 from tests.product import PARTITIONS, Product, eventually

@@ -10,7 +10,8 @@ import pytest
 
 from operators.topics import create_topics
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.signature import verify
 from tests.integration.certificates import Authority
 from tests.product import CLOCK, Callbacks, Product, Role, eventually

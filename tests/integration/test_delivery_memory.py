@@ -13,7 +13,8 @@ import yaml
 
 from schemas import topics as names
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from tests.product import Product, eventually
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB
 

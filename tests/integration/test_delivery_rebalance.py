@@ -9,7 +9,8 @@ import pytest
 from confluent_kafka import Producer
 
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from tests.product import PARTITIONS, Product, Role, eventually
 
 pytestmark = pytest.mark.broker

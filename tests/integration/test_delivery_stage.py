@@ -19,7 +19,8 @@ from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message, Producer, TopicPartition
 
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from schemas.signature import verify
 from telemetry.clock import Deadline, SystemClock

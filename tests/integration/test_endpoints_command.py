@@ -13,7 +13,8 @@ from devkit.receiver import Behaviour
 from operators.endpoints import known_endpoints
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product, eventually

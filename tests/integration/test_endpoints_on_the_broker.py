@@ -24,7 +24,8 @@ from operators.endpoints import known_endpoints
 from operators.topics import create_topics
 from schemas.codec import write_result
 from schemas.endpoint import DisabledBecause, EndpointRecord, EndpointState, key_bytes, read_endpoint, write_endpoint
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics

@@ -15,7 +15,8 @@ from producers.workers import Announced, announced_models
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.job import Job
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock

@@ -10,7 +10,8 @@ from devkit.receiver import Behaviour
 from schemas import topics as names
 from schemas.codec import write_result
 from schemas.event import event_body
-from schemas.result import MAX_RESULT_BYTES, Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.signature import verify
 from tests.messages import value_of
 from tests.postback_command import environment_of, postback

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from schemas import topics as names
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.topics import TIER_DELAYS_SECONDS, Topics
 from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics

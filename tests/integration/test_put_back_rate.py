@@ -14,7 +14,8 @@ from devkit.committed import committed_records
 from producers.scan import Scanner
 from schemas import topics as names
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from tests.messages import key_of
 from tests.postback_command import POSTBACK, environment_of, started

@@ -11,7 +11,8 @@ from pathlib import Path
 import aiohttp
 
 from schemas.event import event_body
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.signature import Signer
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, line_of, postback_here, started

@@ -16,7 +16,8 @@ from producers.scan import Place, Scanner
 from producers.selection import Selection
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from tests.messages import headers_of

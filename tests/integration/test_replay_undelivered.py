@@ -20,7 +20,8 @@ from operators.undelivered import CallbackStanding
 from producers.scan import Scanner
 from producers.selection import Selection
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here

@@ -22,7 +22,8 @@ from producers.errors import RequestRefused
 from producers.results import ResultsReader
 from schemas import topics
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from tests.integration.answering_jobs import answering

@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 
 from devkit.site import Site
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_server import judging
 from tests.integration.raw_server import FACT, HTML, page, saying, speaking

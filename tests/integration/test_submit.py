@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
 from tests.integration.answering_jobs import answering
 from tests.integration.submitted import records_of

@@ -12,7 +12,7 @@ from producers.results import ResultsReader
 from producers.sharding import shard_of
 from schemas.codec import Origin, read_job
 from schemas.job import Job
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
 from telemetry.traces import parse_traceparent
 from tests.integration.answering_jobs import answering

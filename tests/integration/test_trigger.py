@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from devkit.receiver import Behaviour, Keys, Received, Receiver
 from schemas.event import Event
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from schemas.signature import generate_secret
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here

@@ -14,7 +14,8 @@ from console.failures import Failures
 from console.ordered import OrderedLines
 from console.output import written
 from producers.receipts import ReceiptEntry
-from schemas.result import Outcome, Result, ResultError
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
 
 MANY = 20_000
 

@@ -28,7 +28,8 @@ from producers.scan import Place, Range, Stored, stored
 from producers.selection import Selection
 from producers.times import show_time
 from schemas import topics as names
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 
 FLEET = KafkaSettings()

@@ -21,7 +21,8 @@ from schemas.codec import (
     write_result,
 )
 from schemas.job import Job
-from schemas.result import Outcome, Result, Usage
+from schemas.outcome import Outcome
+from schemas.result import Result, Usage
 from tests.unit.codec_jobs import BARE, CALLBACK, ORIGIN, TIMESTAMP_MS, TRACEPARENT, encoded, read
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from schemas.codec import InvalidJob, rejected_result, write_result
 from schemas.job import MAX_JOB_BYTES
+from schemas.outcome import Outcome
 from schemas.problems import MAX_PROBLEMS
-from schemas.result import Outcome
 from schemas.topics import LANES_KEPT_MS
 from tests.unit.codec_jobs import BARE, CALLBACK, ORIGIN, TIMESTAMP_MS, TRACEPARENT, encoded, read
 

@@ -6,7 +6,8 @@ import pytest
 
 from schemas.codec import InvalidResult, write_result
 from schemas.event import Event, event_body
-from schemas.result import Outcome, Result, ResultError
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
 
 RESULT = Result(
     job_id='job"1',

@@ -17,7 +17,8 @@ from schemas.asyncapi import PRODUCER_HEADERS
 from schemas.codec import Origin, read_job, read_result
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.job import Job
-from schemas.result import Outcome, Result, Support
+from schemas.outcome import Outcome
+from schemas.result import Result, Support
 from workers.delivery.deliver import DISABLED, UNUSABLE
 from workers.delivery.retries import EXHAUSTED, GONE, REFUSED
 from workers.stage.defects import HANDLER_DEFECT

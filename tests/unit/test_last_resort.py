@@ -14,7 +14,7 @@ from operators.dead_letters import kind_of
 from producers.scan import Place, Stored
 from schemas import topics as names
 from schemas.codec import Origin, read_job, read_result
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from schemas.topics import Topics
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics

@@ -16,7 +16,8 @@ from producers.newest import Moment, Moments, superseded
 from producers.results import Settled
 from producers.scan import Place
 from schemas.codec import read_result
-from schemas.result import Outcome, Result, ResultError
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
 
 RECORDS = st.lists(
     st.tuples(st.sampled_from(["acme", "globex"]), st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 1)),

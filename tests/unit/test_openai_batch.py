@@ -8,7 +8,8 @@ import pytest
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import Job, Message
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, output_line
-from schemas.result import Citation, Outcome, Result, ResultError, Support, Usage
+from schemas.outcome import Outcome
+from schemas.result import Citation, Result, ResultError, Support, Usage
 
 CALLBACK = "https://consumer.example/hook"
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "Why?"}]}

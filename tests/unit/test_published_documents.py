@@ -9,7 +9,7 @@ import pytest
 
 from console.catalogue import sections
 from console.publish import ROOT, documents
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from telemetry.metrics import Metrics
 from workers.delivery.post import FailureReason
 from workers.stage.settler_state import SettlerState

@@ -11,8 +11,9 @@ import yaml
 from schemas import topics
 from schemas.codec import InvalidJob, Origin, read_job, write_result
 from schemas.event import event_body
+from schemas.outcome import Outcome
 from schemas.publish import FOLDER, documents
-from schemas.result import Citation, Outcome, Result, ResultError, Support, Timings, Usage
+from schemas.result import Citation, Result, ResultError, Support, Timings, Usage
 from schemas.topics import Topics
 
 PUBLISHED = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}

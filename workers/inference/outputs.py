@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, ReceivedJob, rejected_result, write_result
-from schemas.result import MAX_RESULT_BYTES, Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.logs import get_logger

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from schemas.codec import ReceivedJob
-from schemas.result import Outcome, Result, ResultError, Timings, Usage
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError, Timings, Usage
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine

@@ -12,7 +12,8 @@ from dataclasses import replace
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, read_address, write_result
 from schemas.job import DEFAULT_TENANT
-from schemas.result import Outcome, Result, ResultError
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
 from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics

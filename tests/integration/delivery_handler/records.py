@@ -12,7 +12,8 @@ from ipaddress import ip_network
 from aiohttp import web
 
 from schemas.codec import write_result
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from tests.messages import in_text

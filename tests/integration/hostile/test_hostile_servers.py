@@ -21,7 +21,7 @@ import brotli
 import pytest
 
 from devkit.site import Site
-from schemas.result import Outcome
+from schemas.outcome import Outcome
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, memory_bytes, moved
 from tests.integration.raw_server import CLOCK, HTML, SLOW, Script, page, saying, speaking

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from schemas.result import Outcome, Result
+from schemas.outcome import Outcome
+from schemas.result import Result
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.page_cache.workers import QUESTION, everything, serving, working, written
 from tests.integration.raw_server import CLOCK, FACT
