@@ -1,16 +1,16 @@
-"""The one door to the outside: which addresses and URLs other people's text may make us connect to.
+"""The one door to the outside: rules for the URLs and addresses that a job's text makes us connect to.
 
-Callbacks and source URLs come from jobs, so nothing that only this network can reach may be reached through them.
-The rule is applied to the address that a socket is really connected to, for names and for literals alike: a check of
-the URL alone is passed by a name that resolves differently the second time, a resolver hook is skipped for literals.
+Callbacks and source URLs come from jobs, so they must not open this network's internal services to anyone.
+The rule judges the address that a socket is really connected to, for names and for literals alike. A name that resolves
+differently the second time would pass a check of the URL alone, and literals skip a hook of the resolver.
 
-    urls        what the text of a URL shows already: scheme, user information, port, spelling of the host
-    connector   resolver: every address of a name; one that is not allowed refuses the name as a whole
+    urls        checks of a URL's text: scheme, user information, port, spelling of the host
+    connector   resolver: every address of a name; one refused address refuses the whole name
                 socket factory: the address about to be connected to
-                peer: the address at the other end, after connecting and before anything is sent
-    answers     what a server may say on a connection, and how old that becomes
-    addresses   which addresses are public
-    policy      what is let through besides those, and what is not for all that
+                peer: the address at the other end, after connecting and before the request is sent
+    answers     bounds on a server's answers, and on a connection's age
+    addresses   the public addresses
+    policy      exceptions: other addresses that are allowed, and public ones that are denied
     settings    the operator's lists
 
 URLs from the operator's own settings (search providers, remote engines) are trusted and do not come through here.

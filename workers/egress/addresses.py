@@ -1,4 +1,4 @@
-"""Which addresses are public: IANA's special-purpose registries, and the forms of IPv6 that carry an IPv4 address."""
+"""Public addresses, told by IANA's special-purpose registries, and the forms of IPv6 that carry an IPv4 address."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SPECIAL_IPV4: Final = (
 )
 """IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and a host service in public space.
 
-Every row is refused, whatever its column "globally reachable" says: that one means forwardable, and no row is a place
-where somebody's web server lives.
+Every row is refused, even one that is "globally reachable": that column means forwardable, and no row holds public web
+servers.
 """
 
 SPECIAL_IPV6: Final = (
@@ -65,8 +65,8 @@ SPECIAL_IPV6: Final = (
 )
 """IANA's IPv6 Special-Purpose Address Registry and the retired kinds; all refused, as above.
 
-Two rows are not here because an IPv4 destination stands in them, and it decides: mapped (::ffff:0:0/96, RFC 4291) and
-NAT64 (64:ff9b::/96, RFC 6052, which is how a network without IPv4 sees every IPv4 host).
+Two rows are left out because they contain an IPv4 destination, which decides: mapped (::ffff:0:0/96, RFC 4291) and
+NAT64 (64:ff9b::/96, RFC 6052, by which a network without IPv4 reaches every IPv4 host).
 """
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
@@ -81,7 +81,7 @@ _REFUSED_IPV6: Final = tuple(IPv6Network(cidr) for cidr, _ in SPECIAL_IPV6)
 
 
 def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
-    """Whether this is the address of a host on the public Internet. Never raises.
+    """True if this is the address of a host on the public Internet. Never raises.
 
     A string must be a dotted quad without leading zeros, or an address as RFC 4291 writes it: decimal, octal,
     hexadecimal and short spellings, brackets and zones are not public.
@@ -94,7 +94,7 @@ def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def parse(address: object) -> Address | None:
-    """The address without a zone; None for anything else. Integers and bytes are no addresses here."""
+    """The address; None for one with a zone and for any other value, integers and bytes included."""
     if isinstance(address, IPv4Address):
         return address
     try:
@@ -108,7 +108,7 @@ def parse(address: object) -> Address | None:
 
 
 def unwrap(address: Address) -> Address:
-    """The IPv4 destination inside a mapped or NAT64 address; any other address as it is."""
+    """The IPv4 destination inside a mapped or NAT64 address; any other address unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -117,7 +117,7 @@ def unwrap(address: Address) -> Address:
 
 
 def destinations(address: Address) -> tuple[Address, ...]:
-    """The address, and the IPv4 addresses that stand in it: wherever a network may take what is sent to it."""
+    """The address and the IPv4 addresses inside it: all hosts to which a network may carry its packets."""
     if isinstance(address, IPv4Address):
         return (address,)
     inside = [unwrap(address), address.sixtofour, *(address.teredo or ())]

@@ -1,4 +1,4 @@
-"""Connections that keep a policy, judged by the address that a socket is really connected to."""
+"""Connections that keep to a policy, judged by the address that a socket is really connected to."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 _REMEMBERED: Final = 4096
-"""Verdicts of each kind that a connector keeps: judging is dearer than a request over a warm connection otherwise."""
+"""Verdicts of each kind that a connector caches: judging costs more than a request over a warm connection."""
 
 _named: ContextVar[bool] = ContextVar("named", default=False)
-"""Whether the host that is being connected to is one of the policy's names: a socket is opened by address only."""
+"""True if the host being connected to is one of the policy's names: sockets are opened by address alone."""
 
 
-class _AddressRefused(Exception):  # noqa: N818 - it names what happened
-    """An address was refused where no URL is known. Not an OSError or RuntimeError: aiohttp tries on after those."""
+class _AddressRefused(Exception):  # noqa: N818 - named after the event
+    """An address was refused while its URL is unknown. Not an OSError or RuntimeError: aiohttp tries on after those."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class _AddressRefused(Exception):  # noqa: N818 - it names what happened
 
 
 def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
-    """Raise _AddressRefused for a socket address (host, port[, flow, scope]). A scope is a zone by another name."""
+    """Raise _AddressRefused if a socket address (host, port[, flow, scope]) is refused; one with a scope always is."""
     address, port = target[0], target[1]
     if is_denied(address, policy):
         raise _AddressRefused(Refusal.DENIED)
@@ -50,7 +50,7 @@ def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool)
 
 
 def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> None:
-    """Raise EgressRefused for the address at the other end of a connection that was made for this URL."""
+    """Raise EgressRefused if the policy refuses the peer address of a connection for this URL."""
     named = is_named(url.raw_host or "", policy)
     try:
         _check_target(peer, policy, named=named)
@@ -61,9 +61,9 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 
 
 class _GuardedResolver(AbstractResolver):
-    """Refuses a name as a whole when one of its addresses is refused, or when it mixes public ones with others.
+    """Refuses a whole name if one of its addresses is refused, or if it mixes public addresses with others.
 
-    Whoever mixes them is trying. The policy's own names may: the operator vouches for whatever they resolve to.
+    A mixed name is taken for an attack. The policy's own names may mix: the operator vouches for their addresses.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None) -> None:
@@ -77,7 +77,7 @@ class _GuardedResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
-            # It has two addresses, both of this machine; whoever allows one of them means that one.
+            # `localhost` has two addresses, both of this machine; a policy that allows one of them means that one.
             results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)
@@ -93,14 +93,14 @@ class _GuardedResolver(AbstractResolver):
 class GuardedConnector(aiohttp.TCPConnector):
     """A connector that only connects to what the policy allows; made by `guarded_connector`, on a running loop.
 
-    `connect` raises EgressRefused, which no caller's handling of network errors swallows by accident: it is no
-    `aiohttp.ClientError` and no `OSError`.
+    `connect` raises EgressRefused. That is no `aiohttp.ClientError` and no `OSError`, so that a caller's handling of
+    network errors does not swallow it by accident.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None, **options: Any) -> None:
         self._policy = policy
         self._guarded = _GuardedResolver(policy, resolver)
-        # A verdict depends on nothing but its arguments, and only those that let something pass are remembered.
+        # A verdict depends on its arguments alone. Refusals are exceptions, so only approvals are cached.
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
         super().__init__(resolver=self._guarded, socket_factory=self._open_socket, **options)
@@ -112,7 +112,7 @@ class GuardedConnector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> Connection:
-        """A connection whose peer was checked. Raises EgressRefused, and what aiohttp raises."""
+        """A connection whose peer was checked. Raises EgressRefused and aiohttp's errors."""
         url = req.url
         self._check_url(url)
         if req.proxy:
@@ -135,10 +135,10 @@ class GuardedConnector(aiohttp.TCPConnector):
         await self._guarded.close()
 
     def _open_socket(self, addr_info: AddrInfoType) -> socket.socket:
-        """A socket for the address that is about to be connected to.
+        """A socket for the address about to be connected to.
 
-        A name has been through the resolver by then. That has to stay so: aiohttp's race of several addresses swallows
-        what is raised here.
+        The resolver has checked a name before. It must stay so: aiohttp's race of several addresses swallows errors
+        that are raised here.
         """
         family, kind, protocol, _, target = addr_info
         _check_target(target, self._policy, named=_named.get())
@@ -157,18 +157,18 @@ def guarded_connector(
 ) -> GuardedConnector:
     """A connector for an `aiohttp.ClientSession` that reaches only what the policy allows. Call on a running loop.
 
-    `limit` and `limit_per_host` count connections, 0 is no limit. `resolver` answers names; the system's by default.
+    `limit` and `limit_per_host` count connections, 0 is no limit. `resolver` resolves names; the system's by default.
     """
     return GuardedConnector(policy, resolver, limit=limit, limit_per_host=limit_per_host)
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A policy with the sessions that keep it."""
+    """A policy, and sessions that keep to it."""
 
     policy: EgressPolicy
     resolver: AbstractResolver | None = None
-    """Answers names; the system's where absent."""
+    """Resolves names; the system's if absent."""
 
     def check_url(self, url: str | URL) -> URL:
         """See `check_url`. Raises EgressRefused."""

@@ -1,4 +1,4 @@
-"""What one kind of traffic may reach, and how a refusal is said."""
+"""The allowed destinations of one kind of traffic, and the reasons for a refusal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANY_SUBDOMAIN: Final = "*."
 
 
 class Refusal(StrEnum):
-    """Why something was refused, as a phrase for people that is stable enough for programs."""
+    """The reason for a refusal, as a phrase for people that is stable enough for programs."""
 
     URL = "not a URL that can be read"
     SCHEME = "https is required"
@@ -29,7 +29,7 @@ class Refusal(StrEnum):
     PROXY = "a proxy would hide the address"
 
 
-class EgressRefused(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
+class EgressRefused(Exception):  # noqa: N818 - named after the event, like the engines' EngineDied
     """The guard refused to connect. The text names reason and origin only: no path, query, user or resolved address."""
 
     def __init__(self, reason: Refusal, origin: str) -> None:
@@ -40,31 +40,31 @@ class EgressRefused(Exception):  # noqa: N818 - it names what happened, as the e
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What one kind of traffic may reach. Callbacks and fetches have one each."""
+    """The allowed destinations of one kind of traffic. Callbacks and fetches have a policy each."""
 
     allow: tuple[Network, ...] = ()
-    """Addresses that are let through although they are not public; any port and plain http are fine there."""
+    """Addresses that are allowed although they are not public, at any port and over plain http."""
     names: frozenset[str] = frozenset()
-    """Hosts, in lower case, that are let through whatever they resolve to, as if their addresses were in `allow`.
+    """Hosts, in lower case, that are allowed whatever they resolve to, as if their addresses were in `allow`.
 
-    `*.internal.example` stands for all names below `internal.example`. Whoever answers for such a name is trusted.
+    `*.internal.example` stands for all names below `internal.example`. The policy trusts the owner of such a name.
     """
     development: bool = False
-    """Whether plain http to any public address is fine."""
+    """True if plain http is allowed to any public address."""
     ports: frozenset[int] = DEFAULT_PORTS
     deny: tuple[Network, ...] = ()
-    """Addresses that are refused before anything else is asked: public, in `allow`, or what one of `names` leads to."""
+    """Addresses that are refused first, even if they are public, in `allow`, or the address of one of `names`."""
     denied_names: frozenset[str] = frozenset()
-    """Hosts, as in `names`, that are refused wherever they lead."""
+    """Hosts, as in `names`, that are refused whatever they resolve to."""
 
 
 def is_allowed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """Whether the policy lets traffic go to this address: not denied, and public or in one of the allowed networks."""
+    """True if the policy allows this address: not denied, and public or in one of the allowed networks."""
     return not is_denied(address, policy) and (is_public_address(address) or is_listed(address, policy))
 
 
 def is_denied(host: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """Whether the policy denies this address, or an IPv4 address that stands in it, or this name."""
+    """True if the policy denies this address, an IPv4 address inside it, or this name."""
     parsed = parse(host)
     if parsed is None:
         return isinstance(host, str) and _is_among(host, policy.denied_names)
@@ -72,7 +72,7 @@ def is_denied(host: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bo
 
 
 def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """Whether the address lies in one of the policy's allowed networks."""
+    """True if the address lies in one of the policy's allowed networks."""
     if not policy.allow:
         return False
     parsed = parse(address)
@@ -80,9 +80,9 @@ def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) ->
 
 
 def is_named(host: str, policy: EgressPolicy) -> bool:
-    """Whether the host is one of the policy's names, in any case and with or without the dot at its end.
+    """True if the host is one of the policy's names, in any case and with or without the dot at its end.
 
-    An address is no name: it is let through by its network.
+    An address is no name: its network decides.
     """
     return bool(policy.names) and parse(host) is None and _is_among(host, policy.names)
 

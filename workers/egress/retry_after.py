@@ -1,4 +1,4 @@
-"""What a server asks for that is not to be called for a while (RFC 9110, section 10.2.3)."""
+"""`Retry-After`: the wait that a server asks for (RFC 9110, section 10.2.3)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""A longer `Retry-After` is taken as this."""
+"""Longest wait; a longer `Retry-After` is cut to it."""
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for what is neither seconds nor a date.
+    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for a value that is neither seconds nor a date.
 
     `Retry-After = HTTP-date / delay-seconds`. `now` is Unix seconds.
     """

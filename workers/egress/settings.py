@@ -1,4 +1,4 @@
-"""`POSTBACK_EGRESS__…`: what the operator lets through, and what is denied."""
+"""`POSTBACK_EGRESS__…`: the operator's lists of allowed and denied destinations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
-"""A name as DNS has it. The last label has a letter: what ends in a number is an address in some spelling."""
+"""A DNS name. Its last label has a letter: a host that ends in a number is an address in some spelling."""
 
 
 def _items(value: str) -> list[str]:
@@ -62,7 +62,7 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 
 
 class EgressSettings(BaseSettings):
-    """Callbacks and fetches have lists of their own, so that an internal callback opens no internal network to jobs."""
+    """Callbacks and fetches have separate lists, so that an internal callback opens no internal network to jobs."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_EGRESS__",
@@ -81,18 +81,18 @@ class EgressSettings(BaseSettings):
     allow_fetch_names: Names = frozenset()
     """Comma-separated hosts, or `*.` and a domain, that source fetches may reach whatever they resolve to."""
     ports: Ports = DEFAULT_PORTS
-    """Comma-separated ports that may be reached at addresses and names which are in none of the lists."""
+    """Comma-separated ports that are allowed at addresses and names outside these lists."""
 
     deny: NetworksAndNames = ()
-    """Comma-separated CIDRs and hosts, or `*.` and a domain, that neither callbacks nor fetches reach, whatever the
-    other lists say: public addresses that are somebody's inside."""
+    """Comma-separated CIDRs and hosts, or `*.` and a domain, that neither callbacks nor fetches reach, even if
+    another list allows them: for public addresses that are used internally."""
 
     def callback_policy(self, *, development: bool) -> EgressPolicy:
-        """What callbacks may reach."""
+        """The policy for callbacks."""
         return self._policy(self.allow_callbacks, self.allow_callback_names, development=development)
 
     def fetch_policy(self, *, development: bool) -> EgressPolicy:
-        """What source fetches may reach."""
+        """The policy for source fetches."""
         return self._policy(self.allow_fetch, self.allow_fetch_names, development=development)
 
     def _policy(self, allow: tuple[Network, ...], names: frozenset[str], *, development: bool) -> EgressPolicy:

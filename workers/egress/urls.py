@@ -1,4 +1,4 @@
-"""What the text of a URL shows already: scheme, user information, port, spelling of the host."""
+"""Checks of a URL's text: scheme, user information, port, spelling of the host."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from workers.egress.addresses import Address, parse
 from workers.egress.policy import EgressPolicy, EgressRefused, Refusal, is_allowed, is_denied, is_listed, is_named
 
 _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$")
-"""Hosts that some resolver reads as an IPv4 address (WHATWG URL, "ends in a number")."""
+"""Hosts that some resolvers read as an IPv4 address (WHATWG URL, "ends in a number")."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _LABEL_LENGTHS: Final = range(1, 64)
-"""Of the parts of a name (RFC 1035, section 2.3.4). A name with others is nobody's, and TLS cannot even ask for it."""
+"""Lengths of a name's labels (RFC 1035, section 2.3.4). No other name exists, and TLS cannot even ask for one."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
-"""What cannot stand in a path or a query (RFC 3986, sections 3.3 and 3.4), a % that begins no octet among it."""
+"""Text that no path or query may hold (RFC 3986, sections 3.3 and 3.4), such as a % that begins no octet."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _BRACKETED: Final = re.compile(r"[^/?#]*//[^/?#]*\[")
 """A URL with a bracket in its authority. Only an IPv6 address may stand in brackets (RFC 3986, section 3.2.2)."""
 _PARTS_USED: Final = ("raw_user", "raw_password", "raw_host", "host", "port", "raw_path_qs", "host_port_subcomponent")
-"""By this module, the connector and aiohttp's request."""
+"""Parts that this module, the connector or aiohttp's request reads."""
 
 
 def check_url(url: str | URL, policy: EgressPolicy) -> URL:
-    """The URL, if nothing in its text speaks against connecting. Where a name leads is seen when connecting.
+    """The URL, unless its text is refused. The addresses of a name are checked later, when connecting.
 
-    Its scheme, host and port are made plain: they are those that are judged and connected to. Its path and query are
-    the text's own, since servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover them as they stand;
-    only what can stand in no request line is percent-encoded, as UTF-8. Raises EgressRefused and nothing else.
+    Scheme, host and port are normalised, so that the checked ones are those connected to. Path and query keep their
+    spelling: servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover it. Only characters that no
+    request line may hold are percent-encoded, as UTF-8. Raises EgressRefused and no other error.
     """
     parsed = _readable(url)
     if parsed.scheme not in ("http", "https"):
@@ -50,14 +50,14 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     named = is_named(host, policy)
     if address is None and is_localhost(host) and not (named or _allows_loopback(policy)):
         raise refusal(Refusal.ADDRESS, parsed)
-    # A name may yet lead into an allowed network, where the next two rules do not hold.
+    # A name may still resolve into an allowed network, to which the next two rules do not apply.
     if not (is_listed(address, policy) if address is not None else named or policy.allow):
         check_scheme_and_port(parsed, policy)
     return parsed
 
 
 def check_reference(base: URL, reference: str, policy: EgressPolicy) -> URL:
-    """Where a redirect leads (RFC 3986, section 5), if nothing in its text speaks against it. Raises EgressRefused."""
+    """The target of a redirect (RFC 3986, section 5), unless its text is refused. Raises EgressRefused."""
     if _SCHEME.match(reference) or _CONTROL.search(reference):
         return check_url(reference, policy)
     try:
@@ -68,7 +68,7 @@ def check_reference(base: URL, reference: str, policy: EgressPolicy) -> URL:
 
 
 def check_scheme_and_port(url: URL, policy: EgressPolicy) -> None:
-    """What holds for every URL that does not lead into an allowed network. Raises EgressRefused."""
+    """Check the rules for all URLs that lead outside the allowed networks. Raises EgressRefused."""
     if url.scheme != "https" and not policy.development:
         raise refusal(Refusal.SCHEME, url)
     if url.port not in policy.ports:
@@ -81,14 +81,14 @@ def refusal(reason: Refusal, url: URL) -> EgressRefused:
 
 
 def _readable(url: str | URL) -> URL:
-    """The URL with every part that is used later already evaluated: yarl reports some faults only on access.
+    """The URL with all parts evaluated that are used later: yarl reports some faults only on access.
 
     Raises EgressRefused.
     """
     try:
         parsed = url if isinstance(url, URL) else _spelled_plainly(url)
         for part in _PARTS_USED:
-            getattr(parsed, part)  # yarl keeps the value, so a later access cannot raise
+            getattr(parsed, part)  # yarl caches the value, so a later access cannot raise
         str(parsed)
     except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
         raise EgressRefused(Refusal.URL, NO_ORIGIN) from None
@@ -96,13 +96,13 @@ def _readable(url: str | URL) -> URL:
 
 
 def _spelled_plainly(text: str) -> URL:
-    """Raises what yarl raises, and EgressRefused."""
-    if _CONTROL.search(text):  # yarl would leave some out and read on
+    """The URL, normalised except for its path and query. Raises EgressRefused and yarl's errors."""
+    if _CONTROL.search(text):  # yarl would drop some of them and read on
         raise EgressRefused(Refusal.URL, NO_ORIGIN)
     plain, written = URL(text), URL(text, encoded=True)
     path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
     if not query and text.partition("#")[0].endswith("?"):
-        path += "?"  # an empty query, which yarl does not tell from none
+        path += "?"  # yarl does not tell an empty query from none
     spelled = URL.build(
         scheme=plain.scheme,
         authority=plain.raw_authority,
@@ -121,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def _literal(url: URL, host: str) -> Address | None:
-    """The address that the host spells; None for a name. Raises EgressRefused for what only looks like one of both."""
+    """The address that the host spells; None for a name. Raises EgressRefused for a lookalike of either."""
     if ":" in host or _ENDS_IN_A_NUMBER.search(host):
         address = parse(host)
         if address is None:
@@ -134,7 +134,7 @@ def _literal(url: URL, host: str) -> Address | None:
 
 
 def is_localhost(host: str) -> bool:
-    """RFC 6761, section 6.3: these names are loopback whatever a resolver says."""
+    """True for names that are loopback whatever a resolver says (RFC 6761, section 6.3)."""
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost")
 

@@ -1,1 +1,1 @@
-"""The operating system: memory that the process may take, and memory that others may not read."""
+"""The operating system: limits of memory and open files, and memory that other processes may not read."""

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ProcessError(Exception):
-    """The process cannot do its work; the text says why and what to do."""
+    """The process cannot do its work; the text names the reason and the fix."""

@@ -1,4 +1,4 @@
-"""How much memory this process may have, and how large a stage's window may be in it.
+"""The memory limit of this process, and the size of a stage's window within it.
 
 Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html (`memory.max`) and cgroup-v1/memory.html
 (`memory.limit_in_bytes`).
@@ -15,16 +15,16 @@ MIB: Final = 1024 * 1024
 LARGEST_WINDOW: Final = 256 * MIB
 SMALLEST_WINDOW: Final = 16 * MIB
 BESIDE_WINDOW: Final = 256 * MIB
-"""The process without records, some 100 MiB, and the answers of Kafka that its client has not handed over yet."""
+"""Memory besides the window: the process without records, some 100 MiB, and Kafka's answers that its client holds."""
 COPIES: Final = 4
-"""A window's bytes in memory at most: taken, put off until due (a quarter), in the client's outgoing queue, and spare.
+"""Most copies of a window's bytes: taken, put off until due (a quarter), in the client's outgoing queue, and spare.
 With results of 900 kB for an endpoint that is down, a process with a window of 256 MiB grew to 714 to 844 MiB."""
 
 
 def window_bytes(configured: int | None, *, reserved: int = 0, root: Path = Path("/")) -> int:
-    """The window in bytes: what is configured, else what the limit of memory allows, from 16 to 256 MiB.
+    """The window in bytes: the configured size, else a share of the memory limit, from 16 to 256 MiB.
 
-    `reserved` are bytes of the same limit that other processes may have.
+    `reserved` bytes of the limit belong to other processes.
     """
     if configured is not None:
         return configured
@@ -33,15 +33,15 @@ def window_bytes(configured: int | None, *, reserved: int = 0, root: Path = Path
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """The least of the limits of this process's control groups, and of the machine's memory."""
+    """The smallest of the machine's memory and the limits of this process's control groups."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([total, *_limits(root)])
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """Those of its own group and of each group around it, as far as they can be read.
+    """The limits of the process's own group and of each group around it, as far as they are readable.
 
-    In a container its own group is mostly the root of what is mounted, whatever the path that the kernel tells.
+    In a container the own group is mostly the root of the mount, whatever path the kernel names.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -63,7 +63,7 @@ def _limits(root: Path) -> Iterator[int]:
 
 
 def _limit(file: Path) -> Iterator[int]:
-    """None where there is no such file, or no limit in it (`max`)."""
+    """The limit in this file; yields none if the file is missing or sets no limit (`max`)."""
     try:
         said = file.read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
-"""A process that holds secrets keeps its memory and environment from other processes of the same user.
+"""Protection of a process's secrets from other processes of the same user.
 
-Without this, any process of the same user may read `/proc/PID/environ` and `/proc/PID/mem`, see ptrace(2).
+Without it, any process of the same user may read `/proc/PID/environ` and `/proc/PID/mem`, see ptrace(2).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 def keep_secrets() -> None:
     """Refuse to be read by processes of the same user, write no core dump, and gain no privileges by exec.
 
-    Does nothing where the system is not Linux. Programs that are started from here are readable again, but for the
-    limit of core dumps and the privileges. A debugger or profiler that attaches needs CAP_SYS_PTRACE.
+    Other systems than Linux only stop core dumps. Child programs are readable again; they inherit the limit of core
+    dumps and gain no privileges either. A debugger or profiler needs CAP_SYS_PTRACE to attach.
     """
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
