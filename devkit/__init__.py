@@ -1,1 +1,1 @@
-"""What development, the tests and the demo need: a real broker, a receiver, pages and a small model."""
+"""Tools for development, the tests and the demo: a real broker, a receiver, pages and a small model."""

@@ -1,6 +1,6 @@
 """A real Apache Kafka, up in a few seconds: `Broker` for as long as the caller lives, `start_detached` for longer.
 
-What can go wrong is drawn in `devkit.kafka.errors`.
+`devkit.kafka.errors` lists its errors.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Broker:
     ) -> Broker:
         """Start brokers and return when all of them serve.
 
-        `port` is the first broker's, the others' follow it; 0 takes free ones. Without `data` the records are kept in a
-        temporary folder and thrown away by `stop`, or by the next start where this process was killed. `jvm` are the
-        flags of each broker's. Raises what `devkit.kafka.errors` lists.
+        `port` is the first broker's, and the others follow it; 0 takes free ports. Without `data` a temporary folder
+        holds the records; `stop` removes it, or the next start if this process was killed. `jvm` holds each broker's
+        JVM flags. Raises the errors that `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
                 return cls._start_once(port, data, brokers, clock, jvm)
             except PortInUse:
-                # A port that was free when it was chosen may be taken by the time the JVM listens: choose again.
+                # Another process may take the chosen port before the JVM listens: choose again.
                 if port or attempt == _PORT_RACES:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -89,12 +89,12 @@ class Broker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """What clients are given: `127.0.0.1:port`, comma-separated."""
+        """Addresses for clients: `127.0.0.1:port`, comma-separated."""
         return self._cluster.bootstrap_servers
 
     @property
     def pids(self) -> list[int]:
-        """The brokers' processes, by index; of a killed broker the last one."""
+        """The brokers' process ids, by index; a killed broker keeps its last one."""
         return [process.pid for process in self._processes]
 
     def kill(self, index: int = 0) -> None:
@@ -109,7 +109,7 @@ class Broker:
         wait_until_serving({node: self._processes[index]}, self._clock)
 
     def pause(self, index: int = 0) -> None:
-        """Freeze a broker (SIGSTOP) and return when it is: its connections stay open and nothing answers."""
+        """Freeze a broker (SIGSTOP) and return when it is frozen: its connections stay open without answers."""
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
         while process.alive and not process.frozen:  # the kernel stops a JVM's threads one by one
@@ -120,7 +120,7 @@ class Broker:
         self._processes[index].signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End all brokers: in order where the data is kept, at once where it is thrown away."""
+        """End all brokers: gracefully if their data is kept, at once if it is temporary."""
         _end(self._processes, self._clock, gently=self._temporary is None)
         if self._temporary:
             self._temporary.remove()
@@ -136,17 +136,17 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class RunningBroker:
-    """Brokers that run apart from whoever started them."""
+    """Brokers that outlive the process that started them."""
 
     bootstrap_servers: str
     data: Path
     pids: tuple[int, ...]
     was_running: bool
-    """Whether all of them were there before the call that returned this."""
+    """True if all of them ran before the call that returned this."""
 
 
 def default_data() -> Path:
-    """Where detached brokers keep their data unless told otherwise, by the XDG base directory specification."""
+    """The default data folder of detached brokers, by the XDG base directory specification."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return state / "postback" / "broker"
 
@@ -154,10 +154,10 @@ def default_data() -> Path:
 def start_detached(
     data: Path | None = None, port: int = 9092, brokers: int | None = None, clock: Clock = _CLOCK
 ) -> RunningBroker:
-    """Start brokers that stay, and return when all of them serve; where they run already, say so.
+    """Start brokers that outlive this process, and return when all of them serve; running ones are kept.
 
-    `port` is the first broker's, the others' follow it; 0 takes free ones. `brokers` None is as many as the folder's
-    data is for, else 1. Raises what `devkit.kafka.errors` lists; then nothing that was started is left over.
+    `port` is the first broker's, and the others follow it; 0 takes free ports. `brokers` None takes the number in the
+    folder's data, else 1. Raises the errors that `devkit.kafka.errors` lists, after it ended the brokers it started.
     """
     home = (data or default_data()).resolve()
     with _one_at_a_time(home):
@@ -177,7 +177,7 @@ def start_detached(
 
 
 def stop_detached(data: Path | None = None, clock: Clock = _CLOCK) -> bool:
-    """Stop detached brokers, keep their data, and return when they are gone. False where none ran."""
+    """Stop detached brokers, keep their data, and return when they are gone. False if none ran."""
     home = (data or default_data()).resolve()
     if not home.is_dir():
         return False
@@ -194,7 +194,7 @@ def _running(cluster: Cluster | None) -> dict[Node, Detached]:
 
 @contextmanager
 def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that of two starts at once the second finds what the first has started."""
+    """Hold the folder's lock, so that the second of two simultaneous starts finds the brokers of the first."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -202,11 +202,11 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 
 
 def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> None:
-    """End processes and return when they are gone: asked first if `gently`, killed if that takes over 30 s."""
+    """End processes and return when they are gone: if `gently`, by SIGTERM, and by SIGKILL only after 30 s."""
     remaining = list(processes)
     if gently:
         for process in remaining:
-            process.signal(signal.SIGCONT)  # a stopped process would keep the request waiting
+            process.signal(signal.SIGCONT)  # a stopped process handles no SIGTERM
             process.signal(signal.SIGTERM)
         remaining = _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
     for process in remaining:

@@ -1,4 +1,4 @@
-"""What a topic holds for a read_committed reader: how tests, benches and the demo count what is there exactly once."""
+"""A topic's records for a read_committed reader, by which tests, benches and the demo count exactly-once results."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
-    """Every record from the topic's start to the end that it has when it is reached, partition by partition.
+    """Every record from each partition's start to its end at the time it is reached.
 
-    `connection` are librdkafka properties. `timeout_seconds` bounds the question for the topic's partitions.
+    `connection` holds librdkafka properties. `timeout_seconds` bounds the request for the topic's partitions.
     """
     consumer = Consumer(
         {
             **connection,
-            "group.id": "reader",  # asked for by the client; nothing is joined and nothing is committed
+            "group.id": "reader",  # the client requires one; this consumer joins no group and commits nothing
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",

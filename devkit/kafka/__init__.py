@@ -1,1 +1,1 @@
-"""Apache Kafka from its jars: fetching them, laying out a cluster's data, and running its processes (Linux only)."""
+"""Apache Kafka from its jars: fetching jars, laying out a cluster's data, and running its processes (Linux only)."""

@@ -2,11 +2,11 @@
 
     DIR/cluster.json            the cluster's id and its nodes with their ports
     DIR/node-N/server.properties, kafka.log, pid
-    DIR/node-N/data/            Kafka's own
-    DIR/node-N/tmp/             what its process unpacks, emptied by each start
+    DIR/node-N/data/            Kafka's own files
+    DIR/node-N/tmp/             files that the node's process unpacks, emptied by each start
 
-Every node is both broker and controller (KRaft), and the quorum is a static list: unlike a dynamic quorum it keeps no
-port in the data, so that kept data can be served on other ports the next time.
+Every node is both broker and controller (KRaft), and the quorum is a static list. Unlike a dynamic quorum, the list
+keeps no port in the data, so that the next start can serve kept data on other ports.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
 from devkit.kafka.jars import ensure_jars, java
 
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
-"""A small heap, and no compiler or collector threads that a machine with two cores would feel at start."""
+"""A small heap, and few compiler and collector threads, which would slow the start on a machine with two cores."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
-"""A collector that stops nothing for more than a millisecond or so, and so much memory that it seldom works at all: it
-needs a core while it does."""
+"""A collector with pauses of about a millisecond at most, and so much memory that it seldom runs: it needs a core while
+it does."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -45,27 +45,27 @@ SERVER_PROPERTIES = {
     "transaction.state.log.num.partitions": _INTERNAL_PARTITIONS,
     "share.coordinator.state.topic.num.partitions": _INTERNAL_PARTITIONS,
     "group.initial.rebalance.delay.ms": "0",
-    # A dead member is noticed after 6 s instead of 45 s.
+    # The group notices a dead member after 6 s instead of 45 s.
     "group.consumer.min.session.timeout.ms": "6000",
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
-    # A killed broker is let in again only when its old registration has expired: after 4 s instead of 9 s.
+    # A killed broker may register again only when its old session has expired: after 4 s instead of 9 s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
-    # A dead process's open transaction holds back its readers for its timeout and at most this.
+    # A dead process's open transaction holds readers back for its timeout and at most this interval more.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # As long as the longest retention of our topics: progress must not be forgotten before its records are.
+    # Our topics' longest retention: a group's progress must not expire before its records.
     "offsets.retention.minutes": "43200",
-    # Sparse index files of 10 MiB for every partition of every test topic are only in the way.
+    # The default of 10 MiB for each partition's sparse index files is too much for test topics.
     "log.index.size.max.bytes": "1048576",
 }
-"""What every broker here is told, whichever node it is: the timeouts are those that other Kafkas of ours shall have."""
+"""Properties of every broker here; other Kafka clusters of a fleet should have the same timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One Kafka process: where it listens and where its data is."""
+    """One Kafka process: its ports and its data folder."""
 
     id: int
     port: int
@@ -74,22 +74,22 @@ class Node:
 
     @property
     def properties_file(self) -> Path:
-        """What `kafka.Kafka` is started with; its path in a command line is what identifies this node's process."""
+        """The file that `kafka.Kafka` starts with; its path in a command line identifies this node's process."""
         return self.home / "server.properties"
 
     @property
     def log(self) -> Path:
-        """What the process prints."""
+        """The process's output."""
         return self.home / "kafka.log"
 
     @property
     def scratch(self) -> Path:
-        """Where the process unpacks its libraries; one that is killed leaves them."""
+        """The folder where the process unpacks its libraries; a killed process leaves them."""
         return self.home / "tmp"
 
     @property
     def address(self) -> str:
-        """Where clients connect."""
+        """The node's address for clients."""
         return f"127.0.0.1:{self.port}"
 
 
@@ -102,12 +102,12 @@ class Cluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """What clients are given."""
+        """Addresses for clients, comma-separated."""
         return ",".join(node.address for node in self.nodes)
 
 
 def load(data: Path) -> Cluster | None:
-    """The cluster whose data is in this folder, None where there is none. Raises DataMismatch."""
+    """The cluster whose data is in this folder; None if it has none. Raises DataMismatch."""
     try:
         kept = json.loads((data / "cluster.json").read_text())
         return Cluster(kept["cluster_id"], tuple(Node(**node, home=_home(data, node["id"])) for node in kept["nodes"]))
@@ -118,10 +118,10 @@ def load(data: Path) -> Cluster | None:
 
 
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
-    """Lay the folder out for a start: kept data stays, ports are taken anew.
+    """Lay the folder out for a start: kept data stays, ports are chosen anew.
 
-    `brokers` None is as many as the folder holds, else 1. `port` is the first broker's, the others' follow it; 0 takes
-    free ones. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
+    `brokers` None takes the number in the folder's data, else 1. `port` is the first broker's, and the others follow
+    it; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
     """
     kept = load(data)
     if kept and brokers not in (None, len(kept.nodes)):
@@ -138,14 +138,14 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
 
 
 def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
-    """The command that runs this node, in a JVM with these flags, until it is told to stop."""
+    """The command that runs this node, in a JVM with these flags, until a signal ends it."""
     return [*_java_command(*jvm, f"-Djava.io.tmpdir={node.scratch}"), "kafka.Kafka", str(node.properties_file)]
 
 
 def check_free(port: int) -> None:
-    """Raise PortInUse where something listens on the port."""
+    """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: closing connections do not matter
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: closing connections do not count
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -153,10 +153,10 @@ def check_free(port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below those that the kernel gives to clients.
+    """Ports without a listener, below the range that the kernel gives to clients.
 
-    A client that keeps connecting to a dead broker's port may be given that very port as its own: it connects to itself
-    and keeps the broker from coming back. So a broker's port is never one that the kernel hands out.
+    The kernel may give a client that keeps connecting to a dead broker's port that very port. The client then connects
+    to itself and keeps the broker from coming back. So brokers take no port from the kernel's range.
     """
     limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
     chosen: list[int] = []
@@ -189,7 +189,7 @@ def _home(data: Path, node_id: int) -> Path:
 
 
 def _new_cluster_id() -> str:
-    """A Kafka Uuid: 22 characters of base64, none of which Kafka's tools would take for an option's dash."""
+    """A Kafka Uuid: 22 characters of base64, without a first dash, which Kafka's tools would take for an option."""
     return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
 
 
@@ -224,7 +224,7 @@ def _properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
 
 
 def _format(cluster: Cluster) -> None:
-    """Write the storage of nodes that have none, all at once: a JVM for each takes a second or two."""
+    """Format the storage of new nodes, all at once: each takes a JVM of a second or two."""
     running = [
         subprocess.Popen(
             [

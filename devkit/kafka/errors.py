@@ -1,10 +1,10 @@
-"""What can go wrong with the embedded Kafka.
+"""Errors of the embedded Kafka.
 
 BrokerError
 ├── MissingPrerequisite   Java, Maven or setpriv is not installed and could not be installed
-├── DownloadFailed        Maven did not get Kafka's jars
-├── DataMismatch          the data directory cannot be used as asked
-├── PortInUse             something else listens on a port that a broker needs
+├── DownloadFailed        Maven did not fetch Kafka's jars
+├── DataMismatch          the data directory does not fit the requested cluster
+├── PortInUse             another process listens on a port that a broker needs
 ├── BrokerDied            a broker's process ended before it served
 └── NotServing            a broker's process lives, but did not serve in time
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 
 class BrokerError(Exception):
-    """The embedded Kafka could not do what was asked."""
+    """The embedded Kafka failed."""
 
 
-class MissingPrerequisite(BrokerError):  # noqa: N818 - the tree above reads as what happened
+class MissingPrerequisite(BrokerError):  # noqa: N818 - the tree above names events
     """A program that the embedded Kafka needs is not installed."""
 
     def __init__(self, program: str, package: str, detail: str = "") -> None:
@@ -36,11 +36,11 @@ class DownloadFailed(BrokerError):  # noqa: N818
 
 
 class DataMismatch(BrokerError):  # noqa: N818
-    """The data directory holds something else than what is to be started."""
+    """The data directory holds other data than the cluster to start."""
 
 
 class PortInUse(BrokerError):  # noqa: N818
-    """Something else listens on the port."""
+    """Another process listens on the port."""
 
     def __init__(self, port: int) -> None:
         super().__init__(f"Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another port.")

@@ -1,4 +1,4 @@
-"""Java and Kafka's jars: found, or installed and fetched once for each user.
+"""Java and Kafka's jars: found, else Java is installed and the jars are fetched, once for each user.
 
 `python -m devkit.kafka.jars` does both ahead of time.
 """
@@ -23,7 +23,7 @@ _INSTALL_TIMEOUT_SECONDS = 900
 
 
 def java() -> str:
-    """The `java` to run: of JAVA_HOME, else of PATH, else installed on Debian as root. Kafka 4 needs Java 17.
+    """The `java` to run: from JAVA_HOME, else from PATH, else installed on Debian as root. Kafka 4 needs Java 17.
 
     Raises MissingPrerequisite.
     """
@@ -36,13 +36,13 @@ def java() -> str:
 def ensure_jars() -> Path:
     """The folder with Kafka's jars, fetched by Maven on the first call of this user.
 
-    The folder appears under its name only when it is complete, by a rename: starts at the same time may fetch it twice,
-    and never see half of it. Raises MissingPrerequisite, DownloadFailed.
+    A rename gives the complete folder its name: simultaneous starts may fetch the jars twice, but never see half of
+    them. Raises MissingPrerequisite, DownloadFailed.
     """
     target = cache_home() / "postback" / RELEASE
     if target.is_dir():
         return target
-    java()  # Debian's Maven brings a Java of its own, but the message about a missing one should name Java
+    java()  # Debian's Maven brings its own Java, but the message about a missing Java should name it
     maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +52,13 @@ def ensure_jars() -> Path:
         try:
             jars.rename(target)
         except OSError:
-            if not target.is_dir():  # else another start was faster, and what it fetched is the same
+            if not target.is_dir():  # else another start was faster and fetched the same jars
                 raise
     return target
 
 
 def cache_home() -> Path:
-    """Where this user's caches are, by the XDG base directory specification."""
+    """The user's cache folder, by the XDG base directory specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
@@ -72,7 +72,7 @@ def _copy_dependencies(maven: str, into: Path) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program, installed on Debian as root where it is missing. Raises MissingPrerequisite."""
+    """The path of a program, installed on Debian as root if it is missing. Raises MissingPrerequisite."""
     found = shutil.which(name)
     if found:
         return found
@@ -88,7 +88,7 @@ def _may_install() -> bool:
 
 
 def _apt_install(package: str) -> str:
-    """Install a package; the end of apt-get's output where that failed, else nothing."""
+    """Install a package; returns the end of apt-get's output if that failed, else an empty text."""
     sys.stderr.write(f"Installing {package} with apt-get\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):
@@ -120,7 +120,7 @@ def _tail(text: str, lines: int = 15) -> str:
 
 
 def _main() -> int:
-    """Get Java and the jars; say what is missing where that fails."""
+    """Get Java and the jars, or print the error."""
     try:
         java()
         ensure_jars()

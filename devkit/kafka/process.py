@@ -1,4 +1,4 @@
-"""A node's process: on a leash, so that it never outlives who started it, or detached, so that it does."""
+"""A node's process: leashed, so that it never outlives the process that started it, or detached, so that it does."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from devkit.kafka.errors import MissingPrerequisite
 
 _LEASH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-leash")
 """The thread that starts leashed processes. The kernel sends the parent-death signal when the *thread* that forked ends
-(prctl(2), PR_SET_PDEATHSIG), so it must be one that lives as long as this process, not whoever calls `Broker.start`."""
+(prctl(2), PR_SET_PDEATHSIG). That thread must live as long as this process; callers of `Broker.start` may not."""
 
 
 class NodeProcess(Protocol):
-    """What runs a node."""
+    """The process that runs a node."""
 
     @property
     def pid(self) -> int:
-        """The JVM's."""
+        """The JVM's process id."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; a stopped process does."""
+        """True if the process still runs, even if SIGSTOP has stopped it."""
         ...
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing where it has ended."""
+        """Send a signal; does nothing if the process has ended."""
         ...
 
 
 class Leashed:
     """A child that the kernel kills when this process ends, however it ends.
 
-    A test run that is killed cannot clean up after itself, and a JVM stopped by SIGSTOP hears no polite request:
-    so `setpriv` (util-linux) asks for SIGKILL on the parent's death and then becomes the JVM.
+    A killed test run cannot clean up after itself, and a JVM stopped by SIGSTOP handles no SIGTERM. So `setpriv`
+    (util-linux) asks for SIGKILL on the parent's death and then becomes the JVM.
     """
 
     def __init__(self, node: Node, jvm: Sequence[str]) -> None:
@@ -52,21 +52,21 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The JVM's: setpriv executes it in its own place."""
+        """The JVM's process id: setpriv executes the JVM in its own place."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; reaps it where it has ended."""
+        """True if the process still runs; reaps it if it has ended."""
         return self._process.poll() is None
 
     @property
     def frozen(self) -> bool:
-        """Whether every thread of it has been stopped by SIGSTOP."""
+        """True if SIGSTOP has stopped every thread of the process."""
         try:
             statuses = [status.read_text() for status in Path(f"/proc/{self.pid}/task").glob("*/stat")]
         except (FileNotFoundError, ProcessLookupError):
-            return False  # a thread ended between being listed and being read, so not all of them stand still
+            return False  # a thread ended between listing and reading it, so not all of them are stopped
         return all(status.rpartition(")")[2].split()[0] == "T" for status in statuses)
 
     def signal(self, number: signal.Signals) -> None:
@@ -77,7 +77,7 @@ class Leashed:
 class Detached:
     """A process that stays when this one ends, known by its pid file.
 
-    A pid alone may by now be another process's, so only one whose command line names this node's properties counts.
+    Another process may have taken over the pid, so only one whose command line names this node's properties counts.
     """
 
     def __init__(self, node: Node, pid: int) -> None:
@@ -86,7 +86,7 @@ class Detached:
 
     @classmethod
     def launch(cls, node: Node) -> Detached:
-        """Start the node in a session of its own, as a child of init, so that nobody here has to reap it."""
+        """Start the node in a session of its own, as a child of init, so that this process need not reap it."""
         command = ["sh", "-c", '"$@" >&2 & echo $!', "sh", *serve_command(node, SMALL_JVM)]
         with node.log.open("ab") as log:
             started = subprocess.run(
@@ -112,12 +112,12 @@ class Detached:
 
     @property
     def pid(self) -> int:
-        """The JVM's."""
+        """The JVM's process id."""
         return self._pid
 
     @property
     def alive(self) -> bool:
-        """Whether the pid is still this node's; a zombie has no command line and does not count."""
+        """True if the pid still belongs to this node; a zombie has no command line and does not count."""
         try:
             arguments = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
@@ -125,7 +125,7 @@ class Detached:
         return os.fsencode(self._node.properties_file) in arguments
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing where it has ended."""
+        """Send a signal; does nothing if the process has ended."""
         if self.alive:
             os.kill(self._pid, number)
 
@@ -137,7 +137,7 @@ def _popen(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in a terminal is for the tests, which then stop their brokers in order
+            start_new_session=True,  # Ctrl-C in a terminal reaches only the tests, which then stop their brokers
         )
 
 

@@ -1,4 +1,4 @@
-"""A temporary folder for a broker's data, which the next start removes where its owner was killed."""
+"""A temporary folder for a broker's data; the next start removes it if its owner was killed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 _PREFIX = "postback-broker-"
 _OWNED = "owned"
-"""Locked for as long as its owner lives: the kernel lets go of a lock however a process ends."""
+"""File that is locked as long as its owner lives: the kernel releases the lock however the process ends."""
 
 
 class Scratch:
-    """A folder of this process. `remove` ends it; the folders of those that could not are removed on the way."""
+    """A folder of this process, until `remove`. Its construction removes the folders of killed processes."""
 
     def __init__(self) -> None:
         base = Path(tempfile.gettempdir())
         for left in base.glob(f"{_PREFIX}*"):
             _remove_if_left(left)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        # Locked before it has its name, since another start removes what it finds under that name and not locked.
+        # Locked before it is renamed, since another start removes folders whose file of that name is not locked.
         taken = self.path / "taken"
         self._lock = os.open(taken, os.O_CREAT | os.O_RDONLY, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -39,7 +39,7 @@ def _remove_if_left(folder: Path) -> None:
     try:
         lock = os.open(folder / _OWNED, os.O_RDONLY)
     except OSError:
-        return  # it is being made, or removed, or another user's
+        return  # the folder is being made or removed, or is another user's
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Waiting until a broker serves: until clients get an answer that counts it among the brokers, not until it listens."""
+"""Waiting until a broker serves: it listens earlier than it answers clients as a member of the cluster."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def wait_until_serving(started: Mapping[Node, NodeProcess], clock: Clock) -> Non
 
 
 def _serves(node: Node) -> bool:
-    """Whether the node answers and has been admitted by the quorum (it is not fenced)."""
+    """True if the node answers and the quorum has admitted it (it is not fenced)."""
     if not _listens(node):
-        return False  # asked first, since the client would log an error for every refused connection
+        return False  # checked first, since the client logs an error for every refused connection
     try:
         client = KafkaAdminClient(
             bootstrap_servers=node.address,
@@ -78,5 +78,5 @@ def _tail(log: Path) -> str:
         lines = file.read().decode(errors="replace").splitlines()
     said = [
         line for line in lines if line.strip() and not line.startswith("\tat ")
-    ]  # a trace would push the reason out
+    ]  # a stack trace would push the reason out
     return "\n".join(said[-_LOG_LINES:])
