@@ -1,11 +1,11 @@
-"""Which of Kafka's assignors moves fewer partitions, and how it spreads each topic: `python -m bench.assignors`.
+"""Counts the partitions that Kafka's assignors move, and how they spread each topic: `python -m bench.assignors`.
 
 Members of a KIP-848 group join and leave, one at a time, over the topics of a worker (two lanes) and of a delivery
-process (results and tiers). After each step the owners are compared with those before. A move is *needed* where the
-owner left, or where the newcomer would have less than its share without it; all others only cost a drain.
+process (results and tiers). After each step the owners are compared with those before. A move is *needed* if the owner
+left, or if the newcomer would have less than its share without it; other moves only cost a drain.
 
-*Largest part* is how much of one topic a single member has, as a multiple of an equal part: with 2.0 of two members one
-has all of the topic. That counts where one topic is busy and another empty.
+*Largest part* is a single member's part of one topic, as a multiple of an equal part: at 2.0, one of two members has
+the whole topic. It matters if one topic is busy and another empty.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from bench.table import table, title
 
 ASSIGNORS = ("range", "uniform")
 SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
-"""Topics, and partitions of each."""
+"""Numbers of topics, and of partitions of each."""
 STEPS = ((2, 3), (3, 2), (8, 9), (9, 8))
-"""Members before and after."""
+"""Numbers of members before and after."""
 STEADY_SECONDS = 4.0
 """Four heartbeats without a change."""
 MOST_SECONDS = 120.0
@@ -44,7 +44,7 @@ class Step:
     needed: int
     largest_part: float
     spread: int
-    """Partitions of all topics together that the member with most has more than the one with fewest."""
+    """Difference between the most and the fewest partitions of a member, over all topics."""
 
 
 class Members:
@@ -63,19 +63,19 @@ class Members:
         self._joined = 0
 
     def join(self) -> None:
-        """One more."""
+        """Let one more member join."""
         consumer = Consumer(self._config)
         consumer.subscribe(self._topics)
         self._consumers[self._joined] = consumer
         self._joined += 1
 
     def leave(self) -> None:
-        """The one in the middle goes."""
+        """Let the member in the middle leave."""
         names = sorted(self._consumers)
         self._consumers.pop(names[len(names) // 2]).close()
 
     def owners(self, partitions: int) -> dict[Place, int]:
-        """The owner of each partition, once every partition has had the same one for a while."""
+        """The owner of each partition, once no partition has changed its owner for STEADY_SECONDS."""
         last, since, end = self._owners(), time.monotonic(), time.monotonic() + MOST_SECONDS
         while time.monotonic() < end:
             for consumer in self._consumers.values():
@@ -96,17 +96,17 @@ class Members:
 
     @property
     def names(self) -> set[int]:
-        """The members that are there."""
+        """The current members."""
         return set(self._consumers)
 
     def close(self) -> None:
-        """All go."""
+        """Let all members leave."""
         for consumer in self._consumers.values():
             consumer.close()
 
 
 def compared(before: dict[Place, int], after: dict[Place, int], members: set[int]) -> Step:
-    """The difference between two assignments, the second of which these members have."""
+    """The difference between two assignments; `members` are those after the change."""
     moved = sum(after[place] != owner for place, owner in before.items())
     orphaned = sum(owner not in members for owner in before.values())
     newcomers = members - set(before.values())
@@ -121,7 +121,7 @@ def compared(before: dict[Place, int], after: dict[Place, int], members: set[int
 
 @contextmanager
 def topics_of(used: Kafka, count: int, partitions: int) -> Iterator[list[str]]:
-    """So many topics that nobody else uses."""
+    """New topics, which only this measurement uses."""
     admin = AdminClient({"bootstrap.servers": used.servers})
     prefix = f"a{uuid.uuid4().hex[:8]}"
     names = [f"{prefix}.{number}" for number in range(count)]
@@ -150,7 +150,7 @@ def measure(used: Kafka, assignor: str, topics: Sequence[str], partitions: int) 
 
 
 def main() -> None:
-    """Measure both assignors with each shape, and print what came out."""
+    """Measure both assignors with each shape, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))

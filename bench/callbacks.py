@@ -32,7 +32,7 @@ def result(number: int) -> bytes:
 
 
 def headers(number: int, url: str) -> list[tuple[str, bytes]]:
-    """The headers of its record."""
+    """The headers of the result's record."""
     return [
         (names.TENANT, TENANT.encode()),
         (names.JOB_ID, f"job_{number:032x}".encode()),

@@ -1,10 +1,10 @@
 """Signed callbacks against a bare aiohttp loop, and healthy endpoints beside sick ones: `python -m bench.delivery`.
 
-The handler of delivery takes results, signs each with HMAC and ed25519, POSTs it and makes the records about it. The
-loop is aiohttp's client alone, with the same bytes and headers, signed beforehand, as one would write it; the same loop
-that signs each callback shows what the two signatures cost by themselves. All run here by turns, a slice each, so that
-what else the machine does meets all of them; the receiver is another process. Then whole processes, Kafka and all:
-one that finds a full topic, and one with sick endpoints.
+Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes the records about it. The bare
+loop is aiohttp's client alone, with the same bytes and headers, signed beforehand. A second loop that signs each
+callback shows the cost of the two signatures. All three take turns in this process, a slice each, so that other load of
+the machine meets all of them; the receiver is another process. Whole processes follow, with Kafka: one that finds a
+full topic, and fleets with sick endpoints.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Measured:
 
     per_second: float
     cpu_us: float
-    """Of one callback, in the sender's process."""
+    """CPU time of one callback, in the sender's process."""
 
 
 Post = Callable[[int], Awaitable[None]]
 Round = tuple[Measured, Measured, Measured]
-"""A slice of the bare loop, of the one that signs, and of delivery."""
+"""A slice of the bare loop, of the loop that signs, and of delivery."""
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure, and print the results."""
     options = _options()
     title(
         f"Signed callbacks and a bare aiohttp loop: {options.slices} slices each of {options.callbacks:,} callbacks of "
@@ -76,8 +76,8 @@ def main() -> None:
     with broker(options.bootstrap_servers) as kafka:
         title(f"A whole process that finds {options.queued:,} results")
         drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
-    # The collector of a small JVM stops Kafka for 40 ms every 2.5 s, and that would be the p99 of all sides; one that
-    # stops nothing works beside it, and where that is once a minute it is the p99 of some turns.
+    # A small JVM's collector stops Kafka for 40 ms every 2.5 s, which would be the p99 of all sides. The steady JVM's
+    # stops nothing but needs a core: running once a minute, it would be the p99 of some turns, so it seldom runs.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
             f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "
@@ -128,7 +128,7 @@ def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
 
 
 async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[Round]:
-    """So many slices of each side by turns, after one of each that opens the connections."""
+    """Slices of all sides in turn, after one of each that opens the connections."""
     rounds = []
     async with (
         _bare(url, keyring, signs=False) as bare,
@@ -143,7 +143,7 @@ async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[
 
 @asynccontextmanager
 async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Post]:
-    """The client of aiohttp and nothing else; where it signs, with the keys in hand."""
+    """The client of aiohttp and nothing else; with `signs`, it signs each callback with keys already at hand."""
     now, body = CLOCK.time(), event_body(result(0), webhook_id(0), TENANT)
     signer = keyring.signer(TENANT, now)
     sent = {
@@ -166,7 +166,7 @@ async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Pos
 
 @asynccontextmanager
 async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> AsyncIterator[Post]:
-    """What a delivery process does with each result, apart from Kafka."""
+    """The work of a delivery process on each result, without Kafka."""
     settings, metrics = DeliverySettings(destination_concurrency=options.in_flight), Metrics()
     handler = DeliveryHandler(Topics("b."), keyring, Poster(settings, LOOPBACK, CLOCK), CLOCK, metrics, settings)
     records = [_record(number, url) for number in range(options.callbacks)]
@@ -182,7 +182,7 @@ async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> 
 
 
 async def _measure(post: Post, callbacks: int, in_flight: int) -> Measured:
-    """One slice, with so many in flight at any time."""
+    """One slice, with `in_flight` callbacks at any time."""
     numbers = iter(range(callbacks))
 
     async def sender() -> None:

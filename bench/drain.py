@@ -1,7 +1,7 @@
 """Callbacks a second of a whole `postback deliver` that finds a full topic; part of `python -m bench.delivery`.
 
-With everything that the handler alone does without: Kafka's client and its thread, transactions with the attempts and
-the progress. Kafka and the receiver have the same cores.
+The process has the parts that the handler alone lacks: Kafka's client and its thread, and transactions with the
+attempts and the progress. Kafka and the receiver share its cores.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Drained:
     """One run."""
 
     per_second: float
-    """From the first callback to the last."""
+    """Callbacks a second, from the first one to the last."""
     cpu_us: float
-    """Of the process, for each callback."""
+    """CPU time of the process, for each callback."""
 
 
 def compare(used: Kafka, results: int, runs: int, bare_per_second: float) -> None:
-    """Run, after a run that warms Kafka up, and print what came out beside the bare loop's rate of the same bench."""
+    """Run, after one run that warms Kafka up, and print the results beside the bare loop's rate from the same bench."""
     _run(used, results)
     drained = [_run(used, results) for _ in range(runs)]
     rates = [run.per_second for run in drained]

@@ -1,7 +1,8 @@
-"""Jobs drawn from the published JSON schema, and jobs that are slightly broken; the same seed gives the same jobs.
+"""Draws jobs from the published JSON schema, and slightly broken ones; the same seed gives the same jobs.
 
 Hypothesis draws a pool of values for each field, and a seeded generator joins them: drawing whole jobs is too slow.
-No job may have a worker call anybody outside: a URL that the guard would let pass leads to the given receiver.
+No job may make a process call an outside address: a URL that the guard would let pass leads to the given receiver or,
+for a page, to loopback.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Header = tuple[str, bytes | None]
 
 PUBLISHED = Path(schemas.__file__).parent / "published" / "job.json"
 CALLBACKS = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
-"""The addresses that the workers of the run may call."""
+"""Addresses that the processes of the run may call."""
 FETCHES = EgressPolicy()
 TENANTS = ("default", "acme", "globex", "initech")
 _AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
@@ -48,7 +49,7 @@ class Drawn:
 
 
 class DrawnJobs:
-    """Draws jobs. `receiver` is the origin that callbacks lead to which the guard lets pass; `pool` values a field."""
+    """Draws jobs. `receiver` is the origin of callbacks that the guard lets pass; `pool` caps each field's values."""
 
     def __init__(self, receiver: str, pool: int, seed: int) -> None:
         self._receiver = receiver
@@ -62,12 +63,12 @@ class DrawnJobs:
         self._noise = _drawn(_JSON, pool, seed)
 
     def jobs(self, count: int) -> Iterator[Drawn]:
-        """So many that the schema takes."""
+        """Jobs that the schema accepts."""
         for _ in range(count):
             yield Drawn(_written(self._job()), self._headers())
 
     def broken(self, count: int) -> Iterator[Drawn]:
-        """So many of the same with one thing wrong. By chance, some may still be jobs."""
+        """Such jobs with one thing wrong. By chance, some may still be valid."""
         made = 0
         while made < count:
             broken = self._rng.choice(_FAULTS)(self._rng, self._job(), self._headers(), self._noise)
@@ -83,12 +84,12 @@ class DrawnJobs:
         question = choose(("prompt", "messages"))
         job[question] = choose([value for value in pools[question] if value is not None])
         if self._rng.random() < 0.8:
-            job.pop("response_format", None)  # the schema does not say which two of its fields go together
+            job.pop("response_format", None)  # the schema does not say which of its fields go together
         if self._rng.random() < 0.8:
-            job.pop("model_id", None)  # a name that is drawn is nobody's, and the job ends there
+            job.pop("model_id", None)  # no engine has a drawn name, so the job ends there
             job.pop("adapter", None)
         if self._rng.random() < 0.7:
-            # Half of those that are drawn would be refused, and the job be rejected before anything else is seen.
+            # Half of the URLs go to the receiver unchecked: a refused URL rejects the job before anything else does.
             policy = CALLBACKS if self._rng.random() < 0.5 else None
             job["callback_url"] = self._inside(self._url(), policy, self._receiver)
         else:
@@ -98,7 +99,7 @@ class DrawnJobs:
         return job
 
     def _url(self) -> str:
-        """The scheme and authority of one that was drawn, and the rest of another: the schema takes any two."""
+        """The scheme and authority of one drawn URL, and the rest of another: the schema accepts any two."""
         one, other = self._rng.choice(self._urls), self._rng.choice(self._urls)
         url = str(_AUTHORITY.findall(one)[0]) + _AUTHORITY.sub("", other, count=1)
         return url[:2048]
@@ -111,12 +112,12 @@ class DrawnJobs:
         return kept
 
     def _inside(self, url: str, policy: EgressPolicy | None, instead: str) -> str:
-        """The URL, if the policy refuses it; else, and where there is none, its path and query at another origin."""
+        """The URL if the policy refuses it; else, or without a policy, its path and query at the origin `instead`."""
         is_refused = policy is not None and not _passes(url, policy)
         return url if is_refused else _AUTHORITY.sub(instead, url, count=1)[:2048]
 
     def _stays_inside(self, drawn: Drawn) -> bool:
-        """Whether delivery would call nobody but the receiver."""
+        """True if delivery would call no address but the receiver's."""
         url = read_address(drawn.value, drawn.headers, _NOWHERE).callback_url
         return url is None or _AUTHORITY.findall(url) == [self._receiver] or not _passes(url, CALLBACKS)
 
@@ -153,7 +154,7 @@ _JSON: SearchStrategy[Any] = st.recursive(
 
 
 class _Shapes:
-    """Strategies for the keywords that the published schema uses. Raises KeyError for others' types."""
+    """Strategies for the keywords that the published schema uses. Raises KeyError for other types."""
 
     def __init__(self, definitions: Json) -> None:
         self._definitions = definitions
@@ -170,7 +171,7 @@ class _Shapes:
         }
 
     def of(self, node: Json) -> SearchStrategy[Any]:
-        """Values that this part of the schema takes."""
+        """Values that this part of the schema accepts."""
         if "$ref" in node:
             return self.of(self._definitions[node["$ref"].rsplit("/", 1)[1]])
         if "anyOf" in node:
@@ -211,7 +212,7 @@ def _number_of(node: Json) -> SearchStrategy[float]:
 
 
 def _drawn(strategy: SearchStrategy[Any], count: int, seed: int) -> list[Any]:
-    """At most so many values, always the same ones for a seed."""
+    """At most `count` values, always the same ones for a seed."""
     found: list[Any] = []
 
     @hypothesis.seed(seed)
@@ -230,7 +231,7 @@ def _drawn(strategy: SearchStrategy[Any], count: int, seed: int) -> list[Any]:
     return found
 
 
-# -- what may be wrong with a record -----------------------------------------------------------------------------------
+# -- faults of a record ------------------------------------------------------------------------------------------------
 
 Fault = Callable[[random.Random, Json, list[Header], list[Any]], Drawn]
 

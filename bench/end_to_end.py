@@ -1,8 +1,8 @@
-"""Jobs a second from `model_requests` to `model_results`, where the engine costs nothing: `python -m bench.end_to_end`.
+"""Jobs a second from `model_requests` to `model_results`, with an engine without cost: `python -m bench.end_to_end`.
 
-Real `postback worker --engine echo` processes, which share the partitions evenly before the jobs come, all at once. The
-clock runs from the first commit that was seen to the one after which a read_committed reader finds a result of every
-job; each job has exactly one. Everything, Kafka and the producer too, shares this machine's cores.
+Real `postback worker --engine echo` processes share the partitions evenly before all jobs come at once. The clock runs
+from the first commit seen to the one after which a read_committed reader finds a result of every job; each job has
+exactly one. Workers, Kafka and the producer share this machine's cores.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Measured:
 
     jobs_per_second: float
     cpu_us_per_job: float
-    """Of the workers."""
+    """CPU time of the workers."""
     broker_us_per_job: float
     settles: float
     """Transactions a second."""
 
 
 def main() -> None:
-    """Measure one worker, two, and so on, and print what came out."""
+    """Measure one worker, two, and so on, and print the results."""
     options = _options()
     title(f"model_requests to model_results, engine echo, {options.jobs:,} jobs of {PARTITIONS} partitions")
     rows, best = [], 0.0
@@ -107,7 +107,7 @@ def _samples(commands: Sequence[Command]) -> list[Sample]:
 
 
 def _begun(commands: Sequence[Command]) -> list[Sample] | None:
-    """The first samples in which something is settled."""
+    """The workers' samples, once a record is settled in one of them; else None."""
     samples = _samples(commands)
     return samples if any(sample[SETTLED] for sample in samples) else None
 
@@ -116,7 +116,7 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
     """Wait for every job's result; return the workers' samples once all were settled, and Kafka's CPU seconds then.
 
     The results decide, since a record may be settled without one: a deferred job is settled into its later place.
-    Raises RuntimeError where nothing was settled for STILL_SECONDS although results are missing.
+    Raises RuntimeError if nothing was settled for STILL_SECONDS although results are missing.
     """
     last: tuple[list[Sample], float] | None = None
     most, moved_at, answered = 0.0, time.monotonic(), 0
@@ -125,7 +125,7 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
         settled = sum(sample[SETTLED] for sample in now[0])
         if last is None and sum(map(_done, now[0])) >= jobs:
             last = now
-        if settled >= jobs:  # not before: to read them takes the workers' cores
+        if settled >= jobs:  # not before: reading results takes the workers' cores
             answered = len(set(_answered(kafka)))
         if answered >= jobs:
             return last or now
@@ -137,13 +137,13 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
 
 
 def _answered(kafka: KafkaSettings) -> list[str]:
-    """The custom_id of each result that is committed."""
+    """The custom_id of each committed result."""
     results = committed_records(kafka.client_config(), kafka.topics.results)
     return [str(read_result(message.value()).custom_id) for message in results]
 
 
 def _done(sample: Sample) -> float:
-    """Jobs that are answered. A deferred one is settled twice."""
+    """The number of answered jobs. A deferred job is settled twice."""
     return sample[SETTLED] - sample[DEFERRED]
 
 

@@ -1,12 +1,12 @@
 """The worker on a model against AsyncLLM alone with the same prompts: `python -m bench.engine`.
 
-One engine is loaded, and both sides use it in turn. Alone: every prompt is submitted to `AsyncLLM.generate` at once.
-The worker: what `postback worker --engine vllm` is made of, as a member of its group, with the jobs on `model_requests`
-before it joins. Both are timed from the first submit until the last answer is there: for the worker from the last look
-at which nothing was in flight (there are a hundred in a second) until the last result is settled.
+One engine is loaded, and both sides use it in turn. Alone, AsyncLLM gets every prompt at once, by `AsyncLLM.generate`.
+The worker consists of the parts of `postback worker --engine vllm`, as a member of its group; the jobs are on
+`model_requests` before it joins. Both are timed from the first submit until the last answer. For the worker, that is
+from the last look at which nothing was in flight (every 20 ms) until the last result is settled.
 
-The worker asks for log-probabilities, from which it computes `confidence`, and they have their price: AsyncLLM alone is
-measured with them, which is the same work, and without, which is what somebody who needs none would do.
+The worker asks for log-probabilities, from which it computes `confidence`, and they cost time. AsyncLLM alone is
+measured with them, which is the same work, and without, as a caller that needs none would run it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORDS = ("page", "tree", "river", "city", "book", "train", "word", "house", "kin
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What both sides answer."""
+    """The model, and the prompts that both sides answer."""
 
     model: str
     jobs: int
@@ -69,12 +69,12 @@ class Round:
     without: float
     """AsyncLLM alone, without log-probabilities."""
     alone: float
-    """AsyncLLM alone, with them."""
+    """AsyncLLM alone, with log-probabilities."""
     worker: float
 
 
 def main() -> None:
-    """Run all sides in turn and print what came out."""
+    """Run all sides in turn, and print the results."""
     options = _options()
     work = Workload(str(tiny_model()), options.jobs, options.tokens, options.max_model_len)
     title(f"The worker on the tiny model and AsyncLLM alone: {work.jobs:,} prompts, at most {work.tokens} tokens each")

@@ -1,4 +1,4 @@
-"""A fleet to be measured: topics on a broker, jobs in them, the real commands, and what they left behind."""
+"""A fleet to be measured: topics on a broker, jobs in them, the real commands, and checks of their results."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ START_SECONDS = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """A Kafka that is measured with."""
+    """The Kafka of a measurement."""
 
     servers: str
     pids: tuple[int, ...] = ()
-    """Its processes, where they are ours."""
+    """Its processes, if they are ours."""
 
     def cpu_seconds(self) -> float:
-        """User and system seconds so far; 0 where the processes are not ours."""
+        """User and system seconds so far; 0 if the processes are not ours."""
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids)
 
 
 @contextmanager
 def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Iterator[Kafka]:
-    """The Kafka that is named, else a fresh one, in a JVM with these flags, that ends with the bench."""
+    """The named Kafka, else a fresh one in a JVM with these flags, which ends with the bench."""
     if bootstrap_servers:
         yield Kafka(bootstrap_servers)
         return
@@ -56,13 +56,13 @@ def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Ite
 
 
 def value_of(metrics: Metrics, name: str) -> float:
-    """One unlabelled metric's value now. Collecting them all took a fifth of the event loop that was measured."""
+    """One unlabelled metric's value now. Collecting all metrics took a fifth of the measured event loop."""
     families = metrics.registry.restricted_registry([name]).collect()
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
-    """A fleet with topics that nobody else uses."""
+    """A fleet with new topics of its own."""
     kafka = KafkaSettings(
         bootstrap_servers=used.servers, topic_prefix=f"b{uuid.uuid4().hex[:10]}.", partitions=partitions
     )
@@ -71,7 +71,7 @@ def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
 
 
 def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
-    """Put jobs on `model_requests`, spread evenly over the partitions; returns how many."""
+    """Put jobs on `model_requests`, spread evenly over the partitions; returns their number."""
     producer = Producer({**kafka.client_config(), "linger.ms": 20, "compression.type": "lz4"})
     count = 0
     for value in values:
@@ -88,7 +88,7 @@ def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
 
 
 def shared_evenly(kafka: KafkaSettings, group: str, members: int) -> bool:
-    """Whether the group has this many members and each of them has its share of the partitions."""
+    """True if the group has this many members, each with its share of the partitions."""
     name = f"{kafka.topic_prefix}{group}"
     admin = AdminClient(kafka.client_config())
     try:
@@ -109,14 +109,14 @@ def assert_exactly_once(results: Iterable[str], jobs: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a process said of itself at one moment."""
+    """A process's metrics and CPU time at one moment."""
 
     at: float
-    """Monotonic seconds, before it was asked."""
+    """Monotonic seconds, before the process was asked."""
     values: dict[str, float]
-    """Metrics without labels by name, and those with labels summed."""
+    """Metrics by name, summed over their labels."""
     cpu_seconds: float
-    """User and system time so far, with its children's."""
+    """User and system seconds so far, of the process and its children."""
 
     def __getitem__(self, metric: str) -> float:
         return self.values.get(metric, 0.0)
@@ -155,20 +155,20 @@ class Command:
         self._log.close()
 
     def stop(self) -> None:
-        """Send SIGTERM and do not wait, so that several end at the same time."""
+        """Send SIGTERM and do not wait, so that several processes end at the same time."""
         self._process.terminate()
 
     def wait(self) -> int:
-        """Wait for its end; its exit status."""
+        """Wait for the process to end, and return its exit status."""
         return self._process.wait(60)
 
     def kill(self) -> None:
-        """Send SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         self._process.kill()
         self._process.wait()
 
     def sample(self) -> Sample:
-        """Its metrics and its CPU time now. Raises RuntimeError once it has ended."""
+        """The process's metrics and CPU time now. Raises RuntimeError once it has ended."""
         self._ensure_alive()
         at = time.monotonic()
         with urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
@@ -180,7 +180,7 @@ class Command:
         return Sample(at, dict(values), self.cpu_seconds())
 
     def ready(self) -> bool:
-        """Whether it is a member of its group and works."""
+        """True if the process is a member of its group and works."""
         self._ensure_alive()
         try:
             with urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=30) as answer:
@@ -189,11 +189,11 @@ class Command:
             return False
 
     def cpu_seconds(self) -> float:
-        """User and system seconds of it and of the processes that it started."""
+        """User and system seconds of the process and its children."""
         return sum(sum(process.cpu_times()[:2]) for process in self._family())
 
     def rss_bytes(self) -> int:
-        """Resident memory of it and of the processes that it started."""
+        """Resident memory of the process and its children."""
         return sum(process.memory_info().rss for process in self._family())
 
     def _family(self) -> list[psutil.Process]:

@@ -1,8 +1,8 @@
 """Jobs drawn from the published schema, and slightly broken ones, through a live fleet: `python -m bench.hostile_jobs`.
 
-Real `postback worker --engine echo` processes and a `postback deliver`. A read_committed reader then sees that each
-record has exactly one result, by the `webhook-id` that its place and value give it. Each result whose callback leads
-to the run's receiver arrives there. No process may end before it is told to, and none may report a defect.
+Real `postback worker --engine echo` processes and a `postback deliver` handle them. A read_committed reader must then
+find exactly one result for each record, by the `webhook-id` that its place and value give it. Each result whose
+callback leads to the run's receiver must arrive there. No process may end early, or report a defect.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ WORKERS = 2
 POOL = 400
 LOOK_SECONDS = 2.0
 LONGEST_SECONDS = 900.0
-"""For all results of one kind; the bench fails where it takes longer."""
+"""Time limit of each wait; the bench fails if it takes longer."""
 
 
-class NotSound(Exception):  # noqa: N818 - it names what was found
+class NotSound(Exception):  # noqa: N818 - named after the finding
     """A record without exactly one result, a callback that did not come, or a process that failed."""
 
 
@@ -48,7 +48,7 @@ class Counted:
 
     sent: int
     outcomes: Counter[str]
-    """Of their results; there is one of each."""
+    """Results by outcome; each record has one."""
     letters: Counter[str]
     """Dead letters by reason."""
     callbacks: int
@@ -56,7 +56,7 @@ class Counted:
 
 
 def main() -> None:
-    """Send both kinds, count, and print the counts. Ends with an error where anything is not as it has to be."""
+    """Send both kinds of records, and print the counts. Raises NotSound as `run` does."""
     options = _options()
     title(f"{options.jobs:,} jobs drawn from the published schema, and {options.broken:,} broken ones")
     with broker(options.bootstrap_servers) as used:
@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
 
 
 def run(used: Kafka, jobs: int, broken: int, *, pool: int, seed: int) -> dict[str, Counted]:
-    """Both kinds through one fleet; what each came to. Raises NotSound."""
+    """Send both kinds of records through one fleet, and count their outcomes by kind. Raises NotSound."""
     kafka = new_fleet(used, PARTITIONS)
     with receivers(1, note=True) as consumers:
         drawn = DrawnJobs(f"http://127.0.0.1:{consumers.ports[0]}", pool, seed)
@@ -111,11 +111,11 @@ def _running(kafka: KafkaSettings) -> Iterator[list[Command]]:
 
 
 def _await_results(kafka: KafkaSettings, fleet: list[Command], wanted: int) -> None:
-    """Wait for as many results. Raises RuntimeError where a process ends, or nothing comes for long."""
+    """Wait for `wanted` results. Raises RuntimeError if a process ends, or after LONGEST_SECONDS."""
 
     def all_came() -> bool:
         for process in fleet:
-            process.ready()  # raises where it has ended
+            process.ready()  # raises if it has ended
         return len(_results(kafka)) >= wanted
 
     wait_for(all_came, LONGEST_SECONDS, LOOK_SECONDS)
@@ -131,7 +131,7 @@ def _counted(ids: set[str], results: list[Message], letters: list[Message], arri
 
 
 def _put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
-    """Put the records on `model_requests`; the `webhook-id` that the result of each has to have."""
+    """Put the records on `model_requests`; returns the `webhook-id` that each one's result must have."""
     lane, expected = kafka.topics.requests(), set[str]()
     topic_id = asyncio.run(topic_ids(kafka, [lane]))[lane]
     producer = Producer({**kafka.client_config(), "linger.ms": 20, "message.max.bytes": 2_000_000})
@@ -165,7 +165,7 @@ def _ensure_one_each(expected: set[str], found: Counter[str]) -> None:
 
 
 def _ensure_well(fleet: list[Command]) -> None:
-    """Raise NotSound unless every process has met no defect and ends with 0 when it is told to; RuntimeError else."""
+    """Stop the fleet. Raises NotSound for defects or failing exit statuses, RuntimeError if a process ended early."""
     defects = sum(process.sample()["postback_handler_defects_total"] for process in fleet)
     wait_for(lambda: all(process.ready() for process in fleet), LONGEST_SECONDS)
     for process in fleet:

@@ -1,8 +1,8 @@
-"""Defects that are put into the kernel and delivery on purpose, and the tests that notice: `python -m bench.mutations`.
+"""Puts defects into the kernel and delivery, and names the tests that notice them: `python -m bench.mutations`.
 
-The defects are in `mutants.toml`: each is a text that stands exactly once in a file, another text in its place, and the
-tests that are to fail then. A copy of the tree has one of them at a time (DeMillo, Lipton and Sayward 1978). A mutant
-that no test kills is a sentence of the documentation that no test holds.
+The defects are in `mutants.toml`: each is a text that stands exactly once in a file, its replacement, and the tests
+that must then fail. A copy of the tree has one defect at a time (DeMillo, Lipton and Sayward 1978). A mutant that no
+test kills is a sentence of the documentation that no test checks.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
 COPIED = ("schemas", "telemetry", "producers", "workers", "devkit", "operators", "gateway", "console", "bench", "tests")
 TEST_SECONDS = 120
-"""For one test: a mutant that makes one hang is noticed too."""
+"""Timeout of one test: a mutant that makes a test hang is noticed too."""
 RUN_SECONDS = 900
 TESTS_FAILED = 1
-"""The exit status of pytest for that; others say that it could not run them."""
+"""pytest's exit status for failed tests; other ones mean that it could not run them."""
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?([\w.]+\.py)(?:::(\S+))?", re.MULTILINE)
 
 
-class NotOnce(Exception):  # noqa: N818 - it says what is wrong with the list
+class NotOnce(Exception):  # noqa: N818 - named after the list's problem
     """A mutant's text does not stand exactly once in its file: the list is older than the code."""
 
 
@@ -44,7 +44,7 @@ class Mutant:
     name: str
     """The defect, in a few words."""
     file: str
-    """From the root of the repository."""
+    """Its path from the root of the repository."""
     old: str
     new: str
     tests: tuple[str, ...]
@@ -59,22 +59,22 @@ class Mutant:
 
 
 def mutants() -> list[Mutant]:
-    """All of them, as `mutants.toml` has them."""
+    """All mutants of `mutants.toml`, in its order."""
     listed = tomllib.loads(LIST.read_text())["mutant"]
     return [Mutant(one["name"], one["file"], one["old"], one["new"], tuple(one["tests"])) for one in listed]
 
 
 def copy_of_the_tree(folder: Path) -> None:
-    """The packages and their tests, without what was compiled."""
+    """Copy the packages and their tests, without compiled files."""
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "pages"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
 def failing_test(folder: Path, tests: tuple[str, ...]) -> str | None:
-    """The first of these tests that fails in the copy, or the time being up; None where all pass.
+    """The first of these tests that fails in the copy, or a note that time was up; None if all pass.
 
-    Raises RuntimeError where pytest could not run them.
+    Raises RuntimeError if pytest could not run them.
     """
     command = [sys.executable, "-m", "pytest", *tests, "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
     command += [f"--timeout={TEST_SECONDS}", "--tb=no"]
@@ -96,7 +96,7 @@ def failing_test(folder: Path, tests: tuple[str, ...]) -> str | None:
 
 
 def killer(mutant: Mutant, folder: Path) -> str | None:
-    """The test that notices a mutant; the copy is as it was afterwards."""
+    """The test that notices a mutant; the copy is restored afterwards."""
     target = folder / mutant.file
     before = target.read_text()
     target.write_text(mutant.source(folder))
@@ -107,7 +107,7 @@ def killer(mutant: Mutant, folder: Path) -> str | None:
 
 
 def main() -> None:
-    """Run them one by one, and print who was killed by which test. The exit status is 1 where one survives."""
+    """Run the mutants one by one, and print the test that kills each. The exit status is 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only mutants whose name has this in it")
     options = parser.parse_args()
@@ -118,7 +118,7 @@ def main() -> None:
         folder = Path(name)
         copy_of_the_tree(folder)
         for mutant in chosen:
-            mutant.source(folder)  # the list is to be true before anything is run
+            mutant.source(folder)  # raises for a stale list before any test runs
         named = tuple(sorted({test for mutant in chosen for test in mutant.tests}))
         if (failed := failing_test(folder, named)) is not None:
             sys.exit(f"without any mutant this fails: {failed}")

@@ -1,9 +1,9 @@
-"""How much of its time the engine is idle while jobs wait for slow pages: `python -m bench.overlap`.
+"""Idle time of the engine while jobs wait for slow pages: `python -m bench.overlap`.
 
-The engine is one of a known rate: so many places, each answer takes so long. It counts the time in which it had nothing
-to do. Around it is what `postback worker` is made of, with a real Kafka and a real site whose pages take 1 to 3 s.
-Three runs: jobs without sources; jobs with a slow page each; and the same with a window as small as the engine, in
-which a job that waits for its page holds one of the engine's places: that is enriching first and generating then.
+The engine has a known rate: a number of places, and a time that each answer takes. The engine counts its idle time. The
+parts of `postback worker` run around it, with a real Kafka and a real site whose pages take 1 to 3 s. Three runs: jobs
+without sources; jobs with a slow page each; and the latter with a window as small as the engine. In such a window a job
+that waits for its page holds one of the engine's places, as if enriching and generating came one after the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IDLE_TARGET = 0.02
 RATE_TARGET = 0.9
 PARTITIONS = 4
 BUDGET_SECONDS = 20.0
-"""Of a job's sources: on a loaded machine no page shall be left out for being late."""
+"""Budget of a job's sources: on a loaded machine no page shall be left out for being late."""
 SETTLED = "postback_settled_records_total"
 LOOK_SECONDS = 0.05
 
@@ -41,7 +41,7 @@ PageOf = Callable[[int], str]
 
 
 class KnownEngine:
-    """Implements `Engine`: `places` answers at once, each of which takes `seconds`. Knows when it had nothing to do."""
+    """Implements `Engine`: `places` answers at once, each of which takes `seconds`. Counts its idle time."""
 
     name = "known"
     models = ()
@@ -57,12 +57,12 @@ class KnownEngine:
         self.began = 0.0
         """Monotonic seconds at the first answer's start; 0 before."""
         self.ended = 0.0
-        """At the last answer's end."""
+        """Monotonic seconds at the last answer's end."""
         self.idle_seconds = 0.0
         self.busy_seconds = 0.0
-        """Of all places together."""
+        """Seconds of all places together."""
         self.begun: list[float] = []
-        """When each answer was begun."""
+        """Monotonic seconds at each answer's start."""
 
     async def start(self) -> None:
         """There is nothing to load."""
@@ -86,7 +86,7 @@ class KnownEngine:
         """Nothing here is aborted."""
 
     def load(self) -> EngineLoad:
-        """Who is answered, and who waits for a place."""
+        """The numbers of requests that are answered, and that wait for a place."""
         return EngineLoad(running=self._running, waiting=self._waiting)
 
     async def close(self) -> None:
@@ -112,25 +112,25 @@ class Side:
     jobs: int
     page_of: PageOf | None = None
     window: int | None = None
-    """POSTBACK_WORKER__WINDOW_RECORDS; the setting's own where absent."""
+    """POSTBACK_WORKER__WINDOW_RECORDS, or None for the setting's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of one run, from the first answer's start to the last one's end."""
+    """The figures of one run, from the first answer's start to the last one's end."""
 
     jobs_per_second: float
     idle_share: float
-    """Of the time, in which the engine had nothing to do."""
+    """Share of the time in which the engine had nothing to do."""
     busy_share: float
-    """Of its places."""
+    """Share of its places that were busy."""
     full_rate: float
-    """Jobs a second in the middle half of the jobs: neither is the window filled there nor drained."""
+    """Jobs a second in the middle half of the jobs, where the window neither fills nor drains."""
     pages_left_out: int
 
 
 def main() -> None:
-    """Run the three sides and print what came out."""
+    """Run the three sides, and print the results."""
     options = _options()
     rate = options.places / options.seconds
     pages = f"pages of {options.page_seconds[0]:g} to {options.page_seconds[1]:g} s"
@@ -210,7 +210,7 @@ def _job(number: int, page_of: PageOf | None) -> bytes:
 
 
 def _pages_left_out(values: Sequence[bytes], side: Side) -> int:
-    """How many jobs had to do without their page. Raises RuntimeError where one did not succeed."""
+    """The number of jobs without their page. Raises RuntimeError if a job did not succeed."""
     results = [read_result(value) for value in values]
     assert_exactly_once((str(result.custom_id) for result in results), side.jobs)
     if any(result.outcome != "succeeded" for result in results):

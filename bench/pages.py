@@ -1,7 +1,7 @@
-"""Eight pages of a loopback site before a question, cold and from the cache: `python -m bench.pages`.
+"""Time of reading eight pages of a loopback site before a question, cold and cached: `python -m bench.pages`.
 
-With `--rerank` the same beside it with an embedding model that orders passages too, and what the model takes for
-passages that it has not seen: the site's are the same in every round, and it keeps what it made of them.
+With `--rerank` a second side also has an embedding model order passages. Choosing among passages that the model has not
+seen is then timed too: the site's passages are the same in every round, and the model's results for them are kept.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ QUESTION = "Who is the captain of the ferry Astrelle?"
 
 
 Sample = tuple[float, float]
-"""Milliseconds on the clock, and of CPU."""
+"""Milliseconds of wall time, and of CPU time."""
 
 
 def main() -> None:
-    """Read eight pages nobody has read, then the same ones again, and print how long each took."""
+    """Read eight new pages, then the same ones again, and print the time that each took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--rerank", action="store_true", help="beside it with an embedding model")
@@ -66,7 +66,7 @@ async def _measured(rounds: int, *, with_model: bool) -> None:
 
 
 async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str, list[Sample]]:
-    """The sides take turns; each has a cache of its own."""
+    """Samples of each side. The sides take turns; each has a cache of its own."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
     enrichers = {name: Enricher(settings, guard, SystemClock(), Metrics()) for name, settings in sides.items()}
     samples: dict[str, list[Sample]] = {f"{what}{name}": [] for name in sides for what in ("cold", "from memory")}
@@ -88,13 +88,13 @@ async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str,
 
 
 async def _read(enricher: Enricher, urls: list[str]) -> None:
-    """All pages have to be read, and ranked as the settings say."""
+    """Read all pages. The bench ends if one is left out, or not ranked as the settings say."""
     evidence = await enricher.enrich(Sources(urls=urls), QUESTION)
     _refuse([note for note in evidence.notes if "others fit" not in note])
 
 
 async def _choices(rounds: int, sides: dict[str, EnrichmentSettings]) -> None:
-    """What choosing among passages takes that nobody has seen."""
+    """Print the time of choosing among passages that the model has not seen."""
     samples: dict[str, list[Sample]] = {}
     for name, settings in sides.items():
         pool = Pool(settings)
@@ -128,7 +128,7 @@ def _refuse(notes: Sequence[str]) -> None:
 
 
 async def _timed(work: Awaitable[None]) -> Sample:
-    """The readers', the model's and the site's own CPU count too."""
+    """The time of some work. The CPU time of readers, model and site counts too."""
     before, started = _cpu_seconds(), time.perf_counter()
     await work
     took = time.perf_counter() - started

@@ -1,9 +1,9 @@
-"""What pairs of measurements show of a ratio, and what they do not.
+"""Estimates a ratio from pairs of measurements, with an interval of confidence.
 
-Two runs of which one follows the other share much of what else the machine does, and still differ by more than what is
-looked for. The estimate is that of Hodges and Lehmann, the interval that of Wilcoxon's signed ranks (Hollander, Wolfe,
-Chicken: Nonparametric Statistical Methods, sections 3.1 to 3.3, in the approximation for larger samples), both on
-logarithms: a pair of which one side met a slow minute counts as one pair, however slow that was.
+Two runs in a row share much of the machine's other load, and still differ by more than the effect in question. The
+estimate is that of Hodges and Lehmann, the interval that of Wilcoxon's signed ranks (Hollander, Wolfe, Chicken:
+Nonparametric Statistical Methods, sections 3.1 to 3.3, in the approximation for larger samples), both on logarithms. A
+pair with one side in a slow minute counts as one pair, however slow that minute was.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 CONFIDENCE = 0.9
-"""Of the interval, so that a limit that it keeps is kept with 95 %: what is beyond its other end does no harm."""
+"""Confidence of the interval. A limit above the interval is kept with 95 %: a ratio below its low end does no harm."""
 _FEWEST = 5
-"""Pairs that can have an interval: of four the widest holds the ratio in 87.5 % of all cases."""
+"""Fewest pairs with an interval: the widest one of four pairs holds the ratio in only 87.5 % of all cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """What pairs say of the ratio of their sides."""
+    """An estimated ratio of two sides, and its interval."""
 
     estimate: float
     low: float
-    """0 where there are too few pairs."""
+    """0 with too few pairs."""
     high: float
-    """Infinite where there are too few pairs."""
+    """Infinite with too few pairs."""
 
     def __str__(self) -> str:
         return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f} with {CONFIDENCE:.0%})"
 
     def kept(self, limit: float) -> str:
-        """Whether it is `limit` at the most, as a table says it."""
+        """A table's verdict on the ratio being at most `limit`."""
         if self.low > limit:
             return "MISSED"
         return "met" if self.high <= limit else "not shown"
 
 
 def ratio(pairs: Sequence[float]) -> Ratio:
-    """What these ratios, each of one pair, say of the ratio that all have in common."""
+    """The ratio that these ratios, each of one pair, have in common."""
     count = len(pairs)
     means = sorted(math.sqrt(one * other) for one, other in combinations_with_replacement(pairs, 2))
     estimate = statistics.median(means)

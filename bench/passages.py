@@ -1,7 +1,7 @@
-"""Whether the right passage comes before the question, on the evaluation set: `python -m bench.passages`.
+"""Counts how often the right passage comes before the question, on the evaluation set: `python -m bench.passages`.
 
 Each question is put to the real enricher with eight pages of a loopback site: its own and seven others, those about the
-same subject first. It is a hit where what was chosen of the right page holds the words that answer the question.
+same subject first. A question is a hit if the passages chosen from the right page hold the words that answer it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from workers.enrichment.settings import EnrichmentSettings
 
 SEED: Final = "passages"
 EVIDENCE_CHARS: Final = 4000
-"""What all passages may have, as it is by default."""
+"""Code points that all passages may have: the default."""
 ONE_PASSAGE_CHARS: Final = 750
-"""The room of the best passage of all eight pages and of hardly any other."""
+"""Code points for the best passage of all eight pages, and for hardly any other."""
 
 
 def _settings(evidence_chars: int) -> EnrichmentSettings:
-    """As they are by default, but without hurry: what is found must not hang on how busy the machine is."""
+    """The defaults, but with long timeouts: hits must not depend on the machine's load."""
     return EnrichmentSettings(evidence_chars=evidence_chars, budget_seconds=60.0, member_seconds=30.0)
 
 
@@ -45,23 +45,23 @@ WAYS: Final[Mapping[str, EnrichmentSettings]] = {
     BM25: _settings(EVIDENCE_CHARS),
     f"BM25, {ONE_PASSAGE_CHARS}": _settings(ONE_PASSAGE_CHARS),
 }
-"""The ways of choosing that are compared: a name, with the code points that it may choose, and the settings for it."""
+"""The compared ways of choosing: a name, with the code points that the way may choose, and its settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one question."""
+    """The outcome of one question."""
 
     page: Page
     question: Question
     extracted: bool
-    """Whether the page's text, as it was read, holds the right passage at all."""
+    """True if the page's extracted text holds the right passage at all."""
     hits: Mapping[str, bool]
-    """By way of choosing: whether what was chosen holds it."""
+    """For each way of choosing, true if the chosen passages hold the right one."""
 
 
 def main() -> None:
-    """Ask everything in every way and print who found what."""
+    """Ask every question in every way, and print the hits."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     pages = load_pages()
     title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings] = WAYS) -> list[Outcome]:
-    """What became of each question of the pages, in every way."""
+    """The outcome of each question of the pages, in every way."""
     texts = {page.file: _text(page) for page in pages}
     hits: dict[Question, dict[str, bool]] = defaultdict(dict)
     async with serving(pages) as origin:
@@ -88,7 +88,7 @@ async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings]
 
 
 async def _asked(pages: Sequence[Page], origin: str, settings: EnrichmentSettings) -> list[tuple[Question, str]]:
-    """For each question the passages of its page that an enricher with these settings chooses."""
+    """For each question, the passages of its page that an enricher with these settings chooses."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
     enricher = Enricher(settings, guard, SystemClock(), Metrics())
     await enricher.start()
@@ -106,7 +106,7 @@ async def _asked(pages: Sequence[Page], origin: str, settings: EnrichmentSetting
 
 
 def _text(page: Page) -> str:
-    """What is read of the page; nothing where it cannot be."""
+    """The page's extracted text; empty if the page is unreadable."""
     media_type, _, parameter = page.content_type.partition("; charset=")
     try:
         return extract(page.body(), media_type, parameter or None).text
@@ -122,12 +122,12 @@ _GROUPS: Final[Mapping[str, Callable[[Outcome], str]]] = {
 
 
 def share(flags: Sequence[bool]) -> float:
-    """How many of them are true, from 0 to 1."""
+    """Share of the flags that are true, from 0 to 1."""
     return sum(flags) / len(flags)
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
-    """Print the rates, for all questions and by what they and their pages are, and then what was missed."""
+    """Print the rates of all questions, then by kinds of question and page, and then the misses."""
     _print_ways(outcomes)
     for what, of in _GROUPS.items():
         _print_groups(what, of, outcomes)

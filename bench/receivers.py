@@ -1,4 +1,4 @@
-"""Webhook consumers that cost next to nothing, in a process of their own, so that what is measured is the sender."""
+"""Webhook consumers that cost next to nothing, in a process of their own, so that only the sender is measured."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _ID = b"webhook-id: "
 _LENGTH = b"content-length: "
 
 Arrival = tuple[str, float]
-"""A `webhook-id`, and when its request was complete: `time.monotonic()`, which processes of one machine share."""
+"""A `webhook-id` and its request's end, by `time.monotonic()`, which all processes of one machine share."""
 
 
 class Receivers:
-    """What the other process can be asked."""
+    """The consumers' ports and arrivals, asked from the other process."""
 
     def __init__(self, ports: Sequence[int], link: Connection) -> None:
         self.ports = ports
         self._link = link
 
     def arrivals(self) -> list[Arrival]:
-        """What came since this was last asked."""
+        """The arrivals since the last call."""
         self._link.send(True)
         arrived: list[Arrival] = self._link.recv()
         return arrived
 
     def first_arrivals(self, wanted: Collection[str], seconds: float) -> dict[str, float]:
-        """When each of these ids came first; waits until all have. Raises RuntimeError when time is up."""
+        """The first arrival of each of these ids; waits for all of them. Raises RuntimeError when time is up."""
         arrived: dict[str, float] = {}
 
         def all_came() -> bool:
@@ -55,7 +55,7 @@ class Receivers:
 def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Receivers]:
     """Serve `count` ports that answer 200, and after them `hung` ones that read and never answer.
 
-    `note` keeps when each callback came, for `arrivals`.
+    `note` keeps the arrival of each callback, for `arrivals`.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -70,14 +70,14 @@ def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Rece
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port that nobody listens on, and that nobody else gets meanwhile."""
+    """A port on which no process listens, and which no other one gets meanwhile."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield int(held.getsockname()[1])
 
 
 def _serve(link: Connection, count: int, hung: int, note: bool) -> None:
-    gc.disable()  # to look through a minute's arrivals takes 75 ms, in which nobody is answered
+    gc.disable()  # a collection over a minute's arrivals takes 75 ms without an answer
     uvloop.run(_serving(link, count, hung, note))
 
 
@@ -111,7 +111,7 @@ class _Consumer(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's own is one, and does not say so
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one, but is not declared as one
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -3,7 +3,7 @@
 Real `postback worker --engine echo` processes answer a backlog of jobs that take four seconds each, from twelve
 partitions. One is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by the
 times of their results. *Oldest* are the first unanswered jobs of each partition at the kill, as many as may have been
-under way: until the last of them is answered, others overtake it.
+under way. Other jobs overtake them until the last one is answered.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PARTITIONS = 12
 WINDOW = 1024
 """Jobs that a worker has at once: the default of POSTBACK_WORKER__WINDOW_RECORDS."""
 SPARE_SECONDS = 60.0
-"""For so long the backlog lasts beyond what is measured."""
+"""Seconds for which the backlog lasts beyond the measurement."""
 
 Answered = list[tuple[int, float]]
-"""Each result's job, and the seconds since the epoch when it was written."""
+"""Each result's job, and the Unix seconds at which the result was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Measured:
     """Jobs a second."""
     after: float
     oldest_seconds: float | None
-    """From the kill until the last of the oldest was answered; None where one was not by the end."""
+    """From the kill until the last of the oldest was answered; None if one was not by the end."""
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure, and print the results."""
     options = _options()
     title(f"a worker killed among {options.workers}, jobs of {options.job_seconds:g} s, {PARTITIONS} partitions")
     with broker(options.bootstrap_servers) as used:
@@ -98,7 +98,7 @@ def _measure(used: Kafka, options: argparse.Namespace) -> Measured:
         worker(0)
         time.sleep(max(0.0, killed_at + options.after - time.time()))
         for one in workers[1:]:
-            one.sample()  # raises where another one has ended
+            one.sample()  # raises if another one has ended
         answered = _answered(kafka)
     assert_exactly_once((str(job) for job, _ in answered), len({job for job, _ in answered}))
     return measured(answered, killed_at, options.before, options.after, options.workers * WINDOW)
@@ -121,7 +121,7 @@ def _number(message: Message) -> int:
 
 
 def measured(answered: Answered, killed_at: float, before: float, after: float, under_way: int) -> Measured:
-    """Figures from the results' times. Job n is in partition n modulo PARTITIONS, where jobs stand in order."""
+    """Figures from the results' times. Job n is in partition n modulo PARTITIONS, whose jobs are in order."""
     early = sum(killed_at - before <= at < killed_at for _, at in answered)
     late = sum(killed_at <= at < killed_at + after for _, at in answered)
     when = dict(answered)
@@ -131,7 +131,7 @@ def measured(answered: Answered, killed_at: float, before: float, after: float, 
 
 
 def _oldest(when: Mapping[int, float], killed_at: float, under_way: int) -> Iterator[int]:
-    """The first jobs of each partition that were not answered at the kill, its part of `under_way`."""
+    """The first jobs of each partition that were unanswered at the kill: its part of `under_way`."""
     for partition in range(PARTITIONS):
         unanswered = (job for job in count(partition, PARTITIONS) if when.get(job, killed_at) >= killed_at)
         yield from islice(unanswered, under_way // PARTITIONS)

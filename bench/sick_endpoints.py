@@ -1,19 +1,19 @@
 """Callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
 
-Three fleets live at the same time on one Kafka, each a real `postback deliver` with topics of its own: all ten of its
-endpoints are well, one of them hangs, or another one refuses too. Results for the ten in turn come on a schedule that
-waits for nothing, to one fleet after the other, a few seconds each. The time of a callback counts from when its result
-was due, and only the eight endpoints count that are well in every fleet.
+Three fleets share one Kafka, each a real `postback deliver` with topics of its own. All ten endpoints of the first are
+well; one of the second's hangs; one of the third's hangs, and another refuses. Results for the ten in turn come on an
+open schedule, to one fleet after the other, a few seconds each. A callback's time counts from the moment at which its
+result was due. Only the eight endpoints count that are well in every fleet.
 
-Such short turns meet the same machine: runs of a minute that follow each other do not, where it is slower by half for
-half a minute at a time. A round takes as long as a record that waits 30 s for a sick endpoint takes to come round, and
-four as one that waits two minutes, so that this may meet the turns of its own fleet; of what came round it is said how
-much did. For the same reason an origin that fails is left alone for 30 s from the first time on, not for five. Only
-rounds count in which much comes round: not the first, nor any after seven minutes, when the waits are longer. What all
-fleets have the broker and the two cores do in the meantime meets every turn alike, and is not seen.
+Such short turns meet the same machine. Consecutive runs of a minute do not, if the machine is slower by half for half a
+minute at a time. A round is about as long as a record's wait of 30 s for a sick endpoint, and four rounds as a wait of
+two minutes. Returning records may thus meet the turns of their own fleet; the output names the share that did. For the
+same reason a failing origin is left alone for 30 s from the first time on, not for 5 s. Only rounds with many returning
+records count: not the first, nor any after seven minutes, when the waits are longer. Work that all fleets cause for the
+broker and the two cores meets every turn alike, and is not seen.
 
-The rounds of an outage share their processes, so that each outage gives one ratio, the estimate of its rounds. Before
-all of them Kafka gets more results a second: its JVM compiles what runs often.
+The rounds of an outage share their processes, so that each outage gives one ratio, the estimate of its rounds. A first
+outage with more results a second lets Kafka's JVM compile the code that runs often.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ HEALTHY, ENDPOINTS = 8, 10
 PARTITIONS = 4
 LAST_SECONDS = 60.0
 WARM_UP_PER_SECOND = 1_500.0
-"""How many results come a second while Kafka is warmed up."""
+"""Results a second while Kafka is warmed up."""
 WARM_UP_ROUNDS = 2
 BEGINNING_ROUNDS = 4
-"""Of each outage, which do not count: the processes have just started, and little waits."""
+"""First rounds of each outage, which do not count: the processes have just started, and little waits."""
 OPEN_SECONDS = 30
-"""For how long an origin is left alone the first time, of which a round is about as long."""
+"""Seconds for which a failing origin is left alone the first time; a round is about as long."""
 UNSTEADY_SECONDS = 1.0
-"""Of the beginning of each turn, which do not count: the fleet was idle, and its connections are closed."""
+"""First seconds of each turn, which do not count: the fleet was idle, and its connections are closed."""
 MOVED = 1.1
-"""How much longer the healthy ones may take beside sick ones."""
+"""Factor by which healthy endpoints may take longer beside sick ones."""
 
 
 class Side(StrEnum):
-    """What the two endpoints of a fleet are that do not count."""
+    """State of a fleet's endpoints; only the last two of ten, which do not count, differ."""
 
     WELL = "all ten are well"
     HUNG = "one hangs"
@@ -70,66 +70,66 @@ SICK = (Side.HUNG, Side.HUNG_AND_REFUSING)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What comes during an outage."""
+    """The results of an outage."""
 
     per_second: float
     """Results for the ten endpoints of a fleet together, in its turn."""
     turn_seconds: float
     rounds: int
-    """Each a turn of every fleet."""
+    """Rounds, each with a turn of every fleet."""
 
     @property
     def per_turn(self) -> int:
-        """How many results come in a turn."""
+        """The number of results in a turn."""
         return round(self.per_second * self.turn_seconds)
 
     @property
     def turns(self) -> int:
-        """How many turns there are."""
+        """The number of turns."""
         return len(Side) * self.rounds
 
     @property
     def total(self) -> int:
-        """How many results come."""
+        """The number of results."""
         return self.per_turn * self.turns
 
     @property
     def first_turn(self) -> int:
-        """The first that counts."""
+        """The first turn that counts."""
         return len(Side) * BEGINNING_ROUNDS
 
     def counts(self, number: int) -> bool:
-        """Whether this result's callback counts in a turn that does."""
+        """True if this result's callback counts in a turn that does."""
         return number % self.per_turn >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
 
 
 Took = list[float]
-"""Milliseconds that the callbacks of the healthy endpoints took, in one turn."""
+"""Milliseconds that the healthy endpoints' callbacks took in one turn."""
 
 QUANTILES = {"p50": 49, "p99": 98}
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """What came out of a fleet's turns during an outage."""
+    """The figures of a fleet's turns during an outage."""
 
     took: list[Took]
-    """In each that counts."""
+    """The times in each turn that counts."""
     back: int
-    """How many records the fleet put back into a tier during the rounds that count."""
+    """Records that the fleet put back into a tier during the rounds that count."""
     back_in_turn: int
-    """How many of them in its own turns."""
+    """Records that it put back in its own turns."""
 
 
 Outage = dict[Side, Turns]
 
 
 def compare(kafka: Kafka, load: Load, count: int) -> None:
-    """So many outages, after one that warms Kafka up, and print what came out."""
+    """Run `count` outages, after one that warms Kafka up, and print the results."""
     _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, WARM_UP_ROUNDS), list(Side))
     before, outages = psutil.cpu_times(), list[Outage]()
     for number in range(count):
-        # In one order and then in the other: what one turn leaves behind meets the next.
+        # The order alternates: leftovers of one turn meet the next.
         outages.append(_outage(kafka, load, list(Side) if number % 2 == 0 else list(reversed(Side))))
         print(f"after outage {number + 1}: p99 where {Side.HUNG} {_moved('p99', outages, Side.HUNG)}", flush=True)
     stolen = _stolen(before, psutil.cpu_times())
@@ -172,12 +172,12 @@ def _each(which: str, turns: Turns) -> list[float]:
 
 
 def _stolen(before: Any, after: Any) -> float:
-    """The share of the CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 where not said."""
+    """Share of the CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 if unknown."""
     return float((getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before)))
 
 
 def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
-    """New fleets, of which each has its turn in every round, in this order."""
+    """Run an outage with new fleets, which have their turns in this order in every round."""
     fleets = [new_fleet(used, PARTITIONS) for _ in order]
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -211,7 +211,7 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
 
 
 def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], load: Load) -> list[float]:
-    """Put results on each fleet's `model_results` in its turns, on an open schedule; when each was due, monotonic."""
+    """Put results on each fleet's `model_results` in its turns, on an open schedule; returns monotonic due times."""
     producer = Producer({**fleets[0].client_config(), "linger.ms": 0})
     start, due = time.monotonic(), []
     for number in range(load.total):
@@ -227,7 +227,7 @@ def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], lo
 
 
 def _arrivals(consumers: Receivers, load: Load) -> dict[str, float]:
-    """When the callback of each healthy endpoint's result came; waits until all have come."""
+    """The arrival of each callback of a healthy endpoint; waits until all have come."""
     wanted = [webhook_id(number) for number in range(load.total) if _is_healthy(number)]
     return consumers.first_arrivals(wanted, LAST_SECONDS)
 
@@ -237,14 +237,14 @@ def _is_healthy(number: int) -> bool:
 
 
 def _took(arrived: dict[str, float], due: Sequence[float], load: Load, place: int) -> list[Took]:
-    """What the callbacks took in each turn that counts of the fleet that has this place in a round."""
+    """Times of callbacks in each turn that counts, for the fleet at this place in a round."""
     turns = range(load.first_turn + place, load.turns, len(Side))
     numbers = (range(turn * load.per_turn, (turn + 1) * load.per_turn) for turn in turns)
     return [[(arrived[webhook_id(n)] - due[n]) * 1000 for n in turn if load.counts(n)] for turn in numbers]
 
 
 def _put_back(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
-    """How many records that had been in a tier before were put into one in the rounds that count, and in its turns."""
+    """Numbers of records that went into a tier again in the rounds that count: in all, and in the fleet's turns."""
     connection, tiers = kafka.client_config(), kafka.topics.tiers.values()
     written = (record for tier in tiers for record in committed_records(connection, tier) if _was_back(record))
     turns = [int((record.timestamp()[1] / 1000 - began) // load.turn_seconds) for record in written]

@@ -1,4 +1,4 @@
-"""A site of slow pages on many loopback addresses, in a process of its own, so that what is measured is the worker."""
+"""A site of slow pages on many loopback addresses, in a process of its own, so that only the worker is measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from aiohttp import web
 
 HOSTS = 200
-"""Each page of a job's is another host's: what is measured is not the politeness to one of them."""
+"""Hosts that serve the jobs' pages in turn: politeness to a single host would be measured otherwise."""
 _PAGE = (
     "<!doctype html><title>Case {number}</title><main><h1>Case {number}</h1>"
     "<p>The case {number} was heard in Tarnby in 1987. Its judge was Ingrid Solvang, who lived there all her life.</p>"
@@ -21,7 +21,7 @@ _PAGE = (
 
 @contextmanager
 def slow_site(least_seconds: float, most_seconds: float) -> Iterator[Callable[[int], str]]:
-    """Serve pages that take so long to answer; yields what says the URL of a numbered page."""
+    """Serve pages that take this long to answer; yields a function from a page's number to its URL."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, least_seconds, most_seconds), daemon=True)

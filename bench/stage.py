@@ -1,8 +1,8 @@
 """The stage against the blocking loop that it replaces: `python -m bench.stage`.
 
-Both validate each job and answer at once, out of the same topic, with the same client settings, each in a process of
-its own, one after the other and in turn. The clock runs from the first commit to the last one. The loop takes a batch,
-handles it and commits it, and can do nothing meanwhile: it is the ceiling of what one process can do with this client.
+Both validate each job and answer at once, from the same topic, with the same client settings. They take turns, each in
+a process of its own. The clock runs from the first commit to the last one. The loop takes a batch, handles it and
+commits it, and can do nothing meanwhile: its rate is the ceiling of one process with this client.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one process is to do."""
+    """The task of one process."""
 
     kafka: KafkaSettings
     name: str
@@ -66,14 +66,14 @@ class Measured:
 
 @dataclass(slots=True)
 class Meter:
-    """Starts at the first commit, and ends when everything is committed."""
+    """A clock from the first commit until everything is committed."""
 
     jobs: int
     first: tuple[int, float, float] | None = None
     measured: Measured | None = None
 
     def committed(self, count: int) -> bool:
-        """Note how many jobs are committed by now; whether that is all of them."""
+        """Note the number of jobs committed by now; True if these are all."""
         now, cpu = time.perf_counter(), time.process_time()
         if self.first is None and count:
             self.first = (count, now, cpu)
@@ -85,7 +85,7 @@ class Meter:
 
 
 def main() -> None:
-    """Run both sides in turn and print what came out."""
+    """Run both sides in turn, and print the results."""
     options = _options()
     title(f"The stage and the blocking loop: {options.jobs:,} jobs of {PARTITIONS} partitions, {options.pairs} pairs")
     with broker(options.bootstrap_servers) as used:
@@ -122,7 +122,7 @@ def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
 
 
 def _as_a_worker(side: Callable[[Task], Measured], task: Task) -> Measured:
-    """The interpreter is set up on both sides as a worker's is."""
+    """Run a side in an interpreter that is set up like a worker's."""
     collect_garbage_seldom()
     return side(task)
 
@@ -220,7 +220,7 @@ def _answer(
 
 
 def _loop_consumer_config(task: Task, group: str) -> dict[str, object]:
-    """As `workers.stage.intake.GroupIntake` has it."""
+    """The consumer's settings, as in `workers.stage.intake.GroupIntake`."""
     return {
         "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 2,

@@ -1,6 +1,6 @@
-"""How often a contradiction passes as supported, and a true sentence does not: `python -m bench.support`.
+"""Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.support`.
 
-Each pair of the two tables is a passage and a sentence that cites it. The real `cited` judges the sentence, with the
+Each pair of the three tables is a passage and a sentence that cites it. The real `cited` judges the sentence, with the
 passage as the only source. Nothing is timed and nothing is random, so the numbers are the same on every machine.
 """
 
@@ -26,7 +26,7 @@ _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence that cites a passage. `holds`: a reader finds that the passage bears the sentence out."""
+    """A sentence that cites a passage. `holds`: a reader finds that the passage supports the sentence."""
 
     domain: str
     language: str
@@ -44,7 +44,7 @@ class Pair:
 
     @property
     def is_judged_right(self) -> bool:
-        """Whether a true sentence is supported, and a contradiction is not."""
+        """True for a true sentence with support, and for a contradiction without."""
         return (self.support in BEARING) is self.holds
 
 
@@ -55,7 +55,7 @@ def load_pairs(file: str) -> list[Pair]:
 
 
 def main() -> None:
-    """Print the rates of both tables, the rates by kind, and each pair that is judged wrong."""
+    """Print the rates of each table, the rates by kind, and each pair that is judged wrong."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     rows, by_kind, wrong = [], defaultdict(list), []
     for file in TABLES:

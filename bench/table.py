@@ -1,4 +1,4 @@
-"""Numbers as a small table, and a target as met or missed."""
+"""Prints numbers as a small table, and a target as met or missed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def title(text: str) -> None:
-    """Say what is measured, and where and when, since the numbers mean nothing without that."""
+    """Print the measurement's name, machine and time: its numbers mean nothing without them."""
     load = os.getloadavg()[0]
     print(f"\n{text}")
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores · {_cpu()} · load {load:.2f} at the start")
@@ -28,7 +28,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def verdict(what: str, value: float, target: float, *, at_least: bool, unit: str = "") -> None:
-    """Print whether a target is met."""
+    """Print a value, its target, and if it is met."""
     met = value >= target if at_least else value <= target
     sign = "≥" if at_least else "≤"
     print(f"{what}: {value:,.2f}{unit}, target {sign} {target:,g}{unit}: {'met' if met else 'MISSED'}", flush=True)

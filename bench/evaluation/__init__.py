@@ -1,7 +1,7 @@
 """The evaluation set of `python -m bench.passages`: pages of many makes, and questions with the passage that answers.
 
-    questions.toml   which pages there are, how each is served, and what is asked of it
-    pages/           the pages, in UTF-8 as they are written; the site serves them in the charset that they have there
+    questions.toml   the pages, how each is served, and the questions about it
+    pages/           the pages, written in UTF-8; the site serves each in its charset from `questions.toml`
     pages.py         both of them as values
     typeset.py       a text as a PDF
     site.py          the pages over HTTP

@@ -1,4 +1,4 @@
-"""The pages of the set and what is asked of them, as `questions.toml` says."""
+"""The pages of the set and their questions, from `questions.toml`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.evaluation.typeset import typeset
 
 FOLDER: Final = Path(__file__).parent
 SIDE_BY_SIDE: Final = 8
-"""Pages that are put before a question, its own among them."""
+"""Pages before a question, its own among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a page, and the page's own words that answer it."""
+    """A question about a page, and the page's own words that answer it."""
 
     text: str
     kind: str
@@ -33,26 +33,26 @@ class Page:
     file: str
     make: str
     language: str
-    """As in BCP 47."""
+    """A tag of BCP 47."""
     subject: str
-    """What other pages are about, too."""
+    """The page's subject, which other pages have too."""
     questions: tuple[Question, ...]
     content_type: str
     encoding: str
-    """In which its text is served, whatever the header or the page itself says."""
+    """The charset in which its text is served, whatever the header or the page itself says."""
 
     @property
     def path(self) -> str:
-        """Where the site serves it."""
+        """The page's path on the site."""
         return f"/{self.file}"
 
     @property
     def written(self) -> str:
-        """Its markup or text, as it was written."""
+        """The page's markup or text, as written."""
         return (FOLDER / "pages" / self.file).read_text("utf-8")
 
     def body(self) -> bytes:
-        """What its server sends."""
+        """The bytes that its server sends."""
         return typeset(self.written) if self.content_type == "application/pdf" else self.written.encode(self.encoding)
 
 
@@ -70,9 +70,9 @@ def _page(table: dict[str, Any]) -> Page:
 
 
 def beside(page: Page, pages: Sequence[Page], seed: str) -> list[Page]:
-    """The page among seven others in an order that the seed decides.
+    """The page among seven others, in an order that the seed decides.
 
-    They are about the same subject as far as there are such, then in the same language, then any.
+    Pages about the same subject are taken first, then pages in the same language, then any others.
     """
     chance = random.Random(f"{seed} {page.file}")
     others = [other for other in pages if other is not page]
@@ -84,7 +84,7 @@ def beside(page: Page, pages: Sequence[Page], seed: str) -> list[Page]:
 
 
 def holds(text: str, passage: str) -> bool:
-    """Whether these words stand in the text, whatever white space is between and however characters are composed."""
+    """True if the text has these words, whatever the white space between them and the composition of characters."""
     return _squeezed(passage) in _squeezed(text)
 
 

@@ -1,4 +1,4 @@
-"""The pages over HTTP, each with the bytes and the header that its make has."""
+"""The pages over HTTP, each with the bytes and the header of its make."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOST: Final = "127.0.0.1"
 
 @asynccontextmanager
 async def serving(pages: Sequence[Page]) -> AsyncIterator[str]:
-    """The origin of a site on loopback that has these pages. Anything else is not found there."""
+    """The origin of a site on loopback with these pages. Other paths give 404."""
     bodies = {page.path: (page.body(), page.content_type) for page in pages}
 
     async def answer(request: web.Request) -> web.Response:
