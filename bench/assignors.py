@@ -1,8 +1,8 @@
 """Counts the partitions that Kafka's assignors move, and how they spread each topic: `python -m bench.assignors`.
 
-Members of a KIP-848 group join and leave, one at a time, over the topics of a worker (two lanes) and of a delivery
-process (results and tiers). After each step the owners are compared with those before. A move is *needed* if the owner
-left, or if the newcomer would have less than its share without it; other moves only cost a drain.
+Members of a KIP-848 group join and leave, one at a time. The group has the topics of a worker (two lanes) or of a
+delivery process (results and tiers). After each step the owners are compared with those before. A move is *needed* if
+the owner left, or if the newcomer would have less than its share without it; other moves only cost a drain.
 
 *Largest part* is a single member's part of one topic, as a multiple of an equal part: at 2.0, one of two members has
 the whole topic. It matters if one topic is busy and another empty.

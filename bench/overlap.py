@@ -3,7 +3,7 @@
 The engine has a known rate: a number of places, and a time that each answer takes. The engine counts its idle time. The
 parts of `postback worker` run around it, with a real Kafka and a real site whose pages take 1 to 3 s. Three runs: jobs
 without sources; jobs with a slow page each; and the latter with a window as small as the engine. In such a window a job
-that waits for its page holds one of the engine's places, as if enriching and generating came one after the other.
+that waits for its page holds one of the engine's places: enriching comes first, and generating then.
 """
 
 from __future__ import annotations

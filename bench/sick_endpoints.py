@@ -6,9 +6,9 @@ open schedule, to one fleet after the other, a few seconds each. A callback's ti
 result was due. Only the eight endpoints count that are well in every fleet.
 
 Such short turns meet the same machine. Consecutive runs of a minute do not, if the machine is slower by half for half a
-minute at a time. A round is about as long as a record's wait of 30 s for a sick endpoint, and four rounds as a wait of
-two minutes. Returning records may thus meet the turns of their own fleet; the output names the share that did. For the
-same reason a failing origin is left alone for 30 s from the first time on, not for 5 s. Only rounds with many returning
+minute at a time. A round takes about 30 s, as a record's wait for a sick endpoint does; four rounds are a wait of two
+minutes. Returning records may thus meet the turns of their own fleet; the output names the share that did. For the same
+reason a failing origin is left alone for 30 s from the first time on, not for 5 s. Only rounds with many returning
 records count: not the first, nor any after seven minutes, when the waits are longer. Work that all fleets cause for the
 broker and the two cores meets every turn alike, and is not seen.
 

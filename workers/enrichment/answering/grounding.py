@@ -2,8 +2,8 @@
 
 A page cannot end its quotation: the marks around it are random per request. It cannot write tokens with a meaning in
 the model's chat template, nor hide text in invisible characters. Each further line of a passage begins like a quoted
-one in an e-mail, so that none looks like a question, an answer or another source. No text of a page can be taken for a
-citation of one of the job's sources.
+one in an e-mail: none looks like a question, an answer or another source. No text of a page can be taken for a citation
+of one of the job's sources.
 """
 
 from __future__ import annotations
