@@ -1,4 +1,4 @@
-"""The way of one job's sources: found, fetched, extracted, ranked, numbered. One budget for all of it."""
+"""One job's sources, step by step: found, fetched, extracted, ranked, numbered. One budget covers all steps."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ from workers.enrichment.turns import Asker
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
 MIN_EVIDENCE_TOKENS = 32
-"""With less room than this in the prompt no source is quoted."""
+"""If the prompt has less room than this, no source is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadSources:
-    """What came of all sources: some became documents, the rest has a reason."""
+    """The outcome of all sources: the documents, and the rest with their reasons."""
 
     documents: tuple[Document, ...]
     left_out: tuple[LeftOut, ...]
 
 
 class Enricher:
-    """Finds the evidence for jobs. One per worker; it serves many at once, each under a budget of its own.
+    """Finds the evidence for jobs. One per worker: it serves many jobs at once, each under a budget of its own.
 
     `guard` is the guard of fetches, not that of callbacks. Raises TemplateRefused for a template that cannot be used.
     """
@@ -74,7 +74,7 @@ class Enricher:
         profiles: Profiles | None = None,
         cache: CacheSettings | None = None,
     ) -> None:
-        load_template(settings.template)  # refused now rather than job by job
+        load_template(settings.template)  # a bad template fails now rather than job by job
         self._settings = settings
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
@@ -96,15 +96,15 @@ class Enricher:
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Get ready. Nothing is connected, and no process that reads pages starts, before the first job with sources.
+        """Load the embedding model, if the settings name one. Raises RerankerRefused.
 
-        An embedding model is loaded now. Raises RerankerRefused where that fails.
+        Connections and the processes that read pages start later, with the first job that has sources.
         """
         await self._chooser.start()
         await self._fetcher.start()
 
     async def close(self) -> None:
-        """End what still runs: connections and processes."""
+        """Close the connections and end the processes."""
         await self._robots.close()
         await self._fetcher.close()
         await self._chooser.close()
@@ -122,10 +122,10 @@ class Enricher:
     ) -> Evidence:
         """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
-        What its search waits in line for the provider's pace is bounded by the deadline alone. `room_tokens` is what
-        the prompt may have beside the question; None is no limit.
+        Only the deadline bounds the search's wait for the provider's pace. `room_tokens` caps the prompt's tokens
+        beside the question; None means no limit.
 
-        Raises NothingFound where sources are required and none could be used. Whatever else goes wrong is a note.
+        Raises NothingFound if sources are required and none could be used. All other faults become notes.
         """
         whole = self._within(self._settings.budget_seconds, deadline)
         ranking_seconds = whole.remaining * self._settings.ranking_share
@@ -135,7 +135,7 @@ class Enricher:
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            # Where the search has waited in line, the budget's end is behind us; ranking has its part all the same.
+            # After a search's wait for its turn the budget may be over; ranking keeps its share all the same.
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
             numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
             notes += unranked
@@ -145,15 +145,15 @@ class Enricher:
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
     def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
-        """So many seconds from now, but no more than the job has."""
+        """A deadline so many seconds from now, but no later than the job's."""
         return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
 
     async def _find_and_read(
         self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """The job's own sources, and behind them what its search finds; a note where that brought nothing.
+        """The job's own sources, followed by its search's results; with a note if the search brought none.
 
-        The job's own are read meanwhile: a search that hangs must not take their time.
+        Both are read side by side: a search that hangs must not take the time of the job's own sources.
         """
         urls = list(dict.fromkeys(sources.urls))
         own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)
@@ -166,7 +166,7 @@ class Enricher:
     async def _search_and_read(
         self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """What the search finds, read in what it leaves of these seconds."""
+        """The search's results, read in the time that the search leaves of these seconds."""
         findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
         for one in findings.found:
@@ -176,7 +176,7 @@ class Enricher:
         return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
 
     async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
-        """What the search finds, and a note where it brought nothing."""
+        """The search's results, and a note if there are none."""
         try:
             async with asyncio.timeout(deadline.remaining if deadline is not None else None):
                 findings = await self._searches.find(wanted)
@@ -189,7 +189,7 @@ class Enricher:
         return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _ReadSources:
-        """Everything that can be read in time, side by side."""
+        """Read these sources side by side; those that are late are left out."""
         if not wanted:
             return _ReadSources((), ())
         self._pool.warm()
@@ -220,14 +220,14 @@ class Enricher:
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
-            # An abstract's title is the service's; a page knows its own better than a search engine, which cuts it.
+            # An abstract has the service's title. A page's own title beats a search engine's, which may be cut.
             title = title or one.found.title if one.found.text is None else one.found.title
             particulars = particulars.under(one.found.particulars)
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
-        """What the source's server answers, or what the search has brought already. Raises Unreadable."""
+        """The reading of the source's page, or of the text that the search brought. Raises Unreadable."""
         if one.found is not None and one.found.text is not None:
             page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
             return Reading(one.url, await self._reader.extracted(page, asker))
@@ -241,7 +241,7 @@ class Enricher:
         deadline: Deadline,
         room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
-        """The passages that matter, numbered by source, and notes on how, and on the sources that got none."""
+        """The passages that matter, numbered by source; with notes on the choice and on sources without passages."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
@@ -277,18 +277,18 @@ class Enricher:
         return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
 
     def _wording_tokens(self) -> tuple[int, int]:
-        """What the template says before and behind all sources, and around each of them."""
+        """Tokens of the template's wording: around all sources together, and around each of them."""
         template = load_template(self._settings.template)
         each = template.source + template.title + "x" * MAX_TITLE_CHARS
         return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
 
     def _passage_chars(self, tokens: int | None) -> int:
-        """As the settings say, and shorter where little fits."""
+        """The passage length of the settings, or less if the prompt has little room."""
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
 def _remarks(document: Document) -> Iterator[str]:
-    """What the result's reader is told of a page that was read."""
+    """Notes about a page for the result's reader."""
     name = f"source {document.source.position} ({origin_of(document.source.url)})"
     if document.older is not None:
         yield f"{name} is an older copy: {document.older}"

@@ -1,11 +1,11 @@
-"""What enrichment hands from step to step, and what it hands out."""
+"""The values that enrichment hands from step to step, and its errors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 
-class NothingFound(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
+class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
     """The job requires sources, and none could be read. The text says why, source by source; it names origins only."""
 
     def __init__(self, notes: tuple[str, ...]) -> None:
@@ -19,25 +19,25 @@ class Unreadable(Exception):  # noqa: N818 - as above
     def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True, is_ours: bool = False) -> None:
         super().__init__(reason)
         self.is_outage = is_outage or is_ours
-        """It cannot be read now, which is not the page's doing: an older copy is as good as there is."""
+        """True if the page itself is not at fault: an older copy may be served instead."""
         self.is_lasting = is_lasting
-        """Who asks this worker again at once hears the same. Not so where it was refused to this job only."""
+        """True if the cache may remember the failure. False, for example, if only this job was refused."""
         self.is_ours = is_ours
-        """It is this worker that could not read it: others may, and are not told."""
+        """True if this worker is at fault: others may succeed, so the failure is not shared with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Particulars:
-    """What is known of a source beside its text, as the page or the search service says it."""
+    """Facts about a source beside its text, from its page or from the search service."""
 
     published: str | None = None
-    """An ISO 8601 date, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
+    """An ISO 8601 date, as exact as known: `2023`, `2023-05` or `2023-05-17`."""
     canonical_url: str | None = None
-    """The page's own name for its address, where that is another one of the same origin."""
+    """The address that the page itself names, if that is another one of the same origin."""
     doi: str | None = None
 
     def under(self, better: Particulars) -> Particulars:
-        """These, with `better` before them where it knows something."""
+        """These particulars, overridden by those that `better` knows."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,
@@ -47,14 +47,14 @@ class Particulars:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing that a search found."""
+    """One result of a search."""
 
     url: str
     id: str | None = None
-    """What the result calls it, for example `pmid:…`; the URL where absent."""
+    """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
     title: str | None = None
     text: str | None = None
-    """What the service gave of it, for example its abstract: that is the source then, and the URL is not fetched."""
+    """Text from the search service, for example an abstract. It is then the source, and the URL is not fetched."""
     particulars: Particulars = Particulars()
 
 
@@ -65,23 +65,23 @@ class Wanted:
     position: int
     url: str
     found: Found | None = None
-    """How a search described it, where it was not the job that named it."""
+    """The search result that names this URL; None if the job names it."""
 
     @property
     def id(self) -> str:
-        """What the result calls it."""
+        """The source's id in the job's result."""
         return self.url if self.found is None or self.found.id is None else self.found.id
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a server answered: bytes that nobody has looked at yet."""
+    """A server's answer, its body not yet parsed."""
 
     url: str
-    """Where the last redirect led."""
+    """The URL after the last redirect."""
     media_type: str
     charset: str | None
-    """As the header says."""
+    """The charset that the `Content-Type` header names."""
     body: bytes
     etag: str | None = None
     last_modified: str | None = None
@@ -90,7 +90,7 @@ class Page:
     date: str | None = None
     age: str | None = None
     is_unchanged: bool = False
-    """The server says that a copy which is known is still right (304); there is no body."""
+    """True if the server confirmed the known copy (304); there is no body then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +102,15 @@ class Document:
     title: str | None
     text: str
     steering: tuple[str, ...] = ()
-    """The ways in which it tries to steer whoever reads it for people, see `steering`."""
+    """The ways in which the page tries to steer the model, see `steering`."""
     particulars: Particulars = Particulars()
     older: str | None = None
-    """Why an older copy of it has to do, where that is so."""
+    """The reason why this is an older copy, if it is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source that was not used, and why. Names its origin only, since the rest of a URL may be a secret."""
+    """A source that was not used, with the reason. Only the origin is kept, since the rest of a URL may be a secret."""
 
     position: int
     origin: str
@@ -125,30 +125,30 @@ class NumberedSource:
     """A source as the model sees it."""
 
     number: int
-    """What `[n]` in the answer means; from 1."""
+    """The n of `[n]` in the answer; from 1."""
     id: str
-    """What the result calls it: the URL as the job gave it, or an identifier such as `arxiv:2305.12345`."""
+    """The source's id in the result: the URL as the job gave it, or an identifier such as `arxiv:2305.12345`."""
     url: str
     title: str | None
     passages: tuple[str, ...]
-    """What of it was put before the question, in the order of the page."""
+    """The passages put before the question, in the order of the page."""
     steering: tuple[str, ...] = ()
-    """The ways in which its page tries to steer the model; the prompt says so."""
+    """The ways in which the page tries to steer the model; the prompt warns of them."""
     particulars: Particulars = Particulars()
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was found for one job. No sources: they were asked for, and none could be used."""
+    """All evidence for one job. Empty `sources` mean that the job asked for some and none could be used."""
 
     sources: tuple[NumberedSource, ...]
     notes: tuple[str, ...] = ()
     question: str = ""
-    """What was asked: a link that the answer repeats from it is the job's own."""
+    """The job's question; a link in it counts as the job's own if the answer repeats it."""
     template: str = "plain"
     """The wording of the prompt, see `template`."""
     conversation: str = ""
-    """The text of all the job's messages, where it has more than its question: links in it are its own as well."""
+    """The text of all of the job's messages, if it has messages; links in it count as the job's own too."""
 
     @property
     def chars(self) -> int:
@@ -156,9 +156,10 @@ class Evidence:
         return sum(map(_chars, self.sources))
 
     def shortened(self, chars: float) -> Evidence:
-        """With this many characters at most, and one passage less at least: whole passages, of who has the most first.
+        """The evidence with at most this many characters, and at least one passage less.
 
-        A source that has none left is left out, and the others are numbered anew.
+        Whole passages go, from the longest source first; a source's only passage goes after all other ones. A source
+        without passages is left out, and the others are renumbered.
         """
         sources = list(self.sources)
         while sources:

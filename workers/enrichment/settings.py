@@ -14,7 +14,7 @@ _EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
 class EnrichmentSettings(BaseSettings):
-    """What one job's sources may cost, in time, bytes and processes."""
+    """Limits of one job's sources in time, bytes and processes, and the manner of fetching and choosing them."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_ENRICHMENT__",
@@ -25,44 +25,44 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """All that one job's sources may take; what is late is left out and said so. Time in line for a search is extra."""
+    """Time for all of a job's sources; late ones are left out, with a note. A search's wait for its turn is extra."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
-    """The part of the budget that is kept for ranking what was read in the rest of it."""
+    """Share of the budget reserved for ranking; reading has the rest."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """The largest page, counted after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """The largest PDF: its pictures and fonts count too, which are not read."""
+    """The largest PDF. Its pictures and fonts count too, though they are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
-    """How many are followed from one URL."""
+    """Redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
-    """Connections to sites at once. Jobs take turns at them: one has at most half, all of a tenant have three quarters.
+    """Connections to sites at once. Jobs take turns: one job has at most half, all of a tenant's three quarters.
 
-    Each is a file descriptor, of which a process may often have 1,024.
+    Each takes a file descriptor; a process may often have 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Connections to one site, shared in the same way."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
-    """Time between two pages of a site, whichever jobs want them; its `Crawl-delay` counts if it is longer."""
+    """Time between two pages of a site, for all jobs of a worker; the site's `Crawl-delay` counts if it is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     """The product's part of the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
-    """An e-mail address or a URL by which sites and search services find who asks; Wikimedia and NCBI want one."""
+    """An e-mail address or a URL at which sites and search services can reach you; Wikimedia and NCBI want one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
-    """By which name a robots.txt has rules for us: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
+    """The name that robots.txt files have rules for: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
     robots: bool = True
-    """Whether robots.txt is obeyed."""
+    """Obey robots.txt."""
     robots_seconds: float = Field(default=3600.0, gt=0)
-    """How long a robots.txt is remembered."""
+    """Time for which a robots.txt is cached."""
     robots_entries: int = Field(default=1000, ge=1)
-    """How many sites' robots.txt are remembered."""
+    """Sites whose robots.txt is cached."""
     members: int = Field(default=2, ge=1, le=64)
-    """Processes that read pages, and one more that ranks. None runs before the first job that has sources."""
+    """Processes that read pages, and one more that ranks. None starts before the first job that has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
-    """How long one page may take a process before it is killed."""
+    """Time for one page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
     """Address space of one process; a page that needs more is left out. A container's limit has to hold all of them."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
-    """How long it is remembered what a search found."""
+    """Time for which a search's results are cached."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
@@ -70,22 +70,22 @@ class EnrichmentSettings(BaseSettings):
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Code points of all passages together that are put before the question; about four to a token in English."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
-    """About how long one passage is, in code points."""
+    """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
-    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; none, words alone decide."""
+    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; absent, words alone decide."""
     rerank_passages: int = Field(default=32, ge=2, le=1000)
-    """How many passages of a job the model compares with the question, the likeliest by their words."""
+    """Passages of a job that the model compares with the question: the likeliest by their words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """How long a job waits for that. Passages not compared by then are ranked by words, and the result says so."""
+    """Time for that comparison. Passages not compared by then are ranked by words, and the result says so."""
 
     @property
     def named(self) -> str:
-        """What sites and search services are told of who asks, as a `User-Agent` (RFC 9110, section 10.1.5)."""
+        """The `User-Agent` that sites and search services see (RFC 9110, section 10.1.5)."""
         return f"{self.user_agent} ({self.contact})" if self.contact is not None else self.user_agent
 
     @property
     def email(self) -> str | None:
-        """The contact, where it is an e-mail address."""
+        """The contact, if it is an e-mail address."""
         return None if self.contact is None or "://" in self.contact else self.contact
 
     @model_validator(mode="after")

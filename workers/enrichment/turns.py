@@ -1,10 +1,10 @@
 """Places at which jobs take turns, so that neither one job nor one tenant keeps the others waiting.
 
-A place that becomes free goes to the tenant that has the fewest, and of its jobs to the one that has the fewest; among
-equals to who has waited or had one longest ago.
+A free place goes to the tenant with the fewest places, and within it to the job with the fewest. Among equals, the one
+that joined the queue or gave a place back longest ago comes first.
 
-Where a place is had for long that is not enough: who comes next would wait for seconds. There some are kept: so many
-for tenants that have none, and as many again for jobs that have none.
+If jobs hold places for long, that is not enough: a newcomer would wait for seconds. Some places are reserved then: a
+number for tenants that have none, and as many again for jobs that have none.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asker:
-    """One job, as it asks for places; it is nobody but itself, and its tenant's."""
+    """One job that asks for places; equal only to itself."""
 
     tenant: str
 
 
 class Turns:
-    """So many places, of which `kept` are for tenants that have none, and as many again for jobs that have none."""
+    """A number of places: `kept` are reserved for tenants that have none, and as many again for jobs that have none."""
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
         self._free = places
@@ -34,12 +34,12 @@ class Turns:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody has a place or waits for one."""
+        """True if no job has a place or waits for one."""
         return not self._had and not self._waiting
 
     @asynccontextmanager
     async def place(self, asker: Asker) -> AsyncIterator[None]:
-        """Have a place, once it is this job's turn."""
+        """Wait for this job's turn, and hold a place until the context ends."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(asker.tenant, OrderedDict()).setdefault(asker, deque()).append(turn)
         self._give()
@@ -52,7 +52,7 @@ class Turns:
             self._give()
 
     def _give(self) -> None:
-        """Give away what is free."""
+        """Hand out the free places."""
         while self._free and (asker := self._next()) is not None:
             turn = self._first(asker)
             if not turn.cancelled():
@@ -74,7 +74,7 @@ class Turns:
         return self._free > (2 * self._kept if self._had[asker] else self._kept)
 
     def _first(self, asker: Asker) -> asyncio.Future[None]:
-        """Out of the job's line; who waits for nothing more is out of the tenant's."""
+        """Remove and return the job's first request; a job without further requests leaves its tenant's queue."""
         jobs = self._waiting[asker.tenant]
         turn = jobs[asker].popleft()
         if not jobs[asker]:
@@ -84,7 +84,7 @@ class Turns:
         return turn
 
     def _take_back(self, asker: Asker) -> None:
-        """Who had a place goes behind those who wait."""
+        """Free the job's place, and move the job and its tenant behind the others that wait."""
         self._free += 1
         for holder in (asker.tenant, asker):
             self._had[holder] -= 1
