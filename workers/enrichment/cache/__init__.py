@@ -1,13 +1,13 @@
-"""What was read of pages is kept for the jobs that come: in this process, in Redis for all workers, in a file.
+"""The cache of read pages: in this process, in Redis for all workers, and in a file.
 
-    cache        a page from the nearest level that has it, else read once for all who wait; stale where reading fails
-    entry        what is kept of a page, or of why it could not be read; how it is written down, and for how long
-    levels       one level as the cache sees it: bounded in time, left alone for a while after a failure, counted
+    cache        a page from the nearest level that has it, else read once for all waiting jobs; stale if reading fails
+    entry        a page, or the reason why it could not be read; its encoding and its lifetime
+    levels       one level as the cache sees it: with a timeout, a pause after each failure, and counters
     memory       level 1: this process
     redis_level  level 2: all workers of a fleet
     disk         level 3: a file, which survives a restart
-    flights      one reading of a page, however many jobs wait for it
-    settings     a level is a setting; none of the three is needed
+    flights      one reading of a page for all jobs that wait for it
+    settings     each level has a setting; none of the three is needed
 
-A level that fails is a level that has nothing: no job ever fails for the cache.
+A failing level counts as an empty one: no job ever fails because of the cache.
 """

@@ -1,4 +1,4 @@
-"""The levels that the settings ask for."""
+"""Builds the cache with the levels that the settings name."""
 
 from __future__ import annotations
 

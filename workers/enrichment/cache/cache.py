@@ -1,7 +1,7 @@
-"""A page from the nearest level that has it, else read once for all who wait for it.
+"""A page from the nearest level that has it, else read once for all jobs that wait for it.
 
-What a page's server cannot be asked for is served from an older copy where there is one (RFC 5861), and said so. That a
-page cannot be read is remembered for a while, too.
+If a page's server is unavailable, the cache serves a stale copy if it has one (RFC 5861), and says so. Failures to read
+a page are cached for a while, too.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Unreadable
 
 _SKEW_SECONDS: Final = 60.0
-"""How far the clocks of machines may be apart: so much of the invalidations is heard again each time."""
+"""Cap on the skew of machines' clocks: invalidations of the last so many seconds are read again each time."""
 _PATIENCE: Final = 0.9
-"""The part of the time left after which an older copy is served."""
+"""Share of the remaining time after which a stale copy is served."""
 _PENDING: Final = 256
-"""Writes to shared levels that may be under way; with more, a page is kept in memory only."""
+"""Cap on the writes to shared levels under way; beyond it, a page is kept in memory only."""
 
 Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
-"""Reads the page anew, given the older copy; the entry says how long it is good. Raises Unreadable."""
+"""Reads the page anew, given the older copy; the entry has its own lifetime. Raises Unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a job gets. `answer` is what the reader made of the page."""
+    """A page for a job. `answer` is a pool member's answer about it."""
 
     url: str
     answer: dict[str, Any]
     older: str | None = None
-    """Why it is an older copy, where it is one."""
+    """The reason why this is an older copy, if it is one."""
 
 
 class Cache:
-    """The levels, nearest first."""
+    """The cache over its levels, nearest first."""
 
     def __init__(self, settings: CacheSettings, clock: Clock, lookups: Counter, levels: Sequence[Level] = ()) -> None:
         self._settings = settings
@@ -59,7 +59,7 @@ class Cache:
         self._writing: set[asyncio.Task[None]] = set()
 
     async def read(self, url: str, scope: str, read: Read, patience_seconds: float) -> Reading:
-        """The page at this URL, for all of this scope. Raises Unreadable, also where that is what is remembered."""
+        """The page at this URL, for all jobs of this scope. Raises Unreadable, also for a cached failure."""
         key = Key.of(url, scope)
         known = await self._known(key)
         if known is not None and self._is_fresh(known):
@@ -74,7 +74,7 @@ class Cache:
             return Reading(older.url, older.answer or {}, "its server was late")
 
     async def close(self) -> None:
-        """Write what is being written, and let go of the levels."""
+        """Finish the writes under way, and close the levels."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         for level in self._shared:
             await level.close()
@@ -82,7 +82,7 @@ class Cache:
     # -- reading anew --------------------------------------------------------------------------------------------
 
     async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
-        """The page read anew and kept; in its place the older copy, or why there is none, which are kept as well."""
+        """Read the page anew and keep it; on failure keep and return the older copy, or an entry with the reason."""
         asked_at, is_ours = self._clock.time(), False
         try:
             entry = await read(older)
@@ -119,7 +119,7 @@ class Cache:
     # -- looking up ----------------------------------------------------------------------------------------------
 
     async def _known(self, key: Key) -> CacheEntry | None:
-        """The first entry that is fresh, else the newest that is not."""
+        """The first fresh entry, else the stale one whose freshness ended last."""
         await self._hear()
         best = self._valid(self._memory.get(key))
         self._in_memory["miss" if best is None else "hit" if self._is_fresh(best) else "stale"].inc()
@@ -136,7 +136,7 @@ class Cache:
         return entry.fresh_until > self._clock.time()
 
     def _valid(self, entry: CacheEntry | None) -> CacheEntry | None:
-        """The entry, unless its time is over or it was invalidated."""
+        """The entry, unless it is past its time or was invalidated."""
         if entry is None or entry.kept_until <= self._clock.time():
             return None
         if self._invalidated and any(self._invalidated.get(one, 0.0) >= entry.asked_at for one in entry.targets):
@@ -144,7 +144,7 @@ class Cache:
         return entry
 
     async def _hear(self) -> None:
-        """Learn what was invalidated, unless that was done a moment ago."""
+        """Read the invalidations of the shared levels, unless that was done within the last `pause_seconds`."""
         if not self._shared or self._clock.monotonic() - self._heard_at < self._settings.pause_seconds:
             return
         async with self._hearing:
@@ -167,7 +167,7 @@ class Cache:
 
 
 def longest_kept_seconds(settings: CacheSettings) -> float:
-    """Seconds after which nothing that was read is there any more."""
+    """Seconds after which any cached page is gone."""
     return max(settings.fresh_seconds, settings.longest_fresh_seconds) + settings.stale_seconds + _SKEW_SECONDS
 
 

@@ -1,6 +1,6 @@
-"""Level 3: an SQLite file, which survives a restart, and which the workers of one machine may share.
+"""Level 3: an SQLite file, which survives a restart and which the workers of one machine may share.
 
-SQLite blocks, so it has a thread of its own. A file that is damaged is begun anew: all of it can be read again.
+SQLite blocks, so it has a thread of its own. A damaged file is replaced by an empty one: its pages can be read again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CREATE TABLE IF NOT EXISTS invalidations (target TEXT PRIMARY KEY, at REAL NOT N
 """
 _PUTS_BETWEEN_SWEEPS: Final = 64
 _USED_SECONDS: Final = 60.0
-"""How exactly the last use is noted: noting it is a write."""
+"""Resolution of an entry's last use: each note of it is a write."""
 _WAITING: Final = 256
-"""Calls that wait for the thread; with more, the disk does not keep up."""
+"""Cap on the calls that wait for the thread; beyond it the level fails, since the disk does not keep up."""
 
 
 class Disk:
-    """Implements `Level`. Opens the file when it is first asked."""
+    """Implements `Level`. Opens the file at the first call."""
 
     name = "disk"
 
@@ -140,7 +140,7 @@ class Disk:
             self._sweep(file, now)
 
     def _sweep(self, file: sqlite3.Connection, now: float) -> None:
-        """Drop what is not kept any more, and then what was not used for the longest time, until the rest fits."""
+        """Delete expired entries, and then evict the least recently used ones until the rest fits."""
         file.execute("DELETE FROM entries WHERE kept_until <= ?", (now,))
         file.execute("DELETE FROM invalidations WHERE kept_until <= ?", (now,))
         file.execute(

@@ -1,4 +1,4 @@
-"""What is kept of a page, for how long, and how it is written down."""
+"""A cached page: its key, its lifetime and its encoding."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _NOT_STALE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Whose reading of which URL. Hashes, since a URL may hold a secret."""
+    """A URL within a scope. The URL is hashed, since it may hold a secret."""
 
     scope: str
-    """All jobs share what is public; see `scope_of`."""
+    """The jobs that share an entry: all jobs, for public pages; see `scope_of`."""
     url: str
 
     @classmethod
@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """How long a page is fresh, in seconds, and whether it may be used beyond that where it cannot be asked for."""
+    """A page's freshness in seconds, and the permission to serve it stale while its server is unavailable."""
 
     fresh: float
     may_be_served_late: bool = True
@@ -58,43 +58,43 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """A page as it was read, or why it could not be. Times are Unix seconds, since machines share entries."""
+    """A page as read, or the reason why it could not be read. Times are Unix seconds, since machines share entries."""
 
     asked_at: float
-    """When its server was asked: what is invalidated later than that is not good any more."""
+    """The time of the request to its server; an invalidation at that time or later voids the entry."""
     fresh_until: float
     kept_until: float
     asked_url: str
     url: str
-    """Where the last redirect led."""
+    """The URL after the last redirect."""
     etag: str | None = None
     last_modified: str | None = None
     answer: dict[str, Any] | None = None
-    """What the reader made of the page; None where there is a reason."""
+    """A pool member's answer about the page; None if the page could not be read."""
     reason: str | None = None
-    """Why the page could not be read, or why an older copy of it has to do."""
+    """The reason why the page could not be read, or why its older copy is served."""
     life: Lifetime | None = None
-    """What its server said of it; None where there is no page."""
+    """The lifetime by its server's headers and the settings; None if there is no page."""
 
     @property
     def may_be_served_late(self) -> bool:
-        """Whether it may be used although it is not fresh."""
+        """True if the entry may be served although it is stale."""
         return self.answer is not None and (self.life is None or self.life.may_be_served_late)
 
     @property
     def targets(self) -> Iterator[str]:
-        """By which names it can be invalidated."""
+        """The names under which the entry can be invalidated."""
         for url in (self.asked_url, self.url):
             yield target_of_url(url)
             yield target_of_host(_host(url))
 
 
 def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()) -> str:
-    """Whose entries a job may see. Public pages are everybody's.
+    """The scope of the entries that a job may see. All jobs share public pages.
 
-    Where fetches may reach networks that are not public, a tenant sees only what was read for it under the same
-    allowance: a page that one tenant may read can be a secret from another. What was read before something was denied
-    is nobody's any more: it may have come from there.
+    If fetches may reach networks that are not public, a tenant sees only entries read for itself under the same
+    allowlist: one tenant's page can be a secret from another. A new denial hides all earlier entries, since they may
+    have come from the denied place.
     """
     if not (allowed or denied):
         return "public"
@@ -103,24 +103,24 @@ def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()
 
 
 def target_of_url(url: str) -> str:
-    """What an invalidation of this URL is called."""
+    """The name of an invalidation of this URL."""
     return f"u:{_hashed(_plain(url))}"
 
 
 def target_of_host(host: str) -> str:
-    """What an invalidation of everything of this host is called."""
+    """The name of an invalidation of all of this host's pages."""
     name = host.lower().strip("[]").rstrip(".")
-    with suppress(*_NOT_READ):  # no host at all: nothing was read from there
+    with suppress(*_NOT_READ):  # no valid host: no page was read from there
         name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
     return f"h:{_hashed(name)}"
 
 
 _NOT_READ: Final = (ValueError, TypeError, LookupError)
-"""The errors that yarl raises for a text that is no URL, when it is read or only when a part is asked for."""
+"""The errors that yarl raises for a text that is no URL, on parsing or on access to a part."""
 
 
 def _plain(url: str) -> str:
-    """Without its fragment; as it stands where it cannot be read, since an entry may come from anywhere."""
+    """The URL without its fragment; an unreadable one unchanged, since an entry may come from anywhere."""
     try:
         return str(URL(url).with_fragment(None))
     except _NOT_READ:
@@ -139,9 +139,9 @@ def _hashed(text: str) -> str:
 
 
 def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None:
-    """What the page's server (RFC 9111, sections 4.2 and 5.2.2) and the settings allow; None: it is not to be kept.
+    """The lifetime by the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings; None: do not store.
 
-    `now` is when the page was asked for, in Unix seconds.
+    `now` is the time of the request, in Unix seconds.
     """
     if _NOT_KEPT.search(page.cache_control):
         return None
@@ -151,18 +151,18 @@ def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None
 
 
 def _said_seconds(page: Page, now: float) -> float | None:
-    """For how much longer the page is fresh by what its server says; None where it says nothing."""
+    """Seconds for which the page is still fresh by its server's headers; None if they do not say."""
     ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
     said = ages.get("s-maxage", ages.get("max-age"))
     if said is None and page.expires is not None:
         until, since = _http_date(page.expires), _http_date(page.date or "")
-        said = until - (now if since is None else since) if until is not None else 0.0  # `0` is a date that is over
+        said = until - (now if since is None else since) if until is not None else 0.0  # `0` counts as a past date
     age = float(page.age) if page.age is not None and _AGE.fullmatch(page.age) else 0.0
     return None if said is None else max(0.0, said - age)
 
 
 def _http_date(value: str) -> float | None:
-    """Unix seconds; None for what is no date."""
+    """Unix seconds; None for an invalid date."""
     try:
         date = parsedate_to_datetime(value)
         return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
@@ -176,7 +176,7 @@ def encoded(entry: CacheEntry) -> bytes:
 
 
 def _is_answer(answer: Any) -> bool:
-    """Whether this is what a member of the pool answers of a page today, see `workers.enrichment.processes.member`."""
+    """True if this has the form of a pool member's answer today, see `workers.enrichment.processes.member`."""
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("text"), str)
@@ -188,7 +188,7 @@ def _is_answer(answer: Any) -> bool:
 
 
 def decoded(value: bytes) -> CacheEntry:
-    """The entry in these bytes. Raises ValueError for anything else, also for what unpacks to more than 64 MiB."""
+    """The entry in these bytes. Raises ValueError for other bytes, and for an entry of more than 64 MiB unpacked."""
     unpacker = zlib.decompressobj()
     try:
         written = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))

@@ -1,4 +1,4 @@
-"""One piece of work for all who want the same at the same time."""
+"""Single flight: one piece of work for all callers that want the same at the same time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """Work by its key. Who stops waiting does not stop the others; when nobody waits any more, the work is stopped."""
+    """Work by its key. One caller's cancellation does not stop the others; work without any caller is cancelled."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}
 
     async def join(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of the work under this key, which begins now unless it is under way. Raises what it raises."""
+        """The result of the work under this key, started unless it is under way. Raises the work's errors."""
         flight = self._flights.get(key)
         if flight is None:
             flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))
@@ -44,7 +44,7 @@ class Flights(Generic[K, T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # seen: whoever waited has it, and the last one may have gone
+            flight.task.exception()  # marks the error as retrieved: the last caller may have gone
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""A level as the cache sees it: bounded in time, left alone for a while after a failure, and counted."""
+"""A level as the cache sees it: with a timeout, a pause after each failure, and counters."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ log = get_logger()
 T = TypeVar("T")
 
 
-class LevelFailed(Exception):  # noqa: N818 - it names what happened
-    """A level could not be asked. The text says why, without addresses."""
+class LevelFailed(Exception):  # noqa: N818 - named after the event
+    """A level failed. The text gives the reason, without addresses."""
 
 
 class Level(Protocol):
-    """Where entries are kept outside of this process. Every method raises LevelFailed."""
+    """A store of entries outside of this process. Every method raises LevelFailed."""
 
     name: str
 
     async def get(self, key: Key) -> bytes | None:
-        """What was put under this key; None where nothing is, or not any more."""
+        """The value under this key; None if there is none, or if it has expired."""
         ...
 
     async def put(self, key: Key, value: bytes, seconds: float) -> None:
-        """Keep the value for so long, in place of what was there."""
+        """Store the value for so long, in place of an earlier one."""
         ...
 
     async def invalidate(self, target: str, at: float, seconds: float) -> None:
-        """Tell all who share the level that what was read before `at` (Unix seconds) is not good; for so long."""
+        """Void the entries read before `at` (Unix seconds), for all processes that share the level.
+
+        The level keeps this invalidation for so many seconds.
+        """
         ...
 
     async def invalidations(self, since: float) -> Mapping[str, float]:
-        """What was invalidated, and when, as far as it was told after `since` (Unix seconds)."""
+        """The targets invalidated at `since` (Unix seconds) or later, with their times."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
         ...
 
 
 class Shared:
-    """A level that may be slow, away or wrong, which is never the caller's trouble."""
+    """A level that may be slow, away or wrong; its callers see no error."""
 
     def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: Counter) -> None:
         self._level = level
@@ -59,7 +62,7 @@ class Shared:
         self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
 
     async def get(self, key: Key) -> CacheEntry | None:
-        """The entry under the key, fresh or not; None where there is none or the level cannot say."""
+        """The entry under the key, fresh or not; None if there is none or the level fails."""
         if self._is_away:
             self._lookups["away"].inc()
             return None
@@ -78,7 +81,7 @@ class Shared:
         return "hit" if entry.fresh_until > self._clock.time() else "stale"
 
     async def put(self, key: Key, value: bytes, seconds: float) -> None:
-        """Keep the value, if the level can."""
+        """Store the value, if the level can."""
         if not self._is_away:
             try:
                 await self._asked(self._level.put(key, value, seconds))
@@ -86,7 +89,7 @@ class Shared:
                 return
 
     async def invalidations(self, since: float) -> Mapping[str, float] | None:
-        """What was invalidated; None where the level cannot say."""
+        """The targets invalidated at `since` or later, with their times; None if the level fails."""
         if self._is_away:
             return None
         try:
@@ -95,7 +98,7 @@ class Shared:
             return None
 
     async def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
         try:
             async with asyncio.timeout(self._settings.answer_seconds * 4):
                 await self._level.close()

@@ -1,4 +1,4 @@
-"""Level 1: this process's memory, bounded in bytes; what was not used for the longest time goes first."""
+"""Level 1: this process's memory, bounded in bytes; the least recently used entry is evicted first."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Final
 from workers.enrichment.cache.entry import CacheEntry, Key
 
 _PLACE_BYTES: Final = 512
-"""About what an entry's place takes beside the entry: its key, and its part of the tables."""
+"""Approximate overhead of an entry: its key, and its part of the tables."""
 
 
 class Memory:
-    """Entries, unpacked as they are used, and counted as they stand in memory."""
+    """Entries, unpacked for use, and counted by their size in memory."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
@@ -30,7 +30,7 @@ class Memory:
         return found[0]
 
     def put(self, key: Key, entry: CacheEntry) -> None:
-        """Keep the entry, and drop others until all of them fit."""
+        """Store the entry, and evict others until all of them fit."""
         self.drop(key)
         size = _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
         if size > self._limit:
@@ -42,14 +42,14 @@ class Memory:
             self._size -= dropped
 
     def drop(self, key: Key) -> None:
-        """Forget the entry under the key."""
+        """Drop the entry under the key."""
         found = self._entries.pop(key, None)
         if found is not None:
             self._size -= found[1]
 
 
 def _held_bytes(value: object) -> int:
-    """What a value takes with all that it holds; what it holds twice counts twice."""
+    """Bytes of a value with all that it holds; an object held twice counts twice."""
     held: tuple[object, ...] = ()
     if isinstance(value, dict):
         held = (*value, *value.values())

@@ -1,6 +1,6 @@
-"""Level 2: Redis, which all workers of a fleet share. Entries end by themselves (SET … PX).
+"""Level 2: Redis, which all workers of a fleet share. Entries expire by themselves (SET … PX).
 
-Invalidations are a sorted set: its members are what was invalidated, the scores are when, in Unix seconds.
+Invalidations are a sorted set: its members are the targets, and the scores are their times in Unix seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONNECTIONS: Final = 32
 
 
 class RedisLevel:
-    """Implements `Level`. Connects when it is first asked."""
+    """Implements `Level`. Connects at the first call."""
 
     name = "redis"
 
@@ -35,7 +35,7 @@ class RedisLevel:
             timeout=settings.answer_seconds,
             socket_timeout=settings.answer_seconds,
             socket_connect_timeout=settings.answer_seconds,
-            retry=Retry(NoBackoff(), 1),  # a connection that was kept may be of a server that was restarted
+            retry=Retry(NoBackoff(), 1),  # a pooled connection may be to a server that was restarted
         )
         self._redis: Redis = Redis.from_pool(self._pool)
 
