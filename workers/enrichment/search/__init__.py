@@ -8,8 +8,8 @@ One file per service, each a `SearchProvider`:
     pubmed      biomedical literature                         abstracts, as `pmid:…`
     arxiv       preprints                                     abstracts, as `arxiv:…`
 
-A link is read as any other source, behind the egress guard; an abstract is a source as it stands. The services
-themselves are the operator's choice, so requests to them pass the guard by: they go through a `Service`, which keeps to
-its pace and tells by name what went wrong. Jobs ask `searches`, which asks each question once. `providers` finds all
-that is configured, those of other packages too.
+A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
+the services, so requests to them bypass the guard. They go through a `Service`, which keeps its pace and raises an
+`Unreadable` with a reason for each failure. Jobs call `searches`, which sends equal queries once. `providers` finds all
+configured providers, including those of other packages.
 """

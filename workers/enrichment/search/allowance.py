@@ -1,4 +1,4 @@
-"""How long one search may take. What it waits in line for its turn is not the web's slowness, and does not count."""
+"""The time limit of one search. The wait for a turn does not count, since it is not the web's slowness."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from types import TracebackType
 from typing import Self
 
 _current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-"""Of the search that asks: a provider, one of another package too, need not hand it down to its requests."""
+"""The running search's allowance: providers, even of other packages, need not hand it down to their requests."""
 
 
 class Allowance:
-    """So many seconds for what runs inside this asynchronous context manager, which raises TimeoutError beyond them.
+    """An asynchronous context manager that gives its body so many seconds, and raises TimeoutError beyond them.
 
-    The seconds stand still while it is `in_line`.
+    The clock stops while the search is `in_line`.
     """
 
     def __init__(self, seconds: float) -> None:
         self.left_seconds = seconds
-        """What is left; kept up to date when the search waits or ends, not in between."""
+        """The remaining seconds, updated when the search waits or ends, not in between."""
         self.had_a_turn = False
-        """Whether the search has begun, so that its other requests go before those of searches that have not."""
+        """True once the search has begun: its further requests go before those of searches that have not."""
         self._limit = asyncio.timeout(None)
         self._in_line = 0
         self._is_open = False
@@ -46,7 +46,7 @@ class Allowance:
 
     @contextmanager
     def in_line(self) -> Iterator[None]:
-        """What happens inside is waiting for a turn. Several requests of a search may wait at once."""
+        """Stop the clock while the body waits for a turn. Several requests of a search may wait at once."""
         if not self._in_line:
             self._stand_still()
         self._in_line += 1
@@ -70,5 +70,5 @@ class Allowance:
 
 
 def current_allowance() -> Allowance:
-    """That of the search that asks; one without bounds for a caller that has none."""
+    """The running search's allowance; one without a limit for a caller outside of a search."""
     return _current.get() or Allowance(0.0)

@@ -1,4 +1,4 @@
-"""Articles of PubMed by their numbers: one efetch for several searches, and what its XML says."""
+"""PubMed's articles by number: one efetch request for several searches, and the parsing of its XML."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from workers.enrichment.search.eutils import EUtils
 from workers.enrichment.search.markup import parse, text_of
 
 MAX_ARTICLES: Final = 60
-"""Of one request. NCBI takes more; an article with its references is about 20 kB, and all are parsed in one go."""
+"""Articles in one request. NCBI takes more; an article with its references has about 20 kB, all parsed in one go."""
 SEARCHES_FIRST: Final = 6
-"""Searches that may begin while a request gathers articles: then it is made for several of them."""
+"""Searches that may begin while a request gathers articles, so that one request serves several of them."""
 
 _RETRACTED: Final = "D016441"
 """The publication type "Retracted Publication" in MeSH."""
@@ -35,7 +35,7 @@ class _ArticleBatch:
 
 
 class Articles:
-    """Articles by number. Searches that wait for their turn share it: NCBI counts requests, not articles."""
+    """Articles by number. Waiting searches share one request: NCBI counts requests, not articles."""
 
     def __init__(self, eutils: EUtils) -> None:
         self._eutils = eutils
@@ -44,7 +44,7 @@ class Articles:
         self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def named(self, numbers: Sequence[str]) -> dict[str, Found]:
-        """The articles with an abstract that were not retracted, by number; others may be among them.
+        """These articles by number, unless retracted or without an abstract. Other searches' ones may be among them.
 
         Raises Unreadable.
         """
@@ -76,7 +76,7 @@ class Articles:
 
 
 def _article(element: Element) -> tuple[str, Found] | None:
-    """Its number, and an article or a chapter; None for one without an abstract, and for one that was retracted."""
+    """The number and the article or chapter; None if it has no abstract or was retracted."""
     record = element.find("BookDocument" if element.tag == "PubmedBookArticle" else "MedlineCitation")
     if record is None:
         return None
@@ -98,13 +98,13 @@ def _article(element: Element) -> tuple[str, Found] | None:
 
 
 def _abstract(parts: list[Element]) -> str:
-    """One paragraph for each part; a structured abstract's begin with their labels."""
+    """One paragraph for each part; the parts of a structured abstract begin with their labels."""
     texts = ((part.get("Label"), text_of(part)) for part in parts)
     return "\n\n".join(f"{label}: {text}" if label else text for label, text in texts if text)[:MAX_TEXT_CHARS]
 
 
 def _published(article: Element) -> str | None:
-    """As exact as it is known; months are numbers or English names, and some dates are prose ("2000 Spring")."""
+    """The date, as exact as known. Months are numbers or English names, and some dates are prose ("2000 Spring")."""
     for place in ("ArticleDate", "Journal/JournalIssue/PubDate", "Book/PubDate"):
         date = article.find(place)
         year = text_of(date.find("Year")) or text_of(date.find("MedlineDate"))[:4] if date is not None else ""
@@ -118,7 +118,7 @@ def _published(article: Element) -> str | None:
 
 
 def _doi(element: Element, article: Element) -> str | None:
-    """The article's own: its references have DOIs too, further down."""
+    """The article's own DOI; its references have DOIs too, further down."""
     places = [
         *(place for place in article.findall("ELocationID") if place.get("EIdType") == "doi"),
         *(place for place in element.findall("PubmedData/ArticleIdList/ArticleId") if place.get("IdType") == "doi"),

@@ -1,4 +1,4 @@
-"""arXiv (https://info.arxiv.org/help/api/user-manual.html): Atom, and an error is an entry of it."""
+"""arXiv (https://info.arxiv.org/help/api/user-manual.html). Answers are Atom feeds, in which an error is an entry."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ID: Final = r"(?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})"
 _ABSTRACT_URL: Final = re.compile(rf"https?://arxiv\.org/abs/({_ID})(v\d+)?", re.ASCII)
 _AN_ID: Final = re.compile(rf"(?:arxiv:)?({_ID}(?:v\d+)?)", re.ASCII | re.IGNORECASE)
 _SYNTAX: Final = re.compile(r"\b(?:ti|au|abs|co|jr|cat|rn|id|all):|\b(?:AND|OR|ANDNOT)\b")
-"""What shows that a query is written in arXiv's own language."""
+"""Marks of a query in arXiv's own query language."""
 _WITHDRAWN: Final = re.compile(
     r"(?:this (?:paper|article|submission|manuscript) (?:has been|is) )?withdrawn\b", re.IGNORECASE
 )
 
 
 class Arxiv:
-    """Implements `SearchProvider`. What is found are abstracts, named `arxiv:2305.12345`, without the version."""
+    """Implements `SearchProvider`. Finds abstracts, named `arxiv:2305.12345` without the version."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -39,13 +39,13 @@ class Arxiv:
         try:
             answer = await self._service.get(params)
         except Refused as refused:
-            _read(refused.answer.body)  # an error has its own status today, and had 200 before
+            _read(refused.answer.body)  # errors have a status of their own today, and had 200 before
             raise
         return _read(answer.body)[:limit]
 
 
 def _terms(query: str) -> dict[str, str]:
-    """Plain words match any of them, best first: papers that have all words of a question are rare."""
+    """The query's parameters. Plain words match by OR, the best first: papers with all words of a question are rare."""
     if (identifier := _AN_ID.fullmatch(query.strip())) is not None:
         return {"id_list": identifier.group(1)}
     if _SYNTAX.search(query):
@@ -70,7 +70,7 @@ def _read(body: bytes) -> list[Found]:
 
 
 def _entry(entry: Element) -> Found | None:
-    """One paper; None for one without id or abstract, and for one that was withdrawn."""
+    """One paper; None if it has no id or no abstract, or was withdrawn."""
     place = _ABSTRACT_URL.fullmatch(text_of(entry.find(f"{_ATOM}id")))
     summary = text_of(entry.find(f"{_ATOM}summary"))[:MAX_TEXT_CHARS]
     if place is None or not summary or _WITHDRAWN.match(summary):

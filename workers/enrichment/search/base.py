@@ -1,4 +1,4 @@
-"""What a search provider is: the seam between a query and whatever finds sources for it."""
+"""The interface of a search provider: the seam between a query and the service that finds sources for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.job import Url
 from workers.enrichment.evidence import Found
 
 MAX_TEXT_CHARS: Final = 50_000
-"""Of one abstract; the longest are a few thousand."""
+"""Cap on the characters of one abstract; the longest have a few thousand."""
 
 _URL: Final = TypeAdapter[str](Url)
 
@@ -19,7 +19,7 @@ class SearchProvider(Protocol):
     """One search service, as the operator has configured it."""
 
     async def search(self, query: str, limit: int) -> list[Found]:
-        """At most `limit` things, the best first; none where nothing was found. Runs until cancelled.
+        """At most `limit` results, the best first; an empty list if there are none. Runs until cancelled.
 
         Raises Unreadable, whose text is for the result's reader and quotes neither the query nor the answer.
         """
@@ -27,7 +27,7 @@ class SearchProvider(Protocol):
 
 
 def is_link(url: str) -> bool:
-    """Whether a service's link is one that a job could have named: http or https, without credentials."""
+    """True if a job could have named this link itself: http or https, without credentials."""
     try:
         _URL.validate_python(url)
     except ValidationError:
@@ -36,14 +36,14 @@ def is_link(url: str) -> bool:
 
 
 def links(found: list[tuple[str | None, str | None]], limit: int) -> list[Found]:
-    """The first `limit` of these URLs with their titles, each once, without what is no link."""
+    """The first `limit` of these URLs with their titles, each once, without invalid links."""
     titles = {url: title for url, title in reversed(found) if url is not None and is_link(url)}
     wanted = dict.fromkeys(url for url, _ in found if url in titles)
     return [Found(url=url, title=titles[url] or None) for url in list(wanted)[:limit] if url is not None]
 
 
 def shortened(query: str, characters: int, words: int | None = None) -> str:
-    """The query, cut between two words where the service takes no longer one."""
+    """The query, cut between two words to the service's limits."""
     parts = query.split()[:words]
     while len(parts) > 1 and len(" ".join(parts)) > characters:
         parts.pop()

@@ -15,7 +15,7 @@ from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
 MAX_QUERY_WORDS = 50
-"""Longer ones are answered with 422."""
+"""The service answers longer queries with 422."""
 _KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
 
@@ -33,7 +33,7 @@ class _Web(BoundedModel):
 
 class _BraveAnswer(BoundedModel):
     web: _Web = _Web()
-    """Absent where nothing was found."""
+    """Absent if nothing was found."""
 
 
 class _BraveError(BoundedModel):
@@ -63,7 +63,7 @@ class Brave:
 
 
 def _explained(refused: Refused) -> Unreadable:
-    """422 is for a wrong key and for a wrong query alike."""
+    """The reason for the refusal: status 422 means a wrong key or a wrong query."""
     if refused.answer.status in _KEY_REFUSED:
         return Unreadable("the search service refuses the operator's key")
     if refused.answer.status != HTTPStatus.UNPROCESSABLE_ENTITY:
@@ -74,9 +74,9 @@ def _explained(refused: Refused) -> Unreadable:
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
-    """There is no Retry-After: `X-RateLimit-…` have one number for each window (second, month), of which some are over.
+    """Seconds to wait: the longest reset of an exhausted window, if there is no Retry-After.
 
-    A window whose limit is 0 has none.
+    The headers `X-RateLimit-…` have one number for each window (second, month). A limit of 0 means no limit.
     """
     wait = asked_to_wait(answer)
     if wait is None or "Retry-After" in answer.headers:
@@ -93,6 +93,6 @@ def _numbers(header: str) -> list[float | None]:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """The provider, where there is a key."""
+    """The provider; None without a key."""
     own = settings.brave
     return Brave(web.service(own.base_url, own.per_second), own.api_key) if own.api_key is not None else None

@@ -1,4 +1,4 @@
-"""NCBI's E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25497/): what each request says of who asks."""
+"""NCBI's E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25497/). Each request identifies its caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOOL: Final = "postback"
 
 
 class EUtils:
-    """One utility after the other, at the pace that NCBI lets an address or a key have for all of them together."""
+    """All utilities, at the one pace that NCBI allows an address or a key for all of them together."""
 
     def __init__(self, service: Service, settings: PubmedSettings, email: str | None) -> None:
         self._service = service
@@ -28,7 +28,7 @@ class EUtils:
         await self._service.turn(behind=behind)
 
     async def get(self, utility: str, params: dict[str, str], *, has_turn: bool = False) -> ServiceAnswer:
-        """What a utility such as `esearch` answers. Raises Unreadable."""
+        """The answer of a utility such as `esearch`. Raises Unreadable."""
         try:
             return await self._service.get(self._common | params, path=f"/{utility}.fcgi", has_turn=has_turn)
         except Refused as refused:

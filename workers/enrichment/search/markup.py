@@ -20,5 +20,5 @@ def parse(body: bytes) -> Element:
 
 
 def text_of(element: Element | None) -> str:
-    """All text in the element, that in italics or superscript too, on one line."""
+    """All text in the element on one line, including italics and superscript."""
     return " ".join("".join(element.itertext()).split()) if element is not None else ""

@@ -1,4 +1,4 @@
-"""How often a service is asked. Its limit holds for the operator's key or address, so every job waits in one line."""
+"""The pace of requests to a service. Its limit is for the operator's key or address, so all jobs share one queue."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
-"""How long a job waits where the service asks for it. Whoever asks for more is left alone until then."""
+"""Longest wait of a job at a service's request. If a service asks for more, requests to it fail until then."""
 MAX_REST_SECONDS = 3600.0
-"""The most that a service's wish to be left alone counts."""
+"""Cap on the time without requests that a service may ask for."""
 
 
 class RequestPace:
-    """At most one request in `interval_seconds`; first come, first served, but what has begun goes before what has not.
+    """At most one request per `interval_seconds`: first come, first served, but begun searches go before new ones.
 
     Otherwise many searches at once would all make their first request, and none its second in time.
     """
@@ -26,14 +26,14 @@ class RequestPace:
         self.interval_seconds = interval_seconds
         self._clock = clock
         self._door = asyncio.Lock()
-        """Of searches that have not begun: one of them at a time stands in the queue."""
+        """Lets one search at a time that has not begun into the queue."""
         self._at_the_door = 0
         self._queue = asyncio.Lock()
         self._next = clock.monotonic()
         self._rest_ends = self._next
 
     async def turn(self) -> None:
-        """Wait for the next turn. A waiter that is cancelled takes none. Raises Unreadable while the service rests."""
+        """Wait for the next turn. A cancelled waiter takes none. Raises Unreadable during a rest of the service."""
         self._check_rest()
         allowance = current_allowance()
         with allowance.in_line():
@@ -54,13 +54,13 @@ class RequestPace:
             self._at_the_door -= 1
 
     async def let_pass(self, turns: int) -> None:
-        """Wait while searches that have not begun take so many turns, if there are as many."""
+        """Wait while searches that have not begun take up to so many turns."""
         while turns > 0 and self._at_the_door:
             await asyncio.sleep(self.interval_seconds)
             turns -= 1
 
     def rest(self, seconds: float) -> None:
-        """The service asked for silence."""
+        """Send no requests for so long, since the service asks for it."""
         self._rest_ends = max(self._rest_ends, self._clock.monotonic() + min(seconds, MAX_REST_SECONDS))
 
     def _check_rest(self) -> None:

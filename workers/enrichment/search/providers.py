@@ -1,7 +1,7 @@
-"""All providers that are configured: ours, and those of other installed packages.
+"""All configured providers: ours, and those of other installed packages.
 
-A package adds one by an entry point in the group `postback.search`, whose name is the provider's and whose object is a
-function of one `Web` that returns a `SearchProvider`, or None where its own settings are missing:
+A package adds one by an entry point in the group `postback.search`. The entry point's name is the provider's. Its
+object is a function that takes a `Web` and returns a `SearchProvider`, or None if its own settings are missing:
 
     [project.entry-points."postback.search"]
     library = "our_package.search:make"
@@ -29,8 +29,8 @@ _OURS: Final[dict[str, Callable[[SearchSettings, Web], SearchProvider | None]]] 
 }
 
 
-class SearchMisconfigured(Exception):  # noqa: N818 - it names what is wrong
-    """A provider that the settings name is not there, or one of another package cannot be had. Says what to do."""
+class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
+    """A provider that the settings name is missing, or another package's provider cannot be used. The text says why."""
 
 
 def providers(
@@ -38,7 +38,7 @@ def providers(
 ) -> dict[str, SearchProvider]:
     """The providers that jobs may name. Raises SearchMisconfigured.
 
-    `installed` are the entry points of other packages; those of this environment where absent.
+    `installed` holds other packages' entry points; None means those of this environment.
     """
     others = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
     if taken := sorted(others.keys() & _OURS.keys()):

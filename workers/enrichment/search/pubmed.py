@@ -17,7 +17,7 @@ from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SEC
 from workers.enrichment.search.words import search_words
 
 _SYNTAX: Final = re.compile(r'["\[\]()*]|\b(?:AND|OR|NOT)\b')
-"""What shows that a query is written in PubMed's own language."""
+"""Marks of a query in PubMed's own query language."""
 
 
 class _Ids(BoundedModel):
@@ -30,7 +30,7 @@ class _Search(BoundedModel):
 
 
 class Pubmed:
-    """Implements `SearchProvider`. What is found are abstracts, named `pmid:…`."""
+    """Implements `SearchProvider`. Finds abstracts, named `pmid:…`."""
 
     def __init__(self, eutils: EUtils) -> None:
         self._eutils = eutils
@@ -39,8 +39,8 @@ class Pubmed:
     async def search(self, query: str, limit: int) -> list[Found]:
         """See `SearchProvider`. Articles without an abstract, and retracted ones, are left out.
 
-        PubMed wants every word of a query in an article, and hardly any has all of a question's: where that finds
-        nothing, any of its question's words will do, the best match first.
+        PubMed requires every word of a query, and hardly any article has all words of a question. If that finds
+        nothing, a second query takes any of the question's words, the best match first.
         """
         ids = await self._ids(query, limit)
         if not ids and not _SYNTAX.search(query):

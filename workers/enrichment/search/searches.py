@@ -1,4 +1,4 @@
-"""What jobs ask of the providers: a search once for all who want it, within its time, and remembered for a while."""
+"""Jobs' searches: each runs once for all jobs that want it, within a time limit, and is cached for a while."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from workers.enrichment.search.base import SearchProvider
 log = get_logger()
 
 _KEPT_CHARS: Final = 8_000_000
-"""Of all abstracts and addresses that are remembered."""
+"""Cap on the characters of all cached searches."""
 _ENTRY_CHARS: Final = 500
-"""Counted for what is found beside its text."""
+"""Flat charge for each cached search, and for each of its results."""
 
 _Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a search found, the best first."""
+    """The results of a search, the best first."""
 
     found: tuple[Found, ...]
     seconds: float = 0.0
-    """What it took, without the time in line."""
+    """Time that the search took, without its waits for a turn."""
 
 
 class Searches:
-    """All searches of a worker. They are everybody's: a service is the operator's, and knows nothing of tenants.
+    """All searches of a worker. All tenants share them: a service is the operator's, and knows nothing of tenants.
 
-    `seconds` is what one search may take, `fresh_seconds` how long it is remembered.
+    `seconds` is the time limit of one search; `fresh_seconds` is the time for which its results are cached.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Searches:
         self._remembered = _Remembered(fresh_seconds, clock)
 
     async def find(self, wanted: Search) -> Findings:
-        """What the search's provider finds. It may wait in line for as long as the caller does.
+        """The provider's results. Only the caller bounds the wait for a turn.
 
-        Raises Unreadable, also where no provider has that name, and TimeoutError where it takes longer than it may.
+        Raises Unreadable, also for an unknown provider, and TimeoutError beyond the search's time limit.
         """
         provider = self._providers.get(wanted.provider)
         if provider is None:
@@ -78,14 +78,14 @@ async def _answer(provider: SearchProvider, name: str, query: str, limit: int) -
     except Unreadable as reason:
         log.warning("A search failed.", action="search-failed", provider=name, reason=str(reason))
         raise
-    except Exception as error:  # another package's code: its defect must not end the worker, and its text may quote
+    except Exception as error:  # another package's code: its defect must not end the worker, nor its text reach the log
         kind = type(error).__qualname__
         log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
         raise Unreadable("the search provider has a defect") from None
 
 
 class _Remembered:
-    """What was found lately; what was not asked for the longest time goes first."""
+    """An LRU cache of search results, each with a lifetime."""
 
     def __init__(self, fresh_seconds: float, clock: Clock) -> None:
         self._fresh_seconds = fresh_seconds

@@ -21,7 +21,7 @@ class _SearxngResult(BoundedModel):
 
 class _SearxngAnswer(BoundedModel):
     results: list[_SearxngResult] = Field(max_length=MOST_RESULTS)
-    """In the order of their score already."""
+    """The results, already in the order of their score."""
     unresponsive_engines: list[Any] = Field(default=[])
 
 
@@ -32,7 +32,7 @@ class Searxng:
         self._service = service
 
     async def search(self, query: str, limit: int) -> list[Found]:
-        """See `SearchProvider`. Nothing found, with no engine that answered, is a failure."""
+        """See `SearchProvider`. An empty answer with unresponsive engines is a failure."""
         try:
             answer = await self._service.get({"q": query, "format": "json"}, path="/search")
         except Refused as refused:
@@ -47,6 +47,6 @@ class Searxng:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """The provider, where an instance is configured."""
+    """The provider; None if no instance is configured."""
     own = settings.searxng
     return Searxng(web.service(own.base_url, own.per_second)) if own.base_url is not None else None

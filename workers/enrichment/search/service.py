@@ -20,11 +20,11 @@ from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """Sixty articles of PubMed have 3 MB; empty objects take 25 times their text in memory."""
 MOST_RESULTS: Final = 1_000
-"""A service that lists more does not answer our query, which asks for 50 at most."""
+"""A longer list is no answer to our query, which asks for at most 50 results."""
 REQUEST_SECONDS: Final = 30.0
-"""For a caller without a budget; a job's own is shorter."""
+"""Timeout for a caller without a budget; a job's own budget is usually shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0
-"""Where a service is overloaded and does not say for how long."""
+"""Wait after an overload, if the service names none."""
 
 _OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -40,16 +40,16 @@ class Refused(Unreadable):
 
 @dataclass(frozen=True, slots=True)
 class ServiceAnswer:
-    """What a service said."""
+    """A service's answer."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     received: float
-    """Unix seconds: a Retry-After may be a date."""
+    """Unix seconds of the arrival, since a Retry-After may be a date."""
 
     def read(self, model: type[_Model]) -> _Model:
-        """The JSON body as this model. Raises Unreadable: services send pages of HTML with status 200, too."""
+        """The JSON body as this model. Raises Unreadable: services send HTML pages with status 200, too."""
         try:
             # Not strict: PubMed's JSON has control characters inside strings.
             return model.model_validate(json.loads(self.body, strict=False))
@@ -60,18 +60,18 @@ class ServiceAnswer:
 
 
 def asked_to_wait(answer: ServiceAnswer) -> float | None:
-    """Seconds that an overloaded service wants to be left alone (RFC 9110, section 10.2.3); None: it is not."""
+    """Seconds without requests that an overloaded service asks for (RFC 9110, section 10.2.3); else None."""
     return retry_after(answer) if answer.status in _OVERLOADED else None
 
 
 def retry_after(answer: ServiceAnswer) -> float:
-    """The header in seconds, from a number or a date; a guess where there is none."""
+    """The `Retry-After` header in seconds, from a number or a date; a default without it."""
     seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
     return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
 
 
 class Web:
-    """The connections of all providers. One per worker. `email` is whom services may write to."""
+    """The connections of all providers. One per worker. `email` is the address that services may write to."""
 
     def __init__(self, user_agent: str, clock: Clock, email: str | None = None) -> None:
         self.clock = clock
@@ -95,15 +95,15 @@ class Web:
             await self._session.close()
 
     def service(self, base_url: str, per_second: float) -> Service:
-        """A service that is asked at most so often."""
+        """A service with at most so many requests per second."""
         return Service(self, base_url, RequestPace(self.clock, 1 / per_second))
 
     async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> ServiceAnswer:
-        """Ask once. Raises Unreadable for everything that is no answer."""
+        """Send one request. Raises Unreadable if no answer comes."""
         if self._session is None:
             raise RuntimeError("the session has not been started")
         try:
-            # A redirect is refused: the operator said where to ask, and a key must not travel on.
+            # Redirects are not followed: the operator chose the address, and a key must not go to another one.
             async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
                 body = await _bounded(response)
                 return ServiceAnswer(response.status, response.headers, body, self.clock.time())
@@ -130,11 +130,11 @@ class Service:
         overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
     ) -> ServiceAnswer:
-        """The answer with status 200, after a second try where the service asked for a short wait.
+        """The answer with status 200, after a second try if the service asked for a short wait.
 
-        It waits for its turn, unless the caller has waited for it (`has_turn`). `overloaded` tells from an answer for
-        how many seconds the service wants to be left alone, if at all. `params` and `headers` may hold keys: neither
-        ever stands in an error. Raises Refused, another Unreadable.
+        The request waits for its turn, unless the caller already has one (`has_turn`). `overloaded` returns the seconds
+        without requests that an answer asks for, or None. `params` and `headers` may hold keys, so no error quotes
+        them. Raises Refused and other kinds of Unreadable.
         """
         if not has_turn:
             await self._pace.turn()
@@ -154,7 +154,7 @@ class Service:
         return answer
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for a turn, behind so many searches that have not begun. Raises Unreadable while the service rests."""
+        """Wait for a turn, behind up to so many new searches. Raises Unreadable during a rest of the service."""
         await self._pace.let_pass(behind)
         await self._pace.turn()
 

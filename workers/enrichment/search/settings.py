@@ -9,11 +9,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PUBMED_PER_SECOND: Final = 3.0
 PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
-"""What NCBI allows an address, and a key (A General Introduction to the E-utilities, "Frequency")."""
+"""NCBI's limits for an address and for a key (A General Introduction to the E-utilities, "Frequency")."""
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""Requests in a second, of this worker alone: where several share a key or an address, give each its part."""
+"""Requests a second, of this worker alone: if several workers share a key or an address, give each its part."""
 
 
 class _SearchSection(BaseModel):
@@ -24,7 +24,7 @@ class SearxngSettings(_SearchSection):
     """An instance with `json` among its `search.formats`."""
 
     base_url: BaseUrl | None = None
-    """Where the instance is, without `/search`; absent, there is no such provider."""
+    """The instance's URL, without `/search`; absent, there is no such provider."""
     per_second: PerSecond = 10.0
     """Requests a second, of this worker alone."""
 
@@ -42,20 +42,20 @@ class PubmedSettings(_SearchSection):
     """NCBI's E-utilities."""
 
     base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
-    """Where the E-utilities are."""
+    """The E-utilities' URL."""
     api_key: SecretStr | None = None
-    """A key of NCBI's."""
+    """An API key of NCBI's."""
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """Whom NCBI writes to before it blocks an address; absent, the contact of enrichment."""
+    """The e-mail address that NCBI writes to before it blocks a caller; absent, the contact of enrichment."""
     per_second: PerSecond | None = None
-    """Requests a second, of this worker alone; absent, what NCBI allows: 3, or 10 with a key."""
+    """Requests a second, of this worker alone; absent, NCBI's limit: 3, or 10 with a key."""
 
 
 class ArxivSettings(_SearchSection):
     """arXiv's API."""
 
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
-    """Where the API is."""
+    """The API's URL."""
     per_second: PerSecond = 1 / 3
     """Requests a second, of this worker alone; by arXiv's terms of use one in three seconds."""
 
@@ -64,9 +64,9 @@ class BraveSettings(_SearchSection):
     """Brave's web search."""
 
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
-    """Where the search is."""
+    """The search's URL."""
     api_key: SecretStr | None = None
-    """The key of Brave's; absent, there is no such provider."""
+    """An API key of Brave's; absent, there is no such provider."""
     per_second: PerSecond = 1.0
     """Requests a second, of this worker alone."""
 
@@ -76,7 +76,7 @@ def _names(value: object) -> object:
 
 
 class SearchSettings(BaseSettings):
-    """Which services jobs may search, and with which keys."""
+    """The services that jobs may search, with their keys."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_SEARCH__",
@@ -88,7 +88,7 @@ class SearchSettings(BaseSettings):
     )
 
     providers: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
-    """Names with commas; absent, every provider that is configured, those of other installed packages too."""
+    """Names with commas; absent, every configured provider, including those of other installed packages."""
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

@@ -11,9 +11,9 @@ from workers.enrichment.search.service import MOST_RESULTS, Service, ServiceAnsw
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 300
-"""CirrusSearch refuses longer ones."""
+"""CirrusSearch refuses longer queries."""
 _SPARE = 3
-"""Asked for beyond the limit, since disambiguation pages are left out."""
+"""Results requested beyond the limit, since disambiguation pages are left out."""
 _MAX_RESULTS = 50
 _BUSY = frozenset({"maxlag", "readonly", "ratelimited"})
 
@@ -50,9 +50,9 @@ class _WikipediaError(BoundedModel):
 
 class _WikipediaAnswer(BoundedModel):
     query: _Query = _Query()
-    """Absent where nothing was found."""
+    """Absent if nothing was found."""
     error: _WikipediaError | None = None
-    """With status 200."""
+    """Sent with status 200."""
 
 
 class Wikipedia:
@@ -62,7 +62,7 @@ class Wikipedia:
         self._service = service
 
     async def search(self, query: str, limit: int) -> list[Found]:
-        """See `SearchProvider`. Pages that only list what a word may mean are left out."""
+        """See `SearchProvider`. Disambiguation pages are left out."""
         wanted = {"gsrsearch": shortened(query, MAX_QUERY_CHARS), "gsrlimit": str(min(limit + _SPARE, _MAX_RESULTS))}
         answer = (await self._service.get(_PARAMETERS | wanted, overloaded=_overloaded)).read(_WikipediaAnswer)
         if answer.error is not None:
@@ -73,7 +73,7 @@ class Wikipedia:
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
-    """A wiki that lags says so in an error with status 200."""
+    """Seconds to wait, if any. A lagging wiki says so in an error with status 200."""
     code = answer.headers.get("MediaWiki-API-Error")
     return retry_after(answer) if code in _BUSY else asked_to_wait(answer)
 

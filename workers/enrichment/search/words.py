@@ -1,9 +1,12 @@
-"""What to search for: the question in a prompt, and the words of a query that a service is to match. Pure.
+"""Search terms: the question in a prompt, and the words of a query that a service is to match. Pure.
 
-A prompt may be long: instructions as a system prompt has them, documents that were pasted, and a question at the start,
-in the middle or at the end. Pasted parts that are marked as such and instructions are left out; of what is left, a
-labelled question counts first; then one in a paragraph that only asks and instructs; then the last question of the last
-paragraph, the first paragraph's, and the longest one; then an order ("Summarise …").
+A prompt may be long: instructions like a system prompt's, pasted documents, and a question at the start, in the middle
+or at the end. Marked pasted parts and instructions are left out. Of the rest, the first of these counts:
+
+    a labelled question
+    a question in a paragraph that only asks and instructs
+    the last question of the last paragraph, then of the first one, then the longest question
+    an order ("Summarise …")
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 MAX_QUESTION_CHARS: Final = 300
-"""Code points of a question that is searched for."""
+"""Cap on the code points of a question to search for."""
 MAX_WORDS: Final = 12
-"""Words of a query, where a service is to match any of them: with more, it finds what has the commoner ones."""
+"""Cap on a query's words if a service matches any of them: with more words, matches of the commoner ones prevail."""
 _ENOUGH: Final = 3
-"""A question with fewer words to search for ("Is it safe then?") is about what stands before it."""
+"""A question with fewer words to search for ("Is it safe then?") needs another sentence before it."""
 
 _WORD: Final = re.compile(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001 - typographic
 _PASTED: Final = re.compile(
@@ -30,7 +33,7 @@ _DOCUMENT: Final = re.compile(
     r"(?: \w{1,3})?\W{0,4}:",
     re.IGNORECASE,
 )
-"""Such a label begins a paragraph that is pasted."""
+"""Labels that begin a pasted paragraph."""
 _LABEL: Final = re.compile(
     r"^\W{0,4}(?:(?:user|my|the|final|research) )?(?:question|query|task|q|frage|pregunta|user|human)\W{0,4}:\s*",
     re.IGNORECASE,
@@ -68,9 +71,9 @@ _STOPPED: Final = frozenset(_STOP_WORDS.split())
 
 
 def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
-    """The words of the query's question, each once, without stop words: `most` at most, in their order.
+    """At most `most` words of the query's question, each once and in order, without stop words.
 
-    All words where there are none but stop words.
+    Stop words count if there are no others.
     """
     question = question_in(query)
     return (_telling(question) or _once(_WORD.findall(question)))[:most]
@@ -79,8 +82,8 @@ def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
 def question_in(prompt: str) -> str:
     """The question of a prompt on one line, at most `MAX_QUESTION_CHARS` long and cut between two words.
 
-    What it is about is put before it where it does not say that itself. A text in which nothing is asked is taken from
-    its start, without instructions where anything else is left.
+    A question too short to name its subject gets another sentence put before it. A text without a question is taken
+    from its start, without instructions if anything else is left.
     """
     paragraphs = [_sentences(part) for part in re.split(r"\n\s*\n", _PASTED.sub("\n\n", prompt))]
     paragraphs = [part for part in paragraphs if part] or [part for part in [_sentences(prompt)] if part]
@@ -88,7 +91,7 @@ def question_in(prompt: str) -> str:
 
 
 def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
-    """The question with what it is about; empty where nothing is asked."""
+    """The question, after another sentence if it is short; empty if the text asks nothing."""
     own = [part for part in paragraphs if not _DOCUMENT.match(part[0])] or paragraphs
     for kind, where in ((_labelled, paragraphs), (_question, own), (_order, own)):
         if paragraphs and (chosen := kind(where)) is not None:
@@ -123,7 +126,7 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
     """The last question of the last paragraph, the last of the first, or the longest between.
 
-    Paragraphs that only ask and instruct go first: others may be a document that was pasted.
+    Paragraphs that only ask and instruct go first: others may be pasted documents.
     """
     asking = [part for part in paragraphs if all(_is_question(one) or _INSTRUCTION.search(one) for one in part)]
     for part in (*reversed(asking), paragraphs[-1], paragraphs[0]):
@@ -134,7 +137,7 @@ def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 
 
 def _is_question(sentence: str) -> bool:
-    """Whether it asks for more than a form of the answer."""
+    """True if the sentence is a question with words to search for."""
     return _QUESTION.search(sentence) is not None and bool(_telling(sentence))
 
 
