@@ -31,6 +31,6 @@ A job's sources go down this list. Each step has a type, so a signature says whi
         contradiction, clauses   sources that contradict a sentence in its own words; negation is data
       answer    the checks of an answer, and the notes of its result         str, Evidence, Profile → Answer
 
-Every fault of a source is a note in the result, never a failed job, unless the job sets `sources.required` and no
-source can be used.
+Every fault of a source is a note in the result. A job fails only if it sets `sources.required` and no source can be
+used.
 """

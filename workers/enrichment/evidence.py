@@ -37,7 +37,7 @@ class Particulars:
     doi: str | None = None
 
     def under(self, better: Particulars) -> Particulars:
-        """These particulars, overridden by those that `better` knows."""
+        """The particulars, overridden by those that `better` knows."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,

@@ -1,4 +1,4 @@
-"""The worker's side of a process of enrichment: start it, ask it one task at a time, kill it. `frames` is the other."""
+"""A process of enrichment from the worker's side: started, asked one thing at a time, killed. `frames` is its own."""
 
 from __future__ import annotations
 

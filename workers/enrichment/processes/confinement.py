@@ -7,7 +7,7 @@ has them:
                 opening of files, if no folder is named. Covers all threads. See seccomp(2).
     Landlock    no opening, making, changing or removing of files, except reading in the named folders; no TCP port.
                 Covers this thread and those that it starts. See landlock(7).
-    capset      no capability, if the process is root's. See capabilities(7).
+    capset      no capabilities, even if the process is root's. See capabilities(7).
 
 All three hold for root too, and cannot be undone. They cover `/proc/PID/mem` and `/proc/PID/environ`, which are files,
 and Landlock also refuses ptrace(2) of processes outside.

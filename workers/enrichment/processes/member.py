@@ -1,7 +1,7 @@
 """The loop of a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
 
 The process takes tasks from standard input and answers on standard output, as `frames` describes. Its first answer
-names the fences that this kernel lacks (`missing`); behind the others the process opens no file and no socket. The
+names the fences that this kernel lacks (`missing`); within the others the process opens no file and no socket. The
 process ends when its input closes, so it never outlives the worker. An alarm ends a task that hangs, in case the worker
 dies before it could kill the process.
 """
@@ -80,7 +80,7 @@ def _status() -> int | None:
 def _peak_kib(status: int | None) -> int:
     """Peak memory of this program, in KiB.
 
-    `ru_maxrss` counts only without /proc: it survives exec(2), so the memory of the worker that forked the member,
+    `ru_maxrss` is used only without /proc: it survives exec(2), so the memory of the worker that forked the member,
     gigabytes with an engine in it, would count as the member's own.
     """
     if status is None:

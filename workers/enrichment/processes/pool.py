@@ -79,7 +79,7 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """A living idle member. New members join the idle ones first: their jobs may be gone by the time."""
+        """A living idle member. New members join the idle ones first: the jobs that wanted them may be gone."""
         while True:
             if not self._idle:
                 await self._more()

@@ -44,9 +44,9 @@ class Articles:
         self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def named(self, numbers: Sequence[str]) -> dict[str, Found]:
-        """These articles by number, unless retracted or without an abstract. Other searches' ones may be among them.
+        """The articles by number, unless retracted or without an abstract.
 
-        Raises Unreadable.
+        Articles of other searches may be among them. Raises Unreadable.
         """
         batch = self._batch(numbers)
         with current_allowance().in_line():
