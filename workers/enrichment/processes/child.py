@@ -1,4 +1,4 @@
-"""A process of enrichment from the worker's side: started, asked one thing at a time, killed. `frames` is its own."""
+"""A process of enrichment from the worker's side: start, ask, kill. `frames` is the process's own side."""
 
 from __future__ import annotations
 
