@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.delivery.breaker import Admission, Breaker, BreakerState, asked_to_wait, verdict_of
+from workers.delivery.breaker import Breaker, BreakerState, OriginSignal, asked_to_wait, signal_of
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.settings import DeliverySettings
 
@@ -16,13 +16,13 @@ SETTINGS = DeliverySettings(
 def breaker_that_saw(text: str, now: float = 0.0) -> Breaker:
     """`o` is an answer, `x` a failure, `-` says nothing."""
     breaker = Breaker(SETTINGS)
-    verdicts = {"o": Admission.ANSWERS, "x": Admission.FAILS, "-": Admission.NOTHING}
+    verdicts = {"o": OriginSignal.ANSWERS, "x": OriginSignal.FAILS, "-": OriginSignal.NOTHING}
     for letter in text:
         breaker.judge(verdicts[letter], now, probe=False)
     return breaker
 
 
-def probe(breaker: Breaker, now: float, verdict: Admission) -> None:
+def probe(breaker: Breaker, now: float, verdict: OriginSignal) -> None:
     assert breaker.take_probe(now)
     breaker.judge(verdict, now, probe=True)
 
@@ -64,7 +64,7 @@ def test_half_open_it_takes_one_probe_at_a_time() -> None:
 
 def test_a_probe_that_is_answered_closes_it_and_the_past_is_forgotten() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Admission.ANSWERS)
+    probe(breaker, 5.0, OriginSignal.ANSWERS)
     assert breaker.state(5.0) is BreakerState.CLOSED
     assert breaker.pristine
 
@@ -74,52 +74,52 @@ def test_each_probe_that_fails_doubles_the_time_up_to_the_longest() -> None:
     for _ in range(4):
         waits.append(breaker.seconds_left(now))
         now += waits[-1]
-        probe(breaker, now, Admission.FAILS)
+        probe(breaker, now, OriginSignal.FAILS)
     assert waits == [5, 10, 18, 18]
 
 
 def test_after_it_has_closed_the_time_starts_small_again() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Admission.FAILS)
-    probe(breaker, 15.0, Admission.ANSWERS)
+    probe(breaker, 5.0, OriginSignal.FAILS)
+    probe(breaker, 15.0, OriginSignal.ANSWERS)
     for _ in range(3):
-        breaker.judge(Admission.FAILS, 20.0, probe=False)
+        breaker.judge(OriginSignal.FAILS, 20.0, probe=False)
     assert breaker.seconds_left(20.0) == 5
 
 
 def test_a_probe_that_the_guard_refuses_proves_nothing() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Admission.NOTHING)
+    probe(breaker, 5.0, OriginSignal.NOTHING)
     assert breaker.state(5.0) is BreakerState.HALF_OPEN
     assert breaker.take_probe(5.0)
 
 
 def test_what_was_on_its_way_when_it_opened_neither_closes_it_nor_makes_it_longer() -> None:
     breaker = breaker_that_saw("xxx")
-    breaker.judge(Admission.ANSWERS, 1.0, probe=False)
-    breaker.judge(Admission.FAILS, 2.0, probe=False)
+    breaker.judge(OriginSignal.ANSWERS, 1.0, probe=False)
+    breaker.judge(OriginSignal.FAILS, 2.0, probe=False)
     assert breaker.seconds_left(2.0) == 3.0
 
 
 def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
     breaker = breaker_that_saw("oooo")
-    breaker.judge(Admission.FAILS, 10.0, probe=False, wait_seconds=3600.0)
-    breaker.judge(Admission.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
+    breaker.judge(OriginSignal.FAILS, 10.0, probe=False, wait_seconds=3600.0)
+    breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
     assert breaker.seconds_left(10.0) == 3600.0
-    probe(breaker, 3610.0, Admission.ANSWERS)
+    probe(breaker, 3610.0, OriginSignal.ANSWERS)
     assert breaker.state(3610.0) is BreakerState.CLOSED
 
 
 @pytest.mark.parametrize("reason", list(FailureReason))
 def test_an_origin_that_answers_is_up_whatever_it_says_of_the_event(reason: FailureReason) -> None:
     expected = {
-        FailureReason.REFUSED: Admission.NOTHING,
-        FailureReason.GONE: Admission.ANSWERS,
-        FailureReason.CLIENT_ERROR: Admission.ANSWERS,
-        FailureReason.REDIRECTED: Admission.ANSWERS,
+        FailureReason.REFUSED: OriginSignal.NOTHING,
+        FailureReason.GONE: OriginSignal.ANSWERS,
+        FailureReason.CLIENT_ERROR: OriginSignal.ANSWERS,
+        FailureReason.REDIRECTED: OriginSignal.ANSWERS,
     }
-    assert verdict_of(FailedDelivery(reason, 0.1)) is expected.get(reason, Admission.FAILS)
-    assert verdict_of(Delivered(204, 0.1)) is Admission.ANSWERS
+    assert signal_of(FailedDelivery(reason, 0.1)) is expected.get(reason, OriginSignal.FAILS)
+    assert signal_of(Delivered(204, 0.1)) is OriginSignal.ANSWERS
 
 
 @pytest.mark.parametrize(
@@ -146,31 +146,31 @@ def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by
     asked: float, at: float, seconds: float
 ) -> None:
     breaker = breaker_that_saw("xx")
-    breaker.judge(Admission.FAILS, 0.0, probe=False, wait_seconds=asked)
+    breaker.judge(OriginSignal.FAILS, 0.0, probe=False, wait_seconds=asked)
     assert breaker.patience(at) == seconds
 
 
 def test_while_a_probe_hangs_whoever_is_turned_away_waits_until_it_has_taken_as_long_as_the_last_failure() -> None:
     breaker = breaker_that_saw("xx")
-    breaker.judge(Admission.FAILS, 0.0, probe=False, took_seconds=20.0)
+    breaker.judge(OriginSignal.FAILS, 0.0, probe=False, took_seconds=20.0)
     assert breaker.patience(4.0) == 5.0
     assert breaker.take_probe(5.0)
     assert [breaker.patience(at) for at in (5.0, 10.0, 21.0, 25.0)] == [20.0, 15.0, 5.0, 5.0]
-    breaker.judge(Admission.FAILS, 6.0, probe=True, took_seconds=1.0)
+    breaker.judge(OriginSignal.FAILS, 6.0, probe=True, took_seconds=1.0)
     assert breaker.take_probe(16.0)
     assert breaker.patience(16.0) == 10.0
 
 
 def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longest_time() -> None:
     breaker = breaker_that_saw("xxx")
-    probe(breaker, 5.0, Admission.FAILS)
+    probe(breaker, 5.0, OriginSignal.FAILS)
     assert not breaker.is_dead(14.9)
-    probe(breaker, 15.0, Admission.FAILS)
+    probe(breaker, 15.0, OriginSignal.FAILS)
     assert breaker.is_dead(32.9)
     assert not breaker.is_dead(33.0)  # the next probe may find it well
-    probe(breaker, 33.0, Admission.FAILS)
+    probe(breaker, 33.0, OriginSignal.FAILS)
     assert breaker.is_dead(33.0)
-    probe(breaker, 51.0, Admission.ANSWERS)
+    probe(breaker, 51.0, OriginSignal.ANSWERS)
     assert not breaker.is_dead(51.0)
 
 
@@ -179,6 +179,6 @@ def test_what_asks_to_be_left_alone_for_longer_than_it_would_be_is_not_dead(aske
     breaker = breaker_that_saw("xxx")
     for at in (5.0, 15.0, 33.0):
         assert breaker.take_probe(at)
-        breaker.judge(Admission.FAILS, at, probe=True, wait_seconds=asked if at == 33.0 else 0.0)
+        breaker.judge(OriginSignal.FAILS, at, probe=True, wait_seconds=asked if at == 33.0 else 0.0)
     assert breaker.is_dead(34.0) is dead
     assert breaker.seconds_left(33.0) == max(18.0, asked)

@@ -34,7 +34,7 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Admission(Enum):
+class OriginSignal(Enum):
     """What an attempt says of the origin that it was made at."""
 
     ANSWERS = "answers"
@@ -43,11 +43,11 @@ class Admission(Enum):
     """The guard refused, so nobody was asked; or the attempt was cut off from our side."""
 
 
-def verdict_of(outcome: PostOutcome) -> Admission:
+def signal_of(outcome: PostOutcome) -> OriginSignal:
     """What an outcome says of the origin."""
     if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
-        return Admission.ANSWERS
-    return Admission.NOTHING if outcome.reason is FailureReason.REFUSED else Admission.FAILS
+        return OriginSignal.ANSWERS
+    return OriginSignal.NOTHING if outcome.reason is FailureReason.REFUSED else OriginSignal.FAILS
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
@@ -134,10 +134,10 @@ class Breaker:
         self._probing_since = None
 
     def judge(
-        self, verdict: Admission, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
+        self, verdict: OriginSignal, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
     ) -> None:
         """Take in what an attempt has shown, and how long it took. `wait_seconds` is what the origin asked for."""
-        if verdict is Admission.FAILS:
+        if verdict is OriginSignal.FAILS:
             self._failed_after = took_seconds
         if probe:
             self._probing_since = None
@@ -149,16 +149,16 @@ class Breaker:
             self._open_for(wait_seconds, now)
             self._asked = True
 
-    def _judge_probe(self, verdict: Admission, now: float) -> None:
-        if verdict is Admission.ANSWERS:
+    def _judge_probe(self, verdict: OriginSignal, now: float) -> None:
+        if verdict is OriginSignal.ANSWERS:
             self._close()
-        elif verdict is Admission.FAILS:
+        elif verdict is OriginSignal.FAILS:
             self._trip(now)
 
-    def _judge_usual(self, verdict: Admission, now: float) -> None:
-        if verdict is Admission.NOTHING:
+    def _judge_usual(self, verdict: OriginSignal, now: float) -> None:
+        if verdict is OriginSignal.NOTHING:
             return
-        failed = verdict is Admission.FAILS
+        failed = verdict is OriginSignal.FAILS
         self._failures = self._failures + 1 if failed else 0
         self._recent = (self._recent << 1 | failed) & _ALL_BITS
         self._counted = min(self._counted + 1, _RECENT)

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from telemetry.clock import Clock
-from workers.delivery.breaker import Admission, Breaker, BreakerState, asked_to_wait, verdict_of
+from workers.delivery.breaker import Breaker, BreakerState, OriginSignal, asked_to_wait, signal_of
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.queue_estimate import QueueEstimate
 from workers.delivery.settings import DeliverySettings
@@ -284,9 +284,9 @@ class Destinations:
                 load.breaker.give_back_probe()
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
-            self._note(destination, load, Admission.ANSWERS)
+            self._note(destination, load, OriginSignal.ANSWERS)
             return  # the rule: its breaker and its places have nothing to learn
-        now, outcome, verdict = self._clock.monotonic(), place.outcome, verdict_of(place.outcome)
+        now, outcome, verdict = self._clock.monotonic(), place.outcome, signal_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
             verdict, now,
@@ -303,18 +303,18 @@ class Destinations:
     def _is_as_well_as_can_be(self, load: _Load) -> bool:
         return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
-    def _adjust(self, load: _Load, outcome: PostOutcome, verdict: Admission) -> None:
+    def _adjust(self, load: _Load, outcome: PostOutcome, verdict: OriginSignal) -> None:
         """Fewer attempts at once where the origin says that there are too many; one more for each answer."""
-        if verdict is Admission.ANSWERS:
+        if verdict is OriginSignal.ANSWERS:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
 
-    def _note(self, destination: Destination, load: _Load, verdict: Admission) -> None:
+    def _note(self, destination: Destination, load: _Load, verdict: OriginSignal) -> None:
         """Whether the origin is a stranger from now on; what it holds counts as a stranger's or does not."""
-        if verdict is Admission.NOTHING:
+        if verdict is OriginSignal.NOTHING:
             return
-        answers = verdict is Admission.ANSWERS
+        answers = verdict is OriginSignal.ANSWERS
         if answers:
             self._answering.put(destination, None)
         if answers != load.answers:

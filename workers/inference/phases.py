@@ -14,7 +14,7 @@ _NO_SPAN = nullcontext()
 
 
 class Phases:
-    """Makes a `Phase` for each step of a job, and observes the time that the job spent in Kafka."""
+    """Makes a `TimedPhase` for each step of a job, and observes the time that the job spent in Kafka."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
@@ -27,9 +27,9 @@ class Phases:
         self._seconds["queued"].observe(queued_ms / 1000)
         return queued_ms
 
-    def timed(self, name: str, received: ReceivedJob) -> Phase:
+    def timed(self, name: str, received: ReceivedJob) -> TimedPhase:
         """A context manager that times one phase, `enrich` or `infer`."""
-        return Phase(self, name, received)
+        return TimedPhase(self, name, received)
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -46,7 +46,7 @@ class Phases:
         return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
 
 
-class Phase:
+class TimedPhase:
     """One phase of one job. `seconds` is set when the block ends; a block that raises is not observed."""
 
     def __init__(self, phases: Phases, name: str, received: ReceivedJob) -> None:
@@ -61,7 +61,7 @@ class Phase:
         """The phase's milliseconds."""
         return self.seconds * 1000
 
-    def __enter__(self) -> Phase:
+    def __enter__(self) -> TimedPhase:
         self._began = self._phases.now()
         self._span.__enter__()
         return self

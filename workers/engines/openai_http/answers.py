@@ -45,7 +45,7 @@ _LESS = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class TryAgain:
     """A failure that may pass. `after`: the seconds that the server asked for."""
 
     reason: str
@@ -56,13 +56,13 @@ class Retry:
 
 def outcome(
     request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes, now: float
-) -> Completion | Retry:
+) -> Completion | TryAgain:
     """The meaning of a response to `path` for the request. `now`: Unix seconds. Raises EngineError."""
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
     if status in _OVERLOADED or status >= 500:
         after = parse_retry_after(headers.get("Retry-After", ""), now)
-        return Retry(f"the server answered {status}", after, status in _OVERLOADED)
+        return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
     if status == 404 or problem.param == "model":  # path and model come from our settings, so no job is at fault
         raise EngineUnavailable(

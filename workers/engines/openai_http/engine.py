@@ -20,7 +20,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
-from workers.engines.openai_http.answers import Retry
+from workers.engines.openai_http.answers import TryAgain
 from workers.engines.openai_http.server import OpenAIServer, pauses
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import prompt_room
@@ -112,7 +112,7 @@ class OpenAIEngine:
 
     async def _tried(self, request: GenerationRequest) -> Completion:
         waits = pauses()
-        failure = Retry("no attempt was made")
+        failure = TryAgain("no attempt was made")
         for attempt in range(self._settings.attempts):
             if attempt:
                 wait = next(waits)

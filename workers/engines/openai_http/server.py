@@ -21,7 +21,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
-from workers.engines.openai_http.answers import NOT_LET_IN, Retry, outcome
+from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
 from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.settings import OpenAISettings
@@ -68,7 +68,7 @@ class OpenAIServer:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, request: GenerationRequest) -> Completion | Retry:
+    async def post(self, request: GenerationRequest) -> Completion | TryAgain:
         """One POST, or one more for each parameter of ours that the server turns out to refuse. Raises EngineError."""
         try:
             while True:
@@ -79,7 +79,7 @@ class OpenAIServer:
                     now = self._clock.time()
                     return outcome(request, self._path, response.status, response.headers, body, now)
         except aiohttp.ClientError as error:
-            return Retry(f"the server was not reached: {type(error).__name__}")
+            return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     async def window(self) -> int | None:
         """Wait until the server answers for our model; tokens of the model's window, None where the server says none.
@@ -135,7 +135,7 @@ class OpenAIServer:
                 raise
             said = "has no list of models" if models is None else f"lists no {self._model} but {models.shown}"
             raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {error}") from None
-        if isinstance(tried, Retry):
+        if isinstance(tried, TryAgain):
             raise EngineUnavailable(tried.reason)
         log.warning(
             "The server does not list the model but answers to its name; going on.",
