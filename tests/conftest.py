@@ -1,4 +1,4 @@
-"""What tests share: one real broker for the session, topics for each test, and a check for stray processes."""
+"""Shared fixtures: one real broker for the session, topics for each test, and a check for stray processes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _EXIT_GRACE_SECONDS = 5.0
 _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
 _SHOWN = "shown"
 
-# Its deadline of 200 ms an example is an assertion about the machine.
+# Hypothesis' default deadline of 200 ms an example would test the machine.
 hypothesis.settings.register_profile("postback", deadline=None)
 hypothesis.settings.load_profile("postback")
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalBroker:
-    """A Kafka that was running already. It can be used, and not be stopped."""
+    """A Kafka that was running already. Tests use it and never stop it."""
 
     bootstrap_servers: str
 
 
 class MakeFleet(Protocol):
-    """What the fixture `make_fleet` is."""
+    """Type of the fixture `make_fleet`."""
 
     def __call__(self, bootstrap_servers: str, replication_factor: int = 1) -> KafkaSettings:
         """Make a fleet's topics and return its settings."""
@@ -52,7 +52,7 @@ class MakeFleet(Protocol):
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker | ExternalBroker]:
-    """The session's Kafka: of POSTBACK_KAFKA__BOOTSTRAP_SERVERS where that is set, else one of our own on a free port.
+    """The session's Kafka: the one at POSTBACK_KAFKA__BOOTSTRAP_SERVERS if set, else our own on a free port.
 
     Shared, so leave it running: a test that stops, kills or pauses brokers starts its own `Broker`.
     """
@@ -66,20 +66,20 @@ def broker() -> Iterator[Broker | ExternalBroker]:
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Properties in which the topics of `fleet` and `module_fleet` differ from ours: none, unless a module says so."""
+    """Topic properties that `fleet` and `module_fleet` override; empty unless a module overrides this fixture."""
     return {}
 
 
 @pytest.fixture
 def fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
-    """Settings of a fleet that nobody else uses, with its topics; they are deleted when the test ends."""
+    """Settings of a fleet for one test, with its topics; the topics are deleted when the test ends."""
     with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
 
 @pytest.fixture(scope="module")
 def module_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
-    """The same for all tests of a module, which must not mind what the others leave."""
+    """One fleet for all tests of a module, which must tolerate each other's records."""
     with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
@@ -124,14 +124,14 @@ def _make_fleet(
 
 @pytest.fixture
 def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
-    """The fleet's processes, none of which runs yet."""
+    """The fleet's product; no process runs yet."""
     with running(fleet, tmp_path) as started:
         yield started
 
 
 @pytest.fixture
 def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Callable[..., Product]]:
-    """Makes one with other waits: of so many seconds each."""
+    """A function that makes a product with other tiers, given in seconds."""
     with ExitStack() as stack:
 
         def make(*tiers: float) -> Product:
@@ -144,13 +144,13 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """For tests whose counts are evidence: a line that the run shows at its end, whatever is captured."""
-    # A property travels with the test's report, from whatever process ran the test.
+    """A function that adds a line to the run's summary, for counts that serve as evidence; capturing hides none."""
+    # A property travels with the test's report, also from another process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what tests have counted."""
+    """Show the lines of `show`."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, line in report.user_properties:
             if name == _SHOWN:
@@ -159,9 +159,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def no_swallowed_task_error() -> Iterator[None]:
-    """Fail the test if an asyncio task or callback of it failed and nobody looked.
+    """Fail the test if one of its asyncio tasks or callbacks raised an error that was never retrieved.
 
-    asyncio only logs that. What fails in a thread or a destructor is a warning of pytest's, which is an error here.
+    asyncio only logs such errors. Errors in threads and destructors are pytest warnings, which count as errors here.
     """
     swallowed = _Swallowed()
     logger = logging.getLogger("asyncio")
@@ -173,7 +173,7 @@ def no_swallowed_task_error() -> Iterator[None]:
 
 
 class _Swallowed(logging.Handler):
-    """Collects what asyncio says of errors that nobody retrieved; an unclean connection, which it logs too, is none."""
+    """Collects asyncio's log lines about errors that were never retrieved, and ignores those about connections."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -187,10 +187,10 @@ class _Swallowed(logging.Handler):
 
 @pytest.fixture
 def clean_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail the test if a process that it started, or one started by those, is still there 5 s after its end.
+    """Fail the test if a process that it started, or a descendant of one, still runs 5 s after the test's end.
 
-    Every process inherits a mark in its environment, so that one that was orphaned or leads a session of its own is
-    found too. What is found is killed.
+    Every process inherits a mark in its environment, so orphans and leaders of their own sessions are found too.
+    Each process that is found is killed.
     """
     mark = uuid.uuid4().hex
     monkeypatch.setenv(_MARK, mark)
@@ -207,9 +207,9 @@ def clean_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _marked(mark: str) -> dict[int, str]:
-    """Pid to command line of the processes that were started with this mark, zombies aside.
+    """Pid to command line of the processes that were started with this mark, without zombies.
 
-    Aside too is multiprocessing's resource tracker: it ends with this process, not with whatever first needed it.
+    multiprocessing's resource tracker is left out: it ends with this process, not with its first user.
     """
     found = {}
     for process in psutil.process_iter():

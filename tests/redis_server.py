@@ -1,4 +1,4 @@
-"""A Redis of our own: Debian's `redis-server`, installed where it is missing as the embedded Kafka's programs are."""
+"""Our own Redis: Debian's `redis-server`, installed like the embedded Kafka's programs if it is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _START_SECONDS = 20.0
 
 
 class RedisServer:
-    """On a free port of loopback, without a file: what is in it is gone when it is killed. A context manager."""
+    """A context manager of a Redis on a free loopback port. It keeps no file, so a kill loses all its data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +37,7 @@ class RedisServer:
         self.kill()
 
     def start(self) -> None:
-        """Run it, and return when it answers."""
+        """Start the server, and return when it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             [program("redis-server", "redis-server"), *options, "--dir", str(self._folder)], stdout=subprocess.DEVNULL
@@ -48,7 +48,7 @@ class RedisServer:
             self._clock.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that dies."""
+        """Send SIGKILL, as when a machine dies."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()

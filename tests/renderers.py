@@ -1,4 +1,4 @@
-"""What the reader of an answer would load or link to: by a browser's HTML parser, and by a Markdown renderer."""
+"""Links and loads that the reader of an answer would see, by a browser's HTML parser and a Markdown renderer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from selectolax.lexbor import LexborHTMLParser
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 LOAD_NOTHING = {"align", "alt", "class", "colspan", "dir", "lang", "rowspan", "scope", "start", "title"}
 URLS = re.compile(r"(?:(?:https?|ftp)://|(?<!\w)www\.(?=\w))[^ \t\n\v\f\r<]+", re.IGNORECASE)
-"""What GFM makes links of in plain text, and a little more. Other spaces than those of ASCII end none."""
+"""URLs that GFM links in plain text, and a few more. Only ASCII spaces end one."""
 
 
 def rendered(text: str) -> list[tuple[str, str]]:
-    """Each thing in a text that loads or links to something, as `element attribute` and its value."""
+    """Each load or link in a text, as `element attribute` and its value."""
     return [*fetched(text), *fetched(MARKDOWN.render(text))]
 
 
 def fetched(html: str) -> Iterator[tuple[str, str]]:
-    """The same for HTML."""
+    """Each load or link in HTML, as `element attribute` and its value."""
     for node in LexborHTMLParser(html).css("*"):
         if node.tag in ("script", "style") and node.text(deep=True).strip():
             yield node.tag, node.text()
@@ -30,5 +30,5 @@ def fetched(html: str) -> Iterator[tuple[str, str]]:
 
 
 def urls_in_text(text: str) -> list[str]:
-    """The URLs that a program would find in plain text, without the marks that stand behind them."""
+    """The URLs that a program would find in plain text, without trailing punctuation."""
     return [url.rstrip(".,;:!?*_~\"'`)]}>|").rstrip("/") for url in URLS.findall(text)]

@@ -1,4 +1,4 @@
-"""An event loop in which waiting takes no time: where nobody can go on, its clock goes to the next timer."""
+"""An event loop in which waiting takes no time: when no task can run, its clock jumps to the next timer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """For what does no I/O. Its time begins at 0."""
+    """An event loop with a virtual clock that begins at 0, for code without I/O."""
 
     def __init__(self) -> None:
         self._selector_of_ours = _Skipping()
@@ -22,7 +22,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an asynchronous test on such a loop: a machine that is busy makes nothing late there."""
+    """Run an asynchronous test on a `VirtualLoop`, where a busy machine delays nothing."""
 
     @functools.wraps(test)
     def synchronous(*args: Any, **kwargs: Any) -> None:
@@ -37,7 +37,7 @@ class _Skipping(selectors.DefaultSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready at once; whoever would wait for it is told that the time has passed."""
+        """Return the events that are ready at once; instead of waiting, move the clock by the timeout."""
         self.now += timeout or 0.0
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         return ready
