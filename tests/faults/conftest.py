@@ -1,4 +1,4 @@
-"""A fleet of kernel processes for each test of faults."""
+"""A new fleet of kernel processes for each fault test."""
 
 from __future__ import annotations
 

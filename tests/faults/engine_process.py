@@ -1,8 +1,9 @@
-"""A process with an engine in it, for tests that kill it or its engine.
+"""A process with an engine in it, for tests that kill the process or its engine.
 
 `engine_process.py KIND MODEL`. A line on standard input is a request, `{"id", "prompt", "max_tokens"}`; a line on
-standard output is what came of one, `{"id", "finish_reason" | "error"}`, or `{"ready", "restarts"}` of the engine.
-The line `running` is answered with `{"running"}` once so many requests are with the engine: `running 3`.
+standard output is its outcome, `{"id", "finish_reason" | "error"}`. `{"ready"}` is written after the start, and
+`{"restarts"}` in answer to the line `restarts`. The line `running 3` is answered with `{"running": 3}` as soon as the
+engine has three requests.
 """
 
 from __future__ import annotations

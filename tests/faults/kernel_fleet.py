@@ -1,4 +1,4 @@
-"""Load, kernel processes to be killed, and a reader that counts: what the fault tests of the kernel share."""
+"""Shared helpers of the kernel's fault tests: load, kernel processes to kill, and a reader that counts results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("stage_process.py")
 
 
 def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until it holds, or fail saying what did not."""
+    """Wait until the condition holds, or fail the test with the text `what`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -68,7 +68,7 @@ class StageProcesses:
         process.wait()
 
     def terminate(self, replica: str) -> int:
-        """SIGTERM; the exit code once it has drained."""
+        """Send SIGTERM; return the exit code after the drain."""
         process = self.running.pop(replica)
         process.terminate()
         return process.wait(60)
@@ -77,7 +77,7 @@ class StageProcesses:
         return (self.logs / f"{replica}.log").read_text()
 
     def keep_alive(self, replica: str) -> bool:
-        """Start a replica again if it has died, as an orchestrator would; whether it had."""
+        """Restart a replica if it has died, as an orchestrator would; True if it had died."""
         if self.running[replica].poll() is None:
             return False
         self.start(replica)
@@ -93,7 +93,7 @@ class StageProcesses:
 
 @dataclass
 class Ledgers:
-    """What Kafka says of a fleet from outside: outputs, dead letters, lag."""
+    """Queries to Kafka about a fleet: outputs, dead letters, lag."""
 
     kafka: KafkaSettings
 
@@ -114,14 +114,14 @@ class Ledgers:
         return count
 
     def read(self, topic: str) -> list[Message]:
-        """Every record that a read_committed reader can see now."""
+        """Every record that a read_committed consumer can see now."""
         return committed_records(self.kafka.client_config(), topic)
 
     def results(self) -> Counter[str]:
         return Counter(value_of(message).decode() for message in self.read(self.kafka.topics.results))
 
     def lag(self, group: str = "inference") -> int:
-        """Records of the group's requests that are not below the committed base."""
+        """Number of request records at or above the group's committed offsets."""
         topic = self.kafka.topics.requests()
         consumer = Consumer({**self.kafka.client_config(), "group.id": "lag"})
         ends = {
@@ -137,13 +137,13 @@ class Ledgers:
         return sum(ends[p.partition] - max(0, p.offset) for p in committed)
 
     def remove_before(self, offset: int) -> None:
-        """Remove the first records of the requests' first partition, as retention does."""
+        """Delete the records below `offset` from the requests' first partition, as retention does."""
         admin = AdminClient(self.kafka.client_config())
         asked = TopicPartition(self.kafka.topics.requests(), 0, offset)
         admin.delete_records([asked])[asked].result(20)
 
     def set_session(self, seconds: int, group: str = "inference") -> None:
-        """How long a member of the group may be silent until it is expelled."""
+        """Set the group's session timeout: a member that is silent for longer is expelled."""
         resource = ConfigResource(
             ConfigResourceType.GROUP,
             f"{self.kafka.topic_prefix}{group}",
@@ -157,11 +157,11 @@ class Ledgers:
         eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")
 
     def assert_each_exactly_once(self, jobs: int) -> None:
-        """One result for each of the ids 0 to jobs - 1, and nothing left to do."""
+        """Assert exactly one result for each of the ids 0 to jobs - 1, and no lag."""
         self.assert_none_is_lost(jobs)
         assert {job: count for job, count in self.results().items() if count > 1} == {}
 
     def assert_none_is_lost(self, jobs: int) -> None:
-        """At least one result for each of the ids 0 to jobs - 1, and nothing left to do."""
+        """Assert at least one result for each of the ids 0 to jobs - 1, and no lag."""
         assert set(self.results()) == {str(number) for number in range(jobs)}
         eventually(lambda: self.lag() == 0, 20, "the lag does not return to 0")

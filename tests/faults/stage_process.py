@@ -1,8 +1,8 @@
-"""A worker process around the kernel alone, for tests that stop and kill it. Run as a program; settings come as JSON.
+"""A worker process of the kernel alone, for tests that stop and kill it. A program that takes settings as JSON.
 
-A record says in its JSON what its handler does: `id` is written to the output, `ms` is how long that takes, `until` is
-a file that has to be there before, `kill` ends the process, `crash` ends what would be an engine process.
-With the setting `sick` every record ends the engine.
+A record's JSON directs its handler: `id` is written to the output, `ms` is the time that this takes, `until` is a file
+that has to exist before, `kill` kills the process, `crash` kills the imagined engine process.
+With the setting `sick` every record kills the engine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workers.stage.window import Limits
 
 
 class DirectedHandler:
-    """Does what the record says."""
+    """A handler that follows the record's JSON."""
 
     def __init__(self, kafka: KafkaSettings, *, sick: bool) -> None:
         self._topics = kafka.topics
@@ -37,7 +37,7 @@ class DirectedHandler:
         self._death = asyncio.Event()
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """One output with the record's id."""
+        """Return one output with the record's id."""
         job = json.loads(record.value)
         if job.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -54,7 +54,7 @@ class DirectedHandler:
         raise HandlerCrashed
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """A failed output, and a dead letter with the reason."""
+        """Return a failed output, and a dead letter with the reason."""
         job_id = str(json.loads(record.value)["id"]).encode()
         reason = [("reason", failure.code.encode()), ("attempts", str(failure.attempts).encode())]
         return [

@@ -1,7 +1,7 @@
-"""An EndTxn is applied and its answer is lost: what was committed must be found out, not guessed.
+"""An EndTxn is applied and its answer is lost: the stage must look up its commit, and not guess.
 
-The members' session is longer than the link is black. A member that is expelled meanwhile begins its partitions anew,
-from what is committed, and has nothing to find out.
+The members' session outlasts the link's outage. An expelled member would reopen its partitions from the committed
+progress and have nothing to look up.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ END_TXN = 26
 
 
 class Link:
-    """A proxy that clients cannot get round: it puts its own port into every answer that names the broker's.
+    """A proxy that clients cannot bypass: it puts its own port into every answer that names the broker's.
 
-    Armed, it lets the next EndTxn through, waits for its answer, throws that away, and stays black for a while.
+    Once armed, it forwards the next EndTxn, waits for the answer, drops it, and then passes nothing for a while.
     """
 
     def __init__(self, broker_port: int) -> None:
@@ -47,7 +47,7 @@ class Link:
         self._loop.close()
 
     def lose_an_answer(self, black_seconds: float) -> None:
-        """Arm it, and wait until it has happened and the link is back."""
+        """Arm the link, and wait until an answer was lost and the link works again."""
         lost = self.lost
         self._armed_for = black_seconds
         end = time.monotonic() + 60
@@ -75,7 +75,7 @@ class Link:
             if time.monotonic() >= self._black_until:
                 await self._relay(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # either side hung up, or the link went black
+            pass  # a side closed its connection, or the link went down
         finally:
             writer.close()
             self._connections.discard(task)

@@ -1,4 +1,4 @@
-"""What stands in the log besides records, and what stands in a commit besides an offset."""
+"""Transaction markers in the log, and the metadata in a commit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_was_done_above_the_base_is_not_done_again_by_the_next_owner(
     assert committed.done.bit_count() == jobs - 1
     assert not committed.open
     processes.start("b")
-    # Behind all of them in the one partition: when this job is answered, the next owner has passed by the others.
+    # This job is the last of the one partition: once it is answered, the next owner has passed all others.
     ledgers.submit([{"id": jobs, "ms": 1}], partitions=1)
     ledgers.wait_for_results(jobs, 60)
     processes.kill("b")

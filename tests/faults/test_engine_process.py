@@ -1,4 +1,4 @@
-"""What happens when an engine's process dies, and when the worker that owns it does."""
+"""Death of an engine's process, and of the worker that owns it."""
 
 from __future__ import annotations
 
@@ -212,11 +212,11 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
 ) -> None:
     """One process for all of it, since loading takes a minute: the engine is killed, then the worker.
 
-    Its TMPDIR is too long for a socket's path, which kept vLLM from starting; and what was killed left its sockets.
+    Its TMPDIR is too long for a socket's path, which once kept vLLM from starting; killed processes left sockets there.
     """
     long = tmp_path / ("long" * 25)
     long.mkdir()
-    # What torch has compiled is where it is otherwise; without, it compiles for minutes.
+    # Torch's usual cache of compiled code: without it, torch compiles for minutes.
     compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     monkeypatch.setenv("TMPDIR", str(long))
@@ -227,7 +227,7 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
     assert worker.hears() == {"id": "landed", "finish_reason": "length"}
     first = worker.engine_processes()
     for process in first:
-        process.suspend()  # a frozen engine ends no request, so that all of them are in flight when it is killed
+        process.suspend()  # a frozen engine ends no request, so all of them are in flight at the kill
     for number in range(3):
         worker.ask(f"flying-{number}", max_tokens=LONG)
     worker.tell("running 3")

@@ -1,4 +1,4 @@
-"""Who waits for whom: a slow job holds up nobody, a rebalance as little as can be, a double replica not at all."""
+"""Flow under obstacles: slow jobs block no others, a rebalance few, and two workers of one replica end as one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(
 def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     ledgers: Ledgers, processes: StageProcesses, tmp_path: Path
 ) -> None:
-    """The first job of each partition ends when the test says so: until then the drain of those that go cannot end."""
+    """Each partition's first job waits for the test's file, so revoked partitions cannot finish draining earlier."""
     over = tmp_path / "over"
     held = ({"id": n, "ms": 0, "until": str(over)} for n in range(4))
     numbers = count(4)
@@ -43,12 +43,12 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     def two_stand_still_while_two_go_on() -> bool:
         nonlocal before, jobs
         results = ledgers.results()
-        if jobs - len(results) < 200:  # partitions without work would stand still for another reason
+        if jobs - len(results) < 200:  # partitions without work would also stand still
             jobs += ledgers.submit(more(200))
         now = Counter(int(job) % 4 for job in results)
         grown = sorted(now[partition] - before[partition] for partition in range(4))
         if grown[1] > 0:
-            before = now  # not yet: partitions that are drained have no new results
+            before = now  # not yet: drained partitions have no new results
         return grown[1] == 0 and grown[2] >= 15
 
     eventually(two_stand_still_while_two_go_on, 90, "the partitions that stay stand still while the others are drained")
@@ -68,7 +68,7 @@ def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledge
     numbers, jobs = count(), 0
     end = time.monotonic() + 120
     while first.poll() is None and second.poll() is None and time.monotonic() < end:
-        # There is work for as long as both live: only who settles can meet the other.
+        # Keep work coming while both live: only a worker that settles can be fenced by the other.
         jobs += ledgers.submit({"id": number, "ms": 200} for number in islice(numbers, 80))
         time.sleep(0.2)
     codes = {first.poll(), second.poll()}

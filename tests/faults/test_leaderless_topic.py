@@ -1,4 +1,4 @@
-"""One partition of a topic has no leader: who does not write to that topic is not delayed."""
+"""A topic whose partitions have no leader delays only workers that write to that topic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def own_product(
 
 
 def lay_on_one_broker(kafka: KafkaSettings, topic: str, broker: int) -> None:
-    """Make the topic again, with one copy of each partition, and all on this broker."""
+    """Recreate the topic with one copy of each partition, all on this broker."""
     admin, clock = AdminClient(kafka.client_config()), SystemClock()
     admin.delete_topics([topic])[topic].result(20)
     deadline = Deadline.after(clock, 30)

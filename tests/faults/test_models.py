@@ -1,4 +1,4 @@
-"""The models of tests and demo: made whole or not at all, and as the engines expect them."""
+"""The models of tests and demo: made atomically, and usable by the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that state offsets behind their partition's end, in topics whose broker believes them."""
+"""Records that state offsets beyond their partition's end, in topics whose broker accepts them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.record_batches import batch, produce, record
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topics that others made: the broker takes batches as they are."""
+    """Topics as other tools make them: the broker stores batches unchanged."""
     return {"compression.type": "producer"}
 
 
@@ -23,7 +23,7 @@ def test_no_other_record_is_lost_and_nothing_behind_the_end_is_committed(
         ledgers.submit([{"id": number, "ms": 1} for number in range(first, first + 5)], partitions=1)
 
     def state(*deltas: int) -> None:
-        """Write a batch of records with these offsets, counted from the batch's own."""
+        """Write a batch of records with these offsets, relative to the batch's base offset."""
         records = [record(json.dumps({"id": -1, "ms": 1}).encode(), offset_delta=delta) for delta in deltas]
         produce(ledgers.kafka.bootstrap_servers, [(ledgers.kafka.topics.requests(), batch(records))])
 

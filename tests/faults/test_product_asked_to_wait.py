@@ -1,4 +1,4 @@
-"""A receiver asks for ten seconds, and delivery processes die and join meanwhile: nobody calls it any sooner."""
+"""A receiver asks for ten seconds while delivery processes die and join: no process calls it sooner."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.product import PARTITIONS, Product, eventually
 pytestmark = pytest.mark.broker
 
 TIERS = (1.0, 4.0, 14.0)
-"""What is asked for lies between two of them, so that a record changes its tier while it waits."""
+"""The time asked for lies between two tiers, so a record changes its tier while it waits."""
 ASKED_SECONDS = 10
-"""Longer than it takes to see the first attempts and to kill a process: death at the second attempt would repeat it."""
+"""Longer than the test needs to see the first attempts and kill a process: a kill at the second would repeat it."""
 EVENTS = 40
 ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
 
@@ -29,7 +29,7 @@ def patient(product_with_tiers: Callable[..., Product]) -> Product:
 
 
 def put_results(product: Product, names: list[str]) -> None:
-    """Each is of a tenant of its own: of an origin, what one event was told holds up the tenant's others too."""
+    """Write each result for its own tenant: an origin's Retry-After also delays the tenant's other events there."""
     producer = Producer(product.kafka.client_config())
     for count, name in enumerate(names):
         result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)

@@ -1,4 +1,4 @@
-"""A delivery process is killed while one endpoint hangs: what its successor finds for all others does not wait."""
+"""A delivery process is killed while one endpoint hangs: its successor delivers to all others without waiting."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.broker
 
 FIRST, FOUND = PARTITIONS, 492
 HUNG_ONE_IN = 41
-"""Sixteen in all. Each 32 that are suspected after the kill had one or two of them, and stood behind those before."""
+"""Sixteen hung events in all, with FIRST. Before, suspects ran 32 at a time, and each 32 waited for its hung ones."""
 
 
 @pytest.fixture
 def hung() -> Iterator[str]:
-    """A URL whose server takes connections and requests, and never answers."""
+    """A URL whose server accepts connections and requests, and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/hook"
 
@@ -49,7 +49,7 @@ def test_healthy_endpoints_get_theirs_before_the_first_attempt_at_the_hung_one_h
     names = [f"found-{number}" for number in range(FOUND)]
     urls = [hung if number % HUNG_ONE_IN == 0 else product.callbacks.url for number in range(FOUND)]
     put_results(product, names, urls)
-    restarted = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")  # the longest that there is
+    restarted = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")  # the longest allowed
     healthy = {name for name, url in zip(names, urls, strict=True) if url != hung}
     eventually(lambda: len(product.callbacks.events) == len(healthy), 120, "a healthy endpoint waits")
     assert set(product.callbacks.events) == healthy

@@ -1,4 +1,4 @@
-"""A fleet that has its broker for itself: the plainest producer there is, and what is said while the broker is away."""
+"""A fleet with its own broker: a plain kafka-python producer, and readiness and logs while the broker is down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own_broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def unprefixed(own_broker: Broker, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
-    """The fleet as it is set up by default: its topics have their plain names."""
+    """A fleet with the default topic names."""
     kafka = KafkaSettings(bootstrap_servers=own_broker.bootstrap_servers, partitions=PARTITIONS)
     create_topics(kafka)
     with running(kafka, tmp_path) as started:
@@ -41,7 +41,7 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
     broker, url = own_broker.bootstrap_servers, unprefixed.callbacks.url
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 would rather have a class than a function
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 prefers a class to a function
         producer = KafkaProducer(bootstrap_servers=broker, value_serializer=lambda job: json.dumps(job).encode())
     producer.send("model_requests", {"prompt": "What is the capital of France?", "callback_url": url})
     producer.flush()
@@ -56,14 +56,14 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
 
     for number in range(40):
         producer.send(
-            # Longer than this test can overlook, shorter than what follows: the broker is frozen for about as long.
+            # Long enough for this test to see the jobs in flight; the broker is frozen for about as long.
             "model_requests",
             {"prompt": f"[[sleep 10]] {number}", "callback_url": url, "job_id": f"job-{number}"},
         )
     producer.close()
     eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
-    # Delivery has nothing to do, so that nothing of its own tells it; before, it took a request's 60 s to time out.
+    # Delivery is idle, so no work of its own fails. Before, it noticed only after a request's timeout of 60 s.
     eventually(
         lambda: not worker.ready()[0] and not delivery.ready()[0],
         20,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.broker
 
 JOBS = 900
 NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
-"""Eight jobs of 0.2 s at once make 40 a second for each worker, so that there is load for as long as the test needs."""
+"""Eight jobs of 0.2 s at once make 40 a second for each worker, so the load outlasts the test's faults."""
 
 
 def jobs_named(names: list[str], product: Product) -> list[dict[str, object]]:
@@ -72,13 +72,13 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
     product.wait_for_callbacks(len(names), 60)
     product.wait_until_nothing_is_left()
     product.assert_each_is_answered_once_and_called_back(names)
-    assert '"partition-left-open"' in heir.said()  # an operator reads there why the first records are tried with care
+    assert '"partition-left-open"' in heir.said()  # tells an operator why the first records run in small groups
     assert "partition-left-open" not in doomed.said()
     assert max(len(repeats) for repeats in product.callbacks.events.values()) >= 2
 
 
 def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
-    """Or one engine has all the work while the other watches a lane that is empty."""
+    """Otherwise one engine has all the work while the other watches an empty lane."""
 
     def lanes_of(worker: Role) -> Counter[str]:
         held = [name for name in worker.metrics() if name.startswith("postback_backlog_records")]

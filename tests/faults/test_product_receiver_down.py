@@ -1,4 +1,4 @@
-"""The receiver is down: callbacks wait in the tiers, and are given up only when the schedule is at its end."""
+"""The receiver is down: callbacks wait in the tiers, and are given up only at the schedule's end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.product import Product, eventually
 pytestmark = pytest.mark.broker
 
 NOBODY = "http://127.0.0.1:9/hook"
-"""The discard port: nothing listens there."""
+"""The discard port, on which nothing listens."""
 TIERS = (0.3, 8.0)
 """The second wait is long enough for the test to notice the first failures and start the receiver."""
 
@@ -25,7 +25,7 @@ def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is
     patient: Product,
 ) -> None:
     patient.callbacks.up()
-    patient.callbacks.down()  # the port is known now, and nothing listens there
+    patient.callbacks.down()  # the port is reserved now, and refuses connections
     worker = patient.worker("w1", "--engine", "echo", "--with-delivery")
     missed, lost = [f"missed-{n}" for n in range(12)], [f"lost-{n}" for n in range(4)]
     patient.submit({"job_id": name, "prompt": name, "callback_url": patient.callbacks.url} for name in missed)
@@ -34,7 +34,7 @@ def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is
     def attempts() -> list[tuple[str, int, str | None]]:
         return [(one["job_id"], one["attempt"], one["error"]) for one in patient.attempts()]
 
-    # Asked of the process itself: to read the topic of attempts may take a busy machine longer than the second wait.
+    # Ask the process itself: on a busy machine, reading the attempts' topic may take longer than the second wait.
     failed = "postback_callbacks_total{connect_failed}"
     eventually(lambda: worker.metrics().get(failed, 0) >= len(missed + lost), 60, "not every callback was tried")
     patient.callbacks.up()

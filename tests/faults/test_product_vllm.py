@@ -1,7 +1,7 @@
-"""A real worker on vLLM: its engine is killed, and it is stopped; no job suffers, and no engine is left over.
+"""A real worker on vLLM: its engine is killed, then the worker is stopped. No job is lost, no engine left over.
 
-Where a test has to see jobs in flight, the engine's processes are stopped (SIGSTOP) before the jobs come: a frozen
-engine ends no job, so that neither a quick machine nor a busy one can miss them.
+To see jobs in flight, a test stops the engine's processes (SIGSTOP) before it submits the jobs. A frozen engine ends
+no job, so neither a quick machine nor a busy one can miss them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ JOBS = 12
 LONG = 300
 CUT_OFF = 300
 LATE = 300
-"""Tokens: a second of work, far less than the 30 s that a worker has for its begun jobs."""
+"""Tokens: a second of work, far less than the 30 s in which a stopped worker may finish its jobs."""
 LOADING = 600.0
-"""Seconds that vLLM may take to load: 20 on a quiet machine, and more than 240 were seen on a busy one."""
+"""Seconds that vLLM may take to load: it took 20 on a quiet machine, and more than 240 on a busy one."""
 
 
 def engine_of(worker: Role) -> list[psutil.Process]:
@@ -35,13 +35,13 @@ def engine_of(worker: Role) -> list[psutil.Process]:
 def title(process: psutil.Process) -> str:
     try:
         return process.cmdline()[0]
-    except (psutil.Error, IndexError):  # ended since it was listed, or ending
+    except (psutil.Error, IndexError):  # it ended after it was listed, or is ending
         return ""
 
 
 @contextmanager
 def frozen(processes: list[psutil.Process]) -> Iterator[None]:
-    """Stop these processes for a block; those that a test kills meanwhile are left alone."""
+    """Suspend these processes for a block; those that a test kills meanwhile are not resumed."""
     for process in processes:
         process.suspend()
     yield
@@ -71,7 +71,7 @@ def test_an_engine_that_dies_costs_no_job_and_none_outlives_its_worker(product: 
     assert gone(first)
     assert product.outcomes() == dict.fromkeys(names, "succeeded")
 
-    # A million tokens in six seconds: no machine is quick enough to answer any of them in time.
+    # A million tokens in six seconds: no machine is quick enough to answer any job in time.
     cut_off = [f"cut-off-{number}" for number in range(CUT_OFF)]
     product.submit({"job_id": name, "prompt": "Who?", "max_tokens": 3500, "ttl_seconds": 6} for name in cut_off)
     product.wait_for_results(JOBS + CUT_OFF, 120)
@@ -83,10 +83,10 @@ def test_an_engine_that_dies_costs_no_job_and_none_outlives_its_worker(product: 
     assert second != []
     with frozen(second):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LATE} for name in late)
-        # All of them: a job that is not begun when the worker is stopped is left for another worker.
+        # Wait for all jobs: a stopped worker leaves jobs that it has not begun to other workers.
         eventually(lambda: worker.metrics()["postback_in_flight"] == len(late), 60, "not every job is taken")
         worker.process.terminate()
-    assert worker.process.wait(90) == 0  # the worker ends the jobs that it has begun
+    assert worker.process.wait(90) == 0  # the worker finishes the jobs that it has begun
     eventually(lambda: gone(second), 10, "an engine process outlives a worker that was asked to stop")
     product.wait_until_nothing_is_left()
     expected = {**dict.fromkeys([*names, *late], "succeeded"), **dict.fromkeys(cut_off, "expired")}
@@ -94,13 +94,13 @@ def test_an_engine_that_dies_costs_no_job_and_none_outlives_its_worker(product: 
 
 
 def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product: Product) -> None:
-    """Both at once, since vLLM takes half a minute to import."""
+    """Both workers run at once, since vLLM takes half a minute to import."""
     model = ("--engine", "vllm", "--model", str(tiny_model()))
     asked, killed = product.worker("asked", *model), product.worker("killed", *model)
     eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
     for worker in (asked, killed):
         assert worker.ready() == (False, ["the process is starting"])
-        assert not worker.alive()  # a load that hangs is for a startup probe to end
+        assert not worker.alive()  # a startup probe ends a load that hangs
     loading = [*engine_of(asked), *engine_of(killed)]
     killed.kill()
     assert asked.terminate() == 0

@@ -1,9 +1,9 @@
-"""A receiver is down for a week, which is less than half a minute here, and delivery processes are killed all the time.
+"""A receiver is down for a week, shortened to under half a minute, and delivery processes are killed all the time.
 
-One endpoint comes back after a day, in which it refuses connections, then takes them and says nothing, then asks for
-patience: what waits for it in the tiers is delivered. The other stays away until the first events have had all of their
-attempts, and on until it is disabled: what it missed is in the dead letters, and is delivered by a redrive. Nothing is
-lost and nothing skipped.
+One endpoint comes back after a day. It first refuses connections, then accepts them without an answer, then answers
+503 with Retry-After; its events that wait in the tiers are then delivered. The other endpoint stays down until the
+first events have had all of their attempts, and on until it is disabled. Its events become dead letters, and a redrive
+delivers them. No event is lost, and no attempt skipped.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from tests.product import Callbacks, Product, Role, eventually
 pytestmark = pytest.mark.broker
 
 TIERS = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)
-"""Nine waits, as in the schedule that fleets have."""
+"""Nine waits, as in the default schedule."""
 BREAKER = {
     "POSTBACK_DELIVERY__BREAKER_FAILURES": "4",
     "POSTBACK_DELIVERY__BREAKER_OPEN_SECONDS": "0.3",
     "POSTBACK_DELIVERY__BREAKER_LONGEST_SECONDS": "0.8",
     "POSTBACK_DELIVERY__DEADLINE_SECONDS": "1",
 }
-"""An origin is left alone for several times the smallest wait, as in a fleet: what waits for it is deferred untried."""
+"""The breaker stays open for up to several of the smallest waits, so events for its origin are deferred untried."""
 DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
-"""What delivery is started with at the end of the week, and no sooner: the first events have their attempts before."""
+"""Settings of delivery at the end of the week only, so that the first events get all of their attempts before."""
 KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
-"""Slow enough for deliveries to be killed meanwhile."""
+"""Slow enough for kills of delivery during the redrive."""
 UNANSWERED = "callback_exhausted, untried"
-"""Some come to that, since a week that is short has events that waited for longer than all of it."""
+"""Reason of events that were deferred for too long: a week this short is over before they had all attempts."""
 PATIENCE = Behaviour(status=503, retry_after_seconds=1)
 
 
 class Killed:
-    """Two delivery processes, of which one after the other is killed and started anew."""
+    """Two delivery processes, killed and restarted in turn."""
 
     def __init__(self, product: Product) -> None:
         self._product = product
@@ -53,10 +53,10 @@ class Killed:
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
         self.kills: Counter[str] = Counter()
-        """By what went on meanwhile: those of `now_and_then`."""
+        """Kills by `now_and_then`, by its `meanwhile`."""
 
     def now_and_then(self, meanwhile: str) -> None:
-        """Whenever they have got some further."""
+        """Kill one process after each KILL_EVERY_RECORDS more attempts and dead letters."""
         done = len(attempts(self._product)) + len(self._product.dead_letters())
         if done >= self._done + KILL_EVERY_RECORDS:
             self._done = done
@@ -89,23 +89,23 @@ def submit(product: Product, callbacks: Callbacks, names: list[str]) -> None:
 
 
 def reasons(product: Product) -> dict[str, str]:
-    """Of the dead letters, by job."""
+    """The dead letters' reasons, by job."""
     return {letter["job-id"]: reason(letter) for letter in product.dead_letters()}
 
 
 def reason(letter: dict[str, str]) -> str:
-    """Told apart: what has had all of its attempts, and what waited for a dead origin for too long."""
+    """The letter's reason, or UNANSWERED for an event that waited too long for a dead origin."""
     untried = "its origin fails whenever it is tried" in letter["reason-detail"]
     return UNANSWERED if untried else letter["reason"]
 
 
 def attempts(product: Product) -> Counter[tuple[str, int]]:
-    """How often each attempt of each job is recorded."""
+    """The number of records of each attempt, by job and attempt."""
     return Counter((one["job_id"], one["attempt"]) for one in product.attempts())
 
 
 def deferrals(product: Product) -> Counter[str]:
-    """How often each job's event was settled into a tier untried, in the life that it has now."""
+    """The number of deferrals without an attempt, by job; those that have none are left out."""
     found: Counter[str] = Counter()
     for tier in product.kafka.topics.tiers.values():
         for message in product.read(tier):
@@ -120,7 +120,7 @@ def taken(callbacks: Callbacks) -> set[str]:
 
 
 def redrive(product: Product, meanwhile: Callable[[], None] = lambda: None) -> int:
-    """How many letters were put back."""
+    """Redrive all dead letters; return the number of letters that were put back."""
     arguments = ("dead-letters", "redrive", "--json", "--rate", REDRIVEN_A_SECOND)
     with started(*arguments, env=environment_of(product.kafka)) as process:
 
@@ -141,7 +141,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     away, env = product.callbacks, environment_of(product.kafka)
     for callbacks in (away, back_after_a_day):
         callbacks.up()
-        callbacks.down()  # the ports are known now, and nothing listens there
+        callbacks.down()  # the ports are reserved now, and refuse connections
     product.worker("w1")
     delivery = Killed(product)
     missed, delayed = [f"missed-{n}" for n in range(2)], [f"delayed-{n}" for n in range(12)]
@@ -150,7 +150,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     submit(product, away, missed)
 
     def is_met(error: str) -> bool:
-        """Whether an attempt at the endpoint that is back after a day ended like this."""
+        """True if an attempt at the endpoint that comes back after a day ended with this error."""
         delivery.now_and_then("away")
         return any(one["error"] == error and one["job_id"] in delayed for one in product.attempts())
 
@@ -164,7 +164,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     def all_attempts_are_made() -> bool:
         delivery.now_and_then("away")
-        kept = set(reasons(product))  # on a slow machine of those too that are back too late
+        kept = set(reasons(product))  # on a slow machine some of `delayed` too
         return set(missed) <= kept and set(delayed) <= kept | taken(back_after_a_day)
 
     eventually(all_attempts_are_made, 120, "something is neither delivered nor a dead letter")
@@ -177,7 +177,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     delivery.one()
 
     def disabled() -> bool:
-        """More events, until their endpoint is disabled."""
+        """Submit one more event; True if the endpoint is disabled."""
         missed.append(f"missed-{len(missed)}")
         submit(product, away, missed[-1:])
         time.sleep(0.5)
@@ -198,7 +198,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     away.up()
     assert postback_here("endpoints", "enable", away.url, env=env).returncode == 0
-    # A process that was killed holds up for some seconds what is committed behind it, an operator's word among it.
+    # A killed process's open transaction hides later records for some seconds, the operator's order among them.
     eventually(lambda: "enabled" in postback_here("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled")
 
     def kill() -> None:

@@ -1,4 +1,4 @@
-"""Records that state offsets which are not theirs: no client writes them, and a broker may believe them."""
+"""Records that state wrong offsets: no client writes them, and a broker may accept them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def job(number: int) -> dict[str, int]:
 
 
 def test_a_record_that_states_another_offset_hides_no_other_record(ledgers: Ledgers, processes: StageProcesses) -> None:
-    """Given one that stated an offset behind the partition's end, no worker began any later job of the partition."""
+    """Before, a stated offset beyond the partition's end kept workers from beginning any later job of the partition."""
 
     def stated(*deltas: int) -> bytes:
-        """A batch of jobs with these offsets, counted from the batch's own."""
+        """A batch of jobs with these offsets, relative to the batch's base offset."""
         return batch([record(json.dumps(job(next(numbers))).encode(), offset_delta=delta) for delta in deltas])
 
     numbers = iter(range(100))

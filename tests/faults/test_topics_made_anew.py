@@ -1,7 +1,7 @@
-"""Topics are deleted and made anew under running processes: new jobs are answered once, under identities of their own.
+"""Topics are deleted and recreated under running processes: new jobs are answered once, under new identities.
 
-The group keeps the old topic's offsets, and the processes the old topic's UUID: without a look at it the new jobs count
-as done, and repeat identities that were given out.
+The group keeps the old topic's offsets, and processes keep its UUID. Without a check of the UUID new jobs would count
+as done, and would repeat identities of old ones.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ JOBS = 200
 
 
 def make_anew(kafka: KafkaSettings, topic: str) -> None:
-    """Delete a topic and make it again, as soon as Kafka lets us."""
+    """Delete a topic and recreate it as soon as Kafka allows that."""
     admin, deadline = AdminClient(kafka.client_config()), Deadline.after(SystemClock(), 30)
     admin.delete_topics([topic])[topic].result(20)
     while True:
         try:
             admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(20)
             return
-        except KafkaException:  # it is still being deleted
+        except KafkaException:  # the old topic is still being deleted
             if deadline.passed:
                 raise
             deadline.clock.sleep(0.05)
@@ -36,7 +36,7 @@ def make_anew(kafka: KafkaSettings, topic: str) -> None:
 def test_each_new_job_is_answered_once_however_long_the_old_partitions_were(
     fleet: KafkaSettings, ledgers: Ledgers, processes: StageProcesses
 ) -> None:
-    """Two partitions had fewer records than they have now, and two had none."""
+    """Two partitions had fewer records than they have after the change, and two had none."""
     ledgers.submit(({"id": number, "ms": 1} for number in range(60)), partitions=2)
     processes.start("a")
     ledgers.wait_for_results(60, 60)
