@@ -1,8 +1,8 @@
 """Engines generate the answers. `base` is the seam, `ENGINES` the registry, `create` the way in.
 
-To add an engine, write one module (or package) and add one line to `ENGINES`. The module offers what `EngineModule`
-says. The `--engine` choice of the command, the settings page, the chart and its documentation follow from the registry:
-`python -m console.publish` writes them anew.
+To add an engine, write one module (or package) and add one line to `ENGINES`. The module has the attributes of
+`EngineModule`. The `--engine` choice of the command, the settings page, the chart and its documentation follow from the
+registry: `python -m console.publish` writes them anew.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What an engine is: the seam between a job and whatever generates its answer.
+"""The interface of an engine: the seam between a job and the generation of its answer.
 
-Errors, all EngineError:
+Errors:
 
     EngineError
-    ├── RequestRejected     the request can never work here; names the field
-    ├── PromptTooLong       it has no room in the window, and may not be cut; less evidence may fit
+    ├── RequestRejected     the request can never work on this engine; names the field
+    ├── PromptTooLong       the prompt exceeds the window and may not be cut; less evidence may fit
     ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
-    │   └── EngineFailed    it failed at this request, which may be to blame; worth some tries
+    │   └── EngineFailed    the engine failed at this request, which may be to blame; worth some tries
     ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
-    ├── EngineRefused       when it starts: it cannot be had as the settings say; names the one to mend
-    └── EngineLost          it does not come back in this process, which is to end
+    ├── EngineRefused       at the start: the engine cannot run with these settings; names the one to mend
+    └── EngineLost          the engine does not come back in this process, which should end
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schemas.job import Message, ResponseFormat
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt as the engine gets it: after enrichment, with every default filled in."""
+    """One prompt in the engine's form: after enrichment, with every default filled in."""
 
     request_id: str
     prompt: str | None
@@ -30,11 +30,11 @@ class GenerationRequest:
     max_tokens: int
     temperature: float
     temperature_is_default: bool = False
-    """Nobody asked for it, so that an engine whose model takes none may leave it out."""
+    """True if the job sets no temperature: an engine whose model takes none may then leave it out."""
     model_id: str | None = None
     context_window: int | None = None
     top_p: float = 1.0
-    """Of each token only the likeliest are drawn from that together have this probability."""
+    """Nucleus sampling: each token is drawn from the likeliest that together have this probability."""
     seed: int | None = None
     priority: int = 0
     """0 to 9, higher runs first."""
@@ -43,18 +43,18 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     is_whole: bool = False
-    """Its prompt may not be cut at its start, where it says how sources are to be read: PromptTooLong instead."""
+    """If true, a prompt that is too long raises PromptTooLong. A cut would remove its start, the rules for sources."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
-"""Why generation ended: `other` is what no engine of ours knows, so that the answer may be cut off anywhere."""
+"""The reason for the end of generation. After an unknown reason, `other`, the answer may be cut off anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine generated. An aborted request completes too, with `finish_reason` abort.
+    """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
-    Only after `stop` and `length` is `text` an answer.
+    `text` is an answer only after `stop` and `length`.
     """
 
     text: str
@@ -62,12 +62,12 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     confidence: float | None = None
-    """exp(mean log-probability of the generated tokens), 0 to 1; None where the engine does not tell."""
+    """exp(mean log-probability of the generated tokens), 0 to 1; None where the engine gives no log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is, in requests."""
+    """The engine's load, in requests."""
 
     running: int
     waiting: int
@@ -87,7 +87,7 @@ class RequestRejected(EngineError):  # noqa: N818
 
 
 class PromptTooLong(EngineError):  # noqa: N818
-    """The prompt does not fit into the window beside the answer. `fits` is the part of it that would, about."""
+    """The prompt does not fit into the window beside the answer. `fits` is roughly the fraction that would fit."""
 
     def __init__(self, fits: float) -> None:
         super().__init__("the prompt does not fit into the window")
@@ -101,7 +101,7 @@ class EngineUnavailable(EngineError):  # noqa: N818
 class EngineFailed(EngineUnavailable):
     """The engine took the request and failed at it.
 
-    `took_too_long` where it gave no answer in its time, and `wasted_tokens` are those that are known to be generated.
+    `took_too_long` marks a timeout; `wasted_tokens` counts the tokens that are known to be generated.
     """
 
     def __init__(self, reason: str, *, took_too_long: bool = False, wasted_tokens: int = 0) -> None:
@@ -115,11 +115,11 @@ class EngineDied(EngineError):  # noqa: N818
 
 
 class EngineRefused(EngineError):  # noqa: N818
-    """The engine cannot be had as the settings say; the text names the one to mend."""
+    """The engine cannot run with these settings; the text names the one to mend."""
 
 
 class EngineLost(EngineError):  # noqa: N818
-    """The engine could not be brought back, and nothing here will try again."""
+    """The engine could not be loaded again, and this process will not try any more."""
 
 
 class Engine(Protocol):
@@ -127,24 +127,24 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What results call this engine, for example `vllm`."""
+        """The engine's name in results, for example `vllm`."""
         ...
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What a job may call the engine's model, first what results call it; empty where it has none."""
+        """Names by which a job may ask for the engine's model, first the name in results; empty without a model."""
         ...
 
     @property
     def context_tokens(self) -> int | None:
-        """Tokens that the model takes of prompt and answer together; None where there is no limit, or none is known.
+        """The model's limit of tokens, prompt and answer together; None where there is no limit, or none is known.
 
-        Known from `start` on.
+        The value is valid from `start` on.
         """
         ...
 
     async def start(self) -> None:
-        """Load and be ready to generate; returns when it is. Called once, before the worker joins its group."""
+        """Load the model; returns when the engine can generate. Called once, before the worker joins its group."""
         ...
 
     async def generate(self, request: GenerationRequest) -> Completion:
@@ -152,13 +152,13 @@ class Engine(Protocol):
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Stop a request: its `generate` returns what there is, with `finish_reason` abort. Unknown ids are ignored."""
+        """Stop a request: `generate` returns the text so far, `finish_reason` abort. Unknown ids are ignored."""
         ...
 
     def load(self) -> EngineLoad:
-        """How busy the engine is now; cheap, without I/O."""
+        """The engine's load now; cheap, without I/O."""
         ...
 
     async def close(self) -> None:
-        """End the engine and everything that it started."""
+        """End the engine and all its processes and connections."""
         ...

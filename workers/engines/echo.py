@@ -1,12 +1,12 @@
 """The development engine: it answers at once with the words of the question. A token is a word.
 
-Words of the question can tell it what to do instead, which is how faults are rehearsed:
+Directives in the question change that, so that tests and rehearsals can cause faults:
 
     [[sleep 2.5]]      answer after this many seconds
     [[crash-worker]]   end this whole process by SIGKILL, as the kernel does when memory runs out
     [[crash-engine]]   fail every request in flight, as a dead engine process does
 
-Whoever may submit jobs may therefore crash a worker that runs this engine: it is not for production.
+Every client that may submit jobs can therefore crash a worker that runs this engine: it is not for production.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class EchoSettings(EngineSection):
     needs_model: ClassVar[bool] = False
 
     model: str | None = None
-    """The name that results call the engine's model by, where `--model` does not give one."""
+    """The model's name in results, where `--model` does not give one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
-    """How long each answer takes."""
+    """Seconds that each answer takes."""
 
 
 class EchoEngine:
@@ -57,7 +57,7 @@ class EchoEngine:
         self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
 
     async def start(self) -> None:
-        """There is nothing to load."""
+        """Do nothing: this engine loads no model."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer at once, or after the latency. Raises EngineError; EngineDied at `[[crash-engine]]`."""
@@ -78,17 +78,17 @@ class EchoEngine:
         return _answer(words, request)
 
     async def abort(self, request_id: str) -> None:
-        """End the request's sleep; a request that does not sleep is already answered."""
+        """End the request's sleep. A request that does not sleep is already answered."""
         sleeping = self._sleeping.get(request_id)
         if sleeping is not None and not sleeping.done():
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Whoever sleeps is being served; nobody waits."""
+        """Sleeping requests count as running; none ever waits."""
         return EngineLoad(running=len(self._sleeping), waiting=0)
 
     async def close(self) -> None:
-        """Abort what still sleeps."""
+        """Abort the requests that still sleep."""
         for request_id in list(self._sleeping):
             await self.abort(request_id)
 

@@ -1,4 +1,4 @@
-"""Why generation ended, by the words that servers and vLLM have for it. Only `stop` and `length` leave an answer."""
+"""Finish reasons of servers and of vLLM, mapped to ours. Only `stop` and `length` leave an answer."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""Beside OpenAI's and vLLM's own: words of TGI, Mistral, Anthropic, Gemini and Cohere in OpenAI's protocol."""
+"""Words beside OpenAI's and vLLM's own: TGI, Mistral, Anthropic, Gemini and Cohere use them in OpenAI's protocol."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))
 
 
 def is_failure(said: str | None) -> bool:
-    """Whether the engine says that it failed, so that another try may go well (vLLM, Mistral, OpenRouter; DeepSeek)."""
+    """True if the word means a failure that may pass: `error` (vLLM, Mistral, OpenRouter) or DeepSeek's."""
     return said is not None and said.lower() in _FAILURES
 
 
 def finish_reason(said: str | None) -> FinishReason:
-    """The reason that an engine gives, in whichever letters. `other` where the word is not known here.
+    """The engine's word, in upper or lower case, as one of our reasons. An unknown word is `other`.
 
-    Where it gives none it counts as `stop`, as vLLM's own server has it.
+    A missing reason counts as `stop`, as in vLLM's own server.
     """
     return _MEANINGS.get(said.lower(), "other") if said else "stop"

@@ -1,4 +1,4 @@
-"""What all engines do alike with a prompt: find its text, and say how many tokens of it fit."""
+"""Prompt handling that all engines share: find its text, and compute how many of its tokens fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assista
 
 
 def plain_text(messages: Sequence[Message]) -> str:
-    """Messages as text, for a model that has no chat template. A message that stands alone is left as it is."""
+    """Messages as text, for a model that has no chat template. A single message is its text alone."""
     if len(messages) == 1:
         return messages[0].text
     turns = [f"{_SPEAKERS[message.role]}: {message.text}" for message in messages]
@@ -19,7 +19,7 @@ def plain_text(messages: Sequence[Message]) -> str:
 
 
 def last_user_text(asked: GenerationRequest | Job) -> str:
-    """The question: the prompt, or the last message of the user (of anybody, where no user spoke)."""
+    """The question: the prompt, the user's last message, or the last message where no user spoke."""
     if asked.prompt is not None:
         return asked.prompt
     messages = asked.messages or ()
@@ -30,7 +30,7 @@ def last_user_text(asked: GenerationRequest | Job) -> str:
 def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | None:
     """Tokens that the prompt may have beside the answer; None is no limit.
 
-    Raises RequestRejected where not even one fits.
+    Raises RequestRejected if not even one token fits.
     """
     limits = [limit for limit in (request.context_window, max_model_len) if limit is not None]
     if not limits:

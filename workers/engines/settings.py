@@ -20,14 +20,14 @@ class EngineSection(BaseModel):
     )
 
     needs_model: ClassVar[bool] = True
-    """Whether the engine cannot start without a model's name."""
+    """True if the engine cannot start without a model's name."""
 
     model: str | None = None
     """The model's name, where `--model` does not give one."""
 
 
 class EngineSettings(BaseSettings):
-    """One section for each engine; `workers.engines.engine_settings` makes the class that has them."""
+    """One section for each engine; `workers.engines.engine_settings` makes the class with those sections."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_ENGINE__",

@@ -1,7 +1,7 @@
 """Any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted one.
 
-`engine` is the engine: slots, deadlines and tries. `server` is the wire: one POST at a time, and the server's models at
-the start. `dialect` writes requests in the form that the server takes, and `answers` reads its responses.
+`engine` is the engine: slots, deadlines and tries. `server` is the wire: the POSTs, and the check of the model at the
+start. `dialect` writes requests in the form that the server takes, and `answers` reads its responses.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ log = get_logger()
 NOT_LET_IN = {401, 403}
 _REFUSED = {400, 413, 422}
 _OVERLOADED = {408, 409, 429, 502, 503}
-"""Statuses that are about the server as a whole rather than about the request."""
+"""Statuses that concern the whole server rather than the request."""
 _REASON_SHOWN = 40
 _MOST_CHOICES = 64
 """A request asks for one. Without a bound, an answer of 8 MiB could hold three million, in a gigabyte of memory."""
@@ -41,30 +41,30 @@ _FIELDS = {
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
 _LESS = 0.6
-"""The part of a prompt that is tried after it was too long: servers do not say as a number how much fits."""
+"""The fraction of a prompt to try after it was too long: servers give no number of tokens that fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """A failure that may pass. `after`: the seconds that the server asked for."""
+    """A failure that may pass. `after` is the server's `Retry-After` in seconds."""
 
     reason: str
     after: float | None = None
     is_the_server_s: bool = True
-    """Whether the failure is about the server as a whole, rather than perhaps about this request."""
+    """True if the failure concerns the whole server; else this request may be its cause."""
 
 
 def outcome(
     request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes, now: float
 ) -> Completion | TryAgain:
-    """The meaning of a response to `path` for the request. `now`: Unix seconds. Raises EngineError."""
+    """The outcome of the request by its response to a POST to `path`. `now`: Unix seconds. Raises EngineError."""
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
     if status in _OVERLOADED or status >= 500:
         after = parse_retry_after(headers.get("Retry-After", ""), now)
         return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
-    if status == 404 or problem.param == "model":  # path and model come from our settings, so no job is at fault
+    if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
             "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL to name a model that it has"
@@ -87,9 +87,9 @@ class _TokenLogprob(BoundedModel):
 
 class _Logprobs(BoundedModel):
     content: list[_TokenLogprob] | None = Field(default=None, max_length=MAX_TOKENS)
-    """Of chat completions."""
+    """The form of chat completions."""
     token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
-    """Of completions."""
+    """The form of completions."""
 
     def values(self) -> list[float]:
         """The log-probabilities of the answer's tokens; empty where the server gave none."""
@@ -118,18 +118,18 @@ class _Bill(BoundedModel):
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens that were generated; 0 where the server does not say."""
+        """Tokens that were generated; 0 where the server gives no usage."""
         return self.usage.completion_tokens if self.usage is not None else 0
 
 
 class ServerAnswer(_Bill):
-    """A chat completion or a completion, as far as we read it."""
+    """The fields of a chat completion or a completion that this engine reads."""
 
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
 def completion_of(answer: ServerAnswer) -> Completion:
-    """The first choice. Raises EngineFailed where the server says that it failed."""
+    """The first choice. Raises EngineFailed where its finish reason is a failure."""
     choice, usage = answer.choices[0], answer.usage or _Usage()
     text = choice.message.content if choice.message is not None else choice.text
     if is_failure(choice.finish_reason):
@@ -147,7 +147,7 @@ def completion_of(answer: ServerAnswer) -> Completion:
 
 
 def _billed(body: bytes) -> int:
-    """The generated tokens of an answer of which nothing else can be read."""
+    """The generated tokens of an otherwise unreadable answer."""
     try:
         return _Bill.model_validate_json(body).completion_tokens
     except ValidationError:
@@ -155,7 +155,7 @@ def _billed(body: bytes) -> int:
 
 
 def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) -> RequestRejected | PromptTooLong:
-    """The server's refusal in its own words, by the field that it names."""
+    """The server's refusal as an error: the job's field, and the server's own words."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
     field = _FIELDS.get(problem.param or "", "messages" if request.messages is not None else "prompt")

@@ -1,8 +1,8 @@
-"""What a server that speaks OpenAI's protocol is sent, in the dialect that it takes.
+"""Requests to a server that speaks OpenAI's protocol, in the dialect that it takes.
 
-Some parameters are sent whether a job asks for them or not, and not every model takes them: OpenAI's reasoning models
-want `max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. That is no job's fault, so it
-is learned from the first refusal that names such a parameter, once for the process.
+Some parameters are in every request, and not every model takes them. OpenAI's reasoning models want
+`max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. No job is at fault for that, so the
+first refusal that names such a parameter is remembered for the life of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.engines.prompts import plain_text
 log = get_logger()
 
 _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
-"""What only our settings have us send, by the names that servers refuse it under."""
+"""Parameters that only our settings add, by the names in servers' refusals."""
 
 
 class ServerProblem(BoundedModel):
@@ -33,7 +33,7 @@ class ServerProblem(BoundedModel):
 
     @property
     def is_of_length(self) -> bool:
-        """Whether the prompt is too long: vLLM and OpenAI say it with these words, llama.cpp with the others."""
+        """True if the prompt is too long, by the words of vLLM and OpenAI (the first) or llama.cpp (the second)."""
         return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
 
 
@@ -42,7 +42,7 @@ class _Refusal(BoundedModel):
 
 
 def problem_in(body: bytes) -> ServerProblem:
-    """What a server says of the request that it refuses; nothing where it says it in a form of its own."""
+    """The error in a server's refusal; an empty one where the body has another form."""
     try:
         return _Refusal.model_validate_json(body).error
     except ValidationError:
@@ -50,7 +50,7 @@ def problem_in(body: bytes) -> ServerProblem:
 
 
 class Dialect:
-    """One server's. `model` is what it calls the model."""
+    """The dialect of one server. `model` is the server's name for the model."""
 
     def __init__(self, model: str, settings: OpenAISettings) -> None:
         self._model = model
@@ -84,14 +84,14 @@ class Dialect:
         return body
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
-        """Whether what was refused is ours and no job's, so that the request may go again without it."""
+        """True if the refused parameter is ours and no job's; the request may then go again without it."""
         name = "logprobs" if problem.param == "top_logprobs" else problem.param
         if name is None or name not in sent:
             return False
         is_ours = (
             name in _NEVER_A_JOB_S
             or (name == "temperature" and request.temperature_is_default)
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # another code is of the job's number
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # other codes refuse the job's value
         )
         if is_ours and name not in self._refused:
             log.warning(

@@ -1,7 +1,7 @@
 """The engine: slots, deadlines and tries of requests to a server that speaks OpenAI's protocol.
 
-A request is tried a bounded number of times under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
-worth another try, after the server's `Retry-After` where it sends one (RFC 9110 section 10.2.3). Nothing else is
+A request has a bounded number of tries under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
+worth another try, after the server's `Retry-After` where it sends one (RFC 9110 section 10.2.3). No other outcome is
 repeated, except where `dialect` learns that the server refuses a parameter of ours.
 """
 
@@ -44,14 +44,14 @@ class OpenAIEngine:
 
     @property
     def context_tokens(self) -> int | None:
-        """The smaller of the setting and the window that the server says of its model."""
+        """The smaller of the setting and the model's window in the server's list."""
         return self._context_tokens
 
     async def start(self) -> None:
-        """Wait until the server answers, and find out whether it has our model, and with which window.
+        """Wait until the server answers, check that it has our model, and read the model's window.
 
-        Raises EngineUnavailable where there is no server, and EngineRefused where the server refuses the key, or
-        generates nothing under the model's name.
+        Raises EngineUnavailable where no server answers in time. Raises EngineRefused where the server refuses the
+        key, or generates nothing under the model's name.
         """
         self._server.open()
         try:
@@ -69,10 +69,10 @@ class OpenAIEngine:
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer one request. Raises EngineError; cancelling closes the connection, which ends it at the server."""
+        """Answer one request. Raises EngineError. Cancelling closes the connection, so that the server stops too."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
-        prompt_room(request, self._context_tokens)  # raises where not one token has room; cuts nothing
+        prompt_room(request, self._context_tokens)  # raises if not one token fits; cuts nothing
         asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
         try:
             return await asking
@@ -97,7 +97,7 @@ class OpenAIEngine:
         return EngineLoad(running=running, waiting=len(self._asking) - running)
 
     async def close(self) -> None:
-        """Abort what is in flight and close the connections."""
+        """Abort the requests in flight and close the connections."""
         for request_id in list(self._asking):
             await self.abort(request_id)
         await self._server.close()
@@ -127,6 +127,6 @@ class OpenAIEngine:
 
 
 def _is_cancelled() -> bool:
-    """Whether the task that runs this is being cancelled. An abort of the request cancels another task."""
+    """True if the current task is being cancelled. An abort of the request cancels another task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

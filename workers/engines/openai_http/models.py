@@ -1,4 +1,4 @@
-"""The server's list of models: whether ours is among them, and how large its window is."""
+"""The server's list of models: their names and windows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NAMES_SHOWN = 8
 class _Model(BoundedModel):
     id: str
     parent: str | None = None
-    """Of a LoRA adapter, the model that it adapts; only that one has a window."""
+    """The base model of a LoRA adapter; only the base model has a window."""
     max_model_len: int | None = None
-    """Tokens of prompt and answer together, as vLLM's servers say. OpenAI's protocol has no such field."""
+    """Tokens of prompt and answer together. vLLM's servers give this; OpenAI's protocol has no such field."""
 
 
 class ServerModels(BoundedModel):
@@ -29,7 +29,7 @@ class ServerModels(BoundedModel):
         return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:
-        """Tokens of this model's window, or of the model that it adapts; None where the server does not say."""
+        """Tokens of this model's window, or of its base model's; None where the server gives neither."""
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
         if model is not None and model.max_model_len is None and model.parent is not None:
@@ -38,6 +38,6 @@ class ServerModels(BoundedModel):
 
     @property
     def shown(self) -> str:
-        """Some of the names, for a person who looks for the right one."""
+        """Some of the names, so that an operator finds the right one."""
         names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN
         return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"

@@ -1,6 +1,6 @@
-"""The connection to the server: one request at a time, and what is found out about the server at the start.
+"""The connection to the server: its POSTs, and the check of key, model and window at the start.
 
-The server is the operator's choice, so the egress guard does not judge it.
+The operator chooses the server, so the egress guard does not check its address.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = get_logger()
 
 
 class OpenAIServer:
-    """One server and one of its models. `open` it before anything else."""
+    """One server and one of its models. Call `open` before any other method."""
 
     def __init__(self, model: str, settings: OpenAISettings, clock: Clock) -> None:
         self._model = model
@@ -54,7 +54,7 @@ class OpenAIServer:
         return origin_of(self._base)
 
     def open(self) -> None:
-        """Make the session. Nothing is sent yet."""
+        """Make the session, without a request."""
         key = self._settings.api_key
         self._session = aiohttp.ClientSession(
             headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
@@ -69,7 +69,7 @@ class OpenAIServer:
             await self._session.close()
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
-        """One POST, or one more for each parameter of ours that the server turns out to refuse. Raises EngineError."""
+        """One POST, and another for each parameter of ours that the server refuses. Raises EngineError."""
         try:
             while True:
                 sent = self._dialect.body(request)
@@ -82,7 +82,7 @@ class OpenAIServer:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     async def window(self) -> int | None:
-        """Wait until the server answers for our model; tokens of the model's window, None where the server says none.
+        """Wait until the server answers for our model. Returns the tokens of its window, None where the list has none.
 
         Raises EngineRefused where the server refuses our key, or generates nothing under the model's name.
         """
@@ -98,7 +98,7 @@ class OpenAIServer:
             await asyncio.sleep(next(waits))
 
     async def _window(self) -> int | None:
-        """Raises EngineRefused, and EngineUnavailable or a ClientError where the server is still coming up."""
+        """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server is starting."""
         async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
             if response.status in NOT_LET_IN:
                 raise self._refused(response.status)
@@ -116,17 +116,17 @@ class OpenAIServer:
         return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
 
     async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
-        """The server's models; None where the server has no list, or one that cannot be read."""
+        """The server's models; None where its list is missing or unreadable."""
         try:
             return ServerModels.model_validate_json(await self._read(response)) if response.status == 200 else None
         except (ValidationError, RequestRejected):
             return None
 
     async def _try_out(self, models: ServerModels | None) -> None:
-        """Generate some tokens where no list names our model, since only that shows whether jobs can be answered.
+        """Generate some tokens where no list names our model: only an answer shows that the server takes the name.
 
-        A server of llama.cpp takes any name, one of Ollama takes shorter names than it lists, and some have no list.
-        Raises EngineRefused, and EngineUnavailable where the server is still coming up.
+        A llama.cpp server takes any name, Ollama takes shorter names than it lists, and some servers have no list.
+        Raises EngineRefused, or EngineUnavailable while the server is starting.
         """
         try:
             tried = await self.post(_FIRST)
@@ -160,7 +160,7 @@ class OpenAIServer:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between one try and the next, without an end."""
+    """Seconds between one try and the next, without end."""
     wait = FIRST_WAIT_SECONDS
     while True:
         yield wait
