@@ -1,8 +1,8 @@
 """vLLM in the worker's process.
 
-`engine` is the engine. `arguments` says how vLLM is started, `tokens` makes a prompt of tokens, `sampling` turns our
-requests and its answers into each other, and `schema_limits` refuses schemas that would hold it up. `loading` loads an
-engine that died again, `load_failures` knows why one does not load, `guardian` ends its processes with the worker, and
+`engine` is the engine. `arguments` builds its start arguments, `tokens` makes a prompt of tokens, `sampling` translates
+requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading` reloads an engine that died,
+`load_failures` explains why a model does not load, `guardian` ends the engine's processes with the worker, and
 `cpu_worker` asks Linux for AMX.
 """
 

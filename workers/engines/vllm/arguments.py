@@ -1,4 +1,4 @@
-"""How vLLM is started: its engine arguments, and the variables that it reads when it is imported."""
+"""The start of vLLM: its engine arguments, and the environment variables that it reads on import."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
 
 
 def prepare_environment(model: str) -> None:
-    """Set the variables that vLLM reads when it is imported, and that its processes inherit.
+    """Set the variables that vLLM reads on import, and that its processes inherit.
 
-    vLLM's own log handlers are off, so its lines end in our log, and warnings of its processes go to standard error.
+    vLLM's own log handlers are off: its lines reach our log, and its processes' warnings go to standard error.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
@@ -58,7 +58,7 @@ def prepare_environment(model: str) -> None:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions; without them float32 is many times faster."""
+    """True if this CPU has bfloat16 instructions; without them float32 is many times faster."""
     if platform.machine() != "x86_64":
         return True
     try:

@@ -1,7 +1,7 @@
 """vLLM's worker on a CPU with Advanced Matrix Extensions (AMX), which a process must ask the kernel for.
 
-vLLM 0.32 computes attention in bfloat16 with them and leaves the asking to whichever library used them before. With a
-small model that is none, and the first instruction on a tile ends the worker with SIGILL.
+vLLM 0.32 computes bfloat16 attention with AMX, and leaves the request to the library that used AMX before. A small
+model uses no such library, and the first instruction on a tile ends the worker with SIGILL.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import logging
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-log = logging.getLogger(__name__)  # as vLLM itself does: in its processes nobody has set up ours
+log = logging.getLogger(__name__)  # as in vLLM itself: its processes do not set up our logs
 
 
 class AmxWorker(CPUWorker):
-    """Asks for the tiles' state before anything computes.
+    """Asks for the permission to use AMX tiles before the first computation.
 
-    Linux, Documentation/arch/x86/xstate.rst: the permission is a process's, and an exec ends it, so that this one
-    cannot have it from the process that spawned it.
+    Linux, Documentation/arch/x86/xstate.rst: the permission belongs to a process and ends with an exec. So this
+    process cannot inherit the permission from the process that spawned it.
     """
 
     def init_device(self) -> None:
-        """As vLLM's does."""
+        """Ask for AMX, then do as vLLM's worker does."""
         if not torch.cpu._init_amx():
             log.warning("Linux refuses AMX: where the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
         super().init_device()  # type: ignore[no-untyped-call]

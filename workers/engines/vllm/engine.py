@@ -1,12 +1,12 @@
 """vLLM in this process: `AsyncLLM`, whose engine core and workers are processes of their own.
 
-vLLM is imported when the engine starts, which takes half a minute and much memory; a program that starts this engine
-needs a main guard, since vLLM spawns. When the engine's processes die, every request in flight raises EngineDied, the
-engine is loaded again, and requests that come meanwhile wait for it. Where loading fails it is tried a few times more;
-then all requests raise EngineLost.
+vLLM is imported when the engine starts, which takes half a minute and much memory. A program that starts this engine
+needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight raises
+EngineDied and the engine is loaded again; new requests wait for it. After a few failed loads all requests raise
+EngineLost.
 
-What vLLM 0.32 does, and why something here looks as it does: `abort()` raises nothing, the generation ends with
-`finish_reason` abort; lower priorities run first, and only under the priority policy; `max_tokens` defaults to 16.
+Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
+abort. Lower priorities run first, and only under the priority policy. `max_tokens` defaults to 16.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.tokens import cut_at_start, prompt_tokens
 
 SHUTDOWN_SECONDS = 2.0
-"""How long vLLM's processes may take to end by themselves; their memory is freed by a SIGKILL too."""
+"""Time for vLLM's processes to end by themselves, before a SIGKILL, which frees their memory too."""
 
 log = get_logger()
 
@@ -60,7 +60,7 @@ class VllmEngine:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
         folder = Path(settings.model)
-        # A consumer of results has no use for where the operator keeps a model.
+        # Results name the model without the operator's path, which is of no use to their consumer.
         self.models = (folder.resolve().name, settings.model) if folder.is_dir() else (settings.model,)
         self._settings = settings
         self._metrics = metrics
@@ -73,7 +73,7 @@ class VllmEngine:
         self._is_started = False
         self._lost: str | None = None
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
-        # One thread: a tokenizer may not be used by two at once.
+        # One thread, since two may not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     @property
@@ -82,7 +82,7 @@ class VllmEngine:
         return self._context_tokens
 
     async def start(self) -> None:
-        """Import vLLM and load the model, from some seconds to minutes. Raises EngineError, and is closed then."""
+        """Import vLLM and load the model, in seconds or minutes. Raises EngineError after closing the engine."""
         self._guardian.start()
         try:
             await asyncio.shield(self._begin_loading())  # a thread cannot be cancelled; `close` makes it fail instead
@@ -111,7 +111,7 @@ class VllmEngine:
             del self._in_flight[request.request_id]
 
     async def abort(self, request_id: str) -> None:
-        """End a request's generation, or its waiting for an engine that is loading. Unknown ids are ignored."""
+        """End a request's generation, or its wait for an engine that is loading. Unknown ids are ignored."""
         aborted = self._in_flight.get(request_id)
         if aborted is None or aborted.done():
             return
@@ -120,13 +120,13 @@ class VllmEngine:
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """How many requests vLLM generates and how many wait in it, counted here."""
+        """Requests that vLLM generates, and requests that wait in it, by this engine's own count."""
         count = len(self._in_flight)
         running = min(count, self._settings.max_num_seqs)
         return EngineLoad(running=running, waiting=count - running)
 
     async def close(self) -> None:
-        """End the engine's processes, also those of an engine that is still loading. May be called twice."""
+        """End the engine's processes, even while it is loading. May be called twice."""
         self._closing.set()
         while (loading := self._loading) is not None:
             await asyncio.to_thread(self._guardian.end_engine)
@@ -138,7 +138,7 @@ class VllmEngine:
     # -- loading -------------------------------------------------------------------------------------------------
 
     async def _ready(self, aborted: asyncio.Future[None]) -> Any:
-        """The engine that is alive, or None where the request is aborted before there is one."""
+        """The loaded engine, or None if the request is aborted before the engine is loaded."""
         if self._llm is not None and not self._llm.errored:
             return self._llm
         if self._closing.is_set():
@@ -157,7 +157,7 @@ class VllmEngine:
         return self._llm
 
     def _begin_loading(self) -> asyncio.Task[None]:
-        """Load the engine once for all who ask."""
+        """Start the load, or join the one in progress: all requests share it."""
         if self._loading is None:
             load = self._load_again() if self._is_started else self._load()
             self._loading = asyncio.create_task(load, name="vllm-load")
@@ -177,12 +177,12 @@ class VllmEngine:
         await load_again(self._load_afresh, self._closing)
 
     async def _load_afresh(self) -> None:
-        """What is left of the one that died, or of one that was half loaded, would keep the memory that this needs."""
+        """Load after discarding the dead or half-loaded engine, which would keep the memory that the new one needs."""
         await asyncio.to_thread(self._discard)
         await self._load()
 
     def _refused(self, error: Exception) -> EngineRefused:
-        """Why it does not start; with its stack in the log where nothing better is known."""
+        """The error for a failed start. The log has the stack where no known reason explains it."""
         known = known_reason(self._model, error)
         if known is None:
             log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
@@ -195,13 +195,13 @@ class VllmEngine:
             self._lost = str(error)
 
     def _build(self) -> None:
-        """Make the AsyncLLM. Blocks while it loads; vLLM finds no event loop in this thread and starts its tasks later.
+        """Make the AsyncLLM. Blocks while the model loads. The thread has no event loop: vLLM starts its tasks later.
 
-        It is not returned, since what a thread returned is kept with the thread, and an engine that is not let go of
-        tries to end once more when the interpreter does.
+        The engine is not returned: a thread keeps its return value, and an engine that is kept tries to end once more
+        at the interpreter's exit.
         """
         prepare_environment(self._model)
-        # What vLLM and torch deprecate among themselves is no news for an operator, neither here nor in the processes.
+        # Deprecations between vLLM and torch do not concern an operator, neither here nor in vLLM's processes.
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -212,16 +212,16 @@ class VllmEngine:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
 
     def _discard(self) -> None:
-        """End what is left of the engine, so that its memory is free for the next one. Blocks."""
+        """End the rest of the engine, so that its memory is free for the next one. Blocks."""
         llm, self._llm = self._llm, None
-        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # it takes its own ending for a failure
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM logs its own shutdown as a failure
         if llm is not None:
             llm.shutdown(timeout=SHUTDOWN_SECONDS)
         self._guardian.end_engine()
-        multiprocessing.active_children()  # asks for the status of those that were killed
+        multiprocessing.active_children()  # reaps the processes that were killed
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a socket context that vLLM leaves open is closed by this
-            gc.collect()  # vLLM's objects refer to each other, and would end their engine a second time at exit
+            warnings.simplefilter("ignore")  # about a socket context that vLLM leaves open
+            gc.collect()  # vLLM's objects form cycles, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -236,11 +236,11 @@ class VllmEngine:
             outputs = llm.generate(
                 tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
             )
-            async for output in outputs:  # noqa: B007 - there is one, the final one
+            async for output in outputs:  # noqa: B007 - only one comes, the final one
                 pass
         except EngineDeadError as error:
             if not self._closing.is_set():
-                self._begin_loading()  # now, rather than when the next request comes
+                self._begin_loading()  # at once, not at the next request
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
             raise refusal(request, error) from error
@@ -265,9 +265,9 @@ class VllmEngine:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
-        """The prompt as tokens, cut at its start where it is too long: the question stands at the end.
+        """The prompt as tokens. A prompt that is too long loses its start, since the question stands at the end.
 
-        Raises PromptTooLong where it may not be cut.
+        Raises PromptTooLong if the prompt may not be cut.
         """
         room = prompt_room(request, llm.model_config.max_model_len)
         loop = asyncio.get_running_loop()
@@ -279,7 +279,7 @@ class VllmEngine:
 
 
 async def _warm(llm: Any) -> None:
-    """Generate one token: the first request takes many seconds on some machines, and no job shall wait for that."""
+    """Generate one token. The first request takes many seconds on some machines, and no job should wait for that."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 

@@ -1,19 +1,20 @@
 """No engine process outlives its worker.
 
 vLLM's processes do not notice that their worker was killed with SIGKILL: they live on for minutes and keep the GPU's
-memory. A guardian is a process of some 10 MB that waits for the worker's end and then ends what the engine started.
+memory. A guardian is a process of some 10 MB that waits for the worker's end and then kills the engine's processes.
 
-How it knows an engine process: by a *mark*, a random word that the worker puts into the environment while it starts the
-engine (`marked_environment`). Children inherit it, and so do theirs, whoever they are handed to when a parent dies. It
-goes in as `VLLM_PROCESS_NAME_PREFIX`, since vLLM's processes write their title over the memory where `/proc` shows the
-environment, and that variable begins the title. Lists of pids would miss what started a moment ago; a process group
-would have to be made by vLLM; PR_SET_PDEATHSIG follows the thread that started the engine, not the worker.
+The guardian knows an engine process by a *mark*, a random word that the worker puts into the environment while it
+starts the engine (`marked_environment`). Children and their children inherit the mark, and keep it when a parent dies.
+Its variable is `VLLM_PROCESS_NAME_PREFIX`: vLLM's processes write their title over the memory where `/proc` shows the
+environment, and the title begins with that variable. Three other ways fall short. A list of pids misses a process that
+started a moment ago. A process group would have to be made by vLLM. PR_SET_PDEATHSIG follows the thread that started
+the engine, not the worker.
 
-The sockets of an engine that is killed go with it: they have a folder of their own. Its path is short also where the
+An engine's sockets have a folder of their own, which the guardian removes. The folder's path is short even if the
 worker's TMPDIR is long, since a socket's path has at most 107 characters.
 
-Run as a program this file is the guardian itself, with nothing but the standard library: `guardian.py WORKER_PID`, and
-the mark and the folder on standard input, since a command line that has the mark would be marked too.
+Run as a program, `guardian.py WORKER_PID`, this file is the guardian itself and imports only the standard library. It
+reads mark and folder from standard input, since a mark on its command line would mark the guardian too.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 LONGEST_BASE = 40
-"""Characters of the folder in which ours is made: what unix(7) allows, less our name's 27 and a UUID's 36."""
+"""Characters of the folder that ours is made in: the limit of unix(7), less our name's 27 and a UUID's 36."""
 POLL_SECONDS = 1.0
-"""How long the guardian may miss the worker's end where a fork of the worker holds the pipe open too."""
+"""The longest delay in noticing the worker's end, if a fork of the worker holds the pipe open too."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Sweeps in a row that must find nothing, since a process that is just being killed may still be starting another."""
+"""Sweeps in a row that must find no process: a process that is being killed may still start another."""
 
 
 class Guardian:
@@ -46,7 +47,7 @@ class Guardian:
     def __init__(self) -> None:
         self.mark = f"postback-{os.getpid()}-{os.urandom(8).hex()}"
         self.folder = ""
-        """Where the engine has its sockets, from `start` to `close`."""
+        """The folder of the engine's sockets, from `start` to `close`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
 
@@ -56,8 +57,8 @@ class Guardian:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start watching. Its own session, so that a signal to the worker's process group passes it by."""
-        import subprocess  # here, since the guardian itself starts nothing and is to stay small
+        """Start watching. The guardian has its own session: signals to the worker's process group do not reach it."""
+        import subprocess  # here: the guardian process does not need it and should stay small
         import tempfile
 
         self.folder = tempfile.mkdtemp(prefix=f"postback-{os.getpid()}-", dir=_short_base(tempfile.gettempdir()))
@@ -77,7 +78,7 @@ class Guardian:
 
     @contextlib.contextmanager
     def marked_environment(self, **variables: str) -> Iterator[None]:
-        """What is started meanwhile belongs to the engine, and has these variables besides."""
+        """Mark the processes that are started meanwhile as the engine's, and give them `variables` too."""
         variables |= {MARK_VARIABLE: self.mark, SOCKETS_VARIABLE: self.folder}
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
@@ -91,11 +92,11 @@ class Guardian:
                     os.environ[name] = value
 
     def end_engine(self) -> None:
-        """End the engine's processes now; blocks for half a second or so."""
+        """End the engine's processes now; blocks for about half a second."""
         end_marked(self.mark)
 
     def close(self) -> None:
-        """End the guardian, and with it what is left of the engine and its folder; blocks until all are gone."""
+        """End the guardian, which first ends the rest of the engine and removes its folder. Blocks until then."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -106,12 +107,12 @@ class Guardian:
 def marked(mark: str) -> list[int]:
     """The processes that carry the mark, without this one and without multiprocessing's resource trackers.
 
-    Those clean up shared memory after the others and then end by themselves.
+    Resource trackers clean up shared memory after the others and then end by themselves.
     """
     if not os.path.isdir("/proc/self"):  # noqa: PTH112 - as below
         return []  # not Linux: vLLM's processes are only ended in the ordinary way
     word, found = mark.encode(), list[int]()
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - a guardian imports little, and `pathlib` needs a stat for each
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - the guardian imports little, and `pathlib` needs a stat for each
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         command, environment = _read(f"/proc/{entry}/cmdline"), _read(f"/proc/{entry}/environ")
@@ -122,7 +123,7 @@ def marked(mark: str) -> list[int]:
 
 
 def end_marked(mark: str) -> None:
-    """SIGKILL every process that carries the mark, and whatever they start meanwhile."""
+    """SIGKILL every process that carries the mark, and every process that those start meanwhile."""
     clean = 0
     while clean < CLEAN_SWEEPS:
         pids = marked(mark)
@@ -134,7 +135,7 @@ def end_marked(mark: str) -> None:
 
 
 def _short_base(usual: str) -> str:
-    """Where a folder's path is short enough for sockets in it: the usual place, or another one for temporary files."""
+    """A base folder with a path short enough for sockets: the usual one, or another one for temporary files."""
     for base in (usual, "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private folder is made in it
         if len(base) <= LONGEST_BASE and os.access(base, os.W_OK | os.X_OK):
             return base
@@ -146,17 +147,20 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:  # noqa: PTH123 - as above
             return file.read()
     except OSError:
-        return b""  # it ended, or it is another user's and so not ours
+        return b""  # the process ended, or is another user's and so not ours
 
 
 def _is_alive(pid: str) -> bool:
-    """Whether the process runs; a killed one whose parent has not asked for its status is still listed."""
+    """True if the process runs. A killed process is still listed until its parent reaps it."""
     state = _read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
     return state not in (b"", b"Z", b"X")
 
 
 def _wait_for_the_end_of(worker: int) -> None:
-    """Return when the worker is gone or has closed the pipe. The second look is for forks, which hold the pipe too."""
+    """Return when the worker is gone or has closed the pipe.
+
+    A fork of the worker may hold the pipe open, so the parent's pid is checked too.
+    """
     while os.getppid() == worker:
         readable, _, _ = select.select([0], [], [], POLL_SECONDS)
         if readable and not os.read(0, 1):
@@ -164,14 +168,14 @@ def _wait_for_the_end_of(worker: int) -> None:
 
 
 def main() -> None:
-    """Watch, then end what is marked, and remove what it left."""
+    """Watch, then end the marked processes, and remove their folder."""
     worker = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()  # written at once, or not at all
+    said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()  # the worker writes both lines in one write
     _wait_for_the_end_of(worker)
     if len(said) == 2:
-        import shutil  # not before: a guardian is small while it waits
+        import shutil  # not before: the guardian stays small while it waits
 
         mark, folder = said
         end_marked(mark)

@@ -1,4 +1,4 @@
-"""How an engine that died is loaded again: after pauses that grow, and not for ever."""
+"""Reloading of an engine that died: a bounded number of loads, with growing pauses between them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from telemetry.logs import get_logger
 from workers.engines.base import EngineLost, EngineUnavailable
 
 LOADS = 5
-"""In a row that may fail: what is wrong with the machine then is for somebody else to mend."""
+"""Failed loads in a row before the engine is lost: more loads would not mend the machine."""
 FIRST_PAUSE_SECONDS = 5.0
-"""After the first failure; twice as long after each one that follows."""
+"""The pause after the first failure; each later pause is twice as long."""
 MAX_REASON_CHARACTERS = 300
 
 log = get_logger()
 
 
 async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event) -> None:
-    """Call `load` until it does not raise.
+    """Call `load` until it returns.
 
-    Raises EngineLost after `LOADS` failures, and EngineUnavailable as soon as `closing` is set.
+    Raises EngineLost after `LOADS` failures, and EngineUnavailable after a failure if `closing` is set.
     """
     pause, failure = FIRST_PAUSE_SECONDS, ""
     for number in range(1, LOADS + 1):
@@ -43,7 +43,7 @@ async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event
 
 
 def short(text: str) -> str:
-    """One line, cut where it is long."""
+    """The text as one line of at most `MAX_REASON_CHARACTERS`."""
     return " ".join(text.split())[:MAX_REASON_CHARACTERS]
 
 

@@ -12,11 +12,11 @@ from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
 
 _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
-"""vLLM's parameters to fields of a job. A refusal of any other parameter is the prompt's fault."""
+"""vLLM's parameters to fields of a job. A refusal of any other parameter is put down to the format or the prompt."""
 
 
 def sampling_params(request: GenerationRequest, settings: VllmSettings) -> Any:
-    """`SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
+    """The request as `SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -46,7 +46,7 @@ def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -
 
 
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
-    """VLLM's error by the job's field. Its first argument is the reason, without the refused value."""
+    """VLLM's error with the job's field. The error's first argument is the reason, without the refused value."""
     field = _FIELDS.get(getattr(error, "parameter", None) or "")
     if field is None:
         field = (
@@ -68,7 +68,7 @@ def _structure(request: GenerationRequest) -> Any:
 
 
 def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
-    """The error of an answer that vLLM ended. With a format, no token may come next, however often the job is tried."""
+    """The error of an answer that vLLM ended. With a format, no token was allowed next; another try would end alike."""
     if request.response_format is not None and request.response_format.type != "text":
         return RequestRejected("response_format", "no answer can go on in the form that this asks for")
     return EngineFailed("the engine failed at this request", wasted_tokens=tokens)

@@ -13,22 +13,22 @@ class VllmSettings(EngineSection):
     """vLLM in this process."""
 
     model: str | None = None
-    """A directory, or a name on the Hugging Face hub, where `--model` does not say it."""
+    """A directory, or a name on the Hugging Face hub, where `--model` does not give one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is the model's own, or float32 on a CPU that has no bfloat16 instructions."""
+    """The type of weights and activations. `auto` is the model's, or float32 on a CPU without bfloat16 instructions."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together; absent, the longest that the model and the memory allow."""
     max_num_seqs: int = Field(default=256, ge=1, le=8192)
     """Requests that are generated at once."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """The part of a GPU's memory that vLLM takes for itself."""
+    """The fraction of a GPU's memory that vLLM takes for itself."""
     enforce_eager: bool | None = None
-    """No compilation and no CUDA graphs; absent, only on a CPU."""
+    """Run without compilation and CUDA graphs; absent, only on a CPU."""
     log_probabilities: bool = True
-    """Whether the engine is asked for the answers' log-probabilities, from which `confidence` is computed."""
+    """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
-    """Texts that end every answer: a base model without instruction tuning runs on behind its answer."""
+    """Texts that end every answer. A base model without instruction tuning would go on after its answer."""
     adapters: dict[str, str] = Field(default_factory=dict)
-    """LoRA adapters: name to directory. As JSON."""
+    """LoRA adapters, from name to directory, as JSON."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """More of vLLM's engine arguments, for example `{"tensor_parallel_size": 2}`. As JSON."""
+    """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""

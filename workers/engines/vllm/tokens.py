@@ -10,7 +10,7 @@ from workers.engines.vllm.loading import short
 
 
 def prompt_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """The whole prompt, however long. Raises RequestRejected where the chat template refuses the messages."""
+    """The whole prompt, of any length. Raises RequestRejected where the chat template refuses the messages."""
     return _chat_tokens(tokenizer, request) if request.messages else _plain_tokens(tokenizer, request)
 
 
@@ -24,7 +24,7 @@ def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[i
 
 
 def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """A text with the tokens that the tokenizer puts before it, such as `<bos>`, which is not doubled."""
+    """The text with the tokens that the tokenizer puts before it, such as `<bos>`. A doubled `<bos>` is removed."""
     text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
     tokens: list[int] = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
@@ -32,13 +32,13 @@ def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
 
 
 def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Messages by the model's chat template, special tokens included; as plain text where the model has no template."""
+    """Messages by the model's chat template with its special tokens, or as plain text if the model has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return _plain_tokens(tokenizer, request)
     messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # the template is the model's program, with errors of its own
+    except Exception as error:  # the template is the model's own program and may raise anything
         raise RequestRejected("messages", f"the model's chat template refuses them: {short(str(error))}") from error
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
