@@ -1,4 +1,4 @@
-"""The programs of docs/WEBHOOKS.md, taken from the page and run as consumers run them."""
+"""The programs of docs/WEBHOOKS.md, extracted from the page and run as consumers run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAMS = {
         r"^```(?:python|js|go)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
     )
 }
-"""By the file name in their first line."""
+"""The page's programs, by the file name in their first line."""
 
 GO_MODULE = """module consumer
 
@@ -41,7 +41,7 @@ CLOCK = SystemClock()
 
 @dataclass
 class Consumer:
-    """A program of the page that listens."""
+    """A running program of the page that listens for callbacks."""
 
     port: int
     printed: IO[str]
@@ -51,7 +51,7 @@ class Consumer:
         return f"http://127.0.0.1:{self.port}/hook"
 
     def answer(self, headers: Mapping[str, str], body: bytes) -> int:
-        """The status for a request of our own; header names go out in the case that they have here."""
+        """POST a request and return its status; header names are sent in the given case."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("POST", "/hook", body, dict(headers))
@@ -60,13 +60,13 @@ class Consumer:
             connection.close()
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line of its output."""
         return self.printed.readline().rstrip("\n")
 
 
 @contextmanager
 def consuming(name: str, folder: Path, **environment: str) -> Iterator[Consumer]:
-    """Run the program, on a port of its own, until the block ends."""
+    """Run the program on a free port until the block ends."""
     port = free_port()
     code = PROGRAMS[name]
     assert "8080" in code
@@ -92,7 +92,7 @@ def consuming(name: str, folder: Path, **environment: str) -> Iterator[Consumer]
 
 
 def prepared(name: str, folder: Path) -> list[str]:
-    """The command line, once what the program needs is there."""
+    """The program's command line; installs what it needs first."""
     if name.endswith(".py"):
         return [sys.executable, name]
     if name.endswith(".mjs"):

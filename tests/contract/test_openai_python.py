@@ -1,4 +1,4 @@
-"""OpenAI's own package unwraps our webhook, and its models read the bodies of our Batch output lines."""
+"""OpenAI's Python package unwraps our webhook, and its models parse the bodies of our Batch output lines."""
 
 from __future__ import annotations
 

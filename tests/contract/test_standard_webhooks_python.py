@@ -1,4 +1,4 @@
-"""The official `standardwebhooks` package verifies what we sign, and we verify what it signs."""
+"""The official `standardwebhooks` package verifies our signatures, and we verify its signatures."""
 
 from __future__ import annotations
 

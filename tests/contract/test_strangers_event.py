@@ -1,7 +1,7 @@
-"""A stranger's event is refused by each of the programs in docs/WEBHOOKS.md, whatever keyring the operator has.
+"""Each program in docs/WEBHOOKS.md refuses a stranger's event, under every format of the keyring.
 
-A stranger is another tenant of the same fleet: it gets genuine signatures of its own events, and can have them sent to
-any URL. Here the events are signed as delivery signs them, and the keys are served as delivery serves them.
+A stranger is another tenant of the same fleet: it gets genuine signatures of its own events, and may send them to any
+URL. Events are signed, and keys served, by delivery's own code.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def request(signer: Signer, tenant: str) -> tuple[dict[str, str], bytes]:
 
 
 def strangers_requests(keyring: Keyring, *, one_key_for_all: bool) -> list[tuple[dict[str, str], bytes]]:
-    """All that a stranger can get signed: its events. With keys of its own it may also sign bodies of its making."""
+    """Requests that a stranger can get signed: its own events. With its own keys it can also sign forged bodies."""
     stranger = keyring.signer("stranger", CLOCK.time())
     return [request(stranger, "stranger")] + ([] if one_key_for_all else [request(stranger, "victim")])
 

@@ -1,4 +1,4 @@
-"""docs/WEBHOOKS.md against a real delivery: its programs take real signed callbacks, and refuse everything else."""
+"""docs/WEBHOOKS.md against a real delivery: its programs accept real signed callbacks, and refuse everything else."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from workers.delivery.keyring import OVERLAP_SECONDS, Keyring
 pytestmark = pytest.mark.broker
 
 PROMPT = "Was ist ein “Webhook”? Ω </script> 🪝"
-"""The echo engine answers with it: letters of one to four bytes, and what JSON writers like to escape."""
+"""Prompt that the echo engine returns: letters of one to four bytes, and characters that JSON writers escape."""
 BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go")
 BY_PUBLIC_KEY = ("consumer_by_public_key.py", "consumer_by_public_key.mjs", "consumer_by_public_key.go")
 WEBHOOK_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
 class Fleet:
-    """An echo worker that delivers, for all tests of this module."""
+    """A fleet with an echo worker that also delivers, for all tests of this module."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
@@ -49,7 +49,7 @@ class Fleet:
         self.product.submit([{"prompt": prompt, "callback_url": url}])
 
     def callback(self, behaviour: Behaviour | None = None, attempts: int = 1, prompt: str = PROMPT) -> list[Received]:
-        """A real one, as a receiver gets it; so many attempts of it."""
+        """A real callback as a receiver gets it; so many attempts of it."""
         callbacks = Callbacks(self.product.keyring)
         try:
             self.product.keyring.follow(CLOCK.time())
@@ -62,12 +62,12 @@ class Fleet:
 
     @property
     def signer(self) -> Signer:
-        """Signs as the fleet does."""
+        """A signer with the fleet's keyring."""
         return Keyring.load(self.product.keyring.path).signer("default", CLOCK.time())
 
     @property
     def secret(self) -> str:
-        """The tenant's, as a consumer is given it."""
+        """The tenant's secret, as a consumer gets it."""
         return Keyring.load(self.product.keyring.path).secrets("default", CLOCK.time())[0]
 
 
@@ -133,7 +133,7 @@ def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
 
 
 def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tuple[dict[str, str], bytes]]:
-    """Requests that are not genuine, or not any more, by what is wrong with them."""
+    """Forged and stale requests, by their fault."""
     headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
     now = int(CLOCK.time())
     nobody = Signer([generate_secret()], [generate_signing_key()])
@@ -217,7 +217,7 @@ def test_what_goes_over_the_wire_is_what_the_page_says(fleet: Fleet) -> None:
 
 
 def raw_request(fleet: Fleet) -> tuple[bytes, bytes]:
-    """The first request to a socket, byte by byte: its head and its body."""
+    """The head and the body of the first request to a socket, byte by byte."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         port = server.getsockname()[1]
@@ -293,7 +293,7 @@ def test_a_broken_keyring_stops_no_callback_and_is_said(fleet: Fleet) -> None:
     path = fleet.product.keyring.path
     whole = path.read_text()
     before = published(fleet)
-    fleet.product.keyring.refresh()  # the receiver's, which would not see the last rotation any more
+    fleet.product.keyring.refresh()  # the receiver's keyring, which could not read the last rotation later
     path.write_text('{"format": 1, "master": "hush')
     try:
         eventually(lambda: "keyring-reload-failed" in said(fleet), 60, "the log does not say it")
@@ -308,19 +308,19 @@ def test_a_broken_keyring_stops_no_callback_and_is_said(fleet: Fleet) -> None:
 
 
 def said(fleet: Fleet) -> str:
-    """The log, after one more look at the keyring."""
+    """The log, after delivery has looked at the keyring once more."""
     published(fleet)
     return fleet.role.said()
 
 
 def keys_of(fleet: Fleet) -> Keys:
-    """All that sign now, newest first."""
+    """The tenant's current signing secrets, newest first."""
     keyring, now = Keyring.load(fleet.product.keyring.path), CLOCK.time()
     return Keys(keyring.secrets("default", now), keyring.public_keys("default", now))
 
 
 def rotate(fleet: Fleet, overlap_seconds: float = OVERLAP_SECONDS) -> None:
-    """The tenant's keys, by somebody else than the process that signs."""
+    """Rotate the tenant's keys from outside the signing process."""
     Keyring.load(fleet.product.keyring.path).rotate("default", CLOCK.time(), overlap_seconds)
 
 
@@ -329,7 +329,7 @@ def environment(fleet: Fleet) -> dict[str, str]:
 
 
 def published(fleet: Fleet) -> list[str]:
-    """The keys of the JWK set, in our own notation."""
+    """The keys of the JWK set, in our notation."""
     with urllib.request.urlopen(fleet.jwks_url, timeout=30) as answer:
         assert answer.headers["Content-Type"] == "application/jwk-set+json"
         assert answer.headers["Cache-Control"] == "public, max-age=300"
@@ -339,7 +339,7 @@ def published(fleet: Fleet) -> list[str]:
 
 
 def callback_signed_with(fleet: Fleet, keys: Keys) -> Received:
-    """The first callback on which all of these keys have signed, and no others: delivery has read the file then."""
+    """The first callback signed by exactly these keys, once delivery has read the file."""
     found: list[Received] = []
 
     def comes() -> bool:
@@ -365,7 +365,7 @@ def signed_with(received: Received, keys: Keys) -> bool:
 
 
 def assert_no_key_is_told(fleet: Fleet, secrets: list[str]) -> None:
-    """Neither the log nor a page of the process holds a secret or a master."""
+    """Assert that neither the log nor a page of the process shows a secret or a master."""
     content = json.loads(fleet.product.keyring.path.read_text())
     hidden = [secret.removeprefix("whsec_") for secret in secrets]
     hidden += [master["secret"] for master in content["masters"]]

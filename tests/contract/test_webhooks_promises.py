@@ -1,4 +1,4 @@
-"""What docs/WEBHOOKS.md promises in numbers and tables, held against what the code does."""
+"""The numbers and tables of docs/WEBHOOKS.md, compared with the code."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}
 TO = "\N{EN DASH}"
 ROWS = re.findall(r"^\| ([0-9, \u2013]+) \| \*\*([A-Za-z ]+)[.*]", DOCUMENT, re.MULTILINE)
-"""The statuses of a row of the table, and the first words about them."""
+"""The statuses of each row of the table, with the first words about them."""
 UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 
 
 def statuses_of(cell: str) -> list[int]:
-    """The first and the last status of each range."""
+    """The statuses at the ends of each range."""
     return [int(end) for span in cell.split(", ") for end in span.split(TO)]
 
 
 def meaning_of(status: int) -> str:
-    """What the table says about a status."""
+    """The table's entry for a status."""
     for cell, meaning in ROWS:
         for span in cell.split(", "):
             first, _, last = span.partition(TO)

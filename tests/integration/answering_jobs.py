@@ -1,4 +1,4 @@
-"""Results for the jobs of a fleet without a worker, so that a test says which become what."""
+"""Results for the jobs of a fleet without a worker, with outcomes that a test chooses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schemas.settings import KafkaSettings
 
 @contextmanager
 def answering(fleet: KafkaSettings, outcome_of: dict[str, Outcome]) -> Iterator[None]:
-    """Settle a result for each submitted job, as a worker would: in transactions, one of which is aborted."""
+    """Settle a result for each submitted job in transactions, as a worker would; abort one transaction first."""
     stop = threading.Event()
     consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
     consumer.assign([TopicPartition(fleet.topics.requests(), number) for number in range(fleet.partitions)])

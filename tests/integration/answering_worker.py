@@ -24,11 +24,11 @@ from workers.stage.record import Output, Record
 
 TOPICS = Topics("fleet.")
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
-"""For a machine that is busy with other tests."""
+"""Generous time limits, for a machine that is busy with other tests."""
 
 
 class AnsweringWorker:
-    """An asynchronous context manager. An engine that is given is somebody else's to start and to close."""
+    """An asynchronous context manager of a worker. The caller starts and closes an engine that it passes in."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class AnsweringWorker:
         await self._enricher.close()
 
     async def answer(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Result:
-        """The one result of a job with these sources; `fields` are the job's others."""
+        """The one result of a job with these sources; `fields` are the job's other fields."""
         return read_result((await self.settled(question, *urls, profile=profile, **fields))[0].value)
 
     async def settled(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Sequence[Output]:
-        """The result of such a job, and its dead letter where it has one."""
+        """The result of such a job, and its dead letter if it has one."""
         self._offset += 1
         job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls), "profile": profile}, **fields}
         stamp = int(CLOCK.time() * 1000)

@@ -1,4 +1,4 @@
-"""A private certificate authority for tests: certificates for servers and clients, good ones and bad ones."""
+"""A private certificate authority for tests: valid and invalid certificates for servers and clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs what it is asked for. Files hold the key and the certificate in PEM."""
+    """An authority that signs certificates on request. Its files hold key and certificate in PEM."""
 
     folder: Path
     key: ec.EllipticCurvePrivateKey
@@ -45,20 +45,20 @@ class Authority:
         return self.folder / "ca.pem"
 
     def chain_file(self, address: str = "127.0.0.1", *, expired: bool = False) -> Path:
-        """A server's certificate for an IP address."""
+        """Write a server's certificate for an IP address."""
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(x509.Name([]), key, -2 * _DAY, -_DAY if expired else _DAY)
         return self._write(f"server-{address}-{expired}.pem", builder.add_extension(names, critical=True), key)
 
     def client_file(self, name: str, passphrase: bytes | None = None) -> Path:
-        """A client's certificate for a common name."""
+        """Write a client's certificate for a common name."""
         key = ec.generate_private_key(ec.SECP256R1())
         encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
         return self._write(f"{name}.pem", self._builder(_common_name(name), key, -_DAY, _DAY), key, encryption)
 
     def server(self, chain_file: Path | None = None, *, asks_for_client: bool = False) -> ssl.SSLContext:
-        """A server's context; the certificate is for 127.0.0.1 where none is named."""
+        """A server's TLS context; its certificate is for 127.0.0.1 unless one is named."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(chain_file or self.chain_file())
         if asks_for_client:

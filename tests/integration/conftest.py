@@ -1,4 +1,4 @@
-"""What the engines' tests share: one real vLLM engine for the session, since loading it takes a minute."""
+"""A fixture of the engines' tests: one real vLLM engine for the session, since loading it takes a minute."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 
 
 def _write_adapter(folder: Path) -> None:
-    """A LoRA adapter for the tiny model with weights large enough to change what it says."""
+    """Write a LoRA adapter for the tiny model, with weights large enough to change its answers."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""The chart rendered and compose.yaml parsed by the real tools, and the value sets that tests render with."""
+"""The chart and compose.yaml, rendered and parsed by the real tools, and value sets for the tests."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ROLES = ("worker", "delivery")
 Manifest = dict[str, Any]
 
 OWN_BYTES = 512 * 2**20
-"""What a worker takes without an engine in its process, and a margin."""
+"""Memory of a worker without an engine in its process, with a margin."""
 
 
 def readers_bytes() -> int:
-    """The most that the processes of enrichment take, one of which only ranks."""
+    """Upper bound on the memory of enrichment's processes, one of which only ranks."""
     settings = EnrichmentSettings()
     return (settings.members + 1) * settings.member_bytes
 
@@ -98,7 +98,7 @@ ON_GPUS = {
 AUTHORITIES: Manifest = yaml.safe_load(
     re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "DEPLOY.md").read_text(), re.MULTILINE | re.DOTALL)[-1]
 )
-"""As docs/DEPLOY.md has it: a private authority and client certificates for delivery."""
+"""The last example of docs/DEPLOY.md: a private authority and client certificates for delivery."""
 AT_REST = {"topics": {"create": False}, "worker": {"replicas": 0}, "delivery": {"replicas": 0}}
 VALUE_SETS = {
     "defaults": DEFAULTS,
@@ -151,7 +151,7 @@ def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 @cache
 def compose_model() -> Manifest:
-    """compose.yaml as the Compose Specification's own parser understands it, with nothing set in the environment."""
+    """compose.yaml as parsed by the Compose Specification's own parser, with an empty environment."""
     done = subprocess.run(
         [ensure(COMPOSE), "-format", "json", "compose.yaml"],
         cwd=ROOT,

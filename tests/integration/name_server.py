@@ -1,4 +1,4 @@
-"""A name server on a real UDP socket, whose answers a test writes."""
+"""A name server on a real UDP socket, with answers that a test writes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NO_SUCH_NAME = 0x8183
 
 @dataclass
 class NameServer(asyncio.DatagramProtocol):
-    """Answers each name with the next of its lists of addresses; the last one stays. An empty list is no such name.
+    """Answers each name with the next of its lists of addresses, and repeats the last. An empty list means NXDOMAIN.
 
-    A name below `hung.example` is never answered. What it says holds for no time at all (TTL 0).
+    A name below `hung.example` is never answered. Answers have a TTL of 0.
     """
 
     answers: dict[str, list[list[str]]]
     asked: Counter[str] = field(default_factory=Counter)
-    """How often each name was asked for, as IPv4 and IPv6 together one time."""
+    """Number of lookups of each name; a pair of IPv4 and IPv6 queries counts once."""
     port: int = 0
     _transport: asyncio.DatagramTransport | None = None
 
@@ -53,7 +53,7 @@ class NameServer(asyncio.DatagramProtocol):
         return lists[max(0, min(self.asked[name], len(lists)) - 1)]
 
     def resolver(self) -> AsyncResolver:
-        """What aiohttp resolves with by default, told to ask here."""
+        """aiohttp's default resolver, pointed at this server."""
         return AsyncResolver(nameservers=["127.0.0.1"], udp_port=self.port)
 
 
@@ -68,7 +68,7 @@ async def name_server(answers: dict[str, list[list[str]]]) -> AsyncIterator[Name
 
 
 def _question(query: bytes) -> tuple[str, int, int]:
-    """The name that is asked for, the kind of its record, and where the question ends (RFC 1035, section 4.1.2)."""
+    """The question's name, its record type, and its end in the query (RFC 1035, section 4.1.2)."""
     labels, at = [], 12
     while length := query[at]:
         labels.append(query[at + 1 : at + 1 + length].decode())
@@ -77,7 +77,7 @@ def _question(query: bytes) -> tuple[str, int, int]:
 
 
 def _record(address: str) -> bytes:
-    """One answer (RFC 1035, section 4.1.3) for the name that stands at offset 12."""
+    """One answer (RFC 1035, section 4.1.3) for the name at offset 12."""
     packed = ip_address(address).packed
     kind = _A if len(packed) == 4 else _AAAA
     return struct.pack("!HHHIH", 0xC00C, kind, _INTERNET, 0, len(packed)) + packed

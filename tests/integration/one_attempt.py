@@ -1,4 +1,4 @@
-"""One attempt at a callback: a scripted server on a loopback port, and a poster, on both event loops."""
+"""Helpers for one attempt at a callback: a scripted server on a loopback port, and a poster, on both event loops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 @dataclass
 class Peer:
-    """One connection as the server sees it."""
+    """The server's side of one connection."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -39,12 +39,12 @@ class Peer:
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The connection's socket, both of whose directions can be stopped."""
+        """The connection's transport, for both directions."""
         assert isinstance(self.writer.transport, asyncio.Transport)
         return self.writer.transport
 
     async def request(self) -> bytes | None:
-        """Read one whole request; None where the client is gone."""
+        """Read one whole request; None if the client is gone."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -70,7 +70,7 @@ Script = Callable[[Peer], Awaitable[None]]
 
 @dataclass
 class Server:
-    """Runs a script for each connection, and remembers what arrived."""
+    """Runs a script for each connection, and remembers the requests."""
 
     script: Script
     scheme: str = "http"
@@ -144,7 +144,8 @@ SUPPLIES: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a test on asyncio's loop and on uvloop, which raise different errors for the same broken connection.
 
-    `start`, `poster` (20 s), `hasty` (0.3 s) and `unhurried` (1.5 s) are made on the loop; others are pytest's.
+    The arguments `start`, `poster` (deadline 20 s), `hasty` (0.3 s) and `unhurried` (1.5 s) are made on that loop;
+    pytest supplies the others.
     """
     signature = inspect.signature(test)
     supplied = [name for name in signature.parameters if name in SUPPLIES]
@@ -168,7 +169,7 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
 
 def always(answer: bytes) -> Script:
-    """Answer each request of a connection with this."""
+    """A script that answers each request of a connection with `answer`."""
 
     async def script(peer: Peer) -> None:
         while await peer.request() is not None:
@@ -195,7 +196,7 @@ Answer = str | tuple[str, ...] | OSError | None
 
 
 class Answers(AbstractResolver):
-    """A name server with one answer: addresses, an error, or nothing for ever."""
+    """A resolver with one answer: addresses, an error, or none ever."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

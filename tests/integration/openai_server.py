@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on a real socket: the echo engine behind OpenAI's protocol, or one answer for all."""
+"""An OpenAI-compatible server on a real socket: the echo engine behind OpenAI's protocol, or one fixed answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = "echo-1"
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
-    """Serve on a free port of the loopback; yields the base URL."""
+    """Serve on a free loopback port; yields the base URL."""
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -37,7 +37,7 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
-    """An engine whose server gives this answer, and the requests that it got."""
+    """An engine whose server always gives this answer, and the list of its requests."""
     asked: list[dict[str, Any]] = []
 
     async def chat(request: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
-"""A real reader process that tries, as a page that took it over might, whatever it is told to try.
+"""A real reader process that makes given attempts, as a page that took it over might.
 
-Run as a module in the place of `workers.enrichment.processes.member`, whose `main` it is: only the task is another one.
+It runs in place of the module `workers.enrichment.processes.member` and calls its `main`; only the task differs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 
 
 def probe(body: bytes) -> dict[str, Any]:
-    """What became of each attempt: the name of its errno, or `done`."""
+    """The outcome of each attempt: the name of its errno, or `done`."""
     told = json.loads(body)
     parent, files = os.getppid(), [*told["files"]]
     attempts: dict[str, Callable[[], object]] = {name: Path(name).read_bytes for name in files}

@@ -1,4 +1,4 @@
-"""A worker's handler with search services and profiles, and everything real but Kafka."""
+"""A worker's handler with search services and profiles; all of it is real, except Kafka."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
 
 
 class Worker:
-    """A handler with everything real but Kafka."""
+    """A real handler, without Kafka."""
 
     def __init__(self, handler: InferenceHandler, metrics: Metrics) -> None:
         self._handler = handler
@@ -51,7 +51,7 @@ class Worker:
         return read_result(outputs[0].value)
 
     def cancel(self, *jobs: str) -> None:
-        """As a record of `job_control` would."""
+        """Cancel jobs, as records of `job_control` would."""
         for job in jobs:
             said = JobControl(
                 tenant=DEFAULT_TENANT, job_id=job, state=ControlState.CANCELLED, at=int(CLOCK.time() * 1000)
@@ -74,7 +74,7 @@ async def working(
     others: Mapping[str, SearchProvider] | None = None,
     **sections: str,
 ) -> AsyncIterator[Worker]:
-    """A worker whose providers are at these base URLs."""
+    """A worker whose search providers are at these base URLs."""
     metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
     search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}
     found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}

@@ -1,4 +1,4 @@
-"""Servers that say exactly what a test tells them to, byte by byte, and the enricher that has to live with them."""
+"""Servers whose answers a test writes byte by byte, and an enricher to read them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def speaking(script: Script, robots: bytes | None = None, targets: list[str] | None = None) -> AsyncIterator[str]:
-    """A server that speaks raw bytes: the script gets each connection behind the request's headers. Its origin.
+    """Start a server of raw bytes; yields its origin. The script gets each connection after the request's headers.
 
-    Where there is a robots.txt, the script does not hear of it. What it is asked for is added to `targets`, as it came.
+    `robots`, if given, answers requests for robots.txt without the script. Request targets are added to `targets`.
     """
     running: set[asyncio.Task[None]] = set()
 
@@ -45,7 +45,7 @@ async def speaking(script: Script, robots: bytes | None = None, targets: list[st
             is_robots = robots is not None and head.startswith(b"GET /robots.txt ")
             await (saying(robots or b"") if is_robots else script)(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the enricher has heard enough, or the test is over
+            pass  # the enricher hung up, or the test is over
         finally:
             writer.close()
             running.discard(task)
@@ -74,13 +74,13 @@ def saying(body: bytes, *headers: str, status: str = "200 OK") -> Script:
 
 
 def page(more: str = "") -> bytes:
-    """A page with one fact, and more markup behind it."""
+    """A page with one fact, followed by `more` markup."""
     return f"<html><head><title>A bridge</title></head><body><p>{FACT}</p>{more}</body></html>".encode()
 
 
 @asynccontextmanager
 async def enriching(guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
-    """An enricher; robots.txt is not asked for unless a test says so, since a hostile server answers only once."""
+    """An enricher. By default it does not ask for robots.txt, since a hostile server answers only once."""
     values = {"robots": False, "budget_seconds": 20.0, "member_seconds": 10.0, **settings}
     enricher = Enricher(EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, Metrics())
     await enricher.start()

@@ -1,4 +1,4 @@
-"""A search service on loopback: scripted answers in the form that each real one's documentation gives."""
+"""Search services on loopback, with scripted answers in the formats of the real services' documentation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from workers.enrichment.search.settings import SearchSettings
 
 CLOCK = SystemClock()
 FAST = 1000.0
-"""Requests in a second: only the tests of pace wait."""
+"""Requests per second, so many that only the tests of pace wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer of the service."""
+    """One answer of a service."""
 
     body: bytes
     media_type: str = "application/json"
@@ -46,7 +46,7 @@ def page_of_html(status: int = 200) -> Reply:
 
 @dataclass(slots=True)
 class Service:
-    """Answers in the order of the script, the last of them again and again, and remembers what it was asked."""
+    """Gives the scripted answers in order, repeats the last one, and remembers the requests."""
 
     replies: list[Reply]
     url: str = ""
@@ -58,13 +58,13 @@ class Service:
 
     @property
     def queries(self) -> list[dict[str, str]]:
-        """The parameters of each request."""
+        """The query parameters of each request."""
         return [dict(request.query) for request in self.asked]
 
 
 @asynccontextmanager
 async def answering(*replies: Reply) -> AsyncIterator[Service]:
-    """A service on a free port."""
+    """A service with these answers on a free port."""
     service = Service(list(replies))
     async with _served(service.answer) as service.url:
         yield service
@@ -90,7 +90,7 @@ def _sent(reply: Reply) -> web.Response:
 
 @asynccontextmanager
 async def configured(name: str, base_url: str, **section: Any) -> AsyncIterator[SearchProvider]:
-    """One provider, as an operator's settings make it."""
+    """One search provider, made from an operator's settings."""
     settings = SearchSettings.model_validate({name: {"base_url": base_url, "per_second": FAST, **section}})
     connections = Web("Postback-tests/1", CLOCK)
     await connections.start()
@@ -115,7 +115,7 @@ def esearch(*ids: str) -> Reply:
 
 
 def pubmed_article(number: str, title: str, abstract: str, *, more: str = "", kind: str = "D016428") -> str:
-    """One article of efetch; `abstract` is the content of its Abstract element, absent where that is empty."""
+    """One article of efetch; `abstract` is the content of its Abstract element, which is omitted if empty."""
     return f"""<PubmedArticle><MedlineCitation Status="MEDLINE" Owner="NLM"><PMID Version="1">{number}</PMID>
 <Article PubModel="Print"><Journal><ISSN>0000-0000</ISSN><JournalIssue CitedMedium="Internet"><Volume>7</Volume>
 <PubDate><Year>2019</Year><Month>Mar</Month><Day>5</Day></PubDate></JournalIssue><Title>A journal</Title></Journal>
@@ -136,9 +136,9 @@ def efetch(*articles: str) -> Reply:
 
 
 class PacedPubmed:
-    """E-utilities that know many articles and enforce their pace, as NCBI does: 429 to whoever asks more often.
+    """E-utilities with many articles that enforce their pace, as NCBI does: they answer faster requests with 429.
 
-    The article of question n is n; a question whose number is odd has none by all of its words.
+    The article of question n is n; a search for all words of an odd-numbered question finds none.
     """
 
     def __init__(self, per_second: int, answer_seconds: float = 0.0) -> None:
@@ -175,7 +175,7 @@ class PacedPubmed:
 
 @asynccontextmanager
 async def pubmed_at_its_pace(per_second: int, answer_seconds: float = 0.0) -> AsyncIterator[PacedPubmed]:
-    """The E-utilities on a free port."""
+    """Paced E-utilities on a free port."""
     service = PacedPubmed(per_second, answer_seconds)
     async with _served(service.answer) as service.url:
         yield service
@@ -233,7 +233,7 @@ def wiki_page(number: int, index: int, title: str, **pageprops: str) -> dict[str
 
 
 def wikipedia(*pages: dict[str, Any]) -> Reply:
-    """Without results there is no `query` at all."""
+    """The answer of Wikipedia's API; without results it has no `query`."""
     return in_json({"batchcomplete": True, **({"query": {"pages": list(pages)}} if pages else {})})
 
 

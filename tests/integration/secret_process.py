@@ -1,4 +1,4 @@
-"""A process with a secret, as a user without privileges where the test is root's, and a process that looks into it."""
+"""A process with a secret, and another that tries to read it; both drop root's privileges if they have them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOBODY = 65534
 
 
 def main() -> None:
-    """Print what another process of the same user may open before the secrets are kept and after."""
-    Metrics()  # imports all that is needed, while files of root's can be read
+    """Print the files that another process of the same user may open, before `keep_secrets` and after."""
+    Metrics()  # imports all that is needed while root's files are still readable
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # as after exec, where the change of user is forgotten
+        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # as after exec, which resets the mark of the user change
     before = opened_by_another()
     secrecy.keep_secrets()
     registry = CollectorRegistry()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def opened_by_another() -> list[str]:
-    """Which of this process's files another one of the same user may open."""
+    """This process's files that another process of the same user may open."""
     me = os.getpid()
     read, write = os.pipe()
     if os.fork() == 0:

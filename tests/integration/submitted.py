@@ -1,4 +1,4 @@
-"""What a run of `postback submit` left on a topic."""
+"""Records that a run of `postback submit` left on a topic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from schemas.settings import KafkaSettings
 
 
 def records_of(fleet: KafkaSettings, topic: str) -> list[ConsumerRecord]:
-    """Everything that stands in a topic now."""
+    """All records in a topic now."""
     consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
     partitions = [TopicPartition(topic, number) for number in range(fleet.partitions)]
     consumer.assign(partitions)

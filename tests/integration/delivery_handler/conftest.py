@@ -1,4 +1,4 @@
-"""A consumer of callbacks, and handlers of delivery that share a keyring, a clock and metrics."""
+"""A consumer of callbacks, and delivery handlers that share a keyring, a clock and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of results with a callback, the consumer that takes them, and handlers of delivery for them."""
+"""Records of results with a callback, a consumer of callbacks, and delivery handlers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ RESULT = write_result(Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Pa
 
 
 class JumpingClock:
-    """A clock in milliseconds whose wall time a test may set wrong."""
+    """A clock in milliseconds, whose wall time a test may set wrong."""
 
     def __init__(self) -> None:
         self.ms = NOW_MS
         self.wrong_ms = 0
-        """Milliseconds by which the wall clock is wrong."""
+        """Error of the wall clock in milliseconds."""
 
     def time(self) -> float:
         return (self.ms + self.wrong_ms) / 1000
@@ -50,13 +50,13 @@ class JumpingClock:
 
 @dataclass
 class Consumer:
-    """A real HTTP server that answers with one status after the other; the last one stays."""
+    """A real HTTP server that answers with one status after the other, and repeats the last one."""
 
     statuses: list[int] = field(default_factory=lambda: [200])
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     gate: asyncio.Event | None = None
-    """Where set, answers wait for it."""
+    """If given, answers wait for this event."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     origin: str = ""
@@ -76,7 +76,7 @@ class Consumer:
 
 @dataclass
 class Maker:
-    """Makes handlers that share a keyring, a clock and metrics, and closes them."""
+    """Makes handlers that share a keyring, a clock and metrics, and remembers them."""
 
     keyring: Keyring
     clock: JumpingClock
@@ -96,7 +96,7 @@ class Maker:
 
 
 def carried_to(url: str) -> dict[str, str]:
-    """The headers of a result that is to be called back there, all of which go with it wherever it waits."""
+    """The headers of a result with this callback URL; the result keeps them through all tiers."""
     return {
         "tenant": "acme",
         "webhook-id": "msg_1",
@@ -116,7 +116,7 @@ def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | Non
 
 
 def delivered_from(output: Output, offset: int, at_ms: int) -> Record:
-    """What was written, as the stage reads it again."""
+    """A written output, as the stage reads it again."""
     return Record(output.topic, 3, offset, output.value or b"", output.key, output.headers, at_ms)
 
 

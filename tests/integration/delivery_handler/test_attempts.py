@@ -1,4 +1,4 @@
-"""An attempt with a real keyring and real HTTP: which request is POSTed, and which records are left behind."""
+"""An attempt with a real keyring and real HTTP: the request that is POSTed, and the records that are written."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
 
 async def test_the_official_library_verifies_a_callback(make: Maker, consumer: Consumer, keyring: Keyring) -> None:
     handler = make()
-    # That library compares the timestamp with the machine's clock.
+    # The library compares the timestamp with the machine's clock.
     make.clock.ms = int(SystemClock().time() * 1000)
     await handler.handle(result_record(consumer.url))
     [(headers, body)] = consumer.requests

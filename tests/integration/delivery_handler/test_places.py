@@ -1,4 +1,4 @@
-"""Places at a destination: what is beyond them waits in turn or is deferred."""
+"""Places at a destination: callbacks beyond them wait in turn or are deferred."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_def
 
     await begin(gates[0])
     await begin(gates[1])
-    await handler.handle(result_record(consumer.url))  # from here on there is a crowd
+    await handler.handle(result_record(consumer.url))  # starts the estimate of the queue
     clock.ms += 6_000
     gates[0].set()
-    await running[0]  # so one takes six seconds, and the turn of the fiftieth comes in five minutes
+    await running[0]  # one callback takes six seconds, so the turn of the fiftieth comes in five minutes
     await begin(gates[2])
     often, seldom = (result_record(consumer.url, deferred=number) for number in (b"3", b"2"))
     crowd = [await handler.handle(record) for record in [often] * 50 + [seldom]]
@@ -74,7 +74,7 @@ async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said
     make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))
-    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads what it needs
+    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads imports
     with no_files_left():
         for said in (1, 1, 2):
             [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
@@ -121,7 +121,7 @@ async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(mak
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(5)]
     consumer.gate.set()
     await first
-    # The place that it gave up waiting for is not lost.
+    # The place that the deferred record waited for is not lost.
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
     assert len(handler._destinations) == 0
 
@@ -131,7 +131,7 @@ async def test_places_at_a_destination_survive_cancelled_records(make: Maker, co
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
-    # The one that runs hands its place to one that is cancelled in the same moment; the third must get it.
+    # The running callback hands its place to one that is cancelled at the same moment; the third must get it.
     tasks[0].cancel()
     await asyncio.sleep(0)
     tasks[1].cancel()

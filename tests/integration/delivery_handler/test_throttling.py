@@ -1,4 +1,4 @@
-"""Origins that ask for less, or for time, and endpoints that are disabled."""
+"""Origins that ask for fewer requests or for time, and endpoints that are disabled."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ async def test_a_consumer_that_is_gone_is_disabled_and_its_event_kept(make: Make
         "at": NOW_MS,
         "webhook_id": "msg_1",
     }
-    # The compacted topic has one partition only, so the source's number would not do.
+    # The compacted topic has one partition only, so the source's partition number may not exist there.
     assert endpoint.partition == 0
 
 
 PATIENT = DeliverySettings(destination_concurrency=16, breaker_failures=10_000).model_copy(
     update={"destination_wait_seconds": 60.0}
 )
-"""Nobody is deferred while the machine is slow, and no breaker opens."""
+"""Settings with which a slow machine defers no callback, and no breaker opens."""
 
 
 @dataclass
 class CountingConsumer:
-    """A real HTTP server that holds each request until it is told what to answer, so that they can be counted."""
+    """A real HTTP server that holds requests, which a test counts and answers."""
 
     url: str = ""
     held: deque[asyncio.Future[int]] = field(default_factory=deque)
@@ -74,7 +74,7 @@ class CountingConsumer:
         return web.Response(status=await told)
 
     async def holds(self, number: int) -> None:
-        """Return once there are so many requests at a time; fail where there are more, or never so many."""
+        """Wait for this number of requests at a time; fail if there are more, or fewer for 20 s."""
         async with asyncio.timeout(20):
             while len(self.held) < number:
                 await asyncio.sleep(0.005)
@@ -82,7 +82,7 @@ class CountingConsumer:
         assert len(self.held) == number
 
     def open(self) -> None:
-        """Answer whatever is there and whatever comes with 200."""
+        """Answer all held and all later requests with 200."""
         self.opened = True
         while self.held:
             self.held.popleft().set_result(200)
@@ -100,12 +100,12 @@ async def counter() -> AsyncIterator[CountingConsumer]:
 
 
 def deliveries(handler: DeliveryHandler, url: str, number: int) -> list[asyncio.Future[Sequence[Output]]]:
-    """So many callbacks at once."""
+    """Start so many callbacks at once."""
     return [asyncio.ensure_future(handler.handle(result_record(url))) for _ in range(number)]
 
 
 async def ended(running: list[asyncio.Future[Sequence[Output]]]) -> list[object]:
-    """What each came to, as the error of its attempt; none is lost and none was deferred."""
+    """The error of each callback's attempt; fails if a callback was deferred."""
     async with asyncio.timeout(20):
         return [attempt_of(outputs)["error"] for outputs in await asyncio.gather(*running)]
 
@@ -125,7 +125,7 @@ async def test_an_origin_that_says_it_is_too_much_sees_half_as_many_callbacks_at
         await one
     load = deliveries(handler, counter.url, 40)
     await counter.holds(at_once)
-    # Each that it takes is one more at once, until they are as many as the settings allow.
+    # Each success allows one more at once, up to the settings' maximum.
     for more in range(1, 19 - at_once):
         counter.held.popleft().set_result(200)
         await counter.holds(min(at_once + more, 16))
@@ -139,7 +139,7 @@ async def test_a_429_under_load_lets_nobody_in_until_half_as_many_are_left(
     handler = make(PATIENT)
     load = deliveries(handler, counter.url, 60)
     await counter.holds(16)
-    # Four are allowed then, and one more for each that is taken: with the fifth, nine.
+    # Two 429s leave a limit of four. Each success raises it by one: after the fifth it is nine.
     answers = [(429, 15), (429, 14)]
     answers += [(200, left) for left in (13, 12, 11, 10, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16)]
     for status, left in answers:

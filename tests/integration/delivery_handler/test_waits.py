@@ -1,4 +1,4 @@
-"""How long a callback waits between attempts, whatever the clock says, and when it is given up."""
+"""Waits between a callback's attempts, under clocks that are wrong, and the end of its schedule."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from workers.delivery.settings import DeliverySettings
 async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
     make: Maker, consumer: Consumer
 ) -> None:
-    """With the random source that processes have."""
+    """The handler uses the random source of real processes."""
     consumer.statuses, make.rng, waits = [500], None, []
     for _ in range(2):
         handler = make(DeliverySettings(breaker_failures=10_000))
-        # Of five tenants, so that no breaker finds that too many of one failed.
+        # Spread over five tenants, so that the failures of one do not open a breaker.
         records = [result_record(consumer.url, tenant=f"tenant{number % 5}".encode()) for number in range(200)]
         outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
         waiting = [output for outputs in outcomes for output in outputs if output.topic == TOPICS.tier(5)]
@@ -39,7 +39,7 @@ async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_e
     for process in waits:
         assert len(process) == 200
         assert 5_000 <= min(process) <= max(process) <= 5_500
-        # That one of ten parts gets none of 200 happens once in 140 million times.
+        # An empty part of ten, among 200 waits, has a probability of 1 in 140 million.
         assert {min(9, (wait - 5_000) // 50) for wait in process} == set(range(10))
     assert waits[0] != waits[1]
 
@@ -107,7 +107,7 @@ async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hop
     consumer.headers = {"Retry-After": "70"}
     record = result_record(consumer.url)
     while len(consumer.requests) < 5:
-        clock.ms += 60_000  # nobody had time for it
+        clock.ms += 60_000  # a busy process
         [*_, left] = await handler.handle(record)
         record = delivered_from(left, record.offset + 1, clock.ms)
         clock.ms = handler.due_ms(record) or clock.ms
@@ -175,7 +175,7 @@ async def test_an_early_record_hops_without_an_attempt_and_keeps_its_headers(
 
 
 LONG_AGO = b"900000000"
-"""Milliseconds, more than ten days."""
+"""A wait of more than ten days, in milliseconds."""
 
 
 async def test_an_event_that_has_waited_for_long_is_given_up_untried_only_where_probe_after_probe_fails(

@@ -1,4 +1,4 @@
-"""One enricher for the tests of a module, and an ordinary site."""
+"""An enricher and an ordinary site, one of each for the tests of a module."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from workers.enrichment.evidence import Evidence
 
 QUESTION = "When did the Halvorsen bridge open?"
 GROWTH_BYTES = 150 * 1024 * 1024
-"""What one hostile page may cost: in this process, in which its server runs too, and in the readers."""
+"""Upper bound on the memory that one hostile page may cost: in this process, which runs its server too, and readers."""
 
 
 def moved(location: str) -> Script:

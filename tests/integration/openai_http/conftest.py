@@ -1,4 +1,4 @@
-"""Short waits, for all tests of the HTTP engine."""
+"""Short waits for all tests of the HTTP engine."""
 
 from __future__ import annotations
 

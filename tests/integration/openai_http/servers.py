@@ -1,4 +1,4 @@
-"""Servers of the chat completions API that answer as a test says, and the HTTP engine at them."""
+"""Servers of the chat completions API with scripted answers, and the HTTP engine connected to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = "sk-very-private"
 
 
 class Server:
-    """Answers the first request with the first response, and so on; the last one is for all that come after."""
+    """Answers requests with the responses in order, and repeats the last one."""
 
     def __init__(self, *responses: Respond) -> None:
         self.responses = list(responses)
@@ -55,7 +55,7 @@ def problem(message: str, param: str | None = None) -> dict[str, Any]:
 
 @asynccontextmanager
 async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
-    """An engine that is not started. Its server lists m1, unless `models` says otherwise."""
+    """An engine that is not started. Its server lists the model m1, unless `models` is given."""
     app = web.Application()
     app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
     app.router.add_post("/v1/chat/completions", server.respond)

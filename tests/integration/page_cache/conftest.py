@@ -1,4 +1,4 @@
-"""A Redis, and the settings of each level of the cache of pages."""
+"""A Redis, and settings for each level of the page cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(params=["memory", "redis", "disk"])
 def level(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """Settings with one level only."""
+    """Settings with one cache level only."""
     off = {"memory_bytes": 0}
     if request.param == "redis":
         server: RedisServer = request.getfixturevalue("redis")

@@ -1,4 +1,4 @@
-"""An origin that counts its requests, and workers that read it through the cache of pages."""
+"""An origin that counts its requests, and workers that read it through the page cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTION = "When did the Halvorsen bridge open?"
 
 
 class Origin:
-    """A server whose next answers a test decides. It counts what it is asked."""
+    """A server with answers that a test sets. It remembers its requests."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -60,7 +60,7 @@ async def serving() -> AsyncIterator[Origin]:
 
 
 class Worker:
-    """An enricher with a cache, as a worker has it."""
+    """An enricher with a page cache, as in a worker."""
 
     def __init__(self, policy: EgressPolicy, settings: CacheSettings, enrichment: EnrichmentSettings) -> None:
         self.metrics = Metrics()
@@ -75,7 +75,7 @@ class Worker:
 
 
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
-"""For a machine that is busy with other tests."""
+"""Generous time limits, for a machine that is busy with other tests."""
 
 
 @asynccontextmanager
@@ -91,7 +91,7 @@ async def working(
 
 
 async def written() -> None:
-    """Let what is being written be written: a shared level is not waited for by the job that read the page."""
+    """Wait for pending cache writes: a job does not wait until a shared level has its page."""
     while any(task.get_name() == "cache-put" for task in asyncio.all_tasks()):
         await asyncio.sleep(0.005)
 

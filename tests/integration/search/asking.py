@@ -20,7 +20,7 @@ async def found(name: str, *replies: Reply, limit: int = 5) -> list[Found]:
 
 
 async def failure(name: str, *replies: Reply) -> str:
-    """Why a search failed. The text tells neither the query nor a key nor where the service is."""
+    """The reason of a failed search; asserts that it reveals neither the query, a key nor the service's address."""
     with pytest.raises(Unreadable) as caught:
         await found(name, *replies)
     text = str(caught.value)
