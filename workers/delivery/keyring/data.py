@@ -1,4 +1,4 @@
-"""The keyring's file as data: which keys it holds, which of them sign at a time, and what a rotation makes of it.
+"""The keyring's file as data: its keys, those that sign at a time, and the data after a change.
 
 Format 1 has one master, and one ed25519 key pair that signs for every tenant. Format 2 has masters with an overlap,
 derives an ed25519 key for each tenant besides its secret, and keeps imported secrets.
@@ -35,19 +35,19 @@ class DerivedKey(NamedTuple):
 
 
 class KeyringData(FileModel):
-    """The file. Tenants that were never rotated are not listed: they are at version 1. Keys stand newest first."""
+    """The file's content. Tenants that are not listed are at version 1. Keys are ordered newest first."""
 
     left_out: ClassVar[frozenset[str]] = frozenset({"master", "masters"})
 
     format: Literal[1, 2]
     created_at: int
     master: Key | None = None
-    """Of format 1."""
+    """Only in format 1."""
     masters: tuple[Master, ...] = ()
-    """Of format 2."""
+    """Only in format 2."""
     tenants: dict[str, TenantVersions] = Field(default_factory=dict)
     fleet: tuple[FleetKey, ...] = ()
-    """Of format 1; of format 2 those that a migration lets sign for a while."""
+    """Key pairs of format 1; in format 2, those that sign on during a migration's overlap."""
 
     @model_validator(mode="after")
     def _has_what_its_format_has(self) -> Self:
@@ -97,7 +97,7 @@ class KeyringData(FileModel):
         return [one for one in self.versions(tenant).imported if one.signs(now)]
 
     def secrets(self, tenant: str, now: float) -> list[bytes]:
-        """The tenant's secrets that sign now. Imported ones come first: they are those that its consumers have."""
+        """The tenant's secrets that sign now. Imported ones come first, since its consumers have those."""
         imported = [bytes_of(one.secret) for one in self.imported(tenant, now)]
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 
@@ -106,18 +106,18 @@ class KeyringData(FileModel):
         return [key for key in self.fleet if key.signs(now)]
 
     def next_change(self, tenant: str, now: float) -> float:
-        """When the next key of this tenant stops signing, Unix seconds; infinity where none will."""
+        """The Unix second at which this tenant's next key stops signing; infinity if none will."""
         untils = [key.until for key in self.derived_keys(tenant, now)]
         untils += [key.ends for key in (*self.imported(tenant, now), *self.fleet_keys(now))]
         return min(untils, default=float("inf"))
 
     def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
-        """The data with the tenant's next version; its imported secrets retire, too."""
+        """The data with the tenant's next version; its imported secrets retire too."""
         rotated = self.versions(tenant).rotated(now, until, self.all_masters()[0].number)
         return self._with_tenant(tenant, rotated)
 
     def with_fleet_rotated(self, now: float, until: float) -> KeyringData:
-        """The data with a new key pair of the fleet, or in format 2 without one; of the others as with versions."""
+        """The data with a new key pair of the fleet, in format 2 without one; the other pairs retire."""
         new = (FleetKey(seed=random_key()),) if self.format == 1 else ()
         ending = (key.retiring(until) for key in self.fleet)
         return self.model_copy(update={"fleet": (*new, *(key for key in ending if key.signs(now)))})
@@ -129,7 +129,7 @@ class KeyringData(FileModel):
         return self.model_copy(update={"masters": (new, *(master for master in ending if master.signs(now)))})
 
     def with_all_replaced(self, now: float) -> KeyringData:
-        """The data with a new master and no other key at all, for a file that leaked. Needs format 2."""
+        """The data with a new master as its only key, after the file leaked. Needs format 2."""
         fresh = {name: versions.model_copy(update={"imported": ()}) for name, versions in self.tenants.items()}
         return self.with_master_rotated(now, now).model_copy(update={"tenants": fresh, "fleet": ()})
 
@@ -140,7 +140,7 @@ class KeyringData(FileModel):
         return self._with_tenant(tenant, versions.model_copy(update={"imported": (one, *others)}))
 
     def migrated(self, now: float, until: float) -> KeyringData:
-        """The data in format 2. No shared secret changes, and the fleet's key pairs sign until then at the latest."""
+        """The data in format 2. No shared secret changes, and the fleet's key pairs sign no longer than `until`."""
         masters = {"format": 2, "master": None, "masters": self.all_masters()}
         ending = (key.retiring(until) for key in self.fleet)
         return self.model_copy(update={**masters, "fleet": tuple(key for key in ending if key.signs(now))})

@@ -9,7 +9,7 @@ class KeyringError(Exception):
     """The keyring cannot be used."""
 
 
-class KeyringMissing(KeyringError):  # noqa: N818 - the tree reads as what happened
+class KeyringMissing(KeyringError):  # noqa: N818 - the tree names events
     """There is no keyring at this path."""
 
     def __init__(self, path: Path) -> None:
@@ -38,4 +38,4 @@ class KeyringFormatOld(KeyringError):  # noqa: N818
 
 
 class KeyringRefused(KeyringError):  # noqa: N818
-    """The change makes no sense for these keys; the text says why."""
+    """The change makes no sense for these keys; the text gives the reason."""

@@ -1,4 +1,4 @@
-"""The keyring's file on the disk: who may use it, read whole, replaced in one step, and one writer at a time."""
+"""The keyring's file on the disk: checked for access, read whole, replaced in one step, by one writer at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.delivery.keyring.versions import RetiringVersion, TenantVersions
 from workers.delivery.private_file import access_problem
 
 _LARGEST_BYTES = 64 * 1024 * 1024
-"""A hundred thousand tenants that were rotated take 10 MB."""
+"""Largest file. A hundred thousand tenants that were rotated take 10 MB."""
 _MODELS = (KeyringData, TenantVersions, RetiringVersion, FleetKey, Master, ImportedSecret)
 _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
@@ -47,14 +47,14 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
 
 
 def _problem_of(part: ErrorDetails) -> str:
-    """Where the file is wrong. Only our own field names are repeated: any other text may be a key."""
+    """The place of a problem in the file. Only our own field names are repeated: any other text may be a key."""
     if not part["loc"]:
         return part["msg"].removeprefix("Value error, ") if part["type"] == "value_error" else "the JSON"
     return ".".join(str(name) if isinstance(name, int) or name in _FIELDS else "…" for name in part["loc"])
 
 
 def write(path: Path, data: KeyringData) -> None:
-    """Replace the file in one step, so that no reader and no crash ever meets half of it."""
+    """Replace the file in one step, so that no reader sees, and no crash leaves, half of it."""
     target = path.resolve()
     try:
         # mkstemp makes the file with mode 0600.
@@ -74,7 +74,7 @@ def write(path: Path, data: KeyringData) -> None:
 
 
 def _keep_access(descriptor: int, target: Path) -> None:
-    """Owner, group and mode of the file that is replaced: where root rotates keys, delivery must read them after."""
+    """Keep the replaced file's owner, group and mode: after root rotated keys, delivery must still read them."""
     if target.exists():
         before, now = target.stat(), os.fstat(descriptor)
         if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
@@ -100,7 +100,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """What changes when the file or its mode does."""
+    """Value that changes with the file or its mode. Raises KeyringMissing, KeyringUnreadable."""
     try:
         status = path.stat()
     except FileNotFoundError:

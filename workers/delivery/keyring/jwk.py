@@ -9,9 +9,10 @@ from workers.delivery.keyring.material import base64url
 
 
 def jwk(public: bytes, owner: str = "") -> dict[str, str]:
-    """One key of 32 bytes. Its `kid` is the owner's name, if there is one, and the key's thumbprint (RFC 7638).
+    """The JWK of a 32-byte key. Its `kid` is the owner's name, if there is one, and the key's thumbprint (RFC 7638).
 
-    The thumbprint is in it since a new master, or a new keyring, has version 1 again, and readers keep keys by `kid`.
+    Readers cache keys by `kid`. The thumbprint tells keys of the same version apart, under a new master or in a new
+    keyring.
     """
     # RFC 7638, section 3: the required members in lexical order, without spaces.
     required = {"crv": "Ed25519", "kty": "OKP", "x": base64url(public)}

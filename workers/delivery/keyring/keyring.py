@@ -1,4 +1,4 @@
-"""The keys in a file, as those who sign and verify see them."""
+"""The keys in a file, for signing and verifying, and an operator's changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from workers.delivery.keyring.material import KEY_BYTES, base64_of, bytes_of
 from workers.delivery.keyring.tenant_cache import TenantCache
 
 OVERLAP_SECONDS = 24 * 3600.0
-"""How long an old key signs beside the new one, unless it is told otherwise."""
+"""Default time for which an old key signs beside the new one."""
 MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
-"""How long the fleet's key pair signs beside tenants' own: consumers change a URL for it, which no rotation asks."""
+"""Time for which the fleet's key pair signs beside tenants' own: unlike a rotation, it makes consumers change a URL."""
 
 _LOOK_SECONDS = 1.0
-"""How often `signer` looks whether the file changed."""
+"""Interval at which the file is checked for changes."""
 _MAX_SIGNERS = 10_000
 _MAX_JWK_SETS = 1_000
-"""They are apart from the signers: a stranger who asks for one set after another costs delivery none of those."""
+"""The sets are cached apart from the signers: a stranger that requests one set after another evicts no signer."""
 
 JwkSet = dict[str, list[dict[str, str]]]
 
@@ -35,10 +35,10 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _LoadedKeyring:
-    """What the file held at one time, with the signers and JWK sets made of that.
+    """The file's content at one time, with the signers and JWK sets made from it.
 
-    It is replaced as a whole. Another thread may be making a signer of older keys meanwhile: that one lands here, in
-    the older whole, and never among the signers of newer keys.
+    A reload replaces the whole object. A thread that is still making a signer from older keys puts it into the older
+    object, never among the signers of newer keys.
     """
 
     data: KeyringData
@@ -89,25 +89,25 @@ class Keyring:
     def load(cls, path: str | Path, *, by_root: bool = False) -> Self:
         """Read a keyring. Raises KeyringMissing, KeyringUnreadable.
 
-        `by_root` is for administration: root may read and rotate the keyring of the user whom delivery runs as.
+        `by_root` is for administration: root may read and rotate the keyring of delivery's user.
         """
         path = Path(path)
         return cls(path, _load(path, by_root), by_root=by_root)
 
     @property
     def format(self) -> int:
-        """1: one key pair signs for all tenants. 2: each tenant has its own."""
+        """1 if one key pair signs for all tenants, 2 if each tenant has its own."""
         return self._loaded.data.format
 
     def refresh(self) -> bool:
-        """Read the file again if it changed since; whether it had. Where that raises KeyringError, old keys stay."""
+        """Read the file again if it changed, and return True if so. Old keys stay if that raises KeyringError."""
         if stamp_of(self.path) == self._loaded.stamp:
             return False
         self._loaded = _load(self.path, self._by_root)
         return True
 
     def follow(self, now: float) -> None:
-        """Refresh where the last look was a second ago or longer. A file that broke is logged, and old keys stay."""
+        """Refresh if the last check was a second ago or longer. A broken file is logged, and old keys stay."""
         if not 0 <= now - self._looked_at < _LOOK_SECONDS:
             self._looked_at = now
             self._refresh_or_say(now)
@@ -127,7 +127,7 @@ class Keyring:
     def public_keys(self, tenant: str, now: float) -> list[str]:
         """The public keys (`whpk_…`) that verify this tenant's events now, newest first.
 
-        They are the tenant's own; in format 1 the fleet's, which verify every tenant's.
+        They are the tenant's own keys; in format 1 the fleet's, which verify every tenant's events.
         """
         data = self._loaded.data
         keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
@@ -161,7 +161,7 @@ class Keyring:
         return _fleet_jwk_set(self._loaded.data, now)
 
     def signer(self, tenant: str, now: float) -> Signer:
-        """Signs with all keys of now for a tenant. Follows the file; if it breaks, old keys stay."""
+        """A signer with all of the tenant's keys that sign now. Follows the file; old keys stay if it breaks."""
         self.follow(now)
         loaded = self._loaded
         return loaded.signers.get(
@@ -172,22 +172,22 @@ class Keyring:
         )
 
     def next_change(self, tenant: str, now: float) -> float:
-        """When the next of a tenant's keys stops signing, Unix seconds; infinity where none will."""
+        """The Unix second at which the tenant's next key stops signing; infinity if none will."""
         return self._loaded.data.next_change(tenant, now)
 
     def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
         """Put a tenant's new keys beside the old ones; its imported secrets are among the old ones.
 
-        Returns when the old ones stop signing, Unix seconds; no key that retires already signs longer. So an
-        `overlap_seconds` of 0, for a key that leaked, leaves nothing but the new ones in force. Raises KeyringError.
-        Concurrent rotations queue up: none is lost.
+        Returns the Unix second at which the old ones stop signing; keys that retire already sign no longer than that.
+        So an `overlap_seconds` of 0, after a leak, leaves only the new ones in force. Raises KeyringError. Concurrent
+        rotations queue up: none is lost.
         """
         until = now + overlap_seconds
         self._change(lambda data: data.with_tenant_rotated(tenant, now, until))
         return until
 
     def rotate_fleet(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """As `rotate`, of the key pair that signs for every tenant. A keyring of format 2 gets no new one.
+        """Like `rotate`, for the key pair that signs for every tenant. A keyring of format 2 gets no new pair.
 
         Raises KeyringError; KeyringRefused in format 2 unless `overlap_seconds` is 0.
         """
@@ -205,7 +205,7 @@ class Keyring:
         return until
 
     def rotate_master(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """As `rotate`, of the secret that all tenants' keys are derived from. Imported secrets sign on.
+        """Like `rotate`, for the secret from which all tenants' keys are derived. Imported secrets sign on.
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """
@@ -214,7 +214,7 @@ class Keyring:
         return until
 
     def replace_all(self, now: float) -> None:
-        """End every key in the file at once, imported secrets too, and begin with a new master: the file leaked.
+        """End every key in the file at once, imported secrets too, and begin with a new master, after the file leaked.
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """
@@ -223,8 +223,8 @@ class Keyring:
     def migrate(self, now: float, overlap_seconds: float = MIGRATION_OVERLAP_SECONDS) -> float | None:
         """Turn a keyring of format 1 into one of format 2, in one step. Secrets stay as they are.
 
-        Returns when the fleet's key pair stops signing, Unix seconds; None where it was format 2 already. Raises
-        KeyringError.
+        Returns the Unix second at which the fleet's key pair stops signing; None if the keyring had format 2 already.
+        Raises KeyringError.
         """
         until = now + overlap_seconds
         migrated = False
@@ -240,7 +240,7 @@ class Keyring:
     def add_secret(self, tenant: str, secret: str, now: float) -> None:
         """Let a `whsec_…` of another sender sign for a tenant, beside its derived keys, until the next `rotate`.
 
-        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused where another tenant has it.
+        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused if another tenant has it.
         """
         raw = secret_bytes(secret)
 
@@ -285,7 +285,7 @@ class Keyring:
                 )
 
     def _facts(self, now: float) -> dict[str, Any]:
-        """What a log may say of the keys, so that an operator sees that a change arrived."""
+        """Facts about the keys that a log may hold, so that an operator sees that a change arrived."""
         data = self._loaded.data
         return {
             "format": data.format,
@@ -315,6 +315,6 @@ def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
 
 
 def _load(path: Path, by_root: bool) -> _LoadedKeyring:
-    """The file as it is; what it is told by is looked at first, so that a change meanwhile is noticed next time."""
+    """The file's present keys. The stamp is taken first, so that a change meanwhile is noticed next time."""
     stamp = stamp_of(path)
     return _LoadedKeyring(read(path, by_root=by_root), stamp)

@@ -19,7 +19,7 @@ from pydantic import (
 from workers.delivery.keyring.material import KEY_BYTES, bytes_of, ed25519_private, of_length
 
 LARGEST_NUMBER = 1_000_000
-"""Of masters and versions. Without a bound, a damaged file could hold a number that no text has room for."""
+"""Largest number of a master or a version. Unbounded, a damaged file could hold a number that no text has room for."""
 
 _written = PlainSerializer(lambda key: key.get_secret_value(), return_type=str)
 Key = Annotated[SecretStr, AfterValidator(lambda key: of_length(key, KEY_BYTES, KEY_BYTES)), _written]
@@ -51,20 +51,20 @@ class TimedKey(FileModel):
 
     @property
     def ends(self) -> float:
-        """When it stops signing, Unix seconds; infinity where it does not retire."""
+        """The Unix second at which the key stops signing; infinity if it does not retire."""
         return float("inf") if self.until is None else self.until
 
     def signs(self, now: float) -> bool:
-        """Whether it signs at that time."""
+        """True if the key signs at that time."""
         return self.ends > now
 
     def retiring(self, until: float) -> Self:
-        """The key as it signs until then, or until it was to end already."""
+        """The key with its end at that time, unless it ends earlier already."""
         return self.model_copy(update={"until": min(self.ends, until)})
 
 
 class FleetKey(TimedKey):
-    """The seed of an ed25519 key pair that signs for every tenant: of format 1, and of a migration's overlap."""
+    """The seed of an ed25519 key pair that signs for every tenant: in format 1, and during a migration's overlap."""
 
     seed: Key
 

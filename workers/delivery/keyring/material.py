@@ -12,7 +12,7 @@ from nacl.bindings import crypto_sign_seed_keypair
 from pydantic import SecretStr
 
 KEY_BYTES = 32
-"""Of a master, of a derived secret, and of an ed25519 seed."""
+"""Length of a master, of a derived secret, and of an ed25519 seed."""
 
 Purpose = Literal["webhook-secret", "webhook-ed25519"]
 
@@ -32,7 +32,7 @@ def ed25519_private(seed: bytes) -> bytes:
 
 
 def of_length(encoded: SecretStr, shortest: int, longest: int) -> SecretStr:
-    """The key itself. Raises ValueError, which never shows it, where it is not so many bytes in base64."""
+    """The key itself. Raises ValueError, without showing the key, unless it is base64 of so many bytes."""
     try:
         decoded = base64.b64decode(encoded.get_secret_value(), validate=True)
     except ValueError:
@@ -58,5 +58,5 @@ def base64_of(value: bytes) -> str:
 
 
 def base64url(value: bytes) -> str:
-    """The URL-safe alphabet without padding, as JWKs have it (RFC 7515, section 2)."""
+    """Base64 in the URL-safe alphabet without padding, as in JWKs (RFC 7515, section 2)."""
     return base64.urlsafe_b64encode(value).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""Which of a tenant's keys sign: the versions of those that are derived, and the secrets that were imported."""
+"""A tenant's keys that sign: the versions of its derived keys, and its imported secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.delivery.keyring.keys import FileModel, ImportedSecret, Number
 
 
 class RetiringVersion(FileModel):
-    """An old version, which signs until then (Unix seconds)."""
+    """An old version, which signs until `until` (Unix seconds)."""
 
     left_out: ClassVar[frozenset[str]] = frozenset({"master"})
 
@@ -22,7 +22,7 @@ class RetiringVersion(FileModel):
 
 
 class TenantVersions(FileModel):
-    """A tenant's current version, those that retire, and imported secrets. All of them newest first."""
+    """A tenant's current version, retiring versions and imported secrets, each newest first."""
 
     left_out: ClassVar[frozenset[str]] = frozenset({"master", "imported"})
 
@@ -35,8 +35,8 @@ class TenantVersions(FileModel):
     def spans(self, newest_master: int) -> Iterator[tuple[int, float, range]]:
         """Each version with the time until which it signs, and the numbers of the masters that were newest meanwhile.
 
-        A consumer was only ever given a version's key of one of those masters, so that no other has to sign. Without
-        this, ten rotations of a master and ten of a tenant would make a hundred signatures.
+        A consumer only ever got a version's key under one of those masters, so keys under other masters need not sign.
+        Without this, ten rotations of a master and ten of a tenant would make a hundred signatures.
         """
         yield self.version, float("inf"), range(self.master, newest_master + 1)
         last = self.master
@@ -45,7 +45,7 @@ class TenantVersions(FileModel):
             last = old.master
 
     def rotated(self, now: float, until: float, newest_master: int) -> TenantVersions:
-        """The next version. Those that sign still do so until their time, and none longer than the one before."""
+        """The state with the next version. Older keys that still sign do so until `until`, or until an earlier end."""
         before = (RetiringVersion(version=self.version, until=until, master=self.master), *self.retiring)
         ending = (old.model_copy(update={"until": min(old.until, until)}) for old in before)
         return TenantVersions(
