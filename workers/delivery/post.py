@@ -1,8 +1,8 @@
-"""One callback attempt: exactly one POST, or none, and what came of it.
+"""One callback attempt: exactly one POST, or none, and its outcome.
 
-Nothing here repeats a request: a POST is not idempotent (RFC 9110, section 9.2.2), so a connection that closes without
-an answer is a failed attempt, whatever state it was in. Nothing follows a redirect, so no 302 turns it into a GET that
-counts as delivered; and proxies and netrc of the environment are not read.
+Requests are never repeated, since a POST is not idempotent (RFC 9110, section 9.2.2). A connection that closes without
+an answer is a failed attempt, in any state. Redirects are never followed, so no 302 turns a POST into a GET that counts
+as delivered. Proxies and netrc of the environment are not read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workers.egress.retry_after import parse_retry_after
 _CHECKED_URLS = 4096
 
 _SAY_SECONDS = 60.0
-"""How often it is said that we lack something: it is found out for every callback."""
+"""Shortest time between logs of exhausted resources: every callback notices them."""
 
 _THROTTLING = frozenset({429, 502, 504})
 
@@ -42,18 +42,18 @@ log = get_logger()
 
 
 class FailureReason(StrEnum):
-    """Why an attempt failed: a label of metrics, and the error class in `callback_attempts`."""
+    """The reason for a failed attempt: a label of metrics, and the error class in `callback_attempts`."""
 
     REFUSED = "refused"
-    """The guard does not let us go there, whatever the name in the URL leads to. Permanent."""
+    """The guard refuses the URL, whatever its name resolves to. Permanent."""
     ADDRESS_REFUSED = "address_refused"
-    """The guard does not let us go where the name leads now. It may lead back soon: name servers err for minutes."""
+    """The guard refuses the name's present address. It may soon be another: name servers err for minutes."""
     GONE = "gone"
     """410: the consumer wants no more of this. Permanent."""
     THROTTLED = "throttled"
     """429, 502, 504."""
     REDIRECTED = "redirected"
-    """3xx, which is never followed: the target was not what the producer named, and was not checked."""
+    """3xx, which is never followed: the producer did not name the target, and it was not checked."""
     CLIENT_ERROR = "client_error"
     """Any other 4xx."""
     SERVER_ERROR = "server_error"
@@ -64,7 +64,7 @@ class FailureReason(StrEnum):
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
     CONNECTION_CLOSED = "connection_closed"
-    """Closed before a status came; maybe an idle connection that both sides gave up at the same time."""
+    """The connection closed before a status came; perhaps an idle one that both sides ended at the same time."""
     BAD_RESPONSE = "bad_response"
     """Not HTTP, headers too large, or a 2xx whose body ended early."""
 
@@ -76,23 +76,23 @@ class Delivered:
     status: int
     duration_seconds: float
     answer_excerpt: str | None = field(default=None, repr=False)
-    """The beginning of the answer's body, where a setting asks for it. It never reaches a log."""
+    """The beginning of the answer's body, if a setting asks for it. The excerpt never reaches a log."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedDelivery:
-    """Anything else."""
+    """Any other outcome."""
 
     reason: FailureReason
     duration_seconds: float
     status: int | None = None
-    """None where no status line was read."""
+    """None if no status line was read."""
     retry_after_seconds: float | None = None
-    """What a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
+    """The wait that a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
-    """What exactly the guard refused, as a phrase without any part of the URL."""
+    """The guard's reason to refuse, as a phrase without any part of the URL."""
     answer_excerpt: str | None = field(default=None, repr=False)
-    """As of Delivered."""
+    """The same as in Delivered."""
 
 
 PostOutcome = Delivered | FailedDelivery
@@ -114,7 +114,7 @@ class Poster:
         self._clock = clock
         self._resolver = resolver
         self._tls = TlsContexts(settings, clock)
-        # What the text of a URL shows does not change; where it leads is checked on every connection.
+        # The verdict on a URL's text never changes; its addresses are checked on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
         self._deadlines = Deadlines(settings.deadline_seconds)
@@ -122,12 +122,11 @@ class Poster:
         self._exhausted_throttle = LogThrottle(_SAY_SECONDS)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
-        """Make one attempt. Never raises for what the other side does; `headers` must be clean ASCII.
+        """Make one attempt. Failures of the other side are outcomes, not exceptions; `headers` must be clean ASCII.
 
-        Raises Exhausted where there was no attempt, for want of something of this machine's.
+        Raises Exhausted if a lack of this machine's own resources prevented the attempt.
 
-        Where spans were collected when this was made, there is one around it, and the other side gets its place in the
-        trace.
+        A poster made while spans are collected wraps each attempt in a span, and sends the span's `traceparent`.
         """
         if not self._traced:
             return await self._attempt(url, body, headers, tenant)
@@ -139,7 +138,7 @@ class Poster:
         return outcome
 
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
-        """One deadline around everything that the other side can draw out."""
+        """Make the attempt, with one deadline around every step that the other side can delay."""
         try:
             target = self._check(url)
         except EgressRefused as refused:
@@ -172,7 +171,7 @@ class Poster:
     async def _exchange(
         self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: CallbackAnswer
     ) -> FailureReason | None:
-        """Fill in the answer. Foreign errors become reasons here and nowhere else; the deadline's passes through.
+        """Fill in the answer. Foreign errors become reasons only here; the deadline's cancellation passes through.
 
         Raises EgressRefused and Exhausted.
         """
@@ -190,7 +189,7 @@ class Poster:
         return None
 
     def _unconnected(self, error: aiohttp.ClientConnectorError) -> FailureReason:
-        """Raises Exhausted where that is our own doing."""
+        """The reason for a failed connection. Raises Exhausted if this machine lacks resources."""
         lacking = exhausted_by(error)
         if lacking is not None:
             if self._exhausted_throttle.admit(self._clock.monotonic()) is not None:
@@ -205,7 +204,7 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
-        """What a status means. It counts whatever became of its body, but for a 2xx, which counts as a whole."""
+        """The outcome of a status. Only a 2xx needs a complete body; any other status counts without one."""
         if _is_success(status):
             return Delivered(status, duration, _excerpt(answer))
         wait = None
@@ -217,7 +216,7 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver,
-            # How many connections there are is decided for each destination, in destinations.py.
+            # destinations.py limits the connections of each destination.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )
@@ -227,7 +226,7 @@ class Poster:
 
 
 def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
-    """What a span says of the outcome, in OpenTelemetry's names where it has any."""
+    """A span's attributes for the outcome, in OpenTelemetry's names."""
     said: dict[str, str | int] = {}
     if outcome.status is not None:
         said["http.response.status_code"] = outcome.status
@@ -237,7 +236,7 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
 
 
 def _excerpt(answer: CallbackAnswer) -> str | None:
-    """The excerpt as text; a character that the cut divides is left out."""
+    """The excerpt as text, without a character that the cut divides; None if that is empty."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 
 

@@ -1,4 +1,4 @@
-"""The rule for a file with a private key: open to its owner, who is this process's user or root, and to no stranger."""
+"""The access rule for a file with a private key: this process's user or root owns it, and no stranger may use it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _ROOT = 0
 
 
 class AccessProblem(NamedTuple):
-    """Why a file is refused, and the fix."""
+    """The reason to refuse a file, and the fix."""
 
     problem: str
     fix: str
 
 
 def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False) -> AccessProblem | None:
-    """Why this process refuses the file with that status; None where nothing is wrong.
+    """The reason to refuse the file with this status; None if the file is fine.
 
-    Its owner has to be this process's user or root: another owner could put other keys into it at any time. With
-    `by_root` root may act on another user's file, as an administrator who rotates the keys of a service's user does.
-    Only the owner may use the file, and the group may read a file of root's: a Secret is mounted like that into a pod
-    that does not run as root. libpq has the same rules for its keys (PostgreSQL's documentation, section 34.19.1).
+    The owner must be this process's user or root: another owner could put other keys into the file at any time. With
+    `by_root` root may act on another user's file, such as an administrator who rotates a service user's keys. Only the
+    owner may use the file. The group may read a file of root's: Kubernetes mounts a Secret like that into a pod that
+    does not run as root. libpq has the same rules for its keys (PostgreSQL's documentation, section 34.19.1).
     """
     user = os.geteuid()
     if status.st_uid not in (_ROOT, user) and not (by_root and user == _ROOT):
@@ -35,6 +35,6 @@ def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False)
 
 
 def is_open_to_others(mode: int, owner: int) -> bool:
-    """Whether the mode lets anyone use the file besides its owner, and its group reading a file of root's."""
+    """True if the mode lets others than the owner use the file; the group may read a file of root's."""
     allowed = stat.S_IRGRP if owner == _ROOT else 0
     return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)

@@ -1,37 +1,37 @@
-"""How long a destination would take for those that it turns away. No I/O, no clock; times are of a monotonic one."""
+"""Estimate of a busy destination's queue: the records that it turned away. No I/O; times are of a monotonic clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _ROUND_SECONDS = 5.0
-"""For so long those who are turned away are counted: after the smallest tier the same ones come round again."""
+"""Length of a counting round: after the smallest tier, the records that were turned away come round again."""
 _APART_SECONDS = 3 * _ROUND_SECONDS
-"""Who is turned away so long after the last one begins another crowd."""
+"""Gap since the last record that was turned away after which the next one begins a new queue."""
 _MEMORY_SECONDS = 60.0
-"""What was served before counts for half. Longer than an attempt may take."""
+"""Span of served attempts after which they count for half. Longer than an attempt may take."""
 
 
 @dataclass(slots=True)
 class QueueEstimate:
-    """Counts who is served and who is turned away, from when somebody is."""
+    """Counts records that are served and turned away, from the first that is turned away."""
 
     _began: float = 0.0
     _round: float = 0.0
     _last: float = float("-inf")
-    """When one was turned away."""
+    """Time of the last record that was turned away."""
     _away: int = 0
-    """In this round."""
+    """Records turned away in this round."""
     _served: float = 0.0
     _served_last: float = 0.0
 
     def serve(self, now: float, weight: float = 1.0) -> None:
-        """One attempt is over. Where fewer run at once than soon will, it counts for as many as would be over then."""
+        """Count a finished attempt. `weight` is above 1 while fewer attempts run at once than soon will."""
         self._served += weight
         self._served_last = now
 
     def turn_away(self, now: float) -> float:
-        """How long it takes until it is the turn of one more; 0 while nobody knows."""
+        """Count a record that is turned away. Returns the seconds until its turn, 0 while unknown."""
         if now - self._last > _APART_SECONDS:
             self._began = self._round = now
             self._served, self._away = 0.0, 0
@@ -44,7 +44,7 @@ class QueueEstimate:
     def _seconds_for_one(self, now: float) -> float:
         if now - self._began < _ROUND_SECONDS or not self._served:
             return 0.0
-        # Up to the last one that was served: where many are at a time, it has not slowed down in between.
+        # Up to the last served attempt: if many finish at the same time, the pause after them is no slowdown.
         seconds = self._served_last - self._began
         for_one = seconds / self._served
         if seconds >= _MEMORY_SECONDS:

@@ -1,14 +1,14 @@
-"""When a callback is tried again, as pure functions over values.
+"""The times of a callback's retries, as pure functions over values.
 
-Attempt n is followed by the n-th of the schedule's waits; after the last, by nothing. A wait is spent in the topic (the
-tier) of that length, in which every record waits equally long, so that the tier is a queue and its consumer needs to
-look at the first record only. What a record waits beyond that stands in its `not-before`: a record that leaves its tier
-early hops on, to the largest tier that fits what is left. A hop is no attempt. What is left is said twice, as a time
-and as a duration, so that a clock that is set back, or is behind those of other processes, makes no wait much longer.
+The schedule's n-th wait follows attempt n; after the last wait comes the last attempt. A record waits in the topic (the
+tier) of that length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the
+first record only. A longer wait stands in the record's `not-before`: a record that leaves its tier early hops on, to
+the largest tier that fits the time left. A hop is no attempt. The time left is written twice, as a time and as a
+duration. So a clock that is set back, or is behind other processes' clocks, makes no wait much longer.
 
-Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time: whatever
-failed together comes back apart. It is met to within 2 % of the wait (the slack): chasing the rest of a long wait
-through the smallest tiers would write a record many times for nothing. A `Retry-After` is a floor and is met in full.
+Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time. It spreads
+callbacks that failed together. A wait is met to within 2 % (the slack). Chasing the rest of a long wait through the
+smallest tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ GONE = "endpoint_gone"
 
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
-"""Of the time that a record has waited: how long it waits on for an origin that is left alone."""
+"""Further wait of a record for an origin that is left alone, as a share of its wait so far."""
 _LATE_BY = 1 / 3
-"""Of the same: how late it may be noticed that the origin answers again."""
+"""Largest delay in noticing that the origin answers again, as a share of the wait so far."""
 _LATE_SECONDS = 300.0
-"""The same where it has not waited for long."""
+"""Largest such delay, beyond the time that the origin is left alone, for a record with a short wait so far."""
 CLOCKS_DIFFER_MS = 60_000
-"""Clocks of one fleet may differ by so much."""
+"""Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3
-"""So often a busy destination is asked again soon, whatever waits for it."""
+"""First deferrals for a busy destination that use the smallest tier, however long its queue is."""
 _LONGEST_BUSY_SECONDS = 300.0
-"""How late it may be noticed that a busy destination has places again."""
+"""Largest delay in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
-"""Of the smallest tier: no record goes another round through it for less."""
+"""Least slack, as a share of the smallest tier: no record goes another round through it for less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The waits between attempts, in their order, and the tiers, shortest first: one of each, and those between."""
+    """The waits between attempts, in their order, and the tiers, shortest first: one a wait, and some in between."""
 
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
     waits: tuple[float, ...] = field(init=False)
-    """Each once, shortest first."""
+    """Each wait once, shortest first."""
     tiers: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,23 +59,23 @@ class Schedule:
 
     @property
     def smallest_tier(self) -> float:
-        """Where deferred records wait, seconds."""
+        """Length of the smallest tier, in seconds."""
         return self.tiers[0]
 
     @property
     def length_seconds(self) -> float:
-        """How long all of its waits take together, at the most."""
+        """Longest sum of all its waits."""
         return sum(self.delays_seconds) * (1 + self.jitter)
 
     @property
     def longest_wait_ms(self) -> int:
-        """The longest that can lie between an attempt and the next, by the schedule or by a Retry-After."""
+        """The longest possible time between an attempt and the next, by the schedule or by a Retry-After."""
         by_schedule = max(self.delays_seconds) * (1 + self.jitter)
         by_request = MAX_RETRY_AFTER_SECONDS + self.slack_ms(len(self.delays_seconds)) / 1000
         return round(1000 * max(by_schedule, by_request))
 
     def slack_ms(self, attempt: int) -> int:
-        """How much before its `not-before` a record is due that has had this many attempts."""
+        """Milliseconds before its `not-before` at which a record with this many attempts is due."""
         delay = self.delays_seconds[min(max(attempt, 1), len(self.delays_seconds)) - 1]
         return round(1000 * max(_SLACK * delay, _SMALLEST_TIER_SLACK * self.smallest_tier))
 
@@ -90,21 +90,21 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Dead-letter it, with this reason."""
+    """Dead-letter the record, with this reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is delivered."""
+    """The event is delivered."""
 
 
 RetryDecision = Retry | GiveUp | Done
 
 
 def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, schedule: Schedule) -> RetryDecision:
-    """What follows the attempt that just ended; the first attempt is 1."""
+    """The decision after the attempt that just ended; the first attempt is 1."""
     if isinstance(outcome, Delivered):
         return Done()
     if outcome.reason is FailureReason.REFUSED:
@@ -121,11 +121,11 @@ def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, 
 
 
 def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, tier_ms: int) -> int:
-    """What is left of a record's wait when it comes out of a tier that is `tier_ms` long.
+    """Milliseconds left of a record's wait when it leaves a tier that is `tier_ms` long.
 
-    By the clock, since a tier may let go late, or early where the clock that stamps it is wrong, so that the record has
-    not waited all of it. Where the clock claims more than even that explains, it is the clock that is wrong, and what
-    was left when the record was written counts. None: whoever wrote it did not say.
+    The clock decides, since a tier may release a record late, or early if its stamping clock is wrong. If the clock
+    claims more than that explains, the clock is wrong, and the time left when the record was written decides. A record
+    without that time has None.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:
@@ -135,20 +135,21 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
 
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """Whether a record that has had this many attempts, and of whose wait so much is left, must wait on.
+    """True if a record with this many attempts, and this much of its wait left, must wait on.
 
-    What is longer than any wait can be was written, or is read, by a clock that is wrong: it counts as nothing.
+    A time left beyond the longest possible wait comes from a wrong clock, at its writing or now, and counts as none.
     """
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
 
 def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> float:
-    """Where a record is deferred whose destination has its share, until its turn comes in so many seconds.
+    """The tier for a record whose destination is busy, by the estimated seconds until its turn.
 
-    `waits` are the schedule's, shortest first. What goes round the smallest tier keeps the destination busy until what
-    waits longer is back, so only what has no turn until then waits longer: nobody's turn is missed, and a long line is
-    not written anew every few seconds. The first few times say little of how long the line is. Those between the waits
-    are no choice: who waits there would be missing from the line, which is counted as it comes round (`crowd.py`).
+    `waits` are the schedule's, shortest first. Records in the smallest tier keep the destination busy until those in
+    longer tiers return. Only a record whose turn is later waits there, so that no turn is missed, and a long queue is
+    not written anew every few seconds. The first few deferrals say little about the queue's length. Tiers between the
+    waits are not used: their records would be missing from the estimate, which counts them as they come round
+    (`queue_estimate.py`).
     """
     if deferred < _FIRST_FEW:
         return waits[0]
@@ -156,14 +157,15 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 
 
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
-    """Where a record is deferred that does well to wait so long for its origin; the longer, the longer it has waited.
+    """The tier for a record whose origin is left alone: the longer it has waited so far, the longer its tier.
 
-    Each time it comes round it is written anew. Whoever asks as often as the origin is tried writes each record of a
-    long outage a thousand times; this way it is some forty times, seventy where it was there from the beginning, and
-    late by a third of the outage at most, or where that is short by as long again as it is told to wait, five minutes
-    at most.
+    Each round writes the record anew. With a round for each probe, a long outage would write each record a thousand
+    times. This way it is some forty times, seventy for a record from the outage's beginning. Its callback is late by a
+    third of the outage at most. After a short outage it is late by as long again as the origin is left alone, five
+    minutes at most.
 
-    The tier that is long enough, if that is no longer than this; else the largest that fits, or the smallest.
+    Returns the shortest tier that is long enough, if it keeps to that lateness; else the largest that fits, or the
+    smallest.
     """
     waited_seconds = waited_ms / 1000
     wanted = max(left_alone_seconds, _ASKS_AFTER * waited_seconds)
@@ -173,11 +175,11 @@ def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float,
 
 
 def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
-    """The largest tier that fits what is left, else the smallest there is. `tiers` are seconds, shortest first."""
+    """The largest tier that fits the time left, else the smallest. `tiers` are seconds, shortest first."""
     fitting = [tier for tier in tiers if 1000 * tier <= left_ms]
     return fitting[-1] if fitting else tiers[0]
 
 
 def due_ms(appended_ms: int, tier_delay: float) -> int:
-    """When a tier's record leaves it, Unix milliseconds."""
+    """Time at which a record leaves its tier, Unix milliseconds."""
     return appended_ms + round(1000 * tier_delay)

@@ -9,7 +9,7 @@ MAX_ANSWER_EXCERPT_BYTES = 1024
 
 
 class DeliverySettings(BaseSettings):
-    """How callbacks are sent. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
+    """Sending of callbacks. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_DELIVERY__",
@@ -20,45 +20,45 @@ class DeliverySettings(BaseSettings):
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """For one attempt as a whole. Shorter than a stage may take to drain (30 s), or those of a stop are cut."""
+    """Timeout of a whole attempt. It is shorter than a stage's drain (30 s), so that a stop cuts no attempt off."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """How long attempts under way are awaited when the process stops: longer than the longest deadline, less than the
-    grace period. Where a partition goes to another process, five seconds."""
+    """Longest wait for running attempts when the process stops: longer than the longest deadline, less than the grace
+    period. When a partition moves to another process, the wait is five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
-    """How much of a response's body is read, and thrown away, to keep the connection; a longer one is cut off."""
+    """Bytes of a response's body that are read and dropped, to keep the connection; a longer body is cut off."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
     """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
     the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
-    """How long an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
+    """Time an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
     ca_file: FilePath | None = None
-    """Certificates (PEM) of authorities that are trusted besides the system's. It is read again when it is replaced."""
+    """Certificates (PEM) of authorities that are trusted besides the system's. A replaced file is read again."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
-    """Which file a tenant's endpoints are shown (mutual TLS): its certificate, the chain, and the key without a
-    passphrase, in PEM. As JSON: `{"acme": "/etc/postback/acme.pem"}`. A file that is replaced is read again. It has to
+    """Client certificates for tenants' endpoints (mutual TLS), as JSON: `{"acme": "/etc/postback/acme.pem"}`. A file
+    holds the certificate, its chain, and the key without a passphrase, in PEM; a replaced file is read again. It must
     belong to this process's user or to root, closed to others; the group may read a file of root's."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
-    """Records per tenant and origin that may wait here for one of those; what is beyond is deferred at once. So many
-    that an origin which answers is kept busy until what was deferred comes back from the smallest tier."""
+    """Records per tenant and origin that may wait here for an attempt; further ones are deferred at once. The default
+    keeps an origin that answers busy until deferred records return from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
-    """How long records wait there before they are deferred too."""
+    """Longest wait in that queue before a record is deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once; what a tenant and a destination may have of them shrinks with what is left."""
+    """Records that are handled at once; the shares of a tenant and of a destination shrink with the free rest."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
-    """Bytes of results that are taken and not settled; those that are handled have half of them at most. What waits in
-    a tier for its time has a quarter as many besides. Absent, a quarter of what the container's limit of memory leaves
-    beside 256 MiB, from 16 to 256 MiB; in a worker that delivers too, its readers' share is left out."""
+    """Bytes of results that are taken and not settled; those that are handled have at most half of them. Records that
+    wait for their tier's time may have a quarter as many besides. Absent, the container's memory limit less 256 MiB,
+    divided by four, from 16 to 256 MiB; a worker that delivers too first subtracts its readers' share."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
-    """Failures in a row after which a tenant's origin is left alone. An answer below 500, other than 429, is none."""
+    """Failures in a row after which a tenant's origin is left alone. An answer below 500, except 429, is no failure."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """The share of failures among the last 64 attempts after which it is left alone, too."""
+    """Share of failures among the last 64 attempts after which an origin is left alone too."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
-    """How long an origin is left alone the first time; twice as long after each probe that fails."""
+    """Time for which an origin is left alone at first; twice as long after each probe that fails."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
-    """The longest of these times, and so how late it is noticed that an origin is back."""
+    """Longest of these times, and so the largest delay in noticing that an origin is back."""
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
-    """How long every attempt at an endpoint has to fail until it is disabled."""
+    """Time for which every attempt at an endpoint has to fail until it is disabled."""
     jitter: float = Field(default=0.1, ge=0, le=1)
-    """How much longer than its tier a wait may be at random, as a share of it."""
+    """Largest random addition to a wait, as a share of it."""

@@ -1,4 +1,4 @@
-"""A bounded mapping of what belongs to tenants, in which one tenant's many things push out no other's."""
+"""A bounded mapping of tenants' entries, in which one tenant's many entries evict no other tenant's."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import OrderedDict, defaultdict
 from typing import Generic, TypeVar
 
 Key = tuple[str, str]
-"""A tenant, and what is its own: an origin, or a URL."""
+"""A tenant, and one of its origins or URLs."""
 
 V = TypeVar("V")
 
 
 class TenantLru(Generic[V]):
-    """So many values at most. Where there are more, the tenant that has most loses what was asked for longest ago.
+    """A mapping of bounded size. When it is full, the tenant with the most values loses its least recently used one.
 
     A call takes as long with ten thousand tenants as with one.
     """
@@ -21,11 +21,11 @@ class TenantLru(Generic[V]):
         self._most = most
         self._count = 0
         self._of: dict[str, OrderedDict[str, V]] = {}
-        """What each tenant has, asked for longest ago first."""
+        """Each tenant's values, the least recently used first."""
         self._having: defaultdict[int, dict[str, None]] = defaultdict(dict)
-        """The tenants that have so many."""
+        """The tenants by their number of values."""
         self._largest = 0
-        """How many the tenant has that has most."""
+        """The largest number of values of a tenant."""
 
     def __len__(self) -> int:
         return self._count
@@ -35,7 +35,7 @@ class TenantLru(Generic[V]):
         return own in self._of.get(tenant, ())
 
     def get(self, key: Key) -> V | None:
-        """What is remembered, and from now on as long as anything of its tenant's."""
+        """The value, from now on its tenant's most recently used; None if it is missing."""
         if key not in self:
             return None
         tenant, own = key
@@ -43,7 +43,7 @@ class TenantLru(Generic[V]):
         return self._of[tenant][own]
 
     def put(self, key: Key, value: V) -> None:
-        """Remember it, as what was asked for last."""
+        """Store a value as its tenant's most recently used."""
         tenant, own = key
         values = self._of.setdefault(tenant, OrderedDict())
         if own not in values:
@@ -56,7 +56,7 @@ class TenantLru(Generic[V]):
             self.pop((most, next(iter(self._of[most]))))
 
     def pop(self, key: Key) -> V | None:
-        """Forget it."""
+        """Remove a value and return it; None if it is missing."""
         if key not in self:
             return None
         tenant, own = key
@@ -69,7 +69,7 @@ class TenantLru(Generic[V]):
         return value
 
     def _moved(self, tenant: str, before: int, after: int) -> None:
-        """The tenant has one more or one less, so the largest number is another by one at most."""
+        """Count a tenant's value more or less. Numbers change by one, and so does the largest one at most."""
         if before:
             del self._having[before][tenant]
             if not self._having[before]:

@@ -1,4 +1,4 @@
-"""When a tier lets go of its records."""
+"""The times at which a tier releases its records."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ NO_TIERS: Mapping[str, float] = {}
 
 @dataclass(slots=True)
 class _Front:
-    """The record at the front of one partition: the first that is not dispatched."""
+    """The first record of a partition that is not dispatched."""
 
     offset: int = -1
     appended_ms: int = 0
-    """On our steady clock."""
+    """Append time on our jump-free clock."""
     ahead_ms: int = 0
-    """By how much the clock that stamps the records is found to be ahead of ours."""
+    """Milliseconds by which the clock that stamps the records is ahead of ours."""
 
 
 class TierPace:
     """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
 
-    A tier is a queue: when its first record is not due, nothing behind it is. Waiting goes by a steady clock: setting
-    the wall clock neither holds records up nor lets them go, unless it stays so for minutes. Where the clock that
-    stamps records is ahead of it, the first record from the future shows by how much, and those behind are moved by as
-    much, so that they do not wait for one another's full delay. Where it is behind, a record's own header says so: else
-    a tier that is shorter than that would not hold anything at all, and its records would go round without a pause.
+    A tier is a queue: while its first record is not due, no later one is. Waits follow a jump-free clock: setting the
+    wall clock neither delays nor releases records, unless the change lasts for minutes. If the clock that stamps
+    records is ahead of ours, the first record from the future shows by how much. Later records are moved by as much, so
+    that they do not wait for one another's full delay. If it is behind, a record's own header shows so. Otherwise a
+    tier shorter than the difference would hold no record at all, and its records would go round without a pause.
 
-    `former_tiers` are topics, with their delays in seconds, of a schedule that the fleet had before: nothing is put
-    there any more, and what waits there still is taken out.
+    `former_tiers` are topics of an earlier schedule of the fleet, with their delays in seconds. No record is written
+    there any more; records that still wait there are taken out.
     """
 
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
@@ -45,19 +45,19 @@ class TierPace:
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:
-        """The window's own bound is enough."""
+        """No bound of its own: the window's is enough."""
         return 1 << 30
 
     def tier_ms(self, record: Record) -> int:
-        """How long the tier is in which a record has waited; 0 for one of another topic."""
+        """Length of a record's tier in milliseconds; 0 for a record of another topic."""
         return round(1000 * self._delays.get(record.topic, 0))
 
     def paces(self, topic: str) -> bool:
-        """A tier's have, also where the schedule has that tier no more."""
+        """True for tiers, those of an earlier schedule included."""
         return topic in self._delays
 
     def due_ms(self, record: Record) -> int | None:
-        """Its append time plus the tier's constant, as Unix milliseconds; None for a record of another topic."""
+        """The record's append time plus its tier's delay, Unix milliseconds; None for a record of another topic."""
         delay = self._delays.get(record.topic)
         if delay is None:
             return None
@@ -79,7 +79,7 @@ class TierPace:
 
 
 def _written_ms(record: Record) -> int:
-    """When its writer says that it wrote it, as far as clocks of a fleet may differ; 0 where it does not say."""
+    """Time of writing by the writer's clock, within the largest difference of clocks; 0 if the header is missing."""
     written = record.header(WRITTEN)
     if written is None or not written.isdecimal() or len(written) > 15:
         return 0

@@ -1,9 +1,9 @@
-"""TLS of callbacks: whom we trust, and as whom we connect.
+"""TLS of callbacks: trusted authorities and client certificates.
 
-The other side has to show a certificate for its name from an authority of the system or of `ca_file`, over TLS 1.2 or
-1.3 (OpenSSL takes the newer one where both sides can). A tenant may have a certificate of its own that its endpoints
-ask for (mutual TLS); its file is refused where a stranger may read or replace the key. Both files are followed while we
-run; the system's authorities are as they were when the process started, or a file was last replaced. Connections are
+The other side must show a certificate for its name from an authority of the system or of `ca_file`. TLS is 1.2 or 1.3
+(OpenSSL takes the newer one if both sides can). A tenant may have its own certificate, for endpoints that ask for one
+(mutual TLS). Its file is refused if a stranger may read or replace the key. Both files are read again when they are
+replaced. The system's authorities are read at the process's start, and again with a replaced file. Connections are
 pooled by context, so one tenant's are never used for another.
 """
 
@@ -21,13 +21,13 @@ from workers.delivery.settings import DeliverySettings
 from workers.system.errors import ProcessError
 
 _LOOK_SECONDS = 10.0
-"""How often a file of certificates is looked at: short-lived ones, and their authorities', are replaced in place."""
+"""Interval of checks for replaced files: short-lived certificates, and their authorities', are replaced in place."""
 
 log = get_logger()
 
 
-class TlsFileUnusable(ProcessError):  # noqa: N818 - it names what is wrong
-    """A file with certificates or a key cannot be used. The text names the file and never what is in it."""
+class TlsFileUnusable(ProcessError):  # noqa: N818 - named after the problem
+    """A file with certificates or a key cannot be used. The text names the file, never its content."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used for TLS: {reason}")
@@ -35,23 +35,23 @@ class TlsFileUnusable(ProcessError):  # noqa: N818 - it names what is wrong
 
 
 Stamp = tuple[int, int, int] | None
-"""It changes when a file, its owner or its mode does; None where the file is away."""
+"""Value that changes with a file, its owner or its mode; None if the file is missing."""
 
 
 @dataclass(slots=True)
 class _LoadedTls:
-    """A context with the files that it was read from."""
+    """A context, and the stamps of the files that it was read from."""
 
     context: ssl.SSLContext
     certificate: Path | None
-    """The tenant's own; None for all who have none."""
+    """The tenant's own certificate; None for tenants without one."""
     stamps: list[Stamp]
     looked_at: float
     problem: str | None = field(default=None)
 
 
 class TlsContexts:
-    """A context for each tenant. Making it reads every file that the settings name, and raises TlsFileUnusable."""
+    """A context for each tenant. The constructor reads every file in the settings, and raises TlsFileUnusable."""
 
     def __init__(self, settings: DeliverySettings, clock: Clock) -> None:
         self._ca_file = settings.ca_file
@@ -60,14 +60,14 @@ class TlsContexts:
         self._loaded = {tenant: self._load(path) for tenant, path in settings.client_certificates.items()}
 
     def of(self, tenant: str) -> ssl.SSLContext:
-        """The context for a tenant's callbacks. What was replaced in its files goes for new connections."""
+        """The context for a tenant's callbacks. Replaced files apply to new connections."""
         loaded = self._loaded.get(tenant, self._without)
         if loaded.stamps and self._clock.monotonic() - loaded.looked_at >= _LOOK_SECONDS:
             return self._look_again(tenant, loaded).context
         return loaded.context
 
     def _load(self, certificate: Path | None) -> _LoadedTls:
-        stamps = self._stamps(certificate)  # taken first: what is written meanwhile is read again at the next look
+        stamps = self._stamps(certificate)  # taken first, so that a change meanwhile is noticed at the next look
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:
@@ -89,7 +89,7 @@ class TlsContexts:
         return again
 
     def _say(self, error: TlsFileUnusable, loaded: _LoadedTls) -> None:
-        """Once per problem: looking is done again and again."""
+        """Log a problem once, since the files are checked again and again."""
         if str(error) == loaded.problem:
             return
         loaded.problem = str(error)
@@ -111,7 +111,7 @@ def _context(ca_file: Path | None, certificate: Path | None = None) -> ssl.SSLCo
     if certificate is not None:
         _check_access(certificate)
         try:
-            # A key with a passphrase would make OpenSSL ask for it on the terminal.
+            # Without `password`, OpenSSL would ask for a key's passphrase on the terminal.
             context.load_cert_chain(certificate, password=_no_passphrase)
         except (ssl.SSLError, OSError, ValueError) as error:
             raise TlsFileUnusable(certificate, _reason(error)) from None
@@ -119,7 +119,7 @@ def _context(ca_file: Path | None, certificate: Path | None = None) -> ssl.SSLCo
 
 
 def _check_access(certificate: Path) -> None:
-    """Raises TlsFileUnusable for a file whose private key a stranger may read or replace."""
+    """Raise TlsFileUnusable if a stranger may read or replace the file's private key."""
     try:
         problem = access_problem(certificate.stat(), certificate)
     except OSError as error:
