@@ -1,12 +1,12 @@
-"""A circuit breaker: when an origin is left alone, for how long, and how it is found to be back. No I/O, no clock.
+"""A circuit breaker: when attempts at an origin stop, for how long, and how they resume. No I/O, no clock.
 
-    closed ──── so many failures in a row, or too large a share of the last 64 attempts, or a Retry-After ───► open
+    closed ──── too many failures in a row, too large a share of the last 64 attempts, or a Retry-After ───► open
     open ────── its time is over ───► half-open
     half-open ─ its one probe succeeds ───► closed
     half-open ─ its one probe fails ───► open, for twice as long
 
-What counts is whether the origin answers, not whether it likes the event: a 404 closes a breaker as a 200 does. Times
-are seconds of a monotonic clock.
+An answer counts even if it rejects the event: a 404 closes a breaker as a 200 does. Times are seconds of a monotonic
+clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
 
 _RECENT = 64
-"""How many attempts the share of failures is counted over."""
+"""Number of last attempts over which the share of failures is counted."""
 _ALL_BITS = (1 << _RECENT) - 1
 
 _LONGEST_ASKED_SECONDS = 3600.0
@@ -27,7 +27,7 @@ _TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
 
 
 class BreakerState(StrEnum):
-    """See the module's drawing."""
+    """The states in the module's drawing."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -35,25 +35,25 @@ class BreakerState(StrEnum):
 
 
 class OriginSignal(Enum):
-    """What an attempt says of the origin that it was made at."""
+    """An attempt's verdict on its origin."""
 
     ANSWERS = "answers"
     FAILS = "fails"
     NOTHING = "nothing"
-    """The guard refused, so nobody was asked; or the attempt was cut off from our side."""
+    """The guard refused the URL, so no request was sent."""
 
 
 def signal_of(outcome: PostOutcome) -> OriginSignal:
-    """What an outcome says of the origin."""
+    """The verdict of an outcome on its origin."""
     if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
         return OriginSignal.ANSWERS
     return OriginSignal.NOTHING if outcome.reason is FailureReason.REFUSED else OriginSignal.FAILS
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
-    """Seconds for which all of the origin is left alone: the Retry-After of a 429 or a 5xx, an hour at most; else 0.
+    """Seconds for which the whole origin is left alone: the Retry-After of a 429 or a 5xx, an hour at most; else 0.
 
-    The event that it came for waits for all of it. But one URL of many may have meant itself alone.
+    The event itself waits for all of it. The cap protects the origin's other URLs, which the answer may not mean.
     """
     if isinstance(outcome, Delivered) or outcome.reason not in _TELLS_WHEN:
         return 0.0
@@ -69,38 +69,37 @@ class Breaker:
         self._until = 0.0
         self._seconds = 0.0
         self._asked = False
-        """Whether it is open for so long since the origin said so."""
+        """True if the open time is the one that the origin asked for."""
         self._failures = 0
-        """In a row."""
+        """Failures in a row."""
         self._openings = 0
-        """In a row."""
+        """Openings in a row."""
         self._recent = 0
         """The last attempts as bits, the last one lowest; 1 is a failure."""
         self._counted = 0
         self._failed_after = 0.0
-        """How long the last failure took to be one."""
+        """Seconds that the last failed attempt took."""
         self._probing_since: float | None = None
 
     def state(self, now: float) -> BreakerState:
-        """Where it stands."""
+        """The state at this time."""
         if not self._open:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._until else BreakerState.HALF_OPEN
 
     def seconds_left(self, now: float) -> float:
-        """How long it stays open."""
+        """Seconds for which the breaker stays open."""
         return max(0.0, self._until - now) if self._open else 0.0
 
     def leaves_alone(self, now: float) -> bool:
-        """Whether nobody may be let through: until its time is over, and while its probe is under way."""
+        """True if no attempt may start: until the open time is over, and while a probe is under way."""
         return self._open and (self._probing_since is not None or now < self._until)
 
     def patience(self, now: float) -> float:
-        """How long whoever is turned away does well to wait.
+        """Seconds that a record should wait before its next try.
 
-        No less than it is open in all, the longest time at most; and while there is a probe, until that has taken as
-        long as the last failure did. What comes round every few seconds until then costs more than what comes late by
-        as long again.
+        At least the whole open time, up to the longest one; during a probe, until the probe has taken as long as the
+        last failure did. Writing a record anew every few seconds would cost more than trying it that much later.
         """
         seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
         if self._probing_since is None:
@@ -108,35 +107,35 @@ class Breaker:
         return max(seconds, self._probing_since + self._failed_after - now)
 
     def is_dead(self, now: float) -> bool:
-        """Whether probe after probe has failed, until it is left alone for the longest time: not for having asked."""
+        """True while the breaker is open for the longest time because probes failed, not at the origin's request."""
         longest = self._settings.breaker_longest_seconds
         return self.state(now) is BreakerState.OPEN and self._seconds >= longest and not self._asked
 
     @property
     def pristine(self) -> bool:
-        """Whether there is nothing about the origin that needs to be remembered."""
+        """True if the breaker has nothing to remember about the origin."""
         return not (self._open or self._failures or self._recent)
 
     @property
     def confident(self) -> bool:
-        """Whether all attempts that are counted were answered, so that another answer changes nothing."""
+        """True if all counted attempts were answered, so that another answer changes nothing."""
         return self._counted == _RECENT and self.pristine
 
     def take_probe(self, now: float) -> bool:
-        """Whether the caller may make the one attempt of a half-open breaker. It has to be judged, or given back."""
+        """True if the caller may make the one attempt of a half-open breaker, to be judged or given back."""
         if self._probing_since is not None or self.state(now) is not BreakerState.HALF_OPEN:
             return False
         self._probing_since = now
         return True
 
     def give_back_probe(self) -> None:
-        """The probe has come to nothing: somebody else may make it."""
+        """Release the probe without a verdict: another attempt may take it."""
         self._probing_since = None
 
     def judge(
         self, verdict: OriginSignal, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
     ) -> None:
-        """Take in what an attempt has shown, and how long it took. `wait_seconds` is what the origin asked for."""
+        """Take in an attempt's verdict and duration. `wait_seconds` is the wait that the origin asked for."""
         if verdict is OriginSignal.FAILS:
             self._failed_after = took_seconds
         if probe:
@@ -144,7 +143,7 @@ class Breaker:
             self._judge_probe(verdict, now)
         elif not self._open:
             self._judge_usual(verdict, now)
-        # else it was on its way when the breaker opened, and says nothing new
+        # else the attempt began before the breaker opened, and shows nothing new
         if wait_seconds > self.seconds_left(now):
             self._open_for(wait_seconds, now)
             self._asked = True

@@ -1,15 +1,14 @@
-"""The handler of delivery: a result in, a signed POST out, and records of what came of it.
+"""The handler of delivery: a result in, a signed POST out, and records of the outcome.
 
-It reads `model_results` and the tiers. One record ends in one of these ways:
+Its records come from `model_results` and the tiers. Each ends in one of these ways:
 
     no callback-url           done without a trace: the result is only stored
-    its endpoint is disabled  dead_letters; no attempt
+    endpoint disabled         dead_letters; no attempt
     early                     hops to another tier; no attempt
-    its destination is busy   deferred to the smallest tier, to a longer one where its turn is far off; no attempt
-    its origin does not       deferred to the tier that fits the time for which the origin is left alone; no attempt
-      answer
-    we lack descriptors,     deferred to the smallest tier; no attempt
-      ports or memory
+    destination busy          deferred to the smallest tier, or to a longer one if its turn is far off; no attempt
+    breaker open              deferred to a tier that fits the breaker's open time; no attempt
+    descriptors, ports or     deferred to the smallest tier; no attempt
+      memory exhausted
     POST, 2xx                 an attempt record
     POST, anything else       an attempt record, and the record itself in a tier, or in dead_letters with its reason
     unusable                  dead_letters
@@ -56,7 +55,7 @@ from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
-"""How long an attempt may wait to be settled with others: nobody waits for it, since the callback was sent before."""
+"""Longest wait of an attempt to be settled with others: its callback was sent before, so no caller waits for it."""
 
 UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
@@ -86,21 +85,19 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        # By then an endpoint of several events is disabled. One that each event has for itself never is.
+        # By then an endpoint of several events is disabled; an endpoint of a single event never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
-        self._jump_free_clock = JumpFreeClock(
-            clock
-        )  # for counting days; the pace has one of its own, on another thread
+        self._jump_free_clock = JumpFreeClock(clock)  # counts days; the pace has its own clock, on another thread
         self.states = EndpointStates(settings, metrics)
-        """To be fed from `callback_endpoints`."""
+        """The endpoints' states, fed from `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """See the module's list of endings."""
+        """Handle one record; the module's docstring lists the endings."""
         try:
             pending = read_pending(record)
             return await self._deliver(record, pending) if pending is not None else ()
@@ -116,7 +113,7 @@ class DeliveryHandler(TierPace):
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
-                # Only now, since most records of a hung destination come here many times and go no further.
+                # Built only now: most records of a hung destination come here many times and get no place.
                 body = event_body(record.value, pending.webhook_id, pending.tenant)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
@@ -137,14 +134,14 @@ class DeliveryHandler(TierPace):
         await self._poster.close()
 
     def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
-        """Milliseconds that a record waits on that is early; None for one that is due."""
+        """Milliseconds that an early record still has to wait; None for one that is due."""
         if pending.not_before_ms is None:
             return None
         left = left_ms(pending.not_before_ms, self._now_ms(), pending.left_ms, self.tier_ms(record))
         return left if is_early(left, pending.attempts, self._schedule) else None
 
     def _left_alone(self, record: Record, pending: PendingDelivery, alone: OriginLeftAlone) -> Output:
-        """Deferred for as long as its origin is left alone, or longer; but not for ever where that is dead."""
+        """Defer the record while its origin is left alone, or longer; give it up after days if the origin is dead."""
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
         tier = deferral_tier(alone.wait_seconds, pending.waited_ms, self._schedule.tiers)
@@ -155,7 +152,7 @@ class DeliveryHandler(TierPace):
         return outputs.deferred(record, self._tiers[tier], pending, reason, round(1000 * tier), self._now_ms())
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
-        """The dead letter of an event that has waited for too long, and whose origin others have found dead."""
+        """The dead letter of an event that has waited too long for an origin that is dead."""
         log.warning(
             "A callback was given up untried.", action="callback-given-up", reason=EXHAUSTED, **_fields(pending)
         )
@@ -171,7 +168,7 @@ class DeliveryHandler(TierPace):
     async def _attempt(
         self, record: Record, pending: PendingDelivery, body: bytes, place: AttemptSlot
     ) -> Sequence[Output]:
-        """POST once, and write down what came of it."""
+        """POST once, and write down the outcome."""
         now = self._clock.time()
         headers = self._headers(pending, body, now)
         outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant)
@@ -186,7 +183,7 @@ class DeliveryHandler(TierPace):
         return written + self._after_change(pending, outcome)
 
     def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
-        """What the fleet is to know of the endpoint from now on, if that is anything new."""
+        """Records of endpoints' new states, if any changed."""
         return [
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
@@ -210,7 +207,7 @@ class DeliveryHandler(TierPace):
                 return []
 
     def _headers(self, pending: PendingDelivery, body: bytes, now: float) -> dict[str, str]:
-        """The request's own headers, signed now: the timestamp is the attempt's, the id is the callback's."""
+        """The request's headers, signed with the attempt's timestamp and the callback's id."""
         headers = self._keyring.signer(pending.tenant, now).headers(pending.webhook_id, int(now), body)
         if pending.traceparent is not None:
             headers[TRACEPARENT] = pending.traceparent
@@ -240,7 +237,7 @@ class DeliveryHandler(TierPace):
 
     def _say_delivered(self, pending: PendingDelivery, outcome: Delivered) -> None:
         if not _STDLIB_LOG.isEnabledFor(logging.DEBUG):
-            return  # the rule, and asking costs a hundredth of making the line
+            return  # the usual case: this check costs a hundredth of making the line
         log.debug("A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending))
 
     def _say_retried(self, pending: PendingDelivery, outcome: FailedDelivery, wait_seconds: float) -> None:
@@ -290,7 +287,7 @@ def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:
 
 
 def _detail(outcome: FailedDelivery) -> str:
-    """Why, for people: the field where it is to be mended, or what the last attempt met."""
+    """The reason for people: the field to mend, or the last attempt's failure."""
     if outcome.detail is not None:
         return f"callback_url: {outcome.detail}"
     status = f" (status {outcome.status})" if outcome.status is not None else ""

@@ -1,26 +1,26 @@
-"""Who may call which origin now, so that a slow or dead one does not hold the process's window against all others.
+"""The destinations' shares of the process's window, so that a slow or dead origin does not hold it against all others.
 
-A destination is a (tenant, origin). Four things decide whether an attempt may start:
+A destination is a (tenant, origin). Four checks decide if an attempt may start:
 
-    its breaker       an origin that does not answer is left alone, but for one probe at a time (breaker.py)
-    its places        so many attempts run at once; a 429, 502 or 504 halves the number, each answer adds one again
-    its queue         so many records wait briefly for a place
-    what is left      of the window, by dynamic thresholds (Choudhury and Hahne 1998):
-                      a tenant may have twice what is left of the window: alone two thirds of it, and of m tenants that
-                      hang, with however many origins, each leaves the others at least a third of what it found;
-                      an origin may have no more than is left to its tenant, but for its first record: alone half the
-                      window, and n that hang share what their tenant may have;
-                      strangers, which are a tenant's origins whose last attempt was not answered, may together have
-                      no more than is left to their tenant: alone half the window, and a sixth is for those that answer;
-                      and one of them no more than is left to all of them: alone two fifths of the window, so that
-                      another that nobody has called yet finds room to show that it answers
+    its breaker       an origin that does not answer is left alone, except for one probe at a time (breaker.py)
+    its places        a number of attempts at once; a 429, 502 or 504 halves the number, each answer adds one again
+    its queue         a number of records that wait briefly for a place
+    the free window   by dynamic thresholds (Choudhury and Hahne 1998):
+                      a tenant may have twice the free window: alone two thirds of the window; each of m hung tenants,
+                      with any number of origins, leaves the others at least a third of the window that it found;
+                      an origin may have no more than its tenant has left, except for its first record: alone half the
+                      window; n hung origins share their tenant's part;
+                      strangers, a tenant's origins whose last attempt was not answered, may together have no more than
+                      their tenant has left: alone half the window, so that origins that answer keep a sixth;
+                      one stranger may have no more than all of them have left: alone two fifths of the window, so that
+                      an origin that is called for the first time finds room to show that it answers
 
-The window is counted in units: a record is one, and a large one is as many as it takes for all records together to have
-no more than half of the bytes that the stage may take. The other half is for what is parked or waits to be settled, so
-that large records of hung origins never stop the stage from fetching.
+The window is counted in units. A record takes one; a large record takes more, so that all records together have at most
+half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled, so that
+large records of hung origins never stop the stage from fetching.
 
-What may not start now is `TurnedAway`: it is deferred at once to a tier. Local to each process; a lock is not needed,
-since all of it runs on one event loop.
+An attempt that may not start now raises `TurnedAway`, and its record is deferred to a tier at once. The shares are
+local to each process and need no lock, since all of it runs on one event loop.
 """
 
 from __future__ import annotations
@@ -44,45 +44,45 @@ Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle destinations whose failures are remembered, and as many that answered; beyond that one is forgotten, of the
-tenant that has most."""
+"""Idle destinations whose failures are remembered, and as many that answered; beyond that, the tenant with most loses
+one."""
 _TENANT_FACTOR = 2
-"""How many times what is left of the window a tenant may have."""
+"""A tenant's limit as a multiple of the free window."""
 
 
-class TurnedAway(Exception):  # noqa: N818 - it names what happened
+class TurnedAway(Exception):  # noqa: N818 - named after the event
     """No attempt may start now."""
 
 
 class DestinationBusy(TurnedAway):
-    """The destination has its share of this process."""
+    """The destination has used up its share of this process."""
 
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """How long it takes for all that were turned away lately, this one being the last; 0 if unknown."""
+        """Estimated seconds until all records turned away lately had their turn, this one last; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):
-    """The destination's breaker lets nobody through for the time being."""
+    """The destination's breaker lets no attempt through for now."""
 
     def __init__(self, wait_seconds: float, *, dead: bool) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
-        """How long one does well to wait before one asks again."""
+        """Seconds to wait before the next try."""
         self.dead = dead
-        """Whether it fails whenever it is tried, and has not merely asked to be left alone."""
+        """True if the origin fails at every probe, and has not merely asked to be left alone."""
 
 
 @dataclass(slots=True)
 class _Share:
-    """What a tenant has of the window, in units."""
+    """A tenant's part of the window, in units."""
 
     held: int = 0
     strangers: int = 0
-    """Of those: what its origins have whose last attempt was not answered."""
+    """Units among them of origins whose last attempt was not answered."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
-    """Of its origins that have nothing and get nothing."""
+    """Estimate for its origins that hold no units and get none."""
 
 
 _NOTHING = _Share()
@@ -90,30 +90,30 @@ _NOTHING = _Share()
 
 @dataclass(slots=True)
 class _Load:
-    """What a destination has of this process, and what is known of its origin."""
+    """A destination's part of this process, and the state of its origin."""
 
     breaker: Breaker
     allowed: int
-    """Attempts at once, now."""
+    """Present limit of attempts at once."""
     answers: bool
-    """Whether its last attempt was answered. Where it was not, or there was none, it is a stranger."""
+    """True if its last attempt was answered; otherwise, or without an attempt, the origin is a stranger."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
-    """Units of the window: what runs, what waits, and what was told to go and has not gone yet."""
+    """Units of the window, of records that run, that wait, and that were refused but have not left yet."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
 
 
 @dataclass(slots=True)
 class AttemptSlot:
-    """The right to make one attempt, given back by `with`. `outcome` stays None where our side cut the attempt off."""
+    """The right to make one attempt, given back by `with`. `outcome` stays None if our side cut the attempt off."""
 
     _destinations: Destinations
     _destination: Destination
     _load: _Load
     _units: int
     probe: bool
-    """Whether it is the one attempt that a half-open breaker lets through."""
+    """True if this is the one attempt that a half-open breaker lets through."""
     outcome: PostOutcome | None = None
 
     def __enter__(self) -> Self:
@@ -125,9 +125,9 @@ class AttemptSlot:
 
 
 class Destinations:
-    """Gives out places. `on_change` hears of a destination whose breaker changes, with its new state and for how long.
+    """Gives out places. `on_change` gets a destination whose breaker changes, its new state, and the seconds it lasts.
 
-    Remembers a destination only while something runs for it or has failed lately, and the names of those that answered.
+    A destination is remembered only while it holds units or after recent failures. Those that answered leave a name.
     """
 
     def __init__(
@@ -140,34 +140,34 @@ class Destinations:
         self._clock = clock
         self._on_change = on_change
         self._loads: dict[Destination, _Load] = {}
-        """Of those that hold something of the window, by which they are bounded."""
+        """Destinations that hold units of the window, which bounds their number."""
         self._idle = TenantLru[_Load](_REMEMBERED)
-        """Of those that hold nothing and have failed lately."""
+        """Destinations that hold no units and have failed lately."""
         self._answering = TenantLru[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
-        """Of the tenants that have something."""
+        """Tenants that hold units."""
         self._held = 0
         self._unit_bytes = max(1, (settings.window_bytes or LARGEST_WINDOW) // 2 // settings.window_records)
 
     def __len__(self) -> int:
-        """Of how many destinations something is known."""
+        """Number of destinations with a known state."""
         return len(self._loads) + len(self._idle)
 
     @property
     def held(self) -> int:
-        """How much of the window all destinations have together, in units."""
+        """Units of the window that all destinations hold together."""
         return self._held
 
     async def place(self, destination: Destination, size: int) -> AttemptSlot:
-        """One of the destination's places, to be entered at once. Raises TurnedAway when none is, or gets, free.
+        """One of the destination's places, to be entered at once. Raises TurnedAway if none is, or becomes, free.
 
-        `size` is the record's, in bytes. The holder says what its attempt has shown by setting the place's outcome.
+        `size` is the record's, in bytes. The holder reports its attempt by setting the place's outcome.
         """
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
         return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
-        """What is known of it, or a new one: it is kept once it holds something, not for who is turned away."""
+        """The destination's load, or a new one, which is kept only once it holds units."""
         load = self._loads.get(destination) or self._idle.get(destination)
         if load is None:
             breaker, answers = Breaker(self._settings), destination in self._answering
@@ -175,7 +175,7 @@ class Destinations:
         return load
 
     async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
-        """Take a place; whether it is a probe's."""
+        """Take a place, or wait for one. Returns True if it is a probe's; raises TurnedAway."""
         now = self._clock.monotonic()
         if load.breaker.leaves_alone(now):
             raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
@@ -189,7 +189,7 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Its turn comes as others of the destination end, or of its tenant; where there are none, nobody knows."""
+        """The error, with the seconds until the record's turn; unknown if its tenant holds no units."""
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)
@@ -197,7 +197,7 @@ class Destinations:
         return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:
-        """Whether the thresholds let the destination have one record more."""
+        """True if the thresholds let the destination have one record more."""
         share = self._shares.get(destination[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
         if not load.answers:
@@ -205,7 +205,7 @@ class Destinations:
         return left > 0 and (load.held < left or load.held == 0)
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
-        """So much more of the window is the destination's."""
+        """Count these units as the destination's."""
         if load.held == 0:
             self._idle.pop(destination)
             self._loads[destination] = load
@@ -219,7 +219,7 @@ class Destinations:
             share.strangers += units
 
     def _let_go(self, destination: Destination, load: _Load, units: int) -> None:
-        """So much less is."""
+        """Take these units back from the destination."""
         share = self._shares[destination[0]]
         self._held -= units
         share.held -= units
@@ -234,7 +234,7 @@ class Destinations:
                 self._idle.put(destination, load)
 
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
-        """Wait for a place that somebody leaves; it is then ours already, so that no newcomer takes it first."""
+        """Wait for a place. A place that is left is handed over directly, so that no newcomer takes it first."""
         if len(load.waiting) >= self._settings.destination_queue_records:
             raise self._busy(destination, load)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -245,18 +245,18 @@ class Destinations:
                 await place
         except BaseException as error:
             if _was_given(place):
-                # It became ours in the same moment as we were told to go: the next one has it.
+                # The place was granted in the same moment as the wait was ended: the next one gets it.
                 self._leave(destination, load, units)
             else:
                 self._let_go(destination, load, units)
-                with suppress(ValueError):  # whoever left meanwhile has skipped it
+                with suppress(ValueError):  # `_leave` or `_turn_away` may have removed it meanwhile
                     load.waiting.remove(place)
             if isinstance(error, TimeoutError):
                 raise self._busy(destination, load) from None
             raise
 
     def _leave(self, destination: Destination, load: _Load, units: int) -> None:
-        """Give our place to the first who waits for it, and others to those who wait while more are allowed."""
+        """Leave a place: it goes to the first record that waits, and further ones up to the limit go to the next."""
         now = self._clock.monotonic()
         load.running -= 1
         load.crowd.serve(now, self._weight(load))
@@ -269,14 +269,15 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """How many attempts one that is over stands for, where fewer may run at once than soon will.
+        """Number of attempts that a finished one stands for, while the limit is still growing.
 
-        Each answer lets one more run, so while an attempt runs they become twice as many: it was one of half as many.
+        Each answer raises the limit by one, so it doubles while an attempt runs: the finished one was one of half as
+        many.
         """
         most = self._settings.destination_concurrency
         return 1.0 if load.allowed == most else 2 * most / load.allowed
 
-    # -- what attempts show ----------------------------------------------------------------------------------------
+    # -- learning from attempts ------------------------------------------------------------------------------------
 
     def _learn(self, destination: Destination, load: _Load, place: AttemptSlot) -> None:
         if place.outcome is None:
@@ -285,7 +286,7 @@ class Destinations:
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
             self._note(destination, load, OriginSignal.ANSWERS)
-            return  # the rule: its breaker and its places have nothing to learn
+            return  # the usual case: its breaker and its places have nothing to learn
         now, outcome, verdict = self._clock.monotonic(), place.outcome, signal_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
@@ -304,14 +305,14 @@ class Destinations:
         return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: OriginSignal) -> None:
-        """Fewer attempts at once where the origin says that there are too many; one more for each answer."""
+        """Halve the limit of attempts at once if the origin throttles them; raise it by one for each answer."""
         if verdict is OriginSignal.ANSWERS:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
 
     def _note(self, destination: Destination, load: _Load, verdict: OriginSignal) -> None:
-        """Whether the origin is a stranger from now on; what it holds counts as a stranger's or does not."""
+        """Decide if the origin is a stranger from now on, and count its units accordingly."""
         if verdict is OriginSignal.NOTHING:
             return
         answers = verdict is OriginSignal.ANSWERS
@@ -324,7 +325,7 @@ class Destinations:
                 self._answering.pop(destination)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
-        """The breaker has opened: whoever waits need not, and what comes when it closes comes slowly."""
+        """End all waits for an opened breaker; when it closes, attempts begin one at a time."""
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
@@ -333,5 +334,5 @@ class Destinations:
 
 
 def _was_given(place: asyncio.Future[None]) -> bool:
-    """Whether whoever waits for it has it: nobody has told it to go, and it has not gone."""
+    """True if the place was granted: the future resolved, neither cancelled nor failed."""
     return place.done() and not place.cancelled() and place.exception() is None

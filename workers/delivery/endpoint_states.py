@@ -1,24 +1,24 @@
-"""Which endpoints are disabled, and which are on the way there. An endpoint here is a (tenant, full URL).
+"""The disabled endpoints, and the failing ones on the way there. An endpoint here is a (tenant, full URL).
 
-The fleet shares this through the compacted topic `callback_endpoints`:
+The fleet shares their states through the compacted topic `callback_endpoints`:
 
-    (nothing known) ── attempts of several events fail for minutes ─► failing   since when stands in the record
-    failing ─────────── an attempt succeeds, anywhere ──────────────► (nothing known): a tombstone
-    failing ─────────── it has failed for days ─────────────────────► disabled
-    any ─────────────── it answers 410 ─────────────────────────────► disabled
-    any ─────────────── `postback endpoints …` ─────────────────────► disabled, or enabled
-    failing, enabled ── nothing came of it for days ────────────────► (nothing known): a tombstone
+    (unknown) ───────── attempts of several events fail for minutes ─► failing   since the record's time
+    failing ─────────── an attempt succeeds, in any process ─────────► (unknown): a tombstone
+    failing ─────────── it has failed for days ──────────────────────► disabled
+    any ─────────────── it answers 410 ──────────────────────────────► disabled
+    any ─────────────── `postback endpoints …` ──────────────────────► disabled, or enabled
+    failing, enabled ── no change for days ──────────────────────────► (unknown): a tombstone
 
-"Failing" is shared so that days can be counted over restarts, and so that a success that another process sees takes it
-back. What this process decides it writes down with the attempt, in one transaction; it is known here, as everywhere,
-when it is read back. Between the two somebody else may have disabled the endpoint, an operator perhaps: so neither a
-tombstone nor "failing" enables one, and whoever meets such a record writes once more that the endpoint is disabled.
+"Failing" is shared so that days are counted over restarts, and so that another process's success ends it. A process
+writes its decision with the attempt, in one transaction, and applies it when the record is read back, as all others do.
+Meanwhile an operator or another process may have disabled the endpoint. So neither a tombstone nor "failing" enables an
+endpoint: a process that reads such a record for a disabled one writes once more that it is disabled.
 
-What is known is bounded for each tenant, whatever URLs its jobs name. A URL of a single event, as where each job has
-its own, is never written down for failing: its schedule ends by itself, and no other event would be spared. Beyond
-MOST_FAILING no further one is on the way to being disabled. Who is disabled stays so until an operator's word, so
-beyond MOST_DISABLED nobody is added: such a URL is asked for each event, which is given up as ever when it is answered
-with 410. Of the failures that this process counts, the tenant's are forgotten first that has most.
+Each tenant's states are bounded, whatever URLs its jobs name. A URL of a single event is never written as failing: its
+schedule ends by itself, and disabling would spare no other event. At MOST_FAILING no further endpoint becomes failing.
+A disabled endpoint stays so until an operator's command, so at MOST_DISABLED no further one is added. Its URL is called
+for each event, and an event that is answered with 410 is given up as usual. Failure counts of the tenant with the most
+are evicted first.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from workers.delivery.settings import DeliverySettings
 from workers.delivery.tenant_lru import TenantLru
 
 MOST_DISABLED = 10_000
-"""Endpoints of one tenant. Where there are as many, only an operator's word disables one more."""
+"""Most disabled endpoints of one tenant. Only an operator's command disables one more."""
 MOST_FAILING = 1_000
-"""Endpoints of one tenant that are written down as failing."""
+"""Most endpoints of one tenant that are written as failing."""
 IDLE_MS = 2 * 86_400_000
-"""Longer than the longest wait between two attempts. A failing endpoint that could have been disabled for so long, and
-was not, is tried no more."""
+"""Longer than the longest wait between two attempts: a failing endpoint that is overdue for so long has no attempts any
+more."""
 
 _FAILURES = 3
-"""Fewer failures in a row are no sign: with little traffic, one would count for the days since the last success."""
+"""Fewest failures in a row that count: with little traffic, one would count for the days since the last success."""
 _FAILING_MS = 300_000
-"""How long they have to go on until the fleet is told; most outages are shorter, and write nothing."""
+"""Shortest time of failures that is written for the fleet; most outages are shorter, and write nothing."""
 _STREAKS = 10_000
-"""Endpoints whose failures are counted; beyond that one is forgotten, of the tenant that has most."""
+"""Endpoints whose failures are counted; beyond that the tenant with the most loses one."""
 _SAID_MS = 60_000
-"""So long a decision may take to be read back: it is logged and counted once meanwhile, whatever meets it."""
+"""Longest time until a decision is read back: meanwhile it is logged and counted once, however many events meet it."""
 
 log = get_logger()
 
@@ -73,13 +73,13 @@ class _Streak:
     webhook_id: str
     """The event that failed first."""
     several: bool = False
-    """Whether another has failed too."""
+    """True if another event has failed too."""
     count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A tombstone is to be written for this endpoint."""
+    """A tombstone to be written for this endpoint."""
 
     key: EndpointKey
 
@@ -88,23 +88,23 @@ Change = EndpointRecord | Forget
 
 
 class EndpointStates:
-    """What is known of endpoints. Belongs to the event loop."""
+    """The known states of endpoints. Belongs to the event loop."""
 
     def __init__(self, settings: DeliverySettings, metrics: Metrics) -> None:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
         self._metrics = metrics
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
-        """Since when, and why."""
+        """Time and reason of the disabling."""
         self._again: list[EndpointKey] = []
-        """What is disabled, and of which the topic says something else."""
+        """Disabled endpoints for which the topic has another state."""
         self._disabled_of: Counter[str] = Counter()
-        """How many each tenant has."""
+        """Number of disabled endpoints by tenant."""
         self._failing_of: Counter[str] = Counter()
         self._passing: OrderedDict[EndpointKey, tuple[EndpointState, int]] = OrderedDict()
-        """What is failing or enabled, and since when, Unix milliseconds: in the order in which it was written."""
+        """Failing and enabled endpoints with the start in Unix milliseconds, in the order of their writing."""
         self._streaks = TenantLru[_Streak](_STREAKS)
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
-        """What was decided and is not read back yet, and when."""
+        """Decisions that are not read back yet, with their time."""
         self._said_of: Counter[str] = Counter()
         self._full_throttle = LogThrottle(_SAID_MS / 1000)
 
@@ -128,11 +128,11 @@ class EndpointStates:
         self._metrics.disabled_endpoints.set(len(self._disabled))
 
     def is_disabled(self, endpoint: EndpointKey) -> bool:
-        """Whether nothing is to be sent there."""
+        """True if no event may be sent there."""
         return endpoint in self._disabled
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
-        """What an attempt changes in the topic, if anything; and what is to be taken out of it by now."""
+        """Changes to the topic: the attempt's own, a state that is overdue, and disablings to write once more."""
         changes: list[Change] = self._written_again() if self._again else []
         if self._passing:
             changes += self._overdue(now_ms)
@@ -143,12 +143,12 @@ class EndpointStates:
     def _learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         endpoint = pending.tenant, pending.url
         if endpoint in self._disabled:
-            return None  # the attempt was on its way already, and what it shows must not undo that
+            return None  # the attempt began before, and its outcome must not undo the disabling
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint)
             return Forget(endpoint) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
-            return None  # our own rule; the endpoint was not asked
+            return None  # our own rule; no request reached the endpoint
         if outcome.reason is FailureReason.GONE:
             return self._disable(pending, DisabledBecause.GONE, now_ms)
         return self._learn_failure(pending, endpoint, now_ms)
@@ -167,7 +167,7 @@ class EndpointStates:
             return None
         if self._failing_of[pending.tenant] >= MOST_FAILING:
             return None
-        # Since now, not since the first failure: this process does not know of the successes that others have seen.
+        # Since now, not since the first failure: other processes may have seen successes in between.
         streak.since_ms = now_ms
         return EndpointRecord(
             tenant=pending.tenant,
@@ -202,7 +202,7 @@ class EndpointStates:
             webhook_id=pending.webhook_id,
         )
 
-    # -- what is known -------------------------------------------------------------------------------------------------
+    # -- known states --------------------------------------------------------------------------------------------------
 
     def _failing_since(self, endpoint: EndpointKey) -> int | None:
         state, since_ms = self._passing.get(endpoint, (None, 0))
@@ -218,7 +218,7 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Take a record that is dated in the future for one of now: whatever its date, it is forgotten in time."""
+        """Redate a record from the future to now, so that it is forgotten in time."""
         self._passing[endpoint] = self._passing[endpoint][0], now_ms
         self._passing.move_to_end(endpoint)
 
@@ -230,9 +230,10 @@ class EndpointStates:
             _one_less(self._disabled_of, endpoint[0])
 
     def _overdue(self, now_ms: int) -> Sequence[Forget]:
-        """The oldest of what passes, where its time is over: one at a time keeps pace, since each came by an attempt.
+        """The oldest failing or enabled endpoint, if overdue. One at a time keeps pace, since each came by an attempt.
 
-        It is forgotten here at once. Where that is not settled, another process does it, or this one after a restart.
+        It is forgotten here at once. If the tombstone is not settled, another process writes it, or this one after a
+        restart.
         """
         while (first := next(iter(self._passing.items())))[1][1] > now_ms:
             self._begin_now(first[0], now_ms)
@@ -250,15 +251,15 @@ class EndpointStates:
             for (tenant, url), (at, reason) in again
         ]
 
-    # -- what is said of it --------------------------------------------------------------------------------------------
+    # -- decisions and their logs --------------------------------------------------------------------------------------
 
     def _is_full(self, pending: PendingDelivery) -> bool:
-        """Whether its tenant has as many that are disabled as can be, those on their way into the topic included."""
+        """True if the tenant has its limit of disabled endpoints, counting decisions that are not read back yet."""
         decided = self._disabled_of[pending.tenant] + self._said_of[pending.tenant]
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """Whether it was not decided within the last minute; by now it is."""
+        """True if this was not decided within the last minute; notes the decision."""
         if what in self._said:
             return False
         self._said[what] = now_ms
@@ -298,7 +299,7 @@ class EndpointStates:
 
 
 def _one_less(counted: Counter[str], tenant: str) -> None:
-    """A tenant of which nothing is left is not remembered either."""
+    """Count one less for the tenant, and drop it at zero."""
     counted[tenant] -= 1
     if not counted[tenant]:
         del counted[tenant]

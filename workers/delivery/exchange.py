@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange: a POST goes out on a warm or a new connection, and its answer is read.
 
-This is aiohttp below its session: its pool of connections, its TLS and its parser, without what a callback never needs
-(redirects, cookies, netrc, proxies, bodies of unknown length), which is half of what a request costs. Nothing here
-repeats a request: each call writes at most once.
+The module uses aiohttp below its session: its pool of connections, its TLS and its parser. It leaves out features that
+a callback never needs (redirects, cookies, netrc, proxies, bodies of unknown length): half of a request's cost. Nothing
+here repeats a request: each call writes at most once.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class CallbackAnswer:
     """The answer as far as it was read: a deadline may cut the exchange off at any point."""
 
     status: int | None = None
-    """None where no status line was read."""
+    """None if no status line was read."""
     retry_after: str | None = None
     excerpt: bytearray = field(default_factory=bytearray)
-    """The beginning of the body, as it came."""
+    """The beginning of the body, not decompressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Exchanges:
     async def post(
         self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: CallbackAnswer
     ) -> None:
-        """Fill in the answer. Its body is read up to the cap, and thrown away but for the excerpt.
+        """Fill in the answer. Its body is read up to the cap, and dropped except for the excerpt.
 
-        Raises EgressRefused and what aiohttp raises: ClientError, HttpProcessingError, OSError. Raises ValueError for
-        headers that would be more or other than what their names say.
+        Raises EgressRefused and aiohttp's errors: ClientError, HttpProcessingError, OSError. Raises ValueError for a
+        header with a line break or a character outside ASCII.
         """
         target = self._target(url, tls)
         head = target.head + _lines(headers) + f"Content-Length: {len(body)}\r\n\r\n"
@@ -98,7 +98,7 @@ class Exchanges:
 
 
 def _target(url: URL, tls: ssl.SSLContext) -> _Target:
-    """Called on the running loop."""
+    """The shared parts of requests to a URL. Call it on the running loop."""
     lines = (
         f"POST {url.raw_path_qs} HTTP/1.1",
         f"Host: {url.host_port_subcomponent}",
@@ -110,7 +110,7 @@ def _target(url: URL, tls: ssl.SSLContext) -> _Target:
 
 
 def _lines(headers: Mapping[str, str]) -> str:
-    """The headers as bytes on the wire have them. Raises ValueError for a name or value with a line break."""
+    """The header lines on the wire. Raises ValueError for a name or value with a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a header has a line break")
@@ -122,21 +122,21 @@ def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
     protocol, transport = connection.protocol, connection.transport
     if protocol is None or transport is None:
         raise aiohttp.ServerDisconnectedError
-    # A compressed body is thrown away as it came: a bomb is only as large as its bytes on the wire.
+    # A compressed body is dropped without decompression: a bomb is only as large as its bytes on the wire.
     protocol.set_response_params(read_until_eof=True, auto_decompress=False)
     transport.writelines((head, body))
     return protocol
 
 
 def _is_all_sent(connection: Connection) -> bool:
-    """False where the answer came before the server took the whole request: it may never take the rest."""
+    """False if the answer came before the server took the whole request: it may never take the rest."""
     return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
 
 
 def _drop(connection: Connection) -> None:
-    """End a connection at once; nothing for one that was released.
+    """End a connection at once; does nothing for a released one.
 
-    Closing alone would wait until the other side has taken what is left of the request, which may be for ever.
+    Closing alone would wait until the other side has taken the rest of the request, perhaps for ever.
     """
     if connection.transport is not None:
         connection.transport.abort()

@@ -1,4 +1,4 @@
-"""Whether a connection failed for want of something of this machine's: descriptors, ports, memory of the kernel."""
+"""Connections that failed for lack of this machine's own resources: descriptors, ports, kernel memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import aiohttp
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-class Exhausted(Exception):  # noqa: N818 - it names what happened
-    """No connection could be opened for want of something of ours, so nobody was asked. The text says of what."""
+class Exhausted(Exception):  # noqa: N818 - named after the event
+    """No connection could be opened for lack of a resource of ours, so no request was sent. The text is its error."""
 
 
 def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
-    """The name of what this machine lacks; None where the other side is to blame, or its name servers are.
+    """The errno name of this machine's shortage; None if the other side or its name servers are to blame.
 
-    c-ares does not say why it could not ask, EADDRNOTAVAIL is also what a machine without IPv6 says of an address of
-    that kind, and where several addresses failed in different ways there is no number: what stands behind these is
-    asked of a socket of our own.
+    Three errors leave the cause open. c-ares gives none, EADDRNOTAVAIL is also the error for an IPv6 address without
+    IPv6, and several addresses that failed differently have no errno. A socket of our own then decides.
     """
     if error.errno in _OURS:
         return errno.errorcode[error.errno]
@@ -29,7 +28,7 @@ def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
 
 
 def _lacking() -> str | None:
-    """Why no socket can be opened and given a port, as an error's name; None where one can."""
+    """The errno name if no socket can be opened and bound to a port; None if one can."""
     try:
         with socket.socket() as trial:
             trial.bind(("", 0))

@@ -1,19 +1,19 @@
-"""The time of day for what lasts for hours and days."""
+"""The time of day for durations of hours and days."""
 
 from __future__ import annotations
 
 from telemetry.clock import Clock
 
 _BELIEVED_SECONDS = 300.0
-"""For how long a wall clock that was set has to go on from there before it is believed."""
+"""Time for which a wall clock must go on after a jump before the jump is believed."""
 _SET_SECONDS = 1.0
-"""From which on a clock has been set, and not only corrected."""
+"""Smallest change that counts as a jump; smaller ones are corrections."""
 
 
 class JumpFreeClock:
     """The wall clock without its jumps, in Unix milliseconds.
 
-    A jump is believed after a while: a process may have been started before its machine knew the time.
+    A jump is believed after a while: a process may start before its machine knows the time.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -22,7 +22,7 @@ class JumpFreeClock:
         self._believed = self._shown = clock.time() - self._since
 
     def look(self) -> tuple[int, bool]:
-        """What it shows now, and whether it was set since the last look."""
+        """The time now, and True if it jumped since the last look."""
         now = self._clock.monotonic()
         offset, was = self._clock.time() - now, self._believed
         if abs(offset - self._shown) > _SET_SECONDS:

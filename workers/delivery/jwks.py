@@ -1,10 +1,10 @@
-"""Public keys where consumers look for them, so that a rotation reaches them by itself.
+"""Pages of public keys for consumers, so that a rotation reaches them by itself.
 
-They are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each tenant,
-and the fleet's. Each holds every key that signs now: during a rotation the old and the new one.
+The pages are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each
+tenant, and the fleet's. Each holds every key that signs now: during a rotation the old and the new one.
 
-Strangers may ask for any tenant's set. Every valid name has one of the same form, whether it is in use or not, so that
-the answers list no tenants; and making one costs less than the request around it.
+Strangers may request any tenant's set. Every valid name has one of the same form, in use or not, so that answers reveal
+no tenants. Making a set costs less than the request around it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from workers.delivery.keyring import JwkSet, Keyring
 FLEET_JWKS_PATH = "/.well-known/jwks.json"
 JWKS_FOLDER = "/.well-known/jwks/"
 JWKS_TYPE = "application/jwk-set+json"
-"""RFC 7517, section 8.5.2."""
+"""Media type (RFC 7517, section 8.5.2)."""
 
 MAX_AGE_SECONDS = 300
-"""How long a reader may keep the set. A key that leaked is believed for that much longer; a rotation has a day."""
+"""Time for which a reader may cache the set. A leaked key is trusted for that much longer; a rotation has a day."""
 
 _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
@@ -31,7 +31,7 @@ _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
     """The keys that verify one tenant's events now, for `TENANT.json`; None for any other name.
 
-    Where the keyring's file broke, they are those that were read before.
+    If the keyring's file is broken, the keys that were read before stay.
     """
     asked = _FILE.fullmatch(name)
     if asked is None:
@@ -44,7 +44,7 @@ def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | 
 def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> HealthPage:
     """The keys that verify every tenant's events now: in format 2 none, once a migration's overlap is over.
 
-    An empty set rather than no page: a reader of it then refuses every event, and keeps no key of its own.
+    An empty set, unlike a missing page, makes a reader drop its cached keys and refuse every event.
     """
     now = clock.time()
     keyring.follow(now)

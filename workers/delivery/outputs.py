@@ -44,7 +44,7 @@ class DeferralReason(StrEnum):
     """This process lacked descriptors, ports or memory for a connection."""
 
 
-class UnusableRecord(Exception):  # noqa: N818 - it names what the record is
+class UnusableRecord(Exception):  # noqa: N818 - named after the record
     """A record with a callback URL whose other headers are missing or malformed. The text names the header."""
 
 
@@ -67,7 +67,7 @@ class PendingDelivery(NamedTuple):
     left_ms: int | None
     """Milliseconds of its wait that were left when its record was written."""
     result_at_ms: int = 0
-    """When its result was written, or was put back."""
+    """Time at which its result was written or put back, Unix milliseconds."""
 
     @property
     def destination(self) -> tuple[str, str]:
@@ -76,7 +76,7 @@ class PendingDelivery(NamedTuple):
 
 
 def read_pending(record: Record) -> PendingDelivery | None:
-    """The callback that a record asks for; None where it asks for none. Raises UnusableRecord."""
+    """The callback that a record asks for; None if it asks for none. Raises UnusableRecord."""
     if record.unreadable is not None:
         raise UnusableRecord(f"its headers {record.unreadable}")
     headers = dict(record.headers or ())
@@ -135,7 +135,7 @@ def _number(value: bytes, name: str) -> int:
 
 
 def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
-    """The record as it waits for the attempt after the one that was made."""
+    """The record with the headers of its wait for the next attempt."""
     headers = [
         *_without(record, _RETRIED),
         (names.ATTEMPT, str(pending.attempts + 1).encode()),
@@ -148,7 +148,7 @@ def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: 
 
 
 def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: int, now_ms: int) -> Output:
-    """The record as it waits on, in another tier."""
+    """The record with the headers of a further wait in another tier."""
     headers = [
         *_without(record, _HOPPED),
         (names.LEFT, str(left_ms).encode()),
@@ -160,10 +160,10 @@ def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: 
 def deferred(
     record: Record, tier_topic: str, pending: PendingDelivery, reason: DeferralReason, wait_ms: int, now_ms: int
 ) -> Output:
-    """The record as it gets out of the way of others; no attempt was made."""
+    """The record with the headers of a deferral, without an attempt."""
     headers = [
         *_without(record, _DEFERRED),
-        (names.LEFT, b"0"),  # it was due, whatever the clock says when it comes out of its tier
+        (names.LEFT, b"0"),  # the record was due, whatever the clock says when it leaves its tier
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.DEFERRED_REASON, reason.encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
@@ -173,7 +173,7 @@ def deferred(
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
-    """The record as it is kept for people: redriving it starts its attempts anew, with the same `webhook-id`."""
+    """The record's dead letter: a redrive starts its attempts anew, with the same `webhook-id`."""
     carried = _without(record, _WAITING)
     return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 
@@ -181,8 +181,8 @@ def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attemp
 def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_ms: int, sent_bytes: int) -> Output:
     """The record of one POST, keyed by the job.
 
-    It has neither the path nor the query of the URL, nor the event; of the answer's body the excerpt that the setting
-    `answer_excerpt_bytes` allows, and no field for it where there is none.
+    The record leaves out the event and the URL's path and query. The field `answer` exists only with an excerpt of the
+    answer's body, which the setting `answer_excerpt_bytes` allows.
     """
     said: dict[str, str | int | float | None] = {
         "webhook_id": pending.webhook_id,

@@ -66,7 +66,7 @@ SPECIAL_IPV6: Final = (
 """IANA's IPv6 Special-Purpose Address Registry and the retired kinds; all refused, as above.
 
 Two rows are left out because they contain an IPv4 destination, which decides: mapped (::ffff:0:0/96, RFC 4291) and
-NAT64 (64:ff9b::/96, RFC 6052, by which a network without IPv4 reaches every IPv4 host).
+NAT64 (64:ff9b::/96, RFC 6052). A network without IPv4 reaches every IPv4 host by NAT64.
 """
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
@@ -83,7 +83,7 @@ _REFUSED_IPV6: Final = tuple(IPv6Network(cidr) for cidr, _ in SPECIAL_IPV6)
 def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
     """True if this is the address of a host on the public Internet. Never raises.
 
-    A string must be a dotted quad without leading zeros, or an address as RFC 4291 writes it: decimal, octal,
+    A string must be a dotted quad without leading zeros, or an address as RFC 4291 writes it. Decimal, octal,
     hexadecimal and short spellings, brackets and zones are not public.
     """
     parsed = parse(address)

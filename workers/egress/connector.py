@@ -91,7 +91,7 @@ class _GuardedResolver(AbstractResolver):
 
 
 class GuardedConnector(aiohttp.TCPConnector):
-    """A connector that only connects to what the policy allows; made by `guarded_connector`, on a running loop.
+    """A connector that connects to allowed addresses only; made by `guarded_connector`, on a running loop.
 
     `connect` raises EgressRefused. That is no `aiohttp.ClientError` and no `OSError`, so that a caller's handling of
     network errors does not swallow it by accident.
@@ -155,7 +155,7 @@ class GuardedConnector(aiohttp.TCPConnector):
 def guarded_connector(
     policy: EgressPolicy, *, limit: int = 100, limit_per_host: int = 0, resolver: AbstractResolver | None = None
 ) -> GuardedConnector:
-    """A connector for an `aiohttp.ClientSession` that reaches only what the policy allows. Call on a running loop.
+    """A connector for an `aiohttp.ClientSession` that keeps to the policy. Call it on a running loop.
 
     `limit` and `limit_per_host` count connections, 0 is no limit. `resolver` resolves names; the system's by default.
     """
