@@ -1,4 +1,4 @@
-"""A Kafka that allows each role exactly what docs/DEPLOY.md says that it needs: with it, all of them do their work."""
+"""A Kafka whose ACLs are exactly those of docs/DEPLOY.md: every role can do its work."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def credentials(user: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[KafkaSettings]:
-    """A broker with a listener on which everybody has a name, and may do what ACLs say; the admin may do anything."""
+    """A broker with a listener that authenticates users and applies ACLs; the admin may do anything."""
     [port] = cluster.free_ports(1)
     users = " ".join(f'user_{user}="{user}-secret"' for user in {ADMIN, *chain(*USERS.values())})
     jaas = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
@@ -110,7 +110,7 @@ def guarded() -> Iterator[KafkaSettings]:
 
 
 def documented(prefix: str) -> list[AclBinding]:
-    """The table, as Kafka takes it."""
+    """The document's table as Kafka's ACL bindings."""
     rows = [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
     assert {row["who"] for row in rows} == USERS.keys()
     return [
@@ -142,7 +142,7 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
         assert done.returncode == 0, (arguments, done.stderr)
         return done.stdout + done.stderr
 
-    for _ in range(2):  # made, and compared
+    for _ in range(2):  # creates the topics, then compares them
         told = run("topics", "topics", "create", "--fix-config", "--engine", "big")
         assert "session timeout" not in told
         assert "not compared" not in told
@@ -209,7 +209,7 @@ def test_a_receipt_asks_to_read_the_lanes_only_after_a_run_that_broke_off_and_sa
 
 
 def settle(fleet: KafkaSettings, job_id: str) -> None:
-    """A result, as a worker writes it."""
+    """Write a result, as a worker does."""
     result = write_result(Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1))
     producer = Producer(fleet.client_config())
     producer.produce(fleet.topics.results, result)
@@ -267,7 +267,7 @@ def _filter_of(binding: AclBinding) -> AclBindingFilter:
 
 
 def test_a_producer_may_not_read_what_others_ask(product: Product) -> None:
-    """That the ACLs are at work at all."""
+    """Proves that the ACLs are in force."""
     env = environment_of(product.kafka, **credentials("producer"))
     done = postback("dead-letters", "list", env=env)
     assert done.returncode == 1

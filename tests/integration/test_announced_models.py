@@ -1,4 +1,4 @@
-"""Workers announce their models on a real broker, and `postback submit --check` warns of those that no worker has."""
+"""Workers announce their models on a real broker, and `postback submit --check` warns of models without a worker."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Answers that are without end besides their body, in chunk extensions, trailers and empty lines: they are left early.
+"""Endless answers outside the body, in chunk extensions, trailers and empty lines: the client hangs up early.
 
-These tests also fail where a new version of aiohttp does not heed `OneAnswerEach`.
+These tests also fail if a new version of aiohttp does not use `OneAnswerEach`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.enrichment.search.service import Web
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 MOST_SENT = 16 * MOST_BESIDES
-"""Far more than is read, and than all buffers between two sockets hold."""
+"""Far more than the client reads, and than all buffers between two sockets hold."""
 FLOODS = {
     "empty-lines-before-the-status": (b"", b"\r\n" * 8192),
     "one-chunk-extension": (CHUNKED + b"2;", b"x" * 16_384),
@@ -32,7 +32,7 @@ floods = pytest.mark.parametrize(("start_of_answer", "flood"), FLOODS.values(), 
 
 
 def flooding(start_of_answer: bytes, flood: bytes) -> Script:
-    """Begin an answer and never end it, until the other side has enough."""
+    """Begin an answer and go on until the other side hangs up."""
 
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
@@ -80,7 +80,7 @@ async def test_so_does_that_of_a_search_service(start: Start, start_of_answer: b
 
 @on_both_loops
 async def test_a_page_in_chunks_of_one_byte_is_read(start: Start) -> None:
-    """Its framing is five times the page."""
+    """The framing is five times as large as the page."""
     size = 2 * MOST_BESIDES
 
     async def script(peer: Peer) -> None:

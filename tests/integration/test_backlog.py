@@ -1,4 +1,4 @@
-"""`postback backlog`: what waits, as Kafka alone tells it."""
+"""`postback backlog`: waiting records, counted from Kafka alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def told(fleet: KafkaSettings) -> dict[str, Any]:
 
 
 def commit(fleet: KafkaSettings, group: str, topic: str, progress: Progress) -> None:
-    """As a stage does, outside of it."""
+    """Commit progress as a stage does, without a stage."""
     consumer = Consumer({**fleet.client_config(), "group.id": f"{fleet.topic_prefix}{group}"})
     place = TopicPartition(topic, 0, progress.base, metadata=progress.encode())
     consumer.commit(offsets=[place], asynchronous=False)

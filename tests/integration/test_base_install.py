@@ -1,4 +1,4 @@
-"""What works without the worker's extras: a producer installs neither vLLM nor a compiled Kafka client."""
+"""The base install without the worker's extras: a producer needs neither vLLM nor a compiled Kafka client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ABSENT = ("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", 
 
 
 def without_extras(code: str, *arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a Python in which the extras cannot be imported."""
+    """Run code in a Python that cannot import the extras."""
     hidden = f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n"
     return subprocess.run(
         [sys.executable, "-c", hidden + code, *arguments],

@@ -1,4 +1,4 @@
-"""Each bench runs at a tiny size and prints its table. What it measures is nobody's business here."""
+"""Each bench runs at a tiny size and prints its table. The measured values are not checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.broker
 
 
 def bench(name: str, servers: str, *arguments: str) -> str:
-    """What the bench printed; fails the test with what it said where it did not end well."""
+    """The bench's output; if the bench fails, fails the test with its errors."""
     command = [sys.executable, "-m", f"bench.{name}", "--bootstrap-servers", servers, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -27,7 +27,7 @@ def bench(name: str, servers: str, *arguments: str) -> str:
 
 
 def rows_of(printed: str) -> list[list[str]]:
-    """The table's rows without its head."""
+    """The table's rows without the header."""
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 

@@ -1,4 +1,4 @@
-"""The embedded Kafka: what is promised to tests, to the demo and to `postback broker`."""
+"""The embedded Kafka's promises to tests, to the demo and to `postback broker`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_broker(clean_processes: None) -> Iterator[Broker]:
 
 @pytest.fixture
 def data(tmp_path: Path, clean_processes: None) -> Iterator[Path]:
-    """A folder for detached brokers, which are stopped whatever the test does."""
+    """A folder for detached brokers, which are stopped at the test's end in any case."""
     folder = tmp_path / "broker"
     yield folder
     stop_detached(folder)
@@ -125,8 +125,8 @@ def test_three_brokers_survive_the_loss_of_one(clean_processes: None) -> None:
 def test_temporary_data_is_thrown_away(clean_processes: None) -> None:
     with Broker.start() as broker:
         create_topic(broker.bootstrap_servers)
-        write(broker.bootstrap_servers, "one " * 1000)  # so that it is worth compressing
-        # What the broker unpacks to read it lies with its data, since a broker that is killed leaves it.
+        write(broker.bootstrap_servers, "one " * 1000)  # large enough to be compressed
+        # The broker unpacks native libraries beside its data: a killed broker cannot remove them.
         assert list(broker.data.glob("node-1/tmp/liblz4*"))
 
     assert not broker.data.exists()
@@ -151,7 +151,7 @@ def test_a_broker_ends_with_a_process_that_is_killed_even_when_it_is_stopped(cle
     psutil.wait_procs(processes_of(Path(data)), timeout=10)
     assert processes_of(Path(data)) == []
 
-    # What it could not remove any more the next one does, and leaves alone what belongs to one that lives.
+    # The next scratch folder removes those of dead processes, and keeps those of live ones.
     next_one, another = Scratch(), Scratch()
     assert not Path(data).exists()
     assert next_one.path.is_dir()
@@ -244,7 +244,7 @@ def test_what_the_package_manager_said_is_in_the_error(monkeypatch: pytest.Monke
 
 
 def package_manager(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Be root on a Debian without Java, whose apt-get is this script: tests must not install packages here."""
+    """Pretend to be root on a Debian without Java, with this script as apt-get: tests must not install packages."""
     (folder / "debian_version").touch()
     (folder / "apt-get").write_text(f"#!/bin/sh\nPATH=/bin:/usr/bin\n{script}\n")
     (folder / "apt-get").chmod(0o755)

@@ -1,4 +1,4 @@
-"""`postback broker`: a real Kafka, up and down by two commands."""
+"""`postback broker`: two commands start and stop a real Kafka."""
 
 from __future__ import annotations
 

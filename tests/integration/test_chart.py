@@ -1,4 +1,4 @@
-"""The chart: what Kubernetes is told, and what the program then reads."""
+"""The chart: its Kubernetes objects, and the settings that the program reads from them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.inference.settings import WorkerSettings
 
-# The first run builds helm or compose-go's command, which takes minutes.
+# The first run builds Helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -296,7 +296,7 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
         "--engine",
         "small",
     ]
-    # A hook comes before the chart's own objects: it may not lean on any of them.
+    # A hook runs before the chart's own objects exist, so it must not use any of them.
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
     assert not [m for m in render(AT_REST) if m["kind"] == "Job"]
 
@@ -372,7 +372,7 @@ def test_every_value_is_explained() -> None:
 
 
 def _names(values: Manifest) -> set[str]:
-    """The names of the values themselves, without those of the sections that hold them."""
+    """The names of the values, without those of the sections that hold them."""
     names: set[str] = set()
     for name, value in values.items():
         section = isinstance(value, dict) and value and name != "resources"

@@ -1,4 +1,4 @@
-"""The files with authorities and client certificates: read at the start, and when they are replaced, never shown."""
+"""Files with authorities and client certificates: read at start, reread after replacement, and never shown."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_private_key_that_others_may_use_stops_the_start_with_the_fix(
 ) -> None:
     path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
     if os.geteuid() == 0:
-        os.chown(path, 10001, 10001)  # what root owns, its group may read
+        os.chown(path, 10001, 10001)  # not root's: the group of root's files may read them
         with pytest.MonkeyPatch.context() as as_user:
             as_user.setattr(os, "geteuid", lambda: 10001)
             refused(path, clock, mode)

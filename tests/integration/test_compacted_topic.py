@@ -1,4 +1,4 @@
-"""A topic that is followed, on real brokers: away for a while, away for too long, and given up by a defect."""
+"""A followed topic on real brokers: unreachable for a while, for too long, and stopped by a defect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POISON = b"poison"
 
 
 class SkippingClock(SystemClock):
-    """The machine's clock, of which a test skips parts."""
+    """The machine's clock, which a test can move forward."""
 
     def __init__(self, skipped: float = 0.0) -> None:
         self.skipped = skipped
@@ -74,7 +74,7 @@ async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_d
     clock.skipped += SILENT_SECONDS + 1
     [reason] = followed.reasons()
     assert reason.startswith(f"the topic {fleet.topics.control} has not been heard of for ")
-    await until(lambda: followed.alive, "the thread does not come round")  # away is not dead
+    await until(lambda: followed.alive, "the thread does not come round")  # unreachable is not dead
     assert followed.reasons()
     await asyncio.to_thread(own_broker.resume)
     await until(lambda: not followed.reasons(), "it is not heard of again")
@@ -135,7 +135,7 @@ async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
     monkeypatch.setattr(EndpointStates, "apply", poisoned)
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # it is the test process's too
+    )  # its setting would apply to the test process
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
     ports: list[int] = []

@@ -1,4 +1,4 @@
-"""compose.yaml: who starts when, with what, and how confined."""
+"""compose.yaml: the services' start order, settings and confinement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from devkit.kafka.cluster import SERVER_PROPERTIES
 from tests.integration.deployment import OWN_BYTES, ROOT, Manifest, compose_model, own_services, readers_bytes
 
-# The first run builds helm or compose-go's command, which takes minutes.
+# The first run builds Helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -69,7 +69,7 @@ def _seconds(duration: str) -> int:
 
 def test_a_worker_has_room_for_the_processes_that_read_pages(compose: Manifest) -> None:
     limit = compose["services"]["worker"]["deploy"]["resources"]["limits"]["memory"]
-    assert limit.endswith("M")  # as compose says 1024 * 1024 bytes
+    assert limit.endswith("M")  # Compose's M means 1024 * 1024 bytes
     assert int(limit[:-1]) * 2**20 >= OWN_BYTES + readers_bytes()
 
 
@@ -92,7 +92,7 @@ def test_delivery_may_reach_the_receiver_and_nothing_else_of_the_network(compose
     services = compose["services"]
 
     address = services["receiver"]["networks"]["fleet"]["ipv4_address"]
-    for role in ("delivery", "worker", "worker-gpu"):  # a worker rejects a job whose callback could never be made
+    for role in ("delivery", "worker", "worker-gpu"):  # a worker rejects jobs with forbidden callbacks
         assert services[role]["environment"]["POSTBACK_EGRESS__ALLOW_CALLBACKS"] == f"{address}/32"
     assert "POSTBACK_EGRESS__ALLOW_FETCH" not in services["worker"]["environment"]
 
@@ -111,7 +111,7 @@ def test_the_keyring_is_written_by_its_maker_and_only_read_by_others(compose: Ma
 def test_composes_kafka_has_the_timeouts_of_the_broker_that_is_tested_on(compose: Manifest) -> None:
     kafka = compose["services"]["kafka"]
 
-    # The image's own rule: KAFKA_A_B_C becomes a.b.c.
+    # The image's rule: KAFKA_A_B_C becomes a.b.c.
     given = {
         name.removeprefix("KAFKA_").lower().replace("_", "."): value
         for name, value in kafka["environment"].items()

@@ -1,4 +1,4 @@
-"""Topics whose batches other clients, or the broker itself, compressed: the commands read all of them."""
+"""Topics with batches that other clients or the broker compressed: the commands read all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.broker
 
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
 NUMBERS = {1, 2, 3, 4}
-"""Of these codecs, in the attributes of a batch."""
+"""Numbers of these codecs in a batch's attributes."""
 SECONDS = 30.0
 
 
@@ -39,7 +39,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def result_of(job_id: str) -> bytes:
-    """One that is worth compressing: clients send what becomes no smaller as it is."""
+    """A result that compression makes smaller: clients send others uncompressed."""
     result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="yes " * 1000, created_at=1)
     return result.model_dump_json().encode()
 
@@ -63,7 +63,7 @@ def test_a_command_reads_a_topic_to_which_clients_write_with_every_codec(fleet: 
 
 
 def test_topics_that_the_broker_compresses_with_any_codec_are_read(fleet: KafkaSettings, seen: set[int]) -> None:
-    """As Java's clients compress: Snappy in another framing than librdkafka's, and Zstandard in streams."""
+    """The broker compresses like Java's clients: Snappy in another framing than librdkafka's, Zstandard in streams."""
     topics = {codec: f"{fleet.topic_prefix}compressed-{codec}" for codec in CODECS}
     admin = AdminClient(fleet.client_config())
     made = admin.create_topics([NewTopic(topics[codec], 1, 1, config={"compression.type": codec}) for codec in CODECS])

@@ -1,4 +1,4 @@
-"""A page that takes over its reader gets neither the worker's secrets nor anywhere else."""
+"""A page that takes over its reader reaches neither the worker's secrets nor anything outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALLOWED = {"thread", "own_signal"}
 
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
-    """What the reader tries beside the usual."""
+    """Files and addresses for the reader's attempts."""
     keyring, removable = tmp_path / "keyring.json", tmp_path / "removable"
     keyring.write_text("secret")
     removable.touch()
@@ -37,7 +37,7 @@ def told(tmp_path: Path) -> dict[str, Any]:
 
 
 async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
-    """What a reader could do, by what it tried."""
+    """A reader process and the outcome of each of its attempts."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         told = {**told, "port": server.sockets[0].getsockname()[1]}
@@ -52,7 +52,7 @@ async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
 async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
     told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker's environ and mem among them; as root too, whom file modes and ptrace's own rule do not stop."""
+    """The attempts include the worker's environ and mem. Root is confined too, although file modes do not stop it."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), *sys.path)))
     child, outcomes = await found(told)
     assert child.greeting["missing"] == []
@@ -64,7 +64,7 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
 
 
 def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
-    """As the embedding model's process does."""
+    """The embedding model's process is confined like this."""
     script = (
         "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
         "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"
@@ -80,7 +80,7 @@ def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
 async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_so_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Given a reader that says what it lacks, twice: one warning."""
+    """A reader that reports missing confinement twice leads to one warning."""
     lacking = tmp_path / "lacking_reader.py"
     lacking.write_text(
         "from workers.enrichment.processes import confinement, member\n"
@@ -102,7 +102,7 @@ async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_s
 
 @pytest.mark.parametrize("machine", confinement._ARCHITECTURES)
 def test_a_filter_fits_the_kernel_and_its_jumps_stay_within_it(machine: str) -> None:
-    """BPF's jumps are relative and forward, see bpf(2); 4,096 instructions are the most."""
+    """BPF's jumps are relative and forward, see bpf(2); a program has at most 4,096 instructions."""
     program = confinement._program(confinement._ARCHITECTURES[machine], no_files=True)
     steps = [program[start : start + 8] for start in range(0, len(program), 8)]
     assert len(steps) < 4096

@@ -1,4 +1,4 @@
-"""Answers of which only the beginning comes: what the status says holds, and only a 2xx needs the rest."""
+"""Truncated answers: the status counts, and only a 2xx needs the whole body."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HANGS = "hangs"
 
 
 def beginning(code: int, framing: str, then: str) -> Script:
-    """The headers and the first bytes of an answer, and then nothing: it is closed, reset, garbled, or hangs."""
+    """An answer that is closed, reset, garbled or left hanging after its headers and first bytes."""
 
     async def script(peer: Peer) -> None:
         await peer.request()
         head = f"HTTP/1.1 {code} Whatever\r\nretry-after: 60\r\n{BODY[framing]}\r\n\r\n"
         await peer.send(head.encode() + (b"3\r\nabc\r\n" if framing == "chunked" else b"abc"))
-        await asyncio.sleep(0.05)  # the other side reads these first
+        await asyncio.sleep(0.05)  # the client reads these first
         if then == "garbled":
             await peer.send(b"not-a-size\r\n")
         if then == "reset":
@@ -67,12 +67,12 @@ async def test_a_status_holds_whatever_becomes_of_its_body(
 @pytest.mark.parametrize(("framing", "then"), CUTS)
 @on_both_loops
 async def test_a_success_needs_its_body(start: Start, poster: Poster, hasty: Poster, framing: str, then: str) -> None:
-    """A proxy that loses its server sends the status all the same."""
+    """A proxy that loses its server may already have sent the status."""
     server = await start(beginning(200, framing, then))
     outcome = await post(hasty if then == HANGS else poster, server.url)
     reason, code = failure(outcome)
     assert code == 200
-    # A reset may take with it what was sent before it.
+    # A reset may discard bytes that were sent before it.
     lost = {FailureReason.BAD_RESPONSE, FailureReason.CONNECTION_CLOSED}
     assert reason in ({FailureReason.TIMEOUT} if then == HANGS else lost)
 

@@ -1,4 +1,4 @@
-"""`postback dead-letters` on a real broker: what was given up is listed, and put back once."""
+"""`postback dead-letters` on a real broker: dead letters are listed, and put back once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERYTHING = LetterFilter()
 
 
 def put_letters(fleet: KafkaSettings) -> None:
-    """In partition 0: a callback, a job of the bulk lane, and a job that was too large to be kept."""
+    """Write to partition 0 a callback, a job of the bulk lane, and a job that was too large for a dead letter."""
     producer = Producer(fleet.client_config())
     why = {"reason-detail": "because", "attempts": "10", "source-partition": "1", "source-offset": "7"}
     callback = {
@@ -61,9 +61,9 @@ def put_letters(fleet: KafkaSettings) -> None:
 
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int | None, dict[str, str]]]:
-    """Key, value, partition and headers of what stands in a topic."""
+    """Key, value, partition and headers of each record in a topic."""
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
+        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader can see it
     found = committed_records(fleet.client_config(), topic)
     return [
         (
@@ -178,7 +178,7 @@ def test_an_endpoint_without_a_scheme_is_refused_before_anything_is_asked(comman
 
 
 def test_a_letter_that_outlived_its_time_is_left_where_it_is(fleet: KafkaSettings) -> None:
-    """A mark that it was put back, made when the letter was new, may be gone by then."""
+    """The mark of an earlier redrive may already be deleted, so an old letter is not put back."""
     put_letters(fleet)
     for days, count in ((30.01, 0), (29.99, 2)):
         with PutBack(fleet, REDRIVE) as back, Scanner(fleet) as scanner:
@@ -220,7 +220,7 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
     assert redrive("job_1", "--dry-run") == redrive("job_1") == (2, refused.format("job_1"))
     assert redrive("--id", "msg_1") == (2, refused.format("msg_1"))
     assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")
-    assert redrive("job_1") == (2, refused.format("job_1"))  # the other one is not what is left of it
+    assert redrive("job_1") == (2, refused.format("job_1"))  # still ambiguous
     assert redrive("0:1") == (0, "postback: 1 of 1 put back")
     assert sorted(key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))) == ["acme", "globex"]
 
@@ -234,12 +234,12 @@ def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: Kafka
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
     assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
-    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # nobody has named any
+    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # no letter was named
 
 
 def test_a_cancelled_job_is_kept_until_its_cancellation_is_taken_back(fleet: KafkaSettings) -> None:
     put_letters(fleet)
-    cancel(fleet, "acme", ["job_1", "job_2"])  # job_1 is a callback, and job_2 another tenant's
+    cancel(fleet, "acme", ["job_1", "job_2"])  # job_1's letter is a callback, and job_2 belongs to another tenant
     cancel(fleet, "globex", ["job_2"])
     env, bulk = environment_of(fleet), fleet.topics.requests(bulk=True)
     held = postback_here("dead-letters", "redrive", "job_2", "--yes", env=env)
@@ -331,7 +331,7 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
 
 
 def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_put_back(fleet: KafkaSettings) -> None:
-    """They stand at the places of the old ones, whose marks are kept."""
+    """New letters have the places of old ones, whose marks are kept."""
     topic, admin = fleet.topics.dead_letters, AdminClient(fleet.client_config())
     put_letters(fleet)
     with Scanner(fleet) as scanner, PutBack(fleet, REDRIVE) as back:
@@ -340,7 +340,7 @@ def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_put_back(fleet:
         assert DeadLetters(fleet, scanner, CLOCK).tally(EVERYTHING).count == 0
     admin.delete_topics([topic])[topic].result(20)
     deadline = Deadline.after(CLOCK, 30)
-    while topic not in create_topics(fleet).created:  # it is still being deleted
+    while topic not in create_topics(fleet).created:  # the old topic is still being deleted
         assert not deadline.passed
         CLOCK.sleep(0.1)
     put_letters(fleet)

@@ -1,4 +1,4 @@
-"""`postback deliveries ID` over a real delivery: all that became of a callback, put back included."""
+"""`postback deliveries ID` after a real delivery: a callback's whole history, including a redrive."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.product import PARTITIONS, Product, eventually
 pytestmark = pytest.mark.broker
 
 FORMER_TIER_SECONDS = 0.4
-"""Of a schedule that the fleet had before."""
+"""A tier of the fleet's former schedule."""
 ATTEMPTS = 3
-"""Of an event of the test's fleet, which has two tiers."""
+"""Attempts for an event of the test's fleet, which has two tiers."""
 
 
 def put_result(product: Product, topic: str, job_id: str, webhook_id: str) -> None:
@@ -43,7 +43,7 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     product.callbacks.down()
     env = environment_of(product.kafka)
     put_result(product, product.kafka.topics.results, "job_1", "msg_1")
-    # Without jitter: with it, what is early by more than the slack hops, which is one step more.
+    # With jitter, a record that is early by more than the slack hops to another tier, which adds a step.
     product.deliver("d1", POSTBACK_DELIVERY__JITTER="0")
     eventually(lambda: len(product.dead_letters()) == 1, 60, "the callback is not given up")
     product.callbacks.up()
@@ -68,7 +68,7 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
         ],
         key=str,
     )
-    # What a redrive writes, it writes in one transaction.
+    # A redrive writes both in one transaction, so their order is open.
     assert {what for what, *_ in told[7:9]} == {"redriven", "waiting"}
     assert told[9:] == [("attempt", 1, None)]
     lines = postback_here("deliveries", "job_1", env=env).stdout.splitlines()
@@ -104,7 +104,7 @@ def test_an_event_that_was_put_off_hundreds_of_times_is_told_in_a_line_for_each_
     put(fleet, fleet.topics.results, {"callback-url": "https://hooks.example/in"}, at_ms=start_ms)
     for number in range(1, 300):
         put(fleet, tier, {"deferred": str(number)}, at_ms=start_ms + number)
-    # The broker stamps what is put into the former tier: it came last of all the waits before the attempt.
+    # The broker stamps records of the former tier with the current time, so this wait is the last before the attempt.
     reason = {"deferred-reason": "origin_left_alone"}
     put(fleet, former_tier, {"deferred": "300", "not-before": "1700000000000", **reason})
     after_ms = int(time() * 1000) + 1000
@@ -151,7 +151,7 @@ def test_attempts_and_waits_are_not_looked_for_before_the_first_result_unless_so
 
 
 def stamped_by_us(fleet: KafkaSettings) -> KafkaSettings:
-    """A fleet whose topics keep the times that their records are given, for what happened days ago."""
+    """A fleet whose topics keep their records' own timestamps, for events of days ago."""
     ours = fleet.model_copy(update={"topic_prefix": f"{fleet.topic_prefix}ours.", "partitions": 1})
     admin = AdminClient(ours.client_config())
     specs = [(spec, {**spec.config, "message.timestamp.type": "CreateTime"}) for spec in ours.topics.specs(1)]

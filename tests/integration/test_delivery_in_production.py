@@ -1,4 +1,4 @@
-"""`postback deliver` as it runs in production: over https, with certificates that its environment names."""
+"""`postback deliver` as in production: over https, with certificates from its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.product import CLOCK, Callbacks, Product, Role, eventually
 pytestmark = pytest.mark.broker
 
 PUBLIC = "http://93.184.215.14/hook"
-"""Plain http to a public address: in development an attempt would be made."""
+"""Plain http to a public address, which only development allows."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def deliver(product: Product, ca_file: Path, **certificates: Path) -> Role:
 
 
 def said_of(product: Product, name: str) -> list[dict[str, Any]]:
-    """The attempts of an event, the first one first."""
+    """The attempts at an event, in order."""
     return sorted((one for one in product.attempts() if one["job_id"] == name), key=lambda one: int(one["attempt"]))
 
 
@@ -86,14 +86,14 @@ def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_t
     }
     assert letters["public"]["reason-detail"] == "callback_url: https is required"
     for name in ("globex", "initech"):
-        # In TLS 1.3 the refusal may come after the request was sent.
+        # In TLS 1.3 the server may refuse after the request was sent.
         assert {one["error"] for one in said_of(product, name)} <= {"tls_failed", "connection_closed"}
 
 
 def test_authorities_that_are_replaced_are_trusted_without_a_restart(
     product: Product, authority: Authority, tmp_path: Path
 ) -> None:
-    """The file is looked at every ten seconds; the event waits in the tiers meanwhile."""
+    """Delivery checks the file every ten seconds; the event waits in the tiers meanwhile."""
     product.kafka = product.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
     create_topics(product.kafka)
     product.callbacks.tenants = ("acme",)

@@ -1,4 +1,4 @@
-"""A delivery process stays within its container's limit of memory, whatever waits for an endpoint that is down."""
+"""A delivery process stays within its container's memory limit while large results wait for a dead endpoint."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ pytestmark = pytest.mark.broker
 VALUES = Path(__file__).parents[2] / "helm" / "postback" / "values.yaml"
 LIMIT = int(yaml.safe_load(VALUES.read_text())["delivery"]["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
 RESULTS = 300
-"""More bytes than the window takes."""
+"""Results with more bytes than the window holds."""
 DEAD = "http://127.0.0.1:9/hook"
 GROUPS = (("sys/fs/cgroup", "memory.max"), ("sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 
 
 def is_empty(group: Path) -> bool:
-    """True when no process is left in a control group."""
+    """True if the control group has no process left."""
     return not (group / "cgroup.procs").read_text()
 
 
 @contextmanager
 def limited(limit: int) -> Iterator[Path | None]:
-    """A control group with this limit; None where the test may not make one."""
+    """A control group with this memory limit; None if the test may not make one."""
     for place, file in GROUPS:
         group = Path("/") / place / f"postback-test-{os.getpid()}"
         try:
             group.mkdir()
         except OSError:
             continue
-        if not (group / file).exists():  # no controller of memory here
+        if not (group / file).exists():  # no memory controller here
             group.rmdir()
             continue
         (group / file).write_text(str(limit))
@@ -56,7 +56,7 @@ def limited(limit: int) -> Iterator[Path | None]:
 
 
 def large(number: int) -> bytes:
-    """A result of 900 kB that no compression makes small."""
+    """A result of 900 kB that does not compress well."""
     text = os.urandom(450_000).hex()[:890_000]
     return write_result(Result(job_id=f"job_{number}", outcome=Outcome.SUCCEEDED, text=text, created_at=1_700_000_000))
 

@@ -1,4 +1,4 @@
-"""Partitions of delivery move while an endpoint hangs: its attempts are cut, so that all others go on."""
+"""Delivery's partitions move while an endpoint hangs: its attempts are abandoned, so that all others go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 
 
 def put_results(product: Product, url: str, names: list[str]) -> None:
-    """One after the other into each partition."""
+    """Write one result for each name, in turn over the partitions."""
     producer = Producer(product.kafka.client_config())
     for count, name in enumerate(names):
         result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
@@ -28,7 +28,7 @@ def put_results(product: Product, url: str, names: list[str]) -> None:
 
 
 def abandoned(role: Role) -> int:
-    """How many records it did not await when partitions were taken from it."""
+    """The number of records that the process abandoned when its partitions were revoked."""
     lines = [json.loads(line) for line in role.said().splitlines() if line.startswith("{")]
     return sum(line["postback.abandoned"] for line in lines if line.get("event.action") == "partitions-revoked")
 
@@ -37,7 +37,7 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
     product: Product,
 ) -> None:
     product.callbacks.up()
-    with socket.socket() as hung:  # the kernel takes connections, and nobody answers
+    with socket.socket() as hung:  # the kernel accepts connections, and no code answers
         hung.bind(("127.0.0.1", 0))
         hung.listen(100)
         names = [f"hung-{number}" for number in range(4 * PARTITIONS)]
@@ -45,7 +45,7 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
         first = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
         second = product.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
-        # Before their deadline: an attempt that has ended by itself is not abandoned.
+        # This has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
         eventually(lambda: abandoned(first) > 0, 60, first.said)
         eventually(
             lambda: second.metrics()["postback_in_flight"] > 0, 60, "what was cut is not tried by its next owner"

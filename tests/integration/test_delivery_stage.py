@@ -1,4 +1,4 @@
-"""Delivery on a real broker: results go in, callbacks come out, and what fails waits in the tiers."""
+"""Delivery on a real broker: results go in, callbacks go out, and failed ones wait in the tiers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ CLOCK = SystemClock()
 
 @dataclass
 class Site:
-    """A consumer of webhooks: `/ok` takes all, `/flaky` the third attempt of each, `/down` none, `/gone` is gone.
+    """A consumer of webhooks: `/ok` takes all, `/flaky` each event's third attempt, `/down` none; `/gone` answers 410.
 
-    `/moved` leads to `/ok`, and `/late` is behind a gateway that is the first time too impatient for it.
+    `/moved` redirects to `/ok`, and `/late` is behind a gateway that times out on the first attempt.
     """
 
     origin: str = ""
@@ -75,7 +75,7 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 class Unforeseen(AbstractResolver):
-    """A resolver that fails as none should, but for names that begin with `fine`: those are this machine's."""
+    """A resolver that raises an unexpected error, except for names that begin with `fine`, which lead to loopback."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -85,13 +85,13 @@ class Unforeseen(AbstractResolver):
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Close nothing."""
 
 
 @pytest.fixture
 async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
-    """A delivery process' stage, running."""
-    # One origin has good and bad paths here, which its breaker would not tell apart.
+    """The running stage of a delivery process."""
+    # One origin has good and bad paths here, which its breaker would count together.
     settings, metrics = DeliverySettings(breaker_failures=10_000, breaker_failure_share=1.0), Metrics()
     policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
     poster = Poster(settings, policy, CLOCK, resolver=Unforeseen())
@@ -106,7 +106,7 @@ async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metr
 
 
 def put_results(fleet: KafkaSettings, urls: dict[str, str]) -> None:
-    """One result per job id, with the callback that it asks for."""
+    """Write one result for each job id, with its callback URL."""
     producer = Producer(fleet.client_config())
     for job_id, url in urls.items():
         result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
@@ -116,7 +116,7 @@ def put_results(fleet: KafkaSettings, urls: dict[str, str]) -> None:
 
 
 def read_all(fleet: KafkaSettings, topic: str, wanted: int) -> list[Message]:
-    """The first `wanted` committed records of a topic, and whatever else is there by then. Fails after 60 s."""
+    """At least `wanted` committed records of a topic. Fails after 60 s."""
     consumer = KafkaConsumer({**fleet.client_config(), "group.id": "unused", "isolation.level": "read_committed"})
     try:
         partitions = consumer.list_topics(topic, 20).topics[topic].partitions
@@ -169,7 +169,7 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
         "/flaky": 24,
         "/down": 24,
         "/gone": 8,
-        "/moved": 24,  # and none of them is followed
+        "/moved": 24,  # no redirect is followed
         "/late": 16,
     }
     secrets, public_keys = keyring.secrets("acme", CLOCK.time()), keyring.public_keys("acme", CLOCK.time())
@@ -184,7 +184,7 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
 async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
     fleet: KafkaSettings, delivery: Metrics, site: Site
 ) -> None:
-    """No worker writes one; but a compressed record may be larger than any topic takes, and a repeat is not."""
+    """No worker writes such a result. Compressed, it passes a topic's limit, but its rewritten copy does not."""
     producer = Producer({**fleet.client_config(), "compression.type": "lz4", "message.max.bytes": 8_000_000})
     headers = {"webhook-id": "msg_large", "job-id": "large", "callback-url": f"{site.origin}/down"}
     result = Result(job_id="large", outcome=Outcome.SUCCEEDED, text="x" * 3_000_000, created_at=1_700_000_000)
@@ -203,7 +203,7 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
 async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     fleet: KafkaSettings, delivery: Metrics, site: Site
 ) -> None:
-    """Many more than an origin may have at once: none keeps the place that it had there."""
+    """There are many more such names than places at an origin: each has to return its place."""
     port = site.origin.rpartition(":")[2]
     urls = {f"poison-{number}": f"http://poison.example:{port}/ok" for number in range(200)}
     put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)})

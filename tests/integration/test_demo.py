@@ -1,4 +1,4 @@
-"""`scripts/demo` as a newcomer runs it, and how it ends when something does not go as it should."""
+"""`scripts/demo` as a newcomer runs it, and its end when something fails."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def wait_for_an_answer(process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the demo puts what it needs while it runs; empty when it has cleaned up."""
+    """The demo's folder for temporary files; empty after it has cleaned up."""
     made = tmp_path / "temporary"
     made.mkdir()
     return made
@@ -70,7 +70,7 @@ def test_twenty_jobs_come_back_signed_with_their_page_in_the_prompt(env: dict[st
 
 
 def test_the_next_steps_work_as_printed(fleet: KafkaSettings) -> None:
-    """All but the start of Kafka, which is the tests' own."""
+    """Runs all steps except the start of Kafka, which the tests provide."""
     steps = [line.strip() for line in next_steps(POSTBACK, own_kafka=False) if line.startswith("    ")]
     process = subprocess.Popen(
         ["bash", "-e", "-c", "\n".join([*steps, "kill %1", "wait"])],
@@ -118,6 +118,6 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals, env: 
 @pytest.mark.vllm
 @pytest.mark.timeout(1500)  # on a bare machine the model is downloaded and unpacked first
 def test_a_real_model_answers_every_question_from_the_right_page() -> None:
-    done = demo(env=environment_of())  # in the usual TMPDIR, where what torch has compiled is found again
+    done = demo(env=environment_of())  # in the usual TMPDIR, which holds torch's compiled code
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 of 20 answered, 20 right with the right source, 20 signatures verified" in done.stdout

@@ -1,4 +1,4 @@
-"""What the chart and compose.yaml start, held against the program: its variables, commands and flags."""
+"""The variables, commands and flags in the chart and compose.yaml, compared with the program's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from console.variables import complaints
 from tests.integration.deployment import VALUE_SETS, Manifest, compose_model, own_services, pods, render
 
-# The first run builds helm or compose-go's command, which takes minutes.
+# The first run builds Helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
 
 POSTBACK = Path(sys.executable).with_name("postback")

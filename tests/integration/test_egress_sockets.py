@@ -1,4 +1,4 @@
-"""The guard on real sockets: what is connected to, and what a server behind it ever sees."""
+"""The guard on real sockets: its connections, and the requests that servers see."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VECTORS: dict[str, Any] = json.loads((DATA / "ssrf_vectors.json").read_text())
 SPELLINGS: list[str] = json.loads((DATA / "url_spellings.json").read_text())["loopback"]
 
 FIRST = EgressPolicy(allow=(ip_network("127.0.0.1/32"),))
-"""Lets 127.0.0.1 through and no other loopback address: 127.0.0.2 plays the internal host."""
+"""A policy that allows 127.0.0.1 and no other loopback address; 127.0.0.2 plays the internal host."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ async def serving(host: str, port: int = 0, location: str | None = None) -> Asyn
 
 
 class Names(AbstractResolver):
-    """A resolver whose answers are given: each call takes the next list of addresses, the last one stays."""
+    """A resolver with given answers: each call takes the next list of addresses; the last one repeats."""
 
     def __init__(self, *answers: list[str]) -> None:
         self._answers = list(answers)
@@ -83,7 +83,7 @@ class Names(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Close nothing."""
 
 
 async def refusal(guard: Guard, url: str) -> EgressRefused:
@@ -107,7 +107,7 @@ async def test_a_refused_host_sees_no_connection(host: str) -> None:
 
 
 async def test_no_spelling_of_a_loopback_address_reaches_a_server() -> None:
-    """With a client that is told to follow whatever it can read, each name answered with the internal address."""
+    """The resolver answers every name with the internal address, so only the guard stops the client."""
     async with serving("127.0.0.2") as server:
         policy = EgressPolicy(development=True, ports=frozenset({server.port}))
         async with Guard(policy, Names(["127.0.0.2"])).session() as session:
@@ -120,7 +120,7 @@ async def test_no_spelling_of_a_loopback_address_reaches_a_server() -> None:
 on_both_loops = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )
-"""Workers run uvloop, which connects and names its peers by code of its own."""
+"""Both loops: workers run uvloop, which has its own code to connect and to name peers."""
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -138,7 +138,7 @@ def literal(address: str) -> str:
 def test_an_address_of_the_allow_list_is_connected_to(
     loop_factory: LoopFactory, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All the way to the socket, which is asked for that address; no packet leaves this machine for it."""
+    """Each call reaches the socket's connect with that address; a stub keeps packets on this machine."""
     asked = []
 
     async def connect(_: object, opened: socket.socket, target: tuple[Any, ...]) -> None:
@@ -160,7 +160,7 @@ def test_an_address_of_the_allow_list_is_connected_to(
 def test_an_address_of_the_deny_list_opens_no_socket(
     loop_factory: LoopFactory, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a literal, and as what a name resolves to."""
+    """Each address is tried as a literal, and as a name's answer."""
 
     async def connect(*_: object) -> None:
         raise AssertionError("it was connected to")
@@ -176,13 +176,13 @@ def test_an_address_of_the_deny_list_opens_no_socket(
 
 OURS = ["127.0.0.1", "127.0.0.2", "127.255.255.254", "::1"]
 WAYS_TO_US = [*OURS, "::ffff:127.0.0.1", "::ffff:127.0.0.2", "0.0.0.0", "::", "::ffff:0.0.0.0"]
-"""Addresses that lead to one of ours: the unspecified ones do on Linux."""
+"""Addresses that lead to one of ours; on Linux the unspecified ones do too."""
 EVERYTHING = EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 @on_both_loops
 def test_no_address_of_this_machine_lets_a_connection_arrive(loop_factory: LoopFactory) -> None:
-    """With a listener on each, which hears whoever is let through."""
+    """A listener on each address would see a connection that passes the guard."""
 
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
@@ -221,7 +221,7 @@ async def test_a_name_that_mixes_allowed_and_refused_addresses_is_refused_wholly
 
 
 async def test_a_name_that_resolves_differently_the_second_time_is_refused_then() -> None:
-    """DNS rebinding: the second connection asks again, and its own answer is what is judged."""
+    """DNS rebinding: the second connection resolves the name again, and the guard judges that answer."""
     guard = Guard(FIRST, Names(["127.0.0.1"], ["127.0.0.2"]))
     connector = GuardedConnector(guard.policy, guard.resolver, force_close=True, use_dns_cache=False)
     async with serving("127.0.0.1") as allowed, serving("127.0.0.2", allowed.port) as internal:
@@ -238,7 +238,7 @@ async def test_a_name_that_resolves_differently_the_second_time_is_refused_then(
 async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
     eyeballs: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second line of defence alone: what aiohttp connects to decides, wherever it took the address from."""
+    """The second line of defence alone: the guard judges the address that aiohttp connects to, whatever its origin."""
     monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         connector = GuardedConnector(FIRST, None, happy_eyeballs_delay=eyeballs)
@@ -249,7 +249,7 @@ async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
 
 
 async def test_the_peer_is_checked_after_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third line alone: a connection that leads elsewhere is closed before anything is sent."""
+    """The third line of defence alone: a connection to a forbidden peer is closed before anything is sent."""
     monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
     async with serving("127.0.0.2") as server:
@@ -281,7 +281,7 @@ async def test_a_denied_address_is_never_connected_to_however_it_is_named_or_all
 async def test_a_denied_address_is_seen_on_the_socket_and_at_the_peer(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second and the third line, each alone."""
+    """The second and the third line of defence, each alone."""
     monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         assert (await refusal(Guard(DENYING), server.url(host))).reason is Refusal.DENIED

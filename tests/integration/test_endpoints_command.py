@@ -1,4 +1,4 @@
-"""`postback endpoints` beside a real `postback deliver`: what it lists, and that its word takes effect at once."""
+"""`postback endpoints` beside a real `postback deliver`: its list, and its orders, which take effect at once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_gone_stays_disabled_over_a_kill_until_an_operator_enables_it(pr
     put_result(fleet, "second", callbacks.url)
     product.wait_for_callbacks(2, 30)
 
-    # As its last line says, which names this endpoint: the tenant's other letters stay.
+    # The command's last line names this endpoint only: the tenant's other letters stay.
     command = shlex.split(enabled.stderr.splitlines()[-1].partition("put back by: postback ")[2])
     *before, last = command
     assert last == callbacks.url
@@ -83,7 +83,7 @@ def test_what_is_gone_stays_disabled_over_a_kill_until_an_operator_enables_it(pr
     put_result(fleet, "third", callbacks.url)
     eventually(lambda: len(reasons()) == 3, 30, lambda: f"there is {reasons()}")
 
-    # `first` was answered with 410 before; both that were kept came with their own ids, and nothing else was sent.
+    # `first` had got a 410 before; both kept events came with their own ids, and nothing else was sent.
     sent = sorted(one.webhook_id or "" for one in callbacks.received)
     assert sent == ["msg_first", "msg_first", "msg_kept", "msg_second"]
     said = killed.said()
@@ -104,7 +104,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     put("acme", HOOK, EndpointState.ENABLED)
     put("acme", HOOK, EndpointState.FAILING)
     put("acme", f"{HOOK}3", EndpointState.DISABLED)
-    put("acme", f"{HOOK}3", EndpointState.FAILING)  # of a process that had not read that it is disabled
+    put("acme", f"{HOOK}3", EndpointState.FAILING)  # by a process that had not yet read that it is disabled
     put("acme", f"{HOOK}2", EndpointState.FAILING)
     put("acme", f"{HOOK}2", None)
     put("acme", "https://hooks.example/\x1b[2J", EndpointState.DISABLED)
@@ -120,7 +120,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     assert [(one["tenant"], one["url"]) for one in listed(fleet, "--tenant", "globex")] == [("globex", HOOK)]
     lines = postback("endpoints", "list", env=environment_of(fleet))
     assert f"failing  -  2023-11-14T22:13:20.000Z  acme  {HOOK}\n" in lines.stdout
-    assert "\x1b" not in lines.stdout  # a terminal does not do what a URL says
+    assert "\x1b" not in lines.stdout  # a terminal must not obey a URL's escape codes
 
 
 def test_several_are_disabled_and_enabled_at_once_and_none_where_one_of_them_is_not_disabled(

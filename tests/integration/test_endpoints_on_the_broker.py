@@ -1,4 +1,4 @@
-"""Slow, dead and unwilling endpoints on a real broker and real sockets: what they cost the others, and what is kept."""
+"""Slow, dead and refusing endpoints on a real broker and real sockets: their cost to others, and kept events."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ QUICK = {"breaker_open_seconds": 0.2, "breaker_longest_seconds": 0.4}
 
 @dataclass
 class Site:
-    """A consumer of webhooks on an origin of its own."""
+    """A consumer of webhooks on its own origin."""
 
     status: int = 204
     gate: asyncio.Event | None = None
-    """Where set, answers wait for it."""
+    """If given, answers wait for this event."""
     got: list[str] = field(default_factory=list)
     """The `webhook-id` of each request, in order."""
     running: int = 0
@@ -89,7 +89,7 @@ async def site() -> AsyncIterator[Site]:
 
 @dataclass
 class Fleet:
-    """A fleet, and delivery processes' insides that run against it."""
+    """A fleet, and delivery stages that run against it in this process."""
 
     kafka: KafkaSettings
     keyring: Keyring
@@ -98,7 +98,7 @@ class Fleet:
 
     @asynccontextmanager
     async def delivery(self, **settings: float) -> AsyncIterator[None]:
-        """The stage of `workers.roles.delivery`, with loopback allowed and settings that may be out of bounds."""
+        """Run the stage of `workers.roles.delivery` with loopback allowed; settings may exceed their bounds."""
         chosen = DeliverySettings().model_copy(update=settings)
         policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
         topics = self.kafka.topics
@@ -118,7 +118,7 @@ class Fleet:
             await followed.close()
 
     def put(self, url: str, names: Iterable[str], tenant: str = "acme", partition: int = -1) -> None:
-        """A settled result for each of these, in a partition by its name; `{}` in the URL is its name."""
+        """Write a settled result for each name, to a partition by its name; `{}` in the URL becomes the name."""
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20})
         value = write_result(Result(job_id="job", outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000))
         for name in names:
@@ -137,7 +137,7 @@ class Fleet:
         return [json.loads(value_of(record)) for record in records]
 
     async def in_tiers(self) -> set[str]:
-        """Every job of which a tier has, or had, a record."""
+        """Every job with a record in a tier, now or earlier."""
         found: set[str] = set()
         for topic in self.kafka.topics.tiers.values():
             records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
@@ -145,7 +145,7 @@ class Fleet:
         return found
 
     async def letters(self) -> Counter[str]:
-        """How many dead letters there are of each reason."""
+        """The number of dead letters by reason."""
         topic = self.kafka.topics.dead_letters
         records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
         return Counter(headers_of(record)["reason"].decode() for record in records)
@@ -186,17 +186,17 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
     healthy = [f"ok-{number}" for number in range(400)]
     async with hung.up(), fleet.delivery(deadline_seconds=600.0):
         assert hung.gate is not None
-        # All of them before all healthy ones in a single partition, whose first record is held all the time.
+        # All hung events precede the healthy ones in one partition, and its first record stays unanswered.
         fleet.put(f"{hung.origin}/hook", queued, partition=2)
         fleet.put(f"{site.origin}/hook", healthy, partition=2)
         await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
 
-        # The hung one has answered nothing yet: it has its places, and the rest is out of the way.
+        # The hung endpoint has answered nothing yet: its places are taken, and its other events are deferred.
         assert len(hung.got) == hung.running == DeliverySettings().destination_concurrency
         assert fleet.counted("postback_deferred_total") >= 10_000
         hung.gate.set()
     assert sorted(site.got) == sorted(healthy)
-    # A deferral is no attempt, and loses nothing: what was not sent stands in a tier.
+    # A deferral is no attempt and loses nothing: unsent events are in a tier.
     attempts = await fleet.attempts()
     assert sorted(one["job_id"] for one in attempts) == sorted(hung.got + site.got)
     sent = {one["job_id"] for one in attempts if one["error"] is None}
@@ -206,16 +206,16 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
 async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
     fleet_with: Callable[..., Fleet], site: Site
 ) -> None:
-    # Waits enough that no event is the probe so often that its schedule ends meanwhile.
+    # Enough waits that no event is the probe so often that its schedule ends.
     fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
-    with socket.socket() as reserved:  # bound and not listening: whoever connects is refused
+    with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         names = [f"dead-{number}" for number in range(300)]
         async with fleet.delivery(destination_concurrency=8, breaker_failures=10, **QUICK):
             fleet.put(f"http://127.0.0.1:{port}/hook", names)
             fleet.put(f"{site.origin}/hook", ["ok"])
-            # Three openings: two probes at least have failed.
+            # After three openings at least two probes have failed.
             await until(lambda: fleet.counted("postback_breaker_changes_total", state="open") >= 3, lambda: "no probe")
             await until(lambda: len(site.got) == 1, lambda: "the healthy one was not served")
             reserved.close()
@@ -225,7 +225,7 @@ async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
     assert fleet.counted("postback_breaker_changes_total", state="closed") == 1
     failed = [one for one in await fleet.attempts() if one["error"] is not None]
     opened = fleet.counted("postback_breaker_changes_total", state="open")
-    # Ten in a row, those that were on their way beside them, and one for each probe: not one for each event.
+    # Ten failures open the breaker; seven more were in flight, and each probe adds one: far fewer than one an event.
     assert 10 <= len(failed) <= 10 + 7 + opened
     assert await fleet.letters() == {}
 
@@ -248,7 +248,7 @@ async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kep
             return fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")
 
         await until(lambda: kept() == 20 and len(site.got) == 3, lambda: f"{kept()} of 20 are kept")
-    # A process that starts anew knows it before it sends anything.
+    # A new process knows that before it sends anything.
     fleet.put(gone, ["after-restart"])
     async with fleet.delivery():
         await until(lambda: kept() == 21, lambda: "what came after the restart is not kept")
@@ -287,7 +287,7 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
     )
     assert disabled.at - failing.at >= 500
     assert "late" not in site.got
-    assert len(site.got) <= asked + 1  # the one that was on its way
+    assert len(site.got) <= asked + 1  # one may have been in flight
 
 
 async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant_may_have(
@@ -309,16 +309,16 @@ async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant
     )
     fleet.put_state(idle)
     fleet.put_state(operator)
-    # A breaker that is hardly ever open: here all that is sent is to be answered.
+    # The breaker is hardly ever open, so that all events are attempted.
     async with fleet.delivery(disable_after_seconds=0.5, breaker_open_seconds=0.01, breaker_longest_seconds=0.01):
-        site.status = 503  # each fails three times, for longer than it takes to be disabled
+        site.status = 503  # each fails three times, over more than disable_after_seconds
         put(40)
         await until(lambda: counted("callback_exhausted") == 40, lambda: "not all are given up")
         site.status = 410
         put(60)
         await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
-    # A process that starts anew has learnt nothing else, and goes on writing nothing.
+    # A new process has the same knowledge, and also writes no more.
     async with fleet.delivery():
         put(10)
         await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")
@@ -330,7 +330,7 @@ async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant
         DisabledBecause.GONE: 19,
         DisabledBecause.OPERATOR: 1,
     }
-    assert idle.key not in known  # what is tried no more is taken out by whatever else is attempted
+    assert idle.key not in known  # an endpoint without attempts is evicted by attempts at others
 
 
 async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transaction_open_in_it(
@@ -351,7 +351,7 @@ async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transac
     followed = CompactedTopic(fleet, fleet.topics.endpoints, lambda key, value: known.append(key), CLOCK)
     starting = asyncio.ensure_future(followed.start())
     await until(lambda: known == [b"before"], lambda: f"{known} is known")
-    assert not starting.done()  # what is behind the open transaction cannot be seen yet, and counts
+    assert not starting.done()  # records behind the open transaction count, though they cannot be seen yet
     await asyncio.to_thread(left_open.abort_transaction, 20)
     await starting
     assert known == [b"before", b"behind"]

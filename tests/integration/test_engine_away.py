@@ -1,4 +1,4 @@
-"""A real worker whose engine's server does not do its work: what it says of it, and when it ends."""
+"""A real worker whose engine's server fails: the worker's logs and readiness, and when it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "sk-very-private"
 
 
 class Server(ThreadingHTTPServer):
-    """Speaks OpenAI's protocol, and lets nobody in while a status says so."""
+    """A server of OpenAI's protocol that refuses requests while a status is set."""
 
     daemon_threads = True
 
@@ -89,7 +89,7 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
 
 
 def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, server: Server) -> None:
-    """So that a startup probe ends one whose engine never comes; before, `/healthz` was well from the first second."""
+    """So a startup probe ends a worker whose engine never comes. Before, `/healthz` answered 200 from the start."""
     server.listing = 503
     worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
     eventually(lambda: "engine-wait" in worker.said(), 60, "the engine is not waited for")
@@ -99,7 +99,7 @@ def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, serve
 
 
 def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
-    """The registry knew the command line's word alone, and each such job was rejected."""
+    """Before, the registry knew only the command line's model, and each such job was rejected."""
     product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
     product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
     product.wait_for_results(2, 60)
@@ -123,7 +123,7 @@ def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_na
 
 
 class _Gate(BaseHTTPRequestHandler):
-    """The Hugging Face hub, as far as it says that one may not have a model."""
+    """A Hugging Face hub that refuses access to a model."""
 
     def do_HEAD(self) -> None:
         self.send_response(401)
@@ -137,7 +137,7 @@ class _Gate(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    """Its address."""
+    """The hub's address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -147,7 +147,7 @@ def hub() -> Iterator[str]:
 
 
 def ends_with(worker: Role, said: str) -> None:
-    """With status 1, and with this as the last line, which is the only one that speaks of it."""
+    """Assert exit status 1, this last line, and no traceback."""
     assert worker.process.wait(400) == 1
     assert worker.said().splitlines()[-1] == f"postback: {said}"
     assert "Traceback" not in worker.said()

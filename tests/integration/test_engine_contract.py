@@ -1,4 +1,4 @@
-"""What every engine does alike. The same tests run over echo, over HTTP and over vLLM itself."""
+"""The contract of every engine. The same tests run over echo, over HTTP and over vLLM itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def busy(engine: Engine, count: int) -> None:
 
 
 class EngineContract:
-    """Subclasses say which engine, and which request takes long on it."""
+    """Contract tests; subclasses give the engine, and a request that takes long on it."""
 
     slow = request("slow", f"{QUESTION} [[sleep 60]]", max_tokens=400)
 

@@ -1,4 +1,4 @@
-"""Enrichment against real servers on loopback. Servers and pages that mean harm are in `hostile`."""
+"""Enrichment against real servers on loopback. Hostile servers and pages are in `hostile`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.enrichment.evidence import Evidence, NothingFound
 
 
 def label(site: Site, position: int = 1) -> str:
-    """The note on a page of the site: each hides a sentence that tries to steer."""
+    """The note on a page of the site; each page hides a sentence that tries to steer the model."""
     return f"source {position} ({site.url('')}) tries to steer the model: overrides instructions, dictates the answer"
 
 
@@ -28,7 +28,7 @@ async def read(script: Script, **settings: object) -> Evidence:
 
 
 async def reason(script: Script, **settings: object) -> str:
-    """Why the page of this server was left out. The note names its origin and nothing more of its URL."""
+    """The reason for omitting this server's page; asserts that the note names of its URL only the origin."""
     evidence = await read(script, **settings)
     assert evidence.sources == ()
     (note,) = evidence.notes
@@ -183,7 +183,7 @@ async def test_a_reader_that_was_killed_is_replaced() -> None:
 
 
 async def test_a_reader_of_a_large_worker_is_kept() -> None:
-    """The kernel counts the worker's memory at the fork as the reader's: each page had a new reader, and was late."""
+    """At the fork, the kernel counts the worker's memory as the reader's. Before, each page got a new reader, late."""
     ballast = b"x" * (400 * 1024 * 1024)
     async with Site() as site, enriching(members=1) as enricher:
         kept = set()
@@ -220,7 +220,7 @@ async def test_readers_get_nothing_of_the_environment_that_could_be_secret(monke
 
 
 def site_with_robots(robots: Script, asked: list[str]) -> Script:
-    """A server of which only the first request is for robots.txt."""
+    """A server whose first request alone is for robots.txt."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append("robots" if not asked else "page")
@@ -281,7 +281,7 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
 
 
 async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
-    """It took as long to rank as ten others, and with two of them a job had no source at all."""
+    """Before, such a page took as long to rank as ten others, and two of them cost a job all of its sources."""
     letters = FACT.encode() + b"\na" * 150_000
     async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])

@@ -1,4 +1,4 @@
-"""Tenants that share one real worker: a flood gives way, whoever is alone is left alone, and the bulk lane moves on."""
+"""Tenants that share one real worker: a flood yields, a lone tenant is not deferred, and the bulk lane moves on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOW = {
     "POSTBACK_WORKER__WINDOW_RECORDS": "64",
     "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "0.15",
 }
-"""430 jobs a second at most: what is sent in a moment waits for seconds."""
+"""At most 430 jobs a second, so a burst waits for seconds."""
 
 
 def jobs(name: str, count: int) -> list[bytes]:
@@ -32,9 +32,9 @@ def of(tenant: str, *more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
 
 
 def in_order(product: Product) -> list[str]:
-    """The results' job ids, in the order in which they were settled."""
+    """The results' job ids in the order of settling."""
     results = product.read(product.kafka.topics.results)
-    # One transaction's results lie in several partitions, and within one their order is that of their offsets.
+    # One transaction's results lie in several partitions; within a partition offsets give the order.
     results.sort(key=lambda message: (message.timestamp()[1], message.partition(), message.offset()))
     return [json.loads(value_of(message))["job_id"] for message in results]
 

@@ -1,8 +1,8 @@
-"""Servers that mean harm, each a real one on loopback.
+"""Hostile servers, each a real one on loopback.
 
-One enricher goes through all of them. While it reads a hostile page it reads an ordinary one for another job, which
-must come out as ever; the hostile one ends within its budget and in bounded memory, with a reason that the result's
-reader gets, which says nothing of its URL but the origin.
+One enricher reads all of their pages, and beside each one an ordinary page for another job, which must be read as
+usual. The hostile read ends within its budget and in bounded memory. Its note gives the result's reader a reason, and
+of the URL only the origin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workers.enrichment.settings import EnrichmentSettings
 
 LATE_SECONDS = 1.0
 JOB_GROWTH_BYTES = 1024 * 1024 * 1024
-"""What a whole job of them may: three readers at their limit."""
+"""Upper bound for a whole job of hostile pages: three readers at their limit."""
 HARD_LIMIT_SECONDS = 60.0
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @dataclass(frozen=True)
 class Case:
-    """A server, and a pattern of the reason for which its page is left out."""
+    """A server, and a pattern that the reason for omitting its page has to match."""
 
     script: Script
     why: str
@@ -46,7 +46,7 @@ class Case:
 
 
 def late(script: Script) -> Case:
-    """A server that would never end: the job's budget ends it."""
+    """A case of a server that never ends its answer: the job's budget ends the read."""
     return Case(script, "it was late", LATE_SECONDS)
 
 
@@ -56,7 +56,7 @@ def bomb(megabytes: int) -> bytes:
 
 
 def beginning(start: str, again: bytes, pause_seconds: float = 0.0) -> Script:
-    """An answer that starts like this and then repeats itself for ever."""
+    """An answer with this start, followed by endless repeats of `again`."""
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(start.encode())
@@ -69,7 +69,7 @@ def beginning(start: str, again: bytes, pause_seconds: float = 0.0) -> Script:
 
 
 def chunks(*parts: bytes) -> Script:
-    """An answer in these chunks, whose framing is theirs to get wrong."""
+    """A chunked answer of these parts, which carry their own framing and may get it wrong."""
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED.encode())
@@ -147,7 +147,7 @@ REDIRECTS = {
 }
 
 CASES = {
-    # of the list in the design
+    # from the design's list
     "gzip bomb": Case(saying(bomb(300), HTML, "Content-Encoding: gzip"), TOO_LARGE),
     "brotli bomb": Case(saying(brotli.compress(b"a" * 2**27, quality=1), HTML, "Content-Encoding: br"), TOO_LARGE),
     "gzip twice": Case(saying(gzip.compress(gzip.compress(page())), HTML, "Content-Encoding: gzip"), "gzip data"),
@@ -163,7 +163,7 @@ CASES = {
     "text/html that is a ZIP": Case(saying(b"PK\x03\x04...", HTML), "a ZIP archive"),
     "100,000 nested tags": Case(saying(b"<div>" * 100_000 + page(), HTML), "nest more than"),
     "6 MB of short paragraphs": Case(saying(b"<p>short" * 750_000, HTML), TOO_LARGE),
-    # our own
+    # further cases
     "2 MB in chunks of one byte": Case(in_single_bytes(b"a" * 500_000 + b"\0" * 20_000), "binary data"),
     "endless early hints": Case(beginning("", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 0.001), NOT_HTTP),
     "endless trailers": Case(beginning(f"{CHUNKED}1\r\na\r\n0\r\n", b"X-Trailer: 1\r\n" * 100), BROKEN),
@@ -214,7 +214,7 @@ JOBS = 3
 async def test_a_job_of_hostile_pages_alone_ends_with_a_reason_for_each_and_another_is_answered(
     number: int, site: Site
 ) -> None:
-    """At the settings that a worker has unless it is told others, and as the result's reader sees it."""
+    """The worker has its default settings; its results are checked as their reader sees them."""
     cases = [CASES[name] for name in list(CASES)[number::JOBS]]
     async with AnsweringWorker(enrichment=EnrichmentSettings()) as worker, AsyncExitStack() as servers:
         origins = [await servers.enter_async_context(speaking(case.script, ROBOTS)) for case in cases]

@@ -1,4 +1,4 @@
-"""A wrong key, address or model: the start ends with the setting to mend, and no job is rejected."""
+"""A wrong key, address or model: the start fails and names the setting to fix, and no job is rejected."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ NO_PATH = answers(404, {"detail": "Not Found"})
 async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operator_can_mend(
     lacking: Respond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each job that was asked meanwhile ended as `rejected`: one wrong setting cost a whole backlog."""
+    """Before, each job asked meanwhile was `rejected`: one wrong setting cost a whole backlog."""
     monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
     monkeypatch.setattr(generate, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(generate, "LONGEST_RETRY_SECONDS", 0.02)

@@ -1,4 +1,4 @@
-"""Parameters that a model does not take: ours are learned once, a job's own are its fault."""
+"""Parameters that a model refuses: the engine learns once to omit its own; a job is rejected for those it set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REASONING = {
     "logprobs": ("unsupported_parameter", "Unsupported parameter: 'logprobs' is not supported with this model."),
     "temperature": ("unsupported_value", "Unsupported value: 'temperature' does not support 0.0 with this model."),
 }
-"""What OpenAI says of a reasoning model, one parameter at a time."""
+"""OpenAI's errors for a reasoning model, one parameter at a time."""
 
 
 async def reasoning(request: web.Request) -> web.StreamResponse:
@@ -33,7 +33,7 @@ async def reasoning(request: web.Request) -> web.StreamResponse:
 async def test_what_a_model_does_not_take_of_our_parameters_is_learned_once_and_costs_no_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each job of a backlog was rejected for what the job did not ask for."""
+    """Before, each job of a backlog was rejected for a parameter that it did not set."""
     server = Server(reasoning)
     async with engine_at(server, max_concurrency=1) as engine:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The HTTP engine at a server that is busy, behind, or always fails at one job."""
+"""The HTTP engine at a server that is busy, has a backlog, or always fails at one job."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
 
 
 async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unless_a_setting_says_otherwise() -> None:
-    """It got 64, so that three quarters of its places stayed empty."""
+    """Before, it got 64, and three quarters of its places stayed empty."""
     free, places = asyncio.Event(), VllmSettings().max_num_seqs
 
     async def when_free(request: web.Request) -> web.StreamResponse:
@@ -91,7 +91,7 @@ POISON = "Which bridge is poisonous?"
 
 
 def failing_at_one(how: Respond) -> Respond:
-    """Answers at once, but for the poisonous question."""
+    """A server that answers at once, except the poisonous question."""
 
     async def respond(request: web.Request) -> web.StreamResponse:
         [message] = (await request.json())["messages"]
@@ -130,7 +130,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_are_answered(
     how: Respond, why: str, wasted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was asked again for a day, held its partition's base, and nobody was told."""
+    """Before, the job was retried for a day, held its partition's base, and no log line or metric said so."""
     server = Server(failing_at_one(how))
     async with (
         engine_at(server, request_timeout_seconds=0.3 if how is never else 60.0) as engine,
@@ -174,7 +174,7 @@ async def test_no_job_is_given_up_while_nobody_is_answered_or_the_server_only_as
 
 @pytest.mark.usefixtures("short_pauses")
 async def test_no_job_is_given_up_by_a_server_that_is_only_behind() -> None:
-    """One place, first come first served, and a queue longer than what a request may take."""
+    """A server with one place serves requests in order; its queue takes longer than a request's timeout."""
     place = asyncio.Lock()
 
     async def slowly(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""The window of the server's model, and prompts that are too long for it."""
+"""The context window of the server's model, and prompts that exceed it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server(
 
 
 async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_is_not() -> None:
-    """A vLLM server answers 400 to a prompt beyond its window, and the job was rejected for its sources."""
+    """A vLLM server answers 400 to a prompt beyond its window. Before, the job was rejected because of its sources."""
     long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
     server, question = Server(says("In 1987 [1].")), "Which bridge opened in 1987?"
     models = Server(lists({"id": "m1", "max_model_len": 600}))
@@ -81,7 +81,7 @@ TOO_LONG = (
 
 
 def takes(characters: int) -> Respond:
-    """A vLLM server with a small window, and a tokenizer that makes more of the text than was thought."""
+    """A vLLM server with a small window, and a tokenizer that makes more tokens than estimated."""
 
     async def respond(request: web.Request) -> web.StreamResponse:
         [message] = (await request.json())["messages"]

@@ -1,4 +1,4 @@
-"""The HTTP engine at a real server of vLLM."""
+"""The HTTP engine at a real vLLM server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from workers.engines.openai_http.settings import OpenAISettings
 
 @asynccontextmanager
 async def vllm_server(log: Path) -> AsyncIterator[str]:
-    """`vllm serve` with the tiny model, in a process group of its own so that all of it can be ended."""
+    """`vllm serve` with the tiny model, in its own process group so that all of its processes can be ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

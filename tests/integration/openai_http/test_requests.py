@@ -1,4 +1,4 @@
-"""The HTTP engine: what it sends, and what it makes of each kind of answer."""
+"""The HTTP engine: its requests, and its outcome for each kind of answer."""
 
 from __future__ import annotations
 

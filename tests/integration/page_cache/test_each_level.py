@@ -1,4 +1,4 @@
-"""The cache of pages on each of its levels: one reading for all who wait, older copies where a server is away."""
+"""The page cache on each level: concurrent jobs share one read, and stale copies stand in for a server that is down."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_an_older_copy_is_served_where_its_server_is_away_and_said_to_be_o
             assert evidence.sources[0].passages == (FACT,)
             assert evidence.notes == (f"source 1 ({origin.url[:-5]}) is an older copy: its server answered 503",)
             await written()
-        assert len(origin.asked) == 2  # the second job heard of the first one's failure
+        assert len(origin.asked) == 2  # the second read reused the first one's failure
 
 
 async def test_an_older_copy_is_served_where_its_server_cannot_say_whether_it_may_be_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The levels of the cache together: Redis and the disk shared, damaged, away and invalidated."""
+"""The levels of the page cache together: Redis and the disk shared, damaged, down and invalidated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All search providers alike: answers that are none, waits, redirects and the pace."""
+"""Behaviour that all search providers share: invalid answers, waits, redirects and the pace."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_requests_keep_the_pace_in_the_order_in_which_they_came() -> None:
 
     waiting = [asyncio.create_task(one(number)) for number in range(4)]
     await asyncio.sleep(0)
-    waiting[1].cancel()  # its place is free for the next
+    waiting[1].cancel()  # the next one gets its place
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [number for number, _ in turns] == [0, 2, 3]
     assert all(later - earlier >= 0.05 for (_, earlier), (_, later) in pairwise(turns))

@@ -1,4 +1,4 @@
-"""arXiv in its own format, quirks and errors included."""
+"""arXiv in its real format, including quirks and errors."""
 
 from __future__ import annotations
 

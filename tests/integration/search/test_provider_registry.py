@@ -1,4 +1,4 @@
-"""Which search providers there are: those configured, allowed, and added by other packages."""
+"""The registry of search providers: configured ones, allowed ones, and those of other packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_library(web: Web) -> SearchProvider:
 
 
 def make_nothing(web: Web) -> None:
-    """Its own settings are missing."""
+    """Another package's factory that makes no provider, since its own settings are missing."""
 
 
 def point(name: str, function: str) -> EntryPoint:

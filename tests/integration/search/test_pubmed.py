@@ -1,4 +1,4 @@
-"""PubMed in its own format, quirks and errors included."""
+"""PubMed in its real format, including quirks and errors."""
 
 from __future__ import annotations
 
