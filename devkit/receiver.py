@@ -75,7 +75,7 @@ class Behaviour:
     """Number of an event's first attempts that are answered with `fail_status`."""
     fail_status: int = 503
     retry_after_seconds: int | None = None
-    """The `Retry-After` of an answer to a verified request that is no success."""
+    """The `Retry-After` of a failure status for a verified request."""
 
 
 _FRIENDLY = Behaviour()

@@ -50,8 +50,7 @@ MOST_DISABLED = 10_000
 MOST_FAILING = 1_000
 """Most endpoints of one tenant that are written as failing."""
 IDLE_MS = 2 * 86_400_000
-"""Longer than the longest wait between two attempts: a failing endpoint that is overdue for so long has no attempts any
-more."""
+"""Longer than the longest wait between two attempts: a failing endpoint overdue for so long gets none any more."""
 
 _FAILURES = 3
 """Fewest failures in a row that count: with little traffic, one would count for the days since the last success."""

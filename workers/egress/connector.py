@@ -31,7 +31,7 @@ _named: ContextVar[bool] = ContextVar("named", default=False)
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
-    """An address was refused while its URL is unknown. Not an OSError or RuntimeError: aiohttp tries on after those."""
+    """An address was refused while its URL is unknown. Neither OSError nor RuntimeError, which aiohttp swallows."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
