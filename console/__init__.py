@@ -1,1 +1,1 @@
-"""The `postback` command: it wires everything, and nothing imports it."""
+"""The `postback` command. It wires the other packages together, and none of them imports it."""

@@ -1,4 +1,4 @@
-"""Results on their way to the person who asked for them: counted, written one a line, and told of where they failed."""
+"""Results for the caller: counted, written one per line, and the failed ones reported by reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Line(NamedTuple):
-    """Where a job's result was written: the file, and the line in it, from 0."""
+    """The place of a job's written result: the file, and the line in it, from 0."""
 
     out: TextIO
     number: int
@@ -30,30 +30,30 @@ class _Line(NamedTuple):
 
 @dataclass(slots=True)
 class Answers:
-    """The results of jobs, as far as they have come."""
+    """The results received so far."""
 
     entries: Mapping[str, ReceiptEntry | None] | None
-    """The jobs that are wanted, by id, with their entries in a receipt; None where all jobs are."""
+    """The wanted jobs by id, with their entries in a receipt; None if all jobs are wanted."""
     out: TextIO | None
     write: Callable[[Result, ReceiptEntry | None], str]
-    """A result's line."""
+    """Formats a result as a line."""
     errors: TextIO | None = None
     """The file for results that did not succeed, if it is not `out`."""
     ordered: OrderedLines | None = None
     """Keeps the lines until `settle` writes them in the order of `entries`."""
     most: int | None = None
-    """How many results are written at most; None for all."""
+    """The most results to write; None for all."""
     unwritten: int = 0
-    """How many results were not written because of that."""
+    """The number of results that were not written because of `most`."""
     outcomes: dict[str, str] = field(default_factory=dict)
-    """By job id, of the jobs that were named."""
+    """Outcomes of the named jobs, by job id."""
     failures: Failures = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
-    """Jobs by outcome. Where all are wanted, no more is kept: ids of a week's results would not fit into memory."""
+    """Jobs by outcome. If all jobs are wanted, their ids are not kept: those of a week would not fit into memory."""
     _newest: dict[str, Moment] = field(default_factory=dict)
-    """By job id, the moment of the newest result that `take` was given."""
+    """The moment of the newest result that `take` was given, by job id."""
     _lines: dict[str, _Line] = field(default_factory=dict)
-    """By job id, the line of that result."""
+    """The place of each job's newest line, by job id."""
     _numbers: Counter[TextIO] = field(default_factory=Counter)
     _superseded: list[_Line] = field(default_factory=list)
 
@@ -62,21 +62,21 @@ class Answers:
 
     @property
     def open(self) -> int:
-        """How many jobs have no result yet."""
+        """The number of jobs without a result."""
         return len(self.entries) - len(self.outcomes) if self.entries is not None else 0
 
     @property
     def failed(self) -> int:
-        """How many results are no success."""
+        """The number of results that are no success."""
         return self.counts.total() - self.counts["succeeded"]
 
     @property
     def well(self) -> bool:
-        """Whether every job succeeded."""
+        """True if every job succeeded."""
         return not self.open and not self.failed
 
     def add(self, result: Result) -> bool:
-        """Count and write a result. True if it is the first of a named job; a later one of the job replaces it."""
+        """Count and write a result. True if it is its job's first; a named job's later result replaces the earlier."""
         entry, earlier = None, None
         outcome = result.outcome.value
         if self.entries is not None:
@@ -98,7 +98,7 @@ class Answers:
         return earlier is None
 
     def take(self, came: Iterable[Settled], tenant: str) -> int:
-        """Add a tenant's results that are the newest of their jobs so far; returns how many are a job's first."""
+        """Add the tenant's results that are their jobs' newest so far. Returns the number of jobs' first results."""
         first = 0
         for owner, result, moment in came:
             newest = self._newest.get(result.job_id)
@@ -110,9 +110,9 @@ class Answers:
         return first
 
     def settle(self) -> None:
-        """Leave each job one line, that of its newest result, and write lines that were kept for their order.
+        """Leave one line per job, that of its newest result, and write the lines that `ordered` kept.
 
-        Call it at the end, however that comes.
+        Call this once at the end, also after Ctrl-C.
         """
         if self.ordered is not None:
             self.ordered.write()
@@ -145,32 +145,32 @@ class Answers:
                 out.flush()
 
     def tell(self) -> None:
-        """Say which jobs did not succeed, grouped by reason."""
+        """Print the jobs that did not succeed, grouped by reason."""
         self.failures.tell()
 
     @property
     def found(self) -> str:
-        """How many of the wanted results are there, for people."""
+        """The number of wanted results found, as text."""
         if self.entries is None:
             return f"{self.counts.total()} results"
         return f"{len(self.outcomes)} of {len(self.entries)} jobs have a result"
 
     @property
     def summary(self) -> list[str]:
-        """The counts, for people."""
+        """The counts by outcome, as texts."""
         counts = [f"{count} {outcome}" for outcome, count in sorted(self.counts.items(), reverse=True)]
         return [*counts, *([f"{self.open} without a result"] if self.open else [])]
 
 
 def as_line(result: Result, entry: ReceiptEntry | None) -> str:
-    """A result as it stands in Kafka."""
+    """A result as JSON, as in Kafka."""
     from schemas.codec import write_result
 
     return write_result(result).decode()
 
 
 def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
-    """A line of an OpenAI Batch's output file, in the shape that the job's own line asked for where that is known."""
+    """A line of an OpenAI Batch's output file, for the endpoint of the job's own line, else for chat completions."""
     from schemas.openai import CHAT_COMPLETIONS, output_line
 
     url = entry.url if entry is not None and entry.url is not None else CHAT_COMPLETIONS
@@ -178,9 +178,9 @@ def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
 
 
 def as_text(result: Result, entry: ReceiptEntry | None) -> str:
-    """A result for a person at a terminal: job, outcome and number of sources, below them the answer or the error.
+    """A result for a terminal: job, outcome and number of sources, and below them the answer or the error.
 
-    No text of a model or a page can steer the terminal, or pass for a line of this command.
+    Text of a model or a page is escaped and indented: it cannot control the terminal, or pass for this command's line.
     """
     sources = f"{len(result.sources)} source{'' if len(result.sources) == 1 else 's'}"
     named = [name_of(entry)] if entry is not None else []

@@ -1,4 +1,4 @@
-"""`postback backlog`: what waits in Kafka, also while no worker and no delivery runs."""
+"""`postback backlog`: jobs and callbacks that wait in Kafka, also while no worker or delivery runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from operators.backlog import GroupProgress
 
 _NAMES = 2
-"""So many columns are names; the others are numbers."""
+"""The number of first columns that are names; the others are numbers."""
 _COLUMNS = ("topic", "group", "committed", "end", "backlog")
 
 
 def backlog(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; with each partition.")] = False,
 ) -> None:
-    """Show what waits: jobs in the lanes, results and callbacks for delivery. Only reads; no process has to run.
+    """Show the backlog: jobs in the lanes, results and callbacks for delivery. Only reads; no process has to run.
 
-    Offsets of a topic are the sums of its partitions'. A partition that somebody reads may show a few records too many:
-    the markers of transactions, until they are passed.
+    A topic's offsets are the sums over its partitions. A partition with a reader may show a few records too many:
+    transaction markers that the reader has not passed yet.
     """
     quiet_clients()
     from operators.backlog import standings
@@ -68,11 +68,11 @@ def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
 
 
 def _waiting(standing: GroupProgress) -> int:
-    """Records that are not done: those above the base that the ledger calls done do not wait."""
+    """Records that are not done. Records above the base that the ledger marks as done do not count."""
     from workers.stage.progress import Progress, UndecodableLedger
 
     try:
         done = Progress.decode(standing.base, standing.metadata).done.bit_count()
     except UndecodableLedger:
-        done = 0  # as the stage takes it, too
+        done = 0  # as in the stage
     return max(0, standing.end - standing.base - done)

@@ -9,7 +9,7 @@ STANDSTILL_SECONDS = 5.0
 
 
 class FailedColumn(ProgressColumn):
-    """`3 failed`, from the task's field `failed`; nothing while there are none."""
+    """`3 failed`, from the task's field `failed`; empty while it is 0."""
 
     def render(self, task: Task) -> Text:
         """The column's text."""
@@ -24,7 +24,7 @@ class OutlookColumn(ProgressColumn):
         super().__init__()
         self._remaining = TimeRemainingColumn()
         self._moved: dict[TaskID, tuple[float, float]] = {}
-        """By task: how much was completed, and the seconds since the start when that changed last."""
+        """By task: the completed amount, and its last change in seconds since the start."""
 
     def render(self, task: Task) -> Text:
         """The column's text."""

@@ -24,7 +24,7 @@ def start(
         int | None, typer.Option(min=1, max=3, help="1 or 3; by default the number that the data is for, else 1.")
     ] = None,
 ) -> None:
-    """Start brokers that stay, and return when they serve."""
+    """Start brokers that keep running in the background, and return when they are ready."""
     quiet_clients()
     from devkit.broker import start_detached
     from devkit.kafka.errors import BrokerError, PortInUse
@@ -58,6 +58,6 @@ def stop(data: Data = None) -> None:
 
 
 def _command(name: str, data: Path | None, *options: str) -> str:
-    """A command of this group as a shell takes it, from any folder."""
+    """A command of this group, quoted for a shell in any folder."""
     chosen = ("--data", str(data.resolve())) if data is not None else ()
     return shlex.join(["postback", "broker", name, *chosen, *options])

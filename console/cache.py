@@ -1,4 +1,4 @@
-"""`postback cache`: what workers have kept of pages."""
+"""`postback cache`: the pages that workers have kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="The pages that workers have kept."
 
 @app.callback()
 def _cache() -> None:
-    """So that `invalidate` stays a word of the command line while it is the only one."""
+    """Keep `invalidate` a word of the command line: typer drops the name of an only command."""
 
 
 @app.command()
@@ -30,9 +30,9 @@ def invalidate(
     url: Annotated[str | None, typer.Argument(help="The page, as jobs name it.")] = None,
     host: Annotated[str | None, typer.Option(help="Everything of this host, in place of one page.")] = None,
 ) -> None:
-    """Have every worker read a page again, or all pages of a host, whatever it has kept; for every tenant.
+    """Invalidate a page, or all pages of a host, for every tenant: every worker reads them again.
 
-    Workers hear of it through Redis, and through the file on this machine, within POSTBACK_CACHE__PAUSE_SECONDS.
+    Workers learn of it through Redis, and through the file on this machine, within POSTBACK_CACHE__PAUSE_SECONDS.
     """
     if (url is None) == (host is None):
         raise fail("name either a URL or --host", BAD_INPUT)
@@ -57,7 +57,7 @@ def invalidate(
 
 
 def _is_read(read: Callable[[], URL]) -> bool:
-    """Whether there is a host in what is read."""
+    """True if `read` returns a URL with a host."""
     try:
         return bool(read().host)
     except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
@@ -78,7 +78,7 @@ def _settings() -> CacheSettings:
 
 
 async def _tell(settings: CacheSettings, target: str) -> list[str]:
-    """Tell each shared level; what is wrong with those that could not be told."""
+    """Tell each shared level. Returns a problem for each level that could not be told."""
     from telemetry.clock import SystemClock
     from workers.enrichment.cache.build import shared_levels
     from workers.enrichment.cache.cache import longest_kept_seconds

@@ -1,4 +1,4 @@
-"""Callbacks that workers would refuse, as far as the environment of a command knows what they may call."""
+"""Callbacks that workers would refuse, by the egress rules of a command's own environment."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FIXES = {
     "the address is not public": f"use a public address, or list its network in {_LISTS[0]}",
     "the operator denies it": "take it out of POSTBACK_EGRESS__DENY",
 }
-"""How to mend what the guard refuses, by its reason."""
+"""The fix of each refusal by the guard, by its reason."""
 
 
 def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> None:
     """Name the lines whose callback a worker of this environment would refuse: such a job ends as `rejected`.
 
-    `jobs` come with their line numbers. It is no more than a warning: the workers may have other settings.
+    `jobs` come with their line numbers. This is only a warning: the workers may have other settings.
     """
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for number, job in jobs:
@@ -54,9 +54,10 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
 
 
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
-    """Why a URL would be refused: its origin, the reason and the fix.
+    """A function from a URL to its refusal, with origin, reason and fix, or None.
 
-    A base install lacks what a worker judges with, and knows only the rule that is broken most: no plain http.
+    A base install lacks the workers' rules. It checks that a URL is readable, and https unless this environment may
+    allow http.
     """
     development = fleet.env == "development"
     try:

@@ -1,4 +1,4 @@
-"""`postback cancel`: jobs that nobody wants any more."""
+"""`postback cancel`: cancels jobs, or takes cancellations back."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def cancel(
         bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
     ] = False,
 ) -> None:
-    """Cancel jobs: those that wait are not begun, those that run are cut off, and each ends as `cancelled`.
+    """Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.
 
-    A job that has its result keeps it. The result, called back where the job asks for it, says which came first. An id
-    stays cancelled for eight days, longer than a job can live: to submit one anew under it, take that back with --undo.
-    The dead letter of a cancelled job is not put back.
+    A job that has its result keeps it: the job's result, or its callback, shows which came first. An id stays cancelled
+    for eight days, longer than a job can live. To use the id for a new job, take the cancellation back with --undo. The
+    dead letter of a cancelled job is not put back.
     """
     quiet_clients()
     from operators.cancel import cancel as put

@@ -40,7 +40,7 @@ class Variable:
     """One variable of the environment."""
 
     name: str
-    """It ends in `__*` where any name may follow."""
+    """The variable's name; it ends in `__*` where any name may follow."""
     meaning: str
     default: str = ""
     allowed: str = ""

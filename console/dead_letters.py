@@ -61,7 +61,7 @@ def list_letters(
 ) -> None:
     """List jobs and callbacks that were given up and not put back since.
 
-    A terminal shows a table, with the reasons counted at the end; a pipe gets a line a letter.
+    A terminal shows a table, with the reasons counted at the end; a pipe gets one line per letter.
     """
     wanted = _filter(reasons, tenant, endpoint, ids, since, until, redriven_too=redriven_too)
     with _opened() as found:
@@ -104,10 +104,10 @@ def redrive(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put dead letters back: jobs into their lane, callbacks into delivery, with the ids that they had.
+    """Put dead letters back: jobs into their lane, callbacks into delivery, with their ids unchanged.
 
-    Each letter is put back once, however often this is run. Exit status: 0 done, 1 a letter of a named id is held, or
-    none is left, or the answer at the terminal was no, 2 asked wrongly.
+    Each letter is put back once, however often this is run. Exit status: 0 done, 1 a named letter is held or missing,
+    or the answer at the terminal was no, 2 wrong options.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0
@@ -219,7 +219,7 @@ def _show_table(summaries: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
-    """One line a letter, its fields apart by two spaces."""
+    """Write one line per letter, with two spaces between fields. Returns their number."""
     count = 0
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
@@ -231,7 +231,7 @@ def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
 
 
 def _write_array(values: Iterable[dict[str, Any]]) -> int:
-    """A JSON array, one element a line, written as the elements come."""
+    """Write a JSON array, one element per line, as the elements come. Returns their number."""
     count = 0
     for value in values:
         typer.echo(("[\n" if count == 0 else ",\n") + json.dumps(value), nl=False)
@@ -253,6 +253,6 @@ def _content(value: bytes | None) -> Any:
     if value is None:
         return None
     try:
-        return from_json(value)  # of limited depth, so that it can be written again
+        return from_json(value)  # limits the depth, so that the value can be written again
     except ValueError:
         return value.decode("utf-8", "backslashreplace")

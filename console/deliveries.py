@@ -26,7 +26,7 @@ def deliveries(
 ) -> None:
     """Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, and the end.
 
-    Exit status: 0 records of it are kept, 1 none are.
+    Exit status: 0 records of the callback are kept, 1 none are.
     """
     quiet_clients()
     from operators.deliveries import deliveries as read
@@ -48,7 +48,7 @@ def deliveries(
 
 
 def timeline(steps: list[Step]) -> list[str]:
-    """One line a step, with its job where there are several. Control characters of headers are escaped."""
+    """One line per step, with its job if there are several jobs. Control characters of headers are escaped."""
     several = len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:
@@ -71,7 +71,7 @@ def _attempt(said: dict[str, Any]) -> str:
 
 
 def _attempt_number(said: dict[str, Any]) -> str:
-    """The number, and of how many: the schedule of this shell, unless workers have tried more often than it allows."""
+    """The attempt's number, and the most by this shell's settings, unless workers have tried more often."""
     number, most = said["attempt"], said["most_attempts"]
     return f"attempt {number} of {most}" if isinstance(number, int) and number <= most else f"attempt {number}"
 

@@ -73,7 +73,7 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
 
 @app.command()
 def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
-    """Call endpoints no more: their events become dead letters until the endpoints are enabled."""
+    """Stop calling endpoints: their events become dead letters until the endpoints are enabled."""
     quiet_clients()
     from schemas.endpoint import EndpointState
 
@@ -99,7 +99,7 @@ def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -
 
 
 def _redrive(tenant: str, url: str) -> str:
-    """The command, as a shell takes it."""
+    """The command that puts the endpoint's kept events back, quoted for a shell."""
     reasons = ("--reason", "endpoint_disabled", "--reason", "endpoint_gone")
     return shlex.join(
         ["postback", "dead-letters", "redrive", *reasons, "--tenant", tenant, "--endpoint", harmless(url)]
@@ -107,7 +107,7 @@ def _redrive(tenant: str, url: str) -> str:
 
 
 def _checked_url(url: str) -> str:
-    """An endpoint that a job could name."""
+    """The URL, if a job could name it as its callback. Ends the command otherwise."""
     from pydantic import TypeAdapter, ValidationError
 
     from schemas.job import Url as CallbackUrl
@@ -132,7 +132,7 @@ def _summary(record: EndpointRecord) -> dict[str, Any]:
 
 
 def _write_line(record: EndpointRecord) -> None:
-    """One line an endpoint, its fields apart by two spaces."""
+    """Write one line per endpoint, with two spaces between fields."""
     said = _summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
     # A URL may hold anything that a producer wrote, such as escape sequences.

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "postback"
 
 
-class PlaceGone(Exception):  # noqa: N818 - it says what is wrong with the file
+class PlaceGone(Exception):  # noqa: N818 - named after the file's fault
     """A file has no line, or several, where the engines' names belong."""
 
 
 def documents() -> dict[Path, str]:
     """Each file with the names of today's engines in place, by its path. Raises PlaceGone."""
-    settings = engine_settings().model_construct()  # the defaults, whatever the environment says
+    settings = engine_settings().model_construct()  # the defaults, without the environment
     alone = [name for name in ENGINES if not settings.section(name).needs_model]
     return {path: _replaced(path, pattern, line(list(ENGINES), alone)) for path, pattern, line in PLACES}
 

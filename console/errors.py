@@ -1,6 +1,6 @@
-"""How a command ends when something is not as it should be: one clear line with the fix, and the right exit status.
+"""The end of a command that cannot do its work: one line with the fix, and the exit status.
 
-0 is success, 1 that what was asked could not be done, 2 that it was asked wrongly (and nothing was done).
+Status 0 is success. 1 means that the work could not be done, 2 that options or settings are wrong and nothing was done.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ FAILED = 1
 BAD_INPUT = 2
 _NAMED = 10
 _OF_LOGS = "\n\t"
-"""Stands in a text that ends with the last lines of a log."""
+"""Control characters that `say` keeps, for texts that end with the last lines of a log."""
 
 
 def fail(message: str, code: int = FAILED) -> typer.Exit:
-    """Say what is wrong, and give the exception to raise."""
+    """Print the problem, and return the exception to raise."""
     say(message)
     return typer.Exit(code)
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal; standard output is for data. What it quotes of strangers is harmless."""
+    """Print a line on standard error; standard output is for data. Control characters are escaped."""
     print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - this is the command's voice
 
 
 def named(names: Sequence[str]) -> str:
-    """The first of many, for a line."""
+    """The first ten names, and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 
 @contextmanager
 def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
-    """End the command with the text of one of these errors, which its package wrote for people to read."""
+    """End the command with the text of one of these errors; their packages write it for people."""
     try:
         yield
     except errors as error:
@@ -49,7 +49,7 @@ def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Around imports of what the base install does not have."""
+    """End the command if an import within the block is missing, and name the extra that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -57,6 +57,6 @@ def needing(extra: str) -> Iterator[None]:
 
 
 def quiet_clients() -> None:
-    """Kafka clients log every refused connection; a command says it once, in its own words."""
+    """Silence the Kafka clients, which log every refused connection: a command reports it once."""
     for name in ("kafka", "confluent_kafka"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Jobs that did not succeed, told by reason: one message for each, however many jobs have it."""
+"""Jobs that did not succeed, grouped by reason: one message per reason, however many jobs have it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class JobGroup:
 
     count: int = 0
     first: list[str] = field(default_factory=list)
-    """Job ids."""
+    """The first few job ids."""
 
     def add(self, job_id: str) -> None:
-        """Count one job more."""
+        """Count another job."""
         self.count += 1
         if self.count <= PLACES:
             self.first.append(job_id)
@@ -49,18 +49,18 @@ class Failures:
     """The reasons why jobs did not succeed. At most 1,000 different ones are kept apart."""
 
     entries: Entries | None
-    """The jobs that are named, in their order; None where all of a time are wanted, whose ids would fill the memory."""
+    """The named jobs, in their order; None if all jobs since a time are wanted, whose ids would fill the memory."""
     verb: str = ""
-    """Stands between a single job and the reason, as in `was`."""
+    """A word between a single job and the reason, such as `was`."""
     _by_job: dict[str, str] = field(default_factory=dict)
     _groups: defaultdict[str, JobGroup] = field(default_factory=lambda: defaultdict(JobGroup))
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, job_id: str, reason: str) -> None:
-        """Note why a job did not succeed. A named job has one reason, the last."""
+        """Note the reason of a job that did not succeed. A named job keeps one reason, the last."""
         if len(self._reasons) >= _MOST_REASONS and reason not in self._reasons:
             reason = _OTHER
-        reason = self._reasons.setdefault(reason, reason)  # one text for all jobs that have it
+        reason = self._reasons.setdefault(reason, reason)  # one string object for all jobs that have it
         if self.entries is None:
             self._groups[reason].add(job_id)
         else:
@@ -71,7 +71,7 @@ class Failures:
         self._by_job.pop(job_id, None)
 
     def tell(self) -> None:
-        """Say each reason once with its jobs."""
+        """Print each reason once with its jobs."""
         groups = list(self._grouped())
         for reason, group in groups[:SHOWN]:
             say(f"{group.named(self.entries or {}, self.verb)} {reason}")

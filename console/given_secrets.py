@@ -12,7 +12,7 @@ LONGEST_SECRET = 1024
 
 
 def checked_secrets(texts: list[str]) -> list[str]:
-    """The secrets that `--secret` names, as `whsec_…`. Ends the command for a text that is none, and never shows it."""
+    """The secrets of `--secret`, as `whsec_…`. A text that is no secret ends the command, and is never shown."""
     from schemas.signature import MalformedKey, secret_bytes
 
     secrets = [_from_file(text[1:]) if text.startswith("@") else text for text in texts]

@@ -14,25 +14,25 @@ PLACES = 3
 
 
 def counted(first: Sequence[object], count: int) -> str:
-    """The first few of so many, and how many more there are."""
+    """The first few of `count`, and the number of the others."""
     more = count - PLACES
     return ", ".join(map(str, first[:PLACES])) + (f" and {more} more" if more > 0 else "")
 
 
 def lines_named(numbers: Sequence[int], count: int | None = None) -> str:
-    """Lines of a file, the first few by number. `count`: how many they are, where `numbers` has the first few only."""
+    """Lines of a file, the first few by number. `count` is their number if `numbers` has only the first few."""
     count = len(numbers) if count is None else count
     return f"line{'s' if count > 1 else ''} {counted(numbers, count)}"
 
 
 def say_by_line(groups: Mapping[str, Sequence[int]]) -> None:
-    """Say each message once with its lines, that of the lowest line first."""
+    """Print each message once with its lines, in the order of their first lines."""
     for message, numbers in sorted(groups.items(), key=lambda group: group[1][0])[:SHOWN]:
         say(f"{lines_named(numbers)}: {message}")
     say_more(len(groups))
 
 
 def say_more(found: int, shown: int = SHOWN) -> None:
-    """Count the messages that are not shown, if there are any."""
+    """Print the number of messages that are not shown, if there are any."""
     if found > shown:
         say(f"and {found - shown} more")

@@ -1,6 +1,6 @@
 """The help of every command: its docstring, laid out for any width, and its examples.
 
-The examples stand in one table, so that a test can parse each of them by the command that it is for.
+The examples are one table, so that a test can parse each example with its command.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "POSTBACK_ENV=development postback trigger --url http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
     ),
 }
-"""By the command's words. No example has square brackets, which rich would read as markup."""
+"""Examples by the command's words. No example has square brackets, which rich would read as markup."""
 
 
 def complete_help(app: typer.Typer) -> None:

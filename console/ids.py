@@ -8,9 +8,9 @@ from console.errors import BAD_INPUT, fail, named
 
 
 def check_whose(tenant: str | None, tenants: Mapping[str, set[str]]) -> None:
-    """An id is a tenant's own: two may have the same, and whoever names one means one. Ends the command where not.
+    """End the command if `tenant` is None and one id belongs to several tenants, since a caller means one of them.
 
-    `tenant`: who was named beside the ids. `tenants`: whose each of them was found to be.
+    `tenants` maps each id to the tenants that have it.
     """
     for name, whose in sorted(tenants.items()):
         if tenant is None and len(whose) > 1:

@@ -1,4 +1,4 @@
-"""The file of jobs that `postback submit` is given: its lines checked, and its problems told."""
+"""The file of jobs for `postback submit`: the check of its lines, and the report of their problems."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SKIPPING = "--skip-invalid"
 
 
 def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped: Path | None) -> JobFile:
-    """Read and check every line, and tell what is wrong. Ends the command where nothing may be sent.
+    """Read and check every line, and print the problems. Ends the command where nothing may be sent.
 
-    With `skipped` invalid lines end nothing: they are written to that file, each with its reasons.
+    With `skipped`, invalid lines do not end it: they go to that file, each with its reasons.
     """
     from producers.jsonl import read_jobs
     from schemas.unknown import described
@@ -52,7 +52,7 @@ def lines_counted(count: int) -> str:
 
 
 def _say_problems(name: str, read: JobFile) -> None:
-    """One message for each problem, however many lines have it. A single line is named as editors know it."""
+    """Print one message per problem, however many lines have it. A single line is named `FILE:LINE`, for editors."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for found in read.problems:
         groups[str(found.problem)].append(found.line)
@@ -80,7 +80,7 @@ class _InvalidLines:
             self._out.write(json.dumps(written_as, ensure_ascii=False) + "\n")
 
     def flush(self) -> None:
-        """Write what is buffered: before the first job is sent it is known that every invalid line is kept."""
+        """Write the buffer, so that every invalid line is kept before the first job is sent."""
         with self._told():
             self._out.flush()
 
@@ -94,7 +94,7 @@ class _InvalidLines:
 
 @contextmanager
 def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines | None]:
-    """The file for invalid lines, emptied; None where there is to be none."""
+    """A writer to the emptied file for invalid lines; None without a path."""
     with written(_SKIPPING, path) as out:
         if path is None or out is None:
             yield None
@@ -108,10 +108,10 @@ def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines |
 
 
 def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
-    """True if both are one file under whatever names. Emptying it for output would empty the input."""
+    """True if both are one file, even under two names. Emptying it for output would empty the input."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
-    except UnsupportedOperation:  # input in memory, as a test gives it
+    except UnsupportedOperation:  # input in memory, as in tests
         return False
 
 

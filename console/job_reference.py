@@ -82,7 +82,7 @@ RESULT = {
     "metadata": {"ward": "3b"},
     "created_at": 1764022104,
 }
-"""A result with every field but `error`, which a success has not."""
+"""A result with every field but `error`, which a success lacks."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -208,7 +208,7 @@ def _references(node: object) -> Iterator[str]:
 
 
 def _at(place: str, examples: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
-    """Examples of the fields at a dotted place, from all examples together; of a list's items too."""
+    """Example values of the fields at a dotted place, merged from all examples and from lists' items."""
     found: list[Any] = list(examples)
     for step in place.split("."):
         values = [each[step] for each in found if isinstance(each, Mapping) and step in each]
@@ -288,7 +288,7 @@ def _default(name: str, field: Mapping[str, Any], schema: Mapping[str, Any]) -> 
 
 
 def _shown(value: object) -> str:
-    """JSON on one line, cut where it is long."""
+    """JSON on one line, cut to 80 characters."""
     text = f"{value:g}" if isinstance(value, float) and value < 1_000_000 else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
