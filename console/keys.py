@@ -26,7 +26,7 @@ _LONGEST_SECRET = 1024
 
 @app.command()
 def init() -> None:
-    """Make a keyring at POSTBACK_KEYRING. One that is there already is left as it is."""
+    """Make a keyring at POSTBACK_KEYRING. An existing one is left unchanged."""
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
 
@@ -48,7 +48,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
-    """Show the keys that verify a tenant's callbacks, and until when each signs: secrets and public keys."""
+    """Show the secrets and public keys that verify a tenant's callbacks, and until when each signs."""
     from telemetry.clock import SystemClock
 
     tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()
@@ -81,10 +81,10 @@ def rotate(
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
     overlap: Annotated[str, typer.Option(help=f"How long old keys sign on. {DURATION_HELP}")] = "24h",
 ) -> None:
-    """Put new keys beside the old ones, which sign on for the overlap so that consumers can change over.
+    """Add new keys beside the old ones, which keep signing for the overlap so that consumers can change over.
 
-    A tenant's imported secrets are among its old keys. With --leaked the new keys sign alone at once: keys that were
-    rotated before and still sign end, too. --master --leaked is for a file that leaked: every key in it ends.
+    A tenant's imported secrets are among its old keys. With --leaked only the new keys sign from now on: keys of
+    earlier rotations that still sign end too. --master --leaked is for a leaked file: every key in it ends.
     """
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import KeyringError
@@ -113,8 +113,8 @@ def migrate(
 ) -> None:
     """Turn a keyring of format 1 into format 2, in which each tenant has a key pair of its own.
 
-    Secrets stay as they are. The key pair that signed for all tenants signs on for the overlap, so that consumers can
-    change over to /.well-known/jwks/TENANT.json. Earlier versions of Postback cannot read the new format.
+    Secrets stay unchanged. The key pair that signed for all tenants keeps signing for the overlap, so that consumers
+    can change over to /.well-known/jwks/TENANT.json. Earlier versions of Postback cannot read the new format.
     """
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import KeyringError
@@ -133,10 +133,10 @@ def import_secret(
     tenant: Tenant = "default",
     file: Annotated[Path | None, typer.Option(help="The file with the secret; standard input by default.")] = None,
 ) -> None:
-    """Let a secret (whsec_…) of another sender sign a tenant's callbacks, beside the tenant's derived keys.
+    """Import a secret (whsec_…) of another sender; it then signs a tenant's callbacks beside the tenant's derived keys.
 
-    Consumers that have the secret go on as they are. `postback keys rotate --tenant TENANT` retires it: give them the
-    tenant's new secret within the overlap. The secret is never an argument, since other users can read those.
+    Consumers that have the secret change nothing. `postback keys rotate --tenant TENANT` retires the secret: give
+    consumers the tenant's new one within the overlap. The secret is never an argument: other users can read arguments.
     """
     from schemas.signature import MalformedKey
     from telemetry.clock import SystemClock

@@ -15,14 +15,14 @@ from rich.text import Text
 from console.terminal import harmless
 
 ROWS_AT_ONCE = 500
-"""Rows of one table: its columns are as wide as its widest row, so a table is laid out once all its rows are here."""
+"""Rows of one table. Its columns are as wide as its widest row, so all rows are needed before the first is shown."""
 MAX_SHOWN_CHARACTERS = 300
-"""Of one text; `postback dead-letters show` has all of it."""
+"""Characters of one text; `postback dead-letters show` has all of it."""
 _TO_THE_MINUTE = len("2026-11-27T07:33")
 
 
 def write_table(console: Console, summaries: Iterable[dict[str, Any]]) -> tuple[int, Counter[str]]:
-    """Write the letters in tables of bounded length. Returns their number and how many each reason has."""
+    """Write the letters in tables of bounded length. Returns the number of letters, in all and by reason."""
     count, reasons, left = 0, Counter[str](), iter(summaries)
     while rows := list(islice(left, ROWS_AT_ONCE)):
         console.print(_table(rows))

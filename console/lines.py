@@ -1,4 +1,4 @@
-"""Lines of a file that a command is given, or of standard input: jobs, or ids of jobs."""
+"""Lines of a command's input file, or of standard input: jobs, or ids of jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lines_of(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; only opening is to be caught
+        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; this catches errors of opening only
     except OSError as error:
         raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
     with opened:

@@ -1,4 +1,4 @@
-"""The `postback` command. Each command imports what it needs when it runs, so that `--help` is quick everywhere."""
+"""The `postback` command. Each command imports its packages when it runs, so that `--help` is quick everywhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ app = typer.Typer(
     name="postback",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
-    # A defect's traceback is for its author; typer's own would show local variables, prompts and keys among them.
+    # Typer's tracebacks would show local variables, prompts and keys among them; Python's plain ones do not.
     pretty_exceptions_enable=False,
     help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
 )
@@ -77,7 +77,7 @@ def begin(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Before every command: warn of environment variables that look like settings and that no process reads."""
+    """Before every command, warn of environment variables that look like settings but that no process reads."""
     for complaint in complaints(os.environ):
         say(complaint)
 

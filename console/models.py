@@ -1,4 +1,4 @@
-"""Models that no worker announces: jobs that name one end as `rejected`."""
+"""Warnings of models that no worker announces: jobs that name one end as `rejected`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:
     """Name the lines whose model no worker announces. `jobs` come with their line numbers.
 
-    It is no more than a warning: a worker that has the model may start later. With `checking`, say why where models
-    could not be checked. Kafka is asked only where a job names a model.
+    This is only a warning: a worker that has the model may start later. With `checking`, print the reason if models
+    could not be checked. Kafka is asked only if a job names a model.
     """
     from producers.errors import ProducerError
     from producers.workers import announced_models

@@ -1,4 +1,4 @@
-"""Lines of results in the order of their jobs, however they come."""
+"""Lines of results, put into the order of their jobs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class _Place(NamedTuple):
 
 
 class OrderedLines:
-    """Keeps lines in a temporary file until all are there; memory has some 200 bytes for each job.
+    """Keeps lines in a temporary file until all are there, with some 200 bytes of memory per job.
 
-    Of several lines of one job the last counts.
+    If a job has several lines, the last one counts.
     """
 
     def __init__(self, job_ids: Iterable[str]) -> None:
@@ -30,7 +30,7 @@ class OrderedLines:
         self._places: dict[str, _Place] = {}
 
     def put(self, out: TextIO, line: str, job_id: str) -> None:
-        """Keep a job's line, which is to be written to `out`."""
+        """Keep a job's line for `out`."""
         content = line.encode()
         with _told():
             self._file.write(content)
@@ -38,7 +38,7 @@ class OrderedLines:
         self._end += len(content)
 
     def write(self) -> None:
-        """Write the lines that are kept, in the order of their jobs, and forget them."""
+        """Write the kept lines in the order of their jobs, and forget them."""
         with _told():
             self._file.flush()
         for job_id in self._job_ids:
@@ -52,7 +52,7 @@ class OrderedLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # of a full disk, which is told already
+        with suppress(OSError):  # a full disk, reported already
             self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""A file for results, which keeps the lines of an earlier run until there are new ones to put in their place."""
+"""A file for results, which keeps the lines of an earlier run until new ones can replace them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 @contextmanager
 def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
-    """Open the file that an option names for a block, before anything else is done: a wrong path ends the command.
+    """Open an option's file for a block. A wrong path ends the command before it does anything else.
 
-    The file keeps its content until `begin_anew`. A disk that is full ends the command with a line that names the file.
+    The file keeps its content until `begin_anew`. A full disk ends the command with a line that names the file.
     """
     if path is None:
         yield None
@@ -51,7 +51,7 @@ def begin_anew(out: TextIO | None) -> None:
 def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     """Remove these lines, counted from 0, from a file of `written`. False for a pipe or a terminal, which keep theirs.
 
-    The file is rewritten in place, a line at a time, so memory does not depend on its size.
+    The file is rewritten in place, line by line, so memory use does not depend on its size.
     """
     if out is sys.stdout or not _is_file(out):
         return False
@@ -59,7 +59,7 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     with Path(out.name).open("rb") as lines, Path(out.name).open("r+b") as kept:
         for number, line in enumerate(lines):
             if number not in numbers:
-                kept.write(line)  # never beyond what is read already
+                kept.write(line)  # never past the lines that are read already
         kept.truncate()
     return True
 

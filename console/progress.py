@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; nothing where standard error is a file or a pipe."""
+"""Progress bars on a terminal; none if standard error is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Counting:
-    """A callback for the number that is done so far; it remembers the last."""
+    """A callback that takes the number done so far, and keeps the last one."""
 
     bar: Progress
     task: TaskID
     done: int = 0
 
     def __call__(self, done: int) -> None:
-        """Note that so many are done."""
+        """Note the number done."""
         self.done = done
         self.bar.update(self.task, completed=done)
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Counting]:
-    """Show a bar for so many."""
+    """Show a bar for `total` steps."""
     with bars() as bar:
         yield Counting(bar, bar.add_task(what, total=total))
 
 
 def bars(*, hidden: bool = False, above: bool = False) -> Progress:
-    """Bars on standard error, with failures so far, and the time left or what the command waits for.
+    """Bars on standard error, with the failures so far, and the time left or the cause of a standstill.
 
-    A task's field `failed` is the number of failures; `awaits` names what it waits for, by default Kafka. `hidden`: for
-    data that a bar would spoil on the same terminal. `above`: standard output is that terminal, and its lines are to
-    stand above the bars.
+    A task's field `failed` is the number of failures; `awaits` names the cause of a standstill, by default Kafka.
+    `hidden` is for data that a bar would spoil on the same terminal. With `above`, lines on standard output stand above
+    the bars on the same terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -1,4 +1,4 @@
-"""`postback receive`: a webhook consumer that verifies, for development."""
+"""`postback receive`: a webhook consumer for development, which verifies callbacks."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def receive(
 ) -> None:
     """Take callbacks, verify them, and show them.
 
-    Keys come from --secret, from --jwks, or else from the keyring at POSTBACK_KEYRING. A terminal shows a line a
-    callback. A pipe, and the file of --out, get a JSON object a line, with the fields webhook_id, verified, problem,
-    headers, event, received_at and status. Callbacks that do not verify are answered with 401. Ctrl-C or SIGTERM ends
-    the command, which then sums up.
+    Keys come from --secret, from --jwks, or else from the keyring at POSTBACK_KEYRING. A terminal shows one line per
+    callback. A pipe, and the file of --out, get one JSON object per line, with the fields webhook_id, verified,
+    problem, headers, event, received_at and status. Callbacks that do not verify are answered with 401. Ctrl-C or
+    SIGTERM ends the command with a summary.
     """
     with needing("worker"):
         import asyncio
@@ -81,7 +81,7 @@ def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
 
 
 def _lines(file: TextIO) -> Writer:
-    """A writer of JSON lines. Each is flushed, so that a reader has it before the sender has its answer."""
+    """A writer of JSON lines. Each line is flushed, so that a reader has it before the sender has its answer."""
 
     def write(received: Received) -> None:
         file.write(received.line() + "\n")
@@ -96,7 +96,7 @@ def _terminal(*, verbose: bool) -> Writer:
     from console.received import View
 
     if isinstance(sys.stdout, TextIOWrapper):
-        # A letter that the terminal's encoding lacks is escaped: it must not end the command.
+        # Characters that the terminal's encoding lacks are escaped: they must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     return View(Console(), verbose=verbose).show
 

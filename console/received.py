@@ -1,6 +1,6 @@
-"""A callback on a terminal: its type, whether it verified, the answer, the attempt, and on request the event itself.
+"""A callback on a terminal: its type, its verification, the answer, the attempt, and on request the event itself.
 
-Callbacks are a stranger's text. Control characters, which a terminal would obey, are shown as JSON escapes.
+Callbacks are untrusted text: control characters, which a terminal would obey, are shown as JSON escapes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from devkit.receiver import Received
 
 MAX_SHOWN_CHARACTERS = 8_000
-"""Of one event; `--out` keeps all of it."""
+"""Characters of one event; `--out` keeps all of it."""
 MAX_SHOWN_IN_LINE = 200
-"""Characters of a stranger's text in a line: a job id has 128 at most."""
+"""Characters of one untrusted text in a line."""
 
 
 class View:
-    """Shows callbacks one after another, a line each, and counts the attempts of each event.
+    """Shows callbacks as they come, one line each, and counts the attempts of each event.
 
     `verbose` adds the headers and the event's JSON.
     """
@@ -40,7 +40,7 @@ class View:
         self._attempts: Counter[str] = Counter()
 
     def show(self, received: Received) -> None:
-        """Raises OSError where the terminal is gone."""
+        """Show one callback. Raises OSError if the terminal is gone."""
         head = self._head(received)
         if not self._verbose:
             self._console.print(_with_reference(head, received), soft_wrap=True)
@@ -67,7 +67,7 @@ class Summary:
 
     def __init__(self) -> None:
         self._types: dict[str, str] = {}
-        """Of each verified event by its webhook id."""
+        """The type of each verified event, by webhook id."""
         self._statuses: Counter[int] = Counter()
         self._refused = 0
 
@@ -90,7 +90,7 @@ class Summary:
 
 
 def _with_reference(head: Text, received: Received) -> Text:
-    """The line with the job, or with the reason why the callback is refused."""
+    """The line with the job, or with the reason for refusing the callback."""
     if received.problem is not None:
         return head.append(f"  {_short(received.problem)}")
     data = received.event.get("data") if isinstance(received.event, dict) else None
@@ -99,7 +99,7 @@ def _with_reference(head: Text, received: Received) -> Text:
 
 
 def _short(text: str) -> str:
-    """A stranger's text as a part of a line."""
+    """Untrusted text as a part of a line, cut and escaped."""
     shown = harmless(text[:MAX_SHOWN_IN_LINE])
     return shown if len(text) <= MAX_SHOWN_IN_LINE else f"{shown}…"
 
@@ -119,7 +119,7 @@ def _facts(received: Received) -> Table:
 
 
 def _named(received: Received) -> dict[str, str]:
-    """The facts of a callback by name. A signature is shown by its kind: its digits tell a person nothing."""
+    """The facts of a callback by name. A signature is shown by its kind only."""
     named = {} if received.problem is None else {"problem": received.problem}
     if received.webhook_id is not None:
         named["webhook-id"] = received.webhook_id

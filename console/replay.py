@@ -1,4 +1,4 @@
-"""`postback replay`: results that were settled long ago, called back again."""
+"""`postback replay`: calls settled results back again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 _SHOWN = 10
-"""Origins and ids that are spelled out."""
+"""Origins that the report names; it counts the others."""
 _RUN_ANEW = {True: "another run goes on with the rest", False: "called back again if this is run anew"}
 _LEFT = {
     "delivered": "were delivered",
@@ -32,7 +32,7 @@ _LEFT = {
     "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
     "no_callback": "cannot be called back: they have no callback, or are no result of ours",
 }
-"""What holds results, in the order in which it is said."""
+"""Obstacles of results, in the order of the report."""
 
 
 def replay(
@@ -64,9 +64,9 @@ def replay(
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Call results back again, under the same webhook-id, so that a consumer knows what it has already.
+    """Call results back again, under the same webhook-id, so that a consumer recognises events that it has.
 
-    Exit status: 0 done, 1 not all that was named is called back, or the answer at the terminal was no, 2 asked wrongly.
+    Exit status: 0 done, 1 a named result is held or missing, or the answer at the terminal was no, 2 wrong options.
     """
     quiet_clients()
     from operators.replay import Replay
@@ -98,12 +98,12 @@ def replay(
         expected = limited(counts.matching, limit)
         if expected and not dry_run:
             confirmed(f"Call these {expected} back again?", yes=yes)
-            # Only now: whoever makes one with the same identity ends a run that is under way.
+            # The producer is made last: a new one with the same identity ends a run that is under way.
             with _producer(kafka, marking=undelivered) as back:
                 act = partial(chosen.run, back, rate, limit=limit)
                 acted = _run(act, expected, undelivered=undelivered)
                 if limit is None:
-                    counts = acted  # with a limit, what was counted says more: of the rest the act has heard nothing
+                    counts = acted  # with a limit, the act saw only a part of the results
     _end(selection, counts)
 
 
@@ -117,9 +117,9 @@ def _place(text: str) -> Place:
 
 
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
-    """With the identity of redrives where dead letters are marked, so that of the two the later one takes over.
+    """A producer with an identity of its own, since two people may replay at once for different tenants.
 
-    Else with one of its own: two people may replay at once, for different tenants.
+    With `marking` it has the identity of redrives, which mark dead letters too: the later one takes over.
     """
     import secrets
 
@@ -156,7 +156,7 @@ def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undel
 
 
 def _end(selection: Selection, counts: Counts) -> None:
-    """With status 1 where not all that was named is called back, or could be. What was delivered needs no more."""
+    """End with status 1 where a named result is held or missing. A delivered result does not count as held."""
     held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
     if held:

@@ -33,12 +33,12 @@ Files = tuple[TextIO | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class ResultsRequest:
-    """The Kafka and the tenant whose results are wanted."""
+    """The results that are wanted, by their Kafka, tenant and time."""
 
     kafka: KafkaSettings
     tenant: str
     since_ms: int | None
-    """Settled then or later, Unix milliseconds."""
+    """The earliest settling, in Unix milliseconds."""
 
 
 def results(
@@ -75,7 +75,7 @@ def results(
 ) -> None:
     """Collect the results that Kafka keeps for seven days, one line for each job.
 
-    --wait adds results as they are settled. Where a job has several results, as after a redrive, the newest counts.
+    --wait adds results as they are settled. If a job has several results, as after a redrive, the newest counts.
 
     Exit status: 0 every named job has a result, whatever its outcome (with --fail-on-error: every job succeeded), 1
     some have none yet, 2 wrong options.
@@ -169,7 +169,7 @@ def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | No
 
 
 def _end(named: NamedJobs, answers: Answers, *, to_output: bool) -> None:
-    """Say how many results there are."""
+    """Print the number of results."""
     said = ", ".join([answers.found, *answers.summary])
     if named.refused:
         said += f"; {named.refused} more were not accepted"

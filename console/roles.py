@@ -20,9 +20,9 @@ METRICS_PORT = typer.Option("--metrics-port", min=0, max=65535, help="0 is any f
 
 
 def starting(service: str) -> FleetSettings:
-    """Begin to log as this service, and read the fleet's settings.
+    """Start logging as this service, and read the fleet's settings.
 
-    Until the role listens for SIGTERM itself, it ends the process as it is: there is nothing to drain.
+    Until the role handles SIGTERM itself, the signal ends the process at once: there is nothing to drain.
     """
     from telemetry import logs
 

@@ -1,4 +1,4 @@
-"""Settings, or the one line that says which variable is wrong."""
+"""Settings from the environment. A wrong one ends the command with a line that names the variable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def fleet_settings() -> FleetSettings:
-    """Read `POSTBACK_…`. A value that is refused is never shown."""
+    """Read `POSTBACK_…`. A refused value is never shown."""
     from schemas.settings import FleetSettings
 
     return checked_settings(FleetSettings)
 
 
 def checked_settings(kind: type[Settings]) -> Settings:
-    """Read the settings of a room. A value that is refused is never shown."""
+    """Read the settings of a room. A refused value is never shown."""
     from schemas.settings import SettingsRefused, read_settings
 
     with telling(SettingsRefused, code=BAD_INPUT):
@@ -27,14 +27,14 @@ def checked_settings(kind: type[Settings]) -> Settings:
 
 
 def keyring_path(settings: FleetSettings) -> Path:
-    """Where the keyring is, or is to be made."""
+    """The path of the keyring, which may not exist yet."""
     if not settings.keyring:
         raise fail("set POSTBACK_KEYRING to the file that holds the keys, or is to hold them", BAD_INPUT)
     return Path(settings.keyring)
 
 
 def checked_tenant(tenant: str) -> str:
-    """A tenant's name as it may stand in headers and topics."""
+    """The tenant's name, if it is valid in headers and topics. Ends the command otherwise."""
     from pydantic import TypeAdapter, ValidationError
 
     from schemas.job import Tenant
@@ -46,7 +46,7 @@ def checked_tenant(tenant: str) -> str:
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:
-    """What `--endpoint` names: a whole URL or its origin. Anything else would match nothing, without a word."""
+    """The value of `--endpoint`: a whole URL or its origin. Any other text would silently match nothing."""
     from telemetry.logs import origin_of
 
     if endpoint is None or origin_of(endpoint).startswith(("http://", "https://")):

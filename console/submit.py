@@ -45,7 +45,7 @@ class Request:
     kept_in: Path | None
     """The file of the receipt."""
     unnamed: frozenset[int]
-    """The jobs, by index, that have no id of their own in the file."""
+    """Indexes of the jobs that have no id of their own in the file."""
     skipped: int
     """The number of invalid lines that were left out."""
 
@@ -101,10 +101,10 @@ def submit(
         ),
     ] = None,
 ) -> None:
-    """Submit jobs: a line is a job, or a line of an OpenAI Batch.
+    """Submit jobs from a file: each line is a job, or a line of an OpenAI Batch.
 
     All lines are checked before the first is sent; an invalid one stops all, unless --skip-invalid leaves it out. The
-    ids of the accepted jobs go to standard output where that is no terminal, one a line.
+    ids of the accepted jobs go to standard output, one per line, unless that is a terminal.
 
     Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1 some not, or some lines
     skipped, 2 bad input and nothing sent.
@@ -218,7 +218,7 @@ def _send(request: Request, progress: Progress) -> None:
 
 
 def _hint(request: Request) -> None:
-    """Say how to find jobs whose generated ids were shown nowhere."""
+    """Print how to find jobs whose generated ids were shown nowhere."""
     lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
     if lost and request.kept_in is None and sys.stdout.isatty():
         say(
@@ -232,7 +232,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     from telemetry.clock import Deadline, SystemClock
 
     with ExitStack() as stack:
-        # The reader is there before the first job is sent, so it misses no result.
+        # The reader exists before the first job is sent, so it misses no result.
         reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
         for_a_person = out is None and sys.stdout.isatty()
         progress = stack.enter_context(bars(above=for_a_person))
@@ -266,7 +266,7 @@ def _collect(
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:
-    """Say how the submission ended, and exit with 1 unless all is well."""
+    """Print the submission's outcome, and exit with 1 unless all is well."""
     receipt = request.receipt
     _say_left(receipt)
     said = [f"{len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs accepted"]
@@ -285,7 +285,7 @@ def _end(request: Request, answers: Answers | None = None) -> None:
 
 
 def _say_left(receipt: Receipt) -> None:
-    """Say why jobs were not accepted, or are not known to be, grouped by reason."""
+    """Print the jobs that were not accepted, or are not known to be, grouped by reason."""
     entries: dict[str, ReceiptEntry | None] = {entry.job_id: entry for entry in receipt.entries}
     refused, doubtful = Failures(entries, verb="was"), Failures(entries, verb="is")
     for index in receipt.left:

@@ -1,4 +1,4 @@
-"""Text of strangers on a person's terminal, which would obey what is in it."""
+"""Untrusted text on a terminal, which would obey its control characters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import unicodedata
 
 _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Categories that move the cursor, reorder or hide text, or cannot be written at all."""
+"""Unicode categories of characters that move the cursor, reorder or hide text, or cannot be written at all."""
 
 
 def harmless(text: str, kept: str = "") -> str:
-    """The text with such characters as JSON escapes, all but those `kept`."""
+    """The text with control characters as JSON escapes, except those in `kept`."""
     return "".join(_escaped(one) if one not in kept and unicodedata.category(one) in _OBEYED else one for one in text)
 
 

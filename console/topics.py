@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
 
 @app.callback()
 def _topics() -> None:
-    """So that `create` stays a word of the command line while it is the only one."""
+    """Keep `create` a word of the command line: typer drops the name of an only command."""
 
 
 @app.command()
@@ -40,7 +40,7 @@ def create(
 ) -> None:
     """Create the topics that are missing and set up the consumer groups. May be repeated.
 
-    Exit status: 0 done, 1 also where a topic that was there is configured so that records may be lost.
+    Exit status: 0 done, 1 failed, or the configuration of an existing topic may lose records.
     """
     quiet_clients()
     from operators.topics import configure_groups, create_topics

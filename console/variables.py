@@ -1,8 +1,8 @@
-"""Which variables of the environment are ours and mean nothing: misspelt ones, and names of earlier versions.
+"""Environment variables with our prefix that no process reads: misspelt ones, and names of earlier versions.
 
-A misspelt setting would be ignored without a word, and its process run with the default: at another Kafka, say. The
-names that there are stand in a file, so that no command has to load every room for it (the base install has not even
-what those need).
+A misspelt setting would be ignored silently, and its process would run with the default: on another Kafka, say. A file
+lists the valid names, so that no command has to import every room for them. (The base install lacks the packages that
+some rooms need.)
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 PREFIX = "POSTBACK_"
 _PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
 _RENAMED = {"POSTBACK_DELIVERY__ENDPOINT_": "POSTBACK_DELIVERY__DESTINATION_"}
-"""Beginnings of names as they were, and as they are."""
+"""Old beginnings of names, and today's."""
 _LIKE_ENOUGH = 0.75
 _OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
-"""What Kubernetes tells every pod of a Service whose name begins with `postback-`."""
+"""The variables that Kubernetes sets in every pod for a Service whose name begins with `postback-`."""
 
 
 def known_variables() -> list[str]:
-    """The names of all settings; one that ends in `*` is a beginning."""
+    """The names of all settings; a name that ends in `*` is a prefix."""
     return _PUBLISHED.read_text(encoding="utf-8").split()
 
 
 def complaints(environment: Mapping[str, str]) -> list[str]:
-    """A line for each variable that nobody reads, with the name that may be meant. No value is shown."""
+    """A line for each variable of ours that no process reads, with the name that may be meant. No value is shown."""
     ours = sorted(name for name in environment if name.upper().startswith(PREFIX))
     known = known_variables() if ours else []
     names = {name for name in known if not name.endswith("*")}
@@ -53,7 +53,7 @@ def _meant(name: str, names: set[str]) -> str:
 
 
 def _of_other_packages(ours: list[str]) -> list[str]:
-    """What belongs to search providers of other packages, which read their own."""
+    """Prefixes of the variables that other packages' search providers read."""
     if not any(name.startswith("POSTBACK_SEARCH__") for name in ours):
         return []
     from importlib.metadata import entry_points

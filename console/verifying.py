@@ -1,4 +1,4 @@
-"""The keys that `postback receive` verifies with: of a keyring, of `--secret`, or of a JWK set."""
+"""The keys that `postback receive` verifies with: from a keyring, from `--secret`, or from a JWK set."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from workers.delivery.keyring import Keyring, KeyringError
 from workers.egress.answers import bounded_connector
 
 _LOOK_SECONDS = 60.0
-"""How often a JWK set is read again: keys rotate with an overlap of hours."""
+"""Seconds between two reads of a JWK set: keys rotate with an overlap of hours."""
 _FETCH = aiohttp.ClientTimeout(total=10.0)
 _LARGEST_SET = 256 * 1024
 """Bytes of a JWK set; one key has about 120."""
 _KEY_BYTES = 32
 
 
-class JwkSetUnusable(Exception):  # noqa: N818 - it names what is wrong
+class JwkSetUnusable(Exception):  # noqa: N818 - named after the fault
     """A JWK set cannot be read. The text names the source and the fault."""
 
 
@@ -34,17 +34,17 @@ class HeldKeys(Protocol):
     """Keys that may change while callbacks come in."""
 
     def current(self) -> Keys:
-        """The keys of this moment; asked at every request."""
+        """The keys that are valid now; called at every request."""
 
     async def load(self) -> None:
         """Read the keys for the first time. Ends the command where they cannot be read."""
 
     async def follow(self) -> None:
-        """Read the keys again now and then, until cancelled."""
+        """Read the keys again at intervals, until cancelled."""
 
 
 class KeyringKeys:
-    """A tenant's keys in a keyring. Making it ends the command where the file cannot be read."""
+    """A tenant's keys in a keyring. The constructor ends the command if the file cannot be read."""
 
     def __init__(self, path: Path, tenant: str) -> None:
         self._tenant = tenant
@@ -53,7 +53,7 @@ class KeyringKeys:
             self._keyring = Keyring.load(path)
 
     def current(self) -> Keys:
-        """The keys of this moment: a rotation counts from the next request on."""
+        """The keys that are valid now: a rotation counts from the next request on."""
         try:
             self._keyring.refresh()
         except KeyringError as error:
@@ -62,10 +62,10 @@ class KeyringKeys:
         return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
 
     async def load(self) -> None:
-        """The constructor has read the file."""
+        """Do nothing: the constructor has read the file."""
 
     async def follow(self) -> None:
-        """Each request looks at the file."""
+        """Do nothing: `current` looks at the file at every request."""
 
 
 class GivenKeys:
@@ -77,7 +77,7 @@ class GivenKeys:
         self._tenant = tenant
 
     def current(self) -> Keys:
-        """The keys of this moment."""
+        """The keys that are valid now."""
         return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
 
     async def load(self) -> None:
@@ -100,10 +100,10 @@ class JwkSet:
     def __init__(self, source: str) -> None:
         self._source = source
         self.public_keys: list[str] = []
-        """As `whpk_…`."""
+        """The keys as `whpk_…`."""
 
     async def load(self) -> None:
-        """Read the set. Raises JwkSetUnusable; the keys stay as they were then."""
+        """Read the set. Raises JwkSetUnusable, and then keeps the earlier keys."""
         try:
             text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
             self.public_keys = _ed25519_keys(text)

@@ -29,7 +29,7 @@ def worker(
     """Answer jobs from model_requests until SIGTERM, which drains and exits 0.
 
     The engine is loaded first; then the worker joins its group. Settings: POSTBACK_WORKER__…, POSTBACK_ENGINE__…,
-    POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which has to stay the same over restarts.
+    POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which must stay the same across restarts.
     """
     fleet = starting("worker")
     with needing("worker"):
@@ -41,7 +41,7 @@ def worker(
 
 
 def _check_model(engine: str, model: str | None) -> None:
-    """End the command where the engine needs a model and none is named."""
+    """End the command if the engine needs a model and none is named."""
     from workers.engines import engine_settings
 
     section = checked_settings(engine_settings()).section(engine)

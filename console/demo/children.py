@@ -1,4 +1,4 @@
-"""The processes that the demo starts: their logs, their readiness, and their end, however the demo ends."""
+"""The demo's processes: their logs, their readiness, and their end together with the demo."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LOG_COLUMNS = 500
 _CLOCK = SystemClock()
 
 
-class ChildFailed(Exception):  # noqa: N818 - it names what happened
+class ChildFailed(Exception):  # noqa: N818 - named after the event
     """A process of the demo ended, or did not become ready. The text ends with the last lines of its log."""
 
 
 class ChildProcess:
-    """One `postback …` process in a session of its own: Ctrl-C is for the demo, which then stops its children.
+    """One `postback …` process in a session of its own: Ctrl-C reaches only the demo, which then stops its children.
 
-    Where there is `setpriv` (util-linux), the kernel kills it when the demo is killed.
+    On a machine with `setpriv` (util-linux), the kernel kills the process when the demo is killed.
     """
 
     def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
@@ -49,14 +49,14 @@ class ChildProcess:
             )
 
     def check(self) -> None:
-        """Raises ChildFailed where the process has ended."""
+        """Raise ChildFailed if the process has ended."""
         status = self._process.poll()
         if status is not None:
             raise ChildFailed(f"`{self.name}` ended with status {status}. {self.last_lines()}")
 
     @property
     def ready(self) -> bool:
-        """Whether its `/readyz` says so."""
+        """True if the process's `/readyz` answers 200."""
         found = _PORT.search(self._log.read_text(errors="replace"))
         if found is None:
             return False
@@ -70,16 +70,16 @@ class ChildProcess:
             connection.close()
 
     def last_lines(self) -> str:
-        """The end of its log, for a person."""
+        """The last lines of the process's log, as text."""
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join(["The end of its log:", *(f"  {line[:_LOG_COLUMNS]}" for line in lines)])
 
     def ask_to_stop(self) -> None:
-        """SIGTERM: drain and end."""
+        """Send SIGTERM, at which the process drains and ends."""
         self._process.terminate()
 
     def stop(self, deadline: Deadline) -> None:
-        """Return when it has ended; it is killed where it has not by the deadline."""
+        """Wait for the process's end, and kill it at the deadline."""
         try:
             self._process.wait(timeout=deadline.remaining)
         except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ class Children:
         return child
 
     def wait_ready(self, child: ChildProcess, seconds: float) -> None:
-        """Return when it is ready. Raises ChildFailed where any of them ends first, or the time is up."""
+        """Return when the child is ready. Raises ChildFailed if any child ends first, or the time is up."""
         deadline = Deadline.after(self._clock, seconds)
         while not child.ready:
             self.check()
@@ -112,12 +112,12 @@ class Children:
             self._clock.sleep(_POLL_SECONDS)
 
     def check(self) -> None:
-        """Raises ChildFailed for the first that has ended."""
+        """Raise ChildFailed for the first child that has ended."""
         for child in self._running:
             child.check()
 
     def last_lines(self) -> str:
-        """The ends of all logs."""
+        """The last lines of all logs, as text."""
         return "\n".join(f"`{child.name}` still runs. {child.last_lines()}" for child in self._running)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The command: its options, its exit status, and that a signal ends it in order."""
+"""The command: its options, its exit status, and its orderly end at a signal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def demo(
 
 
 def _end_alike_on_all_signals() -> None:
-    """SIGTERM means what Ctrl-C does, also in a shell's background job, for which the shell has SIGINT ignored."""
+    """Let SIGTERM end the demo like Ctrl-C, also in a shell's background job, for which the shell ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
 

@@ -1,4 +1,4 @@
-"""The demo from its first line to its last: start everything, ask, judge what comes back, end everything."""
+"""The whole demo: start everything, ask, judge the callbacks, end everything."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from workers.delivery.keyring import Keyring
 
 PARTITIONS = 4
 ANSWER_TOKENS: dict[EngineName, int] = {"vllm": 24, "echo": 512}
-"""Enough for every answer on the site; enough for the whole prompt."""
+"""Tokens of an answer: enough for every answer on the site (vllm), or for the whole prompt (echo)."""
 LOAD_SECONDS = 900.0
-"""A small machine takes about a minute; a large model on a cold disk many."""
+"""A small machine takes about a minute; a large model on a cold disk takes many."""
 START_SECONDS = 60.0
 STALL_SECONDS = 120.0
-"""After so long without a callback the demo stops waiting."""
+"""Seconds without a callback after which the demo stops waiting."""
 LOOPBACK = "127.0.0.0/8"
 
 _CLOCK = SystemClock()
 
 
 def tell(line: str) -> None:
-    """A line for the person who watches, at once."""
+    """Print a line at once."""
     typer.echo(line)
 
 
 def play(jobs: int, engine: EngineName) -> bool:
-    """Whether everything came back as it should. Raises BrokerError, ProducerError, ChildFailed."""
+    """Run the demo. True if every job had its right callback. Raises BrokerError, ProducerError, ChildFailed."""
     with TemporaryDirectory(prefix="postback-demo-") as folder, _kafka() as kafka:
         keyring = Keyring.create(Path(folder) / "keyring.json", _CLOCK)
         model = _model() if engine == "vllm" else None
@@ -79,7 +79,7 @@ def play(jobs: int, engine: EngineName) -> bool:
 
 @contextmanager
 def _step(what: str) -> Iterator[None]:
-    """Announce a step, and say how long it took."""
+    """Announce a step, and print its duration at its end."""
     tell(f"{what} …")
     started = _CLOCK.monotonic()
     yield
@@ -88,7 +88,7 @@ def _step(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kafka() -> Iterator[KafkaSettings]:
-    """A fleet of the demo's own: on a Kafka of its own, or on the one that the environment names."""
+    """A fleet for the demo: on a Kafka of its own, or on the one that the environment names."""
     if _is_kafka_named():
         with _guest(fleet_settings().kafka) as guest:
             yield guest
@@ -134,7 +134,7 @@ def _model() -> Path:
 
 
 def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
-    """The children's environment: this fleet, and no POSTBACK_… of the shell but the way to a Kafka that it names."""
+    """The children's environment: this fleet's settings, and of the shell's only those of a Kafka that it names."""
     kept = ("POSTBACK_KAFKA__",) if _is_kafka_named() else ()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_") or name.startswith(kept)
@@ -147,10 +147,10 @@ def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
         "POSTBACK_KEYRING": str(keyring),
         "POSTBACK_EGRESS__ALLOW_CALLBACKS": LOOPBACK,
         "POSTBACK_EGRESS__ALLOW_FETCH": LOOPBACK,
-        # A small machine that has just loaded a model reads its first pages slowly, and nobody is in a hurry here.
+        # A small machine that has just loaded a model reads its first pages slowly; the demo can wait.
         "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "30",
         "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "10",
-        # A base model goes on behind its answer, with a next question of its own: it ends with the line.
+        # A base model goes on after its answer, with a question of its own: the answer ends with its line.
         "POSTBACK_ENGINE__VLLM__STOP": json.dumps(["\n"]),
         "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "2048",
         "POSTBACK_ENGINE__VLLM__MAX_NUM_SEQS": "16",
@@ -173,7 +173,7 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
 async def _exchange(
     kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children
 ) -> DemoTally:
-    """Submit the jobs, and take callbacks until every job has one or none come any more."""
+    """Submit the jobs, and take callbacks until every job has one, or none came for STALL_SECONDS."""
     now = _CLOCK.time()
     keys = Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now), DEFAULT_TENANT)
     callbacks: asyncio.Queue[Received] = asyncio.Queue()
@@ -226,7 +226,7 @@ async def _collect(tally: DemoTally, callbacks: asyncio.Queue[Received], childre
 
 
 def _settled(results: ResultsReader, expected: int) -> Counter[str]:
-    """How many results each job has. Read until nothing comes any more, so that a second one would be seen."""
+    """The number of results of each job. Reads until no more come, so that a second result is seen."""
     found: Counter[str] = Counter()
     deadline = Deadline.after(_CLOCK, START_SECONDS)
     while not deadline.passed:

@@ -39,12 +39,12 @@ class DemoVerdict:
     text: str
     sources: Sequence[str]
     seconds: float
-    """From submit to callback."""
+    """Seconds from submit to callback."""
     problems: tuple[str, ...]
     """The reasons why the answer does not count; empty if it counts."""
 
     def lines(self, place: str) -> Iterator[str]:
-        """For a person: the question, the answer with its sources, and its problems."""
+        """Lines to print: the question, the answer with its sources, and its problems."""
         yield f"{place}  {self.asked.question.text}"
         indent = " " * (len(place) + 2)
         named = ", ".join(self.sources) or "no source"
@@ -55,7 +55,7 @@ class DemoVerdict:
 
 
 def judged(asked: DemoJob, received: Received) -> DemoVerdict:
-    """A verified callback against what was asked."""
+    """The verdict on a verified callback, by the job's question."""
     result: dict[str, Any] = received.event["data"]
     text, sources = result.get("text") or "", result.get("sources") or []
     problems = [
@@ -73,7 +73,7 @@ def _outcome_problems(kind: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _has(text: str, answer: str) -> bool:
-    """Whether the answer stands there, whatever its case; a number not as a part of a longer one."""
+    """True if the text has the answer, ignoring case. A number inside a longer number does not count."""
     return _found(text, answer) is not None
 
 
@@ -82,7 +82,7 @@ def _found(text: str, answer: str) -> re.Match[str] | None:
 
 
 def _around(text: str, answer: str) -> str:
-    """The text on one line, cut to the neighbourhood of the answer where it is long."""
+    """The text on one line; a long one is cut to the neighbourhood of the answer."""
     line = " ".join(text.split())
     if len(line) <= _QUOTED_MOST:
         return line or "(nothing)"
@@ -97,7 +97,7 @@ class DemoTally:
     """The callbacks so far."""
 
     asked: dict[str, DemoJob]
-    """By job id."""
+    """The jobs by id."""
     verdicts: dict[str, DemoVerdict] = field(default_factory=dict)
     webhook_ids: dict[str, str | None] = field(default_factory=dict)
     repeats: int = 0
@@ -107,11 +107,11 @@ class DemoTally:
 
     @property
     def complete(self) -> bool:
-        """Whether every job has had a verified callback."""
+        """True if every job has had a verified callback."""
         return len(self.verdicts) == len(self.asked)
 
     def add(self, received: Received) -> DemoVerdict | None:
-        """The verdict on a job's first verified callback; None for a repeat, and for what does not count."""
+        """The verdict on a job's first verified callback; None for a repeat or a callback that does not count."""
         if not received.verified:
             self.problems.append(f"a callback was not verified: {received.problem}")
             return None
@@ -132,23 +132,23 @@ class DemoTally:
             self.problems.append(f"{job_id} was repeated with another webhook-id")
 
     def settled(self, results: Counter[str]) -> None:
-        """Take in how many results each job has for a read_committed reader."""
+        """Note a problem for each job without exactly one result, by a read_committed reader's counts."""
         for job_id in self.asked:
             if results[job_id] != 1:
                 self.problems.append(f"{job_id} has {results[job_id]} results in Kafka instead of one")
 
     @property
     def right(self) -> int:
-        """Jobs whose callback is as it should be."""
+        """The number of jobs with a right callback."""
         return sum(not verdict.problems for verdict in self.verdicts.values())
 
     @property
     def well(self) -> bool:
-        """Whether nothing is missing or wrong."""
+        """True if every callback is right and there are no other problems."""
         return self.right == len(self.asked) and not self.problems
 
     def summary(self, engine: EngineName) -> Iterator[str]:
-        """The closing lines."""
+        """The closing lines, to print."""
         total, verified = len(self.asked), len(self.verdicts)
         seconds = sorted(verdict.seconds for verdict in self.verdicts.values())
         yield f"{verified} of {total} answered, {self.right} {_RIGHT[engine]}, {verified} signatures verified"
