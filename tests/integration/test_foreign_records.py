@@ -1,4 +1,4 @@
-"""Records that a broker accepts and no client of ours writes, among good ones: each command that reads goes past."""
+"""Malformed records that a broker accepts, among good ones: every reading command goes past them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OURS: list[Header] = [
     *((b"tenant", None), (b"\xff\xfe", b"x"), (b"tenant\xff", b"globex")),
     *((b"job-id", b"named"), (b"webhook-id", b"msg_named"), (b"callback-url", HOOK.encode())),
 ]
-"""With a header without a value, and names that are not UTF-8."""
+"""Headers with one without a value, and with names that are not UTF-8."""
 
 
 def result_of(job_id: str) -> bytes:
@@ -39,24 +39,24 @@ def result_of(job_id: str) -> bytes:
 
 
 def named(value: bytes | None, key: bytes = b"named", more: list[Header] | None = None) -> bytes:
-    """Two records at which kafka-python raises an error: for a name, and for attributes."""
+    """A batch of two records at which kafka-python raises an error: for a name, and for attributes."""
     headers = OURS + (more or [])
     two = [record(value, headers, key=key), record(value, headers, key=key, offset_delta=1, attributes=0x80)]
     return batch(two, at_ms=NOW_MS)
 
 
 def results() -> Iterator[bytes]:
-    """Batches of a result each, whose job is named for its peculiarity."""
+    """Batches of one result each; the job is named after the batch's oddity."""
     yield batch([record(result_of("named"), OURS, key=b"named")], at_ms=NOW_MS)
     yield batch([record(result_of("attributes"), attributes=0x80)], at_ms=NOW_MS)
-    one = b"\x82\x80\x80\x80\x10"  # the length 1, with bits that do not count
+    one = b"\x82\x80\x80\x80\x10"  # the length 1, with extra bits that readers ignore
     body = b"\0\0\0" + one + b"k" + field(result_of("length")) + number(0)
     yield batch([number(len(body)) + body], at_ms=NOW_MS)
     followed = gzip.compress(record(result_of("gzip"), OURS)) + b"garbage"
     yield batch([b""], codec=1, content=followed, at_ms=NOW_MS)
     yield batch([record(result_of("offset"), offset_delta=9)], at_ms=NOW_MS)
     yield batch([record(result_of("good"))], at_ms=NOW_MS)
-    # The broker does not compare the checksum at the end of lz4's frame (`Lz4BlockInputStream`); no client reads it.
+    # The broker ignores the checksum at the end of lz4's frame (`Lz4BlockInputStream`); no client reads this batch.
     damaged = lz4.frame.compress(record(b"unreadable"), block_linked=False, content_checksum=True)
     yield batch([b""], codec=3, content=damaged[:-4] + b"1234", at_ms=NOW_MS)
 
@@ -66,7 +66,7 @@ PECULIAR = ["named", "attributes", "length", "gzip", "offset", "good"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """One whose topics all have such records."""
+    """A fleet with such records in all of its topics."""
 
     kafka: KafkaSettings
     env: dict[str, str]
@@ -79,7 +79,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topics that others made: the broker takes batches as they are, and writes no record anew."""
+    """Topics as other tools make them: the broker stores batches unchanged."""
     return {"compression.type": "producer"}
 
 

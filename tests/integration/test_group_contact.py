@@ -1,4 +1,4 @@
-"""When a consumer knows that it is a member of its group, on a real broker."""
+"""A consumer's knowledge that it is a member of its group, on a real broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.broker
 
 
 class Held:
-    """A listener that notes what it is given."""
+    """A listener that remembers its partitions."""
 
     def __init__(self) -> None:
         self.partitions: set[PartitionId] = set()
@@ -32,7 +32,7 @@ class Held:
 
 @pytest.fixture
 def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupIntake, GroupIntake]]:
-    """Two consumers of a topic with one partition, neither of which has joined."""
+    """Two consumers of a topic with one partition, before either has joined."""
     group = f"{fleet.topic_prefix}contact"
     configure_groups(fleet, [group])
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def test_a_member_is_one_when_it_is_let_in_also_with_no_partitions(intakes: tupl
         return intake.contact().member
 
     first.join(holds_first)
-    assert not first.contact().member  # it asked, and nobody answered yet
+    assert not first.contact().member  # its request is not answered yet
     assert not second.contact().member
     eventually(lambda: is_member(first) and bool(holds_first.partitions), 20, "the first is not let in")
 

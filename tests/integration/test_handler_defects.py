@@ -1,4 +1,4 @@
-"""Records at which a handler raises, and cannot even give them up: the fleet goes on, and an upgrade answers them."""
+"""Records at which a handler raises, in `give_up` too: the fleet goes on, and an upgrade answers them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def break_at(handler, mark):
 break_at(InferenceHandler, b"break-inference")
 break_at(DeliveryHandler, b"break-delivery")
 """
-"""A `sitecustomize.py`: Python imports it when a process starts. Jobs are echoed, so a result has its job's words."""
+"""A `sitecustomize.py`, which Python imports at start. Jobs are echoed, so a result has its job's words."""
 
 
 def test_the_fleet_goes_on_beside_them_and_a_redrive_after_an_upgrade_answers_them(
@@ -89,7 +89,7 @@ def test_the_fleet_goes_on_beside_them_and_a_redrive_after_an_upgrade_answers_th
 
 
 def dead_letters(product: Product, *arguments: str) -> Any:
-    """The command's JSON."""
+    """The JSON that the command prints."""
     done = postback("dead-letters", *arguments, env=environment_of(product.kafka))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""The port that orchestrators and Prometheus ask, over real sockets."""
+"""The port for orchestrators and Prometheus, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of the classes that a stranger can send, through a live fleet: each has its one result, and nothing ends."""
+"""All classes of records that a stranger can send, through a live fleet: each has one result, and no process ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from devkit.broker import Broker
 pytestmark = pytest.mark.broker
 
 RECORDS = 500
-"""Of each kind; `python -m bench.hostile_jobs` sends 20,000."""
+"""Records of each class; `python -m bench.hostile_jobs` sends 20,000."""
 
 
 def test_each_job_of_the_published_schema_and_each_broken_one_has_its_one_result(

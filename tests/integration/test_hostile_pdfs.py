@@ -1,4 +1,4 @@
-"""PDFs that mean harm: each ends within the reader's bounds, with a reason, and the pages beside it are read."""
+"""Hostile PDFs: each ends within the reader's bounds, with a reason, and the pages beside it are read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RESOURCES = "/XObject << /X 5 0 R >>"
 
 
 def compressed(megabytes: int) -> bytes:
-    """A page whose content is as large as this when it is unpacked."""
+    """A PDF page with this many megabytes of unpacked content."""
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(b" " * 2**20) for _ in range(megabytes)) + packer.flush()
     return pdf([CALL], objects=[stream(packed, f"/Filter /FlateDecode {FORM}")], resources=RESOURCES)
 
 
 def doubling(levels: int, times: int) -> bytes:
-    """Forms that each draw the next one several times: a few kilobytes that paint for years."""
+    """A PDF of forms that each draw the next one several times: a few kilobytes that would paint for years."""
     inner = [
         stream(b"/X Do " * times, f"{FORM} /Resources << /XObject << /X {6 + level} 0 R >> >>")
         for level in range(levels)
@@ -45,7 +45,7 @@ def drawing_itself() -> bytes:
     ("document", "why"),
     [
         (compressed(400), "more memory than allowed|took more than 4 s"),
-        (doubling(12, 10), "more memory than allowed|took more than 4 s"),  # whichever the machine is quicker at
+        (doubling(12, 10), "more memory than allowed|took more than 4 s"),  # the first limit depends on the machine
         (pdf([line(FACT)]).replace(b"/Kids [6 0 R]", b"/Kids [2 0 R]"), "no visible text"),
         (pdf([line(FACT)]) + b"\0" * 20_000_000, "larger than 20000000 bytes"),
     ],

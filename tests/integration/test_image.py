@@ -1,4 +1,4 @@
-"""The image: what the Dockerfile takes in, and that it is enough."""
+"""The image: the files that the Dockerfile copies, and proof that they suffice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dockerfile(instruction: str) -> list[str]:
 
 
 def pins(file: str) -> dict[str, set[str]]:
-    """Versions by name; a name may have several, for several platforms."""
+    """Pinned versions by package; several platforms may have several versions."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(
         r"^([A-Za-z0-9._-]+)==([^ ]+)", (ROOT / "requirements" / file).read_text(), re.MULTILINE
@@ -74,7 +74,7 @@ def test_what_goes_into_the_image_is_checked_by_its_hashes_and_names_no_download
 
 
 def test_the_images_requirements_are_enough_for_every_role(tmp_path: Path) -> None:
-    """The Dockerfile's steps, in a fresh environment: without vLLM and without what only development has."""
+    """Runs the Dockerfile's steps in a fresh environment, without vLLM and development packages."""
     python = tmp_path / "postback" / "bin" / "python"
     wheel: list[str | Path] = ["wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "wheels"]
     hashed = ["install", "-q", "--require-hashes", "-r"]

@@ -1,4 +1,4 @@
-"""Real workers on a real broker: deadlines, lanes, limits, traces, and what their metrics say afterwards."""
+"""Real workers on a real broker: deadlines, lanes, limits, traces, and the metrics afterwards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(product: P
     worker = product.worker("w1", "--engine", "echo", "--with-delivery")
     traced = as_bytes(job("traced", metadata={"for": "me"}, custom_id="mine", **url))
     product.put(traced, [("traceparent", TRACE.encode())])
-    product.wait_for_callbacks(1, 60)  # the worker has its partitions, so that no time passes before generation
+    product.wait_for_callbacks(1, 60)  # the worker has its partitions now, so later jobs start at once
     product.put(as_bytes(job("late", ttl_seconds=60, **url)), timestamp_ms=IN_THE_PAST)
     product.put(as_bytes(job("overdue", **url)), [("deadline", str(IN_THE_PAST).encode())])
     nowhere = ["http://10.0.0.1/"]
@@ -118,7 +118,7 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
     shared = {"POSTBACK_WORKER__MODELS": json.dumps({"big": "gpu", "lost": "gpu"})}
     gpu = {"POSTBACK_WORKER__LANE": "gpu", "POSTBACK_WORKER__MODELS": json.dumps({"small": None, "lost": None})}
     big = lanes.worker("w2", "--engine", "echo", "--model", "big", **gpu)
-    eventually(lambda: big.ready()[0], 30, "the worker of the lane is not ready")  # so it could have every partition
+    eventually(lambda: big.ready()[0], 30, "the worker of the lane is not ready")  # so it could own every partition
     small = lanes.worker("w1", "--engine", "echo", "--model", "small", **shared)
     lanes.deliver("d1")
     url = {"callback_url": lanes.callbacks.url}

@@ -1,4 +1,4 @@
-"""Records that are no jobs, through the real worker: each is refused with a reason, and nothing stops for it."""
+"""Invalid records through the real worker: each is rejected with a reason, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.product import PARTITIONS, Product
 pytestmark = pytest.mark.broker
 
 URL = "$URL"
-"""Stands for the receiver's, which is known only when it listens."""
+"""Placeholder of the receiver's URL, which is known only after it listens."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A record, what is to be said of it, and whether its author can be told."""
+    """A record, the reason for its rejection, and whether its author can be called back."""
 
     name: str
     value: bytes
     detail: str
-    """What the reason begins with: the field, and the reason as far as it is the same everywhere."""
+    """Start of the reason: the field, and the text that is the same on every platform."""
     told: bool = True
     headers: tuple[tuple[str, bytes | None], ...] = ()
     compression: str = "none"
@@ -42,10 +42,10 @@ PICTURE = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/x.png"}}
 IMAGE = json.dumps({"messages": [{"role": "user", "content": [PICTURE]}], "callback_url": URL}).encode()
 LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}).encode()
 NOISE = os.urandom(1024 * 1024 - 100)
-"""No compression makes it smaller, and it fills what the topic takes: as a dead letter it would be too large."""
+"""Incompressible bytes that fill the topic's limit, and so exceed it as a dead letter."""
 SMALL = tuple((chr(name & 127), bytes([value])) for name, value in zip(*[iter(os.urandom(180_000))] * 2, strict=True))
-"""With the lengths that each of these has besides its name and value they are too large for a dead letter. zstd makes
-the lengths nothing on the way in; lz4, in which dead letters are written, does not."""
+"""Many tiny headers. With a length for each name and value they are too large for a dead letter: zstd compresses the
+lengths away on the way in, but lz4, in which dead letters are written, does not."""
 CASES = [
     Case("not JSON", b"{nope", "value: is not JSON", told=False),
     Case("no bytes at all", b"", "value: is empty", told=False),
@@ -79,7 +79,7 @@ CASES = [
     Case("an unknown schema", job(), "headers.schema: ", headers=(("schema", b"9"),)),
     Case("a batch line of another endpoint", LINE, "url: ", told=False),
     Case("1 MiB of noise", NOISE, "value: is larger", told=False),
-    # A compressed batch may be larger than its topic's limit once it is open.
+    # A compressed batch may exceed its topic's limit once it is unpacked.
     Case("3 MB under compression", job(prompt="x" * 3_000_000), "value: is larger", told=False, compression="lz4"),
     Case("not JSON, and a header without a value", b"nope", "value: is not JSON", told=False, headers=(("x", None),)),
     Case("headers of 900 KB", job(), "headers: ", headers=(("x-noise", NOISE[:900_000]),)),
@@ -90,17 +90,17 @@ CASES = [
 TOLD = {"job_id", "outcome", "error", "created_at", "id", "custom_id", "metadata"} | {
     *("sources", "source_details", "citations", "notes"),
 }
-"""What a refusal may say; no text, and nothing of the input."""
+"""Fields that a rejection may have; no text, and nothing of the input."""
 
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topics that others made: the broker takes batches as they are, and writes no record anew."""
+    """Topics as other tools make them: the broker stores batches unchanged."""
     return {"compression.type": "producer"}
 
 
 def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
-    """The cases as records, by partition and offset."""
+    """Write the cases as records; return them by partition and offset."""
     places: dict[tuple[int, int], Case] = {}
     for compression in ("none", "lz4", "zstd"):
         producer = Producer(
@@ -128,7 +128,7 @@ def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
                 headers=list(case.headers),
                 on_delivery=note(case),
             )
-            producer.flush(20)  # one record a batch, since the batch is what the topic's limit holds for
+            producer.flush(20)  # one record a batch, since the topic's limit applies to a batch
     assert len(places) == len(cases)
     return places
 
@@ -171,7 +171,7 @@ def test_each_is_refused_with_a_reason_that_names_its_field_and_nothing_stops(pr
 
 
 class ForeignName(str):
-    """A header's name as clients in C or Go can write it: bytes, which need not be UTF-8."""
+    """A header name of bytes that need not be UTF-8, as clients in C or Go can write it."""
 
     def encode(self, *_: object) -> bytes:
         return b"\xff\xfe"

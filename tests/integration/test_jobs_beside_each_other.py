@@ -1,4 +1,4 @@
-"""One job's slow pages and servers beside another job: neither its pages nor its ranking wait for them."""
+"""One job's slow pages and servers delay neither the pages nor the ranking of another job."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SLOW_PAGES = 20
 
 
 def is_reading() -> bool:
-    """Whether a reader is at a page that takes it long."""
+    """True if a reader is busy with a slow page."""
     return any(child.cpu_percent(interval=0.1) > 10 for child in psutil.Process().children())
 
 
 @asynccontextmanager
 async def beside(enricher: Enricher, urls: list[str], tenant: str = "default") -> AsyncIterator[None]:
-    """Another job with these sources runs meanwhile, and as soon as it ends one that is like it."""
+    """Run jobs with these sources in the background, one after the other."""
 
     async def one_after_the_other() -> None:
         for number in itertools.count():
@@ -60,7 +60,7 @@ async def test_slow_pages_keep_no_other_job_from_choosing_among_what_it_has() ->
         async with beside(enricher, slow[:10]), beside(enricher, slow[10:], "other"):
             while not await asyncio.to_thread(is_reading):
                 pass
-            soon = Deadline.after(CLOCK, 3.5)  # before the pages that came first are given up
+            soon = Deadline.after(CLOCK, 3.5)  # before the first pages time out
             evidence = await enricher.enrich(sources, "silver mine", deadline=soon)
         assert [source.id for source in evidence.sources] == [site.url("/mine")]
         assert not any("no source" in note for note in evidence.notes)
@@ -68,7 +68,7 @@ async def test_slow_pages_keep_no_other_job_from_choosing_among_what_it_has() ->
 
 @asynccontextmanager
 async def hanging() -> AsyncIterator[int]:
-    """A server on all of 127.0.0.0/8 that never answers, but for `/fine`. Its port."""
+    """A server on all of 127.0.0.0/8 that answers only `/fine`; yields its port."""
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.append(writer)

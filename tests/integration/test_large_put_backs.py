@@ -1,4 +1,4 @@
-"""What is put back in portions: partitions that are read to their ends at different times, and read more than once."""
+"""Put-backs in portions, with partitions that end at different times and are read more than once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = sum(SIZES.values())
 
 
 def fill(fleet: KafkaSettings, topic: str, **more: str) -> None:
-    """Callbacks, so many in each partition."""
+    """Write callbacks, SIZES of them to each partition."""
     producer = Producer({**fleet.client_config(), "linger.ms": 20})
     for partition, size in SIZES.items():
         for number in range(size):
@@ -39,7 +39,7 @@ def fill_letters(fleet: KafkaSettings) -> None:
 
 
 def called(fleet: KafkaSettings) -> Counter[bytes]:
-    """The jobs in the smallest tier."""
+    """The jobs in the smallest tier, with their counts."""
     tier = fleet.topics.tier(0.3)
     with Scanner(fleet) as scanner:
         scanner.wait_until_settled([tier])

@@ -1,4 +1,4 @@
-"""The largest event that there can be: it passes every topic on its way, and its bytes are the same each time."""
+"""The largest possible event passes every topic on its way, with the same bytes on each attempt."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TENANT, JOB, WEBHOOK = "t" * 63, "j" * 256, "m" * 256
 LONGEST_URL = 2048
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ATTEMPTS = 3
-"""As many as the waits of a test's fleet allow; then it is a dead letter."""
+"""The number of attempts that a test's fleet makes before a dead letter."""
 
 
 def largest_result() -> bytes:
-    """With letters of one to four bytes, and such as JSON has to escape."""
+    """The largest result, with letters of one to four bytes and characters that JSON has to escape."""
     result = Result(job_id=JOB, outcome=Outcome.SUCCEEDED, text="", created_at=1_700_000_000)
     text = 'Ω🪝ü"\\\n' * 60_000
     text += "x" * (MAX_RESULT_BYTES - len(write_result(result.model_copy(update={"text": text}))))
@@ -37,7 +37,7 @@ def largest_result() -> bytes:
 
 
 def largest_job() -> dict[str, object]:
-    """An echo worker answers it with JSON in which each quotation mark takes four bytes, and two in the job."""
+    """The largest job. Each quotation mark takes two bytes in it, and four in the echo worker's JSON answer."""
     return {"job_id": "answered", "prompt": '"' * 230_000, "response_format": {"type": "json_object"}}
 
 

@@ -1,4 +1,4 @@
-"""Outages of days on a clock that is set: how often events come round at a dead origin, and that they end."""
+"""Outages of days on a hand-set clock: the number of rounds of events for a dead origin, and their end."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ TIERS = {name: delay for delay, name in TOPICS.tiers.items()}
 
 @dataclass
 class World:
-    """A delivery process in virtual time. What waits in a tier is a heap; a POST takes no time."""
+    """A delivery process in virtual time. A heap stands for the tiers; a POST takes no time."""
 
     handler: DeliveryHandler
     clock: SetClock
     waiting: list[tuple[float, int, Record]] = field(default_factory=list)
     written: Counter[str] = field(default_factory=Counter)
-    """Records in tiers, by the event that they are of."""
+    """Number of records written to tiers, by event."""
     letters: dict[str, tuple[float, Record]] = field(default_factory=dict)
-    """When each was given up, in seconds from the start."""
+    """Dead letters by event, with their time in seconds from the start."""
     delivered: dict[str, float] = field(default_factory=dict)
-    """When each was taken, in seconds from the start."""
+    """Time of each event's delivery, in seconds from the start."""
     posts: int = 0
     failed: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """When attempts failed, in seconds from the start, by the event that they are of."""
+    """Times of failed attempts by event, in seconds from the start."""
     numbers: Iterator[int] = field(default_factory=count)
 
     def add(self, url: str, at: float = 0.0) -> str:
-        """An event that comes so many seconds after the start."""
+        """Add an event that comes `at` seconds after the start."""
         number = next(self.numbers)
         event = f"msg_{number:032x}"
         value = write_result(Result(job_id=f"job_{number}", outcome=Outcome.SUCCEEDED, text="x", created_at=int(START)))
@@ -70,7 +70,7 @@ class World:
         return event
 
     async def run(self, until: float = 1000 * DAY) -> None:
-        """Go on while anything waits."""
+        """Handle records until none waits, or until that time."""
         while self.waiting and self.waiting[0][0] <= until:
             at, _, record = heapq.heappop(self.waiting)
             self.clock.now = max(self.clock.now, START + at)
@@ -80,7 +80,7 @@ class World:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return self.clock.now - START
 
     def _take(self, output: Output, event: str) -> None:
@@ -105,13 +105,13 @@ class World:
 
 @pytest.fixture
 def dead_origin(port: socket.socket) -> str:
-    """The origin of a port on which nobody answers."""
+    """The origin of a port that refuses connections."""
     return f"http://127.0.0.1:{port.getsockname()[1]}"
 
 
 @pytest.fixture
 def port() -> Iterator[socket.socket]:
-    """Bound, so that nobody else gets it, and refusing until somebody listens on it."""
+    """A bound socket, which reserves its port; connections are refused until a server listens there."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held
@@ -131,7 +131,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def listening(
     port: socket.socket, status: int = 200, headers: Mapping[str, str] = NOTHING_MORE
 ) -> AsyncIterator[None]:
-    """A real server that answers so."""
+    """Run a real server on the port that gives this answer."""
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
@@ -152,7 +152,7 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     events = [world.add(f"{dead_origin}/job/{number}", at=number) for number in range(300)]
     await world.run()
     assert set(world.letters) == set(events)
-    # The schedule's three days, five until an endpoint would be disabled; and three more for one tried just then.
+    # Three days of the schedule, five until an endpoint would be disabled, and three more for an event tried just then.
     assert max(at for at, _ in world.letters.values()) < 13 * DAY
     reasons = {record.header(names.REASON) for _, record in world.letters.values()}
     assert reasons == {"callback_exhausted"}
@@ -177,7 +177,7 @@ async def test_an_outage_of_days_writes_each_event_some_forty_times_and_not_once
     events = [world.add(f"{dead_origin}/hook", at=60.0 * number) for number in range(1000)]
     await world.run(until=5 * DAY)
     assert sum(world.written.values()) < 50 * len(events)
-    assert world.posts > 5 * DAY / 600  # it is tried again and again all the time
+    assert world.posts > 5 * DAY / 600  # probes go on all the time
 
 
 @pytest.mark.parametrize("hours", [0.5, 1.01, 4.01, 10.01, 25.01, 48])

@@ -1,4 +1,4 @@
-"""What an operator gets for a mistake: one line that names it and the fix, and never a traceback."""
+"""An operator's mistakes: each gets one line that names the mistake and the fix, and never a traceback."""
 
 from __future__ import annotations
 

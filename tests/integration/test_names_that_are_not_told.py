@@ -1,4 +1,4 @@
-"""A job cannot find out by its sources which names there are in the operator's network."""
+"""A job's sources do not reveal which names exist in the operator's network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_name_that_is_missing_and_one_that_is_not_public_get_the_same_no
                 evidence = await enricher.enrich(Sources(urls=[url, url + "?again"]), "Why?")
             assert evidence.sources == ()
             notes |= {note.replace(name, "NAME").replace(origin, "ORIGIN") for note in evidence.notes}
-    assert len(notes) == 2  # of the first source and of the second
+    assert len(notes) == 2  # one each of the first and the second source
     assert all(NO_PUBLIC_NAME in note for note in notes)
 
 

@@ -1,4 +1,4 @@
-"""A real worker on a real broker, and a site that answers when it is told to: waiting for the web holds nobody back."""
+"""A real worker on a real broker, and a site that a test holds: jobs that wait for the web delay no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READY = 40
 
 
 class HeldSite:
-    """Answers no page before `release`."""
+    """A site that answers no page before `release`."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -42,7 +42,7 @@ def held_site() -> Iterator[HeldSite]:
             self.wfile.write(f"The number of this page is {self.path[1:]}.".encode())
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -59,7 +59,7 @@ def held_site() -> Iterator[HeldSite]:
 
 
 def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(product: Product) -> None:
-    """More of them than are read at once, and than are kept waiting in the engine, all ahead of who is ready."""
+    """The waiting jobs come first, and exceed both the worker's readers and its target of waiting jobs."""
     with held_site() as site:
         product.worker(
             "w1", "--engine", "echo",

@@ -1,4 +1,4 @@
-"""On the evaluation set, how often the right passage is read, and how often it is chosen. Nothing in it is timed."""
+"""Shares of the evaluation set's questions whose right passage is extracted and chosen. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.passages import BASELINE, BM25, Outcome, measured, report, share
 
 EXTRACTED_FLOOR = 1.0
 HIT_FLOOR = 0.85
-"""A little below what docs/EVIDENCE.md says, so that a question or two may be added that is hard."""
+"""A little below the figure in docs/EVIDENCE.md, so that one or two hard questions may be added."""
 
 
 @pytest.fixture(scope="module")

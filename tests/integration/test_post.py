@@ -1,4 +1,4 @@
-"""One attempt: which request is sent, and what its answer counts as."""
+"""One attempt: the request that is sent, and the outcome of its answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster
         ("/hook?sig=x%3By%27z&q=%2C%3A", "/hook?sig=x%3By%27z&q=%2C%3A"),
         ("/a%2Fb%2fc", "/a%2Fb%2fc"),
         ("/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~", "/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~"),
-        # What is equivalent is not the same where it is signed.
+        # Equivalent URLs differ under a signature.
         ("/%41%7e?%41=%7E", "/%41%7e?%41=%7E"),
         ("/a/../b/./c//d", "/a/../b/./c//d"),
         ("/%2e%2E/x", "/%2e%2E/x"),
@@ -54,7 +54,7 @@ async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster
         ("", "/"),
         ("/hook#fragment", "/hook"),
         ("/hook?#fragment", "/hook?"),
-        # What can stand in no request line.
+        # Characters that a request line cannot hold.
         ("/a b?c d=%20+", "/a%20b?c%20d=%20+"),
         ("/bücher/☃?ü=%C3%BC", "/b%C3%BCcher/%E2%98%83?%C3%BC=%C3%BC"),
         ("/100%?x=%zz%4", "/100%25?x=%25zz%254"),
@@ -140,7 +140,7 @@ async def test_retry_after_is_reported_in_both_forms(start: Start, poster: Poste
     value = "120" if form == "seconds" else soon.strftime("%a, %d %b %Y %H:%M:%S GMT")
     outcome = await post(poster, (await start(always(status(code, f"Retry-After: {value}")))).url)
     assert isinstance(outcome, FailedDelivery)
-    # 30 hours are more than is honoured, so the date's answer does not depend on how fast this test runs.
+    # 30 hours exceed the maximum, so the date's result does not depend on this test's speed.
     assert outcome.retry_after_seconds == (120 if form == "seconds" else 86_400)
 
 
@@ -172,7 +172,7 @@ TRACE_ID, SPAN_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7
 
 
 class Ended(SpanProcessor):
-    """Keeps the spans that ended."""
+    """A span processor that keeps ended spans."""
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
@@ -183,7 +183,7 @@ class Ended(SpanProcessor):
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[ReadableSpan]:
-    """Every span that ends in this test. A process sets OpenTelemetry's provider once, so it is put in its place."""
+    """Every span that ends in this test. A process can set OpenTelemetry's provider once, so it is patched here."""
     provider, ended = TracerProvider(), Ended()
     provider.add_span_processor(ended)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)

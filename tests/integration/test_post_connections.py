@@ -1,4 +1,4 @@
-"""Which connection carries a callback: kept, closed by either side, and never used twice for one POST."""
+"""A callback's connection: kept, closed by either side, and never used twice for one POST."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_connection_reset_before_the_request_was_read_is_the_only_one(
 
     server = await start(script)
     reason, _ = failure(await post(poster, server.url.replace("http", scheme)))
-    # The reset may be there before we know that we are connected.
+    # The reset may arrive before the client knows that it is connected.
     assert reason in (FailureReason.CONNECT_FAILED, FailureReason.CONNECTION_CLOSED)
     assert (server.connections, server.requests) == (1, [])
 
@@ -117,7 +117,7 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again(start
     server = await start(script)
     assert isinstance(await post(poster, server.url), Delivered)
     await closed.wait()
-    await asyncio.sleep(0.05)  # the close has to travel to the client's loop, which is this one
+    await asyncio.sleep(0.05)  # lets the client's loop, which is this one, see the close
     assert isinstance(await post(poster, server.url), Delivered)
     assert (len(server.requests), server.connections) == (2, 2)
 
@@ -159,7 +159,7 @@ async def test_an_idle_connection_is_closed_from_our_side_without_another_callba
 async def test_no_callback_meets_a_server_that_closes_idle_connections_later_than_we_do(
     start: Start, shorter: bool
 ) -> None:
-    """The callback comes in the very moment in which the server closes: lost where we keep connections for longer."""
+    """The callback comes just as the server closes; it is lost if we keep connections longer than the server."""
     answered, closing = asyncio.Event(), asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -205,7 +205,7 @@ async def test_cancelling_an_attempt_closes_its_connection(start: Start, poster:
 
 @on_both_loops
 async def test_an_answer_before_the_request_was_taken_ends_the_connection(start: Start, poster: Poster) -> None:
-    """What is left of a large body would otherwise be in the way of the next callback, perhaps for ever."""
+    """Otherwise the rest of a large body would block the next callback, perhaps for ever."""
 
     async def script(peer: Peer) -> None:
         if peer.number > 1:
@@ -234,7 +234,7 @@ async def test_what_a_server_says_unasked_on_an_idle_connection_is_no_answer_to_
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK if peer.number == 1 else status(503))
-        await asyncio.sleep(0.05)  # until the answer was read: what comes with it is another matter
+        await asyncio.sleep(0.05)  # until the answer was read: bytes that come with it are another case
         await peer.send(unasked)
         said.set()
         await peer.request()
@@ -242,7 +242,7 @@ async def test_what_a_server_says_unasked_on_an_idle_connection_is_no_answer_to_
     server = await start(script)
     assert isinstance(await post(poster, server.url), Delivered)
     await said.wait()
-    await asyncio.sleep(0.05)  # it has to travel to the client's loop, which is this one
+    await asyncio.sleep(0.05)  # lets the client's loop, which is this one, see the bytes
     assert failure(await post(poster, server.url)) == (FailureReason.SERVER_ERROR, 503)
     assert (len(server.requests), server.connections) == (2, 2)
 

@@ -1,4 +1,4 @@
-"""One attempt by name: resolving it, and the addresses and URLs that are refused."""
+"""One attempt by name: its resolution, and the addresses and URLs that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One attempt at servers that are slow, endless, broken or not there: each ends by the deadline."""
+"""One attempt at servers that are slow, endless, broken or absent: each ends by the deadline."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_body_that_drips_meets_the_same_deadline(start: Start, unhurried
 
     server = await start(script)
     assert failure(await post(unhurried, server.url)) == (FailureReason.TIMEOUT, 200)
-    # Nor does half a body stay in the way of the next callback.
+    # Half a body does not block the next callback either.
     server.script = always(OK)
     assert isinstance(await post(unhurried, server.url), Delivered)
     assert server.connections == 2
@@ -108,7 +108,7 @@ async def test_a_body_that_ends_early_is_a_failure(start: Start, poster: Poster)
 
 @on_both_loops
 async def test_a_compressed_body_is_never_unpacked(start: Start, poster: Poster) -> None:
-    # What is no gzip at all would raise in whoever unpacks it, and a bomb does its harm there.
+    # Unpacking would raise for bytes that are no gzip, and a real bomb would do its harm there.
     answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nbomb"
     assert isinstance(await post(poster, (await start(always(answer))).url), Delivered)
 
@@ -141,7 +141,7 @@ async def test_a_closed_port_is_a_failed_connect(poster: Poster) -> None:
 
 @contextmanager
 def full_port() -> Iterator[int]:
-    """A port where each further SYN is dropped, since nobody accepts. Fails where one was let in all the same."""
+    """A port whose backlog is full, so that each further SYN is dropped. Fails if one is accepted all the same."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         waiting = []
@@ -165,14 +165,14 @@ def full_port() -> Iterator[int]:
 @on_both_loops
 async def test_a_connection_that_nobody_answers_meets_the_deadline(hasty: Poster) -> None:
     with full_port() as port:
-        # The kernel would ask again and again, for two minutes.
+        # The kernel would retry for two minutes.
         async with asyncio.timeout(20):
             assert failure(await post(hasty, f"http://127.0.0.1:{port}/")) == (FailureReason.TIMEOUT, None)
 
 
 @on_both_loops
 async def test_a_request_that_nobody_takes_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
-    """Closing waits until the other side took what is left, perhaps for ever: a connection and a body each time."""
+    """A close waits until the peer takes the rest, perhaps for ever, and would keep a connection and its body."""
     left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def script(peer: Peer) -> None:

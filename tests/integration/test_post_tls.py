@@ -69,7 +69,7 @@ def speaking_old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
 async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_nothing_else(
     start: Start, authority: Authority, tenant: str, lowered: bool
 ) -> None:
-    """OpenSSL's usual security level knows no TLS 1.1 anyway, so it is 0 here on both sides."""
+    """Both sides use OpenSSL's security level 0, since the usual level excludes TLS 1.1 anyway."""
     server = await start(always(OK), speaking_old_tls(authority.server()))
     settings = DeliverySettings(ca_file=authority.ca_file, client_certificates={TENANT: authority.client_file("acme")})
     poster = Poster(settings, LOOPBACK, SystemClock())
@@ -84,7 +84,7 @@ async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_not
     if lowered:
         assert isinstance(outcome, Delivered)
     else:
-        # It may say no with an alert or by hanging up.
+        # The server may refuse with an alert or by hanging up.
         assert failure(outcome)[0] in (FailureReason.TLS_FAILED, FailureReason.CONNECT_FAILED)
         assert server.requests == []
 
@@ -158,7 +158,7 @@ async def test_an_endpoint_that_asks_for_a_client_certificate_gets_the_tenants(
 async def test_without_a_client_certificate_such_an_endpoint_gets_nothing(start: Start, authority: Authority) -> None:
     server = await start(always(OK), authority.server(asks_for_client=True))
     reason, seen = failure(await post_tls(server.url, authority.ca_file))
-    # In TLS 1.3 the refusal may come after the request was sent.
+    # In TLS 1.3 the server may refuse after the request was sent.
     assert (reason in (FailureReason.TLS_FAILED, FailureReason.CONNECTION_CLOSED), seen) == (True, None)
     assert server.requests == []
 

@@ -1,4 +1,4 @@
-"""Jobs with a search and a profile, from record to result: real enricher, real engine, services on loopback."""
+"""Jobs with a search and a profile, from record to result: a real enricher and engine, and services on loopback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_links_of_a_search_are_read_as_any_other_source_and_the_jobs_own_c
 
 
 async def test_the_service_passes_the_guard_and_what_it_links_to_does_not() -> None:
-    """An operator's SearXNG in the internal network must not let a job read what else is there."""
+    """An operator's SearXNG in the internal network must not give a job access to other internal hosts."""
     links = searxng(
         {"url": "http://127.0.0.1:9/internal", "title": "x"}, {"url": "http://169.254.169.254/", "title": "y"}
     )
@@ -119,7 +119,7 @@ async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_source
 
 
 class Broken:
-    """Another package's provider, with a defect."""
+    """A defective provider of another package."""
 
     async def search(self, query: str, limit: int) -> list[Found]:
         raise KeyError(query)

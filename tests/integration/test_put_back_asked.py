@@ -1,4 +1,4 @@
-"""The question before a put-back: until it is answered nobody else is hindered, and what happens meanwhile counts."""
+"""The question before a put-back: it blocks no other run, and changes before the answer count."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CLOCK = SystemClock()
 
 @dataclass
 class Asked:
-    """A command that has asked somebody at a terminal."""
+    """A command that waits for an answer at a terminal."""
 
     process: subprocess.Popen[bytes]
     screen: int
     shown: str = ""
 
     def see(self, text: str) -> None:
-        """Wait until it is on the screen."""
+        """Wait until the text is on the screen."""
         while text not in self.shown:
             assert select.select([self.screen], [], [], 60)[0], self.shown
             self.shown += os.read(self.screen, 65536).decode()
 
     def answer(self, text: str) -> int:
-        """The exit status."""
+        """Type the answer; return the exit status."""
         os.write(self.screen, text.encode() + b"\n")
         return self.process.wait(60)
 
@@ -61,7 +61,7 @@ def at_a_terminal(*arguments: str, env: Mapping[str, str]) -> Iterator[Asked]:
 
 @pytest.fixture
 def given_up(fleet: KafkaSettings) -> KafkaSettings:
-    """A fleet with three callbacks that were given up, two of acme's and one of globex'."""
+    """A fleet with three dead letters of callbacks, two of acme and one of globex."""
     producer = Producer(fleet.client_config())
     for number, tenant in enumerate(("acme", "acme", "globex")):
         headers = {"tenant": tenant, "webhook-id": f"msg_{number}", "callback-url": "https://hooks.example/"}

@@ -1,4 +1,4 @@
-"""A redrive that Ctrl-C or a broker that freezes cuts off: it ends with a line, and loses and doubles nothing."""
+"""A redrive that is cut off by Ctrl-C or a frozen broker ends with one line, and loses and doubles nothing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CLOCK = SystemClock()
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Broker]:
-    """A broker that may be frozen."""
+    """A broker for this module, which tests may freeze."""
     with Broker.start() as broker:
         yield broker
 
 
 @pytest.fixture
 def given_up(own: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSettings:
-    """A fleet with callbacks that were given up."""
+    """A fleet with LETTERS dead letters of callbacks."""
     fleet = make_fleet(own.bootstrap_servers)
     producer = Producer({**fleet.client_config(), "linger.ms": 20})
     for number in range(LETTERS):
@@ -49,7 +49,7 @@ def given_up(own: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSe
 
 
 def called(fleet: KafkaSettings) -> Counter[bytes]:
-    """The jobs in the smallest tier."""
+    """The jobs in the smallest tier, with their counts."""
     return Counter(record.key() or b"" for record in committed_records(fleet.client_config(), fleet.topics.tier(0.3)))
 
 
@@ -70,7 +70,7 @@ def test_ctrl_c_in_the_middle_of_a_batch_ends_it_with_a_line_and_the_status_of_a
         eventually(lambda: called(given_up).total() >= 100, 60, "nothing is put back")
         own.pause()
         try:
-            time.sleep(2)  # by then its next batch is on the way, and not answered for
+            time.sleep(2)  # by then the next batch is in flight, without an answer
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)
         finally:
@@ -96,7 +96,7 @@ def test_a_broker_that_freezes_ends_it_in_time_with_what_is_not_put_back(own: Br
         try:
             with pytest.raises(NotPutBack, match="Those before it are put back"):
                 letters.redrive(LetterFilter(), back, 100, freeze)
-            # The client's own limits are 30 s for each request and none for a commit.
+            # The client's own timeouts are 30 s for each request, and none for a commit.
             assert CLOCK.monotonic() - frozen_at[0] < 25
         finally:
             own.resume()

@@ -1,4 +1,4 @@
-"""Dead letters and results are put back no faster than asked, and at a terminal not before somebody has said yes."""
+"""Dead letters and results are put back no faster than asked, and at a terminal only after a yes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RATE = 10
 
 
 def put_results(fleet: KafkaSettings, count: int, **why: str) -> list[str]:
-    """As they are settled; with a reason they are dead letters. Their jobs."""
+    """Write results, or dead letters if `why` has a reason; return their jobs."""
     producer, kind = Producer(fleet.client_config()), "letter" if why else "result"
     jobs = [f"{kind}-{number}" for number in range(count)]
     for job in jobs:
@@ -47,12 +47,12 @@ def put_letters(fleet: KafkaSettings, count: int) -> list[str]:
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[Message]:
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # a commit is answered before every reader can see it
+        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader can see it
     return committed_records(fleet.client_config(), topic)
 
 
 def due(fleet: KafkaSettings) -> list[Message]:
-    """What is put back: in the smallest tier."""
+    """Records that were put back, which are in the smallest tier."""
     return stands_in(fleet, fleet.topics.tier(min(fleet.tier_delays_seconds)))
 
 
@@ -71,13 +71,13 @@ def test_what_is_put_back_comes_no_faster_than_asked(fleet: KafkaSettings) -> No
     assert len(due(fleet)) == len(at_ms) == 2 * COUNT
     for jobs in (letters, results):
         times = [at_ms[job] for job in jobs]
-        # The last ones follow three seconds after the beginning; that of the first ones may have taken one of them.
+        # The last ones follow three seconds after the start, of which writing the first ones may have taken one.
         assert max(times) - min(times) >= 1000 * (COUNT / RATE - 2)
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A person's side of it, and the command's."""
+    """The two ends of a terminal: the person's and the command's."""
     person, command = os.openpty()
     yield person, command
     os.close(command)
@@ -85,7 +85,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 
 def at_a_terminal(terminal: tuple[int, int], fleet: KafkaSettings, *arguments: str, answer: str) -> tuple[int, str]:
-    """Exit status, and what was asked, of a command to which somebody gives an answer."""
+    """Run a command and answer its question; return the exit status and the question."""
     person, command = terminal
     asked = b""
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""How the processes that read pages start and end, when jobs come and go faster than they do."""
+"""Start and end of the processes that read pages, while jobs come and go faster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Started = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def started() -> Started:
-    """Which children a test has started; the broker of other tests, for one, is none of them."""
+    """A function that lists the children that the test has started, without earlier ones such as a broker."""
     before = psutil.Process().children()
     return lambda: [child for child in psutil.Process().children() if child not in before]
 
@@ -33,7 +33,7 @@ async def asked(pool: Pool) -> str:
 
 
 def python_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this in place of the interpreter that members run on."""
+    """Replace the members' interpreter with this shell script."""
     program = folder / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

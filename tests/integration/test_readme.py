@@ -1,4 +1,4 @@
-"""What README.md tells people to type, typed: the code and the commands in it are taken from it and run."""
+"""The code and the commands of README.md, extracted from it and run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SHELL = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (BY_HAND,) = (block for block in SHELL if "keys init" in block)
 (BATCH,) = (block for block in SHELL if "jobs.jsonl" in block)
 MOST_WORDS = 1_100
-"""Of the whole file, code and tables included: a newcomer reads it to the end."""
+"""Limit for the whole file, with code and tables: a newcomer should read it to the end."""
 CLOCK = SystemClock()
 
 
 def put(text: str, **changes: str) -> str:
-    """The text with a test's own places; each of them must be there to be replaced."""
+    """The text with a test's own values in place of the old ones, each of which must occur."""
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -111,7 +111,7 @@ def test_the_plain_producers_job_comes_back_to_the_plain_consumer(fleet: KafkaSe
 @pytest.mark.broker
 @pytest.mark.usefixtures("clean_processes")
 def test_the_pieces_run_by_hand_as_written_and_take_a_whole_batch(fleet: KafkaSettings, tmp_path: Path) -> None:
-    """Runs all of it but the broker, which is the tests' own."""
+    """Runs all commands except the broker's, which the tests provide."""
     places = {"scripts/bootstrap\n": "", "postback broker start ": ": ", "8080": str(free_port())}
     places |= {"$PWD": str(ROOT)}
     commands = put(f"{BY_HAND}{BATCH}", **places)
@@ -144,7 +144,7 @@ def test_the_pieces_run_by_hand_as_written_and_take_a_whole_batch(fleet: KafkaSe
 
 
 def end_group(leader: subprocess.Popen[str]) -> None:
-    """Stop all that it started, and wait: who still settles needs the topics, which end with the test."""
+    """Stop the whole process group, and wait: processes that settle need the topics, which end with the test."""
     os.killpg(leader.pid, signal.SIGTERM)
     leader.wait()
     deadline = Deadline.after(CLOCK, 30)
@@ -155,7 +155,7 @@ def end_group(leader: subprocess.Popen[str]) -> None:
 
 
 def objects_of(lines: IO[str]) -> list[dict[str, Any]]:
-    """Returns the JSON objects, one a line, up to the line that says that all commands have ended; one at least."""
+    """The JSON objects, one a line, up to the line `end` after all commands; waits for at least one."""
     found, ended = [], False
     for line in lines:
         ended = ended or line == "end\n"

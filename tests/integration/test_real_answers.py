@@ -1,6 +1,7 @@
-"""The small real model through the worker's own way: what its results say with sources, without, and as a schema.
+"""The small real model in a worker's handler: its results with sources, without them, and under a schema.
 
-It is a base model of 270M: it obeys no instruction to rely on. What is checked is what holds for any model.
+It is a base model of 270M parameters and follows no instruction reliably. The tests check facts that hold for any
+model.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from workers.engines.vllm.settings import VllmSettings
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(1500),  # on a bare machine the model is downloaded and unpacked first
+    pytest.mark.timeout(1500),  # a bare machine downloads and unpacks the model first
 ]
 
 NOTICE = "No source could be used: this answer rests on none."
 ASKED = questions()
 CLOSE = (Support.EXACT, Support.FUZZY)
 FINANCE_MAX_TOKENS = 7_000
-"""One for each of the 6,200 characters that the profile's schema allows in strings, and some for what is around them:
-this model likes to fill them, with digits. One answer in six took more than a thousand."""
+"""One token for each of the 6,200 characters that the profile's schema allows in strings, and some for the JSON around
+them. This model likes to fill the strings with digits: one answer in six took more than a thousand tokens."""
 MOSTLY = 16
-"""Of twenty answers so many have to stand in their page exactly or nearly. A paraphrase is `lexical`."""
+"""Of twenty answers, the number that has to be in its page exactly or nearly. A paraphrase is `lexical`."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gemma() -> AsyncIterator[VllmEngine]:
-    """Loaded once for the module. A newline ends an answer: a base model goes on behind it."""
+    """The engine, loaded once for the module. A newline ends an answer, since a base model goes on after it."""
     settings = VllmSettings(model=str(small_model()), max_model_len=8192, max_num_seqs=16, stop=("\n",))
     engine = VllmEngine(settings, Metrics())
     await engine.start()

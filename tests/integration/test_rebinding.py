@@ -1,4 +1,4 @@
-"""A hostile name server on a real UDP socket: what it says last is what counts, and it holds up nobody else."""
+"""A hostile name server on a real UDP socket: its last answer counts, and it delays no other lookups."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def post(poster: Poster, url: str) -> PostOutcome:
 
 
 async def refused(names: NameServer, policy: EgressPolicy, url: str) -> Refusal:
-    """Why the guard refuses the URL, with a session that remembers nothing of what the name server said before."""
+    """The guard's reason for refusing the URL, with a session that has no DNS cache."""
     resolver = names.resolver()
     connector = GuardedConnector(policy, resolver, use_dns_cache=False)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -51,12 +51,12 @@ async def refused(names: NameServer, policy: EgressPolicy, url: str) -> Refusal:
 
 
 def open_port(server: Server) -> EgressPolicy:
-    """Public addresses and no others, on the port of a server that stands for an internal one."""
+    """A policy that allows only public addresses, on the port of a server that plays an internal one."""
     return EgressPolicy(development=True, ports=frozenset({server.port}))
 
 
 async def test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_the_socket() -> None:
-    """127.0.0.1 is allowed here and plays the public address, 127.0.0.2 the internal host that is to be reached."""
+    """127.0.0.1 is allowed here and plays the public address; 127.0.0.2 plays the attacked internal host."""
     async with (
         name_server({NAME: [["127.0.0.1"], ["127.0.0.2"]]}) as names,
         serving("127.0.0.1") as public,
@@ -78,7 +78,7 @@ async def test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_th
 def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address_is_forgotten(
     loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Delivery keeps names for a while: until then the old address is called, and then the new one is judged."""
+    """Delivery caches names for a while: it calls the old address until the cache ends, and then judges the new one."""
     passed = 0.0
     monkeypatch.setattr("aiohttp.connector.monotonic", lambda: monotonic() + passed)
 
@@ -107,7 +107,7 @@ def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address
 
 
 async def test_a_name_is_asked_for_once_for_each_connection() -> None:
-    """A check that asks by itself, before the connection asks again, is what rebinding gets past."""
+    """Rebinding would get past a check that resolves the name by itself before the connection does."""
     answers = {NAME: [["127.0.0.1"], ["127.0.0.2"]]}
     async with name_server(answers) as names, serving("127.0.0.1") as public, poster(FIRST, names) as sender:
         await post(sender, public.url(NAME))
@@ -134,7 +134,7 @@ async def test_a_callback_by_a_name_that_leads_astray_fails_until_the_name_leads
 
 
 NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.io/" in url]
-"""Public names that anybody can use: each leads to the address that it is made of."""
+"""Public names that lead to the address in the name."""
 
 
 @pytest.mark.parametrize("seen", ["in the answer", "on the socket"])
@@ -143,12 +143,12 @@ NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.
 async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
     url: str, scheme: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the name server's answer, and by the socket alone if the answer were let through."""
+    """The guard refuses the name server's answer, and the socket alone if that answer passed."""
     name = URL(url).host or ""
     async with name_server({name: [[name.removesuffix(".nip.io")]]}) as names, serving("127.0.0.2") as internal:
         policy = open_port(internal)
         called = URL(url).with_scheme(scheme).with_port(internal.port)
-        assert check_url(called, policy)  # nothing in its text speaks against it
+        assert check_url(called, policy)  # the URL's text is allowed
         answers = names.resolver()
         if seen == "on the socket":
             monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", answers.resolve)
@@ -202,7 +202,7 @@ async def test_a_listed_name_is_reached_wherever_it_leads_and_no_other_name_is()
 
 
 async def test_two_guards_in_one_task_do_not_share_their_names() -> None:
-    """A task that called a listed name with one guard gets no more from the next guard than before."""
+    """A listed name that a task called with one guard is still refused by the next guard."""
     listed = EgressPolicy(names=frozenset({NAME}))
     async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
         async with poster(listed, names) as sender:
@@ -219,7 +219,7 @@ async def test_a_name_that_nobody_has_is_a_failure_of_dns() -> None:
 
 
 async def test_name_servers_that_never_answer_hold_up_nobody_else() -> None:
-    """With a thread for each lookup a few of these would hold every thread that there is."""
+    """With a thread for each lookup, a few such names would take all threads."""
     assert DefaultResolver is AsyncResolver
     async with (
         name_server({"healthy.example": [["127.0.0.1"]]}) as names,
@@ -245,5 +245,5 @@ async def test_a_lookup_that_never_ends_meets_the_deadline() -> None:
 
 
 def test_rebinding_is_refused_on_the_loop_that_workers_run() -> None:
-    """uvloop has sockets and datagrams of its own."""
+    """uvloop has its own implementation of sockets and datagrams."""
     uvloop.run(test_a_name_that_is_public_at_first_and_loopback_then_is_refused_on_the_socket())

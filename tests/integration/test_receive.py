@@ -215,7 +215,7 @@ def test_keys_are_shown_only_when_that_is_asked(env: dict[str, str], tmp_path: P
         assert shown.returncode == 0
         assert secret.removeprefix("whsec_") not in shown.stdout
     hidden = json.loads(postback("keys", "show", "--tenant", "acme", "--json", env=env).stdout)
-    assert hidden == {**revealed, "secrets": []}  # a script would take whatever stands there for a secret
+    assert hidden == {**revealed, "secrets": []}  # a script would take any placeholder for a secret
     jwks = json.loads(postback("keys", "show", "--jwks", env=env).stdout)
     assert jwks["keys"][0]["crv"] == "Ed25519"
 

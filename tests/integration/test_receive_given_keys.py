@@ -1,4 +1,4 @@
-"""`postback receive` with `--secret` or `--jwks` alone: without a keyring, and with a sum at the end."""
+"""`postback receive` with `--secret` or `--jwks` alone: no keyring, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def receiving(*options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder on a thread, since the test's loop waits for the command."""
+    """Serve a folder's files on a thread, since the test's own thread waits for the command."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""`postback receive --tenant` takes that tenant's events and no other's, by the signature and by the body."""
+"""`postback receive --tenant` accepts only that tenant's events, by signature and body."""
 
 from __future__ import annotations
 

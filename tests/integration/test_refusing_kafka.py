@@ -1,4 +1,4 @@
-"""A Kafka that answers and refuses: a worker that is started there ends with a line that says why."""
+"""A Kafka that answers with refusals: a worker that starts there ends with a line that names the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture(scope="module")
 def refusing() -> Iterator[Broker]:
-    """A broker with ACLs and, as one before 4.0, without the groups of KIP-848."""
+    """A broker with ACLs and, like one before 4.0, without KIP-848's groups."""
     with pytest.MonkeyPatch.context() as patch:
         properties = {
             "group.coordinator.rebalance.protocols": "classic",
@@ -75,7 +75,7 @@ def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_
 
 
 def test_a_letter_that_may_not_go_back_is_not_marked_as_if_it_had(there: KafkaSettings) -> None:
-    """The client commits the mark alone, where nobody asks what became of the letter."""
+    """If no code checks the letter's own write, the client commits the mark alone."""
     headers = {"webhook-id": "msg_1", "job-id": "job_1", "callback-url": "https://hooks.example/", "reason": "timeout"}
     source = {"source-topic": there.topics.results, "source-partition": "0", "source-offset": "0"}
     producer = Producer(there.client_config())

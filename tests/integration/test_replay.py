@@ -1,4 +1,4 @@
-"""Replay on a real broker: what is counted, what is put back, and under which identity."""
+"""Replay on a real broker: its count, its records and their identity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER = "https://other.example:8443/in"
 
 @dataclass(frozen=True)
 class Settled:
-    """A result as it stands in `model_results`."""
+    """A result in `model_results`."""
 
     job_id: str
     partition: int
@@ -51,7 +51,7 @@ LATE = [
 
 @dataclass(frozen=True)
 class Kept:
-    """A fleet whose `model_results` holds EARLY and, from `between_ms` on, LATE."""
+    """A fleet with the results EARLY before the time `between_ms`, and LATE after it."""
 
     fleet: KafkaSettings
     between_ms: int
@@ -89,16 +89,16 @@ def kept(fleet: KafkaSettings) -> Iterator[Kept]:
 
 
 def waiting(fleet: KafkaSettings) -> dict[str, Message]:
-    """What stands in the smallest tier, by job."""
+    """The records of the smallest tier, by job."""
     tier = next(iter(fleet.topics.tiers.values()))
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([tier])  # a commit is answered before every reader can see it
+        scanner.wait_until_settled([tier])  # Kafka confirms a commit before every reader can see it
     found = committed_records(fleet.client_config(), tier)
     return {headers_of(message)["job-id"].decode(): message for message in found}
 
 
 def found(kept: Kept, selection: Selection) -> set[str]:
-    """The jobs of what a selection would put back; its count says the same."""
+    """The jobs that a selection would put back; asserts that the selection's count agrees."""
     with Scanner(kept.fleet) as scanner:
         replay = Replay(kept.fleet, scanner, selection, SystemClock())
         records = [record for group in replay.returning(Counts()) for record in group]

@@ -1,4 +1,4 @@
-"""`postback replay --undelivered`: after an outage all that was missed comes, and nothing else comes twice."""
+"""`postback replay --undelivered`: after an outage all missed events come, and no other comes twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNDELIVERED = Selection(tenant="default", undelivered=True)
 
 
 def put(kafka: KafkaSettings, topic: str, event: str, url: str = HOOK, value: bytes | None = None, **more: str) -> int:
-    """A result, or what became of one, in partition 0; its offset."""
+    """Write a record about an event to partition 0: a result or its later fate. Return its offset."""
     headers = {"webhook-id": f"msg_{event}", "job-id": event, "callback-url": url}
     headers |= {name.replace("_", "-"): said for name, said in more.items()}
     producer, offsets = Producer(kafka.client_config()), list[int]()
@@ -65,13 +65,13 @@ def letter(kafka: KafkaSettings, event: str, source: str, offset: int, value: by
 
 
 def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
-    """The progress of delivery: its base in partition 0 of each of these topics."""
+    """Commit delivery's progress: its base in partition 0 of each topic."""
     places = [TopicPartition(topic, 0, base) for topic, base in bases.items()]
     asked = ConsumerGroupTopicPartitions(f"{kafka.topic_prefix}delivery", places)
     admin = AdminClient(kafka.client_config())
 
     def is_committed() -> bool:
-        """A broker that is new has no coordinator for some moments, which it says of each partition."""
+        """True if committed: a new broker has no coordinator at first, and answers each partition with that error."""
         [done] = admin.alter_consumer_group_offsets([asked]).values()
         return all(place.error is None for place in done.result(20).topic_partitions)
 
@@ -79,7 +79,7 @@ def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
 
 
 def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[str, int], int]:
-    """What would be put back, how it stands with the rest, and how many letters are marked."""
+    """The events to be put back, the number of others by standing, and the number of marked letters."""
     with Scanner(kafka) as scanner:
         replay = Replay(kafka, scanner, selection, SystemClock())
         groups = list(replay.returning(Counts()))
@@ -107,7 +107,7 @@ def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iter
 def away(product: Product) -> Iterator[Callbacks]:
     callbacks = Callbacks(product.keyring)
     callbacks.up()
-    callbacks.down()  # the port is known now, and nothing listens there
+    callbacks.down()  # the port is reserved now, and refuses connections
     yield callbacks
     callbacks.end()
 
@@ -142,7 +142,7 @@ def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
 
     eventually(lambda: len(product.dead_letters()) == 3 and in_the_long_tier() == 3, 60, "not all have come so far")
     assert delivery.terminate() == 0
-    put(kafka, kafka.topics.results, "untouched", callbacks.url)  # nobody has seen it yet
+    put(kafka, kafka.topics.results, "untouched", callbacks.url)  # delivery has not seen it yet
     callbacks.down()
     callbacks.up()
     assert "3 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in replay(
@@ -190,7 +190,7 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
         attempt(fleet, event, None)
     put(fleet, names.attempts, "lost", value=b"{not json")
     at = {event: put(fleet, tier, event) for event in ("failed-then-delivered", "given-up", "hopped")}
-    # Handled out of order: the base stands before it, and its dead letter says that it waits no more.
+    # It was handled out of order: it lies above the base, and its dead letter proves that it waits no more.
     letter(fleet, "given-up", tier, at["given-up"])
     letter(fleet, "lost", names.results, 4, value=result("lost", "another result of the same event"))
     commit(fleet, {names.results: 5, tier: 1})
@@ -248,12 +248,12 @@ def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_ha
     for done in admin.delete_records([TopicPartition(attempts, 0, 1)]).values():
         done.result(20)
 
-    # As if it were gone by its age, which nothing is that is younger than the topic lets it become.
+    # Retention by age cannot have deleted attempts at results that are younger than the retention time.
     configure("retention.ms", str(60 * 60 * 1000))
     eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 20, lambda: str(standings(fleet)))
     configure("retention.ms", "1")
     eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
-    # What goes by size too may be of any age.
+    # Retention by size may delete records of any age.
     configure("retention.ms", str(60 * 60 * 1000))
     configure("retention.bytes", "1000")
     eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
@@ -273,7 +273,7 @@ def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_t
     asking = threading.Thread(target=lambda: found.append(standings(fleet)))
     asking.start()
     asking.join(3)
-    assert found == []  # what is behind the open transaction cannot be seen yet, and is waited for
+    assert found == []  # records behind the open transaction cannot be seen yet, so the replay waits
     held.abort_transaction(20)
     asking.join(60)
     assert found == [([], {CallbackStanding.DELIVERED: 1}, 0)]

@@ -1,4 +1,4 @@
-"""Passages chosen by meaning too, with a real embedding model in its process: all-MiniLM-L6-v2."""
+"""Passages chosen by words and by meaning, with a real embedding model in its own process: all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ASKED = {
     "Bread?": "baker",
     "Who performs music?": "choir",
 }
-"""No question has a word in common with the passage that answers it."""
+"""Questions, each with a word of its answering passage. Question and passage have no word in common."""
 BY_WORDS = "the passages were chosen by their words alone: "
 
 
@@ -78,7 +78,7 @@ async def chooser() -> AsyncIterator[Chooser]:
 
 
 async def chosen(chooser: Chooser, question: str) -> Choice:
-    """The two best of a page's passages."""
+    """The choice of the page's two best passages."""
     deadline = Deadline.after(CLOCK, 120)
     return await chooser.choose(question, [("Tarnby", TOWN)], Budget(220), PASSAGE_CHARS, ASKER, deadline)
 
@@ -88,14 +88,14 @@ def quoted(choice: Choice) -> str:
 
 
 def processes(parent: int | None = None) -> list[psutil.Process]:
-    """Those of this process, or of another, that have a model."""
+    """Child processes, of this process or another, that hold a model."""
     return [one for one in psutil.Process(parent).children() if has_model(one)]
 
 
 def has_model(process: psutil.Process) -> bool:
     try:
         return "workers.enrichment.choosing.embedding" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # ended since it was listed, or a zombie
+    except psutil.NoSuchProcess:  # it ended after it was listed, or is a zombie
         return False
 
 
@@ -192,7 +192,7 @@ async def test_what_was_compared_before_the_time_was_up_counts() -> None:
 async def test_a_result_says_for_how_many_passages_there_was_time() -> None:
     metrics = Metrics()
     wanted = {"rerank_model": str(embedding_model()), "rerank_passages": 1000, "rerank_seconds": 3.0}
-    page = " ".join(f"{number}. {TOWN}" for number in range(900))  # of its passages, as many as are asked about
+    page = " ".join(f"{number}. {TOWN}" for number in range(900))  # more than 1,000 passages
     async with choosing(metrics, **wanted) as chooser:
         deadline = Deadline.after(CLOCK, 120)
         choice = await chooser.choose("Bread?", [("Tarnby", page)], Budget(4000), 600, ASKER, deadline)
@@ -204,7 +204,7 @@ async def test_a_result_says_for_how_many_passages_there_was_time() -> None:
 
 async def test_a_process_that_is_killed_costs_its_jobs_a_note_and_another_takes_its_place(chooser: Chooser) -> None:
     (killed,) = processes()
-    killed.suspend()  # so that jobs are under way when it dies
+    killed.suspend()  # keeps jobs in flight until the kill
     jobs = [asyncio.create_task(chosen(chooser, question)) for question in ASKED]
     await asyncio.sleep(0.5)
     killed.kill()

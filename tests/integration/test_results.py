@@ -1,4 +1,4 @@
-"""`postback results` on a real broker: what somebody collects who submitted jobs and walked away."""
+"""`postback results` on a real broker: results collected after the submitter has gone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LINES: list[dict[str, object]] = [
 
 @dataclass(frozen=True)
 class Submitted:
-    """Four jobs of acme with their results, one of somebody else's, and the receipt of the four."""
+    """Four jobs of acme with their results and receipt, and one result of another tenant."""
 
     env: dict[str, str]
     receipt: Path
@@ -168,7 +168,7 @@ def settle(
     outcome: Outcome = Outcome.SUCCEEDED,
     partition: int | None = None,
 ) -> None:
-    """One result, as a worker writes it."""
+    """Write one result, as a worker does."""
     producer = KafkaProducer(bootstrap_servers=fleet.bootstrap_servers)
     result = Result(job_id=job_id, custom_id=f"line-{job_id}", outcome=outcome, text="42", created_at=1)
     headers = [(topics.TENANT, tenant.encode())]
@@ -178,7 +178,7 @@ def settle(
 
 @contextmanager
 def waiting(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`postback results --wait`, beside the test."""
+    """Run `postback results --wait` in the background."""
     process = started("results", "--wait", *arguments, env=env)
     try:
         yield process
@@ -193,7 +193,7 @@ def test_waiting_writes_each_result_as_it_is_settled_and_ends_with_the_last_of_t
     named = ("--id", "w1", "--id", "w2", "--id", "w3", "--tenant", "acme")
     settle(module_fleet, "w1")
     with waiting(*named, env=environment_of(module_fleet)) as process:
-        assert json.loads(line_of(process.stdout))["job_id"] == "w1"  # it was kept before
+        assert json.loads(line_of(process.stdout))["job_id"] == "w1"  # it was there before
         settle(module_fleet, "w3", "globex")
         settle(module_fleet, "w2")
         assert json.loads(line_of(process.stdout))["job_id"] == "w2"
@@ -208,7 +208,7 @@ def test_after_a_redrive_the_newest_result_of_each_job_counts_and_has_the_one_li
     fleet: KafkaSettings, tmp_path: Path
 ) -> None:
     jobs = [f"r{number}" for number in range(6)]
-    for number, job in enumerate(jobs):  # whichever partition is read last, it has old results
+    for number, job in enumerate(jobs):  # the partition that is read last has old results in any case
         settle(fleet, job, outcome=Outcome.REJECTED, partition=number % 2)
     for number, job in enumerate(jobs):
         settle(fleet, job, partition=1 - number % 2)

@@ -1,4 +1,4 @@
-"""Many jobs that search at once: they wait in line for the service's pace, and only a slow service costs them time."""
+"""Many simultaneous searches queue for the service's pace, and only a slow service uses their budgets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.integration.search_services import Reply, answering, efetch, esearch,
 MANY = 100
 FOREVER = 30.0
 RARELY = 0.01
-"""Requests in a second: whoever comes second has no turn in a test's time."""
+"""Requests per second, so few that a second request gets no turn within a test."""
 PATIENCE_SECONDS = 60
-"""For what ends by a budget of a second, on whatever machine."""
+"""Timeout for work with a budget of a second, on any machine."""
 
 
 def about(number: int) -> str:
@@ -21,7 +21,7 @@ def about(number: int) -> str:
 
 
 async def test_a_hundred_medical_questions_at_once_all_get_their_sources() -> None:
-    """At this pace the last of them waits for twice the budget that each has."""
+    """At this pace the last question waits for twice its budget."""
     async with pubmed_at_its_pace(24) as service, working(pubmed=service.url, per_second=20, budget=4.0) as worker:
         results = await asyncio.gather(*(worker.result({"profile": "medical"}, about(one)) for one in range(MANY)))
         assert [result.sources for result in results] == [[f"pmid:{number}"] for number in range(MANY)]
@@ -63,7 +63,7 @@ async def test_a_job_that_is_cancelled_in_line_ends_at_once_and_leaves_its_place
 
 
 async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> None:
-    """Longer than its budget: choosing passages has its part of it all the same."""
+    """The wait exceeds the budget, yet choosing passages gets its share of time."""
     search = {"provider": "pubmed", "query": "stroke number 2"}
     async with (
         Site() as site,

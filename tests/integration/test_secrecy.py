@@ -1,4 +1,4 @@
-"""Processes that hold secrets cannot be read by others of the same user."""
+"""Processes with secrets cannot be read by other processes of the same user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is Lin
 
 
 def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_measures_itself() -> None:
-    """The user has no privileges, as uid 10001 of the image; prometheus reads the process's own /proc as before."""
+    """The user is unprivileged, like uid 10001 of the image; prometheus still reads the process's own /proc."""
     script = Path(__file__).parent / "secret_process.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
@@ -37,7 +37,7 @@ def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_meas
 
 
 def test_every_command_keeps_its_secrets(tmp_path: Path) -> None:
-    """Whether a process is dumpable can only be seen from inside; the rest of what `keep_secrets` sets is seen here."""
+    """A process's dumpable flag is visible from inside only; this test checks the other effects of `keep_secrets`."""
     environment = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
     process = started("receive", "--port", "0", env=environment)
     try:

@@ -1,4 +1,4 @@
-"""Spans reach an OpenTelemetry collector where one is named, as parts of the trace that the record carried."""
+"""Spans reach a configured OpenTelemetry collector, as parts of the record's trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPAN_ID = "00f067aa0ba902b7"
 
 @dataclass
 class Collector:
-    """What was posted to it: (service, span name, trace id, parent's id)."""
+    """A collector that keeps posted spans: (service, span name, trace id, parent's id)."""
 
     url: str = ""
     spans: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def test_a_jobs_way_through_both_processes_is_one_trace(product: Product) -> Non
         job = b'{"prompt": "hello", "callback_url": "%s", "sources": {"urls": ["http://127.0.0.1:1/"]}}'
         product.put([job % product.callbacks.url.encode()], [("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01".encode())])
         product.wait_for_callbacks(1, 60)
-        assert [role.terminate() for role in roles] == [0, 0]  # what is left is exported before they end
+        assert [role.terminate() for role in roles] == [0, 0]  # the roles export remaining spans before they end
 
     of_job = [("worker", "enrich"), ("worker", "infer"), ("deliver", "POST callback")]
     assert sorted(collected.spans) == sorted((*each, TRACE_ID, SPAN_ID) for each in of_job)

@@ -1,4 +1,4 @@
-"""A stage whose records wait for their time, on a real broker."""
+"""A stage on a real broker whose records wait until they are due."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLOCK = SystemClock()
 
 
 class Collector:
-    """Takes every record, and notes it."""
+    """A handler that remembers every record."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[int, int]] = set()
@@ -36,7 +36,7 @@ class Collector:
 
 
 class DueWhenAskedAgain:
-    """Each record is far from due the first few times that its stage asks, and due the next time."""
+    """A pace by which a record is far from due the first three times that its stage asks, and then due."""
 
     def __init__(self) -> None:
         self._asked = Counter[tuple[int, int]]()

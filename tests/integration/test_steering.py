@@ -1,7 +1,7 @@
-"""Pages that try to steer the model: by way of the whole handler, with an engine that does all that it is told.
+"""Pages that try to steer the model, through the whole handler, with an engine that obeys everything.
 
-The echo engine answers with its prompt, so it repeats whatever a page says, links included. That is more obedience than
-any page can hope for; what the result's reader gets must be harmless all the same.
+The echo engine answers with its prompt, so it repeats a page's whole text, links included. No real model obeys more.
+The result must be harmless for its reader all the same.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def test_a_page_that_steers_is_labelled_and_changes_no_link(way: str, work
 
 
 def links(result: Result) -> set[str]:
-    """Everything in the answer that a reader's program would make a link of, or load."""
+    """Every URL in the answer that a reader's program would link or load."""
     text = result.text or ""
     return {url for _, url in rendered(text)} | {url.rstrip(".,:") for url in urls_in_text(text)}
 
@@ -121,7 +121,7 @@ UNLABELLED = {
 
 @pytest.mark.parametrize("way", UNLABELLED)
 async def test_a_page_that_nothing_labels_changes_no_link_either(way: str) -> None:
-    """The engine's answer is what a model would write that does all that such a page would like."""
+    """The engine's answer is that of a model which obeys such a page in everything."""
     told, obeyed = UNLABELLED[way]
     pages: dict[str, bytes] = {}
 
@@ -148,7 +148,7 @@ async def test_a_page_that_steers_does_not_change_what_is_said_of_the_page_besid
     attack = page(f"<p>{WAYS['a forged source']}</p>")
     async with Site() as site, speaking(saying(attack, HTML)) as origin:
         both = await worker.answer(QUESTION, site.url("/bridge"), f"{origin}/")
-    assert [note.split()[1] for note in both.notes] == ["1", "2"]  # the site's pages hide a sentence that steers, too
+    assert [note.split()[1] for note in both.notes] == ["1", "2"]  # the site's own pages try to steer too
     assert links(both) <= {ASKED_URL}
     assert "Source [2]" in (both.text or "")
 

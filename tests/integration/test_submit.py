@@ -1,4 +1,4 @@
-"""`postback submit` at a real broker, with all of its endings."""
+"""`postback submit` on a real broker, in all of its outcomes."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tm
     assert warned == "postback: line 1: callback_url: http://hook.example: https is required; use https"
     assert list(tmp_path.iterdir()) == [jobs]
 
-    assert postback(*arguments[:-1], env=env).returncode == 1  # sent in vain, and the receipt is there
+    assert postback(*arguments[:-1], env=env).returncode == 1  # the send fails, and leaves the receipt
     jobs.write_text(f'{jobs.read_text()}{{"prompt": "c"}}\n')
     written = receipt.read_text().replace('"accepted":null', '"accepted":true', 1)
     receipt.write_text(written)

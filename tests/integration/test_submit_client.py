@@ -1,4 +1,4 @@
-"""Submitting to a real broker with the client."""
+"""Submissions to a real broker through the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`postback submit --receipt`: which line became which job, and a run that goes on where another ended."""
+"""`postback submit --receipt`: the job of each line, and a run that resumes another."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_was_not_known_to_be_accepted_is_looked_up_before_it_is_sent_again(
     nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
     assert postback_here(*arguments, env=environment_of(nowhere)).returncode == 1
     ids = [json.loads(line)["job_id"] for line in receipt.read_text().splitlines()]
-    with Client(fleet) as client:  # two of them arrived, each in another lane, and one of somebody else's
+    with Client(fleet) as client:  # two jobs arrived, in different lanes, and one of another tenant
         client.submit([Job(prompt="q1", job_id=ids[1])], tenant="acme")
         client.submit([Job(prompt="q3", job_id=ids[3])], tenant="acme", lane="bulk")
         client.submit([Job(prompt="q0", job_id=ids[0])], tenant="globex")
@@ -107,7 +107,7 @@ def test_of_two_runs_with_one_receipt_at_once_the_second_sends_nothing_until_the
     jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
     jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     arguments, env = ("submit", str(jobs), "--receipt", str(receipt)), environment_of(fleet)
-    first = started(*arguments, "--wait", env=env)  # nobody answers, so it stays
+    first = started(*arguments, "--wait", env=env)  # no worker answers, so it keeps waiting
     try:
         ids = [line_of(first.stdout), line_of(first.stdout)]
         second = postback_here(*arguments, env=env)
@@ -183,7 +183,7 @@ def test_what_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSettings) -
 
 
 def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
-    """Change a topic's setting, and return when its broker goes by it."""
+    """Change a topic's setting, and return when its broker applies it."""
     admin = KafkaAdminClient(bootstrap_servers=fleet.bootstrap_servers)
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})
     admin.alter_configs([resource])
@@ -193,7 +193,7 @@ def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
 
 
 def wait_for_results(fleet: KafkaSettings, count: int) -> None:
-    """Until a reader of committed records sees so many."""
+    """Wait until a reader of committed records sees so many results."""
     seen = 0
     with ResultsReader(fleet, 0) as reader:
         while seen < count:

@@ -1,4 +1,4 @@
-"""`postback topics create` on a real broker, and that its group configuration takes effect there."""
+"""`postback topics create` on a real broker, and the effect of its group configuration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def names_of(settings: KafkaSettings) -> list[str]:
 
 
 def config_of(settings: KafkaSettings, topic: str) -> dict[str, str]:
-    """A topic's configuration as it works, defaults included."""
+    """A topic's effective configuration, with defaults."""
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
     with admin_client(settings) as admin:
         entries = admin.describe_configs([resource], config_filter="all")["topic"][topic]
@@ -47,7 +47,7 @@ def config_of(settings: KafkaSettings, topic: str) -> dict[str, str]:
 
 
 def group_config(settings: KafkaSettings, group: str) -> dict[str, str]:
-    """What the broker says that the group has of its own; asked until its metadata has arrived there."""
+    """The group's own configuration on the broker; asks until the broker has it."""
     resource = ConfigResource(ConfigResourceType.GROUP, group)
     with admin_client(settings) as admin:
         while not (entries := admin.describe_configs([resource])["group"][group]):
@@ -65,7 +65,7 @@ def test_missing_topics_are_created_with_their_layout_and_a_second_run_changes_n
     counts = partition_counts(bare, [bare.topics.requests(), bare.topics.results, bare.topics.control])
     assert list(counts.values()) == [2, 2, 1]
     policies = [config_of(bare, topic)["cleanup.policy"] for topic in (bare.topics.endpoints, bare.topics.control)]
-    assert policies == ["compact", "compact,delete"]  # a disabled endpoint stays one; no job outlives its cancellation
+    assert policies == ["compact", "compact,delete"]  # endpoints stay disabled; cancellations outlive their jobs
 
 
 def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: KafkaSettings) -> None:
@@ -87,7 +87,7 @@ def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: Ka
 def test_on_three_brokers_each_topic_has_three_copies_and_a_write_is_two_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where the brokers' own default is one copy, as that of Kafka is."""
+    """The brokers have Kafka's default here, which is one copy."""
     ours, said_by_us = cluster._properties, ("default.replication.factor", "min.insync.replicas")
     monkeypatch.setattr(
         cluster,
@@ -114,7 +114,7 @@ def test_on_one_broker_there_is_one_copy_and_topics_with_too_few_are_named(bare:
 
 
 def make_as_others_do(settings: KafkaSettings) -> None:
-    """The fleet's topics as a tool makes them that was told their names and partitions, and some settings."""
+    """Create the fleet's topics like a tool that knows their names, partitions and some settings."""
     names = settings.topics
     told = {
         names.control: {"cleanup.policy": "delete", "retention.ms": "86400000"},
@@ -171,7 +171,7 @@ def test_topics_that_others_made_are_compared_by_property_and_set_right_when_ask
     assert f"set cleanup.policy of {names.control} from delete to compact,delete" in fixed.stdout.splitlines()
     assert create_topics(bare).misconfigured == []
     assert config_of(bare, names.results)["max.message.bytes"] == "1048576"
-    # What keeps more than ours is left alone: less would delete what somebody wanted to keep.
+    # A longer retention than ours stays: a shorter one would delete records that someone keeps.
     assert config_of(bare, names.dead_letters)["retention.ms"] == "-1"
 
 
@@ -209,7 +209,7 @@ def test_no_broker_is_one_line_that_says_what_to_do() -> None:
 
 
 def test_the_command_lays_out_a_fleet_and_may_be_repeated(bare: KafkaSettings) -> None:
-    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # what is for workers only
+    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # a setting for workers only
     first, second = postback("topics", "create", env=env), postback("topics", "create", env=env)
     assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(first.stdout.split()[1::2]) == sorted(names_of(bare))

@@ -1,4 +1,4 @@
-"""`postback trigger`: a test event that a consumer takes as it takes a callback, behind the guard's rules."""
+"""`postback trigger`: a test event that a consumer accepts like a callback, sent under the guard's rules."""
 
 from __future__ import annotations
 

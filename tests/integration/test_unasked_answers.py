@@ -1,6 +1,6 @@
-"""Servers that say more than they were asked for: it costs them the connection, and us neither memory nor time.
+"""Servers that send more than was asked for lose the connection, and cost us neither memory nor time.
 
-These tests also fail where a new version of aiohttp does not heed `OneAnswerEach`.
+These tests also fail if a new version of aiohttp does not use `OneAnswerEach`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from workers.egress import Guard
 from workers.egress.answers import MOST_INTERIM
 
 LONG = 300.0
-"""Longer than a test may hang: no connection ends for having been idle."""
+"""Seconds, longer than a test may hang, so that no connection ends by its idle timeout."""
 MUCH = 16 * 1024 * 1024
-"""More than all buffers between two sockets hold."""
+"""Bytes, more than all buffers between two sockets hold."""
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 
 
 def flooding(flood: bytes) -> Script:
-    """Answer the first request, and go on to speak on the idle connection until the other side has enough."""
+    """Answer the first request, then keep sending on the idle connection until the other side hangs up."""
 
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
@@ -84,7 +84,7 @@ async def test_so_does_whoever_does_it_over_tls(start: Start, tmp_path: Path) ->
 
 @on_both_loops
 async def test_so_does_whoever_floods_an_idle_connection_that_read_a_page(start: Start) -> None:
-    """The sessions that read sources are aiohttp's own, on the same connections."""
+    """Sessions that read sources are aiohttp's own, with the same connection class."""
     server = await start(flooding(OK * 1000))
     async with Guard(LOOPBACK).session() as session:
         assert await (await session.get(server.url)).text() == "ok"
@@ -113,7 +113,7 @@ def answer_of(head: str, rest: str) -> bytes:
 async def test_an_answer_that_says_more_than_it_should_holds_and_is_the_last_of_its_connection(
     start: Start, poster: Poster, answer: bytes, code: int
 ) -> None:
-    """Programs that mean well write a body behind a 204, or count characters where they send bytes."""
+    """Well-meaning programs write a body after a 204, or give a body's length in characters instead of bytes."""
     server = await start(always(answer))
     for count in (1, 2):
         assert (await post(poster, server.url)).status == code
@@ -137,7 +137,7 @@ async def test_as_many_interim_responses_as_any_server_sends_stand_before_the_an
     start: Start, poster: Poster
 ) -> None:
     server = await start(always(EARLY * MOST_INTERIM + OK))
-    for _ in range(2):  # counted for each answer, not for each connection
+    for _ in range(2):  # the limit applies to each answer, not to each connection
         assert isinstance(await post(poster, server.url), Delivered)
     assert server.connections == 1
 
@@ -181,7 +181,7 @@ async def test_words_on_an_idle_tls_connection_do_not_answer_the_next_callback(
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK if peer.number == 1 else status(503))
-        await asyncio.sleep(0.05)  # the client has to read the answer apart from the words behind it
+        await asyncio.sleep(0.05)  # lets the client read the answer before the unasked bytes
         await peer.send(unasked)
         said.set()
         await peer.request()
@@ -191,7 +191,7 @@ async def test_words_on_an_idle_tls_connection_do_not_answer_the_next_callback(
     poster = Poster(DeliverySettings(keep_alive_seconds=LONG, ca_file=authority.ca_file), LOOPBACK, SystemClock())
     outcomes = [await post(poster, server.url)]
     await said.wait()
-    await asyncio.sleep(0.05)  # the words have to reach the client, which shares this loop
+    await asyncio.sleep(0.05)  # lets the client, which shares this loop, get the bytes
     outcomes.append(await post(poster, server.url))
     await poster.close()
     assert [outcome.status for outcome in outcomes] == [200, 503]

@@ -1,4 +1,4 @@
-"""vLLM itself on the tiny model, which knows nothing but runs like any other."""
+"""vLLM itself on the tiny model, which gives random answers but runs like any other."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEng
 async def test_a_schema_that_goes_round_in_a_circle_is_rejected_and_the_engine_goes_on(
     vllm_engine: VllmEngine, schema: dict[str, object]
 ) -> None:
-    """vLLM ended the answer with an error, which looked like one that stopped by itself."""
+    """vLLM ends such an answer with an error. Before, it looked like one that stopped by itself."""
     async with asyncio.timeout(60):
         with pytest.raises(RequestRejected, match="response_format: no answer can go on"):
             await vllm_engine.generate(request("circle", response_format=as_schema(schema), max_tokens=16))
@@ -179,7 +179,7 @@ async def test_a_stop_text_ends_the_answer_and_is_not_in_it(vllm_engine: VllmEng
 async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_engine: VllmEngine) -> None:
     generating = asyncio.create_task(vllm_engine.generate(request("long", max_tokens=480)))
     await busy(vllm_engine, 1)
-    # A short request in the same batches: when it ends, the long one has some tokens, and far fewer than 480.
+    # A short request in the same batches ends when the long one has some tokens, and far fewer than 480.
     await vllm_engine.generate(request("short", max_tokens=8))
     await vllm_engine.abort("long")
     completion = await generating
@@ -239,7 +239,7 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each waiting job's next try began another load, without a pause and without an end."""
+    """Before, each waiting job's next try began another load, without a pause or an end."""
     monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
     model, metrics = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics()
     engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics)
