@@ -76,7 +76,7 @@ class Answers:
         return not self.open and not self.failed
 
     def add(self, result: Result) -> bool:
-        """Count and write a result. True if it is its job's first; a named job's later result replaces the earlier."""
+        """Count and write a result. True for a named job's first result; a later result of the job replaces it."""
         entry, earlier = None, None
         outcome = result.outcome.value
         if self.entries is not None:

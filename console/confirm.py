@@ -10,7 +10,7 @@ from console.errors import FAILED, fail, say
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Return if the answer is yes, else end the command. Scripts are not asked, nor is a caller with `yes`."""
+    """Return if the answer is yes, else end the command. With `yes`, or without a terminal, there is no question."""
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     if not typer.confirm(question, err=True):

@@ -119,7 +119,7 @@ def _place(text: str) -> Place:
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
     """A producer with an identity of its own, since two people may replay at once for different tenants.
 
-    With `marking` it has the identity of redrives, which mark dead letters too: the later one takes over.
+    With `marking` it has the identity of redrives, which mark dead letters too: of two such runs the later takes over.
     """
     import secrets
 

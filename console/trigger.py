@@ -37,9 +37,9 @@ def trigger(
 ) -> None:
     """Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.
 
-    The event has a callback's headers, form and TLS, and obeys the same rules for addresses (POSTBACK_EGRESS__…,
-    POSTBACK_ENV). The tenant's keys in the keyring at POSTBACK_KEYRING sign it, or --secret does. Its data.metadata has
-    postback-test, and its job exists nowhere else. Kafka is not needed.
+    Headers, form and TLS are those of a callback, and so are the rules for addresses (POSTBACK_EGRESS__…,
+    POSTBACK_ENV). The tenant's keys in the keyring at POSTBACK_KEYRING sign the event, or --secret does. The event's
+    data.metadata has postback-test, and its job exists nowhere else. Kafka is not needed.
 
     Exit status: 0 the endpoint answered 2xx, 1 it did not, 2 wrong options.
     """

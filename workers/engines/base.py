@@ -43,7 +43,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     is_whole: bool = False
-    """If true, a prompt that is too long raises PromptTooLong. A cut would remove its start, the rules for sources."""
+    """If true, a prompt that is too long raises PromptTooLong: a cut would remove its start, the rules for sources."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -152,7 +152,7 @@ class Engine(Protocol):
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Stop a request: `generate` returns the text so far, `finish_reason` abort. Unknown ids are ignored."""
+        """Stop a request: `generate` returns the text it has, with `finish_reason` abort. Unknown ids are ignored."""
         ...
 
     def load(self) -> EngineLoad:

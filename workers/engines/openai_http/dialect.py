@@ -1,8 +1,8 @@
 """Requests to a server that speaks OpenAI's protocol, in the dialect that it takes.
 
-Some parameters are in every request, and not every model takes them. OpenAI's reasoning models want
-`max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. No job is at fault for that, so the
-first refusal that names such a parameter is remembered for the life of the process.
+Some parameters are sent even if a job does not ask for them, and not every model takes them. OpenAI's reasoning models
+want `max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. No job is at fault for that, so
+the first refusal that names such a parameter is remembered for the life of the process.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ log = get_logger()
 async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event) -> None:
     """Call `load` until it returns.
 
-    Raises EngineLost after `LOADS` failures, and EngineUnavailable after a failure if `closing` is set.
+    Raises EngineLost after `LOADS` failures, and EngineUnavailable if `closing` is set after a failure or in a pause.
     """
     pause, failure = FIRST_PAUSE_SECONDS, ""
     for number in range(1, LOADS + 1):
