@@ -32,14 +32,14 @@ HOOK = "https://example.com/hook?token=secret"
 def record(
     body: dict[str, Any] | bytes | None = None, *headers: tuple[str, bytes], offset: int = 7, **fields: Any
 ) -> Record:
-    """A job as it lies in `model_requests`; `fields` are added to the plain one."""
+    """A job's record of `model_requests`; `fields` are added to a plain job."""
     job = body if body is not None else {"prompt": "What is the capital of France?", "callback_url": HOOK, **fields}
     value = job if isinstance(job, bytes) else json.dumps(job).encode()
     return Record(TOPICS.requests(), 3, offset, value, b"key", list(headers), int(CLOCK.time() * 1000))
 
 
 class Worker:
-    """The handler and what it is made of."""
+    """A worker's handler and its parts."""
 
     def __init__(self, settings: WorkerSettings, models: dict[str, str | None], callbacks: EgressPolicy) -> None:
         self.metrics = Metrics()
@@ -62,7 +62,7 @@ class Worker:
         return await self.handler.handle(given)
 
     async def result(self, given: Record) -> Result:
-        """The one result of a record that ends in nothing else."""
+        """The result of a record whose only output is that result."""
         [output] = await self.outputs(given)
         assert (output.topic, output.partition) == (TOPICS.results, None)
         result = read_result(output.value)

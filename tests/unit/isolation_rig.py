@@ -1,4 +1,4 @@
-"""Partitions and suspects, moved by hand as the stage would move them."""
+"""Partitions and suspects, moved step by step as the stage would move them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record(offset: int, partition: Partition | None = None) -> Record:
 
 
 def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> list[int]:
-    """Take these records; returns those that are not suspected."""
+    """Take these records; return those that are not suspects."""
     free = []
     for offset in offsets:
         partition.ledger.take(offset)
@@ -32,14 +32,14 @@ def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]
 
 
 def crashed(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> None:
-    """These ran in what died."""
+    """Report these records as running in the process or engine that died."""
     for offset in offsets:
         partition.ledger.take(offset)
     isolation.crashed([(partition, record(offset, partition)) for offset in offsets])
 
 
 def dispatched(isolation: Isolation) -> list[int]:
-    """The next cohort's offsets, as the stage would commit and dispatch it."""
+    """The offsets of the next cohort, which is marked as committed and dispatched."""
     cohort = isolation.next_cohort(NO_BOUND)
     if cohort is None:
         return []
@@ -48,7 +48,7 @@ def dispatched(isolation: Isolation) -> list[int]:
 
 
 def acquitted(isolation: Isolation, partition: Partition) -> None:
-    """All that are tried are settled."""
+    """Settle all records under trial."""
     offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
@@ -56,7 +56,7 @@ def acquitted(isolation: Isolation, partition: Partition) -> None:
 
 
 def answered(isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
-    """These complete and are settled."""
+    """Complete and settle these records."""
     isolation.completed()
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
@@ -64,6 +64,6 @@ def answered(isolation: Isolation, partition: Partition, offsets: list[int]) -> 
 
 
 def reopened(partition: Partition) -> Partition:
-    """The partition as the next owner finds it, after its worker was killed."""
+    """The partition as its next owner opens it, after its worker was killed."""
     committed = partition.progress([])
     return opened(partition.number, Progress.decode(committed.base, committed.encode()))

@@ -1,4 +1,4 @@
-"""A settler whose client does what it is told, and notes it."""
+"""A settler whose client obeys and records its calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.stage.settler_state import SettlerState
 
 
 class Client:
-    """A transactional producer: what it was asked for, in order."""
+    """A transactional producer that records its calls in order."""
 
     sizes: dict[str, list[int]]
     """The leaders of each topic's partitions."""
@@ -63,7 +63,7 @@ class Client:
         return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions=partitions)})
 
     def __len__(self) -> int:
-        """What is not yet sent; a poll sends it."""
+        """The number of unsent records; a poll sends them."""
         return self.unsent
 
     def poll(self, timeout: float) -> int:
@@ -75,7 +75,7 @@ class Client:
 
 
 class WatchedSettler(Settler):
-    """A settler with clients of one class, which it keeps in the order in which they were made."""
+    """A settler with clients of one class, kept in order of creation."""
 
     def __init__(self, kind: type[Client] = Client, outputs: Sequence[str] = (), clock: Clock | None = None) -> None:
         self.clients: list[Client] = []
@@ -88,7 +88,7 @@ class WatchedSettler(Settler):
 
 
 def client(settler: WatchedSettler) -> Client:
-    """The client that it has now."""
+    """The settler's current client."""
     return settler.clients[-1]
 
 
@@ -99,7 +99,7 @@ def batch_of(partition: Partition, offset: int, topic: str = "results") -> Batch
 
 
 def repaired(settler: Settler, *held: Partition) -> None:
-    """Go on until it is ready, as the stage does."""
+    """Repair the settler until it is ready, as the stage does."""
     while settler.state is not SettlerState.READY:
         settler.repair(held)
         if settler.state is SettlerState.REREADING:
@@ -107,7 +107,7 @@ def repaired(settler: Settler, *held: Partition) -> None:
 
 
 def landed(settler: Settler) -> Batch | None:
-    """Wait for the transaction that is under way."""
+    """Wait for the current transaction; return its batch."""
     batch = None
     while settler.state is SettlerState.SETTLING:
         batch = settler.settled()

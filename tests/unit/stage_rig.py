@@ -1,4 +1,4 @@
-"""A stage without Kafka, whose steps a test makes one at a time, beside an event loop that never gets its turn."""
+"""A stage without Kafka, which a test runs step by step, beside an event loop that never runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workers.stage.topic_ids import Identities
 
 
 class Handler:
-    """Is never called."""
+    """A handler that is never called."""
 
     async def handle(self, record: Record) -> Sequence[Output]:
         raise AssertionError(record)
@@ -32,7 +32,7 @@ class Handler:
 
 
 class Desk:
-    """A pace whose handler has begun nothing, so that it has room for as many as ever; of which nothing is early."""
+    """A pace with constant room, since its handler begins nothing; by default no record is early."""
 
     def __init__(self, room: int = 10) -> None:
         self._room = room
@@ -49,7 +49,7 @@ class Desk:
 
 
 class Intake:
-    """Does what it is told, and knows of no end."""
+    """An intake that records its calls and knows no partition's end."""
 
     def __init__(self) -> None:
         self.paused: list[PartitionId] = []
@@ -72,7 +72,7 @@ class Intake:
 
 
 class Settler:
-    """Has nothing to do."""
+    """A settler that is always ready and has nothing to do."""
 
     state = SettlerState.READY
     resting = True
@@ -80,22 +80,22 @@ class Settler:
     offsets_swept = True
 
     def listen(self) -> None:
-        """Has heard nothing."""
+        """Do nothing: no event has come."""
 
     def sweep_again(self) -> None:
-        """Has it noted."""
+        """Begin to sweep."""
         self.state = SettlerState.SWEEPING
 
     def carries(self, partition: Partition) -> bool:
         return False
 
     def reread(self) -> None:
-        """Is told that all is well."""
+        """Become ready."""
         self.state = SettlerState.READY
 
 
 class BusyLoop:
-    """Takes calls and makes none."""
+    """An event loop that records calls and makes none."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -114,7 +114,7 @@ def bare_stage(
     identities: Identities | None = None,
     **settings: Any,
 ) -> tuple[Stage, BusyLoop]:
-    """A stage that has no partition."""
+    """A stage without partitions."""
     loop: Any = BusyLoop()
     source: Any = intake
     sink: Any = settler or Settler()
@@ -134,7 +134,7 @@ def bare_stage(
 
 
 def stage_with(intake: Intake, clock: HandClock, parked: int = 0, **parts: Any) -> tuple[Stage, BusyLoop, Partition]:
-    """A stage that has one open partition, which is fetched from. `parts`: of `bare_stage`."""
+    """A stage with one open partition that is being fetched. `parts` are arguments of `bare_stage`."""
     stage, loop = bare_stage(intake, clock, **parts)
     stage.assigned([("requests", 0)])
     (partition,) = stage.held.partitions.values()
@@ -145,20 +145,20 @@ def stage_with(intake: Intake, clock: HandClock, parked: int = 0, **parts: Any) 
 
 
 def handled(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] | None = ()) -> None:
-    """The handler has returned for these. `outputs`: None where it died at them."""
+    """Queue the handler's completions for these offsets; None as `outputs` means that it died at them."""
     for offset in offsets:
         record = Record("requests", 0, offset, b"")
         stage.transactions.completions.put(Handled(partition, record, outputs, 0.0))
 
 
 def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:
-    """The handler has returned for these, and the stage has heard of it."""
+    """Queue completions for these offsets, and let the stage collect them."""
     handled(stage, partition, *offsets, outputs=outputs)
     stage.collect()
 
 
 def reread(stage: Stage, settler: Settler) -> None:
-    """The settler has a new producer, and the stage finds out what the old one's last transaction did."""
+    """Give the settler a new producer, and let the stage reread the outcome of the old one's last transaction."""
     settler.state, settler.resting = SettlerState.REREADING, False
     stage.settle(0)
     settler.resting = True

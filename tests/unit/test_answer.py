@@ -1,4 +1,4 @@
-"""What a result says of an answer: its sources' details, its evidence list or chain, and whether it may stand."""
+"""A result's facts about its answer: source details, evidence list or chain, and whether the answer may stand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted and kept of results on their way to who asked for them."""
+"""Results on the way to the person that asked: their counts, reasons and order, within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of any content, through the handlers as they are: none raises, and a broker takes all that they put out."""
+"""Records of any content through the real handlers: none raises, and a broker would accept all outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from workers.stage.runner import MAX_OUTPUT_BYTES, is_too_large
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")
 NOBODY = EgressPolicy(ports=frozenset())
-"""Refuses every URL: nothing is called."""
+"""A policy that refuses every URL, so nothing is called."""
 FAILURE = Failure("worker_killed", "it ended its worker", 3)
 
 SMALL = (
@@ -55,7 +55,7 @@ WHOLE = st.lists(NAMED, max_size=4).map(
         *more,
     ]
 )
-"""Of a callback, and whatever else is said of it."""
+"""Headers of a callback, with any others."""
 TIMES = st.sampled_from([-1, 0, 1, 2**62]) | st.integers(1_700_000_000_000, 2_000_000_000_000)
 RESULTS = st.builds(
     lambda job_id, text: Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text=text, created_at=1).model_dump_json(),

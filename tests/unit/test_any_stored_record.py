@@ -1,4 +1,4 @@
-"""Records of any content, as commands read them from the topics: none raises, and all that is shown can be written."""
+"""Stored records of any content, read as commands read them: none raises, and all of the output is printable."""
 
 from __future__ import annotations
 

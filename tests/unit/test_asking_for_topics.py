@@ -1,4 +1,4 @@
-"""UUIDs of topics: a stage waits for them on its thread, a process on its event loop, and both hear the same."""
+"""UUIDs of topics: a stage waits for them on its thread, a process on its event loop, with the same outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMED_OUT = KafkaError(KafkaError._TIMED_OUT)
 
 
 class Cluster:
-    """Answers for topics, by name: a UUID, an error, or nothing at all where it has neither."""
+    """A cluster that answers for topics by name: a UUID, an error, or never if it has neither."""
 
     def __init__(self, **answers: str | KafkaError) -> None:
         self._answers = answers

@@ -1,4 +1,4 @@
-"""To which partitions a transaction's outputs go."""
+"""The partitions to which a transaction's outputs go."""
 
 from collections import defaultdict
 
@@ -8,7 +8,7 @@ from workers.stage.record import Output
 
 
 def batch_of(outputs: int, sources: list[int]) -> Batch:
-    """A batch in which each source partition settles a record."""
+    """A batch in which each source partition settles one record."""
     offsets = defaultdict(list, {Partition("t", number, 1, 0.0): [7] for number in sources})
     return Batch(offsets, [Output("out", b"x")] * outputs)
 
@@ -25,7 +25,7 @@ def test_a_large_transaction_is_spread_but_never_over_more_than_its_sources() ->
 
 
 def test_only_partitions_that_settle_a_record_are_written_to() -> None:
-    """A dead worker's open transaction holds back readers of the partitions that it owned, and of no others."""
+    """A dead worker's open transaction must block readers only of partitions that the worker owned."""
     batch = batch_of(1, [4])
-    batch.offsets[Partition("t", 8, 1, 0.0)] = []  # it says something of itself alone
+    batch.offsets[Partition("t", 8, 1, 0.0)] = []  # it commits its state alone
     assert {home for turn in range(5) for home in batch.homes(turn)} == {4}

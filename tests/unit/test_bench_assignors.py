@@ -1,4 +1,4 @@
-"""What the bench of assignors counts as moved, as needed, and as concentrated."""
+"""The assignor bench's counts of moved, needed and concentrated partitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.assignors import Place, Step, compared
 
 
 def owners(**topics: str) -> dict[Place, int]:
-    """Who has which partition: of each topic the members' numbers, in the order of its partitions."""
+    """The owner of each partition; each topic's text lists members' numbers in the order of its partitions."""
     return {(topic, number): int(owner) for topic, names in topics.items() for number, owner in enumerate(names)}
 
 

@@ -1,4 +1,4 @@
-"""How the bench finds the end of a run: by the results that are there, not by how much was settled."""
+"""The bench's detection of a run's end: by existing results, not by the number of settled records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOBS = 10
 
 
 class Worker:
-    """Says at each look how much it has settled and deferred; the last word stays."""
+    """A worker whose samples give the numbers of settled and deferred records; the last sample repeats."""
 
     def __init__(self, *said: tuple[int, int]) -> None:
         self._said = list(said)
@@ -28,7 +28,7 @@ class Worker:
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many results are found at each look; the last number stays."""
+    """The number of results at each look; the last number repeats."""
     counts: list[int] = []
 
     def found(kafka: KafkaSettings) -> Iterator[str]:
@@ -40,7 +40,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def finished(worker: Worker) -> float:
-    """At how many settled records the run ended."""
+    """The number of settled records at which the run ended."""
     commands: Any = [worker]
     samples, _ = end_to_end._finished(KafkaSettings(), Kafka("nowhere"), commands, JOBS)
     return samples[0].at

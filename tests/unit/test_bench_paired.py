@@ -1,4 +1,4 @@
-"""What pairs of measurements show: as the textbook has it, and as often right as it says."""
+"""Statistics of paired measurements: textbook values, and the stated confidence."""
 
 from __future__ import annotations
 

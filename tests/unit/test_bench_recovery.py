@@ -1,4 +1,4 @@
-"""What the bench of recovery counts: jobs before and after the kill, and when the oldest of them were answered."""
+"""The recovery bench's counts: jobs before and after the kill, and the time until the oldest were answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A breaker as a table of what attempts show: when it opens, for how long, and what closes it."""
+"""A breaker as a table of attempts: its opening, its open time, and its closing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = DeliverySettings(
 
 
 def breaker_that_saw(text: str, now: float = 0.0) -> Breaker:
-    """`o` is an answer, `x` a failure, `-` says nothing."""
+    """A breaker after these attempts: `o` is an answer, `x` a failure, `-` neither."""
     breaker = Breaker(SETTINGS)
     verdicts = {"o": OriginSignal.ANSWERS, "x": OriginSignal.FAILS, "-": OriginSignal.NOTHING}
     for letter in text:
@@ -36,7 +36,7 @@ def probe(breaker: Breaker, now: float, verdict: OriginSignal) -> None:
         ("xxoxx", BreakerState.CLOSED),
         ("xx-x", BreakerState.OPEN),
         ("xx" + "-" * 99, BreakerState.CLOSED),
-        ("xxo" * 10, BreakerState.CLOSED),  # two thirds of thirty: too few to go by
+        ("xxo" * 10, BreakerState.CLOSED),  # two thirds of thirty: too few attempts to judge
         ("ox" * 31, BreakerState.CLOSED),
         ("ox" * 32, BreakerState.OPEN),
         ("oox" * 40, BreakerState.CLOSED),
@@ -104,7 +104,7 @@ def test_what_was_on_its_way_when_it_opened_neither_closes_it_nor_makes_it_longe
 def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
     breaker = breaker_that_saw("oooo")
     breaker.judge(OriginSignal.FAILS, 10.0, probe=False, wait_seconds=3600.0)
-    breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # a second one does not make it shorter
+    breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # does not shorten the first
     assert breaker.seconds_left(10.0) == 3600.0
     probe(breaker, 3610.0, OriginSignal.ANSWERS)
     assert breaker.state(3610.0) is BreakerState.CLOSED
@@ -167,7 +167,7 @@ def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longe
     assert not breaker.is_dead(14.9)
     probe(breaker, 15.0, OriginSignal.FAILS)
     assert breaker.is_dead(32.9)
-    assert not breaker.is_dead(33.0)  # the next probe may find it well
+    assert not breaker.is_dead(33.0)  # the next probe may find it healthy
     probe(breaker, 33.0, OriginSignal.FAILS)
     assert breaker.is_dead(33.0)
     probe(breaker, 51.0, OriginSignal.ANSWERS)

@@ -1,4 +1,4 @@
-"""Which jobs are cancelled, and what a worker does with them: a real handler and a real engine, without Kafka."""
+"""Cancelled jobs and a worker's handling of them, with a real handler and a real engine, without Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which source bears out which sentence."""
+"""The source that supports each sentence of an answer."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
 
 
 def test_sentences_are_aligned_with_passages_up_to_a_bound() -> None:
-    """Beyond it a sentence is no more than lexical: an answer in words of its sources would hold up all others."""
+    """Beyond the bound a sentence is at most lexical: a long answer in its sources' words would delay all others."""
     spoken = [f"word{letter}{other}" for letter in "abcdefghijklmnopqrst" for other in "abcdefghijklmnopqrst"]
     page = NumberedSource(1, "a", "a", None, (" ".join(spoken),))
     sentence = " ".join([*spoken[:18], "moreover", *spoken[19:25]]) + " [1]. "

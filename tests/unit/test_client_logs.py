@@ -1,4 +1,4 @@
-"""librdkafka's lines about a broker that is away are in the log, and do not fill it."""
+"""librdkafka's lines about an unreachable broker appear in the log without filling it."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_another_broker_and_another_trouble_are_of_another_kind(repeats: RepeatF
 
 
 def test_clients_that_come_and_go_say_once_that_nobody_is_there(caplog: pytest.LogCaptureFixture) -> None:
-    """With real clients: what they pass to the logger is what is read here."""
+    """Real clients run here, so the lines are those that they really pass to the logger."""
     with socket.socket() as nobody, caplog.at_level(logging.INFO, "librdkafka"):
-        nobody.bind(("127.0.0.1", 0))  # without listening there
+        nobody.bind(("127.0.0.1", 0))  # bound, and not listening
         config = client_config(KafkaSettings(bootstrap_servers=f"127.0.0.1:{nobody.getsockname()[1]}"))
         for _ in range(5):
             producer = Producer({**config, "reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 10})

@@ -1,4 +1,4 @@
-"""The machine's own clock, and the one that a test moves by hand."""
+"""The system clock, and the hand-set clock of tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from telemetry.hand_clock import HandClock, SetClock
 
 
 def test_the_steady_clock_goes_on_while_a_linux_machine_is_suspended() -> None:
-    # No test suspends the machine, and until it is suspended both of Linux's steady clocks show the same.
+    # No test can suspend the machine, and without that both of Linux's steady clocks agree.
     steady = SystemClock.monotonic
     clock = getattr(steady, "func", steady), getattr(steady, "args", ())
     on_linux = sys.platform == "linux"

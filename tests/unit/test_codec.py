@@ -1,4 +1,4 @@
-"""Bytes that are a job, and what they and their headers say."""
+"""Valid jobs: the contents of their bytes and headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that are no job: each is refused with reasons that name the field."""
+"""Invalid jobs: each is refused with reasons that name the field."""
 
 from __future__ import annotations
 

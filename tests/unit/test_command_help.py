@@ -1,4 +1,4 @@
-"""The help of the `postback` command: every command stands in a group and has examples that can be typed."""
+"""The help of the `postback` command: every command is in a group and has examples that work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_examples_of_a_command_are_parsed_by_it(words: str) -> None:
         assert typed[start : start + len(named)] == named
         arguments = typed[start + len(named) :]
         end = arguments.index(">") if ">" in arguments else None
-        COMMANDS[words].make_context(words, arguments[:end])  # raises where an option is unknown or one is missing
+        COMMANDS[words].make_context(words, arguments[:end])  # raises if an option is unknown or missing
 
 
 @pytest.mark.parametrize("words", ["", "keys", *COMMANDS])

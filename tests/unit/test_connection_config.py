@@ -1,4 +1,4 @@
-"""librdkafka's property names, which the fleet's settings speak, as kafka-python's."""
+"""Translation of librdkafka's property names, which the fleet's settings use, to kafka-python's."""
 
 from __future__ import annotations
 
@@ -78,31 +78,31 @@ def test_the_systems_certificates_may_be_asked_for_by_name() -> None:
 
 
 def test_each_property_of_librdkafka_is_mapped_or_passed_over_and_these_alone_are_refused(tmp_path: Path) -> None:
-    """A new version of librdkafka may bring new ones: whoever takes it says here what becomes of them."""
+    """A new version of librdkafka may add properties; each has to be mapped, ignored, or listed here as refused."""
     refused = set()
     for name in librdkafka_properties(tmp_path / "properties"):
-        with contextlib.suppress(UnusableProperty):  # it is known, and wants another value
+        with contextlib.suppress(UnusableProperty):  # known, with another kind of value
             try:
                 config_of(**{name.replace(".", "_"): "1"})
             except UnmappedProperty:
                 refused.add(name)
     assert {name for name in refused if not name.startswith(("sasl.oauthbearer.", "https.ca."))} == {
-        # who we are, and whom we trust
+        # identity and trust
         *("ssl.ca.certificate.stores", "ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem"),
         *("ssl.keystore.location", "ssl.keystore.password"),
         *("ssl.cipher.suites", "ssl.curves.list", "ssl.sigalgs.list"),
         *("ssl.engine.id", "ssl.engine.location", "ssl.providers"),
         *("enable.sasl.oauthbearer.unsecure.jwt", "sasl.kerberos.keytab", "sasl.kerberos.kinit.cmd"),
         *("sasl.kerberos.min.time.before.relogin", "sasl.kerberos.principal"),
-        # another word for bootstrap.servers, which has a setting of its own
+        # alias of bootstrap.servers, which has its own setting
         "metadata.broker.list",
-        # code
+        # code, not values
         *("interceptors", "opaque", "plugin.library.paths"),
     }
 
 
 def librdkafka_properties(scratch: Path) -> list[str]:
-    """The names that an environment variable can say, as the library that confluent-kafka brings lists them."""
+    """The names that fit an environment variable, listed by confluent-kafka's bundled librdkafka."""
     (library,) = Path(confluent_kafka.__file__).parent.with_name("confluent_kafka.libs").glob("librdkafka-*")
     c, librdkafka = ctypes.CDLL(None), ctypes.CDLL(str(library))
     c.fopen.restype = ctypes.c_void_p
@@ -111,7 +111,7 @@ def librdkafka_properties(scratch: Path) -> list[str]:
     c.fclose(file)
     names = re.findall(r"^([a-z][a-z._]+?) +\| +[*CP] +\|", scratch.read_text(), re.MULTILINE)
     assert len(names) > 150
-    return [name for name in names if "_" not in name]  # the others take a callback or an object
+    return [name for name in names if "_" not in name]  # the others need a callback or an object
 
 
 def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:

@@ -1,4 +1,4 @@
-"""A sentence that a source denies is not supported by it, whatever words they share."""
+"""A source does not support a sentence that it denies, whatever words they share."""
 
 from __future__ import annotations
 
@@ -113,5 +113,5 @@ def test_any_text_is_survived(sentence: str, passage: str) -> None:
     "part", ["not ", "bridge, not open, ", "the bridge and the river and not ", "a-", "a", "from 3 to 4 ", "A b "]
 )
 def test_a_long_answer_is_judged(part: str) -> None:
-    """Each part made an expression or a loop slow while this was written: a cost in squares takes minutes here."""
+    """Each part once made a pattern or a loop slow; a quadratic cost takes minutes here."""
     assert support(part * (200_000 // len(part)), part * (8000 // len(part))) in Support

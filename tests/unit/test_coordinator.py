@@ -1,4 +1,4 @@
-"""What the client's statistics say of the coordinator's silence."""
+"""The coordinator's silence, as read from the client's statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.stage.coordinator import Coordinator
 
 
 def statistics(at_seconds: float, **connection: Any) -> str:
-    """As librdkafka writes them, with what is read from them. No connection: the coordinator is not known yet."""
+    """Statistics in librdkafka's form, with the fields that are read. Without `connection`, no coordinator is known."""
     brokers = {"127.0.0.1:9092/1": {"state": "UP", "rxidle": 0, "waitresp_cnt": 1}}
     if connection:
         brokers["GroupCoordinator"] = connection

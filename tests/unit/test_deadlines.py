@@ -1,4 +1,4 @@
-"""One alarm for many attempts: each ends in its own time, whatever becomes of the others."""
+"""One alarm for many attempts: each ends at its own deadline, independently of the others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_the_alarm_of_one_that_ended_hurts_nobody_and_the_next_has_its_own
     deadlines = Deadlines(0.1)
     assert await attempt(deadlines, 0.0) == "in time"
     await asyncio.sleep(0.05)
-    assert await attempt(deadlines, 0.08) == "in time"  # over the first one's alarm
+    assert await attempt(deadlines, 0.08) == "in time"  # runs past the first one's alarm
     assert await attempt(deadlines, 60.0) == "late"
 
 

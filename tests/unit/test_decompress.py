@@ -1,4 +1,4 @@
-"""Compressed batches as clients write them, broken ones, and small ones that become large."""
+"""Compressed batches from clients, broken ones, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MIB = 1024 * 1024
 
 
 def raw_snappy(content: bytes) -> bytes:
-    """One block, as librdkafka writes it."""
+    """One block, as written by librdkafka."""
     return bytes(cramjam.snappy.compress_raw(content))
 
 
 def xerial(content: bytes, header: bytes = XERIAL_HEADER, block_bytes: int = 32 * 1024) -> bytes:
-    """Blocks with their lengths before them, as snappy-java writes them."""
+    """Blocks with a length before each, as written by snappy-java."""
     blocks = [raw_snappy(content[start : start + block_bytes]) for start in range(0, len(content), block_bytes)]
     return header + b"".join(struct.pack(">i", len(block)) + block for block in blocks)
 
@@ -65,7 +65,7 @@ VALUES = st.lists(st.binary(max_size=50) | st.integers(0, 100_000).map(bytes), m
 
 
 def read(written: bytes, topic: str = "a") -> list[Any]:
-    """As the commands' consumer reads an answer."""
+    """Records of a fetch answer, read as the commands' consumer reads them."""
     records: list[Any] = FetchedRecords(0, TopicPartition(topic, 0), MemoryRecords(written)).take()
     return records
 
@@ -85,7 +85,7 @@ def test_records_of_each_codec_are_read(name: str, values: list[bytes]) -> None:
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 @given(data=st.data())
 def test_noise_in_place_of_compressed_content_raises_no_other_error(codec: int, data: st.DataObject) -> None:
-    """Noise of its own, and good content with a byte changed, inserted, or cut off."""
+    """Tries pure noise, and good content with bytes replaced, added, or cut off."""
     (_, write) = data.draw(st.sampled_from([each for each in WRITERS.values() if each[0] == codec]))
     good = write(data.draw(st.binary(min_size=1, max_size=200)))
     place = data.draw(st.integers(0, len(good) - 1))
@@ -103,7 +103,7 @@ def test_a_codec_that_kafka_does_not_have_is_named(codec: int) -> None:
         decompress(codec, b"")
 
 
-@example(b"\xff\xff\xff\xff\x0f")  # 4 GiB, and nothing follows
+@example(b"\xff\xff\xff\xff\x0f")  # states 4 GiB, without content
 @given(st.integers(MAX_BYTES + 1, (1 << 32) - 1).map(lambda length: snappy_length(length) + b"\0a"))
 def test_the_length_that_a_snappy_block_states_is_not_believed(content: bytes) -> None:
     for written in (content, XERIAL_HEADER + struct.pack(">i", len(content)) + content):
@@ -140,7 +140,7 @@ def test_a_gzip_member_that_is_broken_behind_a_good_one_is_passed_over() -> None
 
 
 def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a megabyte of empty gzip members, the decoders were given 26 GB."""
+    """Before, a megabyte of empty gzip members passed 26 GB to the decoders."""
     given_bytes = 0
     new_decoder = zlib.decompressobj
 
@@ -163,12 +163,12 @@ def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.Monk
 
 
 MOST_KIB = 160 * 1024
-"""The bound, and as much again while the result grows. Each bomb holds 256 MiB, and Snappy's, which cannot be as
-small, 80."""
+"""The bound, and as much again while the result grows. Each bomb holds 256 MiB; Snappy's, which compresses less,
+holds 80 MiB."""
 
 
 def bombs() -> Iterator[tuple[int, bytes]]:
-    """Codec and content."""
+    """Each bomb's codec and content."""
     pieces = [bytes(16 * MIB)] * 16
     deflate = zlib.compressobj(level=1, wbits=31)
     yield GZIP, b"".join([*map(deflate.compress, pieces), deflate.flush()])
@@ -182,7 +182,7 @@ def bombs() -> Iterator[tuple[int, bytes]]:
 
 
 def test_small_content_that_becomes_large_takes_little_memory(tmp_path: Path) -> None:
-    """In a process of its own, whose greatest size the system has noted."""
+    """Runs in its own process, whose peak memory the system records."""
     asked = []
     for number, (codec, content) in enumerate(bombs()):
         path = tmp_path / str(number)
@@ -197,7 +197,7 @@ def test_small_content_that_becomes_large_takes_little_memory(tmp_path: Path) ->
 
 
 def report_on(asked: list[str]) -> dict[str, object]:
-    """How each codec:path ended, and how much memory that took."""
+    """The error of each `codec:path`, and the memory that all took."""
     before, errors = largest_kib(), []
     for each in asked:
         codec, _, path = each.partition(":")
@@ -208,7 +208,7 @@ def report_on(asked: list[str]) -> dict[str, object]:
 
 
 def largest_kib() -> int:
-    """The most memory that this process ever had, KiB."""
+    """This process's peak memory in KiB."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1])
 

@@ -1,4 +1,4 @@
-"""What the demo takes for a right answer, and what it does not let pass."""
+"""The demo's verdict on answers: accepted and refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places at origins: who gets one, who is turned away, and what the others have left."""
+"""Places at origins: granted and refused ones, and those left for others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SLOW_DOWN = FailedDelivery(FailureReason.THROTTLED, 0.1, 429)
 
 
 class Desk:
-    """Destinations with a clock, and what they say of breakers."""
+    """Destinations with a clock, and their reported changes of breakers."""
 
     def __init__(self, **settings: float) -> None:
         self.clock = SetClock(0.0)
@@ -49,7 +49,7 @@ class Desk:
             place.outcome = outcome
 
     async def places(self, stack: ExitStack, destination: Destination = HERE, size: int = SIZE) -> int:
-        """Take all that there are, for as long as the stack is open."""
+        """Take all free places until the stack closes; return their number."""
         taken = 0
         while True:
             try:
@@ -72,7 +72,7 @@ async def test_equal_hung_origins_of_a_tenant_share_half_the_window_with_those_t
     desk = Desk(window_records=120, destination_concurrency=64)
     with ExitStack() as stack:
         held = dict.fromkeys(range(6), 0)
-        for _ in range(64):  # all six ask in turn
+        for _ in range(64):  # the six ask in turn
             for number in held:
                 with suppress(TurnedAway):
                     stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example"), SIZE))
@@ -142,7 +142,7 @@ async def test_all_records_together_have_no_more_than_half_of_the_bytes_whoever_
 
 
 Step = tuple[str, str, PostOutcome | None]
-"""A tenant and an origin that ask for a place, and what one place that they had before comes to."""
+"""A tenant and an origin that ask for a place, and the outcome for a place that they hold already."""
 
 STEPS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("123456789"), st.sampled_from([OK, DOWN, SLOW_DOWN, None])),
@@ -167,8 +167,8 @@ def test_whatever_happens_each_tenant_leaves_a_third_of_what_it_found(
                     place.outcome = outcome
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
-            # By induction over the tenants, the one that was admitted last first: each found at most three times
-            # what it left, but for the record that was on the border.
+            # By induction over the tenants, the last admitted first: each found at most three times as much free
+            # as it left, apart from the record at the border.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:
             with place:
@@ -217,7 +217,7 @@ async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more(
     with await desk.destinations.place(HERE, SIZE) as probe:
         with pytest.raises(OriginLeftAlone) as busy:
             await desk.attempt(OK)
-        assert busy.value.wait_seconds == 5  # however soon the probe ends: it may hang
+        assert busy.value.wait_seconds == 5  # independent of the probe, which may hang
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [BreakerState.OPEN, BreakerState.CLOSED]
     for allowed in (2, 3, 4, 4):
@@ -250,7 +250,7 @@ async def test_an_origin_that_has_answered_for_long_is_left_alone_as_soon_as_any
 ) -> None:
     desk = Desk(breaker_failures=20)
     with ExitStack() as stack:
-        stack.enter_context(await desk.destinations.place(HERE, SIZE))  # something always runs, so all is remembered
+        stack.enter_context(await desk.destinations.place(HERE, SIZE))  # one place stays taken, so nothing is forgotten
         for _ in range(200):
             await desk.attempt(OK)
         attempts = 0

@@ -1,4 +1,4 @@
-"""The pages for people name files that exist, and the map stays short."""
+"""The documents name files that exist, and the map stays short."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_WORDS_OF_THE_MAP = 1600
 
 @cache
 def files() -> frozenset[str]:
-    """Each file of the project by its path, and by each end of that path."""
+    """Each file of the project by its path, and by each suffix of that path."""
     folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     paths = [path.relative_to(ROOT).parts for folder in folders for path in folder.rglob("*.*")]
     at_root = {path.name for path in ROOT.iterdir() if path.is_file()}
@@ -30,7 +30,7 @@ def files() -> frozenset[str]:
 
 @cache
 def functions_that_test() -> frozenset[str]:
-    """Each test function's name."""
+    """The name of each test function."""
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     return frozenset(name for source in sources for name in re.findall(r"def (test_\w+)\(", source))
 

@@ -1,4 +1,4 @@
-"""Which addresses and URLs the guard lets through, judged by their text alone."""
+"""The guard's verdict on addresses and URLs by their text alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_both_ends_of_every_registry_row_are_refused(cidr: str) -> None:
     "form", ["::ffff:{0}", "64:ff9b::{0}", "::{0}", "2a00:1450::5efe:{0}", "2a00:1450::200:5efe:{0}"]
 )
 def test_an_embedded_ipv4_address_is_judged_too(cidr: str, form: str) -> None:
-    """Mapped, NAT64, compatible, and ISATAP with both of its identifiers."""
+    """Forms: mapped, NAT64, compatible, and ISATAP with both of its identifiers."""
     for address in (IPv4Network(cidr)[0], IPv4Network(cidr)[-1]):
         assert not is_public_address(form.format(address))
 
@@ -114,7 +114,7 @@ def test_an_allowed_network_holds_for_mapped_spellings() -> None:
 
 
 DENIED_URLS = [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
-"""That one is a name; tests/integration/test_rebinding.py shows what comes of it."""
+"""URLs to deny by their text. nip.io's are names, which tests/integration/test_rebinding.py covers."""
 OTHER_REASONS = {
     "http://0x7f000001/": Refusal.HOST,
     "http://2130706433/": Refusal.HOST,
@@ -123,7 +123,7 @@ OTHER_REASONS = {
     "http://user:pass@127.0.0.1/": Refusal.USERINFO,
     "http://example.com:22/": Refusal.PORT,
 }
-"""Of those that are not refused for their address."""
+"""Reasons of refused URLs that are not refused for their address."""
 
 
 @pytest.mark.parametrize("url", DENIED_URLS)
@@ -222,7 +222,7 @@ def test_wherever_a_redirect_leads_it_passes_or_is_refused(reference: str, polic
 
 
 def _is_a_target(text: str) -> bool:
-    """The path and query of a request line (RFC 9112, section 3.2.1)."""
+    """True if the text is the path and query of a request line (RFC 9112, section 3.2.1)."""
     return re.fullmatch(r"/([A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", text) is not None
 
 
@@ -325,7 +325,7 @@ PUPI = EgressPolicy(
      "inside.example", "INSIDE.example.", "a.corp.example", "a.b.CORP.example."],
 )  # fmt: skip
 def test_what_is_denied_is_refused_although_it_is_public_or_allowed(host: str) -> None:
-    """An IPv4 address is denied in every form that carries it: mapped, NAT64, ISATAP, 6to4, Teredo."""
+    """An IPv4 address is denied in every form that embeds it: mapped, NAT64, ISATAP, 6to4, Teredo."""
     with pytest.raises(EgressRefused) as refused:
         check_url(f"https://{host}/", PUPI)
     assert refused.value.reason is Refusal.DENIED

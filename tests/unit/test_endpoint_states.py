@@ -1,4 +1,4 @@
-"""When an endpoint counts as failing, when it is disabled, and what takes that back. Two processes share one topic."""
+"""Failing, disabled and re-enabled endpoints, in two processes that share one topic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
 
 class Fleet:
-    """Processes that share the topic: what one writes, all read."""
+    """Processes that share the topic: all read each one's writes."""
 
     def __init__(self, processes: int = 2) -> None:
         self.now_ms = NOW_MS
@@ -48,7 +48,7 @@ class Fleet:
     def attempt(
         self, outcome: Delivered | FailedDelivery, process: int = 0, pending: PendingDelivery | None = None
     ) -> None:
-        """Of this event, or of one of two in turn."""
+        """Report an attempt at this event, or at one of two events in turn."""
         pending = pending or next(self._events)
         for change in self.processes[process].learn(pending, outcome, self.now_ms):
             self.put(key_bytes(change.key), None if isinstance(change, Forget) else write_endpoint(change))
@@ -73,7 +73,7 @@ class Fleet:
 
     @property
     def kept(self) -> dict[bytes, bytes]:
-        """What compaction leaves of the topic."""
+        """The topic's records after compaction."""
         return {key: value for key, value in dict(self.written).items() if value is not None}
 
     @property
@@ -234,7 +234,7 @@ def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_o
     metrics = Metrics()
     states = EndpointStates(DeliverySettings(), metrics)
     changes = [states.learn(PENDING, GONE, NOW_MS + n) for n in range(100)]
-    assert all(changes)  # any one of the hundred transactions may be aborted
+    assert all(changes)  # each of the hundred transactions may be aborted
     [line] = [record.getMessage() for record in caplog.records]
     assert "inference.endpoint.disabled" in line
     assert "https://a.example" in line
@@ -333,7 +333,7 @@ def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_
     assert "https://a.example" in line
     assert "/job/" not in line
 
-    # Others are disabled as ever, and an operator's word counts beyond the bound; one enabled makes room for one.
+    # Others can still be disabled, and an operator's order counts beyond the bound; enabling one makes room for one.
     fleet.attempt(GONE, pending=url_of_its_own(1, tenant="globex"))
     operator = EndpointRecord(
         tenant="acme", url=URL, state=EndpointState.DISABLED, at=1, reason=DisabledBecause.OPERATOR

@@ -1,4 +1,4 @@
-"""Loading an engine again that died: how often, and with which pauses."""
+"""Reloads of an engine that died: their number and the pauses between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.engines.vllm.loading import LOADS, load_again
 
 
 class Machine:
-    """Where an engine loads after so many failures, and which notes the pauses before each further one."""
+    """A machine on which an engine loads after so many failures; records the pause before each retry."""
 
     def __init__(self, failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.closing = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What an engine's model is called by jobs and in results."""
+"""Names of an engine's model in jobs and in results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new engine is one module and one line: everything else follows from the registry."""
+"""A new engine takes one module and one line: everything else follows from the registry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def create(settings, metrics, clock):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An engine called `fake`, by one module and one line."""
+    """An engine called `fake`, added by one module and one line."""
     (tmp_path / "fake_engine_of_a_test.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(ENGINES, "fake", "fake_engine_of_a_test")

@@ -1,4 +1,4 @@
-"""What a worker says of an engine that is away, and when it ends for it."""
+"""A worker's reports of an unavailable engine, and the time at which it ends."""
 
 from __future__ import annotations
 

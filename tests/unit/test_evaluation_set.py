@@ -1,4 +1,4 @@
-"""The evaluation set is what it says: many pages of many makes, and answers that a reader finds on them."""
+"""The evaluation set keeps its promise: many pages of many kinds, and answers that a reader finds on them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bench.evaluation.pages import FOLDER, SIDE_BY_SIDE, Page, beside, holds, lo
 
 PAGES = load_pages()
 UNSEEN = "head, script, style, template, noscript, [hidden], [aria-hidden], [style*='display:none'], .kw, .seo-box"
-"""The last two are what the page with hidden text hides by its style sheet."""
+"""Selectors of hidden nodes. The last two are hidden by the style sheet of the page with hidden text."""
 WITHOUT_SPACES = {"zh", "ja"}
 
 
 def as_seen(page: Page) -> str:
-    """The page's text as a reader sees it: without the way in which enrichment reads pages."""
+    """The page's text as a reader sees it, found without enrichment's own code."""
     if not page.content_type.startswith("text/html"):
         return page.written
     tree = LexborHTMLParser(page.written)
@@ -26,7 +26,7 @@ def as_seen(page: Page) -> str:
 
 
 def length(page: Page) -> int:
-    """In words; two characters are about one where a script has no spaces."""
+    """The page's length in words; in a script without spaces, two characters count as one."""
     seen = as_seen(page)
     return len("".join(seen.split())) // 2 if page.language in WITHOUT_SPACES else len(seen.split())
 

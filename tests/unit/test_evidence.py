@@ -1,4 +1,4 @@
-"""Evidence with less in it."""
+"""Evidence cut to a smaller size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is ranked of long texts, and what stands in where ranking did not end."""
+"""Excerpts of long texts for ranking, and the fallback if ranking does not end in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine lacks is told from what the other side does."""
+"""Exhausted resources of this machine are told apart from failures of the other side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_what_the_network_says_is_not(number: int) -> None:
 
 
 def failed_in_two_ways() -> aiohttp.ClientConnectorError:
-    """What is said of a name with several addresses, one of which refuses a connection while another has no route."""
+    """The error for a name with two addresses: one refuses the connection, the other has no route."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

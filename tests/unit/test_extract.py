@@ -1,4 +1,4 @@
-"""From bytes to the text that a person would see."""
+"""Extraction of the text that a person would see from a page's bytes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_what_a_person_sees_stays(markup: str) -> None:
     ],
 )
 def test_what_looks_like_a_menu_or_an_icon_stays_in_the_main_text(markup: str, seen: str) -> None:
-    """Guards against what resiliparse 2.0.1 takes for neither text nor content."""
+    """Guards against markup that resiliparse 2.0.1 takes for neither text nor content."""
     text = text_of(f"<html><body><p>{SEEN}</p>{markup}</body></html>".encode())
     assert "".join(seen.split()) in "".join(text.split())
 
@@ -342,7 +342,7 @@ def test_a_stray_byte_costs_a_page_of_its_declared_charset_one_character() -> No
 
 
 def test_windows_1252_has_a_character_for_each_byte() -> None:
-    """As browsers decode it (WHATWG Encoding, section 9): five bytes are control characters."""
+    """Browsers decode five of its bytes as control characters (WHATWG Encoding, section 9)."""
     for stray in b"\x81\x8d\x8f\x90\x9d":
         body = GERMAN.encode("cp1252") + bytes([stray]) + GERMAN.encode("cp1252")
         for label in ("latin1", "windows-1252"):

@@ -1,4 +1,4 @@
-"""Why generation ended, by every word that engines have for it: half a text is never a success."""
+"""Every engine's words for the end of generation: half a text is never a success."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS: dict[str, FinishReason] = {
 
 
 def answer_of(said: str | None) -> Completion:
-    """What the engine makes of a server's answer that ended so."""
+    """The completion for a server's answer with this finish reason."""
     choice = {"message": {"content": "half a"}, "finish_reason": said}
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     return completion_of(ServerAnswer.model_validate({"choices": [choice], "usage": usage}))

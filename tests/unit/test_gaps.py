@@ -1,4 +1,4 @@
-"""Offsets that Kafka skips: all are counted, and those that retention took are said to be lost."""
+"""Offsets that Kafka skips: all are counted, and those that retention deleted are reported as lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.stage.stage import Stage
 
 
 class Trimmed(Intake):
-    """A log that begins at `low`, as each fetch says; asked, it says so too."""
+    """A log that begins at `low`, according to each fetch and to queries."""
 
     def __init__(self, low: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def take(stage: Stage, *offsets: int) -> None:
 
 
 def counted(metrics: Metrics) -> tuple[float | None, float | None]:
-    """Offsets that were skipped, and those of them that were lost."""
+    """The numbers of skipped offsets and of lost ones."""
     value = metrics.registry.get_sample_value
     return value("postback_gap_offsets_total"), value("postback_retention_loss_total")
 

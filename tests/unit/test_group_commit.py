@@ -1,4 +1,4 @@
-"""How long complete records wait for others to be settled with."""
+"""The time for which complete records wait for others of their transaction."""
 
 from workers.stage.group_commit import (
     LINGER_BYTES,

@@ -1,4 +1,4 @@
-"""Commands that a message tells people to type."""
+"""Commands that messages tell people to type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a partition's records may be begun before the next commit, and what that commit says of them."""
+"""The range of a partition's records that may begin before the next commit, and that commit's mark of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opened(progress: Progress | None = None) -> Partition:
 
 
 def begun(partition: Partition, offsets: range) -> list[int]:
-    """Takes these and begins as many as may be begun; their offsets."""
+    """Take these records and begin as many as allowed; return the offsets of those."""
     waiting = records(*offsets)
     for record in waiting:
         partition.ledger.take(record.offset)
@@ -49,7 +49,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
     assert sizes[:6] == [32, 32, 64, 128, 256, 512]
     assert sizes[-1] == MOST_MARGIN
     first = at
-    for _ in range(400):  # thirty records from one commit to the next, each done by then
+    for _ in range(400):  # thirty records between commits, each done by the next
         assert len(begun(partition, range(at, at + 30))) == 30
         recent = list(range(at, at + 30)) if at > first else list(range(at + 30))
         partition.settle(recent, partition.progress(recent))
@@ -58,7 +58,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
 
 
 def test_a_record_far_beyond_a_gap_is_allowed_by_the_next_commit() -> None:
-    """Compaction leaves gaps of any width: a margin above what was begun would never reach over one."""
+    """Compaction leaves gaps of any width, which a margin above the begun records could never cross."""
     partition, far = opened(), records(5_000_000)
     assert partition.horizon.allowed(far, 1) == 0
     partition.ledger.reach(5_000_000)
@@ -75,7 +75,7 @@ def test_a_commit_names_no_more_as_begun_than_are_under_way_and_the_margin() -> 
 
 
 def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_begun() -> None:
-    """Not a window of each partition: of twelve partitions twelve times as many records as ran were suspected."""
+    """Before, a whole window of each partition was suspected: with twelve partitions, twelve times the running ones."""
     partition = opened()
     begun(partition, range(20))
     committed = partition.progress(list(range(10)))
@@ -89,7 +89,7 @@ def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_b
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_whatever_was_begun_is_among_the_first_undone_records_of_the_last_commit(data: st.DataObject) -> None:
-    """Records begin and end in any order, commits return or do not, and the owner dies after any of it."""
+    """Records begin and end in any order, commits return or do not, and the owner dies at any point."""
     partition = opened()
     committed = partition.confirmed
     taken, ran, ended, waiting = 0, set[int](), set[int](), list[Record]()
@@ -99,7 +99,7 @@ def test_whatever_was_begun_is_among_the_first_undone_records_of_the_last_commit
             waiting.append(record)
             taken += 1
         parties = data.draw(st.sampled_from([1, 3]), label="parties")
-        for party in range(parties):  # each party's queue is drawn from on its own, so a later record may go first
+        for party in range(parties):  # each party has its own queue, so a later record may go first
             mine = [record for record in waiting if record.offset % parties == party]
             for record in mine[: partition.horizon.allowed(mine, data.draw(st.integers(0, 60), label="room"))]:
                 partition.horizon.begun(record.offset)

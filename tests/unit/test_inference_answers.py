@@ -1,4 +1,4 @@
-"""Jobs that a worker answers: in time, with sources, at the engine's pace."""
+"""Jobs that a worker answers in time, with sources, at the engine's pace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that a worker sends on: to the lane of another engine, or deferred to the bulk lane."""
+"""Jobs that a worker forwards to another engine's lane or defers to the bulk lane."""
 
 from __future__ import annotations
 

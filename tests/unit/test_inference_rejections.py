@@ -1,4 +1,4 @@
-"""Records that a worker refuses or gives up: the result and the dead letter say whose they are, and why."""
+"""Records that a worker rejects or gives up: result and dead letter name their owner and the reason."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_the_log_leaves_out_the_words_of_an_engine_that_refuses_a_job_sinc
 
 
 async def test_a_letter_is_whose_its_result_is_and_what_the_record_said_instead_stands_beside() -> None:
-    """By its tenant and its id a letter is found again, and neither may be what the record was refused for."""
+    """A letter is found by its tenant and id, so neither may be the value for which the record was rejected."""
     hostile = (("tenant", b"\x1b]0;p\x07"), ("job-id", b"b"), ("traceparent", b"none"), ("said-tenant", b"acme"))
     async with working() as worker:
         rejected, letter = await worker.outputs(record(None, *hostile, job_id="a"))
@@ -179,7 +179,7 @@ async def test_a_record_that_is_given_up_and_is_no_job_is_rejected() -> None:
 
 
 ODD_HOOK = "https://[2001:db8::1::2]/hook"
-"""The published pattern takes it, and no address is spelled so."""
+"""A URL that the published pattern accepts, with an impossible address."""
 
 
 async def test_a_callback_that_only_looks_like_a_url_is_rejected_with_its_field() -> None:

@@ -1,4 +1,4 @@
-"""How fetching is paused and resumed, where the client refuses."""
+"""Pausing and resuming of fetches when the client refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def intake_over(consumer: Any) -> GroupIntake:
 
 
 class Unseekable:
-    """A consumer one of whose fetches is still being set up."""
+    """A consumer that is still setting up one of its fetches."""
 
     def __init__(self) -> None:
         self.paused: list[TopicPartition] = []
@@ -38,7 +38,7 @@ def test_nothing_is_paused_where_the_caller_is_told_that_it_did_not_work() -> No
 
 
 class Ended:
-    """A consumer whose client gave up: librdkafka says so once, with a code of its own and without its flag."""
+    """A consumer whose client gave up: librdkafka reports that once, with its own code and without the fatal flag."""
 
     def poll(self, timeout: float) -> Any:
         return self
@@ -51,7 +51,7 @@ class Ended:
 
 
 def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
-    """It goes on returning nothing for ever: a worker stood there and looked for records in vain."""
+    """Such a client returns nothing for ever. Before, the worker kept polling in vain."""
     consumer: Any = Ended()
     intake = intake_over(consumer)
     with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:
