@@ -1,4 +1,4 @@
-"""Crash isolation in a partition that was left open: who is suspected, who is tried with whom, and who is given up."""
+"""Crash isolation in a partition that was left open: suspects, the cohorts of their trials, and condemned records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_
 
 
 def test_each_partition_that_was_left_open_has_places_of_its_own() -> None:
-    """With places for all of them together a backlog of twelve partitions went on at a twelfth of the pace."""
+    """Before, all partitions shared their places, and a backlog of twelve ran at a twelfth of the pace."""
     isolation = Isolation()
     partitions = [opened(number, Progress(0, open=True)) for number in range(12)]
     for partition in partitions:
@@ -213,14 +213,14 @@ def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
 
 @pytest.mark.parametrize("way", ["worker", "engine"])
 def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: str) -> None:
-    """The stage asks for `idle` before it looks for the condemned: the last suspect was never given up."""
+    """The stage checks `idle` before it looks for condemned records. Before, the last suspect was never given up."""
     killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=way == "worker")}
     isolation = Isolation()
     partition = opened(progress=Progress(0, open=True, alone=way == "worker", suspects=killer), window=0)
     isolation.opened(partition)
     taken(isolation, partition, [0])
     if way == "engine":
-        isolation.completed()  # another one
+        isolation.completed()  # another record completes
         assert dispatched(isolation) == [0]
         crashed(isolation, partition, [0])
     assert len(isolation.condemned) == 1
@@ -228,7 +228,7 @@ def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: s
 
 
 def test_partitions_that_open_together_are_halved_together() -> None:
-    """Or each halving is forgotten when the next one opens, and the same cohort kills one worker after another."""
+    """Otherwise the next opening forgets each halving, and the same cohort kills one worker after another."""
     isolation = Isolation()
     partitions = []
     for number, killed in enumerate((2, 8)):

@@ -1,4 +1,4 @@
-"""Crash isolation in a process whose engine dies: the suspects, a sick machine, and partitions that go meanwhile."""
+"""Crash isolation in a process whose engine dies: suspects, a sick machine, and partitions revoked meanwhile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_af
             answered(isolation, partition, cohort)
         if not isolation.exclusive and partition.suspects.get(0) == Suspect(2):
             assert isolation.needs_others or isolation.next_cohort(NO_BOUND) is not None
-            isolation.completed()  # one that was never suspected: they run beside a suspect's wait
+            isolation.completed()  # an unsuspected record completes: such records run while a suspect waits
     assert tried == [[0, 1], [0], [1], [2], [3], [0], [0]]
     assert [(one.offset, attempts) for _, one, attempts in isolation.condemned] == [(0, 3)]
 
@@ -51,7 +51,7 @@ def test_a_machine_that_kills_at_every_record_condemns_none_and_is_sick() -> Non
     while not isolation.sick:
         crashed(isolation, partition, dispatched(isolation))
         deaths += 1
-    assert deaths == 5 + DEATHS_IN_A_ROW  # 20 records, 10, 5, 3, 2, and then each alone
+    assert deaths == 5 + DEATHS_IN_A_ROW  # cohorts of 20, 10, 5, 3, 2, and then one record alone
     assert isolation.condemned == []
 
 
@@ -61,7 +61,7 @@ def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
     for _ in range(2):
         crashed(isolation, partition, dispatched(isolation))
     assert isolation.needs_others
-    isolation.try_anyway()  # none has come for a while
+    isolation.try_anyway()  # no other record has come for a while
     sick_before = isolation.sick
     crashed(isolation, partition, dispatched(isolation))
     assert (sick_before, isolation.sick) == (False, True)
@@ -80,7 +80,7 @@ def test_what_completed_before_a_death_says_nothing_of_what_comes_after_it() -> 
 
 
 def test_the_last_attempt_is_no_attempt_where_the_process_had_completed_nothing_since_it_began() -> None:
-    """Across restarts the ledger carries the attempts: a machine on which each worker dies would condemn them all."""
+    """The ledger carries attempts across restarts, so a machine on which each worker dies would condemn all records."""
     isolation = Isolation()
     partition = opened(progress=Progress(0, open=True, suspects={0: Suspect(2)}), window=0)
     for healthy, attempts in ((False, 2), (False, 2), (True, 3)):
@@ -129,7 +129,7 @@ def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_health
 
 
 def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> None:
-    """Whatever ran beside them would be a suspect too when they kill again, and be halved with them."""
+    """A record beside them would become a suspect too if they kill again, and be halved with them."""
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(8))
     while cohort := dispatched(isolation):
@@ -140,7 +140,7 @@ def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> N
 
 @pytest.mark.parametrize("formed", ["first window", "after a crash"])
 def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
-    """It waits for its commit, or for what runs to end; that may kill meanwhile."""
+    """The cohort waits for its commit or for running records, one of which may kill meanwhile."""
     left_open = formed == "first window"
     isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
     isolation.opened(partition)
@@ -148,7 +148,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
         taken(isolation, partition, range(3))
     else:
         crashed(isolation, partition, range(3))
-    assert isolation.next_cohort(NO_BOUND) is not None  # formed, and not dispatched
+    assert isolation.next_cohort(NO_BOUND) is not None  # formed, but not dispatched
     crashed(isolation, partition, [10, 11])
     tried: set[int] = set()
     while cohort := dispatched(isolation):
@@ -168,7 +168,7 @@ def test_suspicion_starts_anew_once_everybody_is_acquitted() -> None:
 
 @pytest.mark.parametrize("casualties", [MAX_SUSPECTS + 1, 100, 300])
 def test_what_is_committed_after_a_crash_can_be_read_however_many_ran(casualties: int) -> None:
-    """Undecodable metadata means that nothing above base is done: everything there would be answered twice."""
+    """With undecodable metadata nothing above base counts as done, so every record there would be answered twice."""
     isolation = Isolation()
     partitions = [opened(0), opened(1)]
     for partition in partitions:
@@ -207,7 +207,7 @@ def test_a_partition_that_goes_takes_its_untried_suspects_with_it_and_leaves_the
 def test_what_is_dispatched_when_its_partition_goes_is_not_given_back_and_holds_up_nobody() -> None:
     isolation, going, staying = Isolation(), opened(0), opened(1)
     isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
-    assert dispatched(isolation) == [0, 1]  # all of them of the partition that goes
+    assert dispatched(isolation) == [0, 1]  # both of the revoked partition
     assert isolation.forget(going) == []
     assert dispatched(isolation) == [0, 1]
     assert {owner for cohort in isolation.cohorts for owner, _ in cohort.members} == {staying}

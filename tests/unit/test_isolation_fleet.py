@@ -1,4 +1,4 @@
-"""Crash isolation over one worker after another: every killer is given up, and no other record."""
+"""Crash isolation across successive workers: every killer is given up, and no other record."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from workers.stage.record import Record
 
 @dataclass
 class Fleet:
-    """One worker after another on the same partitions, each as the stage would use Isolation."""
+    """Successive workers on the same partitions, each of which uses Isolation like the stage."""
 
     jobs: list[int]
-    """How many, by partition."""
+    """Number of jobs by partition."""
     killers: set[tuple[int, int]]
     delay: int
-    """So many turns after its dispatch a killer kills."""
+    """Turns from a killer's dispatch until it kills."""
     slow: set[tuple[int, int]]
-    """These run until nothing else can, or until somebody kills."""
+    """Records that run until nothing else can run, or until a killer kills."""
     window: int
     kills: Literal["worker", "engine"]
     committed: dict[int, Progress] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Fleet:
             if isolation.needs_others and not (batch or running or parked):
                 self.passers_by += 1
                 assert self.passers_by <= 2 * len(self.killers), "others complete, and a suspect goes on waiting"
-                isolation.completed()  # a job comes that was not there, and is answered
+                isolation.completed()  # a new job comes and is answered
                 continue
             assert not isolation.sick
             assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
@@ -82,7 +82,7 @@ class Fleet:
     def _batch(
         self, isolation: Isolation, parked: list[tuple[Partition, Record]], beside: int
     ) -> list[tuple[Partition, Record]]:
-        """What is dispatched together, after what is condemned was given up. `beside`: how many run already."""
+        """Give up condemned records, then return the records to dispatch. `beside` is the number already running."""
         batch: list[tuple[Partition, Record]] = []
         if not isolation.idle:
             condemned, isolation.condemned = isolation.condemned, []

@@ -1,4 +1,4 @@
-"""The file of jobs that `postback submit` reads: lines left out, and messages grouped by reason."""
+"""The job file of `postback submit`: omitted lines, and messages grouped by reason."""
 
 from __future__ import annotations
 

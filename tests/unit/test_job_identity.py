@@ -1,4 +1,4 @@
-"""Nobody can give a record another job's identity: neither its `webhook-id` nor its request in the engine."""
+"""No producer can give a record another job's identity: neither its `webhook-id` nor its request in the engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(value: bytes, headers: Headers, place: Origin) -> ReceivedJob | Invalid
 
 
 def moved(value: bytes, origin: Origin) -> list[tuple[str, bytes]]:
-    """What a worker writes on a job that it moves."""
+    """The headers that a worker adds to a job that it moves."""
     return [("webhook-id", origin.webhook_id(value).encode()), ("job-origin", str(origin).encode())]
 
 
@@ -62,7 +62,7 @@ VALUES = st.sampled_from([JOB, JOB + b" ", b'{"prompt": 5}', b"", b"{", b'{"prom
 
 @st.composite
 def forged(draw: st.DrawFn) -> Headers:
-    """Headers from anybody: noise, another job's own, and mixtures of several jobs' in any order."""
+    """Forged headers: noise, another job's own, and mixtures of several jobs' headers in any order."""
     noise = st.binary(max_size=80)
     theirs = st.builds(moved, VALUES, ORIGINS).flatmap(st.sampled_from)
     named = st.tuples(st.sampled_from(["webhook-id", "job-origin", "job-id", "tenant", "deadline"]), noise | st.none())
@@ -90,7 +90,7 @@ def test_an_identity_from_headers_is_one_that_a_worker_would_have_written_for_th
 
 
 async def test_a_record_with_another_job_s_identity_neither_ends_that_job_nor_speaks_for_it() -> None:
-    """The stranger's record has all headers of the victim's and a deadline of 50 ms; the engine has both at once."""
+    """The stranger's record has all of the victim's headers and a deadline of 50 ms; both run in the engine at once."""
     async with working() as worker:
         victim = record({"prompt": "[[sleep 0.4]] the answer", "job_id": "victim"})
         answering = asyncio.create_task(worker.outputs(victim))
@@ -110,7 +110,7 @@ async def test_a_record_with_another_job_s_identity_neither_ends_that_job_nor_sp
 
 
 async def test_a_record_that_runs_twice_at_once_is_two_requests_for_the_engine() -> None:
-    """A partition that was lost and comes back is begun anew while the engine still ends the cancelled run."""
+    """A lost partition that comes back begins anew while the engine still ends the cancelled run."""
     async with working() as worker:
         given = record({"prompt": "[[sleep 30]]"})
         first, second = (asyncio.create_task(worker.outputs(given)) for _ in range(2))
@@ -140,7 +140,7 @@ async def test_a_redriven_job_keeps_its_webhook_id_unless_it_is_to_be_a_new_even
 
 
 def _put_back(letter: Output, as_new_event: bool) -> Record:
-    """The record of a dead letter as a redrive writes it, at its new place."""
+    """The record that a redrive writes for a dead letter, at its new place."""
     headers = [(name, value or b"") for name, value in letter.headers or ()]
     stored = Stored(letter.topic, Place(0, 0), NOW_MS, letter.key, letter.value, headers)
     partitions: _Partitions = {letter_topic(headers): 4}  # type: ignore[assignment]  # it is only asked for counts
@@ -153,7 +153,7 @@ def letter_topic(headers: list[tuple[str, bytes]]) -> str:
 
 
 def test_a_job_that_an_earlier_release_moved_gets_an_identity_of_its_own() -> None:
-    """It carries a `webhook-id` and no `job-origin`: nothing proves it, and its first result is still to come."""
+    """Such a job has a `webhook-id` without a `job-origin` to prove it, and its first result is still to come."""
     headers = [("webhook-id", b"msg_" + b"0a" * 16), ("job-id", b"job_1")]
     received = read(JOB, headers, PLACE)
     assert (received.job_id, received.webhook_id) == ("job_1", PLACE.webhook_id(JOB))

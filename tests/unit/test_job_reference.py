@@ -1,4 +1,4 @@
-"""The reference of the wire is whole: each field has an example that a reader takes, each code a meaning."""
+"""The wire's reference is complete: each field has a valid example, each error code a meaning."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def made_in(source: str) -> Iterator[str]:
 
 
 def text_in(node: ast.expr) -> Iterator[str]:
-    """The text that a constant is; nothing of another expression."""
+    """The text of a constant; nothing for other expressions."""
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, str)
         yield node.value
@@ -60,7 +60,7 @@ def text_in(node: ast.expr) -> Iterator[str]:
 
 @cache
 def constants() -> frozenset[str]:
-    """Each constant of the source that has a code's form."""
+    """Each constant of the sources with the form of an error code."""
     return frozenset(code for source in sources() for code in code_constants(ast.parse(source)))
 
 

@@ -1,4 +1,4 @@
-"""An answer that was to be JSON, and what is said where it is none."""
+"""Answers that should be JSON, and the errors of those that are not."""
 
 from __future__ import annotations
 

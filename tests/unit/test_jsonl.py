@@ -1,4 +1,4 @@
-"""Files of jobs: what is a job on a line, and what is said of a line that is none."""
+"""Job files: valid lines, and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ends that `postback keys show` tells: each key signs right before its end, and not at it."""
+"""The ends of keys that `postback keys show` prints: each key signs just before its end, and not at it."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp
 
 def test_a_tenant_secret_is_hkdf_sha256_of_the_master(keyring: Keyring, path: Path) -> None:
     master = base64.b64decode(json.loads(path.read_text())["masters"][0]["secret"])
-    # RFC 5869 by hand: extract with a zero salt, then one block of expand.
+    # RFC 5869 by hand: extract with a zero salt, then expand one block.
     pseudo_random_key = hmac.digest(bytes(32), master, "sha256")
     expected = hmac.digest(pseudo_random_key, b"postback/webhook-secret/acme/1\x01", "sha256")
     assert expected == HKDF(SHA256(), 32, None, b"postback/webhook-secret/acme/1").derive(master)
@@ -111,7 +111,7 @@ def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring
 
 
 def test_a_rotation_for_a_leak_ends_the_keys_that_retire_already_too(keyring: Keyring, path: Path) -> None:
-    """It is often the old key that leaked, and the operator rotated before learning of it."""
+    """Often the old key has leaked, and the operator rotated before learning of it."""
     keyring.rotate("acme", NOW)
     keyring.rotate("acme", NOW + 60, overlap_seconds=0)
     assert len(keyring.secrets("acme", NOW)) == 1
@@ -241,7 +241,7 @@ def test_no_reader_ever_meets_half_a_rotation(keyring: Keyring, path: Path) -> N
     finally:
         rotated.set()
         reader.join()
-    # An error in the thread fails the test: pytest makes a warning of it, and warnings are errors here.
+    # An error in the thread fails the test: pytest turns it into a warning, and warnings are errors here.
     assert found == sorted(found)
     assert len(Keyring.load(path).secrets("acme", NOW)) == 21
 
@@ -272,7 +272,7 @@ def test_a_file_that_is_opened_to_others_later_is_noticed_and_the_keys_in_hand_s
 
 
 def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: Keyring, path: Path) -> None:
-    """Where root rotates the keys of another user, that user must read them after: so as root it is another's."""
+    """Keys of another user that root rotates must stay readable for that user: as root, the file gets another owner."""
     if os.geteuid() == 0:
         os.chown(path, 10001, 10002)
     path.chmod(0o400)
@@ -286,7 +286,7 @@ def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: 
 def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_newer(
     keyring: Keyring, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The JWKS page reloads on a thread of its own, at any moment of the making."""
+    """The JWKS page reloads on its own thread, at any moment of a signer's making."""
     made = Keyring.signing_keys
 
     def reloaded_meanwhile(self: Keyring, tenant: str, now: float) -> list[str]:

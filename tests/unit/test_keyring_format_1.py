@@ -1,4 +1,4 @@
-"""Keyrings of format 1, which earlier versions made: they go on as they were, and can be migrated."""
+"""Keyrings of format 1, made by earlier versions: they still work unchanged, and can be migrated."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from workers.delivery.keyring.keyring import JwkSet
 
 OLD_FILE = Path(__file__).parent / "data" / "keyring_format_1.json"
 NOW = 1_700_000_100.0
-"""The file's tenant `acme` was rotated twice before then, within a day, and its fleet's key pair once."""
+"""Before this time, within a day, the file's tenant `acme` was rotated twice, and the fleet's key pair once."""
 
-# Made by the last version that knew no other format.
+# Secrets made by the last version that knew format 1 only.
 SECRETS = {
     "acme": [
         "whsec_3prGZuYtif03LrcW30/dnTAzIKA13kODsPvtTaLKROA=",

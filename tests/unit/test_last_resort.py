@@ -1,4 +1,4 @@
-"""The last resort writes its outputs whatever the record is, and a job's under the identity that the job has."""
+"""The last resort writes outputs for any record, and a job's under that job's identity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.stage.record import Failure, Header, Output, Record, size_of
 TOPICS = Topics("fleet.")
 FAILURE = Failure("handler_defect", "the worker can neither handle the record nor give it up (KeyError)", 1)
 LARGEST_BYTES = 1_000_000
-"""Of a record: what librdkafka takes by default."""
+"""Maximum of a record that librdkafka accepts by default."""
 
 PRODUCER = Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
 
@@ -63,7 +63,7 @@ RECORDS = st.builds(
 
 
 def sent(outputs: Sequence[Output]) -> None:
-    """Have a client take these: it refuses what no broker would take as a record."""
+    """Pass the outputs to a client, which refuses records that no broker would accept."""
     for output in outputs:
         size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
         assert size <= LARGEST_BYTES

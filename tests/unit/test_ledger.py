@@ -142,7 +142,7 @@ def test_what_is_settled_before_the_rest_is_seen_moves_base_over_what_an_earlier
     ledger.take(0)
     ledger.settle([0])
     assert (ledger.base, ledger.span) == (7, 0)
-    assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # what is left out was a gap
+    assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # the skipped offsets were a gap
     assert (ledger.base, ledger.taken) == (9, frozenset({9}))
 
 
@@ -172,19 +172,19 @@ def test_what_was_committed_unknown_to_us_is_adopted() -> None:
 UNDECODABLE = [
     base64.b85encode(data).decode()
     for data in (
-        b"\x00\x00\x00",  # a format that never was
-        b"\x05\x00\x00",  # and one that is not there yet
+        b"\x00\x00\x00",  # a format that never existed
+        b"\x05\x00\x00",  # a future format
         b"\x03\x00\x00\x01\x02\x03",  # half a mark
         b"\x04\x00\x01\x01\x02\x03\x04",  # a mark in place of a suspect
-        b"\x01\x00\x21",  # more suspects than there may be
-        b"\x01\x00\x01\x00",  # and fewer than it says
+        b"\x01\x00\x21",  # more suspects than allowed
+        b"\x01\x00\x01\x00",  # fewer suspects than stated
         b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
         b"\x02\x00\x00\x08",  # half a width
-        b"\x02\x00\x00\x02\x00\x00",  # offsets that are done from base on
-        b"\x02\x00\x00\x02\x00\x00\x07",  # the same, in front of a hole
-        b"\x02\x00\x00\x01\x00\x00\x03",  # a hole that nothing is done behind
+        b"\x02\x00\x00\x02\x00\x00",  # done offsets directly at base
+        b"\x02\x00\x00\x02\x00\x00\x07",  # the same before a hole
+        b"\x02\x00\x00\x01\x00\x00\x03",  # a hole with nothing done after it
         b"\x02\x00\x00\x08\x00\x00\x03\x80",  # half a number
-        b"\x02\x00\x00\x01\x00\x02\x03",  # more offsets than there may be
+        b"\x02\x00\x00\x01\x00\x02\x03",  # more offsets than allowed
     )
 ]
 
@@ -210,7 +210,7 @@ suspects = st.dictionaries(
 
 
 def runs_of(lengths: list[int]) -> int:
-    """A bitmap of runs, not done and done in turn, as wide as it may be at the most."""
+    """A bitmap of alternating runs, not done first, cut to the maximum width."""
     done = at = 0
     for number, length in enumerate(lengths):
         done |= ((1 << length) - 1) << at if number % 2 else 0
@@ -262,8 +262,8 @@ def test_progress_of_a_release_before_the_mark_is_read_as_of_no_topic_in_particu
 class LedgerAgainstNaiveSets(RuleBasedStateMachine):
     """A log with gaps is delivered, settled in any order, committed, lost and reopened; the model is sets.
 
-    `seen` is how far the present owner was delivered to: one that has just opened knows what is committed, and nothing
-    of the log.
+    `seen` is the offset up to which the present owner has got records. A new owner knows the committed progress, and
+    nothing of the log.
     """
 
     @initialize(first=st.integers(0, 50))
@@ -276,12 +276,12 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
     @property
     def model_done(self) -> set[int]:
-        """Settled, or skipped by the log."""
+        """Offsets that are settled or skipped by the log."""
         return {o for o in range(self.first, self.end) if o not in self.log or o in self.settled}
 
     @property
     def owed(self) -> set[int]:
-        """What the present owner has been delivered of what is not settled."""
+        """Unsettled offsets that the present owner has got."""
         return {o for o in self.log - self.settled if o < self.seen}
 
     @rule(skip=st.integers(0, 5))
@@ -318,21 +318,21 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
     @rule()
     def crash_and_reopen(self) -> None:
-        """A new owner knows what was committed and nothing else; the log is delivered again from base."""
+        """A new owner knows only the committed progress; the log is delivered again from base."""
         read = Progress.decode(self.committed.base, self.committed.encode())
         self.ledger = Ledger(read)
         self.seen = read.base
 
     @rule()
     def retention_removes_what_is_not_seen(self) -> None:
-        """The new owner of a log that has lost its beginning."""
+        """A new owner opens a log whose first records are deleted."""
         if self.seen == self.committed.base and self.ledger.idle:
             lost = sorted(o for o in self.log if o >= self.seen)[:3]
             self.log.difference_update(lost)
 
     @rule()
     def an_unknown_commit_is_adopted(self) -> None:
-        """A commit was applied and its answer lost: what it contains must be dropped, and only that."""
+        """A commit was applied and its answer lost: exactly its offsets must be dropped."""
         chosen = sorted(self.ledger.taken)[::2]
         applied = Progress(*self.ledger.after(chosen))
         assert self.ledger.adopt(Progress.decode(applied.base, applied.encode())) == set(chosen)

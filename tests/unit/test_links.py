@@ -1,4 +1,4 @@
-"""What the readers of an answer would load or link to, by a Markdown renderer, a browser's HTML parser and JSON."""
+"""Links and loads in an answer, found by a Markdown renderer, a browser's HTML parser and JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cleaned(text: str) -> str:
 
 
 def strangers(text: str) -> list[tuple[str, str]]:
-    """What a text loads or links to, as HTML, Markdown or plain text, that is neither given nor beside its page."""
+    """A text's links and loads, as HTML, Markdown or plain text, that are neither given nor beside their page."""
     found = [*rendered(text), *(("text", url) for url in urls_in_text(text))]
     return [(where, url) for where, url in found if not is_good(where, url)]
 

@@ -1,4 +1,4 @@
-"""Log lines: their shape on a pipe and on a terminal, and what never stands in them."""
+"""Log lines: their form on a pipe and on a terminal, and the secrets that they never contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tenant who is alone is never deferred: the rounds of a whole stage, beside an engine of any pace. No Kafka."""
+"""A lone tenant is never deferred: a whole stage's rounds without Kafka, beside an engine of any pace."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from workers.stage.window import Limits
 
 TENANT = b"acme"
 JOBS = 3_000
-"""In each partition: six times what may be parked."""
+"""Jobs in each partition: six times the number that may be parked."""
 PARTITIONS = 2
 MORE_THAN_ARE_PARKED = 5_000
 FETCHED = 400
-"""Of a partition at once."""
+"""Records of one fetch from a partition."""
 
 
 class Handler:
-    """Is never called."""
+    """A handler that is never called."""
 
     async def handle(self, record: Record) -> Sequence[Output]:
         raise AssertionError(record)
@@ -42,7 +42,7 @@ class Handler:
 
 
 class Engine:
-    """A pace that has as much room as the test says."""
+    """A pace with as much room as the test sets."""
 
     def __init__(self) -> None:
         self.free = 0
@@ -58,7 +58,7 @@ class Engine:
 
 
 class Tenants:
-    """Everything is one tenant's, and there is a later place that has nothing."""
+    """Fairness by which all records are one tenant's, with an empty later place."""
 
     later_share = 0.2
 
@@ -73,7 +73,7 @@ class Tenants:
 
 
 class Log:
-    """An intake over partitions that hold JOBS records each, and pauses and seeks as it is told."""
+    """An intake over partitions with JOBS records each, which pauses and seeks on request."""
 
     def __init__(self, clock: HandClock) -> None:
         self._clock = clock
@@ -108,7 +108,7 @@ class Log:
 
 
 class Settler:
-    """Commits each batch by the next time that it is asked."""
+    """A settler that has committed each batch at the next call."""
 
     state = SettlerState.READY
     resting = False
@@ -117,7 +117,7 @@ class Settler:
     _batch: Batch | None = None
 
     def listen(self) -> None:
-        """Has heard nothing."""
+        """Do nothing: no event has come."""
 
     def settle(self, batch: Batch) -> None:
         batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
@@ -129,7 +129,7 @@ class Settler:
 
 
 class Scout:
-    """Meets another party in each record where it looks for anybody but the tenant."""
+    """A scout that meets another party in each record, if it looks for parties other than the tenant."""
 
     def __init__(self) -> None:
         self.aims = 0
@@ -150,7 +150,7 @@ class Scout:
 
 
 class Loop:
-    """Completes at once whatever it is to start, and keeps what it is to defer."""
+    """A loop that completes started records at once, and counts deferred ones."""
 
     def __init__(self) -> None:
         self.done: list[tuple[int, int]] = []
@@ -172,7 +172,7 @@ class Loop:
 PACES = st.lists(
     st.tuples(st.integers(1, 200), st.sampled_from([0, 0, 1, 64, MORE_THAN_ARE_PARKED])), min_size=1, max_size=12
 )
-"""For so many rounds the engine has use for so many jobs."""
+"""Pairs: for that number of rounds the engine takes that number of jobs."""
 
 
 @settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking takes long

@@ -1,4 +1,4 @@
-"""When a stage looks ahead, and for whom."""
+"""The stage's lookahead: its time, and the party that it skips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.stage.sharing import Party
 
 
 class Scout:
-    """Notes what it is to look for."""
+    """A scout that records its aims."""
 
     def __init__(self) -> None:
         self.aims: list[tuple[dict[PartitionId, int], Party]] = []
@@ -37,7 +37,7 @@ class Scout:
 
 
 class Walk:
-    """A lot of ten places that tenant A fills, and who looks ahead of it once that has lasted."""
+    """A lot of ten places that tenant A fills, and the lookahead that starts once that has lasted."""
 
     def __init__(self) -> None:
         self.clock, self.lot, self.partition = HandClock(), Lot(10, 10**9), Partition("requests", 0, 1, 0.0)
@@ -80,8 +80,8 @@ def test_it_looks_past_who_fills_the_lot_and_past_nobody_once_the_lot_is_drained
 
 @pytest.mark.parametrize("passer_by", [None, b"B"])
 def test_a_lot_that_one_round_empties_is_still_its_fillers(passer_by: bytes | None) -> None:
-    """The lot counts as full until the next round begins. With nobody as the familiar party, everybody is another one,
-    and a tenant who was alone was deferred: 37,356 of its 100,000 jobs in one run."""
+    """The lot counts as full until the next round begins. Without a familiar party every party is another one. Before,
+    a lone tenant was deferred then: 37,356 of its 100,000 jobs in one run."""
     walk = Walk()
     walk.lot.look(walk.clock.monotonic())
     walk.drain()

@@ -1,4 +1,4 @@
-"""Topics with many partitions, against a Kafka that takes 10,000 partitions in a request, as the real one does."""
+"""Topics with many partitions, against a Kafka that accepts 10,000 partitions in a request, like the real one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from producers.errors import RequestRefused
 from schemas.settings import KafkaSettings
 
 MOST = 10_000
-"""`ReplicationControlManager.MAX_PARTITIONS_PER_BATCH`, of Kafka 4.3."""
+"""`ReplicationControlManager.MAX_PARTITIONS_PER_BATCH` of Kafka 4.3."""
 
 
 class Admin:
-    """kafka-python's admin client, as far as `create_topics` asks it."""
+    """The part of kafka-python's admin client that `create_topics` uses."""
 
     def __init__(self) -> None:
         self.partitions: dict[str, int] = {}

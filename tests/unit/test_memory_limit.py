@@ -1,4 +1,4 @@
-"""How large delivery's window is where nothing says it: by the limit of memory of its control group."""
+"""The default size of delivery's window, from the memory limit of its control group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNIFIED, MIXED = "0::/a/b\n", "4:cpu,cpuacct:/a\n2:memory:/a/b\n0::/a\n"
 
 
 def system(root: Path, groups: str, limits: dict[str, str]) -> Path:
-    """A root with these files in it."""
+    """Write these files below a root."""
     for name, content in {"proc/self/cgroup": groups, **limits}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)

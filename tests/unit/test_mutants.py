@@ -1,4 +1,4 @@
-"""The list of mutants is true: each defect can be put into the tree as it is, and the tests that it names are there."""
+"""The list of mutants is valid: each defect applies to the current tree, and the tests that it names exist."""
 
 from __future__ import annotations
 

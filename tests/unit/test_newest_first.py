@@ -1,4 +1,4 @@
-"""Who waits for the embedding model, and who hears at once that there is no time."""
+"""The queue for the embedding model: the newest request is next, and the oldest are evicted if time is short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a job's results counts: the newest, in whichever order the partitions are read, and one line a job."""
+"""The newest of a job's results counts, in any order of reading partitions, and each job has one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORDS = st.lists(
     st.tuples(st.sampled_from(["acme", "globex"]), st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 1)),
     max_size=30,
 )
-"""Tenant, job id, partition and the milliseconds since the record before."""
+"""Tenant, job id, partition and milliseconds since the previous record."""
 
 
 @given(RECORDS, st.randoms())
@@ -47,7 +47,7 @@ def test_in_one_partition_the_later_record_is_newer_though_the_broker_s_clock_wa
     moments = Moments()
     first, second = moments.of(5_000, Place(0, 1)), moments.of(4_000, Place(0, 2))
     assert second > first
-    assert moments.of(4_500, Place(1, 9)) < first  # another partition's own time
+    assert moments.of(4_500, Place(1, 9)) < first  # another partition has its own time
 
 
 def settled(job_id: str, outcome: Outcome, at_ms: int, partition: int = 0, offset: int = 0) -> Settled:

@@ -1,4 +1,4 @@
-"""A dead letter as it is put back, without Kafka."""
+"""The record of a dead letter that is put back, without Kafka."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOCK = SetClock(1_700_000_000.0)
 
 
 def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
-    """A job that was given up; headers are named with `_` for `-`."""
+    """A job's dead letter; header names have `_` for `-`."""
     named = {"source-topic": "model_requests", **{name.replace("_", "-"): text for name, text in headers.items()}}
     said = [(name, text.encode()) for name, text in named.items()]
     return Letter(Stored("dead_letters", Place(0, 7), 1_700_000_000_000, None, value, said), "job", None)
@@ -58,7 +58,7 @@ def test_what_was_given_up_is_known_by_the_topic_where_it_stood(source: str, kin
 
 
 def test_a_job_that_is_put_back_says_what_it_said_and_is_judged_by_that_again() -> None:
-    """A refused tenant that became `default` on the way back would be answered in the name of another."""
+    """If a refused tenant became `default` on the way back, the answer would belong to another tenant."""
     given = letter(tenant="default", said_tenant="a b", job_id="a", said_job_id="b", webhook_id="msg_1", reason="why")
     back = returning(given, KAFKA, 0, _Partitions(KAFKA, CLOCK), as_new_event=False)
     assert sorted(back.headers) == [("job-id", b"b"), ("tenant", b"a b"), ("webhook-id", b"msg_1")]

@@ -1,4 +1,4 @@
-"""Records that state offsets which their partition does not have, where the broker believed them."""
+"""Records with stated offsets that their partition does not have, which a broker accepted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FAR = 1_000_000
 
 
 class Log(Intake):
-    """A log as librdkafka reads it: batches of stated offsets, `None` being a marker, from a position on.
+    """A log as librdkafka reads it from a position on: batches of stated offsets, with None for a marker.
 
-    A batch is given whole, less what it states below the position; the position is then behind the highest offset.
-    Behind the end of the log the position is reset to its start.
+    A fetch returns whole batches without offsets below the position, and moves the position past the highest offset.
+    A position beyond the log's end is reset to its start.
     """
 
     def __init__(self, batches: Sequence[Sequence[int | None]]) -> None:
@@ -37,7 +37,7 @@ class Log(Intake):
         return 0, self.end
 
     def fetch(self, count: int) -> tuple[list[int], bool]:
-        """The stated offsets of the next batches, and whether the end is reached behind them."""
+        """The stated offsets of the next batches, and whether they reach the end."""
         if self.position > self.end:
             self.position = 0
         found: list[int] = []
@@ -50,9 +50,9 @@ class Log(Intake):
 
 
 def read_to_end(log: Log, per_fetch: int, given_back: set[int]) -> Partition:
-    """The partition of a stage that has taken all of this log, and settled nothing.
+    """The partition of a stage that has taken this whole log and settled nothing.
 
-    After the rounds `given_back` the stage gives its first record back, as where the window is full.
+    After each round in `given_back` the stage gives its first record back, as when the window is full.
     """
     stage, _, partition = stage_with(log, HandClock())
     partition.open(Progress(0), 0)

@@ -1,4 +1,4 @@
-"""What an operator can set of enrichment, and what the documents say of it."""
+"""Enrichment's settings in the documents, and the operator's contact in the user agent."""
 
 from __future__ import annotations
 

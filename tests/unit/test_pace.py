@@ -1,4 +1,4 @@
-"""How many answers there are in a period, and how many jobs have to be in enrichment for them."""
+"""The number of answers in a period, and the number of jobs in enrichment that they need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_enrichment_has_as_many_jobs_as_littles_law_wants() -> None:
     lead = EnrichmentLead(clock, 0.25, memory_seconds=2.0)
     assert lead.jobs() == 0
     for _ in range(60):
-        for _ in range(10):  # forty a second, which spent 3 s each
+        for _ in range(10):  # forty a second, each after 3 s
             lead.answered(3.0)
         clock.sleep(0.25)
         lead.jobs()

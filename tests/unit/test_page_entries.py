@@ -1,4 +1,4 @@
-"""What the cache keeps of a page, for how long, and in how much memory. The levels are in tests/integration."""
+"""A page's cache entry: its content, lifetime and memory. The levels are in tests/integration."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def page_of(text: str) -> bytes:
     "text", ["A bridge. " * 30_000, "桥" * 300_000, "A bridge."], ids=["packs well", "wide", "short"]
 )
 def test_memory_keeps_to_its_size_as_the_process_has_it(text: str) -> None:
-    """Of what packs well a level of 64 MiB held gigabytes: it counted packed bytes, and kept text."""
+    """Before, a level of 64 MiB held gigabytes of well-packed pages: it counted packed bytes and kept text."""
     memory, value = Memory(4_000_000), page_of(text)
     tracemalloc.start()
     for number in range(4000 if len(text) < 1000 else 40):

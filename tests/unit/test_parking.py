@@ -1,4 +1,4 @@
-"""Parking: whose turn it is, what is beyond a party's share, and what the later place gets."""
+"""Parking: turns of the parties, records beyond a party's share, and the later place's share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def partition(number: int = 0, *, later: bool = False) -> Partition:
 
 
 class Sender:
-    """Puts records at the end of partitions, as their parties send them."""
+    """A sender that appends parties' records to partitions."""
 
     def __init__(self, *partitions: Partition) -> None:
         self._partitions = partitions
@@ -54,7 +54,7 @@ def always(partition: Partition, records: Sequence[Record], most: int) -> int:
 
 
 def parties(drawn: list[Parked], lines: dict[Party, list[Parked]]) -> list[Party]:
-    """Whose each one is."""
+    """The party of each record."""
     owners = {id(record): party for party, records in lines.items() for _, record in records}
     return [owners[id(record)] for _, record in drawn]
 
@@ -101,7 +101,7 @@ def test_a_line_of_which_nothing_is_ready_saves_nothing_and_holds_up_nobody() ->
     lot = lot_with(lines)
     assert parties(lot.draw(8, lambda where, _, most: most if where is ready else 0), lines) == [B] * 8
     later = parties(lot.draw(2, always), lines)
-    assert later == [B, B]  # A begins to save only now
+    assert later == [B, B]  # A earns credit only from now on
 
 
 def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -> None:
@@ -118,7 +118,7 @@ def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -
 
 
 class Sizes:
-    """What hypothesis draws: who sends how many of which size."""
+    """Hypothesis strategies: the sizes of each party's records."""
 
     lines = st.dictionaries(st.sampled_from([A, B, C]), st.lists(st.integers(0, 40_000), max_size=30), min_size=1)
 
@@ -141,7 +141,7 @@ def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
         drawn += got
         spent = {party: _cost_of(drawn, party, lines) for party in lines}
         waiting = [party for party in lines if _count_of(drawn, party, lines) < len(lines[party])]
-        # Deficit round robin: two that wait all along differ by less than one round and the dearest record.
+        # Deficit round robin: two parties that wait throughout differ by less than one round and the dearest record.
         for party in waiting:
             assert all(spent[party] + dearest + 1 >= spent[other] for other in waiting)
     for sent in lines.values():
@@ -167,7 +167,7 @@ def shared(records: int = LEAST_PARKED, later_share: float = 0.1) -> Window:
 
 
 def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
-    """Park them one by one; what was beyond its share meanwhile."""
+    """Park the records one by one; return those beyond a share meanwhile."""
     surplus = []
     for where, record in records:
         where.ledger.take(record.offset)
@@ -189,10 +189,10 @@ def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -
     sender = Sender(where)
     flood = sender.send(LEAST_PARKED)
     assert park(window, flood, A) == []
-    assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest go
-    assert not window.wants_pause(where)  # nor does the flood keep out who comes next
+    assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest are removed
+    assert not window.wants_pause(where)  # the flood keeps no later record out either
     more = sender.send(100)
-    assert park(window, more, A) == more  # one goes for each that comes
+    assert park(window, more, A) == more  # one is removed for each that comes
     others = sender.send(1000)
     beyond = park(window, others, B)
     assert sum(one in others for one in beyond) == 1000 + 20 - LEAST_PARKED // 2
@@ -223,7 +223,7 @@ def test_who_was_seen_further_on_makes_a_flood_give_way_up_to_there_and_no_furth
     between = sender.send(9)
     assert park(window, between, A) == between
     assert flooded.foreseen
-    assert park(window, sender.send(1), A) == []  # it was another party's when it was seen, and is gone
+    assert park(window, sender.send(1), A) == []  # another party's record was seen, and is gone
     assert window.wants_pause(flooded)
 
 

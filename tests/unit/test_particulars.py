@@ -1,4 +1,4 @@
-"""Date, DOI and canonical URL of a page, and what is not believed."""
+"""Date, DOI and canonical URL of a page, and untrusted values."""
 
 from __future__ import annotations
 

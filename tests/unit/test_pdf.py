@@ -1,4 +1,4 @@
-"""A PDF's text as a person would see it."""
+"""Extraction of a PDF's text as a person would see it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(body: bytes, media_type: str = "application/pdf") -> Extracted:
 
 
 def text_of(*operators: str, objects: tuple[bytes, ...] = (), resources: str = "") -> str:
-    """The text of one page that shows the fact and then these operators."""
+    """The extracted text of a page that shows the fact, followed by these operators."""
     return read(pdf([" ".join([line(SEEN), *operators])], objects=objects, resources=resources)).text
 
 

@@ -1,4 +1,4 @@
-"""Who may use a file with a private key."""
+"""Permissions of a file with a private key."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def status(mode: int, owner: int, group: int = 10001) -> os.stat_result:
     [
         (10001, 0o600, 10001, None),
         (10001, 0o400, 10001, None),
-        (10001, 0o440, 0, None),  # the chart: a Secret with defaultMode 0440 and the pod's fsGroup
+        (10001, 0o440, 0, None),  # the chart's Secret, with defaultMode 0440 and the pod's fsGroup
         (10001, 0o640, 0, None),
         (10001, 0o600, 0, None),
         (0, 0o600, 0, None),
         (0, 0o440, 0, None),
-        (10001, 0o644, 0, "chmod 600"),  # a Secret with Kubernetes' own default
+        (10001, 0o644, 0, "chmod 600"),  # a Secret with Kubernetes' default mode
         (10001, 0o444, 0, "chmod 600"),
         (10001, 0o660, 0, "chmod 600"),
         (10001, 0o640, 10001, "chmod 600"),

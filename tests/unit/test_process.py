@@ -1,4 +1,4 @@
-"""How a process ends: its stages in order, what runs beside them, and before there is anything to end."""
+"""The end of a process: its stages in order, other tasks beside them, and an end before all of them have started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Broken:
 
 
 class Beside:
-    """Something beside the stages that can be ended."""
+    """A task beside the stages that a test can end."""
 
     def __init__(self) -> None:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,7 +70,7 @@ class Draining:
 def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # it is the test process's too
+    )  # its setting would apply to the test process
 
 
 async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:
@@ -157,7 +157,7 @@ async def test_an_event_loop_that_does_not_come_round_is_seen_and_one_that_does_
     await asyncio.sleep(0)
     clock.now += 59.0
     assert alive([], [beat])
-    clock.now += 2.0  # as a handler does that blocks the loop
+    clock.now += 2.0  # as when a handler blocks the loop
     assert not alive([], [beat])
     beating.cancel()
     again = asyncio.create_task(beat.ended())

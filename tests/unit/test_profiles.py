@@ -1,4 +1,4 @@
-"""Profiles: ours, and what an operator may put beside them."""
+"""Profiles: built-in ones, and an operator's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(folder: Path, **files: str) -> Profiles:
 
 
 def refusal(folder: Path, **files: str) -> str:
-    """Why the files are refused, without the folder's own name."""
+    """The reason for refusing the files, without the folder's path."""
     with pytest.raises(ProfileRefused) as caught:
         load(folder, **files)
     return str(caught.value).replace(f"{folder}/", "")

@@ -8,7 +8,7 @@ from console.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
 
 
 class Stopwatch:
-    """Seconds, set by hand."""
+    """A clock in seconds that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""The documents that are generated are what the code says now."""
+"""The generated documents match the current code."""
 
 from __future__ import annotations
 

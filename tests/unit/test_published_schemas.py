@@ -54,7 +54,7 @@ def references(node: object) -> Iterator[str]:
 
 
 def resolve(reference: str, document: dict[str, Any]) -> Any:
-    """What a local JSON pointer or a file beside the document points to; KeyError where that is nothing."""
+    """The target of a local JSON pointer or of a reference to another document; KeyError if there is none."""
     if not reference.startswith("#/"):
         return JSON_SCHEMAS[reference.removeprefix("./")]
     node: Any = document
@@ -121,7 +121,7 @@ def test_an_event_of_another_kind_does_not_fit_the_schema() -> None:
 
 
 REFERRING = {name: document for name, document in JSON_SCHEMAS.items() if name != "worker.json"}
-"""All but the one that is flat."""
+"""All documents except the flat one, which has no references."""
 
 
 @pytest.mark.parametrize(("name", "document"), [*REFERRING.items(), ("asyncapi.yaml", ASYNCAPI)])
@@ -145,7 +145,7 @@ def test_the_topics_are_described_as_they_are_made() -> None:
         described = ASYNCAPI["channels"][spec.name]["bindings"]["kafka"]["topicConfiguration"]
         flat = {key: ",".join(value) if isinstance(value, list) else str(value) for key, value in described.items()}
 
-        # The binding has no word for who compresses and stamps records, nor for when they are compacted.
+        # The binding has no words for compression, timestamps and compaction lag.
         unsaid = {"compression.type", "message.timestamp.type", "max.compaction.lag.ms", "segment.bytes"}
         assert flat == {key: value for key, value in spec.config.items() if key not in unsaid}
 

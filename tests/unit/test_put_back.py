@@ -1,4 +1,4 @@
-"""How fast, and in which portions, records are put back."""
+"""The rate and the portions in which records are put back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from telemetry.hand_clock import HandClock
 
 @dataclass
 class Sent:
-    """Notes when what was sent; each batch takes a tenth of a second."""
+    """A sender that records the time and size of each batch; a batch takes a tenth of a second."""
 
     clock: HandClock
     batches: list[tuple[float, int]] = field(default_factory=list)

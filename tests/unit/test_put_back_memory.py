@@ -1,4 +1,4 @@
-"""What commands that look at all dead letters or results keep of each."""
+"""Memory that commands keep for each of all dead letters or results."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
     ("marked_ms", "value", "counts"),
     [
         (AT_MS + 5, b'{"letter_at":%d}' % AT_MS, True),
-        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # by another broker, whose clock is behind
-        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the letter that stood there a second ago
+        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # marked on another broker, whose clock is behind
+        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # of the letter before
         (AT_MS - 70_000, b'{"letter_at":%d}' % AT_MS, False),
-        (AT_MS + 5, b"{}", True),  # of an earlier release
+        (AT_MS + 5, b"{}", True),  # a mark of an earlier release
         (AT_MS - 70_000, b"{}", False),
         (AT_MS + 5, None, True),
         (1 << 46, None, True),
@@ -64,7 +64,7 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
 def test_a_mark_of_a_letter_that_stood_there_before_counts_for_nothing(
     marked_ms: int, value: bytes | None, counts: bool
 ) -> None:
-    """`dead_letters` was deleted and made anew: another letter has the old one's place."""
+    """`dead_letters` was deleted and recreated, so another letter has the old one's place."""
     marks = _Marks([Range("letters", 0, 0, 1)])
     marks.add(marked(0, 0, marked_ms, value))
     assert marks.of(letter(0, 0)) == (marked_ms if counts else None)

@@ -1,4 +1,4 @@
-"""Which passages are chosen for a question."""
+"""The choice of passages for a question."""
 
 from __future__ import annotations
 
@@ -196,11 +196,11 @@ def test_whatever_a_model_says_no_document_has_its_fourth_place_before_one_as_lo
     data: st.DataObject,
 ) -> None:
     texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
-    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # passages of one length: each fits or none
+    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # equal lengths: each fits or none
     candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 18)))]
     order = data.draw(st.permutations(candidates))
     budget = data.draw(st.integers(0, 600))
     chosen = ranking.chosen(Budget(budget), order)
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
-    # A fourth passage stands three times set back: behind nine others, of which one is the other document's first.
+    # A document's fourth passage is set back three times, behind nine others, one of them the other document's first.
     assert max(map(len, chosen)) < 4 or min(map(len, chosen)) >= 1

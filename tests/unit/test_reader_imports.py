@@ -1,4 +1,4 @@
-"""A reader imports everything before it is confined: what it needs later it could not read from disk any more."""
+"""A reader imports everything before its confinement, after which it cannot read modules from disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_reading_ranking_and_judging_pages_imports_nothing() -> None:
 
 
 def work() -> None:
-    """What members do, with pages of many makes, scripts and charsets."""
+    """Do the members' work, with pages of many formats, scripts and charsets."""
     from devkit.pdf_files import line, pdf
     from workers.enrichment.processes import member
 

@@ -1,4 +1,4 @@
-"""Reading a hostile record takes little memory, whichever model it is read as."""
+"""Reading a hostile record takes little memory with every model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from workers.engines.settings import EngineSection
 
 PACKAGES: Final = ("schemas", "workers", "producers", "operators", "gateway", "console", "devkit")
 OPERATORS_FILES: Final = ("settings", "keyring", "profile", "template")
-"""Modules and packages whose models are read from the operator's own files and environment."""
+"""Modules and packages with models of the operator's own files and environment."""
 NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.vllm.cpu_worker")
 RECORD_BYTES: Final = 300_000
 MOST_KIB: Final = 96 * 1024
-"""Before, a record of this size took 390 MiB. Most is pydantic's: the error of each missing field holds the record as
-Python objects once more."""
+"""Upper bound on growth. Before, such a record took 390 MiB: pydantic's error for each missing field holds the record
+as Python objects again."""
 LARGEST_RECORD_BYTES: Final = 900_000
 Path = tuple[str, ...]
 
@@ -49,7 +49,7 @@ def models() -> list[type[BaseModel]]:
 
 
 def test_every_model_that_is_not_of_the_operators_files_is_bounded() -> None:
-    """Given a new model of a topic, a socket or a page: it has the base whose errors are bounded."""
+    """Every new model of a topic, a socket or a page needs the base class with bounded errors."""
     unbounded = [
         model.__qualname__
         for model in models()
@@ -60,7 +60,7 @@ def test_every_model_that_is_not_of_the_operators_files_is_bounded() -> None:
 
 
 def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None:
-    """A list or dict of any model, filled with wrong and with right items up to the record's size."""
+    """Each model's lists and dicts are filled with wrong and with right items up to the record's size."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True, env=environment)
     grown = dict(map(json.loads, done.stdout.splitlines()))
@@ -69,7 +69,7 @@ def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None
 
 
 class Bomb(NamedTuple):
-    """One record to be read: at `path` stands a collection with as many items as fit."""
+    """One record to read, with a collection at `path` of as many items as fit."""
 
     name: str
     read: Callable[[bytes], object]
@@ -81,7 +81,7 @@ class Bomb(NamedTuple):
 
 
 def bombs() -> Iterator[Bomb]:
-    """For each model that is no part of another one, each of its collections, and each kind of item."""
+    """A bomb for each collection and kind of item of each model that is no part of another one."""
     bounded = [model for model in models() if issubclass(model, BoundedModel) and model.model_fields]
     schemas = {model: model.model_json_schema(by_alias=True) for model in bounded}
     parts = {(model.__module__, name) for model in bounded for name in schemas[model].get("$defs", {})}
@@ -100,7 +100,7 @@ def bombs() -> Iterator[Bomb]:
 
 
 def batch_lines() -> Iterator[Bomb]:
-    """Lines of an OpenAI Batch, which no model describes."""
+    """Bombs in lines of an OpenAI Batch, which no model describes."""
     line = {"custom_id": "a", "method": "POST"}
     for url, member in (
         ("/v1/chat/completions", "messages"),
@@ -116,7 +116,7 @@ def batch_lines() -> Iterator[Bomb]:
 
 
 def reader(model: type[BaseModel]) -> Callable[[bytes], object]:
-    """The function that reads this model's records, as far as there is one."""
+    """The function that reads this model's records, or the model's own validation if there is none."""
     from schemas.control import JobControl, read_control
     from schemas.endpoint import EndpointRecord, read_endpoint
     from schemas.job import Job
@@ -135,12 +135,12 @@ def reader(model: type[BaseModel]) -> Callable[[bytes], object]:
 
 
 def reader_of_jobs(value: bytes) -> object:
-    """As a worker reads them."""
+    """Read a job as a worker does."""
     return read_job(value, (), Origin("topic", 0, 0), 0)
 
 
 def resolved(part: Any, schema: Any) -> Any:
-    """The part itself, where it is a reference; of a choice the last member, which is not null."""
+    """The target of a reference, and the last member of a choice that is not null; other parts unchanged."""
     while "$ref" in part or "anyOf" in part or "allOf" in part:
         if "$ref" in part:
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]
@@ -151,7 +151,7 @@ def resolved(part: Any, schema: Any) -> Any:
 
 
 def collections(part: Any, schema: Any, path: Path = ()) -> Iterator[tuple[Path, str, Any]]:
-    """Where lists and dicts stand below `part`, of which kind they are, and an item that is right."""
+    """Path, kind and a valid item of each list and dict below `part`."""
     part = resolved(part, schema)
     if part.get("type") == "array":
         inner = part.get("items", {})
@@ -167,7 +167,7 @@ def collections(part: Any, schema: Any, path: Path = ()) -> Iterator[tuple[Path,
 
 
 def example(part: Any, schema: Any) -> Any:
-    """A small value that is right, or nearly."""
+    """A small value that is valid or nearly so."""
     part = resolved(part, schema)
     if "enum" in part or "const" in part:
         return part.get("enum", [part.get("const")])[0]
@@ -179,14 +179,14 @@ def example(part: Any, schema: Any) -> Any:
 
 
 def without(value: Any, path: Path) -> Any:
-    """The value without the member that the bomb is."""
+    """The value without the bomb's member."""
     if not path or not isinstance(value, dict):
         return value
     return {name: member for name, member in value.items() if name != path[0]}
 
 
 def written(bomb: Bomb) -> bytes:
-    """JSON of the outer value with, at the path, a collection of so many bytes."""
+    """JSON of the outer value with a collection of the bomb's size at its path."""
     item, path, outer = bomb.item, bomb.path, bomb.outer
     if bomb.kind == "array":
         text = f"[{','.join([item] * ((bomb.size - 1024) // (len(item) + 1)))}]"
@@ -202,11 +202,11 @@ def written(bomb: Bomb) -> bytes:
 
 
 def measure(bomb: Bomb) -> None:
-    """Print by how many KiB a process grows that reads it."""
+    """Print the growth in KiB of a process that reads the bomb."""
     record = written(bomb)
     if (child := os.fork()) == 0:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with contextlib.suppress(Exception):  # a refusal is an answer
+        with contextlib.suppress(Exception):  # a refusal is fine
             bomb.read(record)
         report(bomb.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         os._exit(0)
@@ -215,13 +215,13 @@ def measure(bomb: Bomb) -> None:
 
 
 def report(name: str, kib: int) -> None:
-    """One line for the test."""
+    """Print one line for the test."""
     sys.stdout.write(f"{json.dumps([name, kib])}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
     each_one = list(bombs())
-    gc.freeze()  # else each child copies what its collector visits
+    gc.freeze()  # else each child copies the pages that its collector visits
     for each in each_one:
         measure(each)

@@ -1,4 +1,4 @@
-"""How long a process that starts waits for what the fleet knows: as long as something comes of it."""
+"""A starting process waits for the fleet's facts for as long as records keep coming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.kafka.topics import BrokerAway
 
 
 async def wait_while(monkeypatch: pytest.MonkeyPatch, comes: list[int]) -> int:
-    """Catch up while each wait times out after so many records came; how often it waited."""
+    """Catch up while each wait times out after so many new records; return the number of waits."""
     caught_up = asyncio.Event()
     topic = CompactedTopic(KafkaSettings(), "job_control", lambda key, value: None, SystemClock())
     topic._ended = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""The line of the log that tells a person that a process is ready."""
+"""The log line that tells a person that a process is ready."""
 
 from __future__ import annotations
 

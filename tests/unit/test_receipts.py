@@ -1,4 +1,4 @@
-"""Receipts of submissions: what keeps two runs apart that are given the same one."""
+"""Receipts of submissions, and the lock between two runs with the same receipt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_receipt_is_of_one_run_at_a_time_from_before_it_is_there(tmp_path: Pat
             pass
         begun = receipt_of(read_jobs(LINES), "default", SetClock(1.0), read_receipt(receipt))
         write_receipt(receipt, begun.entries)
-        with pytest.raises(ReceiptRefused), held(receipt):  # it was replaced, and is the same all the same
+        with pytest.raises(ReceiptRefused), held(receipt):  # the file was replaced, and its lock still holds
             pass
     with held(receipt):
         assert read_receipt(receipt) == begun.entries
@@ -48,7 +48,7 @@ def test_a_lock_whose_file_the_run_that_had_it_has_removed_meanwhile_is_none(
     receipt, lock = tmp_path / "receipt.jsonl", fcntl.flock
 
     def late(descriptor: int, how: int) -> None:
-        """It was opened; before it is locked the run that had it ends, and another begins."""
+        """Between opening and locking, the run with the lock ends and another begins."""
         monkeypatch.undo()
         (tmp_path / ".receipt.jsonl.lock").unlink()
         others.enter_context(held(receipt))

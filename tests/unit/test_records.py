@@ -1,4 +1,4 @@
-"""Batches as a broker accepts them, through the parser with which commands read topics."""
+"""Batches that a broker accepts, through the commands' parser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AFTER = record(b"after")
 
 
 def read(written: bytes, place: TopicPartition = PLACE) -> list[Any]:
-    """As kafka-python's consumer reads an answer."""
+    """Records of a fetch answer, read as kafka-python's consumer reads them."""
     records: list[Any] = FetchedRecords(0, place, MemoryRecords(written)).take()
     return records
 
@@ -65,11 +65,11 @@ def test_a_name_that_is_not_utf_8_is_no_name_of_ours(noise: bytes) -> None:
     for name in (noise + b"tenant", b"tenant" + noise, noise):
         (found,) = read(batch([record(b"v", [(name, b"acme")])]))
         assert found.headers[0][0] != "tenant"
-        assert found.headers[0][0].encode()  # it can be written again
+        assert found.headers[0][0].encode()  # the name can be written again
 
 
 def test_bits_that_do_not_count_in_a_length_are_passed_over() -> None:
-    one = b"\x82\x80\x80\x80\x10"  # 1 << 32 | 2, of which 32 bits are 1 (zigzag)
+    one = b"\x82\x80\x80\x80\x10"  # 1 << 32 | 2, whose lower 32 bits are 1 (zigzag)
     body = b"\0\0\0" + one + b"k" + field(b"v") + number(0)
     assert [(each.key, each.value) for each in read(batch([number(len(body)) + body]))] == [(b"k", b"v")]
 
@@ -121,7 +121,7 @@ def test_a_wrong_checksum_is_an_error() -> None:
 
 
 def test_the_consumer_parses_what_it_fetches_with_this_parser() -> None:
-    """In a version of kafka-python that goes another way, the hook would be without effect."""
+    """A version of kafka-python with another code path would bypass the hook."""
     fetcher: Any = MagicMock(config=dict(Fetcher.DEFAULT_CONFIG))
     fetcher._subscriptions.assignment = {PLACE: MagicMock(position=MagicMock(offset=0))}
     with patch.object(KafkaConsumer, "__init__", lambda self: setattr(self, "_fetcher", fetcher)):

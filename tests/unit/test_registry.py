@@ -1,4 +1,4 @@
-"""Which engine answers for which model, and how a job that nobody wants is told from one that is on its way."""
+"""The engine for each model, and the difference between a job without an engine and one that is being forwarded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_job_that_arrives_after_many_forwards_is_still_ours() -> None:
 
 @pytest.mark.parametrize("header", ["", "-1", "1.5", "x", "²", "9" * 5000])
 def test_a_count_that_is_no_number_of_ours_does_not_end_the_worker(header: str) -> None:
-    """Anybody can write a header; a number that is absurd counts as too often."""
+    """Any producer can write the header; an absurd number counts as too many forwards."""
     try:
         assert SHARED.route("big", header) == Forward("gpu", 1)
     except UnknownModel:

@@ -1,4 +1,4 @@
-"""What a robots.txt says about a URL, for the name by which it knows us."""
+"""A robots.txt's rule for a URL, under the name by which it knows us."""
 
 from __future__ import annotations
 

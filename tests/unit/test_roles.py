@@ -1,4 +1,4 @@
-"""What a role asks for before it serves."""
+"""A role's checks before it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a record whose handler does not return what it should."""
+"""Records whose handler does not return valid outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LETTER = Output("dead_letters", b"a job")
 
 
 class Handler:
-    """Returns, or raises, what it is made with."""
+    """A handler that returns or raises given values."""
 
     def __init__(self, answer: Sequence[Output] | Exception, last_resort: Sequence[Output] | Exception) -> None:
         self._answer = answer
@@ -50,11 +50,11 @@ class Handler:
 
 
 Resort = Sequence[Output] | Exception | None
-"""The stage's last resort: its outputs, its error, or None where the stage has none."""
+"""The stage's last resort: its outputs, its error, or None if the stage has none."""
 
 
 async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], dict[str, float]]:
-    """The completions of one record, and how many defects of which calls were counted."""
+    """The completions of one record, and the number of counted defects by call."""
     completions: SimpleQueue[Handled] = SimpleQueue()
     metrics, before = Metrics(), asyncio.all_tasks()
 
@@ -108,7 +108,7 @@ async def test_a_header_without_a_value_may_go_on_with_an_output() -> None:
 
 LARGE = b"x" * (MAX_OUTPUT_BYTES + 1)
 WIDE = [("\U0001f4e8" * (MAX_OUTPUT_BYTES // 4 + 1), b"")]
-"""As many characters as would fit, and four times as many bytes."""
+"""Headers with a number of characters that would fit, and four times as many bytes."""
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
 
 
 class Waiting:
-    """A handler that notes the task of each record; records with an odd offset wait for the gate."""
+    """A handler that remembers the task of each record; records with an odd offset wait for the gate."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -219,7 +219,7 @@ def records_of(partition: Partition, *offsets: int) -> list[tuple[Partition, Rec
 
 
 async def settled() -> None:
-    """Let everything that can run do so."""
+    """Let every task run that can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -227,7 +227,7 @@ async def settled() -> None:
 async def test_records_that_need_not_wait_share_a_task_and_others_have_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers.stage.runner, "AT_A_TIME_SECONDS", 60.0)  # a busy machine may take that long
+    monkeypatch.setattr(workers.stage.runner, "AT_A_TIME_SECONDS", 60.0)  # enough on a busy machine
     runner, handler, completions = waiting_runner()
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 1, 4, 3, 6), 0.0)
     await settled()
@@ -272,7 +272,7 @@ async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_
 async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(paced: bool, most: float) -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
-            time.sleep(most / 2)  # what takes the CPU does not let the loop go on either
+            time.sleep(most / 2)  # blocking work also keeps the loop from running
             return await super().handle(record)
 
     handler, completions = Slow(), SimpleQueue[Handled]()

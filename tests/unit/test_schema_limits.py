@@ -1,4 +1,4 @@
-"""Which JSON Schemas of jobs are too much for an engine."""
+"""JSON Schemas of jobs that exceed an engine's limits."""
 
 from __future__ import annotations
 

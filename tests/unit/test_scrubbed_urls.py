@@ -1,4 +1,4 @@
-"""No secret part of a URL reaches a log, whatever its scheme and however it is spelled."""
+"""No secret part of a URL reaches a log, for any scheme and spelling."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_of_any_url_only_scheme_host_and_port_are_left(url: tuple[str, str, list
 def test_a_password_that_should_have_been_encoded_is_not_shown_either(
     first: str, signs: str, second: str, scheme: str
 ) -> None:
-    """Such as one with a slash: where it ends cannot be told, so nothing of the URL is shown but its scheme."""
+    """The end of a password with, say, a slash is unknown, so only the URL's scheme is shown."""
     assume(first not in second)
     scrubbed = scrub(f"{scheme}://:{first}{signs}{second}@cache.example/0")
     assert first not in scrubbed

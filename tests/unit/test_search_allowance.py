@@ -1,4 +1,4 @@
-"""What a search may take, and how its requests take turns with those of others."""
+"""A search's time and request allowance, and the turns of its requests among others."""
 
 from __future__ import annotations
 

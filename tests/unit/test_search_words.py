@@ -1,4 +1,4 @@
-"""What is searched for is the question of a prompt, wherever it stands and whatever stands around it."""
+"""The search query is a prompt's question, at any place and among any other text."""
 
 from __future__ import annotations
 

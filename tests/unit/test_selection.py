@@ -1,4 +1,4 @@
-"""Which callbacks a replay of an endpoint means."""
+"""The callbacks that a replay of an endpoint selects."""
 
 from __future__ import annotations
 

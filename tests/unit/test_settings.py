@@ -1,4 +1,4 @@
-"""What an operator is told of a variable that holds what it may not."""
+"""Messages to an operator about a variable with an invalid value."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_variable_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_a_secret_of_kafka_s_clients_may_stand_in_a_file(
     ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Both clients get it: the producers' properties are made of the same."""
+    """Both clients get the secret, since the producers' properties are made from the same settings."""
     file = tmp_path / "password"
     file.write_bytes(f" s3cret\u00e4{ending}".encode())
     monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_PASSWORD_FILE", str(file))

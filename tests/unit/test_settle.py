@@ -1,4 +1,4 @@
-"""What is committed, swept and left behind, against a client that does what it is told."""
+"""Commits, sweeps and failures of the settler, against a client that obeys."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
 
 
 def test_a_topic_that_is_gone_is_a_failure_that_rests(partition: Partition) -> None:
-    settler = WatchedSettler(clock=HandClock())  # on a busy machine a rest of 10 ms is over before anybody looks
+    settler = WatchedSettler(clock=HandClock())  # on a busy machine a rest of 10 ms would be over too soon
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
     repaired(settler, partition)
@@ -96,7 +96,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
     repaired(settler, partition)
-    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # and the margin of a second
+    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # plus a margin of one second
     first = client(settler)
     first.sent.clear()
     settler.settle(batch_of(partition, 5))
@@ -114,7 +114,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
 def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it_logs(
     partition: Partition,
 ) -> None:
-    """See `TransactionalProducer.poll`: a fatal error comes as another exception where the poll also logs a line."""
+    """A fatal error comes as another exception if the poll also logs a line; see `TransactionalProducer.poll`."""
 
     class Fenced(Client):
         def poll(self, timeout: float) -> int:
@@ -131,7 +131,7 @@ def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it
 
 
 class Copied(Client):
-    """A cluster with two copies of everything."""
+    """A client of a cluster with two copies of every partition."""
 
     copies = 2
 
@@ -216,7 +216,7 @@ LAYOUTS = st.builds(Layout, st.sampled_from([0, 1, 3, SWEEP_PARTITIONS + 3]), st
 
 
 class Sweeping(RuleBasedStateMachine):
-    """A settler's word on its topics, against what a thin topic may hold; `rests` are partitions with a rest."""
+    """Sweeps against a naive model; `rests` are partitions that may hold a transaction without its end marker."""
 
     @initialize(
         layouts=st.fixed_dictionaries(dict.fromkeys(TOPICS, LAYOUTS)), at_start=st.sets(st.sampled_from(TOPICS))

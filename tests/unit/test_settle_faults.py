@@ -1,4 +1,4 @@
-"""Transactional calls that fail, hang or come back late: what the settler does next, against a client that obeys."""
+"""The settler's next step after transactional calls that fail, hang or return late, against a scripted client."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def held() -> Partition:
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """What hangs waits for it, and no longer than the test."""
+    """The event for which hanging calls wait, at most until the test's end."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def settled(settler: WatchedSettler, partition: Partition) -> object:
-    """Have a batch settled, topics swept first; None where it did not come through."""
+    """Settle a batch, after a sweep of the topics; return None if it failed."""
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
     if settler.state is not SettlerState.SETTLING:
@@ -76,7 +76,7 @@ def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, ne
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
     held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """librdkafka's own timeouts do not always hold, and rebalances went unheard meanwhile."""
+    """librdkafka's own timeouts do not always hold. Before, rebalances went unheard meanwhile."""
 
     class Hanging(Client):
         def abort_transaction(self, timeout: float) -> None:
@@ -92,7 +92,7 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
 
 
 def test_progress_is_sent_with_the_member_it_is_of(held: Partition) -> None:
-    """The broker refuses it where the member has been expelled: two owners of a partition never both settle."""
+    """The broker refuses progress of an expelled member, so two owners of a partition never both settle."""
     members = []
 
     class Noting(Client):
@@ -105,7 +105,7 @@ def test_progress_is_sent_with_the_member_it_is_of(held: Partition) -> None:
 
 
 def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> None:
-    """An abort drops records that are not sent, and their partitions get no marker."""
+    """An abort drops unsent records, and their partitions get no marker."""
     unsent = []
 
     class Noting(Client):

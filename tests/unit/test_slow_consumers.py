@@ -1,4 +1,4 @@
-"""A backlog of a consumer that is slow but well, in virtual time: how long it takes, and how often it is written."""
+"""The backlog of a slow but healthy consumer in virtual time: its duration, and its number of writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.stage.group_commit import LINGER_SECONDS
 
 WAITS = Schedule(TIER_DELAYS_SECONDS).waits
-# A thirty-second of what is usual, for a thirty-second of a backlog: it takes as long, and is played as much faster.
+# A thirty-second of the usual limits, for a thirty-second of a backlog: equally long, but faster to simulate.
 SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
 A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
 HERE: Destination = ("acme", "https://a.example")
@@ -24,7 +24,7 @@ DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
 
 
 class LoopClock:
-    """Shows the time of the loop that runs."""
+    """A clock that shows the running loop's time."""
 
     def time(self) -> float:
         return self.monotonic()
@@ -38,12 +38,12 @@ class LoopClock:
 
 @dataclass
 class Consumer:
-    """Takes as long for each event; what it has no place for comes round through the tiers."""
+    """A consumer that takes a constant time for each event; events without a place go round through the tiers."""
 
     takes_seconds: float
     settings: DeliverySettings = SETTINGS
     delivered: list[float] = field(default_factory=list)
-    """When each was, in order."""
+    """Times of the deliveries, in order."""
     writes: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Consumer:
             await asyncio.sleep(LINGER_SECONDS + tier)
 
     async def be_away(self) -> None:
-        """Until one probe is answered."""
+        """Open the breaker, and return after one probe is answered."""
         for _ in range(self.settings.breaker_failures):
             with await self.destinations.place(HERE, 2_000) as place:
                 place.outcome = DOWN
@@ -77,12 +77,12 @@ class Consumer:
             place.outcome = Delivered(200, 0.1)
 
     def empty(self, backlog: int, *, after_an_outage: bool = False) -> None:
-        """Deliver so many events that are due at once."""
+        """Deliver so many events that are all due at the same time."""
 
         async def all_of_them() -> None:
             if after_an_outage:
                 await self.be_away()
-            # What an outage held up was deferred often.
+            # Events held up by an outage were deferred often.
             await asyncio.gather(*(self.deliver(9 if after_an_outage else 0) for _ in range(backlog)))
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -93,9 +93,9 @@ class Consumer:
     ("backlog", "takes_seconds", "writes_each"),
     [
         (625, 0.128, 6),  # 20,000 at 500 a second
-        (625, 2.0, 30),  # 20,000 at 32 a second; all of them every few seconds were 52
-        (3125, 2.0, 45),  # 100,000 at 32 a second; 270
-        (100, 20.0, 30),  # 3,200, and each takes as long as an attempt may; 56
+        (625, 2.0, 30),  # 20,000 at 32 a second; 52 before, when all went round every few seconds
+        (3125, 2.0, 45),  # 100,000 at 32 a second; 270 before
+        (100, 20.0, 30),  # 3,200, each as slow as an attempt may be; 56 before
     ],
 )
 def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_seconds(
@@ -106,7 +106,7 @@ def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_sec
     ideal = backlog / consumer.a_second
     assert len(consumer.delivered) == backlog
     assert consumer.delivered[backlog * 9 // 10] < 0.9 * ideal * 1.15 + takes_seconds + 10
-    assert consumer.delivered[-1] < ideal + 310  # the last one may have been told to wait longest
+    assert consumer.delivered[-1] < ideal + 310  # the last one may have the longest wait
     assert consumer.writes < writes_each * backlog
 
 

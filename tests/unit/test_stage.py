@@ -1,4 +1,4 @@
-"""The rounds of the Kafka thread, one step at a time: no Kafka, and an event loop that never gets its turn."""
+"""The rounds of the Kafka thread, step by step, without Kafka, and with an event loop that never runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_long_drain_does_not_look_like_a_thread_that_hangs() -> None:
 def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=3_000, pace=Desk(1 << 30))
     window = stage.dispatching.window.limits.records
-    for start in (0, window, 2 * window):  # each time the handler is quick, and nothing is settled
+    for start in (0, window, 2 * window):  # the handler is quick each time, and nothing is settled
         stage.dispatch()
         ended(stage, partition, *range(start, start + stage.held.load.running))
     assert sum(len(batch) for batch, _ in loop.calls) == 2 * window
@@ -104,7 +104,7 @@ def test_an_end_behind_records_that_are_fetched_again_makes_nothing_of_them_done
     new.paused, intake.away = False, True
     stage.take([Record("requests", 1, 0, b"")], [])
     intake.away = False
-    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # before it could be paused
+    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # before the pause took effect
     assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
 
 
@@ -126,7 +126,7 @@ def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() 
     assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
     stage.take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
     assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, frozenset({1, 2, 3}))
-    assert (anew.careful_records, anew.suspects) == (0, {})  # nobody died
+    assert (anew.careful_records, anew.suspects) == (0, {})  # no process died
 
 
 def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_later_one() -> None:
@@ -156,10 +156,10 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     stage.dispatch()
     stage.stop()
     assert stage.stopping is not None
-    clock.now += 29.0  # a drain for a rebalance went on for so long
+    clock.now += 29.0  # the time of a drain for a rebalance
     stage.drain()
     assert partition.phase is Phase.GONE
-    assert clock.now <= 100.0 + 36.0  # the second that was left, and the farewell's five
+    assert clock.now <= 100.0 + 36.0  # the remaining second, and the farewell's five
 
 
 def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_says_so() -> None:
@@ -170,7 +170,7 @@ def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_say
     assert going.running == 5
     stage.revoked([going.id])
     assert 104.0 <= clock.now <= 100.0 + 10.0  # the drain's four seconds, and the farewell's five
-    assert (going,) in loop.calls  # what still ran was cancelled, and the next owner does it again
+    assert (going,) in loop.calls  # running records were cancelled; the next owner repeats them
     assert going.phase is Phase.GONE
     assert list(stage.held.partitions) == [("requests", 1)]
     stage.stop()

@@ -1,4 +1,4 @@
-"""What a stage over a real group is made of."""
+"""The parts of a stage over a real group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that are held back until they are due: how they wait, and in which order they go beside others."""
+"""Records that wait until they are due: their wait, and their order among others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
 
 
 class Tier(Desk):
-    """A pace that lets each record go five seconds after it was appended."""
+    """A pace by which each record is due five seconds after it was appended."""
 
     def due_ms(self, record: Record) -> int | None:
         return record.timestamp_ms + 5_000
@@ -47,7 +47,7 @@ def appended(offset: int, at: float) -> Record:
 
 
 def test_what_waits_in_a_tier_is_fetched_once() -> None:
-    """Ten records a second come and go, and some fifty wait."""
+    """Ten records a second come and go, and about fifty wait."""
     clock, intake = HandClock(), Intake()
     stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     for offset in range(300):
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
-    """Or nobody did it, and the partition stood still, until it went to another process."""
+    """Before, no code fetched it again, and the partition stalled until another process got it."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
@@ -106,7 +106,7 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
 
 
 def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
-    """A stage with so many records of a tier and as many others, all of them due."""
+    """A stage with so many records of a tier and as many others, all due."""
     stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, group_commit_seconds=IDLE_SECONDS)
     stage.assigned([("tier", 0)])
     tier = stage.held.partitions["tier", 0]
@@ -117,13 +117,13 @@ def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
 
 
 def handed_over(loop: BusyLoop) -> list[tuple[int, int]]:
-    """Of the tier and of others, in each round in which there were any."""
+    """The numbers of records of the tier and of others, in each round with any."""
     rounds = [[partition.paced for partition, _ in batch] for batch, _ in loop.calls]
     return [(sum(paced), len(paced) - sum(paced)) for paced in rounds]
 
 
 def test_of_a_tier_whose_records_are_due_together_a_few_are_handed_over_in_each_round() -> None:
-    """Or what has just come waits behind hundreds that have waited for seconds."""
+    """Otherwise a new record waits behind hundreds that have waited for seconds."""
     stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
     patience = []
     for _ in range(3):
@@ -141,7 +141,7 @@ def test_a_stage_that_has_handed_over_all_of_a_tier_looks_no_more_often_than_bef
 
 
 def test_what_is_due_in_a_tier_is_all_handed_over_where_nothing_else_is_fetched_for_it() -> None:
-    """Or a window that is full of it keeps new records from coming for seconds."""
+    """Otherwise a window full of such records blocks new ones for seconds."""
     stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
     stage.dispatching.window.first.full = True
     stage.dispatch()

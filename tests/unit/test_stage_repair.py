@@ -1,4 +1,4 @@
-"""What becomes of work whose commit is uncertain, whose partition has gone, or which may kill its worker."""
+"""Work whose commit is uncertain, whose partition is revoked, or which may kill its worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DONE = (Output("results", b"done"),)
 
 
 def committed(stage: Stage) -> dict[Partition, list[int]]:
-    """Compose the next batch, and have it come through; which offsets it made done."""
+    """Compose and commit the next batch; return the offsets that it settled."""
     batch = stage.transactions.compose()
     batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
     stage.transactions.apply(batch)
@@ -23,7 +23,7 @@ def committed(stage: Stage) -> dict[Partition, list[int]]:
 
 
 def test_records_whose_commit_came_through_unnoticed_are_not_settled_again() -> None:
-    """The broker applied the transaction and its answer was lost: their outputs would stand there twice."""
+    """The broker applied the transaction and its answer was lost: settling again would write their outputs twice."""
     intake, settler = Intake(), Settler()
     stage, _, partition = stage_with(intake, HandClock(), parked=3, settler=settler)
     stage.dispatch()
@@ -55,7 +55,7 @@ def test_work_that_ends_after_its_partition_was_lost_is_not_settled_nor_counted_
 
 
 def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_complete() -> None:
-    """Or the backlog of a partition with nothing but end markers in it would never be 0."""
+    """Otherwise the backlog of a partition with only end markers would never be 0."""
     clock = HandClock()
     stage, _, partition = stage_with(Intake(), clock)
     stage.take([], [("requests", 0, 5)])
@@ -66,7 +66,7 @@ def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_comp
 
 
 def test_nothing_is_dispatched_before_kafka_knows_that_the_partition_is_open() -> None:
-    """Or nobody would suspect a record that kills its worker in the first window."""
+    """Otherwise the next owner would not suspect a record that kills its worker in the first window."""
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open_committed = False
     stage.take([Record("requests", 0, 0, b"")], [])
@@ -127,7 +127,7 @@ def test_a_suspect_that_has_killed_alone_waits_until_nothing_else_runs_in_its_pr
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_what_is_dispatched_is_awaited_before_a_partition_goes_to_another_process(answered: bool) -> None:
-    """Or each rebalance would repeat a window of work."""
+    """Otherwise each rebalance would repeat a window of work."""
 
     class Answering(Settler):
         def listen(self) -> None:
@@ -142,4 +142,4 @@ def test_what_is_dispatched_is_awaited_before_a_partition_goes_to_another_proces
     assert partition.confirmed.base == (1 if answered else 0)
     assert not partition.confirmed.open
     assert clock.now < (112.0 if answered else 126.0)
-    assert (partition,) in loop.calls  # whatever runs still is cancelled
+    assert (partition,) in loop.calls  # records that still run are cancelled

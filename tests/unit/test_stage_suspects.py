@@ -1,4 +1,4 @@
-"""Whose records a stage suspects after a death, and what becomes of the suspects."""
+"""Records that a stage suspects after a death, and the fate of the suspects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.stage.stage import Stage
 
 
 def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:
-    """A tier is a queue: nor was anything behind it."""
+    """A tier is a queue, so no record behind it was begun either."""
 
     class Later(Desk):
         def due_ms(self, record: Record) -> int | None:
@@ -32,7 +32,7 @@ def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting
 
 
 def regained(stage: Stage, intake: Intake, progress: Progress | None) -> Partition:
-    """The partition after another assignment, with this committed, and its first records."""
+    """The partition after another assignment, with this committed progress and its first records."""
     stage.assigned([("requests", 0)])
     intake.progress = progress
     stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])
@@ -40,14 +40,14 @@ def regained(stage: Stage, intake: Intake, progress: Progress | None) -> Partiti
 
 
 def committed(stage: Stage, partition: Partition, *offsets: int) -> Progress:
-    """Settles these, and returns what Kafka has of it."""
+    """Settle these offsets; return the progress as read back from Kafka."""
     progress = partition.progress(list(offsets))
     partition.settle(list(offsets), progress)
     return Progress.decode(progress.base, progress.encode())
 
 
 def test_a_partition_that_comes_back_as_this_process_left_it_is_not_suspected() -> None:
-    """A pause of nine seconds, without any death, had a backlog tried 32 records at a time."""
+    """Before, after a pause of nine seconds without any death, a backlog was tried 32 records at a time."""
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock(), parked=4)
     left = committed(stage, partition, 0, 2)
@@ -87,7 +87,7 @@ def test_a_partition_that_another_owner_left_open_is_suspected_also_by_who_had_i
 
 
 def test_a_partition_whose_first_window_was_not_through_is_suspected_again() -> None:
-    """This process is alive, and the one that left the partition open is dead all the same."""
+    """This process is alive, but the one that left the partition open is dead."""
     intake = Intake()
     stage, _ = bare_stage(intake, HandClock())
     found = Progress(0, open=True)
@@ -112,7 +112,7 @@ def test_first_windows_of_many_partitions_take_no_more_places_than_the_window_ha
 
 
 def died(stage: Stage, loop: BusyLoop) -> list[int]:
-    """Dispatches, and has everything that runs die with the engine; the offsets of it."""
+    """Dispatch, and let the engine die with all that runs; return the offsets of those records."""
     stage.dispatch()
     if stage.dispatching.isolation.announced is not None:
         stage.dispatching.isolation.announced.committed = True
@@ -166,7 +166,7 @@ def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once
 
 
 def test_no_record_is_begun_beyond_what_the_last_commit_allows_and_the_next_one_follows_at_once() -> None:
-    """Its commits say how many records may be under way, so that a crash has no more of them suspected."""
+    """Each commit limits the records in flight, and so the suspects after a crash."""
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=200, pace=Desk(1 << 30))
     begun = 0
     while begun < 200:

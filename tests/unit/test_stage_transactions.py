@@ -1,4 +1,4 @@
-"""How complete records are settled: in batches of a bounded size, at once or later, with others or alone."""
+"""Settling of complete records: in batches of bounded size, at once or later, with others or alone."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
     offset = 0
 
     def begun_beside(new: int) -> int:
-        """How many transactions had been begun after a round with something complete and so many new records."""
+        """The number of transactions begun after a round with a complete record and so many new ones."""
         nonlocal offset
         stage.transactions.complete(Handled(partition, Record("requests", 0, 9_999, b""), (), 0.0), 0.0)
         stage.take([Record("requests", 0, offset + number, b"") for number in range(new)], [])

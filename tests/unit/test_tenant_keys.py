@@ -1,4 +1,4 @@
-"""Keys of format 2: each tenant's own, under masters that rotate, and secrets that another sender made."""
+"""Keys of format 2: each tenant's own keys, under rotating masters, and imported secrets of another sender."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data_of(**fields: object) -> KeyringData:
 
 
 def test_a_tenants_key_pair_is_derived_from_the_master_for_that_purpose() -> None:
-    # RFC 5869 by hand: extract with a zero salt, then one block of expand.
+    # RFC 5869 by hand: extract with a zero salt, then expand one block.
     seed = hmac.digest(hmac.digest(bytes(32), MASTER, "sha256"), b"postback/webhook-ed25519/acme/1\x01", "sha256")
     [key] = data_of().derived_keys("acme", NOW)
     assert key.private_bytes == seed + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
@@ -131,7 +131,7 @@ STEPS = st.lists(
 def test_the_keys_that_sign_are_those_that_were_current_once_and_have_not_ended(
     steps: list[tuple[str, int, int]], later: int
 ) -> None:
-    """Against a naive model: each pair of a master and a version that was ever current, and when either ends."""
+    """The naive model holds each pair of a master and a version that was ever current, with its end."""
     data, now = KeyringData.generate(NOW), NOW
     place = {"master": 1, "tenant": 1}
     ends: dict[tuple[str, int], float] = {}

@@ -1,4 +1,4 @@
-"""What is remembered of tenants: never more than so much, and never at the cost of those who have little."""
+"""The cache of tenants' entries: bounded, and it evicts from the tenant with the most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers wrote into records, as the commands show it on a terminal."""
+"""Strangers' text from records, as the commands show it on a terminal."""
 
 from __future__ import annotations
 

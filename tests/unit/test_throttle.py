@@ -1,4 +1,4 @@
-"""A log line of a kind comes once in a period, and says how many were held back."""
+"""A throttled log line comes once in a period, with the number of suppressed ones."""
 
 from __future__ import annotations
 

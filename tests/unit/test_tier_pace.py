@@ -1,4 +1,4 @@
-"""When a tier's record is due: whatever the broker's clock says, and whatever is done to ours."""
+"""The due time of a tier's record, under a wrong broker's clock and changes of our own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3_600_000
 
 @dataclass
 class TwoClocks:
-    """A wall clock that can be set, and one that only runs."""
+    """A wall clock that a test can set, and a steady clock that only runs."""
 
     wall_ms: int = NOW
     steady_ms: int = 77_000
@@ -60,7 +60,7 @@ def test_records_from_a_clock_that_is_ahead_wait_their_delay_and_not_each_others
     assert pace.due_ms(waiting(2, NOW + HOUR + 1_000)) == NOW + 6_000
     assert pace.due_ms(waiting(9, NOW - 1_000, partition=1)) == NOW + 4_000
     clock.run(1_000)
-    # The broker's clock has been set right meanwhile.
+    # The broker's clock was corrected meanwhile.
     assert pace.due_ms(waiting(3, NOW + 2_000)) == NOW + 7_000
 
 
@@ -76,8 +76,8 @@ def test_records_from_a_clock_that_is_behind_wait_their_delay_from_when_they_wer
 @pytest.mark.parametrize(
     ("written", "later_ms"),
     [
-        (NOW - HOUR, 0),  # a writer whose clock was behind: the one that stamps is right
-        (NOW + HOUR, 60_000),  # ahead: clocks of one fleet may differ by a minute
+        (NOW - HOUR, 0),  # the writer's clock was behind, and the broker's stamp is right
+        (NOW + HOUR, 60_000),  # the writer's clock was ahead: a fleet's clocks may differ by a minute
         ("soon", 0),
         ("9" * 16, 0),
         ("", 0),
@@ -100,7 +100,7 @@ def test_writers_whose_clocks_differ_do_not_empty_a_tier() -> None:
 
 
 def test_two_clocks_that_are_off_do_not_add_up() -> None:
-    """The writer's is ahead of ours, and the broker's is right: its record is from the future, as it says."""
+    """The writer's clock is ahead of ours and the broker's is right, so the record says that it is from the future."""
     assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000
 
 
@@ -110,7 +110,7 @@ def test_a_wall_clock_that_is_set_holds_nothing_up_and_lets_nothing_go() -> None
     clock.run(2_000)
     for set_by in (-24 * HOUR, 48 * HOUR):
         clock.wall_ms += set_by
-        # Due three seconds from now, whatever now is called.
+        # The record is due three seconds from now on any wall clock.
         assert pace.due_ms(waiting(1, NOW)) == clock.wall_ms + 3_000
         assert pace.due_ms(waiting(2, NOW + 500)) == clock.wall_ms + 3_500
         assert pace.due_ms(waiting(3, NOW + 1_900)) == clock.wall_ms + 4_900

@@ -1,4 +1,4 @@
-"""What a prompt may have of sources: the job's window, the model's, and what else has to fit into them."""
+"""A prompt's share for sources: the job's window, the model's window, and everything else that has to fit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_question_that_fills_the_window_leaves_no_room() -> None:
 
 
 def test_figures_and_marks_count_one_by_one_as_models_read_them() -> None:
-    """A table of figures was thought to have a third of its tokens: 24 in this one, of which Gemma makes 59."""
+    """Before, a table of figures was estimated at less than half: 24 tokens for this one, of which Gemma makes 59."""
     assert estimated_tokens("Revenue 12,345.67 | 8,910.11 | 2023-11-04 | 45.2% | 1,002,003 | (17.8)") >= 55
     assert estimated_tokens("The bridge carries the road over the river. ") == 15 + 1
     assert estimated_tokens("东海大桥") == 4

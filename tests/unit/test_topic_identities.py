@@ -1,4 +1,4 @@
-"""A topic that was made anew under its name is seen where its partitions are opened, where they go back, and beside."""
+"""A topic recreated under its name is noticed when partitions open, when they go back, and in the background."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OLD, NEW = topic_mark("old"), topic_mark("new")
 
 
 class Cluster:
-    """Says which topics there are, by UUID; None is a broker that does not answer."""
+    """A cluster with topics by UUID; None stands for a broker that does not answer."""
 
     def __init__(self, **ids: str) -> None:
         self.ids: dict[str, str] | None = ids
@@ -41,7 +41,7 @@ class Cluster:
 def stage_of(
     cluster: Cluster, intake: Intake, settler: Settler | None = None, **began_with: str
 ) -> tuple[Stage, Partition]:
-    """A stage with one partition that is assigned and fetched from; `began_with` are the UUIDs its process knows."""
+    """A stage with one assigned partition that is being fetched; `began_with` are the UUIDs that its process knows."""
     stage, _ = bare_stage(intake, HandClock(), settler=settler, identities=Identities(cluster, began_with))
     stage.assigned([("requests", 0)])
     (partition,) = stage.held.partitions.values()
@@ -85,7 +85,7 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     assert intake.resumed == [("requests", 0, 0)]
     stage.take(records(0, 1), [])
     assert (partition.ledger.taken, partition.careful_records) == (frozenset({0, 1}), 0)
-    reread(stage, settler)  # before anything is committed of the new topic
+    reread(stage, settler)  # before any commit on the new topic
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 
@@ -102,7 +102,7 @@ def test_a_partition_that_goes_back_unsought_is_asked_about(delivered: tuple[lis
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])
     asked = cluster.asked
-    stage.take(*delivered)  # a log that was cut short is the same topic still
+    stage.take(*delivered)  # a truncated log is still the same topic
     assert (cluster.asked, stage.stopping) == (asked + 1, None)
     stage.take(records(9), [])
     cluster.ids = {"requests": "new"}

@@ -134,7 +134,7 @@ def test_a_job_that_nobody_has_read_is_still_in_its_lane_a_day_after_its_time_is
 
 
 def test_that_a_letter_was_put_back_is_known_for_longer_than_any_letter_can_stand_in_its_topic() -> None:
-    """Kafka drops a letter with its segment, which takes records for `segment.ms`, 7 days, unless it is set."""
+    """Kafka deletes a letter with its segment, which is filled for `segment.ms`, by default 7 days."""
     topics = Topics()
     kept = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3)}
 

@@ -1,4 +1,4 @@
-"""Who gets a place next, when jobs and tenants wait for more places than there are."""
+"""The order in which waiting jobs and tenants get places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.enrichment.turns import Asker, Turns
 
 
 class Work:
-    """Pieces of work that each hold a place until they are told to end, by name: `a1` is the job a's first."""
+    """Named pieces of work that each hold a place until a test ends them: `a1` is the first of job a."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -110,7 +110,7 @@ async def test_of_places_that_are_had_for_long_some_are_kept_for_who_has_none() 
         await work.begin("z1", "z2", tenant="other")
         assert work.running == ["a1", "a2", "b1", "z1"]
         await work.end("a1", "a2")
-        assert work.running == ["b1", "z1", "c1"]  # and the last one stays free for a tenant that has none
+        assert work.running == ["b1", "z1", "c1"]  # the last place stays free for a tenant without one
         await work.end("z1", "b1")
         assert work.running == ["c1", "z2", "a3"]
 
@@ -138,6 +138,6 @@ async def test_who_is_gone_just_as_it_is_its_turn_loses_no_place() -> None:
     async with turns.place(one):
         waiting = asyncio.create_task(turns.place(two).__aenter__())
         await settled()
-    waiting.cancel()  # the place is its own already, and it has not run since
+    waiting.cancel()  # it owns the place already, but has not run since
     await asyncio.gather(waiting, return_exceptions=True)
     assert turns.is_idle

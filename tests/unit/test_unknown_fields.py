@@ -1,4 +1,4 @@
-"""Fields that no job has: ignored, and named to the job's author, without their values and within bounds."""
+"""Unknown fields of jobs: ignored, and named to the job's author without their values and within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever text is said to be a URL: everything that takes it apart answers, or raises its own refusal."""
+"""Any text as a URL: every function that parses it answers, or raises its own refusal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ POLICIES = st.sampled_from(
 
 
 def passing(text: str, policy: EgressPolicy) -> URL | None:
-    """The URL where the guard lets it pass."""
+    """The URL if the guard allows it, else None."""
     with suppress(EgressRefused):
         return check_url(text, policy)
     return None

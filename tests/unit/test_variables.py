@@ -1,4 +1,4 @@
-"""What an operator is told of variables that nobody reads."""
+"""Complaints about environment variables that no setting reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_setting_is_known_however_it_is_spelt() -> None:
     settings = [name.replace("*", "SASL_PASSWORD") for name in names()]
 
     assert "POSTBACK_REPLICA" in settings
-    assert "POSTBACK_KAFKA" in settings  # all of it as JSON
+    assert "POSTBACK_KAFKA" in settings  # the whole section as JSON
     assert complaints(dict.fromkeys((*settings, *map(str.lower, settings)), "x")) == []
 
 

@@ -1,4 +1,4 @@
-"""What counts as trying to steer, and what it costs to find out. Whole pages are in tests/integration."""
+"""Attempts at steering and the cost of finding them. Whole pages are in tests/integration."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def test_what_a_page_hides_counts_and_its_scripts_do_not() -> None:
 
 @pytest.mark.parametrize("part", ["ignore ", "<|", "source [", "![[", "?a=", "<script", "<a title='", "insert http "])
 def test_a_page_made_to_be_slow_is_looked_at_up_to_a_bound(part: str) -> None:
-    """Patterns that reach far and start often would take time with the square of the page."""
+    """Patterns that start often and reach far would take quadratic time in the page's size."""
     text = part * (2 * SCANNED_CHARS // len(part))
     assert steering_of_page(text.encode(), "text/html", "utf-8", None, text) is not None

@@ -1,4 +1,4 @@
-"""The test vector of docs/WEBHOOKS.md, computed again without our own code and with it."""
+"""The test vector of docs/WEBHOOKS.md, recomputed without our own code and with it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_signature_by_the_secret_is_the_hmac_of_the_content() -> None:
     digest = hmac.new(decoded(ROWS["secret"], "whsec_"), CONTENT, hashlib.sha256).digest()
     assert f"v1,{base64.b64encode(digest).decode()}" == V1
     assert Signer([ROWS["secret"]]).sign(ROWS["webhook-id"], int(ROWS["webhook-timestamp"]), BODY) == V1
-    # The library refuses the old timestamp when it verifies; its own signature has to be the same.
+    # The library would refuse the old timestamp in a verification, so its own signature is compared.
     assert Webhook(ROWS["secret"]).sign(ROWS["webhook-id"], AT, TEXT) == V1
 
 

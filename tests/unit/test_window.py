@@ -1,4 +1,4 @@
-"""The window: when a stage takes no more, and which partitions are paused and resumed."""
+"""The window: a full one, and the partitions that it pauses and resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.stage.window import (
 def partition(
     number: int = 0, *, span: int = 0, holes: int = 1, paused: bool = False, phase: Phase = Phase.OPEN
 ) -> Partition:
-    """A partition in which the first `holes` records are under way and everything else up to `span` is settled."""
+    """A partition with the first `holes` records in flight and all others up to `span` settled."""
     made = Partition("requests", number, 1, 0.0)
     made.open(Progress(0), 0)
     if span:
@@ -37,7 +37,7 @@ def partition(
 
 
 HOLDER = Partition("requests", 9, 1, 0.0)
-"""Whose records fill a window."""
+"""The partition whose records fill a window."""
 
 
 def changes(window: Window, *partitions: Partition) -> tuple[list[Partition], list[Partition]]:
@@ -45,12 +45,12 @@ def changes(window: Window, *partitions: Partition) -> tuple[list[Partition], li
 
 
 def full(window: Window) -> bool:
-    """Whether it takes no more."""
+    """True if the window takes no more records."""
     return window.wants_pause(partition())
 
 
 def fill(window: Window, parked: int) -> None:
-    """Make it as many that are parked."""
+    """Park or draw records until this number is parked."""
     having = window.first.parked
     for offset in range(having, parked):
         window.park(HOLDER, Record("requests", 0, offset, b""), None)
@@ -110,7 +110,7 @@ def test_as_many_parties_as_there_are_places_fill_the_window_and_are_taken_on_ag
     None
 ):
     window = Window(Limits(records=LEAST_PARKED), later_share=0.1)
-    for offset in range(LEAST_PARKED + 1):  # nobody has more than one record, so there is nothing to take out
+    for offset in range(LEAST_PARKED + 1):  # each party has one record, so there is no surplus
         window.park(HOLDER, Record("requests", 0, offset, b""), b"party-%d" % offset)
     assert window.surplus([HOLDER]) == []
     window.look(0.0)
@@ -205,13 +205,13 @@ def test_a_span_with_many_holes_is_paused_when_it_comes_near_what_a_bitmap_holds
 
 
 def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
-    """What was fetched before the pause still comes in, and is given back when it does not fit."""
+    """Records fetched before the pause still come in, and are given back if they do not fit."""
     assert MAX_SPAN > SPAN_HIGH > SPAN_LOW > MAX_BITMAP > NARROW
     assert MAX_HOLES > HOLES_HIGH > HOLES_LOW > 0
 
 
 def put_off(window: Window, number: int, records: int, size: int = 0, *, soon: bool) -> Partition:
-    """A partition whose records wait for their time."""
+    """A partition whose records wait until they are due."""
     tier = partition(number)
     for offset in range(records):
         window.park(tier, Record("requests", number, offset, bytes(size)), None)
@@ -220,12 +220,12 @@ def put_off(window: Window, number: int, records: int, size: int = 0, *, soon: b
 
 
 def cut(window: Window) -> list[tuple[int, list[int]]]:
-    """What may not wait here: the partitions' numbers, and the offsets."""
+    """Records that may not wait here, as partition numbers and offsets."""
     return [(tier.number, [record.offset for record in behind]) for tier, behind in window.cut()]
 
 
 def draw(window: Window, source: Partition, count: int) -> None:
-    """Take out so many of a partition's records."""
+    """Draw so many of a partition's records."""
     drawn = window.draw(count, lambda where, records, most: min(most, len(records)) if where is source else 0)
     assert len(drawn) == count
 
@@ -245,7 +245,7 @@ def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_
 
 
 def test_a_tier_of_which_enough_is_here_is_not_fetched_from_each_time_that_its_first_record_is_due_soon() -> None:
-    """Or all that waits in a tier of records some time apart is fetched again for each of them."""
+    """Otherwise a tier's waiting records, if due some time apart, are all fetched again for each of them."""
     window = Window(Limits())
     tier = put_off(window, 0, AHEAD_RECORDS + 100, soon=False)
     assert cut(window) == [(0, [*range(AHEAD_RECORDS + 99, AHEAD_RECORDS - 1, -1)])]
@@ -260,7 +260,7 @@ def test_a_tier_of_which_enough_is_here_is_not_fetched_from_each_time_that_its_f
 
 
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
-    """Or all that waits in it is fetched again, each time that one record is due."""
+    """Otherwise all of its waiting records are fetched again each time that one is due."""
     window = Window(Limits())
     soon = put_off(window, 0, AHEAD_RECORDS, soon=True)
     for _ in range(100):
@@ -324,7 +324,7 @@ def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it(
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
-    """Or nothing is fetched until their time has come: of the longest tier that is a day."""
+    """Otherwise nothing is fetched until they are due, which takes a day in the longest tier."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
     assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1

@@ -1,4 +1,4 @@
-"""Which lanes a worker may be given."""
+"""Allowed lanes of a worker."""
 
 from __future__ import annotations
 
