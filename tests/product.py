@@ -242,7 +242,7 @@ class Product:
             role.process.wait()
         self.callbacks.end()
 
-    # -- what goes in and what comes out ---------------------------------------------------------------------------
+    # -- input and output ------------------------------------------------------------------------------------------
 
     def submit(self, jobs: Iterable[Mapping[str, Any]], topic: str | None = None) -> None:
         """Write jobs as JSON, spread over the partitions."""

@@ -39,7 +39,7 @@ KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
 """Slow enough for kills of delivery during the redrive."""
 UNANSWERED = "callback_exhausted, untried"
-"""Reason of events that were deferred for too long: a week this short is over before they had all attempts."""
+"""Reason of events that were deferred for longer than the whole schedule, which is short here."""
 PATIENCE = Behaviour(status=503, retry_after_seconds=1)
 
 

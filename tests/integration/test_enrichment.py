@@ -37,7 +37,7 @@ async def reason(script: Script, **settings: object) -> str:
     return note
 
 
-# -- what works --------------------------------------------------------------------
+# -- successes ---------------------------------------------------------------------
 
 
 async def test_facts_of_real_pages_become_numbered_sources() -> None:

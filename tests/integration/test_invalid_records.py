@@ -44,8 +44,8 @@ LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", 
 NOISE = os.urandom(1024 * 1024 - 100)
 """Incompressible bytes that fill the topic's limit, and so exceed it as a dead letter."""
 SMALL = tuple((chr(name & 127), bytes([value])) for name, value in zip(*[iter(os.urandom(180_000))] * 2, strict=True))
-"""Many tiny headers. With a length for each name and value they are too large for a dead letter: zstd compresses the
-lengths away on the way in, but lz4, in which dead letters are written, does not."""
+"""Many tiny headers. With a length for each name and value they are too large for a dead letter. zstd compresses the
+lengths away on the way in; lz4, in which dead letters are written, does not."""
 CASES = [
     Case("not JSON", b"{nope", "value: is not JSON", told=False),
     Case("no bytes at all", b"", "value: is empty", told=False),

@@ -143,7 +143,7 @@ NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.
 async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
     url: str, scheme: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guard refuses the name server's answer, and the socket alone if that answer passed."""
+    """The guard refuses at the name server's answer, and at the socket alone if that answer is let through."""
     name = URL(url).host or ""
     async with name_server({name: [[name.removesuffix(".nip.io")]]}) as names, serving("127.0.0.2") as internal:
         policy = open_port(internal)

@@ -176,7 +176,7 @@ def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
     assert away.received == []
 
 
-# -- what Kafka can say --------------------------------------------------------------------------------------------
+# -- the limits of Kafka's records ---------------------------------------------------------------------------------
 
 
 def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: KafkaSettings) -> None:

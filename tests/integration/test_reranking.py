@@ -99,7 +99,7 @@ def has_model(process: psutil.Process) -> bool:
         return False
 
 
-# -- what works --------------------------------------------------------------------
+# -- successes ---------------------------------------------------------------------
 
 
 async def test_a_passage_without_a_word_of_the_question_is_found_by_its_meaning_and_not_by_its_words(
@@ -237,7 +237,7 @@ async def test_a_process_that_hangs_is_killed() -> None:
     assert processes() == before
 
 
-# -- what is refused at the start --------------------------------------------------------------------
+# -- refusals at the start ---------------------------------------------------------------------------
 
 
 async def test_a_model_that_is_not_there_is_refused_by_the_settings_name(tmp_path: Path) -> None:

