@@ -83,14 +83,14 @@ class KnownEngine:
         return Completion("Ingrid Solvang was the judge. [1]", "stop", 32, 32, 0.5)
 
     async def abort(self, request_id: str) -> None:
-        """Nothing here is aborted."""
+        """Abort nothing: no job of this bench is cancelled."""
 
     def load(self) -> EngineLoad:
         """The numbers of requests that are answered, and that wait for a place."""
         return EngineLoad(running=self._running, waiting=self._waiting)
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Close nothing: this engine has no process and no connection."""
 
     def _changed(self, by: int) -> None:
         now = time.monotonic()

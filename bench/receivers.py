@@ -26,7 +26,7 @@ Arrival = tuple[str, float]
 
 
 class Receivers:
-    """The consumers' ports and arrivals, asked from the other process."""
+    """The consumers' ports, and the arrivals there, which another process records."""
 
     def __init__(self, ports: Sequence[int], link: Connection) -> None:
         self.ports = ports
@@ -39,7 +39,7 @@ class Receivers:
         return arrived
 
     def first_arrivals(self, wanted: Collection[str], seconds: float) -> dict[str, float]:
-        """The first arrival of each of these ids; waits for all of them. Raises RuntimeError when time is up."""
+        """Wait until each of these ids has arrived, and give its first arrival. Raises RuntimeError at a timeout."""
         arrived: dict[str, float] = {}
 
         def all_came() -> bool:

@@ -23,9 +23,9 @@ def cancel(
 ) -> None:
     """Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.
 
-    A job that has its result keeps it: the job's result, or its callback, shows which came first. An id stays cancelled
-    for eight days, longer than a job can live. To use the id for a new job, take the cancellation back with --undo. The
-    dead letter of a cancelled job is not put back.
+    A cancellation that comes after a job's result changes nothing: the result, or its callback, shows which came first.
+    An id stays cancelled for eight days, longer than a job can live. To use the id for a new job, take the
+    cancellation back with --undo. The dead letter of a cancelled job is not put back.
     """
     quiet_clients()
     from operators.cancel import cancel as put

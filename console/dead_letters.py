@@ -96,11 +96,11 @@ def redrive(
     since: Since = None,
     until: Until = None,
     as_new_events: Annotated[
-        bool, typer.Option("--as-new-events", help="Jobs' next results get webhook ids of their own.")
+        bool, typer.Option("--as-new-events", help="Give the next result of each job a new webhook id.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Put back so many at most, to try a few first.")] = None,
-    rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="The most letters to put back, to try a few first.")] = None,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most letters to put back per second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:

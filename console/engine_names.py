@@ -18,7 +18,7 @@ class PlaceGone(Exception):  # noqa: N818 - named after the file's fault
 
 
 def documents() -> dict[Path, str]:
-    """Each file with the names of today's engines in place, by its path. Raises PlaceGone."""
+    """Map each file's path to its text, with the names of today's engines written into it. Raises PlaceGone."""
     settings = engine_settings().model_construct()  # the defaults, without the environment
     alone = [name for name in ENGINES if not settings.section(name).needs_model]
     return {path: _replaced(path, pattern, line(list(ENGINES), alone)) for path, pattern, line in PLACES}

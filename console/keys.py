@@ -79,7 +79,7 @@ def rotate(
     master: Annotated[bool, typer.Option("--master", help="Rotate the master: all tenants' derived keys.")] = False,
     fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the key pair of a keyring of format 1.")] = False,
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
-    overlap: Annotated[str, typer.Option(help=f"How long old keys sign on. {DURATION_HELP}")] = "24h",
+    overlap: Annotated[str, typer.Option(help=f"Time for which the old keys still sign. {DURATION_HELP}")] = "24h",
 ) -> None:
     """Add new keys beside the old ones, which keep signing for the overlap so that consumers can change over.
 

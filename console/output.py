@@ -19,9 +19,10 @@ _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 @contextmanager
 def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
-    """Open an option's file for a block. A wrong path ends the command before it does anything else.
+    """Open the file that an option names, for the body of a `with`.
 
-    The file keeps its content until `begin_anew`. A full disk ends the command with a line that names the file.
+    A wrong path ends the command before it does anything else. The file keeps its content until `begin_anew`. A full
+    disk ends the command with a line that names the file.
     """
     if path is None:
         yield None

@@ -47,21 +47,23 @@ def replay(
         list[str] | None, typer.Option("--offset", metavar="P:N", help="A place in model_results; may be repeated.")
     ] = None,
     undelivered: Annotated[
-        bool, typer.Option("--undelivered", help="Only what was not delivered, and is not on its way by itself.")
+        bool, typer.Option("--undelivered", help="Only results that are neither delivered nor still being tried.")
     ] = False,
     waiting: Annotated[
         bool,
-        typer.Option("--waiting", help="With --undelivered: also what waits, at once; it comes again when it is due."),
+        typer.Option(
+            "--waiting", help="With --undelivered: also send waiting results now; each comes again when it is due."
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Call so many back at most, to try a few first; without --undelivered they come again in a next run.",
+            help="The most results to send, to try a few first; without --undelivered the next run sends them again.",
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(min=1, max=100_000, help="At most so many a second.")] = 200.0,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most results to send per second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Call results back again, under the same webhook-id, so that a consumer recognises events that it has.

@@ -52,7 +52,7 @@ def results(
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to standard output.")] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="With --openai: write results that did not succeed here, like a Batch's error file."),
+        typer.Option(help="With --openai: the file for results that did not succeed, like a Batch's error file."),
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Only show how many there are, by outcome.")] = False,
     ordered: Annotated[
@@ -64,7 +64,7 @@ def results(
         ),
     ] = False,
     fail_on_error: Annotated[
-        bool, typer.Option("--fail-on-error", help="Exit with 1 also where a job did not succeed or was not accepted.")
+        bool, typer.Option("--fail-on-error", help="Exit with 1 also if a job did not succeed or was not accepted.")
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until each named job has its result, and end then.")

@@ -67,7 +67,7 @@ def submit(
     tenant: Annotated[str, typer.Option(help="The tenant that the jobs belong to.")] = "default",
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|any", help="Ask for this model in every line; any: whichever model answers."),
+        typer.Option(metavar="NAME|any", help="Ask for this model in every line; `any` takes whichever model answers."),
     ] = None,
     bulk: Annotated[
         bool, typer.Option("--bulk", help="Use the bulk lane, for jobs that may wait behind all others.")

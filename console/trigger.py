@@ -25,7 +25,7 @@ TEST_METADATA = {"postback-test": "true"}
 
 def trigger(
     url: Annotated[str, typer.Option(help="The endpoint.")],
-    outcome: Annotated[Outcome, typer.Option(help="The outcome that the event tells.")] = Outcome.SUCCEEDED,
+    outcome: Annotated[Outcome, typer.Option(help="The outcome that the event reports.")] = Outcome.SUCCEEDED,
     secrets: Annotated[
         list[str] | None,
         typer.Option(

@@ -46,7 +46,7 @@ _WHY = frozenset(
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
-"""Headers of a job's earlier passage, dropped by a redrive."""
+"""Headers that a job gained on its way through the lanes; a redrive drops them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,19 @@ class Letter:
     record: Stored
     kind: Kind
     redriven_ms: int | None
-    """Time of its redrive, Unix milliseconds; None before."""
+    """Time of the letter's redrive, Unix milliseconds; None before."""
     disabled: bool = False
-    """True if its endpoint is disabled now."""
+    """True if the callback's endpoint is disabled now."""
     expired: bool = False
-    """True if its time is over: the mark of its redrive may be gone."""
+    """True if the letter is too old to be put back: the mark of its redrive may be gone."""
     lane_gone: bool = False
     """True for a job whose lane is gone."""
     cancelled: bool = False
-    """True for a cancelled job: workers may have forgotten the cancellation, and would answer it."""
+    """True for a cancelled job: workers may have forgotten the cancellation, and would answer the job."""
 
     @property
     def place(self) -> Place:
-        """Its place in `dead_letters`: the letter's own id."""
+        """The letter's place in `dead_letters`, which is its id."""
         return self.record.place
 
     @property

@@ -156,7 +156,7 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
-            # kafka-python's error for arguments that exclude each other. Its text may quote them.
+            # kafka-python's error for arguments that exclude each other. The error's text may quote these arguments.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
 
@@ -240,7 +240,7 @@ class Committed:
 def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[str, int], Committed]:
     """A group's commits, by topic and partition; partitions without one are left out.
 
-    A cluster creates its topic of offsets at the first such question, so the question is repeated for a while.
+    A new cluster creates `__consumer_offsets` at the first such request, so the request is repeated for a while.
     """
     deadline = Deadline.after(clock, _COORDINATOR_SECONDS)
     while True:

@@ -1,7 +1,7 @@
 """The configuration of existing topics, compared with that of `postback topics create`.
 
 A topic of Terraform's, of another tool's or of the broker's may look right and lose work.
-A compacted lane keeps one job of each key, and a tier without the broker's time is no queue.
+A compacted lane keeps one job of each key, and a tier without the broker's timestamps is no queue.
 A value that only costs disk is no difference: longer retention, larger records, and more copies are fine.
 """
 

@@ -298,7 +298,10 @@ def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]
 
 
 def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
-    """Problems of headers that disagree with the body. A deadline may stand beside a TTL, of which it is made."""
+    """Problems of headers that disagree with the body.
+
+    A deadline beside the body's TTL is no conflict: it is made from that TTL.
+    """
     body = {topics.JOB_ID: job.job_id}
     if "priority" in job.model_fields_set:
         body[topics.PRIORITY] = str(job.priority)

@@ -221,7 +221,7 @@ def _key_bytes(text: str, prefix: str) -> bytes:
         return base64.b64decode(text.removeprefix(prefix), validate=True)
     except ValueError:
         # The decoder's error is left out of the chain: tracebacks must not show its input.
-        raise MalformedKey(f"what follows {prefix} is not base64") from None
+        raise MalformedKey(f"the text after {prefix} is not base64") from None
 
 
 def _decode(encoded: str) -> bytes:

@@ -58,7 +58,7 @@ WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, DEFERRED_REASON, WAITED,
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
 BETWEEN_SECONDS = (30, 120)
-"""Waits of a callback that are not between two attempts, mostly while its origin is left alone. They fill the gap
+"""Waits for other causes than a failed attempt, mostly while a callback's origin is left alone. They fill the gap
 between five seconds and five minutes: each return writes the record anew."""
 
 _DAY_MS = 24 * 3600 * 1000
@@ -202,7 +202,7 @@ class Topics:
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
-        # Deleted by age alone, for any defaults of the brokers.
+        # Records are deleted by age alone, whatever the brokers' defaults are.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
         # The broker stamps the records of the fleet's processes: it would refuse whole transactions of a machine whose

@@ -212,7 +212,8 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
 ) -> None:
     """One process for all of it, since loading takes a minute: the engine is killed, then the worker.
 
-    Its TMPDIR is too long for a socket's path, which once kept vLLM from starting; killed processes left sockets there.
+    The worker's TMPDIR is too long for a socket's path. Such a TMPDIR once kept vLLM from starting, and killed
+    processes left sockets there.
     """
     long = tmp_path / ("long" * 25)
     long.mkdir()

@@ -37,7 +37,7 @@ DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
 """Settings of delivery at the end of the week only, so that the first events get all of their attempts before."""
 KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
-"""Slow enough for kills of delivery during the redrive."""
+"""Rate of the redrive: slow enough that delivery is killed while it runs."""
 UNANSWERED = "callback_exhausted, untried"
 """Reason of events that were deferred for longer than the whole schedule, which is short here."""
 PATIENCE = Behaviour(status=503, retry_after_seconds=1)
@@ -53,7 +53,7 @@ class Killed:
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
         self.kills: Counter[str] = Counter()
-        """Kills by `now_and_then`, by its `meanwhile`."""
+        """Number of kills that `now_and_then` made, by its `meanwhile`."""
 
     def now_and_then(self, meanwhile: str) -> None:
         """Kill one process after each KILL_EVERY_RECORDS more attempts and dead letters."""

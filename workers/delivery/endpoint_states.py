@@ -16,9 +16,9 @@ endpoint: a process that reads such a record for a disabled one writes once more
 
 Each tenant's states are bounded, whatever URLs its jobs name. A URL of a single event is never written as failing: its
 schedule ends by itself, and disabling would spare no other event. At MOST_FAILING no further endpoint becomes failing.
-A disabled endpoint stays so until an operator's command, so at MOST_DISABLED no further one is added. Its URL is called
-for each event, and an event that is answered with 410 is given up as usual. Failure counts of the tenant with the most
-are evicted first.
+Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further endpoint is disabled: its URL is
+called for each event, and an event that is answered with 410 is given up as usual. Failure counts of the tenant with
+the most are evicted first.
 """
 
 from __future__ import annotations

@@ -59,6 +59,6 @@ class DeliverySettings(BaseSettings):
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest of these times, and so the largest delay in noticing that an origin is back."""
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
-    """Time for which every attempt at an endpoint has to fail until it is disabled."""
+    """An endpoint is disabled once every attempt at it has failed for this time."""
     jitter: float = Field(default=0.1, ge=0, le=1)
     """Largest random addition to a wait, as a share of it."""

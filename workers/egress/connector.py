@@ -77,7 +77,7 @@ class _GuardedResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
-            # `localhost` has two addresses, both of this machine; a policy that allows one of them means that one.
+            # `localhost` has two addresses, both of this machine; if a policy allows only one, that one is called.
             results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)

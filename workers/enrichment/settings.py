@@ -76,7 +76,7 @@ class EnrichmentSettings(BaseSettings):
     rerank_passages: int = Field(default=32, ge=2, le=1000)
     """Passages of a job that the model compares with the question: the likeliest by their words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time for that comparison. Passages not compared by then are ranked by words, and the result says so."""
+    """Time in which the model compares a job's passages. The rest are ranked by words, and the result says so."""
 
     @property
     def named(self) -> str:

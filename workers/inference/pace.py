@@ -11,12 +11,12 @@ from workers.engines.base import Engine
 from workers.stage.record import Record
 
 AHEAD_SECONDS = 0.25
-"""How much of its own speed a fast engine gets ahead."""
+"""A fast engine gets as many jobs ahead as it answers in this time."""
 LEAD_MEMORY_SECONDS = 5.0
 
 
 class EnginePace:
-    """Implements `Backpressure` of the stage. Counts on the event loop; the Kafka thread asks."""
+    """Implements `Backpressure` of the stage. The event loop updates the counts, and the Kafka thread reads them."""
 
     def __init__(self, engine: Engine, waiting_target: int, clock: Clock) -> None:
         self._engine = engine

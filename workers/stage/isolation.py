@@ -14,9 +14,9 @@ New members take the places of settled ones, since a callback to a server that h
 others. Records that were running in a crash are tried strictly one cohort after the other.
 
 A sick machine kills at every record, and none is to blame. So the third attempt waits until another record has
-completed since the last death; a death without such a completion counts for no third attempt. The process is `sick`
-once DEATHS_IN_A_ROW records have died alone while none completed, or one that was tried for lack of others. It then
-ends, and the records stay in Kafka for other workers.
+completed since the last death; without such a completion, a death does not count as the third attempt. The process is
+`sick` once DEATHS_IN_A_ROW records have died alone while none completed, or once a record has died that was tried for
+lack of others. It then ends, and the records stay in Kafka for other workers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Cohort:
     members: list[tuple[Partition, Record]]
     alone: bool
     narrow: bool = False
-    """Whether its members were running in a crash: then nothing new is started beside them."""
+    """True if the members were running in a crash: then nothing new is started beside them."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
     """Members that are not settled yet."""
     committed: bool = False
@@ -62,13 +62,13 @@ class Isolation:
         self._last: deque[tuple[Partition, Record]] = deque()
         """Suspects before their last attempt: they wait until another record has completed, and hold up no other."""
         self._healthy = False
-        """Whether a record has completed since the last death, or since this process began."""
+        """True if a record has completed since the last death, or since this process began."""
         self._died_alone: set[tuple[Partition, int]] = set()
         """Records that have died alone since a record completed last."""
         self._for_lack_of_others = False
-        """Whether a last attempt is under way although no other record has completed."""
+        """True if a last attempt is under way although no other record has completed."""
         self.sick = False
-        """Whether the machine is to blame, and not the records."""
+        """True if the machine is to blame, and not the records."""
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
         """Records that another worker committed as running, and that were not delivered to this one yet."""
@@ -80,17 +80,17 @@ class Isolation:
 
     @property
     def idle(self) -> bool:
-        """Whether there is no suspect."""
+        """True if there is no suspect."""
         return not (self.cohorts or self._narrow or self._wide or self._last or self.condemned)
 
     @property
     def exclusive(self) -> bool:
-        """Whether records that are no suspects must wait."""
+        """True if records that are no suspects must wait."""
         return bool(self._narrow) or any(cohort.narrow for cohort in self.cohorts)
 
     @property
     def needs_others(self) -> bool:
-        """Whether all suspects wait for their last attempt, until another record completes."""
+        """True if every suspect waits for another record to complete before its last attempt."""
         return bool(self._last) and not (self._healthy or self.cohorts or self._narrow or self._wide or self.condemned)
 
     @property

@@ -39,7 +39,7 @@ class Identities:
     def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
         """Return the marks of these topics, as `progress.topic_mark` makes them.
 
-        Raises TopicMadeAnew. Raises KafkaException also where a topic is gone: it may be made anew in a moment.
+        Raises TopicMadeAnew. Raises KafkaException, also if a topic is missing: it may be about to be made anew.
         """
         asked = list(topics)
         found = self._ask(asked, seconds)

@@ -33,7 +33,7 @@ async def reasoning(request: web.Request) -> web.StreamResponse:
 async def test_what_a_model_does_not_take_of_our_parameters_is_learned_once_and_costs_no_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Before, each job of a backlog was rejected for a parameter that it did not set."""
+    """An earlier worker rejected each job of a backlog for a parameter that the job did not set."""
     server = Server(reasoning)
     async with engine_at(server, max_concurrency=1) as engine:
         for _ in range(3):

@@ -47,7 +47,7 @@ class KeyringData(FileModel):
     """Only in format 2."""
     tenants: dict[str, TenantVersions] = Field(default_factory=dict)
     fleet: tuple[FleetKey, ...] = ()
-    """Key pairs of format 1; in format 2, those that sign on during a migration's overlap."""
+    """Key pairs of format 1; in format 2, those that still sign during a migration's overlap."""
 
     @model_validator(mode="after")
     def _has_what_its_format_has(self) -> Self:
@@ -57,7 +57,9 @@ class KeyringData(FileModel):
             raise ValueError("format 2 has `masters` and no `master`")
         current = self.fleet if self.format == 1 else self.masters
         if [key.until for key in current].count(None) != 1 or current[0].until is not None:
-            raise ValueError("of `fleet` in format 1, of `masters` in format 2, the first and no other has no `until`")
+            raise ValueError(
+                "the first key of `fleet` (format 1) or `masters` (format 2) has no `until`; all others need one"
+            )
         numbers = [master.number for master in self.masters]
         if numbers != sorted(set(numbers), reverse=True):
             raise ValueError("`masters` are numbered, the newest first")

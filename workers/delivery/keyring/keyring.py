@@ -205,7 +205,7 @@ class Keyring:
         return until
 
     def rotate_master(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Like `rotate`, for the secret from which all tenants' keys are derived. Imported secrets sign on.
+        """Like `rotate`, for the secret from which all tenants' keys are derived. Imported secrets keep signing.
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """

@@ -1,7 +1,7 @@
 """Any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted one.
 
-`engine` is the engine: slots, deadlines and tries. `server` is the wire: the POSTs, and the check of the model at the
-start. `dialect` writes requests in the form that the server takes, and `answers` reads its responses.
+`engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
+`dialect` writes requests in the form that the server takes, and `answers` reads its responses.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class SourceTexts:
 
     @property
     def numbers(self) -> Collection[int]:
-        """The numbers that the sources have."""
+        """The numbers by which an answer may cite the sources."""
         return self._sources.keys()
 
     def name(self, number: int) -> str:

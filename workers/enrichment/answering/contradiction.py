@@ -78,7 +78,7 @@ class Source:
         return all(self._denies_here(said, beside, at) for at in nearest)
 
     def _nearest(self, said: Clause) -> list[int]:
-        """The clauses that share most words with this one and, among equals, most plain words."""
+        """The clauses that share most words with this one; among equals, those that share most plain words."""
         shared = Counter(at for word in said.content for at in self._holding.get(word, ()))
         most = max(shared.values(), default=0)
         if most < _MIN_SHARED * len(said.content):

@@ -200,7 +200,7 @@ def decoded(value: bytes) -> CacheEntry:
             raise ValueError("an entry holds a page or a reason")
         times = entry.asked_at + entry.fresh_until + entry.kept_until + (entry.life.fresh if entry.life else 0.0)
         if not isinstance(entry.url, str) or not isfinite(times):
-            raise ValueError("times are numbers, and a page has a URL")
+            raise ValueError("a time is not a number, or the URL is missing")
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("not an entry") from None
     return entry

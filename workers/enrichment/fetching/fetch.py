@@ -78,7 +78,7 @@ class BadStatus(Unreadable):
 
 
 class Fetcher:
-    """Fetches pages. One per worker: jobs take turns at its connections, in all and at each site.
+    """Fetches pages. One per worker: its jobs share a number of connections, and a smaller number to each site.
 
     A job may hold a connection until its budget ends, so some are reserved for tenants and jobs that have none.
     """
@@ -214,7 +214,7 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 
 
 def _turns(connections: int) -> Turns:
-    """Turns at so many connections: a job may hold half of them, all jobs of its tenant three quarters."""
+    """Turns at `connections` connections: a job may hold half of them, all jobs of its tenant three quarters."""
     return Turns(connections, kept=connections // 4)
 
 

@@ -187,7 +187,7 @@ def from_json(text: str) -> Extracted:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise Unreadable("it is not the JSON that its type says") from None
+        raise Unreadable("its type says JSON, and it is not JSON") from None
     title, particulars = of_json(value)
     return Extracted(title, _lines(value), particulars)
 

@@ -1,7 +1,7 @@
 """A page's date of publication, DOI and canonical address. Runs in a member of the pool.
 
-The page itself states all of them, where publishers put them: meta elements (Highwire, Dublin Core, PRISM, Open Graph),
-`<link rel=canonical>` (RFC 6596), JSON-LD (schema.org) and `<time>`.
+They are read where publishers state them: in meta elements (Highwire, Dublin Core, PRISM, Open Graph), in
+`<link rel=canonical>` (RFC 6596), in JSON-LD (schema.org) and in `<time>`.
 """
 
 from __future__ import annotations

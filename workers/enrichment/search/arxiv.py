@@ -59,7 +59,7 @@ def _terms(query: str) -> dict[str, str]:
 def _read(body: bytes) -> list[Found]:
     feed = parse(body)
     if feed.tag != f"{_ATOM}feed":
-        raise Unreadable("the search service's answer is no Atom feed")
+        raise Unreadable("the search service's answer is not an Atom feed")
     entries = feed.findall(f"{_ATOM}entry")
     if any("/api/errors" in text_of(entry.find(f"{_ATOM}id")) for entry in entries):
         raise Unreadable("the search service does not understand the query")

@@ -11,7 +11,8 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
-"""Longest wait of a job at a service's request. If a service asks for more, requests to it fail until then."""
+"""Longest wait of a job at a service's request. If a service asks for a longer wait, requests to it fail until
+that wait ends."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the time without requests that a service may ask for."""
 

@@ -47,8 +47,8 @@ def providers(
     found = {name: _made(name, settings, web, others) for name in sorted(names)}
     if settings.providers is not None and (missing := sorted(name for name, made in found.items() if made is None)):
         raise SearchMisconfigured(
-            f"POSTBACK_SEARCH__PROVIDERS names {', '.join(missing)}, which is not there or has no key or address; "
-            f"ours are {', '.join(_OURS)}"
+            f"POSTBACK_SEARCH__PROVIDERS names {', '.join(missing)}: unknown, or without a key or address; "
+            f"built in are {', '.join(_OURS)}"
         )
     return {name: made for name, made in found.items() if made is not None}
 

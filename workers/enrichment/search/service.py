@@ -95,7 +95,7 @@ class Web:
             await self._session.close()
 
     def service(self, base_url: str, per_second: float) -> Service:
-        """A service with at most so many requests per second."""
+        """A service that gets at most `per_second` requests a second."""
         return Service(self, base_url, RequestPace(self.clock, 1 / per_second))
 
     async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> ServiceAnswer:
@@ -154,7 +154,7 @@ class Service:
         return answer
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for a turn, behind up to so many new searches. Raises Unreadable during a rest of the service."""
+        """Wait for a turn, behind up to `behind` new searches. Raises Unreadable during a rest of the service."""
         await self._pace.let_pass(behind)
         await self._pace.turn()
 
