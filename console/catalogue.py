@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
-from workers.engines import engine_settings
+from workers.engines.registry import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings

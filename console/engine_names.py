@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from workers.engines import ENGINES, engine_settings
+from workers.engines import ENGINES
+from workers.engines.registry import engine_settings
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "postback"

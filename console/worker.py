@@ -42,7 +42,7 @@ def worker(
 
 def _check_model(engine: str, model: str | None) -> None:
     """End the command if the engine needs a model and none is named."""
-    from workers.engines import engine_settings
+    from workers.engines.registry import engine_settings
 
     section = checked_settings(engine_settings()).section(engine)
     if section.needs_model and not (model or section.model):

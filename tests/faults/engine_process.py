@@ -15,8 +15,8 @@ from typing import Any
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import create, engine_settings
 from workers.engines.base import Engine, EngineError, GenerationRequest
+from workers.engines.registry import create, engine_settings
 
 
 def say(**fields: Any) -> None:

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import create, engine_settings
 from workers.engines.base import Completion, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.prompts import plain_text
+from workers.engines.registry import create, engine_settings
 from workers.engines.vllm.settings import VllmSettings
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import create, engine_settings
+from workers.engines.registry import create, engine_settings
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])

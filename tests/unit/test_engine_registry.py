@@ -15,7 +15,8 @@ from console import engine_names, publish
 from console import worker as worker_command
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines import ENGINES, create, engine_settings
+from workers.engines import ENGINES
+from workers.engines.registry import create, engine_settings
 
 FAKE = '''
 from pydantic import Field

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
-from workers.engines import engine_settings
+from workers.engines.registry import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.inference.settings import WorkerSettings
 

@@ -9,8 +9,8 @@ from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from workers.egress import EgressSettings, Guard
-from workers.engines import create, engine_settings
 from workers.engines.base import Engine
+from workers.engines.registry import create, engine_settings
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.providers import providers
