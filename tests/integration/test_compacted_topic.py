@@ -171,5 +171,5 @@ def test_a_process_that_is_stopped_while_it_reads_what_the_fleet_knows_exits_0(p
     eventually(lambda: "topic-reading" in process.said(), 60, process.said)
     assert process.ready() == (False, ["the process is starting"])
     assert process.terminate() == 0
-    assert "before there is anything to drain" in process.said()
+    assert "Stopping during the start" in process.said()
     held.abort_transaction(20)

@@ -25,6 +25,12 @@ NUMBERS = {1, 2, 3, 4}
 SECONDS = 30.0
 
 
+@pytest.fixture(scope="module")
+def topic_config() -> dict[str, str]:
+    """Topics that keep each client's codec, unlike those of `postback topics create`."""
+    return {"compression.type": "producer"}
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The codecs of the batches that were read."""
