@@ -133,7 +133,7 @@ _BATCH_LINE = {
 
 
 def document() -> dict[str, Any]:
-    """The document, ready to be written as YAML; its payloads are the JSON Schemas that stand beside it."""
+    """Return the document, ready to be written as YAML. Its payloads refer to the JSON Schemas in the same folder."""
     return {
         "asyncapi": "3.0.0",
         "info": _INFO,
@@ -217,11 +217,11 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
 
 
 _BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.bytes", "retention.ms"})
-"""A topic's settings that the binding has words for; codecs, timestamps and compaction lag have none."""
+"""The topic settings that the binding can state; it has none for codecs, timestamps and compaction lag."""
 
 
 def _configuration(config: dict[str, str]) -> dict[str, Any]:
-    """The Kafka binding, version 0.5.0."""
+    """Return a topic's settings in the form of the Kafka binding, version 0.5.0."""
     known = {name: value for name, value in config.items() if name in _BOUND}
     return {name: value.split(",") if name == "cleanup.policy" else int(value) for name, value in known.items()}
 

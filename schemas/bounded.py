@@ -8,12 +8,15 @@ from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 FEW: Final = 64
-"""A list of at most so many items reports each wrong item."""
+"""A list whose `max_length` is at most this reports each of its wrong items."""
 _COLLECTIONS: Final = ("list", "set", "frozenset", "tuple", "dict")
 
 
 def _fail_fast(part: Any) -> None:
-    """Mark every collection within this core schema. Pydantic checks a dict's length only behind its last item."""
+    """Make every collection in this core schema stop at its first error.
+
+    Pydantic checks a dict's length only after its last item, so every dict stops at its first error.
+    """
     if isinstance(part, dict):
         kind = part.get("type")
         if kind == "dict" or (kind in _COLLECTIONS and part.get("max_length", FEW + 1) > FEW):

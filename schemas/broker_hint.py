@@ -10,7 +10,7 @@ _OF_THIS_MACHINE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def broker_hint(bootstrap_servers: str) -> str:
-    """How to have a broker at these addresses (`host:port`, separated by commas), or to use another one."""
+    """Return a hint: start a broker at these addresses (`host:port`, separated by commas), or name another one."""
     host, _, port = bootstrap_servers.split(",")[0].strip().rpartition(":")
     if host.strip("[]") in _OF_THIS_MACHINE and port.isdecimal():
         option = "" if port == _DEFAULT_PORT else f" --port {port}"

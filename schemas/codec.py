@@ -1,10 +1,10 @@
-"""Bytes to model and back, in one place. Any bytes end in a model or in one of its errors.
+"""Convert bytes to models and models to bytes. Any input gives either a model or one of these errors.
 
     CodecError
     ├── InvalidJob      a record that is no job; carries its problems and an address for the rejection
     └── InvalidResult   a record of `model_results` that no worker wrote
 
-A header counts where the body is silent; a job whose header and body disagree is rejected.
+If a field is absent from the body, its header counts. If header and body disagree, the job is rejected.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ Headers = Sequence[tuple[str, bytes | None]]
 """Kafka record headers. A name may occur more than once; the last one counts."""
 
 _READABLE_BYTES = 4 * MAX_JOB_BYTES
-"""A record that is too large is still searched for its callback, up to here."""
+"""The size up to which an oversized record is parsed, to find its callback for the rejection."""
 
 
 class Origin(NamedTuple):
-    """Where a record stands or first stood. `topic_id` is the topic's UUID, since a name may be used again."""
+    """A record's place. `topic_id` is the topic's UUID, since a deleted topic's name may be used again."""
 
     topic_id: str
     partition: int
@@ -60,20 +60,20 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Origin:
-        """Read the text form. The caller has matched it against `_PLACE`."""
+        """Read the text that `str(origin)` writes. The caller has matched the text against `_PLACE`."""
         topic_id, partition, offset = text.rsplit(":", 2)
         return cls(topic_id, int(partition), int(offset))
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits that belong to this place alone."""
+        """32 hexadecimal digits, derived from this place alone."""
         return self._hashed()
 
     def webhook_id(self, value: bytes | None) -> str:
-        """The `webhook-id` of a job that first stood here with this value.
+        """Return the `webhook-id` of a job that was first written here with this value.
 
-        Headers can be forged, and a place can be guessed. Since the value is hashed too, a record can have another
-        job's `webhook-id` only if it is the same job: same prompt, same callback URL.
+        Headers can be forged, and a place can be guessed. The hash covers the value too, so only a copy of the same job
+        (same prompt, same callback URL) has the same `webhook-id`.
         """
         return f"msg_{self._hashed(b':', hashlib.sha256(value or b'').digest())}"
 
@@ -84,17 +84,17 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedJob:
-    """A valid job with its identity and everything that its headers say."""
+    """A valid job with its identity and the values of its headers."""
 
     job: Job
     job_id: str
     tenant: str
     webhook_id: str
-    """From `origin` and the value, so that no consumer takes another job's event for a repeat of this one's."""
+    """Derived from `origin` and the value, so that consumers do not mistake another job's event for a repeat."""
     place: Origin
-    """Where the record stands now. No other record stands there."""
+    """The record's current place, which no other record has."""
     origin: Origin
-    """Where the job first stood: `place`, unless a worker moved the job or an operator put it back."""
+    """The job's first place: `place`, unless a worker moved the job or an operator put it back."""
     deadline_ms: int
     """Unix milliseconds after which the job expires."""
     priority: int
@@ -105,18 +105,18 @@ class ReceivedJob:
     idempotency_key: str | None = None
     """The producer's name for its submission, otherwise unused: two records with one key are two jobs."""
     unknown: UnknownFields | None = None
-    """Fields that are ignored, since no job has them."""
+    """Ignored fields, which are not part of the job's schema."""
 
 
 class CodecError(Exception):
-    """Bytes that are no record of their topic."""
+    """The bytes are not a record of their topic."""
 
 
 class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the design
-    """A record that is no job. The text names fields and reasons, and repeats no input.
+    """The record is not a valid job. The error's text names fields and reasons, and repeats no input.
 
-    `job_id`, `tenant`, `webhook_id` and `origin` are always usable, and mean the same as in a `ReceivedJob`;
-    `custom_id` and `callback_url` are None unless they could be read safely.
+    `job_id`, `tenant`, `webhook_id` and `origin` are always usable, and mean the same as in a `ReceivedJob`.
+    `custom_id` and `callback_url` are None if they are absent or cannot be read safely.
     """
 
     def __init__(
@@ -143,13 +143,13 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
 
 
 class InvalidResult(CodecError):  # noqa: N818
-    """A record of `model_results` that no worker wrote."""
+    """The record of `model_results` was not written by a worker."""
 
 
 class _HeaderRule(NamedTuple):
     pattern: re.Pattern[str]
     reason: str | None
-    """None: a value that does not match counts as absent."""
+    """The problem to report. If it is None, a value that does not match counts as absent."""
 
 
 def _rule(pattern: str, reason: str | None) -> _HeaderRule:
@@ -157,8 +157,11 @@ def _rule(pattern: str, reason: str | None) -> _HeaderRule:
 
 
 _PLACE = r"[A-Za-z0-9._+/-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
-"""An origin as text: the topic's UUID, partition and offset. librdkafka writes a UUID as 22 characters of base64, with
-`+` and `/` (RFC 4648, section 4), where Kafka's own tools write `-` and `_`."""
+"""An origin as text: the topic's UUID, partition and offset.
+
+librdkafka writes a UUID as 22 characters of base64 with `+` and `/` (RFC 4648, section 4); Kafka's tools write `-` and
+`_`.
+"""
 _NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
 _HEADER_RULES = {
     topics.TENANT: _rule(TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
@@ -167,7 +170,7 @@ _HEADER_RULES = {
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
     topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a version of the job's schema that is known here: 1"),
     topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    # Any producer can write a header: these two count together, and only if one proves the other; see `_origin`.
+    # Any producer can write headers: these two count only if `_origin` can derive the first from the second.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
     topics.JOB_ORIGIN: _rule(_PLACE, None),
     # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
@@ -179,9 +182,9 @@ _HEADER_RULES = {
 
 
 def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
-    """The job in a record, a bare one or a line of an OpenAI Batch. Raises InvalidJob and nothing else.
+    """Read the job in a record: a job's own JSON, or a line of an OpenAI Batch. The only error raised is InvalidJob.
 
-    `timestamp_ms` is the record's, in Unix milliseconds; `ttl_seconds` counts from it.
+    `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from it.
     """
     said, problems = _read_headers(headers) if headers else ({}, ())
     try:
@@ -199,23 +202,23 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
-    """A record's tenant, and an address for its rejection, of any content. Names no problem; raises nothing."""
+    """Read a record's tenant and callback for a rejection, from any bytes. Names no problem; raises nothing."""
     said, _ = _read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
 def write_job(job: Job) -> bytes:
-    """Compact JSON of the fields that were set; a reader fills in defaults."""
+    """Write compact JSON of the fields that were set; a reader fills in the defaults."""
     return Job.__pydantic_serializer__.to_json(job, exclude_unset=True, exclude_none=True, by_alias=True)
 
 
 def write_result(result: Result) -> bytes:
-    """Compact JSON without fields that are None. One result always gives the same bytes."""
+    """Write compact JSON without fields that are None. Equal results always give equal bytes."""
     return Result.__pydantic_serializer__.to_json(result, exclude_none=True)
 
 
 def read_result(value: bytes | None) -> Result:
-    """The result in a record of `model_results`. Raises InvalidResult."""
+    """Read the result in a record of `model_results`. Raises InvalidResult."""
     try:
         result: Result = Result.__pydantic_validator__.validate_json(value or b"")
     except ValidationError as error:
@@ -224,9 +227,10 @@ def read_result(value: bytes | None) -> Result:
 
 
 def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
-    """The result of an invalid job, for its author; `created_at` in Unix seconds.
+    """Return the result that tells an invalid job's author its problems; `created_at` is in Unix seconds.
 
-    Echoes no input but identifiers: the job's own, and the name of a model that no engine has, cut and in quotes.
+    The result repeats only identifiers from the input: the job's ids, and the name of a model that no engine has.
+    The model's name is cut and quoted.
     """
     return Result(
         job_id=invalid.job_id,
@@ -238,7 +242,7 @@ def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
 
 
 class _Refused(Exception):  # noqa: N818 - private, becomes InvalidJob
-    """The body is no job; `document` is its JSON, as far as it could be read."""
+    """The body is not a job. `document` is the body's JSON, as far as it could be read."""
 
     def __init__(self, document: object, *problems: Problem) -> None:
         super().__init__()
@@ -272,7 +276,7 @@ def _read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
 
 
 def _document(value: bytes) -> object:
-    """The JSON value, or None where there is none. The last of equal keys counts, as in the model."""
+    """Parse JSON, or return None where there is none. The last of equal keys counts, as in the model."""
     if len(value) > _READABLE_BYTES:
         return None
     try:
@@ -282,7 +286,7 @@ def _document(value: bytes) -> object:
 
 
 def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]]:
-    """The headers that a job may have, by name, and the problems of unusable ones."""
+    """Return the job headers with usable values, by name, and the problems of the others."""
     said: dict[str, str] = {}
     problems: list[Problem] = []
     for name, data in dict(headers).items():
@@ -298,9 +302,9 @@ def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]
 
 
 def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
-    """Problems of headers that disagree with the body.
+    """Return a problem for each header that disagrees with the body.
 
-    A deadline beside the body's TTL is no conflict: it is made from that TTL.
+    A deadline beside the body's TTL is no conflict, since the deadline is derived from that TTL.
     """
     body = {topics.JOB_ID: job.job_id}
     if "priority" in job.model_fields_set:
@@ -313,14 +317,14 @@ def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
 
 
 def _too_far(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
-    """The problem of a deadline after which the lane may have deleted the job without a result."""
+    """Return a problem if the deadline is beyond the lane's retention: Kafka could delete the job without a result."""
     if int(said.get(topics.DEADLINE, 0)) <= timestamp_ms + topics.LANES_KEPT_MS:
         return ()
     return (Problem(f"headers.{topics.DEADLINE}", "is further off than the seven days for which a lane keeps a job"),)
 
 
 def _origin(said: dict[str, str], value: bytes | None, place: Origin) -> Origin:
-    """The record's stated origin, if its `webhook-id` is derived from that origin; else `place`."""
+    """Return the record's `job-origin` if the `webhook-id` is derived from it; else `place`."""
     if topics.JOB_ORIGIN not in said or topics.WEBHOOK_ID not in said:
         return place
     carried = Origin.parse(said[topics.JOB_ORIGIN])
@@ -362,7 +366,7 @@ _URL: TypeAdapter[str] = TypeAdapter(Url)
 def _invalid(
     problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin, value: bytes | None
 ) -> InvalidJob:
-    """The error, with the parts of its address that could be read safely."""
+    """Build the error with the ids and the callback URL that could be read safely."""
     body = document if isinstance(document, dict) else {}
     callback = openai.callback_of(body) if openai.is_batch_line(body) else body.get("callback_url")
     return InvalidJob(

@@ -1,4 +1,4 @@
-"""Stable codes for programs, each with its meaning: of a result's error, and of a dead letter's reason."""
+"""Stable codes for programs, each with its meaning: the codes of a result's error and of a dead letter's reason."""
 
 from __future__ import annotations
 

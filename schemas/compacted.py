@@ -13,9 +13,9 @@ Fact = TypeVar("Fact", bound=WireModel)
 
 
 class CompactedCodec(Generic[Fact]):
-    """A key is a JSON array of a tenant and a name of its own; a value states a fact about it.
+    """Reads and writes keys and values. A key is a JSON array of a tenant and a name; a value states a fact about them.
 
-    `invalid` is raised for any other record; its text names `key_is` or `value_is` as expected.
+    Reading any other record raises `invalid`; the error says that `key_is` or `value_is` was expected.
     """
 
     def __init__(
@@ -34,22 +34,22 @@ class CompactedCodec(Generic[Fact]):
         self._value_is = value_is
 
     def key_bytes(self, key: tuple[str, str]) -> bytes:
-        """The key as a record's bytes."""
+        """Write a key."""
         return to_json(list(key))
 
     def read_key(self, key: bytes | None) -> tuple[str, str]:
-        """The reverse. Raises `invalid`."""
+        """Read a key. Raises `invalid`."""
         try:
             return self._key.validate_json(key or b"")
         except ValidationError:
             raise self._invalid(f"the key is not {self._key_is}") from None
 
     def write(self, fact: Fact) -> bytes:
-        """A record's value."""
+        """Write a value."""
         return fact.model_dump_json(exclude_none=True).encode()
 
     def read(self, value: bytes) -> Fact:
-        """The reverse. Raises `invalid`."""
+        """Read a value. Raises `invalid`."""
         try:
             return self._fact.model_validate_json(value)
         except ValidationError:

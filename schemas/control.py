@@ -10,7 +10,7 @@ from schemas.compacted import CompactedCodec
 from schemas.job import Identifier, Tenant, WireModel
 
 JobKey = tuple[str, str]
-"""Tenant and job id. The record's key is this as a JSON array."""
+"""Tenant and job id. A record's key is the pair as a JSON array."""
 
 _KEY: TypeAdapter[tuple[Tenant, Identifier]] = TypeAdapter(tuple[Tenant, Identifier])
 
@@ -19,11 +19,11 @@ class ControlState(StrEnum):
     """An operator's order for a job."""
 
     CANCELLED = "cancelled"
-    """Cancel the job: its answer is not wanted any more."""
+    """Cancel the job: its answer is no longer wanted."""
 
 
 class JobControl(WireModel):
-    """The value of a record. A tombstone (no value) takes it back, for workers that have not met the job yet."""
+    """A record's value. A tombstone (no value) takes the order back, for workers that have not read the job yet."""
 
     tenant: Tenant
     job_id: Identifier
@@ -33,7 +33,7 @@ class JobControl(WireModel):
 
     @property
     def key(self) -> JobKey:
-        """Which job this is about."""
+        """The tenant and id of the job."""
         return self.tenant, self.job_id
 
 

@@ -10,7 +10,7 @@ from schemas.compacted import CompactedCodec
 from schemas.job import WireModel
 
 EndpointKey = tuple[str, str]
-"""Tenant and full URL. The record's key is this as a JSON array."""
+"""Tenant and full URL. A record's key is the pair as a JSON array."""
 
 _KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
 
@@ -19,11 +19,11 @@ class EndpointState(StrEnum):
     """An endpoint's state. An unknown endpoint is called like an enabled one."""
 
     FAILING = "failing"
-    """Called, though no attempt has succeeded since `at`."""
+    """The endpoint is called, though no attempt has succeeded since `at`."""
     DISABLED = "disabled"
-    """Not called; its events become dead letters."""
+    """The endpoint is not called; its events become dead letters."""
     ENABLED = "enabled"
-    """Enabled again by a person."""
+    """A person enabled the endpoint again."""
 
 
 class DisabledBecause(StrEnum):
@@ -38,7 +38,7 @@ class DisabledBecause(StrEnum):
 
 
 class EndpointRecord(WireModel):
-    """The value of a record. A tombstone (no value) forgets the endpoint, unless it is disabled."""
+    """A record's value. A tombstone (no value) makes readers forget the endpoint, unless it is disabled."""
 
     tenant: str
     url: str
@@ -46,7 +46,7 @@ class EndpointRecord(WireModel):
     at: int
     """Start of this state, Unix milliseconds."""
     reason: DisabledBecause | None = None
-    """The reason, for a disabled endpoint."""
+    """The reason for disabling, on a disabled endpoint."""
     webhook_id: str | None = Field(default=None, max_length=256)
     """The `webhook-id` of the event whose attempt caused this state, if one did."""
 
@@ -63,7 +63,8 @@ class InvalidEndpointRecord(Exception):  # noqa: N818 - named after the record
 def ends_disabling(record: EndpointRecord | None) -> bool:
     """True if this record ends a disabled state; None is a tombstone.
 
-    A process that reports failures, or their end, may not have read yet that the endpoint was disabled.
+    A failing record, or the tombstone after it, may come from a process that has not yet read that the endpoint was
+    disabled.
     """
     return record is not None and record.state is not EndpointState.FAILING
 

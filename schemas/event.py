@@ -19,7 +19,7 @@ _STORED_START = b'{"job_id":'
 
 
 class EventData(Result):
-    """The result, with the job's identifier also at the place of OpenAI's events."""
+    """The result, with the job's identifier also in `id`, as in OpenAI's events."""
 
     id: str
     """The job's identifier, as in `job_id`."""
@@ -54,7 +54,7 @@ def event_body(result: Result | bytes, webhook_id: str, tenant: str) -> bytes:
     """
     if isinstance(result, bytes):
         stored, result = result, read_result(result)
-        # Only bytes of `write_result` can be embedded; others are written anew, as repeatably.
+        # Only the bytes of `write_result` can be embedded. Others are rewritten, and equal input gives equal bytes.
         if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
             stored = write_result(result)
     else:

@@ -1,4 +1,4 @@
-"""The consumer groups, one for each stage. A fleet's prefix precedes their names, as its topics'."""
+"""The consumer groups, one for each stage. Their names get the fleet's topic prefix."""
 
 INFERENCE_GROUP = "inference"
 DELIVERY_GROUP = "delivery"

@@ -10,20 +10,20 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 from schemas.bounded import BoundedModel
 
 MAX_JOB_BYTES = 512 * 1024
-"""The largest job that a worker accepts, as bytes of its record's value."""
+"""The largest value, in bytes, of a job's record that a worker accepts."""
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
 """The most tokens that an answer may have."""
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
-"""A day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`): a job that ran out of time still exists and
-ends as `expired`. Longer retention does not allow more: by default a broker forgets the progress of a group without
-members after seven days, and older jobs would be answered again."""
+"""One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
+expires. Longer retention would not allow more: by default a broker forgets the progress of a group without members
+after seven days, and older jobs would be answered again."""
 DEFAULT_TENANT = "default"
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
-"""Printable ASCII without spaces: it travels in headers, logs and file names."""
+"""Printable ASCII without spaces: identifiers travel in headers, logs and file names."""
 
 TENANT_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 Tenant = Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")]
@@ -37,11 +37,11 @@ Url = Annotated[
     str,
     StringConstraints(min_length=1, max_length=2048, pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(?::{_PORT})?{_REST}$"),
 ]
-"""An http or https URL (RFC 3986) without credentials. Whether its address may be reached is for the egress guard."""
+"""An http or https URL (RFC 3986) without credentials. The egress guard decides if its address may be reached."""
 
 
 class WireModel(BoundedModel):
-    """Frozen, and ignores unknown fields: an older reader survives a newer writer."""
+    """A frozen model that ignores unknown fields, so that an older reader can read a newer writer's records."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -54,7 +54,7 @@ class WireModel(BoundedModel):
 
 
 class TextPart(WireModel):
-    """A part of a chat message. Text only: an `image_url` would make the engine fetch behind the egress guard."""
+    """A part of a chat message. Text only: the engine itself would fetch an `image_url`, past the egress guard."""
 
     type: Literal["text"]
     """The kind of part."""
@@ -89,7 +89,7 @@ class JsonSchemaFormat(WireModel):
     @field_validator("schema_")
     @classmethod
     def _is_json(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        """The JSON parser takes NaN and Infinity, which RFC 8259 forbids and an engine rejects later."""
+        """Reject NaN and Infinity: the JSON parser takes them, but RFC 8259 forbids them and engines reject them."""
         try:
             json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
@@ -133,14 +133,14 @@ class Sources(WireModel):
     profile: Identifier = "default"
     """The profile by which the question is answered, such as `default`, `medical` or `finance`."""
     required: bool = False
-    """If true, a job without usable sources fails; else its prompt states that there are none."""
+    """If true, a job without usable sources fails; if false, its prompt states that there are none."""
 
 
 class Job(WireModel):
     """One prompt with its options, as the producer wrote it."""
 
     job_id: Identifier | None = None
-    """The job's name within its tenant; derived from its place in the topic where absent."""
+    """The job's name within its tenant; where absent, derived from the record's place in the topic."""
     model_id: Identifier | None = None
     """A model's name or alias; the worker's own model where absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
@@ -150,9 +150,9 @@ class Job(WireModel):
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """0 (greedy) by default, so that a repeat after a crash gives the same answer."""
+    """0 (greedy) by default, so that a job repeated after a crash gets the same answer."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Nucleus sampling: each token is drawn from the likeliest that together have this probability."""
+    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability."""
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=4
     )
@@ -172,8 +172,8 @@ class Job(WireModel):
     priority: int = Field(default=0, ge=0, le=9)
     """Higher first."""
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
-    """Seconds after the record's timestamp until the job ends as `expired`. Six days at most: lanes keep records for
-    seven."""
+    """Seconds after the record's timestamp until the job ends as `expired`. At most six days, since lanes keep records
+    for seven."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
     ] = Field(default_factory=dict, max_length=32)

@@ -3,9 +3,9 @@
 Source: OpenAI API reference, "The request input object" and "The request output object" of the Batch API, and the
 bodies of /v1/chat/completions, /v1/completions and /v1/responses.
 
-A line's body may also hold our own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds` (`extra_body`
-in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as `presence_penalty`, are
-ignored; members that would change the kind of answer, such as `n` or `tools`, are rejected.
+A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
+(`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
+`presence_penalty`, are ignored. Members that would change the kind of answer, such as `n` or `tools`, are rejected.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "conversation": (),
 }
-"""Members without support, with the values beside null that ask for nothing."""
+"""Unsupported members. Null and the listed values are accepted, since they change nothing."""
 
 _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""Members that inform OpenAI and change no answer."""
+"""Members that inform OpenAI and do not change the answer."""
 _TAKEN_BY_URL = {
     CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
     COMPLETIONS: ("prompt", "max_tokens"),
@@ -52,7 +52,7 @@ _TAKEN_BY_URL = {
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
 MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
-"""Members of the bodies that a job takes."""
+"""Members that are not reported as ignored, for at least one of the URLs."""
 NOT_TAKEN: Final = frozenset(
     (
         *("audio", "frequency_penalty", "function_call", "include", "instructions", "logit_bias", "logprobs"),
@@ -61,19 +61,19 @@ NOT_TAKEN: Final = frozenset(
         *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
     )
 )
-"""Members of OpenAI's without a field in a job: none is a misspelling of another."""
+"""OpenAI's members that a job has no field for: none of them is a misspelling of another."""
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
-"""Names in a body that differ from a job's."""
+"""The names in a body that differ from the job's names for the same fields."""
 
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 _FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
-"""Names that OpenAI has too."""
+"""The reasons that OpenAI uses too."""
 
 
 class UnusableLine(ValueError):  # noqa: N818 - named after the line
-    """A Batch line that cannot become a job. The text repeats no input."""
+    """A Batch line cannot become a job. The error's text repeats no input."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
@@ -88,14 +88,14 @@ def is_batch_line(document: object) -> TypeGuard[dict[str, Any]]:
 
 
 def callback_of(line: dict[str, Any]) -> object:
-    """The value at the place of a line's callback URL, of any type."""
+    """Return the value of `metadata.webhook_url` in a line's body, of any type."""
     body = line.get("body")
     metadata = body.get("metadata") if isinstance(body, dict) else None
     return metadata.get(CALLBACK_KEY) if isinstance(metadata, dict) else None
 
 
 def job_fields(line: dict[str, Any]) -> dict[str, Any]:
-    """The members of the job that a Batch line asks for, still to be validated as a Job. Raises UnusableLine."""
+    """Convert a Batch line to a job's fields, to be validated as a Job. Raises UnusableLine."""
     body = line.get("body")
     problems = [*_frame_problems(line), *_unsupported(body if isinstance(body, dict) else {})]
     if problems or not isinstance(body, dict):
@@ -113,7 +113,7 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
-    """The members of a usable line's body that ask for something and are ignored."""
+    """Return the names of the set members in a usable line's body that are ignored."""
     return sorted(
         name
         for name, value in line["body"].items()
@@ -122,19 +122,19 @@ def passed_over(line: dict[str, Any]) -> list[str]:
 
 
 def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
-    """The same problem, named by its place in this line instead of in the job."""
+    """Return the problem with its field renamed from the job's name to the line's name."""
     if problem.field == "custom_id":
         return problem
     first, *rest = problem.field.split(".")
     names = _PLACES | _PLACES_BY_URL.get(line["url"], {})
     if first == "messages" and rest and line["url"] == RESPONSES and line["body"].get("instructions") is not None:
-        # Instructions became the first message, so the input's own are one further on.
+        # Instructions became the first message, so each of the input's own messages moved by one.
         first, rest = ("instructions", []) if rest[0] == "0" else (first, [str(int(rest[0]) - 1), *rest[1:]])
     return dataclasses.replace(problem, field=".".join(("body", names.get(first, first), *rest)))
 
 
 def output_line(result: Result, url: str) -> dict[str, Any]:
-    """The line of a Batch's output or error file for this result; `url` is what its input line had, one of URLS."""
+    """Return the result's line of a Batch's output or error file; `url` is the URL of the input line, one of URLS."""
     line: dict[str, Any] = {"id": f"batch_req_{result.job_id}", "custom_id": result.custom_id}
     if result.outcome in (Outcome.EXPIRED, Outcome.CANCELLED):
         message = result.error.message if result.error else f"The job was {result.outcome}."
@@ -172,7 +172,7 @@ def _metadata(metadata: object) -> object:
 
 
 def _stop(stop: object) -> object:
-    """A single text means a list of one; an empty text asks for nothing."""
+    """Return a single text as a list of one; an empty text sets nothing."""
     if isinstance(stop, str):
         return [stop] if stop else None
     return stop
@@ -232,7 +232,7 @@ def _response_part(part: object, place: str) -> dict[str, Any]:
 
 
 def _response_format(text: object) -> object:
-    """Responses keep the schema's members beside `type`, chat completions one level further down."""
+    """Convert the format of Responses to that of chat completions, which nests the schema one level deeper."""
     wanted = text.get("format") if isinstance(text, dict) else None
     if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
         return wanted
@@ -333,7 +333,7 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
 
 
 def _ours(result: Result) -> dict[str, Any]:
-    """Fields without a place in OpenAI's shapes; their readers ignore them."""
+    """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
     ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
     return {"postback": ours}
 

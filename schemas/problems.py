@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
 
 MAX_PROBLEMS = 8
-"""Enough to mend a record; a hostile one may have thousands."""
+"""Enough problems to repair a record; a hostile record may have thousands."""
 
 _MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search)
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
@@ -25,7 +25,7 @@ _MISMATCHES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem: `field` is a dotted path such as `messages.0.content`, `reason` is for people."""
+    """One problem. `field` is a dotted path such as `messages.0.content`; `reason` is a text for people."""
 
     field: str
     reason: str
@@ -35,11 +35,11 @@ class Problem:
 
 
 def problems_of(error: ValidationError) -> tuple[Problem, ...]:
-    """Pydantic's errors, at most MAX_PROBLEMS, without the rejected values and without keys that a user chose."""
+    """Convert at most MAX_PROBLEMS of pydantic's errors, without the rejected values and keys that a user chose."""
     found: dict[str, str] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
         place, kind = _place(details["loc"]), details["type"]
-        # The one rule about a job as a whole is that it asks one question.
+        # A value error without a field comes from the only rule for a whole job: `prompt` or `messages`.
         whole = "prompt" if kind == "value_error" else "value"
         found.setdefault(place or whole, _reason(place, kind, details["msg"]))
         if len(found) > 2 * MAX_PROBLEMS:
@@ -48,7 +48,7 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
 
 
 def _place(path: tuple[int | str, ...]) -> str:
-    """The dotted path. Parts below `metadata` are the user's; other unknown parts are pydantic's union tags."""
+    """Return the dotted path, without the user's keys below `metadata` and without pydantic's union tags."""
     parts: list[str] = []
     for part in path:
         if isinstance(part, int) or part in _FIELDS:

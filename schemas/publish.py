@@ -1,4 +1,4 @@
-"""Writes `schemas/published/` anew: `python -m schemas.publish`. A development tool: PyYAML is in the dev extra."""
+"""Rewrites `schemas/published/`: `python -m schemas.publish`. A development tool: PyYAML is in the dev extra."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ONE_QUESTION = [
     {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
     {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
 ]
-"""The rule of Job's validator, exactly one of two fields, as JSON Schema."""
+"""Job's validator as JSON Schema: exactly one of the two fields is set."""
 
 
 def documents() -> dict[str, str]:
-    """Every published file's text by its name; the same models always give the same texts."""
+    """Return every published file's text by its name. Equal models always give equal texts."""
     texts = {
         f"{name}.json": json.dumps(_schema(name, model), indent=2, ensure_ascii=False) + "\n"
         for name, model in _MODELS.items()

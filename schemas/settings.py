@@ -12,20 +12,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
 
 _SECRETS = ("sasl_password", "ssl_key_password", "ssl_keystore_password", "sasl_oauthbearer_client_secret")
-"""Properties of librdkafka whose value may come from a file."""
+"""librdkafka's properties that may be read from a file."""
 _MOST_SECRET_BYTES = 64 * 1024
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 _FIELD = re.compile(r'for field "(\w+)"')
-"""The name in the text of a SettingsError, which has no field for it."""
+"""Finds the field's name in the text of a SettingsError, which has no attribute for the name."""
 
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
-"""Seconds; shorter than the week of a tier's retention."""
+"""Seconds; at most five days, which is shorter than the week for which a tier keeps records."""
 
 
 def _content(name: str, path: Path) -> str:
-    """The secret in a file. Raises ValueError, which names the setting and not the path's content."""
+    """Read the secret from a file. Raises ValueError, which names the setting and shows neither path nor content."""
     variable = f"{name.upper()}_FILE"
     try:
         with path.open("rb") as file:
@@ -48,25 +48,26 @@ class KafkaSettings(BaseModel):
     bootstrap_servers: str = "127.0.0.1:9092"
     """`host:port` of brokers, several with commas."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    """Prefix of each topic's, group's and transactional id's name, so that fleets can share brokers."""
+    """Prefix of the names of all topics, groups and transactional ids, so that fleets can share brokers."""
     partitions: int = Field(default=12, ge=1, le=10_000)
-    """Partitions of each topic that `postback topics create` makes: at most so many workers work at once."""
+    """Partitions of each topic that `postback topics create` makes. At most this number of workers work at once."""
     replication_factor: int | None = Field(default=None, ge=1, le=10)
-    """Copies of each topic that `postback topics create` makes; absent, three, or one on each broker where there are
-    fewer. Of three copies two have to be written before a record counts as written (`min.insync.replicas`)."""
+    """Copies of each topic that `postback topics create` makes. By default three, or one on each broker if there are
+    fewer than three. With three copies, a record counts as written when two are (`min.insync.replicas`)."""
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
-    """The waits between a callback's attempts, as JSON; each has a topic, which `postback topics create` makes, and so
-    have 30 seconds and two minutes where they lie between. What waits in the topics of an earlier schedule is delivered
-    all the same."""
+    """Waits between a callback's attempts, in seconds, as JSON. `postback topics create` makes a topic for each wait,
+    and for 30 seconds and two minutes if they lie between the shortest and the longest. Callbacks in the topics of an
+    earlier schedule are still delivered."""
     extra: dict[str, SecretStr] = Field(default_factory=dict)
-    """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`. A secret may stand in a
-    file that `…__SASL_PASSWORD_FILE` names, and so may `SSL_KEY_PASSWORD`, `SSL_KEYSTORE_PASSWORD` and
-    `SASL_OAUTHBEARER_CLIENT_SECRET`. It is read when a process starts; a line's end behind it is no part of it."""
+    """More librdkafka properties: `POSTBACK_KAFKA__EXTRA__SASL_PASSWORD` is `sasl.password`. Four secrets may be read
+    from a file: `…__SASL_PASSWORD_FILE` names the file of `SASL_PASSWORD`, and likewise for `SSL_KEY_PASSWORD`,
+    `SSL_KEYSTORE_PASSWORD` and `SASL_OAUTHBEARER_CLIENT_SECRET`. A process reads the files at its start, and removes a
+    line break at the end."""
 
     @field_validator("extra")
     @classmethod
     def _read_files(cls, extra: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        """Put the content of each file in the place of its name."""
+        """Replace each `…_file` property by the secret from its file."""
         named = {name.lower().replace(".", "_"): value for name, value in extra.items()}
         for secret in _SECRETS:
             path = named.pop(f"{secret}_file", None)
@@ -89,7 +90,7 @@ class KafkaSettings(BaseModel):
         return Topics(self.topic_prefix, self.tier_delays_seconds)
 
     def client_config(self) -> dict[str, Any]:
-        """Properties for any confluent-kafka client of this fleet. Holds secrets: never log it."""
+        """Return the properties for any confluent-kafka client of this fleet. They hold secrets: never log them."""
         extra = {name.lower().replace("_", "."): value.get_secret_value() for name, value in self.extra.items()}
         return {"bootstrap.servers": self.bootstrap_servers, **extra}
 
@@ -110,17 +111,17 @@ class FleetSettings(BaseSettings):
     """With `development`, callbacks and pages may be reached over plain http at any public address."""
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
-    """This process's identity, the same over restarts; random where absent."""
+    """This process's identity, unchanged over restarts; random where absent."""
     keyring: str | None = None
     """Path of the keyring file that `postback keys init` makes; for delivery, `receive` and `keys`."""
 
 
 class SettingsRefused(Exception):  # noqa: N818 - named after the refusal
-    """Variables with unusable values. The text names each with its problem, and shows no value."""
+    """Variables have unusable values. The error's text names each variable with its problem, and shows no value."""
 
 
 def read_settings(kind: type[Settings]) -> Settings:
-    """A room's settings. Raises SettingsRefused."""
+    """Read a room's settings. Raises SettingsRefused."""
     try:
         return kind()
     except ValidationError as error:
@@ -136,7 +137,7 @@ def read_settings(kind: type[Settings]) -> Settings:
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:
-    """The variable of a field. A part of a field is named only if parts have variables."""
+    """Return the name of a field's variable. A part of the field is included if such parts have their own variables."""
     nested = kind.model_config.get("env_nested_delimiter")
     names = [str(part).upper() for part in place] or ["…"]
     return f"{kind.model_config.get('env_prefix')}{nested.join(names) if nested else names[0]}"

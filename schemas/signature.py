@@ -85,7 +85,7 @@ class NoMatchingSignature(VerificationError):  # noqa: N818
 
 
 class Signer:
-    """Signs with all given secrets and signing keys, so that keys can overlap. Raises MalformedKey."""
+    """Signs with all given secrets and signing keys, so that old and new keys can overlap. Raises MalformedKey."""
 
     def __init__(self, secrets: Iterable[str], signing_keys: Iterable[str] = ()) -> None:
         self._macs = tuple(_mac(text) for text in secrets)
@@ -94,14 +94,14 @@ class Signer:
             raise MalformedKey("a signer needs at least one secret or signing key")
 
     def sign(self, webhook_id: str, timestamp: int, body: bytes) -> str:
-        """The `webhook-signature` header for one attempt, made at `timestamp` (Unix seconds)."""
+        """Return the `webhook-signature` header of an attempt made at `timestamp` (Unix seconds)."""
         content = _signed_content(webhook_id, str(timestamp), body)
         signatures = [f"v1,{_encode(_digest(mac, content))}" for mac in self._macs]
         signatures += [f"v1a,{_encode(crypto_sign(content, key)[:crypto_sign_BYTES])}" for key in self._signing_keys]
         return " ".join(signatures)
 
     def headers(self, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-        """All three webhook headers for one attempt."""
+        """Return all three webhook headers of one attempt."""
         return {
             ID_HEADER: webhook_id,
             TIMESTAMP_HEADER: str(timestamp),
@@ -117,9 +117,11 @@ def verify(
     now: float,
     tolerance_seconds: float = DEFAULT_TOLERANCE_SECONDS,
 ) -> None:
-    """Return if one of the keys signed the request about `now` (Unix seconds); else raise VerificationError.
+    """Return if one of the keys signed the request within the tolerance of `now` (Unix seconds).
 
-    Header names may be in any case. Raises MalformedKey for keys that are none.
+    Otherwise raise VerificationError.
+
+    Header names may be in any case. Raises MalformedKey for malformed keys.
     """
     macs = [_mac(text) for text in secrets]
     known_keys = [_public_key(text) for text in public_keys]
@@ -140,18 +142,18 @@ def verify(
 
 
 def generate_secret() -> str:
-    """A new shared secret of 32 random bytes, as `whsec_…`."""
+    """Return a new shared secret of 32 random bytes, as `whsec_…`."""
     return SECRET_PREFIX + _encode(random.token_bytes(32))
 
 
 def generate_signing_key() -> str:
-    """A new ed25519 signing key, as `whsk_…`."""
+    """Return a new ed25519 signing key, as `whsk_…`."""
     _, key = crypto_sign_keypair()
     return SIGNING_KEY_PREFIX + _encode(key)
 
 
 def public_key_of(signing_key: str) -> str:
-    """The `whpk_…` that verifies signatures of this `whsk_…`. Raises MalformedKey."""
+    """Return the `whpk_…` key that verifies signatures of this `whsk_…` key. Raises MalformedKey."""
     return PUBLIC_KEY_PREFIX + _encode(_signing_key(signing_key)[_ED25519_BYTES:])
 
 
@@ -160,7 +162,7 @@ def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
 
 
 def _mac(secret: str) -> hmac.HMAC:
-    """Copied for each content: keying anew costs as much as hashing a small body."""
+    """Return a keyed HMAC, to be copied for each content: keying it again costs as much as hashing a small body."""
     return hmac.new(secret_bytes(secret), digestmod=hashlib.sha256)
 
 
@@ -172,7 +174,7 @@ def _digest(keyed: hmac.HMAC, content: bytes) -> bytes:
 
 def _was_signed(key: bytes, signature: bytes, content: bytes) -> bool:
     if len(signature) != crypto_sign_BYTES:
-        return False  # the library takes both as one text, where a short signature would borrow from the content
+        return False  # the library takes both as one text: it would complete a short signature from the content
     try:
         crypto_sign_open(signature + content, key)
     except BadSignatureError:
@@ -189,7 +191,7 @@ def _webhook_headers(headers: Mapping[str, str]) -> tuple[str, str, str]:
 
 
 def secret_bytes(text: str) -> bytes:
-    """The 24 to 64 bytes of a `whsec_…`. Raises MalformedKey, which never shows it."""
+    """Return the 24 to 64 bytes of a `whsec_…` text. Raises MalformedKey, which never shows the text."""
     data = _key_bytes(text, SECRET_PREFIX)
     if not 24 <= len(data) <= 64:
         raise MalformedKey(f"a {SECRET_PREFIX} secret has 24 to 64 bytes")
@@ -197,7 +199,7 @@ def secret_bytes(text: str) -> bytes:
 
 
 def _signing_key(text: str) -> bytes:
-    """Seed and public key, in libsodium's form."""
+    """Return seed and public key in libsodium's form."""
     data = _key_bytes(text, SIGNING_KEY_PREFIX)
     if len(data) != 2 * _ED25519_BYTES:
         raise MalformedKey(f"a {SIGNING_KEY_PREFIX} key has a seed and a public key of 32 bytes each")
@@ -220,12 +222,12 @@ def _key_bytes(text: str, prefix: str) -> bytes:
     try:
         return base64.b64decode(text.removeprefix(prefix), validate=True)
     except ValueError:
-        # The decoder's error is left out of the chain: tracebacks must not show its input.
+        # The decoder's error is removed from the chain, so that tracebacks do not show the key.
         raise MalformedKey(f"the text after {prefix} is not base64") from None
 
 
 def _decode(encoded: str) -> bytes:
-    """The signature's bytes; none where it is not base64, which then matches nothing."""
+    """Decode a signature. Return no bytes if it is not base64, so that it matches nothing."""
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):

@@ -14,28 +14,28 @@ IDEMPOTENCY_KEY = "idempotency-key"
 TRACEPARENT = "traceparent"
 SCHEMA = "schema"
 JOB_ID = "job-id"
-"""Stamped when a record leaves the topic where it got its identity, and carried from then on."""
+"""A worker writes the job's identifier when it first moves the job's record; later records keep the header."""
 WEBHOOK_ID = "webhook-id"
 JOB_ORIGIN = "job-origin"
 """A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
-Readers believe it, and `webhook-id` with it, only where the `webhook-id` is derived from both this place and the value
+Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the value
 (`schemas.codec.Origin.webhook_id`)."""
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
-"""On a dead letter: the record's own value where it was rejected. A redrive restores it to the record."""
+"""On a dead letter: the value of the record's own header, where it was rejected. A redrive restores that header."""
 CALLBACK_URL = "callback-url"
 ATTEMPT = "attempt"
-"""Callback attempts that were made before this record was written, decimal."""
+"""Callback attempts made before this record was written, decimal."""
 NOT_BEFORE = "not-before"
-"""Unix milliseconds, decimal: the real time at which the next attempt is due."""
+"""The time at which the next attempt is due, Unix milliseconds, decimal."""
 LEFT = "left"
-"""Milliseconds of that wait left when this record was written, decimal; independent of clocks that are wrong."""
+"""Milliseconds until the next attempt when this record was written, decimal; right even if clocks are wrong."""
 WAITED = "waited"
-"""Milliseconds of a callback's waits so far, in all tiers together, decimal."""
+"""Milliseconds that a callback has waited so far in all tiers, decimal."""
 WRITTEN = "written"
-"""Unix milliseconds, decimal: the time of the write into the tier, by the writer's clock."""
+"""The time at which the record was written into the tier, by the writer's clock, Unix milliseconds, decimal."""
 RESULT_AT = "result-at"
-"""Unix milliseconds, decimal: the time at which a waiting callback's result was written, or put back."""
+"""The time at which a waiting callback's result was written or put back, Unix milliseconds, decimal."""
 REASON = "reason"
 """The reason of a dead letter, as a stable code."""
 REASON_DETAIL = "reason-detail"
@@ -43,37 +43,38 @@ SOURCE_TOPIC = "source-topic"
 SOURCE_PARTITION = "source-partition"
 SOURCE_OFFSET = "source-offset"
 ABRIDGED = "abridged"
-"""On a dead letter that is abridged: the record was too large, and its source still holds all of it."""
+"""On an abridged dead letter: the record was too large, and only its source topic has all of it."""
 ATTEMPTS = "attempts"
 DEFERRED = "deferred"
-"""Number of times a record was settled into a later place without a try, decimal."""
+"""Number of times a record was moved to a later place without a try, decimal."""
 DEFERRED_REASON = "deferred-reason"
 """The reason of a callback's last deferral, as a stable code."""
 FORWARDED = "forwarded"
 """Number of moves of a job to another engine's lane, decimal."""
 
 WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, DEFERRED_REASON, WAITED, WRITTEN, RESULT_AT)
-"""Headers of a waiting callback alone: one that is given up, or begins anew, loses them."""
+"""Headers of waiting callbacks only: a callback that is given up, or starts again, loses them."""
 
 TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-"""Waits between callback attempts; after the last one fails too, the callback is dead-lettered."""
+"""Waits between callback attempts, in seconds. If the attempt after the last wait fails too, the callback becomes a
+dead letter."""
 BETWEEN_SECONDS = (30, 120)
-"""Waits for other causes than a failed attempt, mostly while a callback's origin is left alone. They fill the gap
-between five seconds and five minutes: each return writes the record anew."""
+"""Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls.
+They fill the gap between five seconds and five minutes, since each return rewrites the record."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
 """Retention of a job in a lane, read or unread."""
 TOMBSTONES_KEPT_MS = _DAY_MS
-"""Shortest life of a tombstone in a compacted topic: a reader that paused for longer has to begin anew."""
+"""Shortest life of a tombstone in a compacted topic. A reader that paused for longer must start from the beginning."""
 LETTERS_KEPT_MS = 30 * _DAY_MS
-"""Time within which a dead letter can be put back. Its segment is dropped some days later."""
+"""Time for which a dead letter can be put back. Kafka deletes the letter's segment some days later."""
 _MARKS_KEPT_MS = 45 * _DAY_MS
-"""Retention of the mark that a dead letter was put back: longer than any letter, for any size of segments."""
+"""Retention of the mark that a dead letter was put back. A mark outlives its letter, however large the segments are."""
 _TAKEN_IN = {"compression.type": "lz4", "max.message.bytes": str(1024 * 1024)}
-"""How a broker takes batches into each topic. It believes the offsets that the records of an uncompressed batch state,
-unless it has to compress the batch itself (Kafka's `LogValidator`). librdkafka believes them too: it reads on behind a
-record that states a higher offset, past the records of others."""
+"""Settings for the batches of each topic. A broker trusts the offsets that the records of an uncompressed batch state,
+unless it has to compress the batch itself (Kafka's `LogValidator`). librdkafka trusts those offsets too: after a record
+that states too high an offset, it continues from that offset and skips other producers' records."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -82,12 +83,12 @@ _LANE = re.compile(r"(?!(?:batch|shadow)$)[A-Za-z0-9_-]{1,64}")
 
 
 def is_engine_lane(name: str) -> bool:
-    """True if an engine's lanes may have this name; `batch` and `shadow` would be other topics of the fleet."""
+    """True if an engine's lanes may have this name. `batch` and `shadow` are reserved for other topics of the fleet."""
     return _LANE.fullmatch(name) is not None
 
 
 def tier_name(delay_seconds: float) -> str:
-    """The delay in a topic's name: 5s, 5m, 2h; fractions, which tests use, as milliseconds."""
+    """Return the delay as in a topic's name: 5s, 5m, 2h. Fractions, which tests use, are in milliseconds."""
     if delay_seconds != int(delay_seconds):
         return f"{round(delay_seconds * 1000)}ms"
     seconds = int(delay_seconds)
@@ -98,14 +99,14 @@ def tier_name(delay_seconds: float) -> str:
 
 
 def tiers_of(delays_seconds: Iterable[float]) -> tuple[float, ...]:
-    """The tiers of a schedule with these waits, in seconds, shortest first: the waits themselves, and those between."""
+    """Return a schedule's tiers in seconds, shortest first: its waits, and the BETWEEN_SECONDS within their range."""
     delays = set(delays_seconds)
     between = {seconds for seconds in BETWEEN_SECONDS if min(delays) < seconds < max(delays)}
     return tuple(sorted(delays | between))
 
 
 def tier_delay(name: str) -> float | None:
-    """The reverse, in seconds; None for any other name."""
+    """Return the seconds of a tier's name; None for any other name."""
     found = _TIER.fullmatch(name)
     return int(found[1]) * _UNIT_SECONDS[found[2]] if found else None
 
@@ -127,12 +128,12 @@ class Topics:
     tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
 
     def requests(self, engine: str | None = None, *, bulk: bool = False) -> str:
-        """The lane that jobs enter: of the whole fleet, or of one engine; default or bulk."""
+        """The lane that jobs enter: the whole fleet's or one engine's, default or bulk."""
         parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else [])]
         return self.prefix + ".".join(parts)
 
     def lanes(self, existing: Iterable[str]) -> list[str]:
-        """The lanes among these topics, of the whole fleet and of its engines, default before bulk."""
+        """Return the lanes among these topics, of the whole fleet and of its engines, default before bulk."""
         start, found = self.requests(), []
         for name in sorted(existing):
             engine = name.removeprefix(start).removesuffix(".batch")
@@ -142,7 +143,7 @@ class Topics:
 
     @property
     def results(self) -> str:
-        """One record per job, for delivery and for readers of results without webhooks."""
+        """One record per job, for delivery and for readers of results that have no callback."""
         return f"{self.prefix}model_results"
 
     @property
@@ -152,17 +153,17 @@ class Topics:
 
     @property
     def endpoints(self) -> str:
-        """Compacted: which endpoints are disabled."""
+        """The disabled endpoints; compacted."""
         return f"{self.prefix}callback_endpoints"
 
     @property
     def control(self) -> str:
-        """Compacted by tenant and job: cancellations. Kept as long as a dead letter, whose job may be cancelled."""
+        """Cancellations, compacted by tenant and job. Kept as long as dead letters, whose jobs may be cancelled."""
         return f"{self.prefix}job_control"
 
     @property
     def workers(self) -> str:
-        """Compacted by replica: which models each worker answers for."""
+        """The models that each worker answers for, compacted by replica."""
         return f"{self.prefix}fleet_workers"
 
     @property
@@ -172,7 +173,7 @@ class Topics:
 
     @property
     def redriven(self) -> str:
-        """Which dead letters were put back, keyed by their place, so that none is put back twice."""
+        """Marks of the dead letters that were put back, keyed by the letter's place, so that none is put back twice."""
         return f"{self.prefix}dead_letters.redriven"
 
     @property
@@ -186,33 +187,33 @@ class Topics:
         return f"{self.prefix}model_requests.shadow"
 
     def tier(self, delay_seconds: float) -> str:
-        """The topic in which a callback waits this long."""
+        """The topic in which callbacks wait for this delay."""
         return f"{self.prefix}callback_retries.{tier_name(delay_seconds)}"
 
     @property
     def tiers(self) -> dict[float, str]:
-        """Delay in seconds to topic, shortest first."""
+        """Topics by delay in seconds, shortest first."""
         return {delay: self.tier(delay) for delay in tiers_of(self.tier_delays_seconds)}
 
     def former_tiers(self, existing: Iterable[str]) -> dict[str, float]:
-        """Topic to delay in seconds, of the tiers among these topics that the schedule has no more."""
+        """Delays in seconds by topic, of the existing tiers that the schedule no longer has."""
         start, current = f"{self.prefix}callback_retries.", set(self.tiers.values())
         found = {name: tier_delay(name.removeprefix(start)) for name in existing if name.startswith(start)}
         return {name: delay for name, delay in found.items() if delay is not None and name not in current}
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
-        # Records are deleted by age alone, whatever the brokers' defaults are.
+        # Retention by age alone, whatever the brokers' defaults are.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
-        # The broker stamps the records of the fleet's processes: it would refuse whole transactions of a machine whose
-        # clock is an hour ahead, and a tier is a queue only by one clock.
+        # The broker sets these timestamps. With the writers' own, the broker would refuse whole transactions of a
+        # machine whose clock is an hour ahead, and a tier would have no single clock to order it.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
         day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
-        # Superseded records go within a day or so; without these they could stay up to a gigabyte.
+        # Kafka removes superseded records within about a day; by its defaults they could take up to a gigabyte.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
             "max.compaction.lag.ms": str(_DAY_MS),
@@ -227,7 +228,7 @@ class Topics:
             TopicSpec(self.dead_letters, partitions, letters),
             TopicSpec(self.redriven, 1, marks),
             TopicSpec(self.endpoints, 1, compacted),
-            # As long as a dead letter: a redrive looks up which jobs were cancelled. Workers read the last days only.
+            # Kept as long as dead letters, since a redrive looks up cancelled jobs. Workers read only the last days.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
             TopicSpec(self.workers, 1, {**day, **followed, "cleanup.policy": "compact,delete"}),
         ]

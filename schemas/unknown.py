@@ -1,6 +1,7 @@
-"""Fields of a job that no reader knows: misspelt ones, mostly. Readers ignore them, and name them to the author.
+"""Unknown fields of a job, most of them misspelt. Readers ignore these fields and name them to the author.
 
-Names are the author's input: few are kept, each cut, and without anything but printable ASCII. Values are not kept.
+The author chose the names: at most MAX_NAMES are kept, each cut in length, with `?` for anything but printable ASCII.
+Values are not kept.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ _CALLED = {
 
 @dataclass(frozen=True, slots=True)
 class UnknownFields:
-    """The fields of one job that are ignored."""
+    """The ignored fields of one job."""
 
     names: tuple[str, ...]
-    """Their places, such as `sources.require`, at most MAX_NAMES."""
+    """The fields' paths, such as `sources.require`, at most MAX_NAMES."""
     count: int
 
     def __str__(self) -> str:
-        """A sentence for the job's author."""
+        """Return a sentence for the job's author."""
         named = ", ".join(map(described, self.names))
         more = f" and {self.count - len(self.names)} more" if self.count > len(self.names) else ""
         return f"unknown fields of the job were ignored: {named}{more}"
@@ -55,8 +56,8 @@ class UnknownFields:
 def taken_from(job: Job) -> UnknownFields | None:
     """Remove the members that a job was read with (`extra="allow"`) beside its fields, and name them; None if none.
 
-    Its values could be many times larger than the record was. Members of messages are removed too and not named:
-    without `role` and `content` a message is none, so neither can be misspelt unnoticed.
+    The members' values could take many times the record's size. Unknown members of messages are removed without
+    being named: `role` and `content` are required, so a misspelt one already makes the job invalid.
     """
     for message in job.messages or ():
         _removed(message)
@@ -74,14 +75,14 @@ def taken_from(job: Job) -> UnknownFields | None:
 
 
 def unknown_in(document: object) -> UnknownFields | None:
-    """The unknown fields of a JSON value that is no valid job, for its author."""
+    """Return the unknown fields of a JSON value that is not a valid job, for its author."""
     if not isinstance(document, dict) or openai.is_batch_line(document):
         return None
     return unknown_fields(name for name, value in document.items() if value is not None and name not in _KNOWN[""])
 
 
 def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
-    """These names, bounded; None where there are none."""
+    """Keep at most MAX_NAMES of these names, cut to MAX_NAME_CHARACTERS; None where there are none."""
     found = list(names)
     shown = tuple(_OTHER.sub("?", name[:MAX_NAME_CHARACTERS]) for name in found[:MAX_NAMES])
     return UnknownFields(shown, len(found)) if found else None
@@ -89,13 +90,13 @@ def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
 
 @lru_cache(maxsize=1024)
 def described(name: str) -> str:
-    """A name in its quotes, with the field that may have been meant."""
+    """Return a name in quotes, with a similar known field if there is one."""
     meant = _meant(name)
     return f"`{name}` (did you mean `{meant}`?)" if meant else f"`{name}`"
 
 
 def _meant(name: str) -> str | None:
-    """The known field that is most similar at the same place; None if none is."""
+    """Return the most similar known field of the same object; None if no field is similar."""
     place, dot, own = name.rpartition(".")
     if place == "body":
         known = openai.MEMBERS
@@ -103,7 +104,7 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    known = tuple(field for field in known if field != own)  # that of another of OpenAI's bodies
+    known = tuple(field for field in known if field != own)  # OpenAI's body for another URL may have this name
     alike = difflib.get_close_matches(own.lower(), known, 1, _ALIKE)
     parts = [field for field in known if len(own) >= _LEAST_PART and own.lower() in field.split("_")]
     meant = next(iter((*alike, *(field for field in (_CALLED.get(own),) if field in known), *parts)), None)
@@ -115,7 +116,7 @@ def _below(place: str, model: WireModel | None) -> Iterator[str]:
 
 
 def _removed(model: WireModel) -> list[str]:
-    """The names that ask for something."""
+    """Remove a model's extra members; return the names of those that are not null."""
     extra: Mapping[str, object] | None = model.__pydantic_extra__
     if not extra:
         return []

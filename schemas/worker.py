@@ -15,13 +15,13 @@ _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 class WorkerAnnouncement(WireModel):
-    """The value of a record, whose key is the replica. A tombstone (no value) says that the worker has ended."""
+    """A record's value; the key is the replica. A tombstone (no value) says that the worker has ended."""
 
     replica: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
     lane: str | None = Field(default=None, max_length=64)
     """The engine whose lanes the worker reads; absent for the lanes of the whole fleet."""
     models: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)]
-    """Names that a job in these lanes may have in `model_id`: the worker answers for them, or forwards the job."""
+    """Models that a job in these lanes may name in `model_id`: the worker answers for them, or forwards the job."""
     more: bool = False
     """True if the worker has more names than `models` may hold."""
     at: int
@@ -33,24 +33,24 @@ class InvalidAnnouncement(Exception):  # noqa: N818 - named after the record
 
 
 def announcement(replica: str, lane: str | None, names: Iterable[str], at: int) -> WorkerAnnouncement:
-    """Announce the first `MAX_MODELS` of these names; those that no `model_id` can be are left out."""
+    """Announce the first `MAX_MODELS` of these names, without names that are not valid in `model_id`."""
     usable = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
     more = len(usable) > MAX_MODELS
     return WorkerAnnouncement(replica=replica, lane=lane, models=tuple(usable[:MAX_MODELS]), more=more, at=at)
 
 
 def worker_key(replica: str) -> bytes:
-    """The key of the records about this replica."""
+    """Return the key of this replica's records."""
     return replica.encode()
 
 
 def write_announcement(said: WorkerAnnouncement) -> bytes:
-    """A record's value."""
+    """Write a record's value."""
     return said.model_dump_json(exclude_none=True).encode()
 
 
 def read_announcement(key: bytes | None, value: bytes) -> WorkerAnnouncement:
-    """The reverse. Raises InvalidAnnouncement, also if the key names another replica than the value."""
+    """Read an announcement. Raises InvalidAnnouncement, also if key and value name different replicas."""
     try:
         said = WorkerAnnouncement.model_validate_json(value)
     except ValidationError:
