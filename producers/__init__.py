@@ -1,1 +1,1 @@
-"""The way in for jobs: light to install, on kafka-python, without the workers' compiled client."""
+"""The entrance for jobs: light to install, on kafka-python, without the workers' compiled client."""

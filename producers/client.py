@@ -1,4 +1,4 @@
-"""Submit jobs to the fleet: stamped with an id, spread over the tenant's partitions, acknowledged by every replica.
+"""Submit jobs to the fleet. Each gets an id, goes to one of its tenant's partitions, and is acknowledged (acks=all).
 
     with Client(KafkaSettings()) as client:
         receipt = client.submit([Job(prompt="Why is the sky blue?", callback_url="https://example.com/hook")])
@@ -31,10 +31,10 @@ from telemetry.traces import current_trace, start_trace
 Lane = Literal["default", "bulk"]
 
 DELIVERY_SECONDS = 60.0
-"""Longest wait for a job's acknowledgement, a broker's restart included, before it counts as not accepted."""
+"""Longest wait for a job's acknowledgement, which may include a broker's restart. After it the job is given up."""
 
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
-"""Jobs sent and not yet acknowledged: enough to fill batches, and a bound on memory for any number of jobs."""
+"""Most bytes of jobs that are sent and not yet acknowledged: enough to fill batches, and a bound on memory."""
 
 _REFUSALS = (
     kafka_errors.AuthorizationError,
@@ -44,7 +44,7 @@ _REFUSALS = (
     kafka_errors.PolicyViolationError,
     kafka_errors.RecordListTooLargeError,
 )
-"""Answers of a broker that certainly does not have the job. After any other answer it may have it."""
+"""Errors after which the broker certainly does not have the job. After any other error it may have the job."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024
@@ -54,14 +54,14 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class SubmitError:
-    """A job without a known acceptance."""
+    """A job that Kafka has not acknowledged."""
 
     index: int
     """Index among the submitted jobs, from 0."""
     job_id: str
     reason: str
     perhaps: bool
-    """True if Kafka may have the job all the same: it was sent, and its acknowledgement may be lost."""
+    """True if Kafka may still have the job: it was sent, and the acknowledgement may be lost."""
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class _Sent:
 
 
 OnAnswer = Callable[[int, SubmitError | None], None]
-"""Called for each job's index with its acceptance, or with the reason why it is not known."""
+"""Called for each job with its index, and None if Kafka has the job; otherwise with the error."""
 
 
 def _ignore(index: int, error: SubmitError | None) -> None:
@@ -96,7 +96,7 @@ def _ignore(index: int, error: SubmitError | None) -> None:
 
 
 class Client:
-    """An idempotent producer with acks=all. One per process is enough; not for several threads at once.
+    """An idempotent producer with acks=all. One per process is enough; only one thread at a time may use it.
 
     Raises ProducerError where Kafka cannot be reached.
     """
@@ -127,11 +127,11 @@ class Client:
         lane: Lane = "default",
         on_answer: OnAnswer = _ignore,
     ) -> Submission:
-        """Send jobs and wait until each is acknowledged or given up; a job that fails stops none of the others.
+        """Send jobs, and wait until each is acknowledged or given up. A failed job does not stop the others.
 
-        A job without a `job_id` gets one. Jobs in the bulk `lane` may wait behind all others. `on_answer` is called for
-        each job as it is acknowledged or given up. Raises TopicMissing, AccessRefused and BrokerUnreachable before the
-        first job is sent.
+        A job without a `job_id` gets one. Jobs in the bulk `lane` may wait behind all jobs of the default lane.
+        `on_answer` is called for each job when it is acknowledged or given up. Raises TopicMissing, AccessRefused and
+        BrokerUnreachable before the first job is sent.
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
         places = self._places_of(topic, tenant)
@@ -144,7 +144,7 @@ class Client:
         return submission.receipt
 
     def close(self) -> None:
-        """Disconnect. No job is still buffered: `submit` waits for each or gives it up."""
+        """Disconnect. No job is still buffered: `submit` waits until each job is acknowledged or given up."""
         if self._silent:
             abandon(self._producer)
         else:
@@ -156,7 +156,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error, jobs that are still buffered are not waited for.
+        # After an error, `close` does not wait for jobs that are still buffered.
         self._silent = self._silent or error is not None
         self.close()
 
@@ -167,7 +167,7 @@ class Client:
         return self._producer.send(topic, value, key, headers, partition)
 
     def _places_of(self, topic: str, tenant: str) -> Iterator[int]:
-        """The tenant's partitions in turn, without end."""
+        """Yield the tenant's partitions in turn, without end."""
         if topic not in self._partitions:
             self._partitions |= partition_counts(self._settings, [topic])
         if (topic, tenant) not in self._places:
@@ -176,12 +176,12 @@ class Client:
 
 
 class _Submission:
-    """One call of `submit`: a bounded number of jobs under way, and the outcome of the others."""
+    """One call of `submit`: a bounded number of jobs in flight, and the outcome of the others."""
 
     def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt
         self.silent = False
-        """True if the client's time ran out without an answer: no more jobs are sent then."""
+        """True if a job's deadline passed without an answer; no more jobs are sent then."""
         self._on_answer = on_answer
         self._clock = clock
         self._sent: deque[_Sent] = deque()
@@ -201,7 +201,7 @@ class _Submission:
         except kafka_errors.KafkaError as error:
             self._give_up(SubmitError(index, job_id, _reason(error), perhaps=False))
             return
-        # The client keeps its own time, but waits without end for a broker that froze.
+        # The client has its own timeout, but waits forever for a frozen broker.
         deadline = Deadline.after(self._clock, 2 * DELIVERY_SECONDS)
         self._sent.append(_Sent(index, job_id, len(value), future, deadline))
         self._bytes += len(value)
@@ -209,7 +209,7 @@ class _Submission:
         self.settle_down_to(_IN_FLIGHT_BYTES)
 
     def settle_down_to(self, limit_bytes: int) -> None:
-        """Wait for the oldest until no more than this many are under way."""
+        """Wait for the oldest jobs until at most `limit_bytes` are in flight; 0 waits for all jobs."""
         while self._sent and (self._bytes > limit_bytes or limit_bytes == 0):
             self._settle_oldest()
 
@@ -236,7 +236,7 @@ class _Submission:
 
 
 def _reason(error: kafka_errors.KafkaError) -> str:
-    """The error for people. kafka-python's texts name topics, sizes and times, never values."""
+    """Return the error as a text for people. kafka-python's texts name topics, sizes and times, never values."""
     if isinstance(error, kafka_errors.KafkaTimeoutError):
         return "Kafka did not acknowledge it in time"
     return str(error)

@@ -1,4 +1,4 @@
-"""The fleet's settings, in librdkafka's properties, as kafka-python's arguments; its errors as ours."""
+"""Translates the fleet's settings (librdkafka's properties) to kafka-python's arguments, and its errors to ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 BOOTSTRAP_SECONDS = 5.0
-"""Longest wait for a first connection before the broker counts as unreachable."""
+"""Longest wait for a first connection. After it the broker counts as unreachable."""
 
 _CLOSE_SECONDS = 2.0
 _TOPIC_KNOWN_SECONDS = 2.0
@@ -69,7 +69,7 @@ _NUMBERS = {
 _FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location")
 _TOGETHER = "a set of properties that kafka-python takes together ({})"
 _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
-    "enable.ssl.certificate.verification": {"true": {}},  # kafka-python verifies always
+    "enable.ssl.certificate.verification": {"true": {}},  # kafka-python always verifies
     "security.protocol": {
         name.lower(): {"security_protocol": name} for name in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
     },
@@ -79,9 +79,9 @@ _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Properties of the fleet's own processes, without effect on a submitting producer: ignored, so that one environment
-# serves both. Any other property without an equal is an error, since a connection's safety may depend on it.
-# A test goes through the installed librdkafka's list: each property is one or the other.
+# Properties that only concern the fleet's own processes are ignored, so that one environment serves both clients.
+# Any other property without an equal is an error, since a connection's safety may depend on it.
+# A test takes each property from the installed librdkafka's list, and requires one or the other.
 _PASSED_OVER = (
     *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
     *("client.rack", "compression.", "consume.", "coordinator.", "debug", "delivery.", "enable.auto."),
@@ -92,11 +92,11 @@ _PASSED_OVER = (
     *("socket.max.fails", "socket.nagle.", "statistics.", "sticky.", "topic.", "transaction"),
 )
 _ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "socket.send.buffer.bytes")
-"""Properties whose 0 means no limit, or the system's; kafka-python would take it for a number."""
+"""Properties that take 0 as "no limit" or "the system's default"; kafka-python would use 0 as a number."""
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
-    """Arguments for any kafka-python client of this fleet. Holds secrets: never log it.
+    """Return the arguments for any kafka-python client of this fleet. They hold secrets: never log them.
 
     Raises UnmappedProperty, UnusableProperty.
     """
@@ -114,7 +114,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
             raise UnusableProperty(name, f"one of {', '.join(_CHOICES[name])}")
         return _CHOICES[name][value.lower()]
     if name == "ssl.ca.location" and value == "probe":
-        return {}  # the system's store, kafka-python's default too
+        return {}  # the system's store, which is also kafka-python's default
     if name in _SAME_MEANING:
         return {_SAME_MEANING[name]: value}
     if name in _NUMBERS:
@@ -127,7 +127,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
 
 
 class Connection(ABC):
-    """A connection that opens with its construction and closes with its `with` block, after an error too."""
+    """A connection that its constructor opens. Its `with` block closes it, also after an error."""
 
     @abstractmethod
     def close(self) -> None:
@@ -156,12 +156,12 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
-            # kafka-python's error for arguments that exclude each other. The error's text may quote these arguments.
+            # kafka-python raises these for arguments that exclude each other. Their texts may quote the arguments.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
 
 def _check_files(connection: dict[str, Any]) -> None:
-    """Check files first: an unreadable one would look like a broker that does not answer."""
+    """Check certificate files first: kafka-python would report an unreadable one as an unreachable broker."""
     for name in _FILES:
         path = connection.get(_SAME_MEANING[name])
         if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
@@ -170,7 +170,7 @@ def _check_files(connection: dict[str, Any]) -> None:
 
 @contextmanager
 def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
-    """The one place where kafka-python's errors become ours."""
+    """Translate kafka-python's errors to ours; no other code does."""
     try:
         yield
     except (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError) as error:
@@ -182,7 +182,7 @@ def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
 
 
 def _refused_by(error: Exception) -> str:
-    """The refused resource, as far as the client names it, such as topics."""
+    """Return the kind of the refused resource, and its names if the client has them."""
     kind = type(error).__name__.removesuffix("Error")
     named = error.args[0] if error.args else None
     return f"{kind}: {', '.join(sorted(named))}" if isinstance(named, (set, frozenset)) else kind
@@ -190,7 +190,7 @@ def _refused_by(error: Exception) -> str:
 
 @contextmanager
 def needed(purpose: str) -> Iterator[None]:
-    """Add the access' purpose to a refusal. Raises AccessRefused."""
+    """Add a purpose to an AccessRefused that the block raises."""
     try:
         yield
     except AccessRefused as refused:
@@ -199,7 +199,7 @@ def needed(purpose: str) -> Iterator[None]:
 
 @contextmanager
 def admin_client(settings: KafkaSettings) -> Iterator[Any]:
-    """kafka-python's admin client, for a block. Raises ProducerError."""
+    """Open kafka-python's admin client for a block. Raises ProducerError."""
     admin = connect(KafkaAdminClient, settings)
     try:
         with kafka_errors_translated(settings):
@@ -211,7 +211,7 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
 def abandon(producer: Any) -> None:
     """Close a kafka-python producer and drop its unsent records.
 
-    The producer's own `close` waits for them; in vain, it raises an error and leaves the producer open.
+    The producer's own `close` waits for unsent records; if that fails, it raises an error and stays open.
     """
     sender = producer._sender
     sender.force_close()
@@ -221,7 +221,7 @@ def abandon(producer: Any) -> None:
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
-    """A group's commits, by topic and partition; partitions without one are left out.
+    """Return a group's committed offsets by topic and partition, without partitions that have no commit.
 
     Raises ProducerError.
     """
@@ -238,9 +238,9 @@ class Committed:
 
 
 def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[str, int], Committed]:
-    """A group's commits, by topic and partition; partitions without one are left out.
+    """Return a group's commits by topic and partition, without partitions that have no commit.
 
-    A new cluster creates `__consumer_offsets` at the first such request, so the request is repeated for a while.
+    A new cluster creates `__consumer_offsets` at the first such request, so the request is repeated for up to 10 s.
     """
     deadline = Deadline.after(clock, _COORDINATOR_SECONDS)
     while True:
@@ -251,7 +251,7 @@ def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[s
             if deadline.passed:
                 raise
             clock.sleep(_ASK_AGAIN_SECONDS)
-    # librdkafka sends the NUL at the end of a C string with the metadata.
+    # librdkafka also sends the NUL at the end of the metadata's C string.
     return {
         (place.topic, place.partition): Committed(said.offset, (said.metadata or "").rstrip("\0"))
         for place, said in found.items()
@@ -260,9 +260,9 @@ def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[s
 
 
 def partition_counts(settings: KafkaSettings, topics: list[str], clock: Clock = _CLOCK) -> dict[str, int]:
-    """The number of partitions of each of these topics. Raises TopicMissing for the first that is missing.
+    """Return the number of partitions of each topic. Raises TopicMissing for the first missing topic.
 
-    A new topic may be unknown to the broker for a moment, so the question is repeated for a while.
+    A broker may not know a new topic at once, so the request is repeated for up to 2 s.
     """
     deadline = Deadline.after(clock, _TOPIC_KNOWN_SECONDS)
     with admin_client(settings) as admin:

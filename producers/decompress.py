@@ -1,13 +1,13 @@
-"""The content of compressed record batches (message format 2), decompressed up to a bound.
+"""Decompresses the content of record batches (message format 2), up to a bound.
 
 | codec | format of the content |
 | --- | --- |
 | gzip | members of a gzip file (RFC 1952) |
-| snappy | blocks in the framing of xerial's snappy-java, which Java clients write, or one raw block, as of librdkafka |
+| snappy | blocks in the framing of xerial's snappy-java, from Java clients, or one raw block, from librdkafka |
 | lz4 | a frame of the LZ4 frame format (KIP-57) |
 | zstd | frames of Zstandard (RFC 8878, KIP-110) |
 
-Any producer may write a batch of 1 MiB that would become gigabytes.
+The bound is needed since any producer may write a batch of 1 MiB that decompresses to gigabytes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ else:
     from backports.zstd import ZstdDecompressor
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of one batch. Clients bound a batch before they compress it, by 1 MiB unless they are told otherwise: Java's by
-`max.request.size`, librdkafka's by `message.max.bytes`."""
+"""Limit for the decompressed content of one batch. Clients limit a batch before they compress it, to 1 MiB by default:
+Java's with `max.request.size`, librdkafka with `message.max.bytes`."""
 
 _GZIP, _SNAPPY, _LZ4, _ZSTD = range(1, 5)
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 """This number tells zlib to expect gzip's header and trailer."""
 _PIECE_BYTES = 16 * 1024
-"""A decoder copies the bytes behind the end of its frame: a megabyte of empty frames would be copied 50,000 times."""
+"""Size of the pieces that a decoder gets. A decoder copies all bytes after the end of its frame: given the whole
+content, it would copy a megabyte of empty frames 50,000 times."""
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES = len(_XERIAL) + 8
-"""With two versions, which are not looked at: some producers write them in the wrong byte order."""
+"""Includes two version numbers, which are ignored: some producers write them in the wrong byte order."""
 
 
 class CannotDecompress(ValueError):  # noqa: N818 - it names what happened
@@ -57,7 +58,7 @@ class Broken(CannotDecompress):
 
 
 class _Decoder(Protocol):
-    """The decoder of one frame, as the standard library's are made."""
+    """A decoder of one frame, with the interface of the standard library's decoders."""
 
     @property
     def eof(self) -> bool: ...
@@ -69,10 +70,10 @@ class _Decoder(Protocol):
 
 
 def decompress(codec: int, content: bytes | bytearray | memoryview) -> bytearray:
-    """The records in a batch's content, `codec` being the lowest three bits of the batch's attributes.
+    """Decompress a batch's content; `codec` is the lowest three bits of the batch's attributes.
 
-    Where the content ends within a frame, the result ends there too. Bytes behind the first frame that begin no other
-    one are passed over, as Java's client does with gzip. Raises CannotDecompress.
+    If the content ends within a frame, the result ends there too. Bytes after the first frame that do not begin another
+    one are ignored, as Java's client does with gzip. Raises CannotDecompress.
     """
     decoder = _DECODERS.get(codec)
     if decoder is None:
@@ -81,12 +82,12 @@ def decompress(codec: int, content: bytes | bytearray | memoryview) -> bytearray
         return decoder(memoryview(content))
     except CannotDecompress:
         raise
-    except Exception as error:  # each codec's library has its own
+    except Exception as error:  # each codec's library has its own errors
         raise Broken(f"the content cannot be decompressed: {error}") from error
 
 
 def _frames(new_decoder: Callable[[], _Decoder]) -> Callable[[memoryview], bytearray]:
-    """A function that decompresses frames which stand one behind the other."""
+    """Return a function that decompresses consecutive frames."""
 
     def decompressed(content: memoryview) -> bytearray:
         found, position, end_of_frame = bytearray(), 0, 0
@@ -115,7 +116,7 @@ def _snappy(content: memoryview) -> bytearray:
         return _snappy_block(content, MAX_BYTES)
     found, position = bytearray(), 0
     while position < len(content):
-        if content[position : position + len(_XERIAL)] == _XERIAL:  # streams may stand one behind the other
+        if content[position : position + len(_XERIAL)] == _XERIAL:  # a batch may have several streams
             position += _XERIAL_HEADER_BYTES
             continue
         (size,) = struct.unpack_from(">I", content, position)
@@ -126,7 +127,7 @@ def _snappy(content: memoryview) -> bytearray:
 
 
 def _snappy_block(block: memoryview, room: int) -> bytearray:
-    """A block begins with the length that it will have. The library allocates that much at once."""
+    """Decompress one block. The block states its decompressed length, which the library allocates at once."""
     if cramjam.snappy.decompress_raw_len(block) > room:
         raise TooLarge(f"the content is larger than {MAX_BYTES} bytes")
     return bytearray(cramjam.snappy.decompress_raw(block))

@@ -1,4 +1,4 @@
-"""Errors between a producer and Kafka. Each text names the fix and no secret.
+"""Errors between a producer and Kafka. Each text names the fix and shows no secret.
 
 ProducerError
 ├── UnmappedProperty    a librdkafka property without an equal in kafka-python
@@ -19,7 +19,7 @@ class ProducerError(Exception):
 
 
 class UnmappedProperty(ProducerError):  # noqa: N818 - the tree names events
-    """A property that only librdkafka knows."""
+    """Only librdkafka has this property."""
 
     def __init__(self, name: str) -> None:
         variable = f"POSTBACK_KAFKA__EXTRA__{name.upper().replace('.', '_')}"
@@ -30,7 +30,7 @@ class UnmappedProperty(ProducerError):  # noqa: N818 - the tree names events
 
 
 class UnusableProperty(ProducerError):  # noqa: N818
-    """A property whose value cannot be used; the value is not shown, since it may be a secret."""
+    """The property's value cannot be used. The text does not show the value, since it may be a secret."""
 
     def __init__(self, name: str, allowed: str) -> None:
         super().__init__(f"the value of {name} cannot be used: {allowed} is needed")
@@ -44,7 +44,7 @@ class BrokerUnreachable(ProducerError):  # noqa: N818
 
 
 class AccessRefused(ProducerError):  # noqa: N818
-    """A broker refused our identity or our request; `purpose` is the text's clause about the request."""
+    """A broker refused our identity or our request. `purpose` is a clause of the text that says why it was needed."""
 
     def __init__(self, reason: str, purpose: str | None = None) -> None:
         self.reason = reason
@@ -62,4 +62,4 @@ class TopicMissing(ProducerError):  # noqa: N818
 
 
 class RequestRefused(ProducerError):  # noqa: N818
-    """A broker refused a request."""
+    """A broker refused a request for a reason without an error of its own."""

@@ -1,4 +1,4 @@
-"""Identifiers for jobs whose producer gave none."""
+"""Identifiers for jobs that were submitted without one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from telemetry.clock import Clock
 
 
 def new_job_id(clock: Clock) -> str:
-    """`job_` and a UUID version 7 in hexadecimal (RFC 9562, section 5.7): ids sort by their time of creation."""
+    """Return `job_` and a UUID version 7 in hexadecimal (RFC 9562, section 5.7): ids sort by their time of creation."""
     milliseconds = int(clock.time() * 1000) & (1 << 48) - 1
     number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
     return f"job_{number:032x}"

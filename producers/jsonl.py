@@ -1,4 +1,4 @@
-"""Files of jobs, one a line: a bare job or a line of an OpenAI Batch. Each line is judged as by a worker."""
+"""Files with one job on each line: a job's own JSON, or an OpenAI Batch line. Workers' rules apply to each line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.problems import Problem
 from schemas.unknown import UnknownFields, unknown_in
 
 ANY_MODEL = "any"
-"""In place of a model's name: any model may answer."""
+"""Replaces a model's name: any model may answer."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -25,12 +25,12 @@ class LineProblem:
     """The problem of one line."""
 
     line: int
-    """Counted from 1, blank lines included."""
+    """The line's number from 1; blank lines count too."""
     problem: Problem
 
 
 OnInvalid = Callable[[int, bytes, Sequence[Problem]], None]
-"""Receives each invalid line: its number, its content, and every problem found in it."""
+"""Receives each invalid line: its number, its content, and all of its problems."""
 
 
 def _ignore(number: int, content: bytes, problems: Sequence[Problem]) -> None:
@@ -43,14 +43,14 @@ class JobFile:
 
     jobs: list[Job] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    """Each job's line."""
+    """Each job's line number."""
     urls: list[str | None] = field(default_factory=list)
-    """Each Batch line's `url`, such as `/v1/chat/completions`; None for a bare job."""
+    """Each Batch line's `url`, such as `/v1/chat/completions`; None for a job's own JSON."""
     unknown: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Ignored fields by their place (`ttl`, `body.presence_penalty`), with the lines that have them."""
+    """Ignored fields by their path (`ttl`, `body.presence_penalty`), with the numbers of the lines that have them."""
     problems: list[LineProblem] = field(default_factory=list)
     invalid: int = 0
-    """The number of invalid lines; `jobs` has none of theirs."""
+    """The number of invalid lines, which have no entry in `jobs`."""
 
     def note_unknown(self, line: int, unknown: UnknownFields | None) -> None:
         """Note the unknown fields of one line."""
@@ -64,9 +64,9 @@ def read_jobs(
     model: str | None = None,
     on_invalid: OnInvalid = _ignore,
 ) -> JobFile:
-    """Read every line before anything is sent. Blank lines are skipped.
+    """Read all lines. Blank lines are skipped.
 
-    `callback_url` is for jobs without one. `model` replaces every job's model; see ANY_MODEL.
+    `callback_url` is for jobs without a callback. `model` replaces every job's model; see ANY_MODEL.
     A line that repeats the `job_id` or `custom_id` of an earlier line is invalid.
     """
     read = JobFile()
@@ -97,14 +97,14 @@ def read_jobs(
 
 
 def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
-    """Problems of names that an earlier line has: a reader of results could not tell the two apart."""
+    """Yield the names that an earlier line also has: a reader of results could not tell the two jobs apart."""
     for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
         if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
             yield Problem(kind, f"stands on line {first} too")
 
 
 def _document(content: bytes) -> object:
-    """The JSON value; None where there is none."""
+    """Parse JSON; None where there is none."""
     try:
         return from_json(content)
     except ValueError:
@@ -112,7 +112,7 @@ def _document(content: bytes) -> object:
 
 
 def _batch_url(content: bytes) -> str | None:
-    """The URL of a line of a Batch; None for a job as it stands."""
+    """Return the URL of a Batch line; None for a job's own JSON."""
     document = _document(content)
     return document["url"] if is_batch_line(document) else None
 

@@ -1,7 +1,7 @@
-"""The newest of a job's results counts where it has several, as after a redrive.
+"""Finds the newest of a job's results. A job has several after a redrive, for example.
 
-A topic's partitions are read side by side, so the result that is read last may not be the newest. `Moment` orders them,
-for all code that counts or writes results.
+A topic's partitions are read in parallel, so the result that is read last may not be the newest. All code that counts
+or writes results compares their `Moment`s.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _OLDER = """
 
 
 class Moment(NamedTuple):
-    """A result's time of settlement. The greatest of one job's results is the newest.
+    """A result's time of settlement. The greatest moment of a job's results is the newest.
 
-    Brokers stamp the topic (LogAppendTime), so workers' clocks have no effect. Brokers' clocks must differ by less than
-    a redrive takes. Partition and offset decide only between records of one millisecond.
+    Brokers stamp the topic's records (LogAppendTime), so workers' clocks have no effect. Brokers' clocks must differ by
+    less than the duration of a redrive. Partition and offset only decide between records of one millisecond.
     """
 
     at_ms: int
@@ -37,25 +37,25 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """The moments of records: in the order of offsets within a partition, even if its clock was set back."""
+    """Gives records their moments, in the order of offsets within a partition, even if the clock was set back."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
 
     def of(self, at_ms: int, place: Place) -> Moment:
-        """The moment of the record there, whose timestamp is `at_ms`, Unix milliseconds."""
+        """Return the moment of the record at `place` with the timestamp `at_ms`, Unix milliseconds."""
         latest = self._latest[place.partition] = max(at_ms, self._latest.get(place.partition, 0))
         return Moment(latest, place.partition, place.offset)
 
 
 def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[Place]:
-    """Places of results whose job has a newer one, from each result's tenant, job id and moment.
+    """Return the places of results whose job has a newer one, from each result's tenant, job id and moment.
 
-    SQLite's temporary directory holds the index of all results, some 50 bytes for each; memory holds the superseded
-    ones.
+    SQLite's temporary directory holds the index of all results, some 50 bytes for each. Memory holds the superseded
+    places.
     """
     rows = ((_digest(tenant, job_id), *moment) for tenant, job_id, moment in results)
-    with closing(sqlite3.connect("")) as index:  # "": a file of its own, which SQLite removes (sqlite3_open, SQLite)
+    with closing(sqlite3.connect("")) as index:  # "": a temporary file, which SQLite removes (sqlite3_open, SQLite)
         index.execute(_TABLE)
         index.executemany("INSERT INTO result VALUES (?, ?, ?, ?)", rows)
         return {Place(partition, offset) for partition, offset in index.execute(_OLDER)}

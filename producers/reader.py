@@ -1,4 +1,4 @@
-"""A consumer that only looks: it joins no group, so it takes no records from workers."""
+"""A consumer that only reads: it joins no group, so it takes no records from workers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SKEW_MS = 15 * 60 * 1000
 
 
 class CommittedReader(Connection):
-    """Records of aborted and of open transactions stay invisible (read_committed).
+    """Reads committed records only: those of aborted and open transactions stay invisible (read_committed).
 
-    Raises ProducerError, as do its children's methods.
+    The constructor and the methods of subclasses raise ProducerError.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -30,7 +30,7 @@ class CommittedReader(Connection):
         )
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
-        """The first offset of this time or later in each partition, else the given one."""
+        """Return each partition's first offset with a timestamp of `at_ms` or later, at most its `otherwise`."""
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
         return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}
 

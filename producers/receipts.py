@@ -1,8 +1,8 @@
-"""The receipt of a submission: each line's job, and whether Kafka has it. JSON Lines, one a job.
+"""The receipt of a submission: each line's job, and whether Kafka has the job. JSON Lines, one line for each job.
 
-It is written before the first job is sent, and once more when Kafka has answered. So jobs keep their ids in the next
-run after a crash. A job whose acknowledgement was lost is looked up before it is sent again, so that it is answered
-once.
+The receipt is written before the first job is sent, and again after Kafka has answered. So jobs keep their ids if the
+submission is run again after a crash. If an acknowledgement was lost, the next run looks the job up before it sends
+the job again, so that the job is answered once.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 class ReceiptRefused(Exception):  # noqa: N818 - named after the refusal
-    """A file that is no receipt, is another submission's, or is in use. The text names the line, not its content."""
+    """The file is no receipt, belongs to another submission, or is in use. The text names a line, not its content."""
 
 
 class ReceiptEntry(WireModel):
     """One line of a receipt."""
 
     line: int
-    """Line in the file of jobs, from 1."""
+    """The job's line in the file of jobs, from 1."""
     custom_id: CustomId | None = None
     job_id: Identifier
     tenant: Tenant
     accepted: bool | None = None
-    """True if Kafka has the job; None if that is not known, as after a lost acknowledgement."""
+    """True if Kafka has the job; None if that is unknown, for example after a lost acknowledgement."""
     reason: str | None = None
-    """The reason why its acceptance is not known."""
+    """The reason why Kafka did not acknowledge the job."""
     url: str | None = None
     """The `url` of a line of an OpenAI Batch, such as `/v1/chat/completions`."""
     digest: str
-    """Hash of the submitted job, by which another file is recognised."""
+    """Hash of the submitted job, to detect that the file has changed."""
     at: int
-    """Time of the line's first writing, Unix milliseconds."""
+    """Time at which the line was first written, Unix milliseconds."""
 
     def written(self) -> str:
-        """The line in the file. An unknown acceptance is written as null, other absent fields are left out."""
+        """Return the line for the file. An unknown acceptance is written as null; other absent fields are left out."""
         silent = {name for name in ("custom_id", "reason", "url") if getattr(self, name) is None}
         return f"{self.model_dump_json(exclude=silent)}\n"
 
     def answered(self, error: SubmitError | None) -> ReceiptEntry:
-        """The entry with its outcome."""
+        """Return the entry with the outcome of sending its job."""
         if error is None:
             return self.model_copy(update={"accepted": True, "reason": None})
         return self.model_copy(update={"accepted": None if error.perhaps else False, "reason": error.reason})
@@ -75,43 +75,43 @@ class Receipt:
     entries: list[ReceiptEntry]
     jobs: list[Job]
     doubtful: list[int] = field(default_factory=list)
-    """Indices of jobs whose acceptance an earlier run did not learn."""
+    """Indices of jobs for which an earlier run got no definite answer."""
 
     @property
     def left(self) -> list[int]:
-        """Indices of jobs without a known acceptance."""
+        """Indices of jobs that Kafka is not known to have."""
         return [index for index, entry in enumerate(self.entries) if not entry.accepted]
 
     @property
     def since_ms(self) -> int | None:
-        """Time of sending of the first accepted job, Unix milliseconds; None if none is accepted."""
+        """Earliest `at` of the accepted jobs, Unix milliseconds; None if no job is accepted."""
         return min((entry.at for entry in self.entries if entry.accepted), default=None)
 
     def answer(self, index: int, error: SubmitError | None) -> None:
-        """Note the outcome of sending one of them."""
+        """Note the outcome of sending one of the jobs."""
         self.entries[index] = self.entries[index].answered(error)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedJobs:
-    """Jobs that a receipt, or a list of plain ids, names."""
+    """The jobs that a receipt, or a list of plain ids, names."""
 
     entries: dict[str, ReceiptEntry | None]
-    """Entry by job id; None for a plain id."""
+    """Receipt entries by job id; None for a plain id."""
     tenant: str | None
-    """Their tenant, from a receipt."""
+    """The jobs' tenant, from a receipt."""
     refused: int
-    """Number of a receipt's jobs that were not accepted, and are left out."""
+    """Number of the receipt's jobs that Kafka did not accept; `entries` leaves them out."""
 
     @property
     def since_ms(self) -> int | None:
-        """A time before which none of them can have a result, Unix milliseconds; None if unknown."""
+        """A time before which none of the jobs can have a result, Unix milliseconds; None if unknown."""
         known = [entry.at for entry in self.entries.values() if entry is not None]
         return min(known) - SKEW_MS if known and len(known) == len(self.entries) else None
 
 
 def read_ids(lines: Iterable[bytes]) -> NamedJobs:
-    """The jobs that a file names, by a receipt's line or a job's id on each line. Raises ReceiptRefused."""
+    """Read the jobs that a file names: each line is a receipt's line or a job's id. Raises ReceiptRefused."""
     entries: dict[str, ReceiptEntry | None] = {}
     for number, line in enumerate(lines, start=1):
         content = line.strip()
@@ -131,7 +131,7 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
 
 
 def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[ReceiptEntry] = ()) -> Receipt:
-    """Name the jobs of a file; a line of `kept` keeps its name.
+    """Give each job of a file an id and a receipt entry; a line with an entry in `kept` keeps that entry.
 
     Raises ReceiptRefused if `kept` belongs to another file or tenant.
     """
@@ -161,9 +161,9 @@ _OTHER = "give this submission a receipt of its own"
 
 
 def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
-    """Look up jobs of unknown acceptance in the fleet's lanes and note them; returns the number found.
+    """Look up jobs of unknown acceptance in the fleet's lanes, and note them; return the number found.
 
-    Jobs are kept there for a week. Raises ProducerError.
+    Lanes keep jobs for a week. Raises ProducerError.
     """
     doubtful = {receipt.entries[index].job_id: index for index in receipt.doubtful}
     if not doubtful:
@@ -183,11 +183,11 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Lock a receipt for a block: no other run may read or write it from its first reading to its last writing.
+    """Lock a receipt for a block, which covers its first reading to its last writing, against other runs.
 
-    Two runs at once would send jobs twice and leave one run's receipt. Writing replaces the receipt, so a file beside
-    it carries the lock; the lock of a killed run is taken over.
-    Raises ReceiptRefused, where another run has it, and OSError.
+    Two runs at once would send jobs twice, and only one run's receipt would remain. A separate lock file is used, since
+    writing replaces the receipt. A killed run releases its lock.
+    Raises OSError, and ReceiptRefused if another run has the lock.
     """
     place = path.resolve()
     if place.exists() and not place.is_file():
@@ -197,7 +197,7 @@ def held(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed before it is unlocked: a run that has it open already sees then that it is gone.
+        # The file is removed before the lock is released, so that a run that has opened the file sees that it is gone.
         beside.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -219,7 +219,7 @@ def _locked(beside: Path) -> int:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """True if the open file is still the one at this path: its former run may have removed it meanwhile."""
+    """True if the path still leads to the open file. Its former run may have removed the file meanwhile."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -227,7 +227,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def read_receipt(path: Path) -> list[ReceiptEntry]:
-    """The entries of an earlier run; none without such a file. Raises ReceiptRefused and OSError."""
+    """Read the entries of an earlier run; none if there is no file. Raises ReceiptRefused and OSError."""
     if not path.exists():
         return []
     entries = []
@@ -241,7 +241,7 @@ def read_receipt(path: Path) -> list[ReceiptEntry]:
 
 
 def write_receipt(path: Path, entries: Sequence[ReceiptEntry]) -> None:
-    """Write the receipt as a whole or not at all: a file beside it replaces the earlier one. Raises OSError."""
+    """Write the receipt completely or not at all: a temporary file replaces the earlier receipt. Raises OSError."""
     place = path.resolve()
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:

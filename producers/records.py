@@ -1,10 +1,10 @@
-"""A consumer that reads every record a broker accepts, where kafka-python's own raises an error.
+"""A consumer that reads every record that a broker accepts; kafka-python's own raises errors at some of them.
 
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
-header's name that is not UTF-8, or set the attributes of a record, which are not used. It may write a length with more
-bits than count, or bytes behind the end of compressed content. kafka-python raises an error at each of these, on every
-poll anew, so that its reader never comes past. It also believes an offset that is not in the record's batch, needs
-libraries of its own for zstd and snappy, and decompresses without a bound.
+header's name that is not UTF-8, or set a record's attributes, which are unused. It may write a number with more bits
+than its type has, or bytes after the end of compressed content. kafka-python raises an error at each of these, on
+every poll again, so that its reader never gets past them. It also accepts an offset outside the record's batch, needs
+further libraries for zstd and snappy, and decompresses without a bound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = get_logger()
 
 
 class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """kafka-python's consumer, which goes on past records of any content."""
+    """kafka-python's consumer, which also reads past records of any content."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -32,14 +32,14 @@ class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has n
 
 
 class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """The records of one partition in one answer of a broker."""
+    """The records of one partition in one answer from a broker."""
 
     def _unpack_records(self, partition: Any, records: Any, *deserializers: Any) -> Any:
         return super()._unpack_records(partition, _Batches(records, partition), *deserializers)
 
 
 class _Batches:
-    """The batches of kafka-python's `MemoryRecords`: each that a producer wrote is a `_ReadableBatch`."""
+    """The batches of kafka-python's `MemoryRecords`, with a `_ReadableBatch` for each batch that a producer wrote."""
 
     def __init__(self, records: Any, partition: Any) -> None:
         self._records = records
@@ -52,10 +52,10 @@ class _Batches:
 
 
 class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
-    r"""A record batch (KIP-98), read as the broker reads it. Its iteration raises nothing.
+    r"""A record batch (KIP-98), read by the broker's rules. Iterating over it raises no errors.
 
-    A header's name that is not UTF-8 has escapes, as in `\xff`, for its unreadable bytes: no name of ours has one.
-    Records that cannot be read in spite of all this are left out, with a warning.
+    Bytes of a header's name that are not UTF-8 become escapes such as `\xff`; no header of the fleet has such a name.
+    Records that still cannot be read are left out, with a warning.
     """
 
     _buffer: bytearray
@@ -98,7 +98,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
     def _read_msg(self) -> Any:
         buffer = self._buffer
         length, start = _number(buffer, self._pos)
-        delta_ms, position = _number(buffer, start + 1, 64)  # the first byte has the attributes
+        delta_ms, position = _number(buffer, start + 1, 64)  # the first byte holds the attributes
         offset_delta, position = _number(buffer, position)
         key, position = _field(buffer, position)
         value, position = _field(buffer, position)
@@ -111,7 +111,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
         if position != start + length:
             raise ValueError("the record is not as long as it says")
         if not 0 <= offset_delta <= self.last_offset_delta:
-            offset_delta = self._next_record_index  # its place; the offset that it names is none of this batch
+            offset_delta = self._next_record_index  # by its position, since the stated offset is outside this batch
         self._pos = position
         is_stamped = self.timestamp_type == self.LOG_APPEND_TIME
         at_ms = self.max_timestamp if is_stamped else _as_int64(self.first_timestamp + delta_ms)
@@ -120,7 +120,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
 
 
 def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
-    """Bytes with their length before them, and the position behind; None where the length is negative."""
+    """Read bytes that follow their length; return them and the next position. A negative length gives None."""
     length, position = _number(buffer, position)
     if length < 0:
         return None, position
@@ -131,7 +131,7 @@ def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
 
 
 def _number(buffer: bytearray, position: int, bits: int = 32) -> tuple[int, int]:
-    """A variable-length number, and the position behind. More bits than `bits` do not count, as in the broker."""
+    """Read a variable-length number; return it and the next position. Only `bits` bits count, as in the broker."""
     value, position = decode_varint(buffer, position)
     if -(1 << 31) <= value < 1 << 31:
         return value, position
@@ -140,7 +140,7 @@ def _number(buffer: bytearray, position: int, bits: int = 32) -> tuple[int, int]
 
 
 def _as_int64(value: int) -> int:
-    """As the broker counts, whose numbers overflow."""
+    """Wrap around at 64 bits, as the broker's numbers do."""
     half = 1 << 63
     return (value + half) % (2 * half) - half
 

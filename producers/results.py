@@ -1,6 +1,6 @@
-"""Reading of results without webhooks: as they are settled, or those that are kept.
+"""Reads results for clients without a callback: new ones as they are settled, or kept ones.
 
-A job that was redriven or submitted twice has several; the newest of those kept counts (`newest`).
+A job that was redriven or submitted twice has several results; the newest kept one counts (`newest`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PURPOSE = "that is to be read to collect results"
 
 
 class Settled(NamedTuple):
-    """A result with its time."""
+    """A result with its tenant and time."""
 
     tenant: str
     result: Result
@@ -36,9 +36,9 @@ class Settled(NamedTuple):
 
 
 class ResultsReader(CommittedReader):
-    """Yields every result that is settled after its construction. Made before jobs are sent, it misses none of theirs.
+    """Yields every result that is settled after its construction. Construct it before sending jobs, to miss no result.
 
-    With `since_ms`, Unix milliseconds, it also yields the newest result of each job settled from about then on.
+    With `since_ms`, Unix milliseconds, it also yields the newest result of each job that was settled after about then.
     """
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
@@ -59,7 +59,7 @@ class ResultsReader(CommittedReader):
         self._superseded = self._superseded_from(starts)
 
     def _superseded_from(self, starts: dict[Any, int]) -> set[Place]:
-        """Places of kept results from here on whose job has a newer one."""
+        """Return the places of kept results, from `starts` on, that are older than another result of their job."""
         ranges = [Range(p.topic, p.partition, starts[p], stop) for p, stop in self._kept.items() if starts[p] < stop]
         if not ranges:
             return set()
@@ -67,7 +67,7 @@ class ResultsReader(CommittedReader):
             return _superseded(scanner.read(ranges))
 
     def poll(self, from_ms: int = 0) -> Iterator[Settled]:
-        """The results since the last call; waits up to 0.2 s for the first.
+        """Yield the results since the last call; wait up to 0.2 s for the first.
 
         Results settled before `from_ms`, Unix milliseconds, are left out.
         """
@@ -82,12 +82,12 @@ class ResultsReader(CommittedReader):
                 try:
                     yield Settled(stored(record).tenant, read_result(record.value), moment)
                 except InvalidResult:
-                    continue  # no worker wrote it, so no job waits for it
+                    continue  # no worker wrote the record, so no job waits for it
 
     def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
-        """The results of each `poll` until the deadline; those settled before this object's construction come first.
+        """Yield the results of each `poll` until the deadline, and at least all that were settled before construction.
 
-        Raises RequestRefused if Kafka gives none of the records that it has for too long.
+        Raises RequestRefused if Kafka delivers none of its existing records for too long.
         """
         at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
         while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):
@@ -106,9 +106,10 @@ class ResultsReader(CommittedReader):
 def kept_results(
     settings: KafkaSettings, scanner: Scanner, selection: Selection, job_ids: Container[str] | None = None
 ) -> Iterator[Result]:
-    """The newest kept result of each job in a selection; `model_results` is read twice.
+    """Yield the newest kept result of each job in a selection; `model_results` is read twice.
 
-    With `job_ids`, only results of these jobs. Raises ProducerError, before the first if the topic cannot be read.
+    With `job_ids`, yield only results of these jobs. Raises ProducerError, before the first result if the topic cannot
+    be read.
     """
 
     def selected() -> Iterator[Stored]:
@@ -139,4 +140,4 @@ def _readable(records: Iterable[Stored]) -> Iterator[tuple[Stored, Result]]:
             try:
                 yield record, read_result(record.value)
             except InvalidResult:
-                continue  # no worker wrote it
+                continue  # no worker wrote the record

@@ -1,6 +1,6 @@
-"""Reading of a topic from a start to a fixed end, for commands that look, count and act.
+"""Reads a topic from a start to a fixed end, for commands that list, count and change records.
 
-It sees committed records only and joins no group, see `CommittedReader`.
+The scanner sees committed records only and joins no group, see `CommittedReader`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 500
 _STALL_SECONDS = 60.0
-"""Longest silence of a broker that still has records, before the reading is given up."""
+"""Longest silence of a broker that still has records. After it the read is given up."""
 _LOOK_AGAIN_SECONDS = 0.1
 _CLOCK = SystemClock()
 
@@ -49,18 +49,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One record in Kafka."""
+    """One record, as stored in Kafka."""
 
     topic: str
     place: Place
     at_ms: int
-    """Its timestamp, Unix milliseconds."""
+    """The record's timestamp, Unix milliseconds."""
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
 
     def header(self, name: str) -> str | None:
-        """The last header of this name as text; None if it is absent or is not UTF-8."""
+        """Return the last header of this name as text; None if it is absent or not UTF-8."""
         for found, value in reversed(self.headers):
             if found == name and value is not None:
                 try:
@@ -70,7 +70,7 @@ class Stored:
         return None
 
     def number(self, name: str) -> int | None:
-        """The last header of this name as a whole number of at most 18 digits; None if it is none."""
+        """Return the last header of this name as a whole number of at most 18 digits; None if it is anything else."""
         text = self.header(name)
         return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None
 
@@ -91,7 +91,7 @@ class Stored:
 
 
 class Range(NamedTuple):
-    """The offsets of one partition from `start` up to, and without, `stop`."""
+    """The offsets of one partition from `start` to before `stop`."""
 
     topic: str
     partition: int
@@ -100,14 +100,14 @@ class Range(NamedTuple):
 
 
 class Scanner(CommittedReader):
-    """Reads ranges of topics. Its methods raise ProducerError."""
+    """Reads ranges of topics. All methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK) -> None:
         super().__init__(settings)
         self._clock = clock
 
     def ranges(self, topic: str, since_ms: int | None = None, until_ms: int | None = None) -> list[Range]:
-        """Ranges that can hold records of this time, as of now; the caller still checks each record's time."""
+        """Return the ranges that may hold records of this time. The caller still checks each record's time."""
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
         with kafka_errors_translated(self._settings):
@@ -124,9 +124,9 @@ class Scanner(CommittedReader):
             return sorted(self._consumer.topics())
 
     def wait_until_settled(self, topics: Sequence[str]) -> None:
-        """Return when all records committed to these topics before are visible.
+        """Wait until all records that these topics have now are visible.
 
-        The open transaction of a dead process hides later records for some seconds. Raises RequestRefused.
+        A dead process's open transaction hides later records for some seconds. Raises RequestRefused.
         """
         counts = partition_counts(self._settings, list(topics), self._clock)
         partitions = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
@@ -141,10 +141,10 @@ class Scanner(CommittedReader):
             self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def kept_from_ms(self, topic: str) -> int:
-        """The time since which a topic has kept all of its records, Unix milliseconds; 0 if always.
+        """Return the time since which a topic has kept all of its records, Unix milliseconds; 0 if it has kept all.
 
-        An empty partition has no record to tell it. Its former records were as old as the topic's retention, if it
-        deletes by age alone; else they may have been written just now.
+        An empty partition has no record that shows this time. If the topic deletes by age alone, the deleted records
+        were as old as its retention; otherwise they may have been written just now.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -158,20 +158,20 @@ class Scanner(CommittedReader):
         return max(kept, default=0)
 
     def _retention_ms(self, topic: str) -> int:
-        """Least age of deleted records; 0 if not age alone decides, or if the broker does not show it."""
+        """Return the least age of deleted records; 0 if the topic may delete younger ones, or hides its settings."""
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
         return max(0, int(config["retention.ms"])) if by_age_alone else 0
 
     def read(self, ranges: Sequence[Range]) -> Iterator[Stored]:
-        """The records of these ranges, of one or more topics; in order within each partition."""
+        """Yield the records of these ranges, of one or more topics, in order within each partition."""
         left = {TopicPartition(each.topic, each.partition): each for each in ranges}
         if not left:
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
-            # Partitions that are assigned already keep their state: those that were read to their end stay paused.
+            # `assign` keeps the state of assigned partitions: an earlier call paused those that it read to the end.
             self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)
@@ -185,7 +185,7 @@ class Scanner(CommittedReader):
                 raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
 
     def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
-        """End offsets including open transactions, which the reading itself never shows."""
+        """Return the end offsets including open transactions, whose records the scanner itself does not see."""
         isolation = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_uncommitted"}
         with closing(connect(RecordConsumer, self._settings, **isolation)) as consumer:
             with kafka_errors_translated(self._settings):
@@ -193,11 +193,11 @@ class Scanner(CommittedReader):
             return ends
 
     def _poll(self, left: dict[Any, Range]) -> tuple[list[Stored], bool]:
-        """The new records, and whether any position moved. A partition that was read to its end is paused."""
+        """Return new records, and True if any position moved. Pauses partitions that are read to their end."""
         with kafka_errors_translated(self._settings):
             before = {partition: self._consumer.position(partition) for partition in left}
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
-            # The position also passes invisible records: markers, aborted and compacted ones.
+            # The position also passes records that are never seen: markers, aborted and compacted ones.
             after = {partition: self._consumer.position(partition) for partition in left}
         records = [stored(record) for batch in batches.values() for record in batch if _inside(record, left)]
         done = [partition for partition, each in left.items() if after[partition] >= each.stop]
@@ -214,7 +214,7 @@ def _inside(record: Any, left: dict[Any, Range]) -> bool:
 
 
 def stored(record: Any) -> Stored:
-    """A record of kafka-python's consumer."""
+    """Convert a record of kafka-python's consumer."""
     return Stored(
         record.topic,
         Place(record.partition, record.offset),

@@ -1,4 +1,4 @@
-"""A choice among the stored results and their callbacks, by tenant, endpoint, id and time."""
+"""A selection of stored results and their callbacks, by tenant, endpoint, id and time."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _ORIGIN = re.compile(r"[^:/?#]+://[^/?#]+")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A choice of results: those that match every field that is set."""
+    """A selection of results: those that match every field that is set."""
 
     tenant: str | None = None
     endpoint: str | None = None
-    """A URL; one without a path stands for all URLs of that origin."""
+    """A callback's URL, or an origin without a path for all URLs of that origin."""
     ids: frozenset[str] = frozenset()
     """Job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Settled at this time or later, and before this one: Unix milliseconds."""
+    """Only results settled at `since_ms` or later and before `until_ms`, Unix milliseconds."""
     places: frozenset[Place] = frozenset()
     """Places in `model_results`."""
     undelivered: bool = False
-    """Only results that were not delivered and are not under way; the caller checks this, not `takes`."""
+    """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""
     waiting: bool = False
-    """Undelivered results that are under way too. They are called back once more at their own time."""
+    """Select undelivered results that are still being tried, too. Their scheduled attempts still follow."""
 
     def takes(self, record: Stored) -> bool:
-        """True if this result is selected."""
+        """True if this result is selected; ignores `undelivered` and `waiting`."""
         return (
             (self.tenant is None or record.tenant == self.tenant)
             and (self.since_ms is None or record.at_ms >= self.since_ms)
@@ -44,7 +44,7 @@ class Selection:
 
 
 def is_at(url: str | None, endpoint: str) -> bool:
-    """True if a callback goes to this endpoint, or to this origin if `endpoint` is an origin."""
+    """True if a callback's URL is this endpoint, or has this origin if `endpoint` is an origin."""
     if url is None:
         return False
     is_origin = _ORIGIN.fullmatch(endpoint) is not None

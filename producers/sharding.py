@@ -1,12 +1,12 @@
-"""The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing.
+"""Chooses the partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing.
 
-A tenant maps to k of the N partitions, so that one tenant's flood stands in k queues and not in all. Two tenants share
-all of their partitions only by rare chance, which plain sharding cannot offer. k is a third of N, at least 2: of 12
-partitions each tenant has 4, and there are 495 different choices. The weight of a (tenant, partition) pair is a hash of
-both, and the k heaviest are taken: a partition that is added takes at most one place in a tenant's choice, unless it
-makes k grow, and moves nothing else.
+Each tenant has k of the N partitions, so that one tenant's flood fills k queues and not all. Two tenants rarely share
+all of their partitions; with plain sharding every tenant of a shard shares it. k is a third of N, but at least 2: of
+12 partitions each tenant has 4, and there are 495 different choices. The weight of a (tenant, partition) pair is a
+hash of both, and a tenant gets the k heaviest partitions. So a new partition replaces at most one of a tenant's
+partitions, unless it makes k grow, and moves nothing else.
 
-Jobs without a tenant belong to `default`. As the only tenant it has all partitions: there is none to shield from it.
+Jobs without a tenant belong to `default`, which uses all partitions: a fleet with a single tenant needs no shielding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from schemas.job import DEFAULT_TENANT
 
 
 def shard_of(tenant: str, partitions: int) -> tuple[int, ...]:
-    """The tenant's partitions out of 0 to `partitions` - 1, ascending; the same in every process."""
+    """Return the tenant's partitions out of 0 to `partitions` - 1, ascending; equal in every process."""
     if tenant == DEFAULT_TENANT:
         return tuple(range(partitions))
     size = min(partitions, max(2, partitions // 3))

@@ -22,7 +22,7 @@ class NotADuration(ValueError):  # noqa: N818
 
 
 def parse_duration(text: str) -> float:
-    """Seconds. Raises NotADuration."""
+    """Convert a duration to seconds. Raises NotADuration."""
     parts = _DURATION.fullmatch(text.strip())
     if parts is None:
         raise NotADuration(NotADuration.__doc__)
@@ -30,7 +30,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_time(text: str, now: float) -> int:
-    """Unix milliseconds. `now` is Unix seconds. Raises NotATime."""
+    """Convert a time to Unix milliseconds. `now` is in Unix seconds. Raises NotATime."""
     text = text.strip()
     try:
         if text.startswith("-"):
@@ -46,6 +46,6 @@ def parse_time(text: str, now: float) -> int:
 
 
 def show_time(at_ms: int) -> str:
-    """ISO 8601 in UTC, to the millisecond. A time outside the years 1 to 9999 is shown as their first or last."""
+    """Format a time as ISO 8601 in UTC, with milliseconds. Times outside the years 1 to 9999 are clamped."""
     at = _EPOCH + timedelta(milliseconds=min(max(at_ms, _FIRST_MS), _LAST_MS))
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

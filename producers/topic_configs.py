@@ -1,8 +1,8 @@
-"""The configuration of existing topics, compared with that of `postback topics create`.
+"""Compares the configuration of existing topics with that of `postback topics create`.
 
-A topic of Terraform's, of another tool's or of the broker's may look right and lose work.
-A compacted lane keeps one job of each key, and a tier without the broker's timestamps is no queue.
-A value that only costs disk is no difference: longer retention, larger records, and more copies are fine.
+A topic that Terraform, another tool or the broker created may look right and still lose jobs or callbacks.
+For example, a compacted lane keeps one job of each key, and a tier without the broker's timestamps has no order.
+A value that only costs disk space is accepted: longer retention, larger records and more copies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConfigDifference:
 
 
 def _number(value: str) -> float:
-    """-1 is no bound, for all properties that may be -1."""
+    """Convert a property's value; -1 means no bound in every property that may have it."""
     return math.inf if int(value) == -1 else int(value)
 
 
@@ -58,21 +58,21 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
     "max.compaction.lag.ms": _at_most,
     "segment.bytes": _at_most,
 }
-"""Properties for which other values serve as well; every other property has to be equal."""
+"""Properties that may have other values; every other property has to be equal."""
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The effective properties, by topic; none for a topic whose configuration the broker does not show."""
+    """Return the effective properties by topic; none for a topic whose configuration the broker does not show."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}
 
 
 def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> tuple[list[ConfigDifference], list[str]]:
-    """The differences, and the topics whose configuration the broker does not show.
+    """Return the differences, and the topics whose configuration the broker does not show.
 
-    `wanted` has each topic's properties by its name. Effective values are compared, whether set by the topic or by
-    the broker.
+    `wanted` has each topic's properties by name. The comparison uses effective values, including the broker's
+    defaults.
     """
     if not wanted:
         return [], []
@@ -87,7 +87,7 @@ def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> t
 
 
 def fix_configs(admin: Any, differences: Sequence[ConfigDifference]) -> None:
-    """Set these properties and leave all others as they are (KIP-339). Raises RequestRefused."""
+    """Set the differing properties, and leave all others unchanged (KIP-339). Raises RequestRefused."""
     changes: dict[str, dict[str, str]] = {}
     for difference in differences:
         changes.setdefault(difference.topic, {})[difference.name] = difference.wanted

@@ -1,4 +1,4 @@
-"""The models that the fleet's workers announce, for a check before jobs are sent."""
+"""Reads the models that the fleet's workers announce, for a check before jobs are sent."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announc
 from telemetry.clock import Clock, SystemClock
 
 LIVE_SECONDS = 180.0
-"""A worker announces itself every minute. After three minutes of silence it counts as ended."""
+"""A worker announces itself every minute, and counts as ended after three minutes of silence."""
 
 _CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The models that the workers of the fleet's lanes announce together."""
+    """All models that the workers of the fleet's lanes announce."""
 
     models: tuple[str, ...]
     more: bool
-    """True if one of them has more names than it announces."""
+    """True if one of the workers has more models than it announces."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
-    """The models that a submitted job may name; None if no worker has announced itself within three minutes.
+    """Return the models that a submitted job may name; None if no worker has announced itself within three minutes.
 
-    Only workers of the shared lanes count: those judge each submitted job, and forward it to an engine's lane.
+    Only workers of the shared lanes count: they read each submitted job, and forward it to an engine's lane if needed.
     Raises ProducerError.
     """
     since_ms = int((clock.time() - LIVE_SECONDS) * 1000)
@@ -42,7 +42,7 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:
-    """The last announcement of each worker since `since_ms` by the broker's clock, unless withdrawn.
+    """Return each worker's last announcement since `since_ms` by the broker's clock, unless it was withdrawn.
 
     Unreadable records are skipped.
     """
