@@ -49,9 +49,9 @@ class Answers:
     """Outcomes of the named jobs, by job id."""
     failures: Failures = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
-    """Jobs by outcome. If all jobs are wanted, their ids are not kept: those of a week would not fit into memory."""
+    """Jobs by outcome. If all jobs are wanted, job ids are not kept: a week's ids would not fit into memory."""
     _newest: dict[str, Moment] = field(default_factory=dict)
-    """The moment of the newest result that `take` was given, by job id."""
+    """The moment of each job's newest result among those that `take` was given, by job id."""
     _lines: dict[str, _Line] = field(default_factory=dict)
     """The place of each job's newest line, by job id."""
     _numbers: Counter[TextIO] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Answers:
 
     @property
     def failed(self) -> int:
-        """The number of results that are no success."""
+        """The number of results with another outcome than `succeeded`."""
         return self.counts.total() - self.counts["succeeded"]
 
     @property
@@ -76,7 +76,10 @@ class Answers:
         return not self.open and not self.failed
 
     def add(self, result: Result) -> bool:
-        """Count and write a result. True for a named job's first result; a later result of the job replaces it."""
+        """Count and write a result. A named job's later result replaces its earlier one.
+
+        Return False if the job is not wanted, or if the result replaces an earlier one.
+        """
         entry, earlier = None, None
         outcome = result.outcome.value
         if self.entries is not None:
@@ -98,7 +101,10 @@ class Answers:
         return earlier is None
 
     def take(self, came: Iterable[Settled], tenant: str) -> int:
-        """Add the tenant's results that are their jobs' newest so far. Returns the number of jobs' first results."""
+        """Add the tenant's results, but skip any that is older than an earlier result of its job.
+
+        Return the number of results that are the first of their job.
+        """
         first = 0
         for owner, result, moment in came:
             newest = self._newest.get(result.job_id)
@@ -110,7 +116,7 @@ class Answers:
         return first
 
     def settle(self) -> None:
-        """Leave one line per job, that of its newest result, and write the lines that `ordered` kept.
+        """Write the lines that `ordered` kept, or else remove the lines of superseded results.
 
         Call this once at the end, also after Ctrl-C.
         """
@@ -163,14 +169,17 @@ class Answers:
 
 
 def as_line(result: Result, entry: ReceiptEntry | None) -> str:
-    """A result as JSON, as in Kafka."""
+    """Return the result's JSON as it is stored in Kafka."""
     from schemas.codec import write_result
 
     return write_result(result).decode()
 
 
 def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
-    """A line of an OpenAI Batch's output file, for the endpoint of the job's own line, else for chat completions."""
+    """Return the result as a line of an OpenAI Batch's output file.
+
+    The format is that of the endpoint in the job's input line, or of chat completions if the endpoint is unknown.
+    """
     from schemas.openai import CHAT_COMPLETIONS, output_line
 
     url = entry.url if entry is not None and entry.url is not None else CHAT_COMPLETIONS
@@ -178,9 +187,10 @@ def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
 
 
 def as_text(result: Result, entry: ReceiptEntry | None) -> str:
-    """A result for a terminal: job, outcome and number of sources, and below them the answer or the error.
+    """Format a result for a terminal: job, outcome and number of sources, and below them the answer or the error.
 
-    Text of a model or a page is escaped and indented: it cannot control the terminal, or pass for this command's line.
+    Text of a model or a page is escaped and indented, so that it can neither control the terminal nor look like a line
+    of this command.
     """
     sources = f"{len(result.sources)} source{'' if len(result.sources) == 1 else 's'}"
     named = [name_of(entry)] if entry is not None else []

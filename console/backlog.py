@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from operators.backlog import GroupProgress
 
 _NAMES = 2
-"""The number of first columns that are names; the others are numbers."""
+"""The number of leading columns that hold names; the other columns hold numbers."""
 _COLUMNS = ("topic", "group", "committed", "end", "backlog")
 
 
 def backlog(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; with each partition.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with each partition, for programs.")] = False,
 ) -> None:
-    """Show the backlog: jobs in the lanes, results and callbacks for delivery. Only reads; no process has to run.
+    """Show the backlog: jobs in the lanes, and results and callbacks for delivery.
 
-    A topic's offsets are the sums over its partitions. A partition with a reader may show a few records too many:
-    transaction markers that the reader has not passed yet.
+    The command only reads Kafka, so it works without running workers. A topic's offsets are the sums over its
+    partitions. The backlog also counts transaction markers, until the partition's reader has passed them.
     """
     quiet_clients()
     from operators.backlog import standings
@@ -68,11 +68,11 @@ def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
 
 
 def _waiting(standing: GroupProgress) -> int:
-    """Records that are not done. Records above the base that the ledger marks as done do not count."""
+    """Return the number of records that are not done: all from the base on, except those marked done in the ledger."""
     from workers.stage.progress import Progress, UndecodableLedger
 
     try:
         done = Progress.decode(standing.base, standing.metadata).done.bit_count()
     except UndecodableLedger:
-        done = 0  # as in the stage
+        done = 0  # the stage handles every record of such a partition again
     return max(0, standing.end - standing.base - done)

@@ -9,7 +9,7 @@ STANDSTILL_SECONDS = 5.0
 
 
 class FailedColumn(ProgressColumn):
-    """`3 failed`, from the task's field `failed`; empty while it is 0."""
+    """Shows the task's field `failed`, as in `3 failed`; empty while the field is 0."""
 
     def render(self, task: Task) -> Text:
         """The column's text."""
@@ -18,13 +18,13 @@ class FailedColumn(ProgressColumn):
 
 
 class OutlookColumn(ProgressColumn):
-    """`ETA 0:01:40`, or after five seconds without progress `waiting for …`, from the task's field `awaits`."""
+    """Shows `ETA 0:01:40`, or after five seconds without progress `waiting for …` with the task's field `awaits`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._remaining = TimeRemainingColumn()
         self._moved: dict[TaskID, tuple[float, float]] = {}
-        """By task: the completed amount, and its last change in seconds since the start."""
+        """Each task's completed amount, and the last change of that amount in seconds since the task's start."""
 
     def render(self, task: Task) -> Text:
         """The column's text."""

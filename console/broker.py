@@ -13,7 +13,7 @@ from console.settings import fleet_settings
 
 app = typer.Typer(no_args_is_help=True, help="Run an Apache Kafka on this machine, for development.")
 
-Data = Annotated[Path | None, typer.Option(help="The folder of its records; one of this user's by default.")]
+Data = Annotated[Path | None, typer.Option(help="The folder of Kafka's data; by default one in this user's home.")]
 
 
 @app.command()
@@ -21,7 +21,8 @@ def start(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The first broker's port; 0 is any free one.")] = 9092,
     data: Data = None,
     brokers: Annotated[
-        int | None, typer.Option(min=1, max=3, help="1 or 3; by default the number that the data is for, else 1.")
+        int | None,
+        typer.Option(min=1, max=3, help="1 or 3; by default the number that made the data, or 1 for new data."),
     ] = None,
 ) -> None:
     """Start brokers that keep running in the background, and return when they are ready."""
@@ -58,6 +59,6 @@ def stop(data: Data = None) -> None:
 
 
 def _command(name: str, data: Path | None, *options: str) -> str:
-    """A command of this group, quoted for a shell in any folder."""
+    """Return a command of this group, quoted for a shell, which works in any folder."""
     chosen = ("--data", str(data.resolve())) if data is not None else ()
     return shlex.join(["postback", "broker", name, *chosen, *options])

@@ -22,17 +22,17 @@ app = typer.Typer(no_args_is_help=True, help="The pages that workers have kept."
 
 @app.callback()
 def _cache() -> None:
-    """Keep `invalidate` a word of the command line: typer drops the name of an only command."""
+    """Keep the name `invalidate` on the command line: typer drops the name of a group's only command."""
 
 
 @app.command()
 def invalidate(
     url: Annotated[str | None, typer.Argument(help="The page, as jobs name it.")] = None,
-    host: Annotated[str | None, typer.Option(help="Everything of this host, in place of one page.")] = None,
+    host: Annotated[str | None, typer.Option(help="All pages of this host, instead of one page.")] = None,
 ) -> None:
     """Invalidate a page, or all pages of a host, for every tenant: every worker reads them again.
 
-    Workers learn of it through Redis, and through the file on this machine, within POSTBACK_CACHE__PAUSE_SECONDS.
+    Workers see the invalidation within POSTBACK_CACHE__PAUSE_SECONDS, in Redis or in the cache's file on this machine.
     """
     if (url is None) == (host is None):
         raise fail("name either a URL or --host", BAD_INPUT)
@@ -53,7 +53,7 @@ def invalidate(
         say(problem)
     if problems:
         raise typer.Exit(1)
-    say(f"invalidated; workers hear of it within {settings.pause_seconds:g} s")
+    say(f"invalidated; workers see it within {settings.pause_seconds:g} s")
 
 
 def _is_read(read: Callable[[], URL]) -> bool:
@@ -70,15 +70,15 @@ def _settings() -> CacheSettings:
     settings = checked_settings(CacheSettings)
     if settings.redis_url is None and settings.disk_path is None:
         raise fail(
-            "no cache is shared: set POSTBACK_CACHE__REDIS_URL or POSTBACK_CACHE__DISK_PATH as the workers have it; "
-            "what a worker keeps in its own memory goes with a restart",
+            "no shared cache is configured: set POSTBACK_CACHE__REDIS_URL or POSTBACK_CACHE__DISK_PATH to the workers' "
+            "value; to empty a worker's own memory, restart the worker",
             BAD_INPUT,
         )
     return settings
 
 
 async def _tell(settings: CacheSettings, target: str) -> list[str]:
-    """Tell each shared level. Returns a problem for each level that could not be told."""
+    """Invalidate the target in each shared level. Return a problem for each level that failed."""
     from telemetry.clock import SystemClock
     from workers.enrichment.cache.build import shared_levels
     from workers.enrichment.cache.cache import longest_kept_seconds
@@ -89,6 +89,6 @@ async def _tell(settings: CacheSettings, target: str) -> list[str]:
         try:
             await level.invalidate(target, clock.time(), longest_kept_seconds(settings))
         except LevelFailed as failed:
-            problems.append(f"{level.name} could not be told: {failed}; nothing there is invalidated")
+            problems.append(f"{level.name}: {failed}; nothing there is invalidated, so run this again")
         await level.close()
     return problems

@@ -1,4 +1,4 @@
-"""Callbacks that workers would refuse, by the egress rules of a command's own environment."""
+"""Warnings of callbacks that workers would refuse, by the egress rules of the command's own environment."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _FIXES = {
 
 
 def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> None:
-    """Name the lines whose callback a worker of this environment would refuse: such a job ends as `rejected`.
+    """Print the lines whose callback workers would refuse if they had this environment: their jobs would be rejected.
 
-    `jobs` come with their line numbers. This is only a warning: the workers may have other settings.
+    `jobs` are pairs of line number and job. The command goes on, since the workers may have other settings.
     """
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for number, job in jobs:
@@ -48,16 +48,16 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
     if refused:
         count = sum(map(len, refused.values()))
         say(
-            f"workers with the settings of this shell would reject {count} jobs; where theirs differ, "
-            f"set {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV here as they have them"
+            f"workers with the settings of this shell would reject {count} jobs; if the workers' settings differ, "
+            f"give {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV the same values here"
         )
 
 
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
-    """A function from a URL to its refusal, with origin, reason and fix, or None.
+    """Return a function that gives the refusal of a URL, with origin, reason and fix; None if the URL is allowed.
 
-    A base install lacks the workers' rules. It checks that a URL is readable, and https unless this environment may
-    allow http.
+    A base install lacks the workers' rules. Its function only refuses unreadable URLs, and http URLs unless this
+    environment may allow http.
     """
     development = fleet.env == "development"
     try:

@@ -12,10 +12,10 @@ from console.settings import fleet_settings
 
 
 def cancel(
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Jobs' ids.")] = None,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="Whose jobs; else as the receipt says, or else the tenant default's.")
+        str | None, typer.Option(help="The jobs' tenant; by default that of the receipt, or else `default`.")
     ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
@@ -25,7 +25,7 @@ def cancel(
 
     A cancellation that comes after a job's result changes nothing: the result, or its callback, shows which came first.
     An id stays cancelled for eight days, longer than a job can live. To use the id for a new job, take the
-    cancellation back with --undo. The dead letter of a cancelled job is not put back.
+    cancellation back with --undo. `postback dead-letters redrive` does not put back dead letters of cancelled jobs.
     """
     quiet_clients()
     from operators.cancel import cancel as put

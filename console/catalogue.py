@@ -22,7 +22,7 @@ from workers.inference.settings import WorkerSettings
 
 
 def rooms() -> dict[type[BaseSettings], str]:
-    """Each settings class with its readers."""
+    """Return the readers of each settings class, as text."""
     return {
         FleetSettings: "every process and command",
         WorkerSettings: "workers",
@@ -51,7 +51,7 @@ class Section:
     """The variables of one settings class, or of a part of it."""
 
     prefix: str
-    """The beginning of its variables' names."""
+    """The beginning of the names of the section's variables."""
     about: str
     variables: tuple[Variable, ...]
     is_part: bool
@@ -68,7 +68,7 @@ LOG_LEVEL = Variable(
 
 
 def sections() -> list[Section]:
-    """All sections, the fleet's own first."""
+    """Return all sections; the fleet's section is the first."""
     found: list[Section] = []
     for room, readers in rooms().items():
         nested = room.model_config.get("env_nested_delimiter") is not None
@@ -106,7 +106,7 @@ def _one_line(text: str | None) -> str:
 
 
 def _shown(default: Any) -> str:
-    """The default as an environment variable's text; empty for an absent or empty one."""
+    """Return the default as an environment variable's text; empty for None and for empty defaults."""
     match default:
         case None | () | "":
             return ""
@@ -126,7 +126,7 @@ def _shown(default: Any) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """The choices, or the bounds of a number."""
+    """Return the choices of a field, or the bounds of a number, as text."""
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     bounds = {

@@ -10,7 +10,7 @@ from console.errors import FAILED, fail, say
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Return if the answer is yes, else end the command. With `yes`, or without a terminal, there is no question."""
+    """Ask the question, and end the command unless the answer is yes. With `yes` or without a terminal, ask nothing."""
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     if not typer.confirm(question, err=True):
@@ -18,13 +18,13 @@ def confirmed(question: str, *, yes: bool) -> None:
 
 
 def told_of_change(counted: int, found: int) -> None:
-    """Say so if the act met another number than the count before the question."""
+    """Print both numbers if the command found another number of records than it had counted before the question."""
     if found != counted:
         say(f"{counted} were counted before, and {found} were there then: somebody else has acted meanwhile")
 
 
 def limited(counted: int, limit: int | None) -> int:
-    """The number to put back, at most `limit`. Says so if some are left out."""
+    """Return the number to put back, at most `limit`. Print the number of those left out."""
     if limit is None or counted <= limit:
         return counted
     say(f"--limit: {limit} of them are put back, and {counted - limit} are left as they are")

@@ -38,14 +38,14 @@ _OBSTACLES = {
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option(help="Only letters of this tenant.")]
 Endpoint = Annotated[
-    str | None, typer.Option(help="Only letters with this callback URL; an origin stands for all URLs at it.")
+    str | None, typer.Option(help="Only letters with this callback URL, or with any URL of this origin.")
 ]
 Ids = Annotated[
     list[str] | None, typer.Option("--id", help="A letter's id (P:N), a job's or a webhook's; may be repeated.")
 ]
-Since = Annotated[str | None, typer.Option(metavar=TIME, help=f"Given up then or later. {HELP}")]
-Until = Annotated[str | None, typer.Option(metavar=TIME, help="Given up before then.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Since = Annotated[str | None, typer.Option(metavar=TIME, help=f"Only letters given up at this time or later. {HELP}")]
+Until = Annotated[str | None, typer.Option(metavar=TIME, help="Only letters given up before this time.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command("list")
@@ -56,7 +56,7 @@ def list_letters(
     ids: Ids = None,
     since: Since = None,
     until: Until = None,
-    redriven_too: Annotated[bool, typer.Option("--all", help="Also those that were put back.")] = False,
+    redriven_too: Annotated[bool, typer.Option("--all", help="Also list letters that were put back.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs and callbacks that were given up and not put back since.
@@ -76,7 +76,7 @@ def list_letters(
 @app.command()
 def show(
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
-    _as_json: Annotated[bool, typer.Option("--json", help="As it is without, too.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as without this option.")] = False,
 ) -> None:
     """Show a letter with its headers and content, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
@@ -88,7 +88,7 @@ def show(
 
 @app.command()
 def redrive(
-    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="As --id.")] = None,
+    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The same ids as with --id.")] = None,
     reasons: Reasons = None,
     tenant: Tenant = None,
     endpoint: Endpoint = None,
@@ -101,13 +101,13 @@ def redrive(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The most letters to put back, to try a few first.")] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most letters to put back per second.")] = 200.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with their ids unchanged.
 
-    Each letter is put back once, however often this is run. Exit status: 0 done, 1 a named letter is held or missing,
-    or the answer at the terminal was no, 2 wrong options.
+    Each letter is put back only once, even if the command is run again. Exit status: 0 done, 1 a named letter is held
+    or missing, or the answer at the terminal was no, 2 wrong options.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0
@@ -118,13 +118,13 @@ def redrive(
         expected = limited(tally.count, limit)
         if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
-            # The producer is made last: a new one ends a redrive that is under way.
+            # The producer is made last: a new producer fences a redrive that is under way.
             with _producer() as back:
                 act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
                 acted = _put_back(act, expected)
                 done = acted.count
                 if limit is None:
-                    tally = acted  # with a limit, the act saw only a part of the letters
+                    tally = acted  # with a limit, the redrive read only a part of the letters
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
@@ -219,7 +219,7 @@ def _show_table(summaries: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
-    """Write one line per letter, with two spaces between fields. Returns their number."""
+    """Write one line per letter, with two spaces between fields. Return the number of letters."""
     count = 0
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
@@ -231,7 +231,7 @@ def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
 
 
 def _write_array(values: Iterable[dict[str, Any]]) -> int:
-    """Write a JSON array, one element per line, as the elements come. Returns their number."""
+    """Write a JSON array with one element per line, element by element. Return the number of elements."""
     count = 0
     for value in values:
         typer.echo(("[\n" if count == 0 else ",\n") + json.dumps(value), nl=False)
@@ -241,18 +241,18 @@ def _write_array(values: Iterable[dict[str, Any]]) -> int:
 
 
 def _whole(letter: Letter) -> dict[str, Any]:
-    """A letter with headers and content. Bytes that are not UTF-8 are escaped."""
+    """Return a letter with its headers and content. Bytes that are not UTF-8 are escaped."""
     headers = [[name, (value or b"").decode("utf-8", "backslashreplace")] for name, value in letter.record.headers]
     return {**letter.summary(), "headers": headers, "value": _content(letter.record.value)}
 
 
 def _content(value: bytes | None) -> Any:
-    """The content as JSON where it is JSON, else as text."""
+    """Return the content as a JSON value if it is JSON, else as text."""
     from pydantic_core import from_json
 
     if value is None:
         return None
     try:
-        return from_json(value)  # limits the depth, so that the value can be written again
+        return from_json(value)  # it limits the depth of nesting, so that json.dumps can write the value
     except ValueError:
         return value.decode("utf-8", "backslashreplace")

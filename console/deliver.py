@@ -9,7 +9,7 @@ from console.roles import HOST, METRICS_PORT, announce, run, starting
 
 
 def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[int, METRICS_PORT] = 0) -> None:
-    """Sign results and POST them to their callbacks until SIGTERM, which drains and exits 0.
+    """Sign results and POST them to their callbacks until SIGTERM; then drain and exit with status 0.
 
     Settings: POSTBACK_KEYRING, POSTBACK_DELIVERY__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA.
     """

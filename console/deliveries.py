@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 def deliveries(
     wanted: Annotated[str, typer.Argument(metavar="ID", help="A job's id or a webhook's.")],
     tenant: Annotated[
-        str | None, typer.Option(help="The job's tenant: several tenants may use one id of their own.")
+        str | None, typer.Option(help="Only this tenant's job; jobs of several tenants may have the same id.")
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Look no further back. {HELP}")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    since: Annotated[
+        str | None, typer.Option(metavar=TIME, help=f"Read only records of this time or later. {HELP}")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, and the end.
 
-    Exit status: 0 records of the callback are kept, 1 none are.
+    Exit status: 0 if Kafka still has records of the callback, 1 if it has none.
     """
     quiet_clients()
     from operators.deliveries import deliveries as read
@@ -48,7 +50,7 @@ def deliveries(
 
 
 def timeline(steps: list[Step]) -> list[str]:
-    """One line per step, with its job if there are several jobs. Control characters of headers are escaped."""
+    """Return one line per step; if the steps belong to several jobs, each line names its job. Headers are escaped."""
     several = len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:
@@ -71,7 +73,7 @@ def _attempt(said: dict[str, Any]) -> str:
 
 
 def _attempt_number(said: dict[str, Any]) -> str:
-    """The attempt's number, and the most by this shell's settings, unless workers have tried more often."""
+    """Return the attempt's number, with the maximum of this shell's settings unless the number is above it."""
     number, most = said["attempt"], said["most_attempts"]
     return f"attempt {number} of {most}" if isinstance(number, int) and number <= most else f"attempt {number}"
 

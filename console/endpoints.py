@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List disabled and failing endpoints; enable or disable one.")
 
 Tenant = Annotated[str, typer.Option(help="The tenant of the endpoint.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Urls = Annotated[
     list[str], typer.Argument(metavar="URL...", help="Whole URLs, as `postback endpoints list` shows them.")
 ]
@@ -30,7 +30,7 @@ Urls = Annotated[
 
 @app.command("list")
 def list_endpoints(
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None, as_json: AsJson = False
+    tenant: Annotated[str | None, typer.Option(help="Only endpoints of this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """List the endpoints that are disabled, that fail, or that were enabled again.
 
@@ -99,7 +99,7 @@ def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -
 
 
 def _redrive(tenant: str, url: str) -> str:
-    """The command that puts the endpoint's kept events back, quoted for a shell."""
+    """Return the command that puts the endpoint's kept events back, quoted for a shell."""
     reasons = ("--reason", "endpoint_disabled", "--reason", "endpoint_gone")
     return shlex.join(
         ["postback", "dead-letters", "redrive", *reasons, "--tenant", tenant, "--endpoint", harmless(url)]
@@ -107,7 +107,7 @@ def _redrive(tenant: str, url: str) -> str:
 
 
 def _checked_url(url: str) -> str:
-    """The URL, if a job could name it as its callback. Ends the command otherwise."""
+    """Return the URL if a job may name it as its callback, else end the command."""
     from pydantic import TypeAdapter, ValidationError
 
     from schemas.job import Url as CallbackUrl

@@ -33,12 +33,12 @@ def _replaced(path: Path, pattern: str, line: str) -> str:
 
 
 def _either(names: Sequence[str]) -> str:
-    """The names as a phrase, such as `a, b or c`."""
+    """Return the names as a phrase, such as `a, b or c`."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 Line = Callable[[list[str], list[str]], str]
-"""A line of a file, from the names of all engines and of those that need no model."""
+"""Builds a line of a file from the names of all engines, and from the names of the engines that need no model."""
 
 PLACES: tuple[tuple[Path, str, Line], ...] = (
     (

@@ -33,14 +33,14 @@ def say(message: str) -> None:
 
 
 def named(names: Sequence[str]) -> str:
-    """The first ten names, and the number of the others."""
+    """Return the first ten names, and the number of the others, as text."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 
 @contextmanager
 def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
-    """End the command with the text of one of these errors; their packages write it for people."""
+    """End the command if the block raises one of these errors, and print the error's text, which is for people."""
     try:
         yield
     except errors as error:

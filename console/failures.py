@@ -21,7 +21,7 @@ _OTHER = "ended for other reasons"
 
 @dataclass(slots=True)
 class JobGroup:
-    """The jobs that one message is about: their number, and the first few."""
+    """The jobs of one message: the number of all, and the ids of the first few."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class JobGroup:
             self.first.append(job_id)
 
     def named(self, entries: Entries, verb: str) -> str:
-        """The jobs by their lines where a receipt has them, else by their ids; a single job by both, with the verb."""
+        """Name the jobs by line if a receipt has the lines, else by id; name a single job by both, and add `verb`."""
         known = [entry for job_id in self.first if (entry := entries.get(job_id)) is not None]
         if self.count == 1:
             single = f"{self.first[0]} {verb}" if verb else self.first[0]
@@ -49,7 +49,7 @@ class Failures:
     """The reasons why jobs did not succeed. At most 1,000 different ones are kept apart."""
 
     entries: Entries | None
-    """The named jobs, in their order; None if all jobs since a time are wanted, whose ids would fill the memory."""
+    """The named jobs, in order; None if all jobs since a time are wanted, since all ids would not fit into memory."""
     verb: str = ""
     """A word between a single job and the reason, such as `was`."""
     _by_job: dict[str, str] = field(default_factory=dict)
@@ -57,10 +57,10 @@ class Failures:
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, job_id: str, reason: str) -> None:
-        """Note the reason of a job that did not succeed. A named job keeps one reason, the last."""
+        """Note the reason of a job that did not succeed. A named job's later reason replaces its earlier one."""
         if len(self._reasons) >= _MOST_REASONS and reason not in self._reasons:
             reason = _OTHER
-        reason = self._reasons.setdefault(reason, reason)  # one string object for all jobs that have it
+        reason = self._reasons.setdefault(reason, reason)  # jobs with the same reason share one string object
         if self.entries is None:
             self._groups[reason].add(job_id)
         else:
@@ -88,5 +88,5 @@ class Failures:
 
 
 def name_of(entry: ReceiptEntry) -> str:
-    """A job's line, with the producer's own name for it."""
+    """Return the number of a job's line, with the producer's own name for the job."""
     return f"line {entry.line}" + (f" ({entry.custom_id})" if entry.custom_id is not None else "")

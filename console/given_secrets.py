@@ -6,13 +6,13 @@ from pathlib import Path
 
 from console.errors import BAD_INPUT, fail
 
-SECRET_HELP = "A secret (whsec_…), or @FILE that holds one: other users can read the arguments of a command."  # noqa: S105
+SECRET_HELP = "A secret (whsec_…), or @FILE to read it from a file: other users can read a command's arguments."  # noqa: S105
 LONGEST_SECRET = 1024
-"""Characters; a secret of 64 bytes has 95."""
+"""The most characters read of a secret; a secret of 64 bytes has 95."""
 
 
 def checked_secrets(texts: list[str]) -> list[str]:
-    """The secrets of `--secret`, as `whsec_…`. A text that is no secret ends the command, and is never shown."""
+    """Return the secrets of `--secret`, as `whsec_…`. An invalid secret ends the command, and is never shown."""
     from schemas.signature import MalformedKey, secret_bytes
 
     secrets = [_from_file(text[1:]) if text.startswith("@") else text for text in texts]

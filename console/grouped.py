@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from console.errors import say
 
 SHOWN = 20
-"""Messages of one kind that a command shows; it counts the rest."""
+"""The most messages of one kind that a command shows; the command counts the rest."""
 
 PLACES = 3
-"""Lines or jobs that a message names; it counts the rest."""
+"""The most lines or jobs that a message names; the message counts the rest."""
 
 
 def counted(first: Sequence[object], count: int) -> str:
-    """The first few of `count`, and the number of the others."""
+    """Return the first few of `count` items, and the number of the others, as text."""
     more = count - PLACES
     return ", ".join(map(str, first[:PLACES])) + (f" and {more} more" if more > 0 else "")
 
 
 def lines_named(numbers: Sequence[int], count: int | None = None) -> str:
-    """Lines of a file, the first few by number. `count` is their number if `numbers` has only the first few."""
+    """Name the first few lines of a file, and count the others. `count` is the total, if `numbers` has only a part."""
     count = len(numbers) if count is None else count
     return f"line{'s' if count > 1 else ''} {counted(numbers, count)}"
 

@@ -55,7 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "POSTBACK_ENV=development postback trigger --url http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
     ),
 }
-"""Examples by the command's words. No example has square brackets, which rich would read as markup."""
+"""Each command's examples, by its full name. No example has square brackets, which rich would read as markup."""
 
 
 def complete_help(app: typer.Typer) -> None:
@@ -77,5 +77,5 @@ def _complete(app: typer.Typer, prefix: str) -> None:
 
 
 def _flowing(docstring: str) -> str:
-    """The paragraphs, each on one line: typer keeps line breaks, and a terminal is narrower than the source."""
+    """Join each paragraph into one line: typer keeps line breaks, and a terminal may be narrower than the source."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))

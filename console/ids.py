@@ -1,4 +1,4 @@
-"""Ids of jobs and callbacks that a command is given."""
+"""A check of the ids of jobs and callbacks on a command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from console.errors import BAD_INPUT, fail, named
 
 
 def check_whose(tenant: str | None, tenants: Mapping[str, set[str]]) -> None:
-    """End the command if `tenant` is None and one id belongs to several tenants, since a caller means one of them.
+    """End the command if `tenant` is None and an id belongs to several tenants, since only one of them can be meant.
 
     `tenants` maps each id to the tenants that have it.
     """

@@ -24,9 +24,9 @@ _SKIPPING = "--skip-invalid"
 
 
 def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped: Path | None) -> JobFile:
-    """Read and check every line, and print the problems. Ends the command where nothing may be sent.
+    """Read and check every line, and print the problems. End the command if no job may be sent.
 
-    With `skipped`, invalid lines do not end it: they go to that file, each with its reasons.
+    Invalid lines go to the file `skipped`, each with its reasons; without that file one invalid line ends the command.
     """
     from producers.jsonl import read_jobs
     from schemas.unknown import described
@@ -47,12 +47,12 @@ def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped
 
 
 def lines_counted(count: int) -> str:
-    """A number of invalid lines."""
+    """Return the number of invalid lines as text."""
     return f"{count} invalid line{'s' if count > 1 else ''}"
 
 
 def _say_problems(name: str, read: JobFile) -> None:
-    """Print one message per problem, however many lines have it. A single line is named `FILE:LINE`, for editors."""
+    """Print each problem once, with its lines. A single line is named `FILE:LINE`, a form that editors can open."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for found in read.problems:
         groups[str(found.problem)].append(found.line)
@@ -94,7 +94,7 @@ class _InvalidLines:
 
 @contextmanager
 def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines | None]:
-    """A writer to the emptied file for invalid lines; None without a path."""
+    """Empty the file for invalid lines and yield its writer; yield None without a path."""
     with written(_SKIPPING, path) as out:
         if path is None or out is None:
             yield None
@@ -108,7 +108,7 @@ def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines |
 
 
 def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
-    """True if both are one file, even under two names. Emptying it for output would empty the input."""
+    """True if both are the same file, even under two names: emptying the output would then empty the input."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
     except UnsupportedOperation:  # input in memory, as in tests
