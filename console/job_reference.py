@@ -39,7 +39,7 @@ JOB = {
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",
 }
-"""A job with every field but `messages`, which excludes `prompt`."""
+"""A job with every field except `messages`: a job has either `messages` or `prompt`."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},
@@ -82,7 +82,7 @@ RESULT = {
     "metadata": {"ward": "3b"},
     "created_at": 1764022104,
 }
-"""A result with every field but `error`, which a success lacks."""
+"""A successful result with every field; `error` belongs only to other results."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -100,8 +100,8 @@ HEADER_EXAMPLES = {
 }
 
 OUTCOMES: dict[Outcome, str] = {
-    Outcome.SUCCEEDED: "The answer stands in `text`.",
-    Outcome.FAILED: "The job was valid, and no usable answer came of it; `error` has the reason.",
+    Outcome.SUCCEEDED: "`text` has the answer.",
+    Outcome.FAILED: "The job was valid, but it has no usable answer; `error` has the reason.",
     Outcome.EXPIRED: "`ttl_seconds` or the `deadline` header passed before the answer was complete.",
     Outcome.CANCELLED: "The job was cancelled before its result was settled.",
     Outcome.REJECTED: "The record is no valid job; `error` names each field.",
@@ -119,7 +119,7 @@ _PATTERNS = {
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
     f"^{TENANT_PATTERN}$": "1 to 63 letters, digits, `_` or `-`, a letter or digit first",
 }
-"""Patterns of the schema, in words. An unknown one raises KeyError."""
+"""The schema's patterns, in words. An unknown pattern raises KeyError."""
 
 _HEAD = f"""# Jobs, results and events
 
@@ -130,14 +130,14 @@ The same in machine-readable form: [job.json](../../schemas/published/job.json),
 [asyncapi.yaml](../../schemas/published/asyncapi.yaml).
 
 - A job is at most {MAX_JOB_BYTES // 1024} KiB, {MAX_JOB_BYTES:,} bytes of its value. A larger one is `rejected`.
-- A result is at most {MAX_RESULT_BYTES // 1024} KiB. A larger one is replaced by a `failed` one, `result_too_large`.
+- A result is at most {MAX_RESULT_BYTES // 1024} KiB. A larger one becomes `failed`, with the error `result_too_large`.
 - A field with neither **required** nor a default may be absent.
 - Readers ignore unknown fields. A job's unknown fields are named in its result's `notes`.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     job, result, event = (model.model_json_schema() for model in (Job, Result, Event))
     return "".join(
         [
@@ -179,7 +179,7 @@ def _headers() -> str:
 
 
 def _parts(schema: Mapping[str, Any], *examples: Mapping[str, Any]) -> Iterator[str]:
-    """A section for each model within this one, in the order in which its fields name them."""
+    """Yield a section for each nested model, in the order of the fields that refer to the models."""
     for place, name in _named_in(schema, schema, ""):
         part = schema["$defs"][name]
         yield _section(
@@ -208,7 +208,7 @@ def _references(node: object) -> Iterator[str]:
 
 
 def _at(place: str, examples: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
-    """Example values of the fields at a dotted place, merged from all examples and from lists' items."""
+    """Return example values of the fields at a dotted place, merged from all examples and from all list items."""
     found: list[Any] = list(examples)
     for step in place.split("."):
         values = [each[step] for each in found if isinstance(each, Mapping) and step in each]

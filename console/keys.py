@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, show and rotate the keys tha
 
 Tenant = Annotated[str, typer.Option(help="The tenant of the keys.")]
 _LONGEST_SECRET = 1024
-"""Characters; a secret of 64 bytes has 95."""
+"""The most characters read of a secret; a secret of 64 bytes has 95."""
 
 
 @app.command()
@@ -38,13 +38,13 @@ def init() -> None:
             say(str(exists))
             Keyring.load(path, by_root=True)
             return
-    say(f"made {path}; back it up: anyone who has it can sign in your name, and without it no one can")
+    say(f"made {path}; back it up, and keep it secret: anyone who can read it can sign in your name")
 
 
 @app.command()
 def show(
     tenant: Tenant = "default",
-    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, with --json too.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, also with --json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
@@ -57,7 +57,7 @@ def show(
         return
     secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(tenant, now)
     if as_json:
-        # A hidden secret is left out: a script would take any text in its place for the secret.
+        # Hidden secrets are left out: a script would take a placeholder for a secret.
         said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
         typer.echo(json.dumps(said))
         return
@@ -70,7 +70,9 @@ def show(
     for key, until in ends.fleet_keys.items():
         typer.echo(f"public key  {key}  {_until(until)}, for every tenant")
     if keyring.format == 1:
-        say("the keyring has format 1: its public key is the same for all tenants; `postback keys migrate` ends that")
+        say(
+            "the keyring has format 1: all tenants have the same public key; `postback keys migrate` gives each its own"
+        )
 
 
 @app.command()
@@ -81,10 +83,10 @@ def rotate(
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
     overlap: Annotated[str, typer.Option(help=f"Time for which the old keys still sign. {DURATION_HELP}")] = "24h",
 ) -> None:
-    """Add new keys beside the old ones, which keep signing for the overlap so that consumers can change over.
+    """Add new keys. The old keys keep signing for the overlap, so that consumers can change over.
 
-    A tenant's imported secrets are among its old keys. With --leaked only the new keys sign from now on: keys of
-    earlier rotations that still sign end too. --master --leaked is for a leaked file: every key in it ends.
+    A tenant's imported secrets count as old keys. With --leaked all earlier keys stop signing at once, also those of
+    earlier rotations. --master --leaked is for a leaked file: every key in the file stops signing.
     """
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import KeyringError
@@ -109,7 +111,9 @@ def rotate(
 
 @app.command()
 def migrate(
-    overlap: Annotated[str, typer.Option(help=f"How long the fleet's key pair signs on. {DURATION_HELP}")] = "7d",
+    overlap: Annotated[
+        str, typer.Option(help=f"Time for which the fleet's key pair still signs. {DURATION_HELP}")
+    ] = "7d",
 ) -> None:
     """Turn a keyring of format 1 into format 2, in which each tenant has a key pair of its own.
 
@@ -133,10 +137,10 @@ def import_secret(
     tenant: Tenant = "default",
     file: Annotated[Path | None, typer.Option(help="The file with the secret; standard input by default.")] = None,
 ) -> None:
-    """Import a secret (whsec_…) of another sender; it then signs a tenant's callbacks beside the tenant's derived keys.
+    """Import another sender's secret (whsec_…). It then signs a tenant's callbacks beside the derived keys.
 
-    Consumers that have the secret change nothing. `postback keys rotate --tenant TENANT` retires the secret: give
-    consumers the tenant's new one within the overlap. The secret is never an argument: other users can read arguments.
+    Consumers that have the secret need no change. `postback keys rotate --tenant TENANT` retires the secret: give
+    consumers the tenant's new secret within the overlap. No argument takes the secret: other users can read arguments.
     """
     from schemas.signature import MalformedKey
     from telemetry.clock import SystemClock
@@ -153,7 +157,7 @@ def import_secret(
 
 
 def _secret_from(file: Path | None) -> str:
-    """The secret, from the file, from standard input, or from a hidden prompt at a terminal."""
+    """Read the secret from the file, from standard input, or from a hidden prompt at a terminal."""
     if file is None and sys.stdin.isatty():
         return str(typer.prompt("secret", hide_input=True, err=True)).strip()
     try:

@@ -15,14 +15,14 @@ from rich.text import Text
 from console.terminal import harmless
 
 ROWS_AT_ONCE = 500
-"""Rows of one table. Its columns are as wide as its widest row, so all rows are needed before the first is shown."""
+"""Rows of one table. The widest row sets a column's width, so all rows must be read before the first is shown."""
 MAX_SHOWN_CHARACTERS = 300
-"""Characters of one text; `postback dead-letters show` has all of it."""
+"""The most characters shown of one text; `postback dead-letters show` shows the whole text."""
 _TO_THE_MINUTE = len("2026-11-27T07:33")
 
 
 def write_table(console: Console, summaries: Iterable[dict[str, Any]]) -> tuple[int, Counter[str]]:
-    """Write the letters in tables of bounded length. Returns the number of letters, in all and by reason."""
+    """Write the letters in tables of bounded length. Return the number of letters, in total and by reason."""
     count, reasons, left = 0, Counter[str](), iter(summaries)
     while rows := list(islice(left, ROWS_AT_ONCE)):
         console.print(_table(rows))
@@ -44,7 +44,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _reason(row: dict[str, Any]) -> str:
-    """The reason's code, the tries and the state, and on the next line the detail."""
+    """Return the reason's code, the number of tries and the state, and on the next line the detail."""
     tries = f", {row['attempts']} tries" if row["attempts"] else ""
     held = f", held: {row['obstacle']}" if row["obstacle"] else ""
     state = ", put back" if row["redriven_at"] else held
@@ -52,7 +52,7 @@ def _reason(row: dict[str, Any]) -> str:
 
 
 def _whose(row: dict[str, Any]) -> str:
-    """The tenant and the job, and on the next line the origin of the callback."""
+    """Return the tenant and the job, and on the next line the origin of the callback."""
     job = _shown(f"{row['tenant']}/{row['job_id'] or '-'}")
     return f"{job}\n{_shown(row['origin'])}" if row["origin"] else job
 

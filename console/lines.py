@@ -14,13 +14,13 @@ from console.settings import checked_tenant
 if TYPE_CHECKING:
     from producers.receipts import NamedJobs
 
-IDS = "These jobs: a receipt of `postback submit`, or ids, one a line; - is standard input."
+IDS = "The file that names the jobs: a receipt of `postback submit`, or one id a line; - is standard input."
 """The help of `--ids`."""
 
 
 @contextmanager
 def lines_of(file: str) -> Iterator[BinaryIO]:
-    """The lines of a file; `-` is standard input."""
+    """Open a file to read its lines; `-` is standard input."""
     if file == "-":
         yield sys.stdin.buffer
         return
@@ -36,7 +36,7 @@ def lines_of(file: str) -> Iterator[BinaryIO]:
 
 
 def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:
-    """The jobs that `--ids` and the command line name together."""
+    """Return the jobs that `--ids` and the command line name."""
     from producers.receipts import NamedJobs, ReceiptRefused, read_ids
 
     named = NamedJobs({}, None, 0)
@@ -52,7 +52,7 @@ def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:
 
 
 def tenant_of(named: NamedJobs, tenant: str | None) -> str:
-    """The jobs' tenant: the option's, else the receipt's, else `default`."""
+    """Return the jobs' tenant: the option's value, else the receipt's tenant, else `default`."""
     if tenant is None:
         return named.tenant or "default"
     if named.tenant not in (None, tenant):

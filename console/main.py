@@ -33,7 +33,7 @@ from workers.system.secrecy import keep_secrets
 
 RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
 OPERATE, DEVELOP = "Operate a fleet", "Develop"
-"""Groups of commands in the help. A group stands where its first command is registered."""
+"""Groups of commands in the help, which shows them in the order in which their first commands are registered."""
 
 app = typer.Typer(
     name="postback",
@@ -77,12 +77,12 @@ def begin(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Before every command, warn of environment variables that look like settings but that no process reads."""
+    """Warn, before every command, of environment variables that look like settings but are read by no process."""
     for complaint in complaints(os.environ):
         say(complaint)
 
 
 def run() -> None:
-    """The entry point. Every command may hold secrets: keys, passwords of Kafka, prompts."""
+    """Run the command line. Every command may hold secrets: keys, passwords of Kafka, prompts."""
     keep_secrets()
     app()

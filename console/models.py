@@ -1,4 +1,4 @@
-"""Warnings of models that no worker announces: jobs that name one end as `rejected`."""
+"""Warnings of models that no worker announces: a job for an unannounced model ends as `rejected`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:
-    """Name the lines whose model no worker announces. `jobs` come with their line numbers.
+    """Print the lines whose model no worker announces. `jobs` are pairs of line number and job.
 
-    This is only a warning: a worker that has the model may start later. With `checking`, print the reason if models
+    The command goes on, since a worker with the model may start later. With `checking`, print the reason if models
     could not be checked. Kafka is asked only if a job names a model.
     """
     from producers.errors import ProducerError

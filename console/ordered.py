@@ -1,4 +1,4 @@
-"""Lines of results, put into the order of their jobs."""
+"""Puts lines of results into the order of their jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Place(NamedTuple):
 
 
 class OrderedLines:
-    """Keeps lines in a temporary file until all are there, with some 200 bytes of memory per job.
+    """Keeps lines in a temporary file until all have arrived. Each job takes some 200 bytes of memory.
 
     If a job has several lines, the last one counts.
     """

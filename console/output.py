@@ -1,4 +1,4 @@
-"""A file for results, which keeps the lines of an earlier run until new ones can replace them."""
+"""Output files for results. A file keeps the lines of an earlier run until new lines can replace them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TextIO
 from console.errors import BAD_INPUT, FAILED, fail
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Errors of a disk, as opposed to those of Kafka's sockets."""
+"""Errors of a disk; other OSErrors may come from sockets to Kafka."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def begin_anew(out: TextIO | None) -> None:
 
 
 def without_lines(out: TextIO, numbers: Container[int]) -> bool:
-    """Remove these lines, counted from 0, from a file of `written`. False for a pipe or a terminal, which keep theirs.
+    """Remove the lines with these numbers, from 0, from a file of `written`. Return False for a pipe or a terminal.
 
     The file is rewritten in place, line by line, so memory use does not depend on its size.
     """
@@ -60,7 +60,7 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     with Path(out.name).open("rb") as lines, Path(out.name).open("r+b") as kept:
         for number, line in enumerate(lines):
             if number not in numbers:
-                kept.write(line)  # never past the lines that are read already
+                kept.write(line)  # the writer never overtakes the reader: it writes no more lines than were read
         kept.truncate()
     return True
 

@@ -16,14 +16,14 @@ INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Counting:
-    """A callback that takes the number done so far, and keeps the last one."""
+    """A callback that takes the number of steps done so far, keeps the number, and moves the bar."""
 
     bar: Progress
     task: TaskID
     done: int = 0
 
     def __call__(self, done: int) -> None:
-        """Note the number done."""
+        """Keep the number of steps done, and show it."""
         self.done = done
         self.bar.update(self.task, completed=done)
 
@@ -36,11 +36,11 @@ def counting(what: str, total: int) -> Iterator[Counting]:
 
 
 def bars(*, hidden: bool = False, above: bool = False) -> Progress:
-    """Bars on standard error, with the failures so far, and the time left or the cause of a standstill.
+    """Return bars for standard error, with the failures so far, and the time left or the cause of a standstill.
 
     A task's field `failed` is the number of failures; `awaits` names the cause of a standstill, by default Kafka.
-    `hidden` is for data that a bar would spoil on the same terminal. With `above`, lines on standard output stand above
-    the bars on the same terminal.
+    `hidden` hides the bars, for output that they would garble on the same terminal. With `above`, lines on standard
+    output are shown above the bars.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -57,6 +57,6 @@ def bars(*, hidden: bool = False, above: bool = False) -> Progress:
         FailedColumn(),
         console=console,
         disable=hidden or not console.is_terminal,
-        # Redirected lines go to standard error. Ids and results that a program reads must not.
+        # Rich sends redirected lines to standard error, but a program reads ids and results from standard output.
         redirect_stdout=above,
     )

@@ -54,7 +54,7 @@ The level is the highest that the action is logged with; `POSTBACK_LOG_LEVEL` hi
 
 
 def documents() -> dict[Path, str]:
-    """Each file's text by its path. The same declarations always give the same texts."""
+    """Map each file's path to its text. The same declarations always give the same texts."""
     return {
         REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
         REFERENCE / "metrics.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),

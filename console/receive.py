@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def receive(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 is any free one.")] = 8080,
     out: Annotated[Path | None, typer.Option(help="Append each callback as a line of JSON to this file.")] = None,
     secrets: Annotated[list[str] | None, typer.Option("--secret", help=f"{SECRET_HELP} May be repeated.")] = None,
     jwks: Annotated[str | None, typer.Option(metavar="FILE|URL", help="A JWK set with the public keys.")] = None,
@@ -67,7 +67,7 @@ Writer = Callable[["Received"], None]
 
 @contextmanager
 def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
-    """The writers of a callback: lines for the terminal, if there is one, and JSON for the file or a pipe."""
+    """Yield functions that write a callback: a line to the terminal, if there is one, and JSON to the file or pipe."""
     terminal = [_terminal(verbose=verbose)] if sys.stdout.isatty() else []
     if out is None:
         yield terminal or [_lines(sys.stdout)]
@@ -81,7 +81,7 @@ def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
 
 
 def _lines(file: TextIO) -> Writer:
-    """A writer of JSON lines. Each line is flushed, so that a reader has it before the sender has its answer."""
+    """Return a writer of JSON lines. It flushes each line, so that readers have it before the sender has its answer."""
 
     def write(received: Received) -> None:
         file.write(received.line() + "\n")
@@ -147,13 +147,13 @@ class _Writing:
             for write in self._writers:
                 write(received)
         except OSError as error:
-            # The exception becomes a 500, so the sender keeps the callback; then this command ends.
+            # The receiver answers the exception with 500, so the sender tries again later; then this command ends.
             self._problem = error
             self._ended.set()
             raise
 
     async def until_ended(self) -> None:
-        """Wait for the end. Raises typer.Exit with 1 where a callback could not be written."""
+        """Wait for the end. Raise typer.Exit with status 1 if a callback could not be written."""
         await self._ended.wait()
         if self._problem is not None:
             raise fail(f"a callback could not be written: {self._problem.strerror}")

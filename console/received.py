@@ -1,6 +1,6 @@
-"""A callback on a terminal: its type, its verification, the answer, the attempt, and on request the event itself.
+"""Shows callbacks on a terminal: type, verification, answer and attempt, and on request the event itself.
 
-Callbacks are untrusted text: control characters, which a terminal would obey, are shown as JSON escapes.
+Callbacks are untrusted text. A terminal would obey control characters, so they are shown as JSON escapes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from devkit.receiver import Received
 
 MAX_SHOWN_CHARACTERS = 8_000
-"""Characters of one event; `--out` keeps all of it."""
+"""The most characters shown of one event; the file of `--out` has the whole event."""
 MAX_SHOWN_IN_LINE = 200
-"""Characters of one untrusted text in a line."""
+"""The most characters shown of one untrusted text in a line."""
 
 
 class View:
@@ -90,7 +90,7 @@ class Summary:
 
 
 def _with_reference(head: Text, received: Received) -> Text:
-    """The line with the job, or with the reason for refusing the callback."""
+    """Append the job's id to the line, or the reason for refusing the callback."""
     if received.problem is not None:
         return head.append(f"  {_short(received.problem)}")
     data = received.event.get("data") if isinstance(received.event, dict) else None
@@ -99,7 +99,7 @@ def _with_reference(head: Text, received: Received) -> Text:
 
 
 def _short(text: str) -> str:
-    """Untrusted text as a part of a line, cut and escaped."""
+    """Cut and escape untrusted text for use in a line."""
     shown = harmless(text[:MAX_SHOWN_IN_LINE])
     return shown if len(text) <= MAX_SHOWN_IN_LINE else f"{shown}…"
 
@@ -119,7 +119,7 @@ def _facts(received: Received) -> Table:
 
 
 def _named(received: Received) -> dict[str, str]:
-    """The facts of a callback by name. A signature is shown by its kind only."""
+    """Return the facts of a callback by name; of a signature only the version, such as `v1`."""
     named = {} if received.problem is None else {"problem": received.problem}
     if received.webhook_id is not None:
         named["webhook-id"] = received.webhook_id
@@ -138,7 +138,7 @@ def _signed_at(timestamp: str, received_at: float) -> str:
 
 
 def _event(received: Received) -> Text:
-    """The event as JSON; the raw body where it is not JSON, or is nested too deep to be indented."""
+    """Return the event as JSON, or the raw body if it is not JSON or is nested too deep to be indented."""
     if received.event is not None:
         with suppress(RecursionError):
             return JSONHighlighter()(_cut(json.dumps(received.event, indent=2, ensure_ascii=False)))

@@ -1,4 +1,4 @@
-"""`postback replay`: calls settled results back again."""
+"""`postback replay`: sends settled results to their callbacks again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """Origins that the report names; it counts the others."""
-_RUN_ANEW = {True: "another run goes on with the rest", False: "called back again if this is run anew"}
+_RUN_ANEW = {True: "another run goes on with the rest", False: "another run sends them again"}
 _LEFT = {
     "delivered": "were delivered",
     "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
@@ -36,12 +36,14 @@ _LEFT = {
 
 
 def replay(
-    tenant: Annotated[str | None, typer.Option(help="Whose results.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only results of this tenant.")] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="The callback URL; without a path, everything at that origin.")
+        str | None, typer.Option(help="Only results with this callback URL, or with any URL of this origin.")
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Settled then or later. {HELP}")] = None,
-    until: Annotated[str | None, typer.Option(metavar=TIME, help="Settled before then.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar=TIME, help=f"Only results settled at this time or later. {HELP}")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar=TIME, help="Only results settled before this time.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A job's or a webhook's id; may be repeated.")] = None,
     offsets: Annotated[
         list[str] | None, typer.Option("--offset", metavar="P:N", help="A place in model_results; may be repeated.")
@@ -52,7 +54,8 @@ def replay(
     waiting: Annotated[
         bool,
         typer.Option(
-            "--waiting", help="With --undelivered: also send waiting results now; each comes again when it is due."
+            "--waiting",
+            help="With --undelivered: also send results that wait for an attempt; each is sent again when it is due.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
@@ -64,9 +67,9 @@ def replay(
         ),
     ] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most results to send per second.")] = 200.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Call results back again, under the same webhook-id, so that a consumer recognises events that it has.
+    """Send results to their callbacks again. The webhook-id stays, so that a consumer recognises events that it has.
 
     Exit status: 0 done, 1 a named result is held or missing, or the answer at the terminal was no, 2 wrong options.
     """
@@ -80,7 +83,9 @@ def replay(
     if not (tenant or endpoint or ids or offsets):
         raise fail("say which results: --tenant, --endpoint, --id or --offset", BAD_INPUT)
     if waiting and not undelivered:
-        raise fail("--waiting: goes with --undelivered; without it, all results that match are called back", BAD_INPUT)
+        raise fail(
+            "--waiting: needs --undelivered; without --undelivered all results that match are called back", BAD_INPUT
+        )
     selection = Selection(
         tenant=checked_tenant(tenant) if tenant is not None else None,
         endpoint=checked_endpoint(endpoint),
@@ -100,12 +105,12 @@ def replay(
         expected = limited(counts.matching, limit)
         if expected and not dry_run:
             confirmed(f"Call these {expected} back again?", yes=yes)
-            # The producer is made last: a new one with the same identity ends a run that is under way.
+            # The producer is made last: a new producer with the same identity fences a run that is under way.
             with _producer(kafka, marking=undelivered) as back:
                 act = partial(chosen.run, back, rate, limit=limit)
                 acted = _run(act, expected, undelivered=undelivered)
                 if limit is None:
-                    counts = acted  # with a limit, the act saw only a part of the results
+                    counts = acted  # with a limit, the run read only a part of the results
     _end(selection, counts)
 
 
@@ -119,9 +124,10 @@ def _place(text: str) -> Place:
 
 
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
-    """A producer with an identity of its own, since two people may replay at once for different tenants.
+    """Make a producer with a new identity, since two people may replay at once for different tenants.
 
-    With `marking` it has the identity of redrives, which mark dead letters too: of two such runs the later takes over.
+    With `marking` the producer has the identity of redrives, since both mark dead letters: a later run fences the
+    earlier one.
     """
     import secrets
 
@@ -158,7 +164,7 @@ def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undel
 
 
 def _end(selection: Selection, counts: Counts) -> None:
-    """End with status 1 where a named result is held or missing. A delivered result does not count as held."""
+    """End with status 1 if a named result is held or missing. A delivered result does not count as held."""
     held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
     if held:

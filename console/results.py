@@ -28,23 +28,25 @@ if TYPE_CHECKING:
 
 
 Files = tuple[TextIO | None, ...]
-"""The files to be written, which are emptied once results can be read."""
+"""The output files. A command empties them only when it can read results."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsRequest:
-    """The results that are wanted, by their Kafka, tenant and time."""
+    """A query for results: the Kafka cluster, the tenant, and the earliest time."""
 
     kafka: KafkaSettings
     tenant: str
     since_ms: int | None
-    """The earliest settling, in Unix milliseconds."""
+    """Only results settled at this time or later, in Unix milliseconds."""
 
 
 def results(
     ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
     wanted: Annotated[list[str] | None, typer.Option("--id", help="A job's id; may be repeated.")] = None,
-    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Results settled then or later. {HELP}")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar=TIME, help=f"Only results settled at this time or later. {HELP}")
+    ] = None,
     tenant: Annotated[
         str | None, typer.Option(help="The jobs' tenant; by default that of the receipt, or else `default`.")
     ] = None,
@@ -54,7 +56,7 @@ def results(
         Path | None,
         typer.Option(help="With --openai: the file for results that did not succeed, like a Batch's error file."),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Only show how many there are, by outcome.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show only the number of results by outcome.")] = False,
     ordered: Annotated[
         bool,
         typer.Option(
@@ -66,9 +68,7 @@ def results(
     fail_on_error: Annotated[
         bool, typer.Option("--fail-on-error", help="Exit with 1 also if a job did not succeed or was not accepted.")
     ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until each named job has its result, and end then.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until each named job has a result.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
     ] = None,
@@ -127,7 +127,7 @@ def results(
 
 
 def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
-    """Collect the results that are there now."""
+    """Collect the results that Kafka has now."""
     from producers.results import kept_results
     from producers.scan import Scanner
     from producers.selection import Selection
@@ -161,7 +161,7 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
 
 
 def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | None], str]:
-    """The writer of a result's line. For a terminal it escapes control characters, which stays valid JSON."""
+    """Return a function that formats a result as JSON. For a terminal it escapes control characters as JSON does."""
     line = as_openai_line if openai else as_line
     if to_file or not sys.stdout.isatty():
         return line

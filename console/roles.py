@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from schemas.settings import FleetSettings
 
 HOST = typer.Option("--host", help="The address that metrics and health are served on.")
-METRICS_PORT = typer.Option("--metrics-port", min=0, max=65535, help="0 is any free one, which is printed.")
+METRICS_PORT = typer.Option(
+    "--metrics-port", min=0, max=65535, help="The port of metrics and health; 0 is any free one, which is printed."
+)
 
 
 def starting(service: str) -> FleetSettings:
@@ -43,7 +45,7 @@ def announce(port: int) -> None:
 
 
 def run(service: str, role: Coroutine[None, None, None]) -> None:
-    """Run a role on uvloop. An error that an operator can mend ends it with one line.
+    """Run a role on uvloop. An error that an operator can mend ends the command with one line.
 
     Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it names one.
     """

@@ -1,4 +1,4 @@
-"""Settings from the environment. A wrong one ends the command with a line that names the variable."""
+"""Settings from the environment. A wrong value ends the command with a line that names the variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fleet_settings() -> FleetSettings:
 
 
 def checked_settings(kind: type[Settings]) -> Settings:
-    """Read the settings of a room. A refused value is never shown."""
+    """Read the settings of this class. A refused value is never shown."""
     from schemas.settings import SettingsRefused, read_settings
 
     with telling(SettingsRefused, code=BAD_INPUT):
@@ -27,14 +27,14 @@ def checked_settings(kind: type[Settings]) -> Settings:
 
 
 def keyring_path(settings: FleetSettings) -> Path:
-    """The path of the keyring, which may not exist yet."""
+    """Return the path of the keyring file, which may not exist yet."""
     if not settings.keyring:
         raise fail("set POSTBACK_KEYRING to the file that holds the keys, or is to hold them", BAD_INPUT)
     return Path(settings.keyring)
 
 
 def checked_tenant(tenant: str) -> str:
-    """The tenant's name, if it is valid in headers and topics. Ends the command otherwise."""
+    """Return the tenant's name if it is valid in headers and topics, else end the command."""
     from pydantic import TypeAdapter, ValidationError
 
     from schemas.job import Tenant
@@ -46,7 +46,7 @@ def checked_tenant(tenant: str) -> str:
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:
-    """The value of `--endpoint`: a whole URL or its origin. Any other text would silently match nothing."""
+    """Return the value of `--endpoint`, a URL or an origin. Other text would match nothing, so it ends the command."""
     from telemetry.logs import origin_of
 
     if endpoint is None or origin_of(endpoint).startswith(("http://", "https://")):

@@ -50,7 +50,7 @@ class Request:
     """The number of invalid lines that were left out."""
 
     def keep(self) -> None:
-        """Write the receipt as it is now."""
+        """Write the receipt to its file, if it has one."""
         from producers.receipts import write_receipt
 
         if self.kept_in is None:
@@ -88,7 +88,7 @@ def submit(
     receipt: Annotated[
         Path | None,
         typer.Option(
-            help="Write to this file which line became which job. If it exists, only jobs that it lacks are sent."
+            help="Write the job of each line to this file. If the file exists, only jobs not accepted by then are sent."
         ),
     ] = None,
     check: Annotated[
@@ -104,10 +104,10 @@ def submit(
     """Submit jobs from a file: each line is a job, or a line of an OpenAI Batch.
 
     All lines are checked before the first is sent; an invalid one stops all, unless --skip-invalid leaves it out. The
-    ids of the accepted jobs go to standard output, one per line, unless that is a terminal.
+    ids of the accepted jobs go to standard output, one per line, unless standard output is a terminal.
 
-    Exit status: 0 all accepted (with --wait: all succeeded; with --check: all could be sent), 1 some not, or some lines
-    skipped, 2 bad input and nothing sent.
+    Exit status: 0 all jobs accepted (with --wait: all succeeded; with --check: all can be sent), 1 some jobs not, or
+    some lines skipped, 2 bad input and nothing sent.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -149,7 +149,7 @@ def submit(
 
 
 def _numbered(receipt: Receipt) -> Iterator[tuple[int, Job]]:
-    """The jobs with their lines."""
+    """Pair each job with its line number."""
     return ((entry.line, job) for entry, job in zip(receipt.entries, receipt.jobs, strict=True))
 
 
@@ -178,7 +178,7 @@ def _telling_of_receipt(path: Path | None) -> Iterator[None]:
 
 
 def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
-    """Name the jobs, as in an earlier run's receipt if there is one."""
+    """Give each job an id: the id in an earlier run's receipt, the id in its line, or a new one."""
     from producers.receipts import read_receipt, receipt_of
     from telemetry.clock import SystemClock
 
@@ -190,7 +190,7 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
 
 
 def _send(request: Request, progress: Progress) -> None:
-    """Send the jobs that are not known to be accepted, and write the ids of all that are."""
+    """Send the jobs that are not known to be accepted, and print the ids of all accepted jobs."""
     from producers.client import Client, SubmitError
 
     receipt, left = request.receipt, request.receipt.left
@@ -218,7 +218,7 @@ def _send(request: Request, progress: Progress) -> None:
 
 
 def _hint(request: Request) -> None:
-    """Print how to find jobs whose generated ids were shown nowhere."""
+    """Print how to find the results of jobs whose generated ids are not printed."""
     lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
     if lost and request.kept_in is None and sys.stdout.isatty():
         say(

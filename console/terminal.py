@@ -1,4 +1,4 @@
-"""Untrusted text on a terminal, which would obey its control characters."""
+"""Escapes untrusted text for a terminal, because a terminal obeys control characters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def harmless(text: str, kept: str = "") -> str:
-    """The text with control characters as JSON escapes, except those in `kept`."""
+    """Return the text with control characters as JSON escapes, except the characters in `kept`."""
     return "".join(_escaped(one) if one not in kept and unicodedata.category(one) in _OBEYED else one for one in text)
 
 

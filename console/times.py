@@ -5,13 +5,13 @@ from __future__ import annotations
 from console.errors import BAD_INPUT, fail
 
 TIME = "TIME"
-"""The name of such a value in help texts."""
+"""The placeholder for a time in help texts."""
 _YEAR_SECONDS = 366 * 86_400.0
-HELP = "ISO 8601, or so long ago: -90s, -30m, -2h, -7d."
+HELP = "ISO 8601, or a time before now: -90s, -30m, -2h, -7d."
 
 
 def checked_time(option: str, text: str | None) -> int | None:
-    """The time in Unix milliseconds. Ends the command if the text is no time."""
+    """Return the time in Unix milliseconds, or end the command if the text is no time."""
     if text is None:
         return None
     from producers.times import NotATime, parse_time
@@ -27,7 +27,7 @@ DURATION_HELP = "A duration: 90s, 30m, 24h, 7d."
 
 
 def checked_duration(option: str, text: str) -> float:
-    """The duration in seconds. Ends the command if the text is no duration, or longer than 366 days."""
+    """Return the duration in seconds. End the command if the text is no duration, or one of more than 366 days."""
     from producers.times import NotADuration, parse_duration
 
     try:

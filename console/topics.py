@@ -19,23 +19,25 @@ app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
 
 @app.callback()
 def _topics() -> None:
-    """Keep `create` a word of the command line: typer drops the name of an only command."""
+    """Keep the name `create` on the command line: typer drops the name of a group's only command."""
 
 
 @app.command()
 def create(
     partitions: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Instead of POSTBACK_KAFKA__PARTITIONS.")
+        int | None,
+        typer.Option(min=1, max=10_000, help="Partitions of each topic, instead of POSTBACK_KAFKA__PARTITIONS."),
     ] = None,
     replication_factor: Annotated[
-        int | None, typer.Option(min=1, max=10, help="Instead of POSTBACK_KAFKA__REPLICATION_FACTOR.")
+        int | None,
+        typer.Option(min=1, max=10, help="Copies of each record, instead of POSTBACK_KAFKA__REPLICATION_FACTOR."),
     ] = None,
     engine: Annotated[list[str] | None, typer.Option(help="An engine with lanes of its own; may be repeated.")] = None,
     raise_partitions: Annotated[
-        bool, typer.Option("--raise-partitions", help="Give topics that have fewer partitions as many as asked.")
+        bool, typer.Option("--raise-partitions", help="Add partitions to topics that have fewer than wanted.")
     ] = False,
     fix_config: Annotated[
-        bool, typer.Option("--fix-config", help="Configure topics that are there as new ones are, where they differ.")
+        bool, typer.Option("--fix-config", help="Give existing topics the configuration of new ones where it differs.")
     ] = False,
 ) -> None:
     """Create the topics that are missing and set up the consumer groups. May be repeated.
@@ -76,7 +78,7 @@ def _report_topics(report: TopicsReport) -> None:
     for thin in report.thin:
         say(
             f"{thin.topic} has {thin.found} of {thin.wanted} copies: add them with kafka-reassign-partitions.sh, or "
-            f"set POSTBACK_KAFKA__REPLICATION_FACTOR={thin.found} where that is meant"
+            f"set POSTBACK_KAFKA__REPLICATION_FACTOR={thin.found} if that is intended"
         )
     for wrong in report.misconfigured:
         say(f"{wrong.topic} has {wrong.name}={wrong.found}, not {wrong.wanted}; --fix-config sets it")

@@ -32,14 +32,16 @@ def trigger(
             "--secret", help=f"Sign with this secret instead of the tenant's keys. {SECRET_HELP} May be repeated."
         ),
     ] = None,
-    tenant: Annotated[str, typer.Option(help="The tenant whose keys sign, and whom the event names.")] = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    tenant: Annotated[
+        str, typer.Option(help="The tenant that the event names, and whose keys sign the event.")
+    ] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.
 
-    Headers, form and TLS are those of a callback, and so are the rules for addresses (POSTBACK_EGRESS__…,
-    POSTBACK_ENV). The tenant's keys in the keyring at POSTBACK_KEYRING sign the event, or --secret does. The event's
-    data.metadata has postback-test, and its job exists nowhere else. Kafka is not needed.
+    Headers, body and TLS are those of a callback, and the same rules for addresses apply (POSTBACK_EGRESS__…,
+    POSTBACK_ENV). The tenant's keys in the keyring at POSTBACK_KEYRING sign the event, unless --secret is given. The
+    event's data.metadata has postback-test, and the event's job does not exist. The command needs no Kafka.
 
     Exit status: 0 the endpoint answered 2xx, 1 it did not, 2 wrong options.
     """
@@ -59,7 +61,7 @@ def trigger(
 
 
 def event_of(outcome: Outcome, tenant: str) -> tuple[str, bytes]:
-    """A new test event: its webhook id and its body."""
+    """Return the webhook id and the body of a new test event."""
     from uuid import uuid4
 
     from schemas.event import event_body

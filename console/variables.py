@@ -1,8 +1,8 @@
-"""Environment variables with our prefix that no process reads: misspelt ones, and names of earlier versions.
+"""Finds environment variables with our prefix that no process reads: misspelt names, and names of earlier versions.
 
-A misspelt setting would be ignored silently, and its process would run with the default: on another Kafka, say. A file
-lists the valid names, so that no command has to import every room for them. (The base install lacks the packages that
-some rooms need.)
+A process would silently ignore a misspelt setting and run with the default, perhaps on another Kafka. A file lists the
+valid names, so that commands need not import every settings class. (The base install lacks packages that some of the
+classes need.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 PREFIX = "POSTBACK_"
 _PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
 _RENAMED = {"POSTBACK_DELIVERY__ENDPOINT_": "POSTBACK_DELIVERY__DESTINATION_"}
-"""Old beginnings of names, and today's."""
+"""Prefixes of renamed variables, and the new prefix of each."""
 _LIKE_ENOUGH = 0.75
 _OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 """The variables that Kubernetes sets in every pod for a Service whose name begins with `postback-`."""
@@ -26,7 +26,7 @@ def known_variables() -> list[str]:
 
 
 def complaints(environment: Mapping[str, str]) -> list[str]:
-    """A line for each variable of ours that no process reads, with the name that may be meant. No value is shown."""
+    """Return a line for each variable with our prefix that no process reads, with a similar name. No value is shown."""
     ours = sorted(name for name in environment if name.upper().startswith(PREFIX))
     known = known_variables() if ours else []
     names = {name for name in known if not name.endswith("*")}

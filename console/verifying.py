@@ -19,10 +19,10 @@ from workers.delivery.keyring import Keyring, KeyringError
 from workers.egress.answers import bounded_connector
 
 _LOOK_SECONDS = 60.0
-"""Seconds between two reads of a JWK set: keys rotate with an overlap of hours."""
+"""Seconds between two reads of a JWK set, short enough because keys rotate with an overlap of hours."""
 _FETCH = aiohttp.ClientTimeout(total=10.0)
 _LARGEST_SET = 256 * 1024
-"""Bytes of a JWK set; one key has about 120."""
+"""The most bytes of a JWK set; one key has about 120."""
 _KEY_BYTES = 32
 
 
@@ -34,10 +34,10 @@ class HeldKeys(Protocol):
     """Keys that may change while callbacks come in."""
 
     def current(self) -> Keys:
-        """The keys that are valid now; called at every request."""
+        """Return the keys that are valid now. Called at every request."""
 
     async def load(self) -> None:
-        """Read the keys for the first time. Ends the command where they cannot be read."""
+        """Read the keys for the first time. End the command if they cannot be read."""
 
     async def follow(self) -> None:
         """Read the keys again at intervals, until cancelled."""
@@ -53,7 +53,7 @@ class KeyringKeys:
             self._keyring = Keyring.load(path)
 
     def current(self) -> Keys:
-        """The keys that are valid now: a rotation counts from the next request on."""
+        """Return the keys that are valid now. Reads the file if it has changed, so that a rotation counts at once."""
         try:
             self._keyring.refresh()
         except KeyringError as error:
@@ -77,16 +77,16 @@ class GivenKeys:
         self._tenant = tenant
 
     def current(self) -> Keys:
-        """The keys that are valid now."""
+        """Return the keys that are valid now."""
         return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
 
     async def load(self) -> None:
-        """Read the set. Ends the command where it cannot be read."""
+        """Read the set. End the command if it cannot be read."""
         if self._set is not None:
             with telling(JwkSetUnusable):
                 await self._set.load()
             if not self._set.public_keys and not self._secrets:
-                say("the JWK set holds no Ed25519 key: every callback will be refused until it does")
+                say("the JWK set holds no Ed25519 key: every callback will be refused until the set holds one")
 
     async def follow(self) -> None:
         """Read the set again every minute."""
@@ -103,7 +103,7 @@ class JwkSet:
         """The keys as `whpk_…`."""
 
     async def load(self) -> None:
-        """Read the set. Raises JwkSetUnusable, and then keeps the earlier keys."""
+        """Read the set. Raise JwkSetUnusable if it cannot be read, and keep the earlier keys."""
         try:
             text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
             self.public_keys = _ed25519_keys(text)

@@ -1,4 +1,4 @@
-"""The demo's processes: their logs, their readiness, and their end together with the demo."""
+"""Runs the demo's processes: writes their logs, waits until they are ready, and ends them with the demo."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class ChildProcess:
             connection.close()
 
     def last_lines(self) -> str:
-        """The last lines of the process's log, as text."""
+        """Return the last lines of the process's log as text."""
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join(["The end of its log:", *(f"  {line[:_LOG_COLUMNS]}" for line in lines)])
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM, at which the process drains and ends."""
+        """Send SIGTERM; the process then drains and ends."""
         self._process.terminate()
 
     def stop(self, deadline: Deadline) -> None:
@@ -117,7 +117,7 @@ class Children:
             child.check()
 
     def last_lines(self) -> str:
-        """The last lines of all logs, as text."""
+        """Return the last lines of all logs as text."""
         return "\n".join(f"`{child.name}` still runs. {child.last_lines()}" for child in self._running)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The command: its options, its exit status, and its orderly end at a signal."""
+"""The command `postback demo`: options, exit status, and an orderly end at a signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.
 
-    The answers stand on the web site only. Everything that the demo starts ends with it.
+    Only the web site has the answers. Every process that the demo starts ends with the demo.
     POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a Kafka to use; by default the demo starts one.
 
     Exit status: 0 every callback came, with a valid signature and the right answer; 1 some did not.
@@ -45,7 +45,7 @@ def demo(
 
 
 def _end_alike_on_all_signals() -> None:
-    """Let SIGTERM end the demo like Ctrl-C, also in a shell's background job, for which the shell ignores SIGINT."""
+    """Let SIGTERM end the demo like Ctrl-C. Also handle SIGINT again, which a shell ignores for background jobs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def commands(postback: Path, *, own_kafka: bool) -> list[str]:
-    """The commands, quoted for a shell. `own_kafka`: the environment names no Kafka, so the first one starts it."""
+    """Return the commands, quoted for a shell. With `own_kafka` the first command also starts a Kafka."""
     name = _typed(postback)
     start = f"{name} broker start && " if own_kafka else ""
     return [
@@ -19,7 +19,7 @@ def commands(postback: Path, *, own_kafka: bool) -> list[str]:
 
 
 def next_steps(postback: Path, *, own_kafka: bool) -> list[str]:
-    """The lines to print."""
+    """Return the lines to print."""
     name = _typed(postback)
     end = f"`kill %1; {name} broker stop` ends it" if own_kafka else "`kill %1` ends the worker"
     return [
@@ -30,7 +30,7 @@ def next_steps(postback: Path, *, own_kafka: bool) -> list[str]:
 
 
 def _typed(postback: Path) -> str:
-    """`postback` if a shell finds this one by name, else its whole path."""
+    """Return `postback` if a shell finds this file by that name, else the file's whole path."""
     found = shutil.which("postback")
     if found is not None and Path(found).resolve() == postback.resolve():
         return "postback"

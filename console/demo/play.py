@@ -1,4 +1,4 @@
-"""The whole demo: start everything, ask, judge the callbacks, end everything."""
+"""Runs the whole demo: starts the processes, submits jobs, judges the callbacks, and stops everything."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PARTITIONS = 4
 ANSWER_TOKENS: dict[EngineName, int] = {"vllm": 24, "echo": 512}
 """Tokens of an answer: enough for every answer on the site (vllm), or for the whole prompt (echo)."""
 LOAD_SECONDS = 900.0
-"""A small machine takes about a minute; a large model on a cold disk takes many."""
+"""The most seconds for loading a model. A small machine takes about a minute; a large model takes many."""
 START_SECONDS = 60.0
 STALL_SECONDS = 120.0
 """Seconds without a callback after which the demo stops waiting."""
@@ -88,7 +88,7 @@ def _step(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kafka() -> Iterator[KafkaSettings]:
-    """A fleet for the demo: on a Kafka of its own, or on the one that the environment names."""
+    """Start a Kafka, or use the one that the environment names, and make the demo's topics on it."""
     if _is_kafka_named():
         with _guest(fleet_settings().kafka) as guest:
             yield guest
@@ -103,7 +103,7 @@ def _kafka() -> Iterator[KafkaSettings]:
 
 @contextmanager
 def _guest(kafka: KafkaSettings) -> Iterator[KafkaSettings]:
-    """Topics under a new prefix, deleted afterwards."""
+    """Make topics under a new prefix, and delete them at the end."""
     guest = kafka.model_copy(update={"topic_prefix": f"demo-{uuid4().hex[:8]}.", "partitions": PARTITIONS})
     try:
         _make_topics(guest)
@@ -129,12 +129,12 @@ def _model() -> Path:
     tell(GEMMA_NOTE)
     with _step("Downloading the model (250 MB) and unpacking it, once: some two minutes"):
         folder = small_model()
-    tell(f"    the terms lie beside it in {folder}")
+    tell(f"    the model's terms are in {folder}")
     return folder
 
 
 def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
-    """The children's environment: this fleet's settings, and of the shell's only those of a Kafka that it names."""
+    """Return the children's environment: the demo's settings, and the shell's settings of a Kafka if it names one."""
     kept = ("POSTBACK_KAFKA__",) if _is_kafka_named() else ()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_") or name.startswith(kept)
@@ -150,7 +150,7 @@ def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
         # A small machine that has just loaded a model reads its first pages slowly; the demo can wait.
         "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "30",
         "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "10",
-        # A base model goes on after its answer, with a question of its own: the answer ends with its line.
+        # A base model goes on after its answer with a question of its own, so generation stops at the end of the line.
         "POSTBACK_ENGINE__VLLM__STOP": json.dumps(["\n"]),
         "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "2048",
         "POSTBACK_ENGINE__VLLM__MAX_NUM_SEQS": "16",
@@ -182,7 +182,7 @@ async def _exchange(
             DemoJob(f"demo-{number}", question, site.url(question.path))
             for number, question in enumerate(islice(cycle(questions()), jobs), start=1)
         ]
-        tell(f"Submitting {jobs} jobs, whose answers stand on {site.url('/')} only …")
+        tell(f"Submitting {jobs} jobs; only {site.url('/')} has their answers …")
         tally = DemoTally({one.job_id: one for one in asked})
         await asyncio.to_thread(_submit, kafka, asked, engine, receiver.url)
         await _collect(tally, callbacks, children)
@@ -226,7 +226,7 @@ async def _collect(tally: DemoTally, callbacks: asyncio.Queue[Received], childre
 
 
 def _settled(results: ResultsReader, expected: int) -> Counter[str]:
-    """The number of results of each job. Reads until no more come, so that a second result is seen."""
+    """Count the results of each job. Reads until no more come, so that a second result is seen."""
     found: Counter[str] = Counter()
     deadline = Deadline.after(_CLOCK, START_SECONDS)
     while not deadline.passed:

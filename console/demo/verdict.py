@@ -1,4 +1,4 @@
-"""The demo's judgement of each callback, and its closing lines. No I/O."""
+"""Judges each callback of the demo, and writes the closing lines. No I/O."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DemoVerdict:
     seconds: float
     """Seconds from submit to callback."""
     problems: tuple[str, ...]
-    """The reasons why the answer does not count; empty if it counts."""
+    """The faults of the callback; empty if it is right."""
 
     def lines(self, place: str) -> Iterator[str]:
         """Lines to print: the question, the answer with its sources, and its problems."""
@@ -55,7 +55,7 @@ class DemoVerdict:
 
 
 def judged(asked: DemoJob, received: Received) -> DemoVerdict:
-    """The verdict on a verified callback, by the job's question."""
+    """Return the verdict on a verified callback, by the job's question."""
     result: dict[str, Any] = received.event["data"]
     text, sources = result.get("text") or "", result.get("sources") or []
     problems = [
@@ -82,7 +82,7 @@ def _found(text: str, answer: str) -> re.Match[str] | None:
 
 
 def _around(text: str, answer: str) -> str:
-    """The text on one line; a long one is cut to the neighbourhood of the answer."""
+    """Return the text on one line; a long text is cut to the part around the answer."""
     line = " ".join(text.split())
     if len(line) <= _QUOTED_MOST:
         return line or "(nothing)"
@@ -111,7 +111,7 @@ class DemoTally:
         return len(self.verdicts) == len(self.asked)
 
     def add(self, received: Received) -> DemoVerdict | None:
-        """The verdict on a job's first verified callback; None for a repeat or a callback that does not count."""
+        """Return the verdict on a job's first verified callback; None for any other callback."""
         if not received.verified:
             self.problems.append(f"a callback was not verified: {received.problem}")
             return None
@@ -132,7 +132,7 @@ class DemoTally:
             self.problems.append(f"{job_id} was repeated with another webhook-id")
 
     def settled(self, results: Counter[str]) -> None:
-        """Note a problem for each job without exactly one result, by a read_committed reader's counts."""
+        """Note a problem for each job without exactly one result. `results` counts the committed results."""
         for job_id in self.asked:
             if results[job_id] != 1:
                 self.problems.append(f"{job_id} has {results[job_id]} results in Kafka instead of one")
@@ -168,11 +168,11 @@ class DemoTally:
 
 _RIGHT: dict[EngineName, str] = {"vllm": "right with the right source", "echo": "with the right page in the prompt"}
 _ECHO_NOTE = (
-    "the echo engine answers with its prompt, so nothing was answered here: checked is that the page's fact got into "
-    "the prompt and its URL into the sources; `scripts/demo` without --engine asks a model"
+    "the echo engine repeats its prompt, so nothing was answered here: the demo checked that the page's fact is in the "
+    "prompt, and its URL among the sources; `scripts/demo` without --engine asks a model"
 )
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest rank: the smallest value that at least this share of all is not above."""
+    """Return the nearest rank: the smallest value that at least `share` of all values do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
