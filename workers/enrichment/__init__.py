@@ -12,23 +12,23 @@ A job's sources go down this list. Each step has a type, so a signature says whi
     cache/      readings: in memory, in Redis, in a file
     turns       fair shares of connections and processes, among tenants and among a tenant's jobs
     processes/
-      pool      processes that may be killed; page bytes are only ever parsed in them
-      child     one process, from the worker's side of its pipes; frames: from its own side
-      member    the loop of one of them; confinement: its fences
+      pool      the only processes that parse bytes of pages; the worker may kill them
+      child     the worker's side of one process's pipes; frames: the process's side
+      member    the loop of a pool process; confinement: the fences around the process
     reading/
       charset, hidden, extract, pdf, particulars   bytes to the text that a person would see   Page → Document
-        css, media, unseen, sheets   the styles by which a page hides text; lengths and color are their values
+        css, media, unseen, sheets   the styles by which a page hides text; lengths, color: their values
       steering  the ways in which a page tries to steer the model            Document → label
     choosing/
       rank      the passages that matter for the question                    Document → Passage
-      choose    asks a member to rank, and also a model if one is set
+      choose    ranking by a pool process, and by a model if the settings name one
       embedder  the process with that model, and the queue before it; embedding: the loop inside it
     answering/
-      profile   a kind of question as data: its search, before all of this, and its checks, after it
+      profile   a kind of question as data: the search to run first, and the checks of the answer
       grounding numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
       links     removes links that neither the job nor a source gave         str, Evidence → str
       cite      the source of each sentence of the answer                    str, Evidence → Citation
-        contradiction, clauses   sources that contradict a sentence in its own words; negation is data
+        contradiction, clauses   sources that contradict a sentence in its own words; negation: lists of words
       answer    the checks of an answer, and the notes of its result         str, Evidence, Profile → Answer
 
 Every fault of a source is a note in the result. A job fails only if it sets `sources.required` and no source can be

@@ -47,21 +47,21 @@ from workers.enrichment.turns import Asker
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
 MIN_EVIDENCE_TOKENS = 32
-"""If the prompt has less room than this, no source is quoted."""
+"""Least room for evidence in the prompt; with less, no source is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadSources:
-    """The outcome of all sources: the documents, and the rest with their reasons."""
+    """The sources that were read, and the sources left out with their reasons."""
 
     documents: tuple[Document, ...]
     left_out: tuple[LeftOut, ...]
 
 
 class Enricher:
-    """Finds the evidence for jobs. One per worker: it serves many jobs at once, each under a budget of its own.
+    """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
-    `guard` is the guard of fetches, not that of callbacks. Raises TemplateRefused for a template that cannot be used.
+    `guard` is the egress guard of fetches; callbacks have another one. Raises TemplateRefused for an unusable template.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Enricher:
     ) -> Evidence:
         """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
-        Only the deadline bounds the search's wait for the provider's pace. `room_tokens` caps the prompt's tokens
-        beside the question; None means no limit.
+        Only the deadline limits a search's wait for a turn at its provider. `room_tokens` caps the tokens of the
+        sources in the prompt; None means no limit.
 
         Raises NothingFound if sources are required and none could be used. All other faults become notes.
         """
@@ -135,7 +135,7 @@ class Enricher:
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            # After a search's wait for its turn the budget may be over; ranking keeps its share all the same.
+            # A search's wait for a turn may use up the budget; ranking keeps its share even then.
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
             numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
             notes += unranked
@@ -145,15 +145,15 @@ class Enricher:
         return Evidence(numbered, tuple(notes), question, self._settings.template)
 
     def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
-        """A deadline so many seconds from now, but no later than the job's."""
+        """Return a deadline `seconds` from now, but no later than the job's `deadline`."""
         return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
 
     async def _find_and_read(
         self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """The job's own sources, followed by its search's results; with a note if the search brought none.
+        """Read the job's own sources, then its search's results; add a note if the search brought no results.
 
-        Both are read side by side: a search that hangs must not take the time of the job's own sources.
+        Both are read concurrently: a search that hangs must not take time from the job's own sources.
         """
         urls = list(dict.fromkeys(sources.urls))
         own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)
@@ -166,7 +166,7 @@ class Enricher:
     async def _search_and_read(
         self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """The search's results, read in the time that the search leaves of these seconds."""
+        """Run the search, and read its results in the part of `seconds` that the search leaves."""
         findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
         for one in findings.found:
@@ -176,7 +176,7 @@ class Enricher:
         return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
 
     async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
-        """The search's results, and a note if there are none."""
+        """Return the search's results, and a note if there are none."""
         try:
             async with asyncio.timeout(deadline.remaining if deadline is not None else None):
                 findings = await self._searches.find(wanted)
@@ -189,7 +189,7 @@ class Enricher:
         return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _ReadSources:
-        """Read these sources side by side; those that are late are left out."""
+        """Read these sources concurrently; leave out sources that are late."""
         if not wanted:
             return _ReadSources((), ())
         self._pool.warm()
@@ -215,19 +215,19 @@ class Enricher:
         return LeftOut(one.position, origin_of(one.url), str(result))
 
     async def _document(self, one: Wanted, asker: Asker, deadline: Deadline) -> Document:
-        """One source from URL to text. Raises Unreadable."""
+        """Read one source into a document. Raises Unreadable."""
         reading = await self._reading(one, asker, deadline)
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
-            # An abstract has the service's title. A page's own title beats a search engine's, which may be cut.
+            # An abstract has the service's title. A page's own title beats a search engine's title, which may be cut.
             title = title or one.found.title if one.found.text is None else one.found.title
             particulars = particulars.under(one.found.particulars)
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
-        """The reading of the source's page, or of the text that the search brought. Raises Unreadable."""
+        """Read the source's page, or the text that the search returned. Raises Unreadable."""
         if one.found is not None and one.found.text is not None:
             page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
             return Reading(one.url, await self._reader.extracted(page, asker))
@@ -241,7 +241,7 @@ class Enricher:
         deadline: Deadline,
         room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
-        """The passages that matter, numbered by source; with notes on the choice and on sources without passages."""
+        """Choose passages; return the numbered sources, and notes on the choice and on sources without passages."""
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
@@ -277,18 +277,18 @@ class Enricher:
         return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
 
     def _wording_tokens(self) -> tuple[int, int]:
-        """Tokens of the template's wording: around all sources together, and around each of them."""
+        """Count the tokens of the template's wording: once for all sources together, and once for each source."""
         template = load_template(self._settings.template)
         each = template.source + template.title + "x" * MAX_TITLE_CHARS
         return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
 
     def _passage_chars(self, tokens: int | None) -> int:
-        """The passage length of the settings, or less if the prompt has little room."""
+        """Return the passage length of the settings, or a shorter one if the prompt has little room."""
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
 def _remarks(document: Document) -> Iterator[str]:
-    """Notes about a page for the result's reader."""
+    """Yield notes about a page for the result's reader."""
     name = f"source {document.source.position} ({origin_of(document.source.url)})"
     if document.older is not None:
         yield f"{name} is an older copy: {document.older}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
-    """The job requires sources, and none could be read. The text says why, source by source; it names origins only."""
+    """The job requires sources, and none could be read. The text gives each source's origin and reason."""
 
     def __init__(self, notes: tuple[str, ...]) -> None:
         super().__init__("; ".join(["sources are required, and none could be used", *notes]))
@@ -14,16 +14,16 @@ class NothingFound(Exception):  # noqa: N818 - named after the event, as the eng
 
 
 class Unreadable(Exception):  # noqa: N818 - as above
-    """One source cannot be used. The text is the reason, for the result's reader, and quotes nothing from the page."""
+    """One source cannot be used. The text tells the result's reader the reason, without quoting the page."""
 
     def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True, is_ours: bool = False) -> None:
         super().__init__(reason)
         self.is_outage = is_outage or is_ours
-        """True if the page itself is not at fault: an older copy may be served instead."""
+        """True if the page itself is not at fault, so that an older copy may be served instead."""
         self.is_lasting = is_lasting
         """True if the cache may remember the failure. False, for example, if only this job was refused."""
         self.is_ours = is_ours
-        """True if this worker is at fault: others may succeed, so the failure is not shared with them."""
+        """True if this worker is at fault. Other workers may succeed, so the failure is not shared with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Particulars:
     published: str | None = None
     """An ISO 8601 date, as exact as known: `2023`, `2023-05` or `2023-05-17`."""
     canonical_url: str | None = None
-    """The address that the page itself names, if that is another one of the same origin."""
+    """The canonical address that the page names, if it differs from the page's URL and has the same origin."""
     doi: str | None = None
 
     def under(self, better: Particulars) -> Particulars:
-        """The particulars, overridden by those that `better` knows."""
+        """Merge both particulars; values in `better` win."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,
@@ -54,13 +54,13 @@ class Found:
     """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
     title: str | None = None
     text: str | None = None
-    """Text from the search service, for example an abstract. It is then the source, and the URL is not fetched."""
+    """Text from the search service, for example an abstract. A text replaces the page: the URL is not fetched."""
     particulars: Particulars = Particulars()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One URL to read. `position` is its place among the job's sources, from 1: two may share an origin."""
+    """One URL to read. `position` numbers the job's sources from 1, since two sources may share an origin."""
 
     position: int
     url: str
@@ -105,7 +105,7 @@ class Document:
     """The ways in which the page tries to steer the model, see `steering`."""
     particulars: Particulars = Particulars()
     older: str | None = None
-    """The reason why this is an older copy, if it is one."""
+    """The reason for using an older copy of the page; None for a current page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,27 +139,27 @@ class NumberedSource:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All evidence for one job. Empty `sources` mean that the job asked for some and none could be used."""
+    """All evidence for one job. `sources` is empty if the job asked for sources and none could be used."""
 
     sources: tuple[NumberedSource, ...]
     notes: tuple[str, ...] = ()
     question: str = ""
-    """The job's question; a link in it counts as the job's own if the answer repeats it."""
+    """The job's question. The answer may repeat links from it."""
     template: str = "plain"
-    """The wording of the prompt, see `template`."""
+    """The name or path of the prompt's template, see `answering.template`."""
     conversation: str = ""
-    """The text of all of the job's messages, if it has messages; links in it count as the job's own too."""
+    """The text of all messages of the job, if it has messages. The answer may repeat links from this text, too."""
 
     @property
     def chars(self) -> int:
-        """Characters of all passages."""
+        """Number of characters in all passages."""
         return sum(map(_chars, self.sources))
 
     def shortened(self, chars: float) -> Evidence:
-        """The evidence with at most this many characters, and at least one passage less.
+        """Remove passages until at most `chars` characters are left; remove at least one passage.
 
-        Whole passages go, from the longest source first; a source's only passage goes after all other ones. A source
-        without passages is left out, and the others are renumbered.
+        Each step takes the last passage of the longest source that has several. Once every source has one passage,
+        whole sources are removed, the longest first. The remaining sources are renumbered.
         """
         sources = list(self.sources)
         while sources:

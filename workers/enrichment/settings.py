@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
-"""Printable ASCII that ends neither a header nor a comment in it: no space, no brackets."""
+"""Printable ASCII without spaces and brackets, which could end the comment in a `User-Agent` header."""
 _EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
 class EnrichmentSettings(BaseSettings):
-    """Limits of one job's sources in time, bytes and processes, and the manner of fetching and choosing them."""
+    """Limits of one job's sources in time, bytes and processes, and rules for fetching and choosing sources."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_ENRICHMENT__",
@@ -25,58 +25,58 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """Time for all of a job's sources; late ones are left out, with a note. A search's wait for its turn is extra."""
+    """Time for all of a job's sources. Late sources are left out, with a note. A search's wait for a turn is extra."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the budget reserved for ranking; reading has the rest."""
+    """Share of the budget reserved for ranking; the rest is for reading."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
-    """The largest page, counted after decompression."""
+    """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """The largest PDF. Its pictures and fonts count too, though they are not read."""
+    """Maximum size of a PDF. Pictures and fonts in the PDF count, although they are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
-    """Redirects followed from one URL."""
+    """Maximum number of redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
-    """Connections to sites at once. Jobs take turns: one job has at most half, all of a tenant's three quarters.
+    """Maximum number of connections to sites. One job holds at most half, all jobs of a tenant three quarters.
 
-    Each takes a file descriptor; a process may often have 1,024.
+    Each connection takes a file descriptor; many systems allow a process 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
-    """Connections to one site, shared in the same way."""
+    """Maximum number of connections to one site. One job holds at most half, all jobs of a tenant three quarters."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
-    """Time between two pages of a site, for all jobs of a worker; the site's `Crawl-delay` counts if it is longer."""
+    """Least time between two pages that a worker requests from one site; a longer `Crawl-delay` of the site counts."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
-    """The product's part of the `User-Agent` of each request; `contact` follows it."""
+    """The product name in the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
     """An e-mail address or a URL at which sites and search services can reach you; Wikimedia and NCBI want one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
-    """The name that robots.txt files have rules for: the product token of RFC 9309 (2.2.1), a part of `user_agent`."""
+    """The name to look up in robots.txt: the product token of RFC 9309 (2.2.1). `user_agent` must contain it."""
     robots: bool = True
     """Obey robots.txt."""
     robots_seconds: float = Field(default=3600.0, gt=0)
     """Time for which a robots.txt is cached."""
     robots_entries: int = Field(default=1000, ge=1)
-    """Sites whose robots.txt is cached."""
+    """Maximum number of sites whose robots.txt is cached."""
     members: int = Field(default=2, ge=1, le=64)
-    """Processes that read pages, and one more that ranks. None starts before the first job that has sources."""
+    """Number of processes that read pages; one more process ranks. None starts before the first job with sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
-    """Time for one page; a process that takes longer is killed."""
+    """Timeout of one task, such as reading a page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
-    """Address space of one process; a page that needs more is left out. A container's limit has to hold all of them."""
+    """Address space of one process; a page that needs more is left out. A container's limit must fit all processes."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
-    """The wording of the prompt: `plain`, `deepseek` (its models' own form), or the path of a `.toml` file of yours."""
+    """The wording of the prompt: `plain`, `deepseek` (DeepSeek's own form), or the path of your own `.toml` file."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
-    """Code points of all passages together that are put before the question; about four to a token in English."""
+    """Maximum length of all quoted passages together, in code points; English has about four per token."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
-    """A sentence-transformers model, by its name on the Hugging Face hub or its folder; absent, words alone decide."""
+    """A sentence-transformers model: its Hugging Face name or its folder. Without a model, words alone decide."""
     rerank_passages: int = Field(default=32, ge=2, le=1000)
-    """Passages of a job that the model compares with the question: the likeliest by their words."""
+    """Number of a job's passages that the model compares with the question: the likeliest by words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time in which the model compares a job's passages. The rest are ranked by words, and the result says so."""
+    """Time for the model to compare a job's passages. Other passages are ranked by words, and a note says so."""
 
     @property
     def named(self) -> str:

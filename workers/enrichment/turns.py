@@ -1,10 +1,10 @@
-"""Places at which jobs take turns, so that neither one job nor one tenant keeps the others waiting.
+"""A fair queue for places, so that neither one job nor one tenant keeps the others waiting.
 
-A free place goes to the tenant with the fewest places, and within it to the job with the fewest. Among equals, the one
-that joined the queue or gave a place back longest ago comes first.
+A free place goes to the tenant with the fewest places, and among the tenant's jobs to the job with the fewest. Among
+equals, the place goes to the tenant or job that joined the queue or gave back a place longest ago.
 
-If jobs hold places for long, that is not enough: a newcomer would wait for seconds. Some places are reserved then: a
-number for tenants that have none, and as many again for jobs that have none.
+If jobs hold places for long, a newcomer would wait for seconds. So `kept` places are reserved for tenants without a
+place, and as many again for jobs without a place.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asker:
-    """One job that asks for places; equal only to itself."""
+    """One job that asks for places; each instance is equal only to itself."""
 
     tenant: str
 
 
 class Turns:
-    """A number of places: `kept` are reserved for tenants that have none, and as many again for jobs that have none."""
+    """A fixed number of places: `kept` are reserved for tenants without one, and as many again for jobs without one."""
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
         self._free = places

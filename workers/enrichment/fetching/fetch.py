@@ -1,4 +1,4 @@
-"""Fetching of one URL, behind the egress guard. Every fault of a server becomes an `Unreadable` with a reason."""
+"""Fetches one URL, behind the egress guard. Each fault of a server is raised as an `Unreadable` with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.enrichment.turns import Asker, Turns
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
 _FIELDS: Final = 128
-"""Limits of one header line and of the number of headers; an answer beyond them is dropped."""
+"""Limits of one header line in bytes, and of the number of headers; an answer beyond these limits is dropped."""
 
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = (
@@ -46,7 +46,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.InvalidURL, "its URL cannot be read"),
     (ValueError, "its URL cannot be read"),
 )
-"""The first match counts, so narrower classes stand first. Foreign errors' own texts would quote whole URLs."""
+"""The first match counts, so subclasses come first. The libraries' own error texts would quote whole URLs."""
 
 log = get_logger()
 
@@ -69,7 +69,7 @@ class Known:
 
 
 class BadStatus(Unreadable):
-    """The server answered, but not with a page."""
+    """The server answered with a status other than 200."""
 
     def __init__(self, status: int) -> None:
         is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
@@ -78,9 +78,10 @@ class BadStatus(Unreadable):
 
 
 class Fetcher:
-    """Fetches pages. One per worker: its jobs share a number of connections, and a smaller number to each site.
+    """Fetches pages for all jobs of a worker. The jobs share the connections in total, and those to each site.
 
-    A job may hold a connection until its budget ends, so some are reserved for tenants and jobs that have none.
+    A job may hold a connection until its budget ends, so some connections are reserved for tenants and jobs without
+    one.
     """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
@@ -118,11 +119,11 @@ class Fetcher:
         cut_at_bytes: int | None = None,
         known: Known | None = None,
     ) -> Page:
-        """The page at the end of the redirects. Runs until cancelled: the caller's budget is the time limit.
+        """Fetch the page at the end of the redirects. Only the caller limits the time, by cancellation.
 
-        `permit` checks each URL on the way, after the guard and before the request, and raises Unreadable.
-        A body larger than the settings allow is unreadable; with `cut_at_bytes` it is cut there instead.
-        At the URL of a `known` copy the request is conditional (RFC 9110, section 13). Raises Unreadable.
+        `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
+        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead.
+        A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         try:
             return await self._follow(url, asker, permit, cut_at_bytes, known)
@@ -154,7 +155,7 @@ class Fetcher:
     async def _asked(
         self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the response, its body unread, once the job has a place at the site and a connection."""
+        """Yield the response with its body unread, once the job has a place at the site and a connection."""
         origin = str(url.origin())
         at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
         try:
@@ -168,7 +169,7 @@ class Fetcher:
                 self._at_sites.pop(origin, None)
 
     async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """The response, its body unread.
+        """Send the request, and return the response with its body unread.
 
         Raises Unreadable for a name without a public address, else the errors of aiohttp and of the guard.
         """
@@ -203,7 +204,7 @@ class Fetcher:
 
 
 def _without_public_address(url: URL, reason: str) -> Unreadable:
-    """One error for all such names: the same text, the same fallback to an older copy, the same caching."""
+    """Return the error for a missing or non-public name; text, fallback and caching do not tell which it was."""
     log.info(
         "A source's name has no address that may be fetched; its note does not say why.",
         action="source-name-refused",
@@ -214,7 +215,7 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 
 
 def _turns(connections: int) -> Turns:
-    """Turns at `connections` connections: a job may hold half of them, all jobs of its tenant three quarters."""
+    """Return a queue for `connections` places. One job may hold half, all jobs of a tenant three quarters."""
     return Turns(connections, kept=connections // 4)
 
 
@@ -235,7 +236,7 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body after decompression; reading stops as soon as the body is longer than `limit` bytes."""
+    """Read the decompressed body; stop as soon as it is longer than `limit` bytes."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk

@@ -1,4 +1,4 @@
-"""The time between two requests to one site, by its robots.txt, its `Retry-After` and the settings."""
+"""Paces requests to each site, by the settings and by the site's robots.txt and `Retry-After` headers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOSTS: Final = 10_000
 class _Site:
     interval: float
     asked_at: float = float("-inf")
-    """Time of the last turn that was given out."""
+    """Monotonic time of the last granted turn, which may lie ahead."""
     held_until: float = float("-inf")
 
 
@@ -44,11 +44,11 @@ class Politeness:
             await asyncio.sleep(turn - now)
 
     def pace(self, origin: str, seconds: float) -> None:
-        """Set the site's crawl delay, as its robots.txt says now; 0 if it names none."""
+        """Set the site's crawl delay from its robots.txt; `seconds` is 0 if the file names no delay."""
         self._site(origin).interval = max(self._interval, min(seconds, MAX_HELD_SECONDS))
 
     def hold(self, origin: str, seconds: float) -> None:
-        """Pause requests to the site for so long, as its answer asks."""
+        """Pause requests to the site for `seconds`, as the site's `Retry-After` asks."""
         site = self._site(origin)
         site.held_until = max(site.held_until, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
 

@@ -1,4 +1,4 @@
-"""Reading of one URL: from the cache, or fetched and then parsed by a member of the pool."""
+"""Reads one URL: from the cache, or fetched and then parsed by a member of the pool."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Reader:
         self._clock = clock
 
     async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
-        """The page at this URL, as the job's tenant may see it; stale if its server is late. Raises Unreadable."""
+        """Return the page, cached in the tenant's scope or fetched; stale if the server is late. Raises Unreadable."""
         try:
             self._guard.check_url(url)
         except EgressRefused as refused:
@@ -66,6 +66,6 @@ class Reader:
         )  # fmt: skip
 
     async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:
-        """A page's title, text and particulars, extracted by a member of the pool. Raises Unreadable."""
+        """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable."""
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
         return await self._pool.ask(task, page.body, asker)

@@ -1,4 +1,4 @@
-"""Sites' robots.txt (RFC 9309), cached per origin. The pool evaluates their rules, see `robots_rule`."""
+"""Fetches robots.txt files (RFC 9309) and caches them per origin. The pool evaluates the rules, see `robots_rule`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 MAX_ROBOTS_BYTES = 512 * 1024
-"""A longer file is cut here; section 2.5 asks for at least 500 KiB."""
+"""A longer file is cut to this size; RFC 9309, section 2.5, asks for at least 500 KiB."""
 
 _FAILURE_SECONDS = 60.0
 """Time for which the failure to get a robots.txt is cached."""
@@ -28,7 +28,7 @@ _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """A robots.txt, or the reason why it is unknown: then no page may be read (RFC 9309, section 2.3.1.4)."""
+    """A robots.txt, or the reason why it is unknown. Without the file, no page may be read (RFC 9309, 2.3.1.4)."""
 
     body: bytes
     unknown: str | None
@@ -68,14 +68,14 @@ class Robots:
             raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
 
     async def close(self) -> None:
-        """Cancel the requests under way."""
+        """Cancel the running requests."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
 
     async def _rules(self, origin: str, asker: Asker) -> _Rules:
-        """An origin's rules, fetched once for all jobs that wait. One job's cancellation does not stop the others."""
+        """Return an origin's rules, fetched once for all waiting jobs. A job's cancellation does not stop the fetch."""
         known = self._known.get(origin)
         if known is not None and known.until > self._clock.monotonic():
             self._known.move_to_end(origin)

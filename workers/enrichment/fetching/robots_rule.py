@@ -9,12 +9,12 @@ from protego import Protego
 
 
 def may_fetch(body: bytes, url: str, user_agent: str) -> bool:
-    """True if the rules for our product token, or those for all agents, allow this URL (RFC 9309)."""
+    """True if robots.txt allows this URL, by the rules for our product token or else for all agents (RFC 9309)."""
     return bool(_parsed(body).can_fetch(url, user_agent))
 
 
 def crawl_delay_seconds(body: bytes, user_agent: str) -> float:
-    """The site's `Crawl-delay` for us; 0 if it names none. The directive is common, but not in the RFC."""
+    """Return the site's `Crawl-delay` for our product token, or 0. The directive is common, but not in RFC 9309."""
     delay = _parsed(body).crawl_delay(user_agent)
     return float(delay) if delay is not None and math.isfinite(delay) and delay > 0 else 0.0
 
