@@ -2,12 +2,12 @@
 
     cache        a page from the nearest level that has it, else read once for all waiting jobs; stale if reading fails
     entry        a page, or the reason why it could not be read; its encoding and its lifetime
-    levels       one level as the cache sees it: with a timeout, a pause after each failure, and counters
+    levels       the interface of a level, and its wrapper: a timeout, a pause after each failure, and counters
     memory       level 1: this process
     redis_level  level 2: all workers of a fleet
     disk         level 3: a file, which survives a restart
     flights      one reading of a page for all jobs that wait for it
-    settings     each level has a setting; none of the three is needed
+    settings     one setting turns on each level; all three levels are optional
 
 A failing level counts as an empty one: no job ever fails because of the cache.
 """

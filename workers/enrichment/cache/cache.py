@@ -1,7 +1,7 @@
-"""A page from the nearest level that has it, else read once for all jobs that wait for it.
+"""Returns a page from the nearest level that has it, or reads the page once for all waiting jobs.
 
-If a page's server is unavailable, the cache serves a stale copy if it has one (RFC 5861), and says so. Failures to read
-a page are cached for a while, too.
+If a page's server is unavailable, the cache serves a stale copy with a note (RFC 5861), if it has a copy. Failures to
+read a page are cached for a while, too.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Unreadable
 
 _SKEW_SECONDS: Final = 60.0
-"""Cap on the skew of machines' clocks: invalidations of the last so many seconds are read again each time."""
+"""Largest clock skew between machines that is allowed for: each read of invalidations goes back by this much."""
 _PATIENCE: Final = 0.9
-"""Share of the remaining time after which a stale copy is served."""
+"""Share of a job's remaining time after which a stale copy is served."""
 _PENDING: Final = 256
-"""Cap on the writes to shared levels under way; beyond it, a page is kept in memory only."""
+"""Cap on the pending writes to shared levels; beyond the cap, a page is kept in memory only."""
 
 Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
-"""Reads the page anew, given the older copy; the entry has its own lifetime. Raises Unreadable."""
+"""Reads a page again, given the older copy or None, and returns the new entry. Raises Unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A page for a job. `answer` is a pool member's answer about it."""
+    """A page for a job. `answer` is a pool member's answer about the page."""
 
     url: str
     answer: dict[str, Any]
     older: str | None = None
-    """The reason why this is an older copy, if it is one."""
+    """The reason for serving an older copy; None for a current page."""
 
 
 class Cache:
@@ -59,7 +59,7 @@ class Cache:
         self._writing: set[asyncio.Task[None]] = set()
 
     async def read(self, url: str, scope: str, read: Read, patience_seconds: float) -> Reading:
-        """The page at this URL, for all jobs of this scope. Raises Unreadable, also for a cached failure."""
+        """Return the page at this URL, shared by all jobs of `scope`. Raises Unreadable, also for a cached failure."""
         key = Key.of(url, scope)
         known = await self._known(key)
         if known is not None and self._is_fresh(known):
@@ -74,7 +74,7 @@ class Cache:
             return Reading(older.url, older.answer or {}, "its server was late")
 
     async def close(self) -> None:
-        """Finish the writes under way, and close the levels."""
+        """Finish the pending writes, and close the levels."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         for level in self._shared:
             await level.close()
@@ -82,7 +82,7 @@ class Cache:
     # -- reading anew --------------------------------------------------------------------------------------------
 
     async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
-        """Read the page anew and keep it; on failure keep and return the older copy, or an entry with the reason."""
+        """Read the page again and cache it; on failure, cache and return the older copy or an entry with the reason."""
         asked_at, is_ours = self._clock.time(), False
         try:
             entry = await read(older)
@@ -119,7 +119,7 @@ class Cache:
     # -- looking up ----------------------------------------------------------------------------------------------
 
     async def _known(self, key: Key) -> CacheEntry | None:
-        """The first fresh entry, else the stale one whose freshness ended last."""
+        """Return the nearest fresh entry, or else the stale entry that expired last."""
         await self._hear()
         best = self._valid(self._memory.get(key))
         self._in_memory["miss" if best is None else "hit" if self._is_fresh(best) else "stale"].inc()
@@ -136,7 +136,7 @@ class Cache:
         return entry.fresh_until > self._clock.time()
 
     def _valid(self, entry: CacheEntry | None) -> CacheEntry | None:
-        """The entry, unless it is past its time or was invalidated."""
+        """Return the entry, or None if it is past `kept_until` or was invalidated."""
         if entry is None or entry.kept_until <= self._clock.time():
             return None
         if self._invalidated and any(self._invalidated.get(one, 0.0) >= entry.asked_at for one in entry.targets):
@@ -144,7 +144,7 @@ class Cache:
         return entry
 
     async def _hear(self) -> None:
-        """Read the invalidations of the shared levels, unless that was done within the last `pause_seconds`."""
+        """Read the invalidations of the shared levels, at most once in `pause_seconds`."""
         if not self._shared or self._clock.monotonic() - self._heard_at < self._settings.pause_seconds:
             return
         async with self._hearing:
@@ -167,7 +167,7 @@ class Cache:
 
 
 def longest_kept_seconds(settings: CacheSettings) -> float:
-    """Seconds after which any cached page is gone."""
+    """Return the longest time, in seconds, for which any page stays cached."""
     return max(settings.fresh_seconds, settings.longest_fresh_seconds) + settings.stale_seconds + _SKEW_SECONDS
 
 

@@ -1,6 +1,7 @@
-"""Level 3: an SQLite file, which survives a restart and which the workers of one machine may share.
+"""Level 3: an SQLite file. The file survives a restart, and the workers of one machine may share it.
 
-SQLite blocks, so it has a thread of its own. A damaged file is replaced by an empty one: its pages can be read again.
+SQLite calls block, so they run in a thread of their own. An empty file replaces a damaged one: the workers can read the
+lost pages again.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ CREATE TABLE IF NOT EXISTS invalidations (target TEXT PRIMARY KEY, at REAL NOT N
 """
 _PUTS_BETWEEN_SWEEPS: Final = 64
 _USED_SECONDS: Final = 60.0
-"""Resolution of an entry's last use: each note of it is a write."""
+"""Resolution of an entry's time of last use, since each update of that time is a write."""
 _WAITING: Final = 256
-"""Cap on the calls that wait for the thread; beyond it the level fails, since the disk does not keep up."""
+"""Cap on the calls that wait for the thread; further calls fail, since the disk does not keep up."""
 
 
 class Disk:

@@ -36,12 +36,12 @@ class Key:
     """A URL within a scope. The URL is hashed, since it may hold a secret."""
 
     scope: str
-    """The jobs that share an entry: all jobs, for public pages; see `scope_of`."""
+    """The name of the group of jobs that share an entry, see `scope_of`. All jobs share public pages."""
     url: str
 
     @classmethod
     def of(cls, url: str, scope: str) -> Key:
-        """The key of a URL."""
+        """Return the key of a URL in a scope."""
         return cls(scope, _hashed(_plain(url)))
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class CacheEntry:
     """A page as read, or the reason why it could not be read. Times are Unix seconds, since machines share entries."""
 
     asked_at: float
-    """The time of the request to its server; an invalidation at that time or later voids the entry."""
+    """The time of the request to the page's server; an invalidation at that time or later voids the entry."""
     fresh_until: float
     kept_until: float
     asked_url: str
@@ -74,7 +74,7 @@ class CacheEntry:
     reason: str | None = None
     """The reason why the page could not be read, or why its older copy is served."""
     life: Lifetime | None = None
-    """The lifetime by its server's headers and the settings; None if there is no page."""
+    """The lifetime by the server's headers and the settings; None if there is no page."""
 
     @property
     def may_be_served_late(self) -> bool:
@@ -90,11 +90,11 @@ class CacheEntry:
 
 
 def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()) -> str:
-    """The scope of the entries that a job may see. All jobs share public pages.
+    """Return the scope of the entries that a tenant's jobs may see. All jobs share public pages.
 
-    If fetches may reach networks that are not public, a tenant sees only entries read for itself under the same
-    allowlist: one tenant's page can be a secret from another. A new denial hides all earlier entries, since they may
-    have come from the denied place.
+    With an allowlist, fetches may reach networks that are not public, and a page there may be one tenant's secret. So
+    each tenant then has a scope of its own for each allowlist. A new denial hides all earlier entries, since these may
+    come from the denied place.
     """
     if not (allowed or denied):
         return "public"
@@ -103,12 +103,12 @@ def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()
 
 
 def target_of_url(url: str) -> str:
-    """The name of an invalidation of this URL."""
+    """Return the name under which this URL is invalidated."""
     return f"u:{_hashed(_plain(url))}"
 
 
 def target_of_host(host: str) -> str:
-    """The name of an invalidation of all of this host's pages."""
+    """Return the name under which all pages of this host are invalidated."""
     name = host.lower().strip("[]").rstrip(".")
     with suppress(*_NOT_READ):  # no valid host: no page was read from there
         name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
@@ -116,11 +116,11 @@ def target_of_host(host: str) -> str:
 
 
 _NOT_READ: Final = (ValueError, TypeError, LookupError)
-"""The errors that yarl raises for a text that is no URL, on parsing or on access to a part."""
+"""The errors that yarl raises for an invalid URL, when the URL is parsed or a part of it is read."""
 
 
 def _plain(url: str) -> str:
-    """The URL without its fragment; an unreadable one unchanged, since an entry may come from anywhere."""
+    """Return the URL without its fragment. An invalid URL stays unchanged: a shared level may hold any text."""
     try:
         return str(URL(url).with_fragment(None))
     except _NOT_READ:
@@ -139,9 +139,9 @@ def _hashed(text: str) -> str:
 
 
 def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None:
-    """The lifetime by the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings; None: do not store.
+    """Return a page's lifetime by the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings.
 
-    `now` is the time of the request, in Unix seconds.
+    None means that the page must not be stored. `now` is the time of the request, in Unix seconds.
     """
     if _NOT_KEPT.search(page.cache_control):
         return None
@@ -151,7 +151,7 @@ def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None
 
 
 def _said_seconds(page: Page, now: float) -> float | None:
-    """Seconds for which the page is still fresh by its server's headers; None if they do not say."""
+    """Return the seconds of freshness left by the server's headers; None if the headers name no freshness."""
     ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
     said = ages.get("s-maxage", ages.get("max-age"))
     if said is None and page.expires is not None:
@@ -162,7 +162,7 @@ def _said_seconds(page: Page, now: float) -> float | None:
 
 
 def _http_date(value: str) -> float | None:
-    """Unix seconds; None for an invalid date."""
+    """Return an HTTP date in Unix seconds; None for an invalid date."""
     try:
         date = parsedate_to_datetime(value)
         return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
@@ -171,12 +171,12 @@ def _http_date(value: str) -> float | None:
 
 
 def encoded(entry: CacheEntry) -> bytes:
-    """The entry as bytes."""
+    """Encode the entry as compressed JSON."""
     return zlib.compress(json.dumps({"format": _FORMAT, **asdict(entry)}, ensure_ascii=False).encode(), 1)
 
 
 def _is_answer(answer: Any) -> bool:
-    """True if this has the form of a pool member's answer today, see `workers.enrichment.processes.member`."""
+    """True if `answer` has the current form of a member's answer, see `workers.enrichment.processes.member`."""
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("text"), str)
@@ -188,7 +188,7 @@ def _is_answer(answer: Any) -> bool:
 
 
 def decoded(value: bytes) -> CacheEntry:
-    """The entry in these bytes. Raises ValueError for other bytes, and for an entry of more than 64 MiB unpacked."""
+    """Decode an entry. Raises ValueError for invalid bytes, and for an entry of more than 64 MiB unpacked."""
     unpacker = zlib.decompressobj()
     try:
         written = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))

@@ -1,4 +1,4 @@
-"""Single flight: one piece of work for all callers that want the same at the same time."""
+"""Single flight: concurrent callers that want the same work share one run of the work."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """Work by its key. One caller's cancellation does not stop the others; work without any caller is cancelled."""
+    """Running work by key. A caller's cancellation does not stop the work; without any caller, it is cancelled."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}
 
     async def join(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of the work under this key, started unless it is under way. Raises the work's errors."""
+        """Return the result of the work under this key; start the work unless it runs. Raises the work's errors."""
         flight = self._flights.get(key)
         if flight is None:
             flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))

@@ -1,4 +1,4 @@
-"""A level as the cache sees it: with a timeout, a pause after each failure, and counters."""
+"""The interface of a level, and its wrapper with a timeout, a pause after each failure, and counters."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Level(Protocol):
     name: str
 
     async def get(self, key: Key) -> bytes | None:
-        """The value under this key; None if there is none, or if it has expired."""
+        """Return the value under this key; None if the value is missing or expired."""
         ...
 
     async def put(self, key: Key, value: bytes, seconds: float) -> None:
-        """Store the value for so long, in place of an earlier one."""
+        """Store the value for `seconds`, in place of an earlier value."""
         ...
 
     async def invalidate(self, target: str, at: float, seconds: float) -> None:
-        """Void the entries read before `at` (Unix seconds), for all processes that share the level.
+        """Void the target's entries requested at `at` (Unix seconds) or earlier, in all processes that share a level.
 
-        The level keeps this invalidation for so many seconds.
+        The level keeps this invalidation for `seconds`.
         """
         ...
 
     async def invalidations(self, since: float) -> Mapping[str, float]:
-        """The targets invalidated at `since` (Unix seconds) or later, with their times."""
+        """Return the targets invalidated at `since` (Unix seconds) or later, with the times of invalidation."""
         ...
 
     async def close(self) -> None:
@@ -51,7 +51,7 @@ class Level(Protocol):
 
 
 class Shared:
-    """A level that may be slow, away or wrong; its callers see no error."""
+    """Wraps a level that may be slow, unavailable or wrong, so that callers see no error."""
 
     def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: Counter) -> None:
         self._level = level
@@ -62,7 +62,7 @@ class Shared:
         self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
 
     async def get(self, key: Key) -> CacheEntry | None:
-        """The entry under the key, fresh or not; None if there is none or the level fails."""
+        """Return the entry under the key, fresh or stale; None if the entry is missing or the level fails."""
         if self._is_away:
             self._lookups["away"].inc()
             return None
@@ -81,7 +81,7 @@ class Shared:
         return "hit" if entry.fresh_until > self._clock.time() else "stale"
 
     async def put(self, key: Key, value: bytes, seconds: float) -> None:
-        """Store the value, if the level can."""
+        """Store the value; ignore a failure of the level."""
         if not self._is_away:
             try:
                 await self._asked(self._level.put(key, value, seconds))
@@ -89,7 +89,7 @@ class Shared:
                 return
 
     async def invalidations(self, since: float) -> Mapping[str, float] | None:
-        """The targets invalidated at `since` or later, with their times; None if the level fails."""
+        """Return the targets invalidated at `since` or later, with the times; None if the level fails."""
         if self._is_away:
             return None
         try:

@@ -10,11 +10,11 @@ from typing import Final
 from workers.enrichment.cache.entry import CacheEntry, Key
 
 _PLACE_BYTES: Final = 512
-"""Approximate overhead of an entry: its key, and its part of the tables."""
+"""Approximate overhead of an entry: the key, and the entry's part of the tables."""
 
 
 class Memory:
-    """Entries, unpacked for use, and counted by their size in memory."""
+    """An LRU cache of unpacked entries, limited by their size in memory."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
@@ -22,7 +22,7 @@ class Memory:
         self._size = 0
 
     def get(self, key: Key) -> CacheEntry | None:
-        """The entry under the key, fresh or not."""
+        """Return the entry under the key, fresh or stale."""
         found = self._entries.get(key)
         if found is None:
             return None
@@ -30,7 +30,7 @@ class Memory:
         return found[0]
 
     def put(self, key: Key, entry: CacheEntry) -> None:
-        """Store the entry, and evict others until all of them fit."""
+        """Store the entry, unless it exceeds the limit alone; evict others until all entries fit."""
         self.drop(key)
         size = _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
         if size > self._limit:
@@ -49,7 +49,7 @@ class Memory:
 
 
 def _held_bytes(value: object) -> int:
-    """Bytes of a value with all that it holds; an object held twice counts twice."""
+    """Return the size in bytes of a value and all values inside it; an object held twice counts twice."""
     held: tuple[object, ...] = ()
     if isinstance(value, dict):
         held = (*value, *value.values())

@@ -1,6 +1,6 @@
-"""Level 2: Redis, which all workers of a fleet share. Entries expire by themselves (SET … PX).
+"""Level 2: Redis, shared by all workers of a fleet. Redis deletes expired entries (SET … PX).
 
-Invalidations are a sorted set: its members are the targets, and the scores are their times in Unix seconds.
+A sorted set holds the invalidations: the members are targets, and the scores are times in Unix seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RedisLevel:
             timeout=settings.answer_seconds,
             socket_timeout=settings.answer_seconds,
             socket_connect_timeout=settings.answer_seconds,
-            retry=Retry(NoBackoff(), 1),  # a pooled connection may be to a server that was restarted
+            retry=Retry(NoBackoff(), 1),  # a pooled connection is broken after a restart of the server
         )
         self._redis: Redis = Redis.from_pool(self._pool)
 

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CacheSettings(BaseSettings):
-    """The cache's levels, their sizes, and the lifetimes of pages in them."""
+    """The cache's levels, the sizes of the levels, and the lifetimes of cached pages."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_CACHE__",
@@ -20,19 +20,19 @@ class CacheSettings(BaseSettings):
     )
 
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Size of the unpacked pages in each worker's memory; 0 turns this level off."""
+    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_url: SecretStr | None = None
-    """`redis://…`, `rediss://…` or `unix://…`, with its password; absent, this level is off."""
+    """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`); absent, this level is off."""
     redis_prefix: str = Field(default="postback:cache:", pattern=r"^[\x21-\x7e]{1,64}$")
-    """Prefix of each key, so that a Redis can be shared."""
+    """Prefix of each key, so that a Redis can serve other programs, too."""
     disk_path: Path | None = None
-    """An SQLite file, which the workers of one machine may share; absent, this level is off."""
+    """Path of an SQLite file that the workers of one machine may share; absent, this level is off."""
     disk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024 * 1024)
-    """Size of the pages in that file; the least recently used one is evicted first."""
+    """Maximum size of the pages in the SQLite file; the least recently used page is evicted first."""
     entry_bytes: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
-    """The largest page, as encoded for the levels; a larger one is not cached."""
+    """Maximum size of a page as encoded for the levels; a larger page is not cached."""
     fresh_seconds: float = Field(default=3600.0, ge=0)
-    """Freshness of a page whose server names none."""
+    """Freshness of a page if its server names none."""
     longest_fresh_seconds: float = Field(default=86400.0, ge=0)
     """Cap on the freshness that a server names, for example by `max-age`."""
     stale_seconds: float = Field(default=86400.0, ge=0)

@@ -9,7 +9,7 @@ One file per service, each a `SearchProvider`:
     arxiv       preprints                                     abstracts, as `arxiv:…`
 
 A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
-the services, so requests to them bypass the guard. They go through a `Service`, which keeps its pace and raises an
-`Unreadable` with a reason for each failure. Jobs call `searches`, which sends equal queries once. `providers` finds all
-configured providers, including those of other packages.
+the services, so requests to them bypass the guard. A `Service` paces these requests, and raises an `Unreadable` with a
+reason for each failure. `searches` sends equal queries of several jobs once. `providers` finds all configured
+providers, including those of other packages.
 """

@@ -1,4 +1,4 @@
-"""The time limit of one search. The wait for a turn does not count, since it is not the web's slowness."""
+"""The time limit of one search. The wait for a turn does not count, since no slow service causes it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from types import TracebackType
 from typing import Self
 
 _current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-"""The running search's allowance: providers, even of other packages, need not hand it down to their requests."""
+"""The running search's allowance. Providers, even of other packages, need not pass it on to their requests."""
 
 
 class Allowance:
-    """An asynchronous context manager that gives its body so many seconds, and raises TimeoutError beyond them.
+    """An asynchronous context manager that raises TimeoutError if its body takes longer than `seconds`.
 
-    The clock stops while the search is `in_line`.
+    The clock stops while the search waits `in_line` for a turn.
     """
 
     def __init__(self, seconds: float) -> None:
         self.left_seconds = seconds
-        """The remaining seconds, updated when the search waits or ends, not in between."""
+        """The remaining seconds, updated only when the search starts to wait and when it ends."""
         self.had_a_turn = False
-        """True once the search has begun: its further requests go before those of searches that have not."""
+        """True after the search's first turn. Further requests of the search go before searches without a turn."""
         self._limit = asyncio.timeout(None)
         self._in_line = 0
         self._is_open = False
@@ -70,5 +70,5 @@ class Allowance:
 
 
 def current_allowance() -> Allowance:
-    """The running search's allowance; one without a limit for a caller outside of a search."""
+    """Return the running search's allowance; outside of a search, return an allowance without a limit."""
     return _current.get() or Allowance(0.0)

@@ -1,4 +1,4 @@
-"""PubMed's articles by number: one efetch request for several searches, and the parsing of its XML."""
+"""Fetches PubMed's articles by number, with one efetch request for several searches, and parses the XML."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from workers.enrichment.search.eutils import EUtils
 from workers.enrichment.search.markup import parse, text_of
 
 MAX_ARTICLES: Final = 60
-"""Articles in one request. NCBI takes more; an article with its references has about 20 kB, all parsed in one go."""
+"""Cap on articles per request. NCBI allows more, but an article with references has about 20 kB to parse."""
 SEARCHES_FIRST: Final = 6
-"""Searches that may begin while a request gathers articles, so that one request serves several of them."""
+"""New searches that may take a turn while a request gathers articles, so that one request serves several searches."""
 
 _RETRACTED: Final = "D016441"
 """The publication type "Retracted Publication" in MeSH."""
@@ -29,13 +29,13 @@ _MONTHS: Final = {name: f"{number:02}" for number, name in enumerate(_MONTH_NAME
 
 @dataclass(slots=True, eq=False)
 class _ArticleBatch:
-    """The articles of one request, in the order in which they were asked for."""
+    """The articles of one request, in the order in which searches named them."""
 
     numbers: dict[str, None] = field(default_factory=dict)
 
 
 class Articles:
-    """Articles by number. Waiting searches share one request: NCBI counts requests, not articles."""
+    """Fetches articles by number. Waiting searches share one request, since NCBI limits requests, not articles."""
 
     def __init__(self, eutils: EUtils) -> None:
         self._eutils = eutils
@@ -44,9 +44,9 @@ class Articles:
         self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def named(self, numbers: Sequence[str]) -> dict[str, Found]:
-        """The articles by number, unless retracted or without an abstract.
+        """Return the articles by number; leave out retracted articles and articles without an abstract.
 
-        Articles of other searches may be among them. Raises Unreadable.
+        The result may include articles of other searches. Raises Unreadable.
         """
         batch = self._batch(numbers)
         with current_allowance().in_line():
@@ -76,7 +76,7 @@ class Articles:
 
 
 def _article(element: Element) -> tuple[str, Found] | None:
-    """The number and the article or chapter; None if it has no abstract or was retracted."""
+    """Read an article or a chapter, and its number; None if it has no abstract or was retracted."""
     record = element.find("BookDocument" if element.tag == "PubmedBookArticle" else "MedlineCitation")
     if record is None:
         return None
@@ -98,13 +98,13 @@ def _article(element: Element) -> tuple[str, Found] | None:
 
 
 def _abstract(parts: list[Element]) -> str:
-    """One paragraph for each part; the parts of a structured abstract begin with their labels."""
+    """Write one paragraph for each part of the abstract; labelled parts begin with their labels."""
     texts = ((part.get("Label"), text_of(part)) for part in parts)
     return "\n\n".join(f"{label}: {text}" if label else text for label, text in texts if text)[:MAX_TEXT_CHARS]
 
 
 def _published(article: Element) -> str | None:
-    """The date, as exact as known. Months are numbers or English names, and some dates are prose ("2000 Spring")."""
+    """Read the date, as exact as known. Months are numbers or English names; some dates are prose ("2000 Spring")."""
     for place in ("ArticleDate", "Journal/JournalIssue/PubDate", "Book/PubDate"):
         date = article.find(place)
         year = text_of(date.find("Year")) or text_of(date.find("MedlineDate"))[:4] if date is not None else ""
@@ -118,7 +118,7 @@ def _published(article: Element) -> str | None:
 
 
 def _doi(element: Element, article: Element) -> str | None:
-    """The article's own DOI; its references have DOIs too, further down."""
+    """Return the article's own DOI. The DOIs of its references stand further down in the XML."""
     places = [
         *(place for place in article.findall("ELocationID") if place.get("EIdType") == "doi"),
         *(place for place in element.findall("PubmedData/ArticleIdList/ArticleId") if place.get("IdType") == "doi"),

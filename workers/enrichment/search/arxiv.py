@@ -39,13 +39,13 @@ class Arxiv:
         try:
             answer = await self._service.get(params)
         except Refused as refused:
-            _read(refused.answer.body)  # errors have a status of their own today, and had 200 before
+            _read(refused.answer.body)  # raises the feed's own error; in the past, errors had status 200
             raise
         return _read(answer.body)[:limit]
 
 
 def _terms(query: str) -> dict[str, str]:
-    """The query's parameters. Plain words match by OR, the best first: papers with all words of a question are rare."""
+    """Return the query's parameters. Plain words match by OR, since papers with all words of a question are rare."""
     if (identifier := _AN_ID.fullmatch(query.strip())) is not None:
         return {"id_list": identifier.group(1)}
     if _SYNTAX.search(query):
@@ -70,7 +70,7 @@ def _read(body: bytes) -> list[Found]:
 
 
 def _entry(entry: Element) -> Found | None:
-    """One paper; None if it has no id or no abstract, or was withdrawn."""
+    """Read one paper; None if the paper lacks an id or an abstract, or was withdrawn."""
     place = _ABSTRACT_URL.fullmatch(text_of(entry.find(f"{_ATOM}id")))
     summary = text_of(entry.find(f"{_ATOM}summary"))[:MAX_TEXT_CHARS]
     if place is None or not summary or _WITHDRAWN.match(summary):

@@ -19,9 +19,9 @@ class SearchProvider(Protocol):
     """One search service, as the operator has configured it."""
 
     async def search(self, query: str, limit: int) -> list[Found]:
-        """At most `limit` results, the best first; an empty list if there are none. Runs until cancelled.
+        """Return at most `limit` results, the best first; an empty list if there are none. Runs until cancelled.
 
-        Raises Unreadable, whose text is for the result's reader and quotes neither the query nor the answer.
+        Raises Unreadable. The error's text is for the result's reader and quotes neither the query nor the answer.
         """
         ...
 
@@ -36,14 +36,14 @@ def is_link(url: str) -> bool:
 
 
 def links(found: list[tuple[str | None, str | None]], limit: int) -> list[Found]:
-    """The first `limit` of these URLs with their titles, each once, without invalid links."""
+    """Return the first `limit` valid and distinct URLs, with their titles."""
     titles = {url: title for url, title in reversed(found) if url is not None and is_link(url)}
     wanted = dict.fromkeys(url for url, _ in found if url in titles)
     return [Found(url=url, title=titles[url] or None) for url in list(wanted)[:limit] if url is not None]
 
 
 def shortened(query: str, characters: int, words: int | None = None) -> str:
-    """The query, cut between two words to the service's limits."""
+    """Cut the query between two words, to at most this many `characters` and `words`."""
     parts = query.split()[:words]
     while len(parts) > 1 and len(" ".join(parts)) > characters:
         parts.pop()

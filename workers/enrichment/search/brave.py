@@ -33,7 +33,7 @@ class _Web(BoundedModel):
 
 class _BraveAnswer(BoundedModel):
     web: _Web = _Web()
-    """Absent if nothing was found."""
+    """The results; absent if Brave found nothing."""
 
 
 class _BraveError(BoundedModel):
@@ -63,7 +63,7 @@ class Brave:
 
 
 def _explained(refused: Refused) -> Unreadable:
-    """The reason for the refusal: status 422 means a wrong key or a wrong query."""
+    """Return the reason for the refusal. Status 422 means a wrong key or a wrong query."""
     if refused.answer.status in _KEY_REFUSED:
         return Unreadable("the search service refuses the operator's key")
     if refused.answer.status != HTTPStatus.UNPROCESSABLE_ENTITY:
@@ -74,9 +74,10 @@ def _explained(refused: Refused) -> Unreadable:
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
-    """Seconds to wait: the longest reset of an exhausted window, if there is no Retry-After.
+    """Return the seconds that an overloaded service asks to wait; None if the service is not overloaded.
 
-    The headers `X-RateLimit-…` have one number for each window (second, month). A limit of 0 means no limit.
+    Without `Retry-After`, the longest reset of an exhausted window counts. The headers `X-RateLimit-…` have one number
+    for each window (second, month). A limit of 0 means no limit.
     """
     wait = asked_to_wait(answer)
     if wait is None or "Retry-After" in answer.headers:
@@ -93,6 +94,6 @@ def _numbers(header: str) -> list[float | None]:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """The provider; None without a key."""
+    """Return the provider; None without a key."""
     own = settings.brave
     return Brave(web.service(own.base_url, own.per_second), own.api_key) if own.api_key is not None else None

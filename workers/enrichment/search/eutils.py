@@ -13,7 +13,7 @@ TOOL: Final = "postback"
 
 
 class EUtils:
-    """All utilities, at the one pace that NCBI allows an address or a key for all of them together."""
+    """A client for all E-utilities at one pace: NCBI limits an address or a key for all utilities together."""
 
     def __init__(self, service: Service, settings: PubmedSettings, email: str | None) -> None:
         self._service = service
@@ -28,7 +28,7 @@ class EUtils:
         await self._service.turn(behind=behind)
 
     async def get(self, utility: str, params: dict[str, str], *, has_turn: bool = False) -> ServiceAnswer:
-        """The answer of a utility such as `esearch`. Raises Unreadable."""
+        """Return the answer of a utility such as `esearch`. Raises Unreadable."""
         try:
             return await self._service.get(self._common | params, path=f"/{utility}.fcgi", has_turn=has_turn)
         except Refused as refused:

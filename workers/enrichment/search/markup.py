@@ -1,4 +1,4 @@
-"""XML of services, read without entities (a few bytes of them can become gigabytes) and without other files."""
+"""Parses XML of services without entities (a few bytes can expand to gigabytes) and without other files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.enrichment.evidence import Unreadable
 
 
 def parse(body: bytes) -> Element:
-    """The root element. Raises Unreadable."""
+    """Parse XML, and return the root element. Raises Unreadable."""
     try:
         root: Element = fromstring(body)
     except (ParseError, DefusedXmlException, ValueError, LookupError):
@@ -20,5 +20,5 @@ def parse(body: bytes) -> Element:
 
 
 def text_of(element: Element | None) -> str:
-    """All text in the element on one line, including italics and superscript."""
+    """Return all text in the element on one line, including italics and superscript."""
     return " ".join("".join(element.itertext()).split()) if element is not None else ""

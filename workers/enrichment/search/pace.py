@@ -1,4 +1,4 @@
-"""The pace of requests to a service. Its limit is for the operator's key or address, so all jobs share one queue."""
+"""Paces requests to a service. A service limits the operator's key or address, so all jobs share one queue."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
-"""Longest wait of a job at a service's request. If a service asks for a longer wait, requests to it fail until
-that wait ends."""
+"""Longest pause, asked for by a service, for which a job waits. While more of the pause is left, requests to the
+service fail."""
 MAX_REST_SECONDS = 3600.0
-"""Cap on the time without requests that a service may ask for."""
+"""Cap on the pause that a service may ask for."""
 
 
 class RequestPace:
-    """At most one request per `interval_seconds`: first come, first served, but begun searches go before new ones.
+    """Grants one request per `interval_seconds` in order of arrival, but begun searches go before new ones.
 
-    Otherwise many searches at once would all make their first request, and none its second in time.
+    Otherwise many concurrent searches would all send a first request, and none could send its second in time.
     """
 
     def __init__(self, clock: Clock, interval_seconds: float) -> None:
         self.interval_seconds = interval_seconds
         self._clock = clock
         self._door = asyncio.Lock()
-        """Lets one search at a time that has not begun into the queue."""
+        """Lets new searches into the queue one at a time."""
         self._at_the_door = 0
         self._queue = asyncio.Lock()
         self._next = clock.monotonic()
         self._rest_ends = self._next
 
     async def turn(self) -> None:
-        """Wait for the next turn. A cancelled waiter takes none. Raises Unreadable during a rest of the service."""
+        """Wait for the next turn. A cancelled waiter takes no turn. Raises Unreadable during a service's long pause."""
         self._check_rest()
         allowance = current_allowance()
         with allowance.in_line():
@@ -55,13 +55,13 @@ class RequestPace:
             self._at_the_door -= 1
 
     async def let_pass(self, turns: int) -> None:
-        """Wait while searches that have not begun take up to so many turns."""
+        """Let new searches take up to `turns` turns first."""
         while turns > 0 and self._at_the_door:
             await asyncio.sleep(self.interval_seconds)
             turns -= 1
 
     def rest(self, seconds: float) -> None:
-        """Send no requests for so long, since the service asks for it."""
+        """Send no requests for `seconds`, since the service asks for a pause."""
         self._rest_ends = max(self._rest_ends, self._clock.monotonic() + min(seconds, MAX_REST_SECONDS))
 
     def _check_rest(self) -> None:

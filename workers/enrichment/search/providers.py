@@ -1,7 +1,8 @@
 """All configured providers: ours, and those of other installed packages.
 
-A package adds one by an entry point in the group `postback.search`. The entry point's name is the provider's. Its
-object is a function that takes a `Web` and returns a `SearchProvider`, or None if its own settings are missing:
+A package adds a provider by an entry point in the group `postback.search`. The entry point is named after the provider,
+and refers to a function that takes a `Web` and returns a `SearchProvider`, or None if the package's settings are
+missing:
 
     [project.entry-points."postback.search"]
     library = "our_package.search:make"
@@ -36,9 +37,9 @@ class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
 def providers(
     settings: SearchSettings, web: Web, installed: Iterable[EntryPoint] | None = None
 ) -> dict[str, SearchProvider]:
-    """The providers that jobs may name. Raises SearchMisconfigured.
+    """Return the providers that jobs may name, by name. Raises SearchMisconfigured.
 
-    `installed` holds other packages' entry points; None means those of this environment.
+    `installed` holds other packages' entry points; None means all entry points of this environment.
     """
     others = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
     if taken := sorted(others.keys() & _OURS.keys()):

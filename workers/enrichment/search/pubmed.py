@@ -39,8 +39,8 @@ class Pubmed:
     async def search(self, query: str, limit: int) -> list[Found]:
         """See `SearchProvider`. Articles without an abstract, and retracted ones, are left out.
 
-        PubMed requires every word of a query, and hardly any article has all words of a question. If that finds
-        nothing, a second query takes any of the question's words, the best match first.
+        PubMed requires every word of a query, and hardly any article has all words of a question. If the query finds
+        nothing, a second query asks for articles with any of the question's words, the best match first.
         """
         ids = await self._ids(query, limit)
         if not ids and not _SYNTAX.search(query):

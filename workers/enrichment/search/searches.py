@@ -1,4 +1,4 @@
-"""Jobs' searches: each runs once for all jobs that want it, within a time limit, and is cached for a while."""
+"""Runs jobs' searches: one run serves all jobs with an equal search, has a time limit, and is cached for a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = get_logger()
 _KEPT_CHARS: Final = 8_000_000
 """Cap on the characters of all cached searches."""
 _ENTRY_CHARS: Final = 500
-"""Flat charge for each cached search, and for each of its results."""
+"""Characters that each cached search, and each of its results, counts beside its own text."""
 
 _Key = tuple[str, str, int]
 
@@ -32,11 +32,11 @@ class Findings:
 
     found: tuple[Found, ...]
     seconds: float = 0.0
-    """Time that the search took, without its waits for a turn."""
+    """Time that the search took, without waits for a turn."""
 
 
 class Searches:
-    """All searches of a worker. All tenants share them: a service is the operator's, and knows nothing of tenants.
+    """All searches of a worker. Tenants share the results: a service belongs to the operator, and knows no tenants.
 
     `seconds` is the time limit of one search; `fresh_seconds` is the time for which its results are cached.
     """
@@ -50,7 +50,7 @@ class Searches:
         self._remembered = _Remembered(fresh_seconds, clock)
 
     async def find(self, wanted: Search) -> Findings:
-        """The provider's results. Only the caller bounds the wait for a turn.
+        """Return the provider's results. Only the caller limits the wait for a turn.
 
         Raises Unreadable, also for an unknown provider, and TimeoutError beyond the search's time limit.
         """
@@ -78,7 +78,7 @@ async def _answer(provider: SearchProvider, name: str, query: str, limit: int) -
     except Unreadable as reason:
         log.warning("A search failed.", action="search-failed", provider=name, reason=str(reason))
         raise
-    except Exception as error:  # another package's code: its defect must not end the worker, nor its text reach the log
+    except Exception as error:  # another package's defect must not end the worker, and its text must not reach the log
         kind = type(error).__qualname__
         log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
         raise Unreadable("the search provider has a defect") from None

@@ -21,7 +21,7 @@ class _SearxngResult(BoundedModel):
 
 class _SearxngAnswer(BoundedModel):
     results: list[_SearxngResult] = Field(max_length=MOST_RESULTS)
-    """The results, already in the order of their score."""
+    """The results, sorted by score."""
     unresponsive_engines: list[Any] = Field(default=[])
 
 

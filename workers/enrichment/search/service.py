@@ -1,4 +1,4 @@
-"""One search service over HTTP: at its pace, within bounds, and every failure as an `Unreadable` with a reason."""
+"""A client for one search service: paces requests, bounds answers, and raises `Unreadable` for each failure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""Sixty articles of PubMed have 3 MB; empty objects take 25 times their text in memory."""
+"""Cap on an answer. Sixty articles of PubMed have 3 MB; empty JSON objects take 25 times their text in memory."""
 MOST_RESULTS: Final = 1_000
-"""A longer list is no answer to our query, which asks for at most 50 results."""
+"""Cap on the results in an answer; our queries ask for at most 50."""
 REQUEST_SECONDS: Final = 30.0
 """Timeout for a caller without a budget; a job's own budget is usually shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0
@@ -31,7 +31,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Refused(Unreadable):
-    """The service answered, but not with results."""
+    """The service answered with a status other than 200."""
 
     def __init__(self, answer: ServiceAnswer) -> None:
         super().__init__(f"the search service answered {answer.status}")
@@ -46,10 +46,10 @@ class ServiceAnswer:
     headers: Mapping[str, str]
     body: bytes
     received: float
-    """Unix seconds of the arrival, since a Retry-After may be a date."""
+    """Time of arrival in Unix seconds, for a `Retry-After` that is a date."""
 
     def read(self, model: type[_Model]) -> _Model:
-        """The JSON body as this model. Raises Unreadable: services send HTML pages with status 200, too."""
+        """Parse the JSON body as this model. Raises Unreadable, since services send HTML with status 200, too."""
         try:
             # Not strict: PubMed's JSON has control characters inside strings.
             return model.model_validate(json.loads(self.body, strict=False))
@@ -60,18 +60,18 @@ class ServiceAnswer:
 
 
 def asked_to_wait(answer: ServiceAnswer) -> float | None:
-    """Seconds without requests that an overloaded service asks for (RFC 9110, section 10.2.3); else None."""
+    """Return the seconds that an overloaded service asks to wait (RFC 9110, section 10.2.3), or None."""
     return retry_after(answer) if answer.status in _OVERLOADED else None
 
 
 def retry_after(answer: ServiceAnswer) -> float:
-    """The `Retry-After` header in seconds, from a number or a date; a default without it."""
+    """Return the `Retry-After` header in seconds, or `DEFAULT_WAIT_SECONDS` without a valid header."""
     seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
     return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
 
 
 class Web:
-    """The connections of all providers. One per worker. `email` is the address that services may write to."""
+    """A worker's connections to all search services. Services may write to the address `email`."""
 
     def __init__(self, user_agent: str, clock: Clock, email: str | None = None) -> None:
         self.clock = clock
@@ -95,7 +95,7 @@ class Web:
             await self._session.close()
 
     def service(self, base_url: str, per_second: float) -> Service:
-        """A service that gets at most `per_second` requests a second."""
+        """Return a service that gets at most `per_second` requests a second."""
         return Service(self, base_url, RequestPace(self.clock, 1 / per_second))
 
     async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> ServiceAnswer:
@@ -130,7 +130,7 @@ class Service:
         overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
     ) -> ServiceAnswer:
-        """The answer with status 200, after a second try if the service asked for a short wait.
+        """Return the answer with status 200, after a second try if the service asks for a short wait.
 
         The request waits for its turn, unless the caller already has one (`has_turn`). `overloaded` returns the seconds
         without requests that an answer asks for, or None. `params` and `headers` may hold keys, so no error quotes
@@ -154,7 +154,7 @@ class Service:
         return answer
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for a turn, behind up to `behind` new searches. Raises Unreadable during a rest of the service."""
+        """Wait for a turn, after up to `behind` new searches. Raises Unreadable during a service's long pause."""
         await self._pace.let_pass(behind)
         await self._pace.turn()
 

@@ -13,7 +13,7 @@ PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""Requests a second, of this worker alone: if several workers share a key or an address, give each its part."""
+"""Requests a second, of this worker alone. If workers share a key or an address, give each a part of the limit."""
 
 
 class _SearchSection(BaseModel):
@@ -21,19 +21,19 @@ class _SearchSection(BaseModel):
 
 
 class SearxngSettings(_SearchSection):
-    """An instance with `json` among its `search.formats`."""
+    """A SearXNG instance with `json` among its `search.formats`."""
 
     base_url: BaseUrl | None = None
-    """The instance's URL, without `/search`; absent, there is no such provider."""
+    """The instance's URL, without `/search`; absent, jobs cannot use SearXNG."""
     per_second: PerSecond = 10.0
     """Requests a second, of this worker alone."""
 
 
 class WikipediaSettings(_SearchSection):
-    """Any MediaWiki with CirrusSearch."""
+    """Wikipedia, or any MediaWiki with CirrusSearch."""
 
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
-    """The wiki's `api.php`; the language is part of it."""
+    """URL of the wiki's `api.php`; the language is part of the URL."""
     per_second: PerSecond = 5.0
     """Requests a second, of this worker alone."""
 
@@ -44,9 +44,9 @@ class PubmedSettings(_SearchSection):
     base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
     """The E-utilities' URL."""
     api_key: SecretStr | None = None
-    """An API key of NCBI's."""
+    """An API key from NCBI."""
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """The e-mail address that NCBI writes to before it blocks a caller; absent, the contact of enrichment."""
+    """The e-mail address to which NCBI writes before it blocks a caller; absent, enrichment's `contact` is used."""
     per_second: PerSecond | None = None
     """Requests a second, of this worker alone; absent, NCBI's limit: 3, or 10 with a key."""
 
@@ -57,7 +57,7 @@ class ArxivSettings(_SearchSection):
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
     """The API's URL."""
     per_second: PerSecond = 1 / 3
-    """Requests a second, of this worker alone; by arXiv's terms of use one in three seconds."""
+    """Requests a second, of this worker alone; arXiv's terms of use allow one in three seconds."""
 
 
 class BraveSettings(_SearchSection):
@@ -66,7 +66,7 @@ class BraveSettings(_SearchSection):
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
     """The search's URL."""
     api_key: SecretStr | None = None
-    """An API key of Brave's; absent, there is no such provider."""
+    """An API key from Brave; absent, jobs cannot use Brave."""
     per_second: PerSecond = 1.0
     """Requests a second, of this worker alone."""
 
@@ -88,7 +88,7 @@ class SearchSettings(BaseSettings):
     )
 
     providers: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
-    """Names with commas; absent, every configured provider, including those of other installed packages."""
+    """Names of providers, separated by commas; absent, all configured providers, also those of other packages."""
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

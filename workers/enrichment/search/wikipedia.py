@@ -34,7 +34,7 @@ _PARAMETERS = {
 class _Page(BoundedModel):
     title: str
     index: int = _MAX_RESULTS
-    """The place among the results: `pages` is in the order of page ids."""
+    """The page's place among the results, since `pages` is sorted by page id."""
     canonicalurl: str | None = None
     fullurl: str | None = None
     pageprops: dict[str, str] = Field(default={})
@@ -50,9 +50,9 @@ class _WikipediaError(BoundedModel):
 
 class _WikipediaAnswer(BoundedModel):
     query: _Query = _Query()
-    """Absent if nothing was found."""
+    """The pages; absent if the wiki found nothing."""
     error: _WikipediaError | None = None
-    """Sent with status 200."""
+    """The error, which the wiki sends with status 200."""
 
 
 class Wikipedia:
@@ -73,7 +73,7 @@ class Wikipedia:
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
-    """Seconds to wait, if any. A lagging wiki says so in an error with status 200."""
+    """Return the seconds to wait, or None. A lagging wiki sends an error with status 200."""
     code = answer.headers.get("MediaWiki-API-Error")
     return retry_after(answer) if code in _BUSY else asked_to_wait(answer)
 

@@ -1,10 +1,10 @@
-"""Search terms: the question in a prompt, and the words of a query that a service is to match. Pure.
+"""Finds the question in a prompt, and the words of a query that a search service has to match. Pure.
 
 A prompt may be long: instructions like a system prompt's, pasted documents, and a question at the start, in the middle
-or at the end. Marked pasted parts and instructions are left out. Of the rest, the first of these counts:
+or at the end. Marked pasted parts and instructions are left out. The first of these in the rest counts:
 
     a labelled question
-    a question in a paragraph that only asks and instructs
+    a question in a paragraph of only questions and instructions
     the last question of the last paragraph, then of the first one, then the longest question
     an order ("Summarise …")
 """
@@ -18,7 +18,7 @@ from typing import Final
 MAX_QUESTION_CHARS: Final = 300
 """Cap on the code points of a question to search for."""
 MAX_WORDS: Final = 12
-"""Cap on a query's words if a service matches any of them: with more words, matches of the commoner ones prevail."""
+"""Cap on a query's words for a service that matches any word: with more words, matches of common words prevail."""
 _ENOUGH: Final = 3
 """A question with fewer words to search for ("Is it safe then?") needs another sentence before it."""
 
@@ -71,19 +71,19 @@ _STOPPED: Final = frozenset(_STOP_WORDS.split())
 
 
 def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
-    """At most `most` words of the query's question, each once and in order, without stop words.
+    """Return at most `most` words of the query's question, each once and in order, without stop words.
 
-    Stop words count if there are no others.
+    Stop words count if the question has no other words.
     """
     question = question_in(query)
     return (_telling(question) or _once(_WORD.findall(question)))[:most]
 
 
 def question_in(prompt: str) -> str:
-    """The question of a prompt on one line, at most `MAX_QUESTION_CHARS` long and cut between two words.
+    """Return the prompt's question on one line, cut between two words to at most `MAX_QUESTION_CHARS`.
 
-    A question too short to name its subject gets another sentence put before it. A text without a question is taken
-    from its start, without instructions if anything else is left.
+    A question too short to name its subject gets another sentence before it. For a prompt without a question, the
+    start of the prompt is returned, without instructions if there is other text.
     """
     paragraphs = [_sentences(part) for part in re.split(r"\n\s*\n", _PASTED.sub("\n\n", prompt))]
     paragraphs = [part for part in paragraphs if part] or [part for part in [_sentences(prompt)] if part]
@@ -91,7 +91,7 @@ def question_in(prompt: str) -> str:
 
 
 def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
-    """The question, after another sentence if it is short; empty if the text asks nothing."""
+    """Return the question, after another sentence if it is short; empty if the text has no question."""
     own = [part for part in paragraphs if not _DOCUMENT.match(part[0])] or paragraphs
     for kind, where in ((_labelled, paragraphs), (_question, own), (_order, own)):
         if paragraphs and (chosen := kind(where)) is not None:
@@ -105,7 +105,7 @@ def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
 
 
 def _before(paragraphs: Sequence[Sequence[str]], part: Sequence[str]) -> list[str]:
-    """The first sentence of the prompt, outside this paragraph, that is no instruction."""
+    """Return the first sentence outside the paragraph `part` that is no instruction."""
     others = (one for other in paragraphs if other is not part for one in other)
     return [one for one in others if not _INSTRUCTION.search(one)][:1]
 
@@ -124,9 +124,9 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 
 
 def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
-    """The last question of the last paragraph, the last of the first, or the longest between.
+    """Find the last question of the last paragraph, else the last of the first, else the question with most words.
 
-    Paragraphs that only ask and instruct go first: others may be pasted documents.
+    Paragraphs of only questions and instructions come first, since other paragraphs may be pasted documents.
     """
     asking = [part for part in paragraphs if all(_is_question(one) or _INSTRUCTION.search(one) for one in part)]
     for part in (*reversed(asking), paragraphs[-1], paragraphs[0]):
