@@ -1,4 +1,4 @@
-"""The fleet's backlog, read from Kafka: it is known also while no process runs that has metrics."""
+"""Reads the fleet's backlog from Kafka, which also works while no process with metrics runs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class GroupProgress:
     topic: str
     partition: int
     base: int
-    """The group's committed offset: all records below are done. Without a commit, the first record's offset."""
+    """The group's committed offset, below which all records are done. Without a commit, the first record's offset."""
     end: int
-    """The offset behind the last record. Transactions' markers count like records until they are passed."""
+    """The offset after the last record. Transaction markers count like records until the group has passed them."""
     metadata: str
-    """The commit's metadata: the ledger of records done above the base."""
+    """The commit's metadata: the ledger of records above the base that are done."""
 
 
 def standings(settings: KafkaSettings) -> list[GroupProgress]:
-    """Every partition that a group of the fleet reads, lanes first. Raises ProducerError.
+    """Return the progress in every partition that a group of the fleet reads, lanes first. Raises ProducerError.
 
-    This includes the lanes of all engines, and tiers of former schedules.
+    This includes all engines' lanes, and tiers of earlier schedules.
     """
     names = settings.topics
     with admin_client(settings) as admin:
         existing = admin.list_topics()
-        if names.requests() not in existing:  # an absent fleet is an error, not an empty backlog
+        if names.requests() not in existing:  # a missing fleet is an error, not an empty backlog
             raise TopicMissing(names.requests())
         tiers = [*names.tiers.values(), *names.former_tiers(existing)]
         read = {
@@ -56,7 +56,7 @@ def standings(settings: KafkaSettings) -> list[GroupProgress]:
     for place in places:
         group, start = read[place.topic], starts[place].offset
         said = committed[group].get((place.topic, place.partition), Committed(start, ""))
-        base = max(said.offset, start)  # retention removed the records below
+        base = max(said.offset, start)  # retention removed the records between the commit and the start
         metadata = said.metadata if base == said.offset else ""
         found.append(GroupProgress(group, place.topic, place.partition, base, ends[place].offset, metadata))
     return found

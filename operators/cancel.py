@@ -1,4 +1,4 @@
-"""Cancellation of jobs through a topic that every worker follows. Of answer and cancellation, the first counts."""
+"""Cancels jobs through a topic that every worker reads. A job that has its answer already keeps that answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLOCK = SystemClock()
 
 
 def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: Clock = _CLOCK) -> None:
-    """Cancel these jobs: each without a result by then ends as `cancelled`. Returns once Kafka has the records.
+    """Cancel these jobs: each job without a result ends as `cancelled`. Returns once Kafka has the records.
 
     Raises ProducerError.
     """
@@ -34,21 +34,22 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
 
 
 def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
-    """Withdraw cancellations: jobs of these ids are answered again, also new ones. Returns once Kafka has the records.
+    """Withdraw cancellations: jobs with these ids are answered again, new ones too. Returns once Kafka has the records.
 
-    A job that ended as `cancelled` meanwhile keeps that result. Raises ProducerError.
+    A job that has already ended as `cancelled` keeps that result. Raises ProducerError.
     """
     put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])
 
 
 class CancelledJobs:
-    """The cancelled jobs of up to thirty days, from the records of `job_control`.
+    """The jobs cancelled in the last thirty days, from the records of `job_control`.
 
-    SQLite's temporary directory holds them. Workers forget them much sooner.
+    SQLite's temporary directory holds the list. Workers forget cancellations much sooner.
     """
 
     def __init__(self, records: Iterable[Stored]) -> None:
-        # "": a file of its own, which SQLite removes (sqlite3_open, SQLite). Any thread may close it, as garbage.
+        # "" is a temporary database file, which SQLite removes (sqlite3_open, SQLite). Garbage collection may close the
+        # file on any thread.
         self._index = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._index.close)
         self._index.execute("CREATE TABLE cancelled (job BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -64,6 +65,6 @@ class CancelledJobs:
             self._index.execute(statement, (job,))
 
     def holds(self, tenant: str, job_id: str) -> bool:
-        """True if this job is cancelled."""
+        """True if the job is cancelled."""
         found = self._index.execute("SELECT 1 FROM cancelled WHERE job = ?", (job_key_bytes((tenant, job_id)),))
         return found.fetchone() is not None

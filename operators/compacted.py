@@ -1,4 +1,4 @@
-"""Writing of facts to the compacted topics that the fleet's processes follow."""
+"""Writes facts to the compacted topics that the fleet's processes read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SENT_SECONDS = 30.0
 
 
 def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes | None]]) -> None:
-    """Publish these keys and values to all processes; None as a value withdraws the fact.
+    """Publish a topic's facts, each a key with a value, to all processes; None as a value withdraws the fact.
 
-    Returns once Kafka has them. Raises ProducerError.
+    Returns once Kafka has the records. Raises ProducerError.
     """
     partition_counts(settings, [topic])  # sending to a missing topic would fail only after a minute
     producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)

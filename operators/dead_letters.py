@@ -1,9 +1,9 @@
-"""Dead letters: jobs and callbacks that were given up, listed and put back (redriven).
+"""Dead letters: jobs and callbacks that were given up. Commands list them and put them back (redrive).
 
-A letter is put back in one transaction with a mark in `dead_letters.redriven`, under a transactional.id that all
-redrives of a fleet share. So any number of redrives, also at one time, put a letter back once: a redrive ends
-the open transaction of an earlier one, then reads the marks of all earlier ones. Marks are kept longer than letters. A
-letter can outlive its time, since Kafka drops whole segments; such a letter stays where it is.
+A redrive puts a letter back in one transaction with a mark in `dead_letters.redriven`. All redrives of a fleet share
+one transactional.id, so that even simultaneous redrives put each letter back once. A redrive first ends the open
+transaction of an earlier redrive, then reads the marks of all earlier ones. Marks are kept longer than letters. Kafka
+drops whole segments, so a letter may outlive LETTERS_KEPT_MS; such a letter is not put back.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
 BROKERS_DIFFER_MS = 60_000
-"""Largest difference between two brokers' clocks, which stamp records."""
+"""Largest difference between the clocks of two brokers. Brokers stamp the records."""
 REDRIVE = "redrive"
-"""The identity of every redrive's producer."""
+"""The identity of the producer that every redrive uses."""
 
 Kind = Literal["job", "callback", "other"]
 
@@ -46,7 +46,7 @@ _WHY = frozenset(
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
-"""Headers that a job gained on its way through the lanes; a redrive drops them."""
+"""Headers that a job got on its way through the lanes. A redrive drops these headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,15 @@ class Letter:
     record: Stored
     kind: Kind
     redriven_ms: int | None
-    """Time of the letter's redrive, Unix milliseconds; None before."""
+    """Time of the letter's redrive, Unix milliseconds; None if it was not put back."""
     disabled: bool = False
-    """True if the callback's endpoint is disabled now."""
+    """True if the callback's endpoint is now disabled."""
     expired: bool = False
-    """True if the letter is too old to be put back: the mark of its redrive may be gone."""
+    """True if the letter is too old to be put back: if it was put back once, the mark may be gone."""
     lane_gone: bool = False
-    """True for a job whose lane is gone."""
+    """True for a job whose lane no longer exists."""
     cancelled: bool = False
-    """True for a cancelled job: workers may have forgotten the cancellation, and would answer the job."""
+    """True for a cancelled job. Workers may have forgotten the cancellation, and would answer the job."""
 
     @property
     def place(self) -> Place:
@@ -73,24 +73,24 @@ class Letter:
 
     @property
     def ids(self) -> set[str]:
-        """The letter's ids for selections: place, job id and webhook id."""
+        """The letter's ids for selections: its place, job id and webhook id."""
         return {str(self.place), *self.record.ids}
 
     @property
     def reason(self) -> str:
-        """The stable code of its reason."""
+        """The reason for giving up, as a stable code."""
         return self.record.header(topics.REASON) or "unknown"
 
     @property
     def source(self) -> tuple[str, Place] | None:
-        """Topic and place of the record that was given up."""
+        """Topic and place of the record that was given up; None if unknown."""
         numbers = [self.record.number(name) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
         topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
         return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
 
     @property
     def obstacle(self) -> str | None:
-        """The obstacle to its redrive; None if there is none."""
+        """The reason why a redrive cannot put the letter back; None if there is none."""
         record = self.record
         if self.expired:
             return "expired"
@@ -109,7 +109,7 @@ class Letter:
         return "source_unknown" if self.kind == "other" else None
 
     def summary(self) -> dict[str, object]:
-        """The letter in a list: without its content, and with the origin alone of a URL."""
+        """Return the letter's entry in a list, without its value, and with the callback's origin instead of its URL."""
         record = self.record
         url = record.header(topics.CALLBACK_URL)
         return {
@@ -136,22 +136,22 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """A choice of letters: those that match every field that is set."""
+    """A selection of letters: those that match every field that is set."""
 
     reasons: frozenset[str] = frozenset()
     tenant: str | None = None
     ids: frozenset[str] = frozenset()
-    """Their places (`P:N`), job ids and webhook ids."""
+    """Letters' places (`P:N`), job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Given up at `since_ms` or later, and before `until_ms`: Unix milliseconds."""
+    """Only letters given up at `since_ms` or later and before `until_ms`, Unix milliseconds."""
     endpoint: str | None = None
-    """The callback's URL; one without a path stands for all URLs of that origin."""
+    """A callback's URL, or an origin without a path for all URLs of that origin."""
     redriven_too: bool = False
-    """Includes letters that were put back."""
+    """If true, letters that were put back are selected too."""
 
     def takes(self, letter: Letter) -> bool:
-        """True if this letter is selected."""
+        """True if the letter is selected."""
         record = letter.record
         return (
             (self.redriven_too or letter.redriven_ms is None)
@@ -171,13 +171,13 @@ class LetterCounts:
     open: Counter[tuple[Kind, str]] = field(default_factory=Counter)
     """Letters that can be put back, by kind and reason."""
     held: Counter[str] = field(default_factory=Counter)
-    """Letters that cannot, by obstacle."""
+    """Letters that cannot be put back, by obstacle."""
     ids: set[str] = field(default_factory=set)
-    """All ids of the letters."""
+    """The requested ids that were found."""
     held_ids: dict[str, str] = field(default_factory=dict)
-    """Requested ids whose letter cannot be put back, with its obstacle."""
+    """Requested ids of letters that cannot be put back, with the obstacle."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Tenants of the letters with a requested job or webhook id, redriven or not."""
+    """Tenants by requested job or webhook id, of letters that were put back too."""
 
     @property
     def count(self) -> int:
@@ -185,12 +185,12 @@ class LetterCounts:
         return self.open.total()
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Note its tenant."""
+        """Note the letter's tenant for each of the requested ids `asked`."""
         for name in asked & letter.record.ids:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Count one letter; only its requested ids are kept."""
+        """Count a letter, and note which of the requested ids `asked` it has."""
         named = asked & letter.ids
         self.ids |= named
         if letter.obstacle is None:
@@ -201,19 +201,19 @@ class LetterCounts:
 
 
 class DeadLetters:
-    """The fleet's dead letters as of construction. Its methods raise ProducerError."""
+    """The fleet's dead letters at the time of construction. All methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock) -> None:
         self._settings = settings
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
-        # Ends of letters first, marks later: then each letter's redrives up to now are known.
+        # The ends of the letters are read before the marks, so that every redrive of these letters up to now is known.
         self._ranges = scanner.ranges(self._topics.dead_letters)
         self._look()
 
     def _look(self) -> None:
-        """Read the current state of these letters."""
+        """Read the current state of the letters: endpoints, lanes, cancellations and marks."""
         self._disabled = disabled_endpoints(self._settings)
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
@@ -223,7 +223,7 @@ class DeadLetters:
             self._marks.add(record)
 
     def letters(self, wanted: LetterFilter) -> Iterator[Letter]:
-        """The selected letters, in order within each partition."""
+        """Yield the selected letters, in order within each partition."""
         for record in self._scanner.read(self._ranges):
             letter = self._letter(record)
             if wanted.takes(letter):
@@ -242,7 +242,7 @@ class DeadLetters:
         )
 
     def tally(self, wanted: LetterFilter) -> LetterCounts:
-        """The counts of a redrive, without a change."""
+        """Count the letters that a redrive would put back, without a change."""
         tally = LetterCounts()
         for _ in self._counted(wanted, tally):
             pass
@@ -258,11 +258,11 @@ class DeadLetters:
         as_new_events: bool = False,
         limit: int | None = None,
     ) -> LetterCounts:
-        """Put back the selected letters without an obstacle, at most `most`; returns the counts up to the last of them.
+        """Put back at most `limit` of the selected letters without an obstacle; return the counts up to the last one.
 
-        The number may be smaller than counted before: marks are read only now that `back` fences all other redrives.
-        With `as_new_events` a job's next result has a new `webhook-id`: a consumer that took the job's former result
-        would drop it as a repeat otherwise.
+        The number may be smaller than in an earlier `tally`: this method reads the marks after `back` has fenced all
+        other redrives. With `as_new_events` a job's next result has a new `webhook-id`, so that a consumer of the
+        former result does not drop the next one as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -274,7 +274,7 @@ class DeadLetters:
         return tally
 
     def _counted(self, wanted: LetterFilter, tally: LetterCounts) -> Iterator[Letter]:
-        """Letters that can be put back; all selected ones are counted on the way."""
+        """Yield the letters that can be put back, and count all selected letters."""
         for letter in self.letters(replace(wanted, redriven_too=True)):
             tally.meet(letter, wanted.ids)
             if letter.redriven_ms is None:
@@ -291,18 +291,18 @@ class DeadLetters:
 
 
 class _Marks:
-    """Times of redrives for letters of some ranges, in eight bytes for each offset.
+    """Times of redrives of the letters in some ranges, in eight bytes for each offset.
 
-    `dead_letters` may be deleted and made anew, and marks of its old letters stand at the places of new ones. So a mark
-    counts only for the letter whose time it names, and never for one that is younger than itself. The time is kept as a
-    remainder; marks of earlier releases name none.
+    `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
+    mark counts only if it names its letter's time, and the letter is not younger than the mark. Only a remainder of the
+    named time is kept. Marks of earlier releases name no time.
     """
 
     def __init__(self, ranges: list[Range]) -> None:
         self._at_ms = {each.partition: (each.start, array("q", bytes(8 * (each.stop - each.start)))) for each in ranges}
 
     def add(self, record: Stored) -> None:
-        """Take in a record of `dead_letters.redriven`; marks of other letters are skipped."""
+        """Add a record of `dead_letters.redriven`; marks outside the ranges are skipped."""
         place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
         if place is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
@@ -311,7 +311,7 @@ class _Marks:
                 at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
 
     def of(self, letter: Stored) -> int | None:
-        """Time of the letter's redrive, Unix milliseconds; None without one."""
+        """Return the time of the letter's redrive, Unix milliseconds; None without one."""
         start, at_ms = self._at_ms[letter.place.partition]
         marked = at_ms[letter.place.offset - start]
         marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
@@ -322,16 +322,16 @@ class _Marks:
 _REMAINDER_BITS = 16
 _NO_MORE = (1 << _REMAINDER_BITS) - 1
 _LATEST_MS = 1 << 46
-"""In the year 4199. A writer may stamp marks with any time, and both numbers have 63 bits together."""
+"""A time in the year 4199. A writer may stamp marks with any time, and time and remainder share 63 bits."""
 
 
 def _remainder(letter_ms: int) -> int:
-    """Never 0, which stands for a mark that names no time."""
+    """Return the remainder of a letter's time, never 0: 0 stands for a mark that names no time."""
     return 1 + letter_ms % _NO_MORE
 
 
 def _named_remainder(value: bytes | None) -> int:
-    """Remainder of the letter's time in a mark; 0 if the mark names none."""
+    """Return the remainder of the time that a mark names; 0 if it names none."""
     try:
         said = from_json(value or b"")
     except ValueError:
@@ -343,9 +343,9 @@ def _named_remainder(value: bytes | None) -> int:
 def mark(
     names: Topics, place: Place, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
-    """The mark of a letter that is put back, which prevents a second redrive. Its headers name the tenant and job.
+    """Return the mark of a letter that is put back. It prevents a second redrive; its headers name tenant and job.
 
-    `letter_ms` is the letter's timestamp, Unix milliseconds: another letter may come to stand at its place.
+    `letter_ms` is the letter's timestamp, Unix milliseconds. It tells the letter from a later one at the same place.
     """
     said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
     whose = [(name, value) for name, value in headers if name in _WHOSE]
@@ -353,7 +353,7 @@ def mark(
 
 
 class _Partitions:
-    """Numbers of partitions by topic, asked for once each."""
+    """Numbers of partitions by topic. Each topic is looked up once."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings
@@ -367,7 +367,7 @@ class _Partitions:
 
 
 def kind_of(record: Stored, names: Topics) -> Kind:
-    """The kind of record that was given up, by its source topic."""
+    """Return the kind of the record that was given up, by its source topic."""
     source = record.header(topics.SOURCE_TOPIC) or ""
     if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
         return "callback"
@@ -377,11 +377,11 @@ def kind_of(record: Stored, names: Topics) -> Kind:
 def returning(
     letter: Letter, settings: KafkaSettings, now_ms: int, partitions: _Partitions, as_new_event: bool
 ) -> Returning:
-    """The record that a redrive writes for a letter.
+    """Return the record that a redrive writes for a letter.
 
-    A callback goes into the smallest tier and starts anew. A job goes back to its own lane and partition, with its
-    former identity, or with its own statement in place of that. A passed deadline is left out, so that `ttl_seconds`
-    count from now.
+    A callback goes into the smallest tier, without its former attempts. A job goes to its former lane and partition.
+    The job keeps its identity; if a rejected record stated another tenant or job id, the record gets these back. A
+    deadline that has passed is left out, so that `ttl_seconds` count from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]

@@ -1,8 +1,8 @@
 """The timeline of a job's callback: settled, tried, waiting, given up, put back.
 
-The fleet's topics are the only store. `callback_attempts` has each POST's outcome, never its body, and an excerpt of
-the answer's body where delivery is set to keep one. A tier's record has the end of the callback's wait. A deferral
-without a try writes the record anew, in an outage hundreds of times, and all of these are one step.
+The fleet's topics are the only source. `callback_attempts` has each POST's outcome and never its body. It has an
+excerpt of the answer's body if delivery is set to keep one. A tier's record has the time at which the callback's
+wait ends. Each deferral without a try writes a new record, hundreds in an outage; all of these become one step.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Step:
 
     @property
     def whose(self) -> tuple[str, str, str | None]:
-        """The event and its job."""
+        """The job and the event of this step."""
         return self.tenant, self.job_id, self.webhook_id
 
     def said(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the step as a JSON object for programs."""
         identity = {"tenant": self.tenant, "job_id": self.job_id, "webhook_id": self.webhook_id}
         return {"at": show_time(self.at_ms), "what": self.what, **identity, **self.facts}
 
@@ -52,10 +52,10 @@ def deliveries(
     tenant: str | None = None,
     since_ms: int | None = None,
 ) -> list[Step]:
-    """The kept steps of a job, or of an event, in the order of time.
+    """Return the kept steps of a job or of an event, in the order of time.
 
-    `wanted` is a job id or a webhook id. Without a `tenant` several
-    jobs may have one id. The waits between two other steps are one step. Raises ProducerError.
+    `wanted` is a job id or a webhook id. Without a `tenant`, the steps may be of several tenants' jobs with one id.
+    Consecutive waits become one step. Raises ProducerError.
     """
     names = settings.topics
 
@@ -73,18 +73,18 @@ def deliveries(
 
 
 def _beginning(found: list[Step], since_ms: int | None) -> int | None:
-    """Start of the search for attempts and waits, which are most of the records: none precedes the result.
+    """Return the time from which to search attempts and waits, which are most of the records: none precedes the result.
 
-    A dead letter before the first kept result proves an earlier one; then the search covers all records.
+    If a dead letter precedes the first kept result, an earlier result is missing; then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
 
 
 def _with_waits_as_one(steps: list[Step]) -> list[Step]:
-    """The steps, of which an event's waits between two others are one, that begins with the first and ends as the last.
+    """Merge each event's consecutive waits into one step, with the first wait's time and the last wait's facts.
 
-    A record that hops between tiers waits on; a record that is deferred untried counts all of its deferrals.
+    Hops between tiers count as one wait. The step counts all deferrals without a try.
     """
     told: list[Step] = []
     waits: dict[tuple[str, str, str | None], int] = {}
@@ -96,7 +96,7 @@ def _with_waits_as_one(steps: list[Step]) -> list[Step]:
             continue
         count, before = step.facts["deferred"], counted.get(step.whose, 0)
         counted[step.whose] = count
-        deferred = count - before if count >= before else count  # after a redrive the count restarts
+        deferred = count - before if count >= before else count  # a redrive restarts the count
         at = waits.setdefault(step.whose, len(told))
         if at == len(told):
             told.append(replace(step, facts={**step.facts, "deferred": deferred}))
@@ -106,7 +106,7 @@ def _with_waits_as_one(steps: list[Step]) -> list[Step]:
 
 
 def _step(record: Stored, settings: KafkaSettings) -> Step | None:
-    """The record's step of the job; None if it has none that can be read."""
+    """Return the record's step; None if the record cannot be read as one."""
     names = settings.topics
     if record.topic == names.attempts:
         return _attempt(record, len(settings.tier_delays_seconds) + 1)
@@ -130,14 +130,14 @@ def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
 
 
 def _attempt(record: Stored, most_attempts: int) -> Step | None:
-    """The step of an attempt's record; None for a record that is not ours. `most_attempts` are those of an event."""
+    """Return the step of an attempt's record, or None if it is malformed. `most_attempts` is the limit for an event."""
     try:
         said = from_json(record.value or b"")
         identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
         facts = {name: said.get(name) for name in _ATTEMPT_FACTS}
         return Step(int(said["at"]), "attempt", *identity, {**facts, "most_attempts": most_attempts})
     except (ValueError, KeyError, TypeError, OverflowError):
-        return None  # not a record of the fleet's
+        return None  # not written by the fleet
 
 
 def _result_facts(record: Stored) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The endpoints known to the fleet, and an operator's orders. Every delivery process follows the same topic."""
+"""The endpoints that the fleet knows, and operators' orders for them. Every delivery process reads their topic."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from schemas.settings import KafkaSettings
 
 
 def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
-    """The last record of each known endpoint, by tenant and URL. Raises ProducerError."""
+    """Return the last record of each known endpoint, by tenant and URL. Raises ProducerError."""
     with Scanner(settings) as scanner:
         last = _last_words(scanner.read(scanner.ranges(settings.topics.endpoints)))
     return dict(sorted(last.items()))
 
 
 def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
-    """The disabled endpoints: a callback that is put back for one of these would be given up at once.
+    """Return the disabled endpoints. A callback that is put back for one of them would be given up at once.
 
     Raises ProducerError.
     """
@@ -37,7 +37,7 @@ def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
 
 
 def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) -> None:
-    """Publish these states to every delivery process. Returns once Kafka has them. Raises ProducerError."""
+    """Publish endpoints' states to every delivery process. Returns once Kafka has the records. Raises ProducerError."""
     put_facts(settings, settings.topics.endpoints, [(key_bytes(one.key), write_endpoint(one)) for one in records])
 
 
@@ -48,7 +48,7 @@ def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
             endpoint = read_key(record.key)
             said = read_endpoint(record.value) if record.value is not None else None
         except InvalidEndpointRecord:
-            continue  # delivery ignores it too, with a line in its log
+            continue  # delivery ignores it too, and logs a warning
         known = last.get(endpoint)
         if known is not None and known.state is EndpointState.DISABLED and not ends_disabling(said):
             continue

@@ -1,4 +1,4 @@
-"""Putting records back into the fleet: in transactions, so that counts are exact, and at a given rate."""
+"""Puts records back into the fleet, at a given rate and in transactions, so that counts are exact."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 MAX_RECORD_BYTES = 1_000_000
-"""Bytes of value, key and headers: a topic takes 1 MiB, and a record's framing takes some of it."""
+"""Largest size of value, key and headers in bytes. A topic takes 1 MiB, and a record's framing needs some of it."""
 
 _HEADER_BYTES = 10
-"""Bytes of a header beside its name and value: two lengths of at most five bytes (KIP-82)."""
+"""Bytes of a header in addition to its name and value: two lengths of at most five bytes (KIP-82)."""
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
 _ANSWER_SECONDS = 60.0
-"""Longest wait for a batch's confirmation. By then Kafka has ended the transaction by itself."""
+"""Longest wait for a batch's confirmation. By then Kafka has timed out the transaction."""
 _ABORT_SECONDS = 5.0
 _CLOCK = SystemClock()
 
 
 class NotPutBack(RequestRefused):
-    """A batch without a confirmation."""
+    """Kafka did not confirm a batch."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class NotPutBack(RequestRefused):
 
 @dataclass(frozen=True, slots=True)
 class Returning:
-    """A record to put back. `partition` None leaves the choice to the key."""
+    """A record to put back. If `partition` is None, the key decides."""
 
     topic: str
     key: bytes | None
@@ -58,9 +58,9 @@ class Returning:
 
 
 class PutBack(Connection):
-    """A transactional producer. A later one with the same `identity` fences it and ends its open transaction.
+    """A transactional producer. A later producer with an equal `identity` fences it and ends its open transaction.
 
-    Its methods raise ProducerError.
+    All methods raise ProducerError.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class PutBack(Connection):
             raise
 
     def send(self, batch: Sequence[Returning]) -> None:
-        """Write all of them or none. Raises NotPutBack, also if Kafka does not answer in time."""
+        """Write all records of the batch, or none. Raises NotPutBack, also if Kafka does not answer in time."""
         deadline = Deadline.after(self._clock, self._answer_seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
             sent = [self._sent(each) for each in batch]
-            # The client would commit without a record that it lost on the way: one to a topic that it may not
-            # see, or that was not acknowledged in time. A letter's mark would stand there without the letter.
+            # The client would commit without a record that it lost: one for a topic that it may not see, or one that
+            # was not acknowledged in time. That would leave a letter's mark in Kafka without the letter.
             for each in sent:
                 each.get(timeout=deadline.remaining)
             self._end(self._producer._transaction_manager.begin_commit, deadline.remaining)
@@ -109,25 +109,25 @@ class PutBack(Connection):
             raise NotPutBack(error) from None
 
     def _abort(self) -> None:
-        """Abort an open transaction. If Kafka does not answer, its timeout or the next run ends it."""
+        """Abort an open transaction. If Kafka does not answer, the transaction's timeout or the next run ends it."""
         if self._in_transaction:
             self._in_transaction = False
             with contextlib.suppress(kafka_errors.KafkaError):
                 self._end(self._producer._transaction_manager.begin_abort, _ABORT_SECONDS)
 
     def _end(self, begin: Callable[[], Any], seconds: float) -> None:
-        """The producer's `commit_transaction` and `abort_transaction`, with a bound that those lack."""
+        """End the transaction as the producer's `commit_transaction` and `abort_transaction` do, but with a timeout."""
         result = begin()
         self._producer._sender.wakeup()
         if not result.wait(timeout_ms=seconds * 1000):
             raise kafka_errors.KafkaTimeoutError("no answer in time")
 
     def _sent(self, each: Returning) -> Any:
-        headers = [(name, value or b"") for name, value in each.headers]  # the client sends none without a value
+        headers = [(name, value or b"") for name, value in each.headers]  # the client refuses a header without a value
         return self._producer.send(each.topic, each.value, each.key, headers, each.partition)
 
     def close(self) -> None:
-        """Disconnect; a transaction that is open is aborted."""
+        """Disconnect; abort a transaction that is open."""
         try:
             self._abort()
         finally:
@@ -137,7 +137,7 @@ class PutBack(Connection):
 def for_delivery(
     settings: KafkaSettings, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
-    """A callback that starts anew: in the smallest tier, due now, with its former `webhook-id`."""
+    """Return a callback's record for the smallest tier: due now, without former attempts, with its `webhook-id`."""
     kept = [(name, data) for name, data in headers if name not in topics.WAITING_HEADERS]
     smallest = next(iter(settings.topics.tiers.values()))
     now = str(now_ms).encode()
@@ -152,9 +152,9 @@ def put_back(
     on_done: Callable[[int], None],
     clock: Clock = _CLOCK,
 ) -> int:
-    """Put back groups of records at a rate a second, and return their number. A group is never split.
+    """Put back groups of records, at `per_second` groups a second, and return the number of groups.
 
-    `on_done` is called with the number so far. Raises NotPutBack.
+    A group is never split. `on_done` is called with the number so far. Raises NotPutBack.
     """
     started, done = clock.monotonic(), 0
     for batch in _batches(groups, max(1, min(_BATCH_RECORDS, int(per_second)))):
@@ -168,7 +168,7 @@ def put_back(
 
 
 def _batches(groups: Iterable[Sequence[Returning]], most: int) -> Iterator[list[Sequence[Returning]]]:
-    """Up to `most` groups at a time, fewer where they are large."""
+    """Yield batches of up to `most` groups, with fewer if they are large."""
     batch: list[Sequence[Returning]] = []
     size = 0
     for group in groups:

@@ -1,9 +1,10 @@
-"""Replay: put kept results of `model_results` into delivery again, under their former `webhook-id`.
+"""Replay: put kept results of `model_results` into delivery again, under the same `webhook-id`.
 
-A replayed result goes into the smallest tier, not into `model_results`, where a reader counts one result for each job.
-Its attempts start anew. Two replays call back twice, with one `webhook-id`, by which a consumer drops the repeat. A
-selection of undelivered results leaves out those under way. It marks the dead letters of the results that it puts
-back, as a redrive does and under the same identity, so that neither repeats the other.
+A replayed result goes into the smallest tier. It is not written to `model_results` again, since a reader counts one
+result for each job there. Its attempts start again. After two replays a consumer gets two callbacks with the same
+`webhook-id`, and drops the second. A selection of undelivered results leaves out results that are still being tried.
+Such a replay marks the dead letters of its results as a redrive does, and under the same identity. So no result is
+put back twice by a replay and a redrive.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from telemetry.clock import Clock
 from telemetry.logs import origin_of
 
 NO_CALLBACK = "no_callback"
-"""Obstacle: the result has no callback, or lost a part that a callback needs."""
+"""Obstacle: the result has no callback, or lacks a part that a callback needs."""
 ENDPOINT_DISABLED = "endpoint_disabled"
-"""Obstacle: the callback would be given up at once."""
+"""Obstacle: the endpoint is disabled, so delivery would give the callback up at once."""
 
 
 @dataclass(slots=True)
@@ -34,25 +35,25 @@ class Counts:
     """The counts of a selection."""
 
     matching: int = 0
-    """Results that can be called back."""
+    """Number of results that can be put back."""
     held: Counter[str] = field(default_factory=Counter)
-    """Results that match and are not called back, by obstacle: a standing, if only undelivered ones are selected, or
-    NO_CALLBACK or ENDPOINT_DISABLED."""
+    """Numbers of selected results that are not put back, by obstacle: NO_CALLBACK, ENDPOINT_DISABLED or, if only
+    undelivered results are selected, a CallbackStanding."""
     letters: int = 0
-    """Dead letters of the results that can be called back, marked with them."""
+    """Number of dead letters that get a mark, since their results are put back."""
     origins: Counter[str] = field(default_factory=Counter)
     """Origins of the callbacks: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
     """The selection's ids that were found."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Tenants of each of these ids."""
+    """Tenants by each found id."""
     places: set[Place] = field(default_factory=set)
     """The selection's places that were found."""
     held_names: dict[str, str] = field(default_factory=dict)
-    """Requested ids and places whose result is not called back, with the obstacle."""
+    """Selected ids and places whose result is not put back, with the obstacle."""
 
     def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
-        """Count one result, and note its requested ids and places as found."""
+        """Count a result, and note its selected ids and places as found."""
         ids, places = selection.ids & record.ids, selection.places & {record.place}
         self.ids |= ids
         for name in ids:
@@ -67,7 +68,7 @@ class Counts:
 
 
 class Replay:
-    """One selection, over the results as of construction. Its methods raise ProducerError."""
+    """A replay of one selection from the results at the time of construction. All methods raise ProducerError."""
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, selection: Selection, clock: Clock) -> None:
         self._settings = settings
@@ -80,24 +81,25 @@ class Replay:
         self._look()
 
     def _look(self) -> None:
-        """Read the current state of these results."""
+        """Read the current state of the selected results."""
         self._disabled = disabled_endpoints(self._settings)
-        self._undelivered = None  # two copies of many results' states would take too much memory
+        self._undelivered = None  # freed first, since two copies of many results' states would take too much memory
         if self._selection.undelivered:
             results = filter(_callable, self._matching())
             self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
-        """The counts of a replay, without a change."""
+        """Count the results that a replay would put back, without a change."""
         counts = Counts()
         for _ in self._chosen(counts):
             pass
         return counts
 
     def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None], limit: int | None = None) -> Counts:
-        """Put them into delivery again, at most `most`; returns the counts up to the last of them.
+        """Put at most `limit` results into delivery again; return the counts up to the last of them.
 
-        The number may be smaller than counted before: only now `back` fences all other replays and redrives.
+        The number may be smaller than in an earlier `count`: this method reads the state after `back` has fenced all
+        other replays and redrives.
         """
         self._look()
         counts = Counts()
@@ -105,14 +107,14 @@ class Replay:
         return counts
 
     def returning(self, counts: Counts) -> Iterator[list[Returning]]:
-        """The records to put back: each result in a group with the marks of its dead letters."""
+        """Yield a group of records for each result to put back: the result, and the marks of its dead letters."""
         for record, marks in self._chosen(counts):
             now_ms = int(self._clock.time() * 1000)
             returning = for_delivery(self._settings, record.key, record.value, record.headers, now_ms)
             yield [returning, *marks]
 
     def _chosen(self, counts: Counts) -> Iterator[tuple[Stored, list[Returning]]]:
-        """The results to put back, with their marks; all matching ones are counted on the way."""
+        """Yield the results to put back with their marks, and count all selected results."""
         for record in self._matching():
             obstacle = self._obstacle(record)
             counts.add(record, self._selection, obstacle)
@@ -129,7 +131,7 @@ class Replay:
         return ENDPOINT_DISABLED if record.endpoint in self._disabled else None
 
     def _standing(self, record: Stored) -> CallbackStanding:
-        """If all are selected, each counts as undelivered."""
+        """Return the result's state. Unless only undelivered results are selected, all count as undelivered."""
         return self._undelivered.standing(record) if self._undelivered is not None else CallbackStanding.UNDELIVERED
 
     def _marks(self, record: Stored) -> list[Returning]:
@@ -139,7 +141,7 @@ class Replay:
         return filter(self._selection.takes, self._scanner.read(self._ranges))
 
     def _narrowed(self) -> Iterator[Range]:
-        """The partitions' ranges; if places are selected, from the first to the last of them."""
+        """Yield the partitions' ranges, narrowed to the range of the selected places if there are any."""
         selection = self._selection
         for each in self._scanner.ranges(self._settings.topics.results, selection.since_ms, selection.until_ms):
             offsets = [place.offset for place in selection.places if place.partition == each.partition]
@@ -152,7 +154,7 @@ class Replay:
 
 
 def _callable(record: Stored) -> bool:
-    """True if it has a callback's URL and identity, and a tier would take it."""
+    """True if the result has a callback's URL and a `webhook-id`, and is small enough for a tier."""
     size = Returning("", record.key, record.value, record.headers).size
     named = record.header(topics.CALLBACK_URL) is not None and record.header(topics.WEBHOOK_ID) is not None
     return named and bool(record.value) and size < MAX_RECORD_BYTES

@@ -1,4 +1,4 @@
-"""Creation of the fleet's topics and set-up of its consumer groups. Repeats are harmless: they add missing parts."""
+"""Creates the fleet's topics and sets up its consumer groups. A repeat is harmless, since it only adds missing parts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from schemas.topics import TopicSpec
 from telemetry.clock import Clock, Deadline, SystemClock
 
 SESSION_TIMEOUT_MS = 6000
-"""Time until the group takes a killed worker's partitions: as low as the broker allows, not below this."""
+"""Time after which the group gives a killed worker's partitions away: the broker's minimum, but at least this."""
 
 HEARTBEAT_INTERVAL_MS = 1000
 REPLICAS = 3
-"""Default number of copies, if there are as many brokers: one broker may be lost with its disk."""
+"""Default number of copies, if there are at least three brokers: one broker with its disk may be lost."""
 
 _HEARTBEATS_PER_SESSION = 3
 _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
 _LED_MS = 10_000
 _LED_MS_A_PARTITION = 20
-"""Longest wait until each partition of new topics has a leader: a broker sets them up one after another."""
+"""Milliseconds by which each new partition extends the longest wait for leaders: a broker sets up one after another."""
 _CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionDifference:
-    """An existing topic with another number of partitions than in the settings."""
+    """An existing topic whose number of partitions differs from the settings."""
 
     topic: str
     wanted: int
@@ -52,34 +52,34 @@ class ReplicaDifference:
 
 @dataclass(slots=True)
 class TopicsReport:
-    """The findings and changes of `create_topics`."""
+    """Findings and changes of `create_topics`."""
 
     replicas: int
-    """Copies of each new topic."""
+    """Number of copies of each new topic."""
     created: list[str] = field(default_factory=list)
     existing: list[str] = field(default_factory=list)
     raised: list[PartitionDifference] = field(default_factory=list)
-    """Topics that were given more partitions."""
+    """Topics that got more partitions."""
     differences: list[PartitionDifference] = field(default_factory=list)
-    """Remaining differences."""
+    """Topics whose number of partitions still differs."""
     thin: list[ReplicaDifference] = field(default_factory=list)
-    """Topics with too few copies; only a reassignment of their partitions adds copies."""
+    """Topics with too few copies. Only a reassignment of their partitions can add copies."""
     fixed: list[ConfigDifference] = field(default_factory=list)
-    """Properties of topics that were set."""
+    """Topic properties that were corrected."""
     misconfigured: list[ConfigDifference] = field(default_factory=list)
-    """Properties with unusable values that were not changed."""
+    """Topic properties that still differ."""
     unseen: list[str] = field(default_factory=list)
     """Topics whose configuration the broker does not show."""
 
     @property
     def is_sound(self) -> bool:
-        """True if no existing topic's layout may lose records, as far as the broker shows it."""
+        """True if no topic has too few copies or a wrong property, as far as the broker shows them."""
         return not self.thin and not self.misconfigured
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """An existing topic's layout: its partitions, and the copies of the partition with the fewest."""
+    """An existing topic's number of partitions, and the lowest number of copies of a partition."""
 
     partitions: int
     replicas: int
@@ -87,12 +87,12 @@ class _Layout:
 
 @dataclass(slots=True)
 class GroupsReport:
-    """The changes of `configure_groups`."""
+    """Changes of `configure_groups`."""
 
     session_timeout_ms: int | None = None
-    """The groups' session timeout now; None if the broker keeps its default."""
+    """The groups' session timeout; None if the broker keeps its default."""
     problems: list[str] = field(default_factory=list)
-    """The reason for the default."""
+    """The reasons why the broker keeps its default."""
 
 
 def create_topics(
@@ -103,10 +103,10 @@ def create_topics(
     fix_config: bool = False,
     clock: Clock = _CLOCK,
 ) -> TopicsReport:
-    """Create missing topics; report differences of the others, and mend them if asked.
+    """Create missing topics; report the differences of existing topics, and correct them if asked.
 
-    Partitions are raised only on request, since a key's records then continue in another partition. They cannot be
-    lowered. `engines` have lanes of their own. Raises ProducerError.
+    Partitions are only added on request, since later records of a key then go to another partition. Partitions cannot
+    be removed. Each of the `engines` gets its own lanes. Raises ProducerError.
     """
     specs = settings.topics.specs(settings.partitions, tuple(engines))
     with admin_client(settings) as admin:
@@ -127,9 +127,9 @@ def create_topics(
 
 
 def _replicas(admin: Any, settings: KafkaSettings) -> int:
-    """The number in the settings, else the number of brokers, up to three.
+    """Return the number in the settings; without one, the number of brokers, at most three.
 
-    The brokers' own default (KIP-464) is not used: it is one unless set.
+    The brokers' own default (KIP-464) is not used, since it is one unless an operator sets it.
     """
     return settings.replication_factor or min(REPLICAS, len(admin.describe_cluster()["brokers"]))
 
@@ -144,10 +144,10 @@ def _compare(spec: TopicSpec, found: _Layout, report: TopicsReport, raise_partit
 
 
 def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsReport:
-    """Let consumer groups (KIP-848, brokers from 4.0) notice a killed member as early as the broker allows.
+    """Make consumer groups (KIP-848, brokers from 4.0) notice a killed member as early as the broker allows.
 
-    The group may not exist yet. A broker that refuses is reported and changes nothing: the groups then work with its
-    default, 45 s. Raises ProducerError where there is no broker.
+    The groups need not exist yet. If the broker refuses, the report says so, and the groups keep its default of 45 s.
+    Raises ProducerError if no broker answers.
     """
     with admin_client(settings) as admin:
         try:
@@ -170,7 +170,7 @@ def _found(admin: Any, names: list[str]) -> dict[str, _Layout]:
 
 
 def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
-    """One request for each topic: Kafka takes 10,000 partitions in a request, of all its topics together."""
+    """Create topics, each with a request of its own: Kafka takes at most 10,000 partitions in one request."""
     for spec in specs:
         layout = {
             "num_partitions": spec.partitions,
@@ -179,7 +179,7 @@ def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
         }
         (topic,) = admin.create_topics({spec.name: layout}, raise_errors=False)["topics"]
         if topic["error_code"] == kafka_errors.TopicAlreadyExistsError.errno:
-            report.existing.append(spec.name)  # another client created it just now
+            report.existing.append(spec.name)  # another client has just created it
         elif topic["error_code"] != 0:
             raise RequestRefused(f"the topic {spec.name} could not be created: {_why(topic)}")
         else:
@@ -189,7 +189,7 @@ def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
 
 
 def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
-    """Wait until each partition of new topics has a leader, so that the next client can produce at once."""
+    """Wait until each partition of the new topics has a leader, so that clients can produce at once."""
     wait_ms = _LED_MS + _LED_MS_A_PARTITION * sum(spec.partitions for spec in specs)
     try:
         admin.wait_for_topics([spec.name for spec in specs], timeout_ms=wait_ms)
@@ -201,7 +201,7 @@ def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
 
 
 def _raise(admin: Any, wanted: dict[str, int], clock: Clock) -> None:
-    """Add partitions to topics, and return when the asked broker knows them."""
+    """Add partitions to topics, and wait until the broker knows them."""
     if not wanted:
         return
     for topic, partitions in wanted.items():
@@ -216,7 +216,7 @@ def _partitions_found(admin: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def durability(replicas: int) -> dict[str, str]:
-    """With three copies, a write that only one of them has is not acknowledged."""
+    """Return the property by which, with three copies, a write is acknowledged only once two copies have it."""
     return {"min.insync.replicas": "2"} if replicas >= REPLICAS else {}
 
 
@@ -227,13 +227,13 @@ def _why(topic: dict[str, Any]) -> str:
 
 def _broker_config(admin: Any) -> dict[str, str]:
     some = admin.describe_cluster()["brokers"][0]
-    broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])  # by the version of the answer
+    broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])  # depends on the version of the answer
     answer = admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
     return {name: entry["value"] for name, entry in answer["broker"][broker].items()}
 
 
 def _group_config(broker: dict[str, str]) -> dict[str, str]:
-    """The lowest session that the broker allows, and an interval at which it outlives two lost heartbeats."""
+    """Return the shortest session that the broker allows, and a heartbeat interval with which two may get lost."""
     if "group.consumer.min.session.timeout.ms" not in broker:
         raise kafka_errors.UnsupportedVersionError("groups have no configuration before Apache Kafka 4.0")
     heartbeat = max(HEARTBEAT_INTERVAL_MS, int(broker["group.consumer.min.heartbeat.interval.ms"]))
@@ -244,6 +244,6 @@ def _group_config(broker: dict[str, str]) -> dict[str, str]:
 
 def _alter_groups(admin: Any, groups: list[str], config: dict[str, str]) -> dict[str, str]:
     resources = [ConfigResource(ConfigResourceType.GROUP, group, dict(config)) for group in groups]
-    # kafka-python would ask the group for its names, and a group without configuration does not answer.
+    # Otherwise kafka-python asks the group for the property's names, and a group without configuration does not answer.
     answer: dict[str, dict[str, str]] = admin.alter_configs(resources, raise_on_unknown=False)
     return answer["group"]

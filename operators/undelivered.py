@@ -1,16 +1,16 @@
-"""The results that are neither delivered nor under way: a replay after an outage puts these back.
+"""Finds the results that are neither delivered nor still being tried: a replay after an outage puts these back.
 
-The fleet's topics are the only store, read in this order:
+The fleet's topics are the only source, and are read in this order:
 
-    the progress of delivery     records at its base or behind it are under way, in `model_results` and in the tiers
-    the transactions before it   every record below a base has its consequence in a topic, in the same transaction, so
-                                 the reading waits until all of these are visible
-    `dead_letters`, `dead_letters.redriven`   given-up callbacks are not under way; an open letter is marked when its
-                                 result is put back, so that no redrive repeats it
+    delivery's progress          records of `model_results` and of the tiers at or after a base are still being tried
+    the transactions before it   one transaction advances a base and writes the outcomes of the records below it; the
+                                 reading waits until all of these are visible
+    `dead_letters`, `dead_letters.redriven`   given-up callbacks are not tried any more; an open letter is marked when
+                                 its result is put back, so that no redrive repeats the callback
     the tiers                    waiting callbacks
     `callback_attempts`          callbacks that were answered with 2xx
 
-Only another replay or redrive can start an event between this reading and the replay; a redrive is fenced.
+After this reading, only another replay or redrive could start an event again; redrives are fenced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 
 Event = int
-"""A tenant and a `webhook-id`, as 128 bits of their hash: a number takes less room than two texts."""
+"""A hash of tenant and `webhook-id`, in 128 bits: a number takes less memory than two texts."""
 
 
 class CallbackStanding(StrEnum):
@@ -42,27 +42,27 @@ class CallbackStanding(StrEnum):
 
     DELIVERED = "delivered"
     WAITING = "waiting"
-    """An attempt is under way or will come by itself."""
+    """An attempt is under way, or will follow without an operator."""
     UNKNOWN = "unknown"
-    """The result is older than the kept attempts."""
+    """The result is older than the kept attempts, so it may have been delivered."""
     UNDELIVERED = "undelivered"
-    """None of these: given up, as far as the topics tell."""
+    """The callback was given up, as far as the topics show."""
 
 
 class _Open(NamedTuple):
-    """A dead letter that is not put back yet."""
+    """A dead letter that was not put back."""
 
     digest: bytes
-    """Size of its value in bytes."""
+    """Hash of the letter's value."""
     place: Place
     at_ms: int
     reason: str
 
 
 class Undelivered:
-    """The states of the given results as of construction. Raises ProducerError.
+    """The states of the given results at the time of construction. Raises ProducerError.
 
-    Memory: some 130 bytes for each result, and some 600 for each dead letter of one.
+    Memory: some 130 bytes for each result, and some 600 for each of its dead letters.
     """
 
     def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, results: Iterable[Stored]) -> None:
@@ -71,7 +71,7 @@ class Undelivered:
         self._scanner = scanner
         self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
         self._delivered_ms: dict[Event, int] = {}
-        """Time of its last answer with 2xx, Unix milliseconds; 0 without one."""
+        """Time of each event's last answer with 2xx, Unix milliseconds; 0 without one."""
         since_ms: int | None = None
         for result in results:
             self._delivered_ms[_event(result)] = 0
@@ -83,9 +83,9 @@ class Undelivered:
             self._read(settings, clock, since_ms)
 
     def standing(self, result: Stored) -> CallbackStanding:
-        """The state of one of the given results."""
+        """Return the state of one of the given results."""
         event = _event(result)
-        # A redriven job has a second result of the same event, and the first result's attempt does not cover it.
+        # A redriven job has a second result with the same event; an attempt for the first result does not count for it.
         if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return CallbackStanding.DELIVERED
         if event in self._waiting or self._is_ahead(result):
@@ -93,7 +93,7 @@ class Undelivered:
         return CallbackStanding.UNKNOWN if result.at_ms < self._kept_from_ms else CallbackStanding.UNDELIVERED
 
     def marks(self, result: Stored) -> list[Returning]:
-        """The marks to write with the result, so that no redrive repeats its dead letters."""
+        """Return the marks to write with a result, so that no redrive puts its dead letters back again."""
         letters = self._open.get(_event(result))
         if not letters:
             return []
@@ -105,7 +105,7 @@ class Undelivered:
         ]
 
     def _is_ahead(self, record: Stored) -> bool:
-        """True if delivery's base has not passed it yet."""
+        """True if delivery has not passed the record yet."""
         return record.place.offset >= self._bases.get((record.topic, record.place.partition), 0)
 
     def _read(self, settings: KafkaSettings, clock: Clock, since_ms: int) -> None:
@@ -121,7 +121,7 @@ class Undelivered:
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
 
     def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
-        """Note open letters of the given results; yields the source of each event that was given up."""
+        """Note open letters of the given results; yield the source of each callback that was given up."""
         for letter in letters.letters(LetterFilter(redriven_too=True)):
             event = _event(letter.record)
             if letter.kind != "callback" or event not in self._delivered_ms:
@@ -134,7 +134,7 @@ class Undelivered:
                 yield letter.source
 
     def _ahead(self, tiers: Iterable[str]) -> Iterator[Range]:
-        """Note records in the tiers at delivery's base or behind it."""
+        """Yield the ranges of the tiers' records at or after delivery's base."""
         for tier in tiers:
             for each in self._scanner.ranges(tier):
                 start = max(each.start, self._bases.get((tier, each.partition), 0))
@@ -148,7 +148,7 @@ class Undelivered:
         try:
             error = from_json(record.value or b"")["error"]
         except (ValueError, KeyError, TypeError):
-            return  # not a record of the fleet's
+            return  # not written by the fleet
         if error is None:
             self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
 
