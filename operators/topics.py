@@ -1,4 +1,4 @@
-"""Creates the fleet's topics and sets up its consumer groups. A repeat is harmless, since it only adds missing parts."""
+"""Creates the fleet's topics and sets up its consumer groups. A repeat is harmless: it only adds missing parts."""
 
 from __future__ import annotations
 

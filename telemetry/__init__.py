@@ -1,1 +1,1 @@
-"""Logs, metrics, traces and time: the floor that every process stands on. It imports nothing of ours."""
+"""Logs, metrics, traces and time: the lowest package, which every process uses and which imports none of our others."""

@@ -1,4 +1,4 @@
-"""Every action of a log line, declared once: the event that it names, and the operator's next step.
+"""Every action of a log line, declared once: the event that the action names, and the operator's next step.
 
 A log line's `action` is stable while its sentence may change, so alerts and searches use the action.
 `python -m console.publish` writes this file into docs/reference/log-actions.md.
@@ -17,18 +17,18 @@ class Action:
     """One action of the log."""
 
     level: Level
-    """The highest level that a line with this action has."""
+    """The highest level of the lines with this action."""
     event: str
-    """The event, and the process' own response to it."""
+    """The event, and the process's own response to it."""
     remedy: str = ""
-    """The operator's next step; empty where none is needed."""
+    """The operator's next step; empty if none is needed."""
 
 
 _REDRIVE = "`postback dead-letters redrive`"
 
 PROCESS = {
     "serving": Action("info", "The process is ready and takes records."),
-    "stopping": Action("info", "A signal or a failure ends the process; it drains the records in work first."),
+    "stopping": Action("info", "A signal or a failure ends the process, which first drains the records in work."),
     "stopped": Action("info", "The process has drained and ends."),
     "topic-reading": Action("info", "The process reads a compacted topic to its end before it takes records."),
     "following-ended": Action(
@@ -43,7 +43,7 @@ PROCESS = {
     ),
     "health-check-failed": Action(
         "error",
-        "A health check raised; the request for it is answered with status 500.",
+        "A health check raised an error; its request gets status 500.",
         "Report the stack in the line.",
     ),
     "model-build": Action("info", "The demo makes its small model; the next start finds the model in the cache."),
@@ -51,7 +51,7 @@ PROCESS = {
 
 STAGE = {
     "partitions-assigned": Action("info", "The consumer group gave partitions to the process."),
-    "partitions-opened": Action("info", "The progress of assigned partitions was read; their records are taken."),
+    "partitions-opened": Action("info", "The process has read its partitions' progress, and takes their records."),
     "partitions-revoked": Action(
         "info",
         "The consumer group moves partitions to another process; records still in work after the drain are abandoned, "
@@ -59,15 +59,15 @@ STAGE = {
     ),
     "partitions-lost": Action(
         "warning",
-        "The consumer group gave partitions away without asking; nothing of them is settled here.",
-        "Where lines repeat, look for a process that is suspended or starved of CPU.",
+        "The consumer group gave partitions to another process without notice; this one settles none of their records.",
+        "If lines repeat, look for a process that is suspended or starved of CPU.",
     ),
     "partition-left-open": Action(
         "warning",
-        "The previous owner of a partition died; the first records are tried in small groups.",
+        "The previous owner of a partition died; the stage tries the partition's first records in small groups.",
         "Look for the end of the previous process: out of memory, a crash, SIGKILL.",
     ),
-    "cohort-dispatched": Action("info", "A group of suspects is tried: records that ran when a worker died."),
+    "cohort-dispatched": Action("info", "The stage tries a group of suspects: records that ran when a worker died."),
     "suspect-tried-without-others": Action(
         "warning",
         "A record killed its worker twice alone, and no other record completed meanwhile; the record is tried again.",
@@ -75,29 +75,29 @@ STAGE = {
     "record-quarantined": Action(
         "error",
         "A record killed its worker three times while it ran alone; it becomes a dead letter.",
-        f"Mend the cause, then {_REDRIVE}.",
+        f"Remove the cause, then {_REDRIVE}.",
     ),
     "nothing-completes": Action(
         "critical",
-        "Different records killed their worker alone and none completed; the process ends and gives up no record.",
+        "Several records killed their worker while alone, and none completed; the process ends and gives up no record.",
         "Look at the machine, its GPU and its memory: no record is to blame.",
     ),
     "settle-failed": Action(
         "warning",
         "A Kafka transaction failed; the stage repairs itself and settles the same records again.",
-        "Where lines repeat, look at the brokers. Three `fatal` ones in a minute end the process: two replicas share "
+        "If lines repeat, look at the brokers. Three `fatal` lines in a minute end the process: two replicas share "
         "one `POSTBACK_REPLICA`.",
     ),
     "settle-repaired": Action("info", "The repair is complete; the stage settles again."),
     "sweep-postponed": Action(
         "warning",
-        "Topics have a partition without a leader; nothing is written to them until each partition has one.",
-        "Bring the brokers back that have the copies.",
+        "Topics have a partition without a leader; the process writes to these topics only when it has one again.",
+        "Start the brokers that have the partition's copies.",
     ),
     "progress-undone": Action(
         "error",
-        "Kafka lost a commit that it had confirmed; the partition goes back, and its records are handled again.",
-        "Keep three copies of each topic. Consumers may see repeats, with the same `webhook-id`.",
+        "Kafka lost a commit that it had confirmed; the process handles the partition's records since then again.",
+        "Keep three copies of each topic. Consumers may see repeats, which have the same `webhook-id`.",
     ),
     "topic-made-anew": Action(
         "error",
@@ -105,28 +105,28 @@ STAGE = {
     ),
     "ledger-undecodable": Action(
         "error",
-        "The metadata of a commit is no ledger; every record from the committed offset on counts as not done.",
+        "A commit's metadata cannot be read as a ledger; every record from the committed offset on counts as not done.",
         "Look for another program that commits in this consumer group.",
     ),
     "offset-behind-end": Action(
         "error",
-        "A record states an offset behind the end of its partition; the stage leaves it out and reads on.",
+        "A record states an offset after the end of its partition; the stage leaves the record out and reads on.",
         "Run `postback topics create --fix-config`, and look for the client that wrote to this topic at this offset.",
     ),
     "retention-loss": Action(
         "error",
-        "Kafka's retention removed records before they were handled; the stage goes on with the oldest that is left.",
+        "Kafka's retention removed records before they were handled; the stage continues with the oldest one left.",
         "Add replicas, or raise the topic's retention.",
     ),
     "kafka-error": Action(
         "warning",
         "The Kafka client reported an error; the client tries again by itself.",
-        "Look at the brokers where `/readyz` fails too.",
+        "If `/readyz` fails too, look at the brokers.",
     ),
     "kafka-trouble": Action(
         "warning",
         "A request to Kafka failed and is tried again.",
-        "Look at the brokers where `/readyz` fails too.",
+        "If `/readyz` fails too, look at the brokers.",
     ),
     "lookahead-found-others": Action(
         "info",
@@ -137,26 +137,29 @@ STAGE = {
     ),
     "handler-raised": Action(
         "error",
-        "The handler has a defect; the record becomes a dead letter, `internal_error`.",
+        "The handler has a defect; the record becomes a dead letter with the reason `internal_error`.",
         f"Report the stack in the line; after an upgrade, {_REDRIVE}.",
     ),
     "give-up-raised": Action(
         "error",
-        "The handler could not even give a record up; the last resort writes a dead letter, `handler_defect`.",
+        "The handler could not even give a record up; the record becomes a dead letter with the reason "
+        "`handler_defect`, as a last resort.",
         f"Report the stack in the line; after an upgrade, {_REDRIVE}.",
     ),
     "record-passed-over": Action(
         "error",
-        "The last resort raised as well; the record is settled without a result and without a dead letter.",
+        "The last resort raised an error too; the record is settled without a result and without a dead letter.",
         "Report the stack. The line has topic, partition and offset, where Kafka keeps the record until its retention.",
     ),
-    "pace-raised": Action("error", "The pace raised at a record; the record counts as due.", "Report the stack."),
+    "pace-raised": Action(
+        "error", "The handler failed to say when a record is due; the record counts as due.", "Report the stack."
+    ),
     "sharing-raised": Action(
-        "error", "The sharing raised at a record; the record counts for no tenant.", "Report the stack."
+        "error", "The handler failed to name a record's tenant; the record counts for no tenant.", "Report the stack."
     ),
     "batch-unreadable": Action(
         "warning",
-        "A command cannot read a batch of records; the batch is left out, and the command goes on behind it.",
+        "A command cannot read a batch of records; the command leaves the rest of the batch out and continues.",
         "Look at the producer that wrote to this topic at this offset.",
     ),
 }
@@ -172,7 +175,7 @@ INFERENCE = {
     ),
     "job-given-up": Action(
         "warning",
-        "The engine failed at a job five times while it answered others; the job ends as `failed`, `engine_error`.",
+        "The engine failed at a job five times while it answered others; the job ends as `failed` (`engine_error`).",
         "Look at the engine server's log for this job.",
     ),
     "abort-failed": Action(
@@ -186,31 +189,31 @@ INFERENCE = {
     "announcement-refused": Action(
         "warning",
         "Kafka did not take the worker's list of models; the next one follows within a minute.",
-        "Where lines repeat, check the ACLs of `fleet_workers`.",
+        "If lines repeat, check the ACLs of `fleet_workers`.",
     ),
     "engine-ready": Action("info", "vLLM has loaded the model."),
     "engine-restart": Action("error", "vLLM's process died; the worker loads the engine again, jobs wait."),
     "engine-load-failed": Action(
         "error",
-        "vLLM could not be loaded; a first load that fails ends the worker, and so do five reloads in a row.",
+        "vLLM could not be loaded; a failed first load ends the worker, and so do five failed reloads in a row.",
         "The line has vLLM's stack; out of memory is the usual reason.",
     ),
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
         "warning",
         "No request to the engine is answered; jobs wait in place until their TTL ends.",
-        "Look at the engine's server; the line says what its last answer was.",
+        "Look at the engine's server; the line has its last answer.",
     ),
     "engine-back": Action("info", "The engine answers again."),
     "engine-model-unlisted": Action(
         "warning",
-        "The engine's server does not list the model but answers to its name; the worker goes on.",
-        "Check the model's name where the server falls back to another model.",
+        "The engine's server does not list the model, but answers requests that name it; the worker goes on.",
+        "Check the model's name: some servers answer with another model.",
     ),
     "engine-parameter-refused": Action(
         "warning",
         "The engine's server refuses a request parameter; the worker stops sending it.",
-        "Use a newer server where the parameter matters.",
+        "If the parameter matters, use a newer server.",
     ),
     "finish-reason-unknown": Action(
         "warning",
@@ -223,7 +226,7 @@ ENRICHMENT = {
     "source-name-refused": Action(
         "info",
         "A source's host name has no address that may be fetched; the job goes on without that source.",
-        "Add the network to `POSTBACK_EGRESS__ALLOW_FETCH` where the source is your own.",
+        "If the source is your own, add its network to `POSTBACK_EGRESS__ALLOW_FETCH`.",
     ),
     "search-failed": Action(
         "warning",
@@ -240,8 +243,8 @@ ENRICHMENT = {
     ),
     "reader-not-confined": Action(
         "warning",
-        "The kernel lacks a fence for the processes that read pages; they go on without it.",
-        "Use a kernel or container runtime with the fences that the line names.",
+        "The kernel lacks a means of isolating the processes that read pages; these processes run without it.",
+        "Use a kernel or container runtime that has the means that the line names.",
     ),
     "embedder-lost": Action(
         "error", "The embedding model's process died or hung; passages are ranked by words until it is back."
@@ -265,17 +268,17 @@ ENRICHMENT = {
 }
 
 DELIVERY = {
-    "delivery-window": Action("info", "The bytes of results that delivery takes on at once, by the memory limit."),
+    "delivery-window": Action("info", "The line states the most bytes of results that the process holds at once."),
     "callback-delivered": Action("debug", "A callback was answered with 2xx."),
     "callback-failed": Action("info", "An attempt failed; the callback waits in a tier for its next attempt."),
     "callback-given-up": Action(
         "warning",
         "A callback failed for good; it becomes a dead letter with the reason.",
-        f"Tell the consumer; once the endpoint is mended, {_REDRIVE}.",
+        f"Tell the consumer; once the endpoint works again, {_REDRIVE}.",
     ),
     "callback-kept": Action(
         "info",
-        "The callback's endpoint is disabled; the callback becomes a dead letter untried.",
+        "The callback's endpoint is disabled; the callback becomes a dead letter without an attempt.",
         f"`postback endpoints enable`, then {_REDRIVE}.",
     ),
     "result-unusable": Action(
@@ -283,7 +286,7 @@ DELIVERY = {
         "A record of `model_results` or of a tier is no result with a callback; it becomes a dead letter.",
         "Look for another program that writes to these topics.",
     ),
-    "breaker-changed": Action("info", "An origin is left alone, probed, or called normally again."),
+    "breaker-changed": Action("info", "An origin gets no calls for a time, or one probe, or all calls again."),
     "inference.endpoint.disabled": Action(
         "warning",
         "An endpoint answered 410 or failed for days; its callbacks become dead letters.",
@@ -291,7 +294,7 @@ DELIVERY = {
     ),
     "inference.endpoint.not-disabled": Action(
         "warning",
-        "A tenant has as many disabled endpoints as are kept; another one stays enabled.",
+        "A tenant has the most disabled endpoints that Postback keeps; a further endpoint stays enabled.",
         "`postback endpoints list` shows the disabled ones; enable those in use again.",
     ),
     "endpoint-record-unreadable": Action(
@@ -308,12 +311,12 @@ DELIVERY = {
     "keyring-reload-failed": Action(
         "error",
         "The keyring's file changed and cannot be read; the keys in memory go on signing.",
-        "Mend the file: the line names the problem.",
+        "Correct the file: the line names the problem.",
     ),
     "certificates-reload-failed": Action(
         "error",
         "A file of certificates changed and cannot be read; the certificates in memory stay in use.",
-        "Mend the file: the line names the problem.",
+        "Correct the file: the line names the problem.",
     ),
 }
 
@@ -324,4 +327,4 @@ SECTIONS: dict[str, dict[str, Action]] = {
     "Enrichment": ENRICHMENT,
     "Delivery": DELIVERY,
 }
-"""All actions, by the part of the system that logs them; the titles are those of the published page."""
+"""All actions, by the part of the system that logs them. The keys are the titles on the published page."""

@@ -17,20 +17,20 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never run backwards, from an arbitrary start, and go on while the machine is suspended.
+        """Seconds that never run backwards, from an arbitrary start, and that include time in suspension.
 
-        The event loop's time and `time.monotonic()` have other starts: never compare them with this one.
+        The event loop's time and `time.monotonic()` may start elsewhere: never compare them with this one.
         """
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Block the calling thread for this many seconds."""
+        """Block the calling thread for `seconds`."""
         ...
 
 
 if sys.platform == "linux":
-    # CLOCK_MONOTONIC stops in a suspended machine: tiers would be emptied as much later, and knowledge of a topic older
-    # than its tombstones would count as fresh.
+    # CLOCK_MONOTONIC stops in a suspended machine. With it, callbacks would leave their tiers later by the time in
+    # suspension, and a topic's state older than the topic's tombstones would count as fresh.
     _steady = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:
     _steady = time.monotonic
@@ -43,23 +43,23 @@ class SystemClock:
         """Block the calling thread."""
         time.sleep(seconds)  # noqa: TID251
 
-    # The functions themselves, without a call in between: each callback asks several times.
+    # These are the functions themselves, without a call in between: each callback needs the time several times.
     monotonic = staticmethod(_steady)
-    """Seconds that never run backwards; on Linux, those since the machine's start."""
+    """Seconds that never run backwards; on Linux, seconds since the machine's start."""
     time = staticmethod(time.time)  # noqa: TID251
     """Seconds since the Unix epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """One budget for a chain of steps: separate budgets would add up to more."""
+    """One time budget for a chain of steps; separate budgets would add up to more."""
 
     clock: Clock
     at: float = field()
 
     @classmethod
     def after(cls, clock: Clock, seconds: float) -> Deadline:
-        """A deadline this many seconds from now."""
+        """A deadline `seconds` from now."""
         return cls(clock, clock.monotonic() + seconds)
 
     @property

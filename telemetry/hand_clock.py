@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class HandClock:
-    """A clock whose wall time and steady time are both `now`, in seconds. A sleep advances it and returns at once."""
+    """A clock whose wall time and monotonic time are both `now`, in seconds. A sleep advances `now` without a wait."""
 
     now: float = 100.0
 
@@ -16,7 +16,7 @@ class HandClock:
         return self.now
 
     def monotonic(self) -> float:
-        """The same seconds."""
+        """`now`, as in `time`."""
         return self.now
 
     def sleep(self, seconds: float) -> None:

@@ -1,9 +1,9 @@
-"""`/metrics`, `/healthz`, `/readyz` and a role's own pages, served from threads of their own.
+"""`/metrics`, `/healthz`, `/readyz` and a role's own pages, served by separate threads.
 
-These pages must answer while the event loop is stuck, so no code here touches the loop.
+These pages must answer while the event loop is stuck, so this module never calls the loop.
 `/healthz` fails when an orchestrator should restart the process; `/readyz` fails while the process cannot do its work.
-A worker whose broker is away is alive and not ready. A process that has not started is neither: a startup probe at
-`/healthz` bounds the start, and ends one that hangs.
+A worker without a broker is alive but not ready. A process that has not started is neither alive nor ready: a startup
+probe of `/healthz` limits the time for the start, and ends a process that hangs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The reasons why a process cannot do its work now; without any it is ready."""
+    """The reasons why a process cannot do its work now; a process without reasons is ready."""
 
     reasons: tuple[str, ...] = ()
-    """Sentences for an operator. Any client of the port can read them: no secrets, no URLs."""
+    """Sentences for an operator. Any client of the port can read them, so they contain no secrets and no URLs."""
 
     @property
     def ready(self) -> bool:
-        """True if there is no reason."""
+        """True if there are no reasons."""
         return not self.reasons
 
 
@@ -46,25 +46,25 @@ READY = Readiness()
 
 @dataclass(frozen=True, slots=True)
 class HealthPage:
-    """The answer of one of a role's own paths."""
+    """The answer at one of a role's own paths."""
 
     content_type: str
     body: bytes
     max_age_seconds: int = 0
-    """How long readers and proxies may cache it (RFC 9111, section 5.2.2.1); 0 means not at all."""
+    """Seconds for which readers and proxies may cache the page (RFC 9111, section 5.2.2.1); 0 forbids caching."""
 
 
 Pages = Mapping[str, Callable[[str], HealthPage | None]]
-"""Path to the maker of its page. The maker is called at each request, on a thread of its own.
+"""Functions that make pages, by path. A request calls the function on the request's own thread.
 
-A path that ends with `/` is a folder: its maker gets the last part of the requested path, and returns None for an
-unknown page. Every other maker gets an empty text."""
+A path that ends with `/` is a folder: its function gets the last part of the requested path, and returns None for an
+unknown page. All other functions get an empty text."""
 
 _NO_PAGES: Pages = MappingProxyType({})
 
 
 class Heartbeat:
-    """A watchdog: true while `beat` is called at least once in `limit_seconds`, from any thread."""
+    """A watchdog, which is true if the last `beat` was at most `limit_seconds` ago. Any thread may call `beat`."""
 
     def __init__(self, clock: Clock, limit_seconds: float) -> None:
         self._clock = clock
@@ -85,10 +85,10 @@ def _yes() -> bool:
 
 
 class HealthServer:
-    """The small HTTP server of every process. `port` 0 takes any free port, which the property `port` then names.
+    """The small HTTP server of every process. `port` 0 takes any free port; the property `port` returns it.
 
-    `pages` are looked up at each request, so a role may add a page later. The constructor binds and raises OSError for
-    a busy port, before any work begins; `start` serves.
+    Each request looks its page up in `pages`, so a role may add pages later. The constructor binds the port, and raises
+    OSError if it is taken, before any work begins; `start` serves.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class HealthServer:
         return self
 
     def stop(self) -> None:
-        """Stop answering and give the port back."""
+        """Stop answering, and release the port."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -133,7 +133,7 @@ class HealthServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # The base class joins its request threads on close: one slow client would delay the end of the process.
+    # The base class joins its request threads on close, so that one slow client would delay the end of the process.
     block_on_close = False
 
     def __init__(
@@ -154,17 +154,17 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind only. HTTPServer also resolves the machine's name, which may hang."""
+        """Bind the port only. HTTPServer also resolves the machine's name, which may hang."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that disconnected; the base class prints a traceback."""
+        """Ignore a client that disconnected, for which the base class prints a traceback."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # seconds that a client may take to send its request
+    timeout = 10  # seconds within which a client has to send its request
     server_version = "postback"
     sys_version = ""
 
@@ -229,4 +229,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class' name
-        """Log nothing: probes come every few seconds."""
+        """Log no requests: probes come every few seconds."""

@@ -1,12 +1,12 @@
 """Log lines: ECS JSON for programs, coloured text on a terminal; no secret and no prompt in either.
 
-A line is a fixed sentence, an `action` of `telemetry/actions.py`, and ids as fields:
+A line has a fixed sentence, an `action` of `telemetry/actions.py`, and ids as fields:
 
     log = get_logger()
     log.info("A callback was delivered.", action="callback-delivered", job_id=job_id, origin=origin_of(url))
 
-As JSON that is `message`, `event.action`, `postback.job_id` and `postback.origin`: the Elastic Common Schema wants own
-fields under an own prefix. Loggers of libraries (aiohttp, kafka, confluent) write to the same stream.
+In JSON these fields are `message`, `event.action`, `postback.job_id` and `postback.origin`: the Elastic Common Schema
+asks for a prefix before a program's own fields. Libraries' loggers (aiohttp, kafka, confluent) use the same stream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of"
 ECS_VERSION = "8.11.0"
 REDACTED = "[redacted]"
 NO_ORIGIN = "(not a URL)"
-"""The result of `origin_of` for any other text."""
+"""The result of `origin_of` for a text that is not a URL."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -46,21 +46,21 @@ _PRIVATE_PAIRS = frozenset({("api", "key"), ("private", "key")})
 _SCRUBS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(whsec_|whsk_)[A-Za-z0-9+/=_-]+"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {REDACTED}"),
-    # pydantic quotes the input that it refused, which may be a prompt.
+    # pydantic quotes the rejected input, which may be a prompt.
     (re.compile(r"input_value=.*?, input_type=", re.DOTALL), f"input_value={REDACTED}, input_type="),
 )
 
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s\"<>]*)")
-"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one that ends a quotation is taken for a part."""
+"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one after a quoted URL is taken as part of the URL."""
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]*\](?::[0-9]+)?|[^\[\]'(),;{}]*")
-"""A host with its port, without a sentence's punctuation behind the URL."""
+"""A host with its port, without a sentence's punctuation after the URL."""
 
 log_context = bound_contextvars
-"""`with log_context(job_id=…, traceparent=…):` adds these fields to every line logged inside, also across awaits."""
+"""`with log_context(job_id=…, traceparent=…):` adds these fields to each line logged in the block, after awaits too."""
 
-# The steps of our own calls, before the standard library's handlers. The list object lasts for the process' life:
-# loggers keep it, and structlog.testing.capture_logs swaps its content.
+# The steps of our own log calls, before the standard library's handlers. The list must stay the same object for the
+# process's life: loggers keep it, and structlog.testing.capture_logs swaps its content.
 _OWN_STEPS: list[Processor] = [
     structlog.stdlib.filter_by_level,
     structlog.contextvars.merge_contextvars,
@@ -85,7 +85,7 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
 
 
 def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
-    """A logger. It is cheap, and usable before `configure`: lines then go to the standard library's handlers."""
+    """Return a logger, which is cheap. Before `configure`, its lines go to the standard library's handlers."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
     )
@@ -93,9 +93,9 @@ def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
 
 
 def configure(service: str, *, stream: TextIO | None = None, level: str | None = None) -> None:
-    """Send this process' log lines, those of libraries included, to `stream` (default: standard error).
+    """Send this process's log lines, including libraries', to `stream` (standard error by default).
 
-    `service` becomes `service.name`. `level` is a name such as INFO; the default is `POSTBACK_LOG_LEVEL`, else INFO.
+    `service` becomes `service.name`. `level` is a name such as INFO; the default is `POSTBACK_LOG_LEVEL`, or else INFO.
     Raises UnknownLevel.
     """
     wanted = (level or os.environ.get("POSTBACK_LOG_LEVEL", "INFO")).upper()
@@ -124,9 +124,9 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL. A log may show no more of a callback: its path and query carry tokens.
+    """Return scheme, host and port of a URL. Logs show no more of a callback, whose path and query carry tokens.
 
-    One origin has one text (RFC 6454, section 6.2), in lower case and ASCII, without the scheme's default port.
+    Equal origins give equal texts (RFC 6454, section 6.2): lower-case ASCII, without the scheme's default port.
     Never raises.
     """
     try:
@@ -140,7 +140,7 @@ def origin_of(url: str) -> str:
 
 
 def _ascii_host(host: str) -> str:
-    """Raises ValueError."""
+    """Convert a host to ASCII. Raises ValueError."""
     if ":" in host:
         return f"[{ip_address(host).compressed}]"
     if host.isascii():
@@ -148,13 +148,13 @@ def _ascii_host(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except UnicodeError:
-        return host.encode("idna").decode()  # by IDNA of 2003, as yarl does: emoji, for one
+        return host.encode("idna").decode()  # by IDNA of 2003, as yarl does; this allows emoji
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """The loggable form of `value`: numbers unchanged, text scrubbed, a field with a private name redacted.
+    """Return the loggable form of `value`: numbers unchanged, texts scrubbed, fields with a private name redacted.
 
-    An object of an unknown type is named by its type alone, since its text may hold a job's prompt.
+    For an object of another type, only the type's name is returned, since the object's text may hold a job's prompt.
     """
     if value is None or (isinstance(value, bool | int | float) and not isinstance(value, enum.Enum)):
         return value
@@ -174,19 +174,19 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def scrub(text: str) -> str:
-    """The text without webhook secrets, bearer tokens, and the paths and queries of URLs."""
+    """Remove webhook secrets, bearer tokens, and the paths and queries of URLs from a text."""
     for pattern, replacement in _SCRUBS:
         text = pattern.sub(replacement, text)
     return _URL.sub(_scrubbed, text) if "://" in text else text
 
 
 def _scrubbed(url: re.Match[str]) -> str:
-    """Scheme, host and port. URLs carry tokens in their paths and queries, and passwords before their hosts."""
+    """Keep scheme, host and port. URLs carry tokens in paths and queries, and passwords before hosts."""
     scheme, rest = url.groups()
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     behind = rest[len(authority) :]
     if "@" in behind:
-        return f"{scheme}…"  # a password with a slash in it, or a path: the host is not certain
+        return f"{scheme}…"  # a password with a slash in it, or an @ in the path: the host is uncertain
     host = _HOST.match(authority.rpartition("@")[2])
     return f"{scheme}{host[0] if host else ''}" + ("/…" if behind else "")
 
@@ -247,7 +247,7 @@ _ECS_NAMES = {
 
 
 def _as_ecs(service: str, event: EventDict) -> EventDict:
-    """Rename to the Elastic Common Schema, with the fields first that a person looks for."""
+    """Rename fields to the Elastic Common Schema, and put those first that people look for."""
     line: dict[str, Any] = {"@timestamp": event.get("timestamp"), "log.level": event.get("level"), "message": ""}
     line |= {"ecs.version": ECS_VERSION, "service.name": service, "process.pid": os.getpid(), **_trace_of(event)}
     for name, value in event.items():
@@ -256,7 +256,7 @@ def _as_ecs(service: str, event: EventDict) -> EventDict:
 
 
 def _trace_of(event: MutableMapping[str, Any]) -> dict[str, str]:
-    """The line's trace: the job's own, else the current span's."""
+    """Return the job's trace if the line has one, else the current span's."""
     traceparent = event.pop("traceparent", None)
     if isinstance(traceparent, str) and traceparent.count("-") >= 3:
         _, trace_id, span_id, *_ = traceparent.split("-")

@@ -1,17 +1,17 @@
-"""Every metric of the fleet, declared once. Base units; labels hold no tenant and no URL, which are unbounded."""
+"""Every metric of the fleet, declared once, in base units. Labels hold no tenants and no URLs, which are unbounded."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-# From an echo answer (a millisecond) to a long generation or a day in a delay tier.
+# The range covers an echo answer (a millisecond), a long generation, and a day in a delay tier.
 PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 
 
 class Metrics:
-    """The fleet's metrics on one registry. A process makes one and hands it down.
+    """The fleet's metrics on one registry. A process makes one object and hands it down.
 
-    Every name starts with `postback_`; a phase is one of `queued`, `enrich`, `infer`, `settle`, `deliver`.
+    Every name starts with `postback_`. The phases are `queued`, `enrich`, `infer`, `settle` and `deliver`.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -26,7 +26,7 @@ class Metrics:
         )
         self.job_seconds = Histogram(
             "postback_job_seconds",
-            "Seconds a job spent in one phase: queued, enrich, infer, deliver; settle counts once a transaction.",
+            "Seconds of a job in a phase: queued, enrich, infer, deliver. A transaction counts once, as settle.",
             ["phase"],
             buckets=PHASE_BUCKETS,
             registry=r,
@@ -34,7 +34,7 @@ class Metrics:
         self.in_flight = Gauge("postback_in_flight", "Records in the handler now.", registry=r)
         self.backlog = Gauge(
             "postback_backlog_records",
-            "Records not yet done in a partition, reported by its owner. `postback backlog` reports them without one.",
+            "Undone records of a partition, reported by its owner. `postback backlog` also works without an owner.",
             ["topic", "partition"],
             registry=r,
         )
@@ -51,7 +51,7 @@ class Metrics:
             ["kind"],
             registry=r,
         )
-        self.deferred = Counter("postback_deferred_total", "Records settled untried into a later place.", registry=r)
+        self.deferred = Counter("postback_deferred_total", "Records moved to a later place without a try.", registry=r)
         self.gap_offsets = Counter(
             "postback_gap_offsets_total",
             "Offsets that Kafka skipped: transaction markers, aborted records, removed records.",
@@ -59,15 +59,15 @@ class Metrics:
         )
         self.retention_loss = Counter(
             "postback_retention_loss_total",
-            "Offsets that retention removed before their records were handled: lost records and markers in between.",
+            "Offsets that retention removed before they were handled: lost records, and markers between them.",
             registry=r,
         )
         self.quarantined = Counter(
-            "postback_quarantined_total", "Records given up after killing their worker while alone.", registry=r
+            "postback_quarantined_total", "Records given up since they killed workers while alone.", registry=r
         )
         self.handler_defects = Counter(
             "postback_handler_defects_total",
-            "Exceptions that a handler should not have raised, by call: handle, defer, give_up, last_resort, due_ms, "
+            "Exceptions of a defective handler, by the call that raised: handle, defer, give_up, last_resort, due_ms, "
             "party. Each is an error in the log; alert on any.",
             ["call"],
             registry=r,
@@ -89,14 +89,14 @@ class Metrics:
         )
         self.breaker_changes = Counter(
             "postback_breaker_changes_total",
-            "Breaker changes of origins, by new state: open, closed.",
+            "Changes of origins' circuit breakers, by new state: open, closed.",
             ["state"],
             registry=r,
         )
         self.callbacks = Counter(
             "postback_callbacks_total",
-            "Callback attempts by result: delivered, or the reason of the failure: refused (by the egress guard, for "
-            "good), address_refused (the name's present address is refused), gone, throttled, redirected, "
+            "Callback attempts by result: delivered, or the reason of the failure: refused (the egress guard refuses "
+            "the URL permanently), address_refused (it refuses the host's present address), gone, throttled, redirected, "
             "client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, connection_closed, "
             "bad_response.",
             ["result"],
@@ -117,7 +117,7 @@ class Metrics:
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.cache_lookups = Counter(
             "postback_cache_lookups_total",
-            "Lookups in a level of the page cache (memory, redis, disk): hit, stale, miss, error, away.",
+            "Lookups in a level of the page cache (memory, redis, disk), by result: hit, stale, miss, error, away.",
             ["level", "result"],
             registry=r,
         )

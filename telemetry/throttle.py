@@ -1,4 +1,4 @@
-"""Rate-limited log lines: one line of a kind in each period, however often its event happens."""
+"""Rate-limited log lines: at most one line of a kind in each period, however often its event happens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class _Kind:
 
 
 class LogThrottle:
-    """Admits one line of each kind in `seconds`, and counts those that it holds back. May be called from any thread.
+    """Admits one line of each kind in `seconds`, and counts the lines that it holds back. Any thread may call it.
 
-    It remembers `most_kinds` and forgets all of them beyond that: then some kinds are logged more often.
+    It remembers at most `most_kinds` kinds. A further kind makes it forget all of them, so some are logged more often.
     """
 
     def __init__(self, seconds: float, most_kinds: int = 1000) -> None:
@@ -26,13 +26,13 @@ class LogThrottle:
         self._lock = Lock()
 
     def __len__(self) -> int:
-        """Kinds that are remembered."""
+        """Number of remembered kinds."""
         return len(self._kinds)
 
     def admit(self, now: float, kind: Hashable = None) -> int | None:
-        """The number of lines held back since the last one of this kind, or None if this one is held back too.
+        """Return the number of lines of this kind held back since the last one, or None to hold this line back too.
 
-        `now` is in seconds of any clock that does not run backwards.
+        `now` is in seconds, from any clock that does not run backwards.
         """
         with self._lock:
             known = self._kinds.get(kind)

@@ -1,7 +1,7 @@
 """Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans for a collector.
 
-A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans use
-OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
+A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans
+use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
 
 Source: W3C Trace Context, level 1, section 3.2.
 """
@@ -25,7 +25,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _FORMAT = re.compile(
     r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?"
 )
-"""The same pattern as in `schemas.codec`. Neither module may import the other, so a test compares them."""
+"""The pattern of `schemas.codec` again. Neither module may import the other, so a test compares the two patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +40,28 @@ class TraceContext:
 
     @property
     def traceparent(self) -> str:
-        """The header's value."""
+        """The value of the header `traceparent`."""
         return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
 
     def child(self) -> TraceContext:
-        """A new span of the same trace."""
+        """Return a new span of the same trace."""
         return TraceContext(self.trace_id, secrets.token_hex(8), self.sampled)
 
 
 def start_trace() -> TraceContext:
-    """A new trace."""
+    """Start a new trace."""
     return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
 
 
 def is_traceparent(value: str) -> bool:
-    """True if a context can be read from this value; it is printable ASCII then."""
+    """True if a context can be read from the value, which is then printable ASCII."""
     return _FORMAT.fullmatch(value) is not None
 
 
 def parse_traceparent(value: str | None) -> TraceContext | None:
-    """The context in a header's value; None for an absent or invalid one, after which a new trace may begin.
+    """Read a header's value. Return None for an absent or invalid value, after which a new trace may begin.
 
-    A version above 00 is read as 00 with further fields, as section 3.2.4 asks; version ff is invalid.
+    A version above 00 is read as 00 with further fields, as section 3.2.4 requires; version ff is invalid.
     """
     match = _FORMAT.fullmatch(value or "")
     if match is None:
@@ -76,8 +76,8 @@ def span(
 ) -> Iterator[TraceContext | None]:
     """Run a block as a span, and yield the context to pass on in headers.
 
-    Without a collector that is the parent itself, so the trace still reaches the consumer. Attributes follow the rule
-    of log lines: no prompt, no secret, of a URL only its origin.
+    Without a collector, the yielded context is the parent, so the trace still reaches the consumer. The rule for log
+    lines also applies to attributes: no prompts, no secrets, and only the origin of a URL.
     """
     context = trace.set_span_in_context(trace.NonRecordingSpan(_to_otel(parent))) if parent is not None else None
     tracer = trace.get_tracer("postback")
@@ -86,7 +86,7 @@ def span(
 
 
 def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) -> None:
-    """Add attributes to the current span, by the rule of `span`; `failed` marks it as an error."""
+    """Add attributes to the current span, under the rule of `span`. `failed` marks the span as an error."""
     current = trace.get_current_span()
     current.set_attributes(attributes)
     if failed:
@@ -94,7 +94,7 @@ def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) 
 
 
 def collecting() -> bool:
-    """True if a collector gets the spans. The question is cheap where an unwanted span would not be."""
+    """True if a collector gets the spans. Callers ask to avoid the cost of spans that no collector gets."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -106,8 +106,8 @@ def current_trace() -> TraceContext | None:
 def set_up(service: str) -> Callable[[], None]:
     """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
 
-    The result sends the remaining spans within FLUSH_SECONDS: a collector that hangs must not outlast the process'
-    time to stop. Only a process that exports imports the SDK.
+    The result sends the remaining spans within FLUSH_SECONDS, so that a hanging collector does not use up the process's
+    time to stop. Only a process that exports spans imports the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return _nothing
