@@ -1,4 +1,4 @@
-"""A real Apache Kafka, up in a few seconds: `Broker` for as long as the caller lives, `start_detached` for longer.
+"""A real Apache Kafka, ready in a few seconds: `Broker` ends with the caller, and `start_detached` outlives it.
 
 `devkit.kafka.errors` lists its errors.
 """
@@ -29,9 +29,9 @@ _CLOCK = SystemClock()
 
 
 class Broker:
-    """A cluster of one or three brokers that ends with this process, however this process ends.
+    """A cluster of one or three brokers that ends with this process, even if this process is killed.
 
-    A context manager. Indexes count brokers from 0.
+    It is a context manager. Its methods count brokers from 0.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Broker:
     ) -> Broker:
         """Start brokers and return when all of them serve.
 
-        `port` is the first broker's, and the others follow it; 0 takes free ports. Without `data` a temporary folder
-        holds the records; `stop` removes it, or the next start if this process was killed. `jvm` holds each broker's
-        JVM flags. Raises the errors that `devkit.kafka.errors` lists.
+        `port` is the first broker's port, and the others take the next ones; 0 takes free ports. Without `data`, a
+        temporary folder holds the records. `stop` removes this folder, or the next start does if this process was
+        killed. `jvm` holds each broker's JVM flags. Raises the errors that `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
                 return cls._start_once(port, data, brokers, clock, jvm)
             except PortInUse:
-                # Another process may take the chosen port before the JVM listens: choose again.
+                # Another process may take a chosen port before the JVM listens on it: choose again.
                 if port or attempt == _PORT_RACES:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -89,12 +89,12 @@ class Broker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Addresses for clients: `127.0.0.1:port`, comma-separated."""
+        """The brokers' addresses for clients: `127.0.0.1:port`, comma-separated."""
         return self._cluster.bootstrap_servers
 
     @property
     def pids(self) -> list[int]:
-        """The brokers' process ids, by index; a killed broker keeps its last one."""
+        """The brokers' process ids, by index. A killed broker keeps its last id until it is restarted."""
         return [process.pid for process in self._processes]
 
     def kill(self, index: int = 0) -> None:
@@ -102,14 +102,14 @@ class Broker:
         _end([self._processes[index]], self._clock, gently=False)
 
     def restart(self, index: int = 0) -> None:
-        """Start a broker again on its data and port, and return when it serves; one that still runs is killed first."""
+        """Kill a broker if it runs, start it again on its data and port, and return when it serves."""
         self.kill(index)
         node = self._cluster.nodes[index]
         self._processes[index] = Leashed(node, self._jvm)
         wait_until_serving({node: self._processes[index]}, self._clock)
 
     def pause(self, index: int = 0) -> None:
-        """Freeze a broker (SIGSTOP) and return when it is frozen: its connections stay open without answers."""
+        """Freeze a broker (SIGSTOP) and return when it is frozen. Its connections stay open, without answers."""
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
         while process.alive and not process.frozen:  # the kernel stops a JVM's threads one by one
@@ -120,7 +120,7 @@ class Broker:
         self._processes[index].signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End all brokers: gracefully if their data is kept, at once if it is temporary."""
+        """End all brokers: gracefully if their data is kept, at once if the data is temporary."""
         _end(self._processes, self._clock, gently=self._temporary is None)
         if self._temporary:
             self._temporary.remove()
@@ -142,7 +142,7 @@ class RunningBroker:
     data: Path
     pids: tuple[int, ...]
     was_running: bool
-    """True if all of them ran before the call that returned this."""
+    """True if all brokers ran already, so that the call started none."""
 
 
 def default_data() -> Path:
@@ -154,10 +154,11 @@ def default_data() -> Path:
 def start_detached(
     data: Path | None = None, port: int = 9092, brokers: int | None = None, clock: Clock = _CLOCK
 ) -> RunningBroker:
-    """Start brokers that outlive this process, and return when all of them serve; running ones are kept.
+    """Start brokers that outlive this process, and return when all of them serve. Running brokers are kept.
 
-    `port` is the first broker's, and the others follow it; 0 takes free ports. `brokers` None takes the number in the
-    folder's data, else 1. Raises the errors that `devkit.kafka.errors` lists, after it ended the brokers it started.
+    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. `brokers` None takes the
+    number of brokers in the folder's data, else 1. A failed start ends the brokers that it started, and raises an error
+    of `devkit.kafka.errors`.
     """
     home = (data or default_data()).resolve()
     with _one_at_a_time(home):
@@ -177,7 +178,7 @@ def start_detached(
 
 
 def stop_detached(data: Path | None = None, clock: Clock = _CLOCK) -> bool:
-    """Stop detached brokers, keep their data, and return when they are gone. False if none ran."""
+    """Stop detached brokers, keep their data, and return when they are gone. Returns False if none ran."""
     home = (data or default_data()).resolve()
     if not home.is_dir():
         return False
@@ -202,7 +203,7 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 
 
 def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> None:
-    """End processes and return when they are gone: if `gently`, by SIGTERM, and by SIGKILL only after 30 s."""
+    """End processes and return when they are gone. If `gently`, SIGTERM comes first, and SIGKILL only after 30 s."""
     remaining = list(processes)
     if gently:
         for process in remaining:

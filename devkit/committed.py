@@ -1,4 +1,4 @@
-"""A topic's records for a read_committed reader, by which tests, benches and the demo count exactly-once results."""
+"""A topic's records for a read_committed reader. Tests, benches and the demo count exactly-once results with it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
-    """Every record from each partition's start to its end at the time it is reached.
+    """Return the records of all partitions, from the start to the end that the reading reaches.
 
-    `connection` holds librdkafka properties. `timeout_seconds` bounds the request for the topic's partitions.
+    `connection` holds librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
     """
     consumer = Consumer(
         {

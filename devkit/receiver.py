@@ -1,7 +1,7 @@
-"""A webhook consumer that verifies: for development, the demo, and tests of delivery. Not a service for production.
+"""A webhook consumer that verifies signatures, for development, the demo and tests of delivery; not for production.
 
-The receiver answers 200 to requests signed with a key that it knows and 401 to all others, and hands each on as one
-`Received`. To test a sender's retries it can answer with another status, late, or with success only from the n-th
+The receiver answers 200 to requests signed with a known key and 401 to all others. It passes each request on as a
+`Received`. To test a sender's retries, it can answer with another status, answer late, succeed only from the n-th
 attempt on, and send a `Retry-After`.
 """
 
@@ -22,8 +22,8 @@ from schemas.signature import ID_HEADER, VerificationError, verify
 from telemetry.clock import Clock, SystemClock
 
 MAX_BODY_BYTES = 1024 * 1024
-"""Largest accepted body. An event has 900 kB at most, with its envelope; JSON of empty objects takes 25 times its text
-in memory."""
+"""Largest accepted body. An event with its envelope has at most 900 kB. Parsed JSON of empty objects takes 25 times the
+memory of its text."""
 _UNAUTHORIZED = 401
 _SUCCESSES = range(200, 300)
 _CLOCK = SystemClock()
@@ -36,19 +36,19 @@ class Received:
     webhook_id: str | None
     verified: bool
     problem: str | None
-    """The reason why the request is not verified."""
+    """The reason why the request is not verified; None if it is."""
     headers: dict[str, str]
-    """Names in lower case."""
+    """Headers by name in lower case."""
     event: Any
     """The body's JSON; None if it is not JSON."""
     body: bytes
     received_at: float
-    """Unix seconds."""
+    """Time of receipt, Unix seconds."""
     status: int
-    """The answer's status."""
+    """The answer's HTTP status."""
 
     def line(self) -> str:
-        """One JSON object on one line, as `postback receive` writes it."""
+        """Return one JSON object on one line, as `postback receive` prints it."""
         names = ("webhook_id", "verified", "problem", "headers", "event", "received_at", "status")
         return json.dumps({name: getattr(self, name) for name in names})
 
@@ -58,11 +58,11 @@ class Keys:
     """The keys that verify signatures."""
 
     secrets: Sequence[str]
-    """`whsec_…`"""
+    """Shared secrets, `whsec_…`."""
     public_keys: Sequence[str]
-    """`whpk_…`"""
+    """Public keys, `whpk_…`."""
     tenant: str | None = None
-    """The tenant that every event must name; None leaves it unchecked."""
+    """The tenant that every event must name; None skips this check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,21 @@ class Behaviour:
     status: int = 200
     delay_seconds: float = 0.0
     fail_first: int = 0
-    """Number of an event's first attempts that are answered with `fail_status`."""
+    """Number of attempts of each event that are first answered with `fail_status`."""
     fail_status: int = 503
     retry_after_seconds: int | None = None
-    """The `Retry-After` of a failure status for a verified request."""
+    """The `Retry-After` header's value in answers to verified requests with a failure status."""
 
 
 _FRIENDLY = Behaviour()
 
 
 class Receiver:
-    """An HTTP server that takes webhooks at any path. `port` 0 is any free one.
+    """An HTTP server that takes webhooks at any path. `port` 0 takes a free port.
 
-    `keys` is called at every request, so that rotated keys are known at once. `sink` gets each request before its
-    answer, so that no event that a sender counts as delivered is lost here. With `tls` it speaks https. Starting raises
-    OSError if the port is taken.
+    Each request calls `keys`, so that rotated keys are known at once. `sink` gets each request before the answer is
+    sent, so that an event that a sender counts as delivered is not lost here. With `tls` the server speaks https.
+    `start` raises OSError if the port is taken.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Receiver:
         return self
 
     async def stop(self) -> None:
-        """Stop listening; requests that are being answered get a moment to end."""
+        """Stop listening. Requests in progress get a moment to end."""
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -181,7 +181,7 @@ class Receiver:
 
 
 async def _body_of(request: web.BaseRequest) -> bytes | None:
-    """The body; None if it is too large. Reading stops at the limit, before all of the body is in memory."""
+    """Return the body, or None if it is too large. Reading stops at the limit, so memory never holds more."""
     chunks, size = [], 0
     async for chunk in request.content.iter_chunked(64 * 1024):
         size += len(chunk)
@@ -192,7 +192,7 @@ async def _body_of(request: web.BaseRequest) -> bytes | None:
 
 
 def _problem_of_tenant(event: Any, tenant: str) -> str | None:
-    """The reason why a verified event is not for this tenant; None if it is."""
+    """Return the reason why a verified event is not for this tenant; None if it is."""
     named = event.get("tenant") if isinstance(event, dict) else None
     if named == tenant:
         return None
@@ -207,5 +207,5 @@ def _json(body: bytes) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    """Refuse NaN and Infinity: they are no JSON (RFC 8259, section 6), and would make the written line invalid."""
+    """Refuse NaN and Infinity: they are not JSON (RFC 8259, section 6), and would make the printed line invalid."""
     raise ValueError(constant)

@@ -1,1 +1,1 @@
-"""Apache Kafka from its jars: fetching jars, laying out a cluster's data, and running its processes (Linux only)."""
+"""Apache Kafka from its jars (Linux only): fetches the jars, lays out a cluster's data, and runs the processes."""

@@ -1,12 +1,12 @@
-"""A cluster on one machine: its nodes, their ports and properties, and the folder that holds its data.
+"""A cluster on one machine: its nodes with ports and properties, and the folder that holds its data.
 
     DIR/cluster.json            the cluster's id and its nodes with their ports
     DIR/node-N/server.properties, kafka.log, pid
     DIR/node-N/data/            Kafka's own files
-    DIR/node-N/tmp/             files that the node's process unpacks, emptied by each start
+        DIR/node-N/tmp/             files that the node's process unpacks; each start empties it
 
-Every node is both broker and controller (KRaft), and the quorum is a static list. Unlike a dynamic quorum, the list
-keeps no port in the data, so that the next start can serve kept data on other ports.
+Every node is both broker and controller (KRaft), and the quorum is a static list. Unlike a dynamic quorum, a static
+list stores no ports in the data, so that the next start can serve the same data on other ports.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
 from devkit.kafka.jars import ensure_jars, java
 
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
-"""A small heap, and few compiler and collector threads, which would slow the start on a machine with two cores."""
+"""A small heap, and few compiler and collector threads: more would slow the start on a machine with two cores."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
-"""A collector with pauses of about a millisecond at most, and so much memory that it seldom runs: it needs a core while
-it does."""
+"""A collector that pauses for at most about a millisecond, and enough memory that it seldom runs: while it runs, it
+needs a core."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -45,22 +45,22 @@ SERVER_PROPERTIES = {
     "transaction.state.log.num.partitions": _INTERNAL_PARTITIONS,
     "share.coordinator.state.topic.num.partitions": _INTERNAL_PARTITIONS,
     "group.initial.rebalance.delay.ms": "0",
-    # The group notices a dead member after 6 s instead of 45 s.
+    # With these, the group notices a dead member after 6 s instead of 45 s.
     "group.consumer.min.session.timeout.ms": "6000",
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
-    # A killed broker may register again only when its old session has expired: after 4 s instead of 9 s.
+    # A killed broker may register again only after its old session expires: with this, after 4 s instead of 9 s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
-    # A dead process's open transaction holds readers back for its timeout and at most this interval more.
+    # A dead process's open transaction blocks readers until its timeout, and for at most this interval more.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # Our topics' longest retention: a group's progress must not expire before its records.
+    # The longest retention of our topics: a group's progress must not expire before its records.
     "offsets.retention.minutes": "43200",
-    # The default of 10 MiB for each partition's sparse index files is too much for test topics.
+    # The default, 10 MiB for each partition's sparse index files, is too much for test topics.
     "log.index.size.max.bytes": "1048576",
 }
-"""Properties of every broker here; other Kafka clusters of a fleet should have the same timeouts."""
+"""Properties of every broker here. Other Kafka clusters of a fleet should have the same timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +74,17 @@ class Node:
 
     @property
     def properties_file(self) -> Path:
-        """The file that `kafka.Kafka` starts with; its path in a command line identifies this node's process."""
+        """The file that `kafka.Kafka` starts with. A command line with this path belongs to the node's process."""
         return self.home / "server.properties"
 
     @property
     def log(self) -> Path:
-        """The process's output."""
+        """The file with the process's output."""
         return self.home / "kafka.log"
 
     @property
     def scratch(self) -> Path:
-        """The folder where the process unpacks its libraries; a killed process leaves them."""
+        """The folder where the process unpacks its libraries. A killed process leaves them there."""
         return self.home / "tmp"
 
     @property
@@ -102,12 +102,12 @@ class Cluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Addresses for clients, comma-separated."""
+        """The nodes' addresses for clients, comma-separated."""
         return ",".join(node.address for node in self.nodes)
 
 
 def load(data: Path) -> Cluster | None:
-    """The cluster whose data is in this folder; None if it has none. Raises DataMismatch."""
+    """Return the cluster whose data is in the folder; None if there is none. Raises DataMismatch."""
     try:
         kept = json.loads((data / "cluster.json").read_text())
         return Cluster(kept["cluster_id"], tuple(Node(**node, home=_home(data, node["id"])) for node in kept["nodes"]))
@@ -118,10 +118,10 @@ def load(data: Path) -> Cluster | None:
 
 
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
-    """Lay the folder out for a start: kept data stays, ports are chosen anew.
+    """Prepare the folder for a start: existing data stays, and ports are chosen anew.
 
-    `brokers` None takes the number in the folder's data, else 1. `port` is the first broker's, and the others follow
-    it; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
+    `brokers` None takes the number of brokers in the folder's data, else 1. `port` is the first broker's port, and the
+    others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
     """
     kept = load(data)
     if kept and brokers not in (None, len(kept.nodes)):
@@ -138,14 +138,14 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
 
 
 def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
-    """The command that runs this node, in a JVM with these flags, until a signal ends it."""
+    """Return the command that runs the node in a JVM with these flags until a signal ends it."""
     return [*_java_command(*jvm, f"-Djava.io.tmpdir={node.scratch}"), "kafka.Kafka", str(node.properties_file)]
 
 
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: closing connections do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in Kafka: closing connections do not count
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -153,10 +153,10 @@ def check_free(port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports without a listener, below the range that the kernel gives to clients.
+    """Choose ports without a listener, below the range from which the kernel gives ports to clients.
 
-    The kernel may give a client that keeps connecting to a dead broker's port that very port. The client then connects
-    to itself and keeps the broker from coming back. So brokers take no port from the kernel's range.
+    The kernel could give a client that reconnects to a dead broker that broker's own port. The client would then be
+    connected to itself, and keep the broker from restarting. So brokers take no ports from the kernel's range.
     """
     limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
     chosen: list[int] = []
@@ -189,7 +189,7 @@ def _home(data: Path, node_id: int) -> Path:
 
 
 def _new_cluster_id() -> str:
-    """A Kafka Uuid: 22 characters of base64, without a first dash, which Kafka's tools would take for an option."""
+    """Return a Kafka Uuid: 22 characters of base64. It starts with A: Kafka's tools would take a dash for an option."""
     return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
 
 
@@ -224,7 +224,7 @@ def _properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
 
 
 def _format(cluster: Cluster) -> None:
-    """Format the storage of new nodes, all at once: each takes a JVM of a second or two."""
+    """Format the storage of new nodes in parallel, since each needs a JVM for a second or two."""
     running = [
         subprocess.Popen(
             [

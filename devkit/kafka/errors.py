@@ -36,7 +36,7 @@ class DownloadFailed(BrokerError):  # noqa: N818
 
 
 class DataMismatch(BrokerError):  # noqa: N818
-    """The data directory holds other data than the cluster to start."""
+    """The data directory does not fit the requested cluster."""
 
 
 class PortInUse(BrokerError):  # noqa: N818

@@ -1,6 +1,6 @@
-"""Java and Kafka's jars: found, else Java is installed and the jars are fetched, once for each user.
+"""Finds Java and Kafka's jars, or installs Java and fetches the jars, once for each user.
 
-`python -m devkit.kafka.jars` does both ahead of time.
+`python -m devkit.kafka.jars` does so in advance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from devkit.kafka.errors import BrokerError, DownloadFailed, MissingPrerequisite
 
 RELEASE = "kafka-4.3.1"
-"""The folder in the cache. Its name changes with the pom, so that an old cache is never mistaken for the new one."""
+"""The folder's name in the cache. It changes with the pom, so that an old cache is never taken for the new one."""
 
 _POM = Path(__file__).with_name("pom.xml")
 _DEBIAN = Path("/etc/debian_version")
@@ -23,9 +23,9 @@ _INSTALL_TIMEOUT_SECONDS = 900
 
 
 def java() -> str:
-    """The `java` to run: from JAVA_HOME, else from PATH, else installed on Debian as root. Kafka 4 needs Java 17.
+    """Return the path of `java`: from JAVA_HOME, else from PATH, else installed on Debian as root.
 
-    Raises MissingPrerequisite.
+    Kafka 4 needs Java 17. Raises MissingPrerequisite.
     """
     home = os.environ.get("JAVA_HOME")
     if home and (found := shutil.which("java", path=Path(home) / "bin")):
@@ -34,15 +34,15 @@ def java() -> str:
 
 
 def ensure_jars() -> Path:
-    """The folder with Kafka's jars, fetched by Maven on the first call of this user.
+    """Return the folder with Kafka's jars. The user's first call fetches them with Maven.
 
-    A rename gives the complete folder its name: simultaneous starts may fetch the jars twice, but never see half of
-    them. Raises MissingPrerequisite, DownloadFailed.
+    The folder gets its name only when it is complete: simultaneous starts may fetch the jars twice, but never see an
+    incomplete folder. Raises MissingPrerequisite, DownloadFailed.
     """
     target = cache_home() / "postback" / RELEASE
     if target.is_dir():
         return target
-    java()  # Debian's Maven brings its own Java, but the message about a missing Java should name it
+    java()  # Debian's Maven brings its own Java; this call reports a missing Java by name
     maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,27 +52,27 @@ def ensure_jars() -> Path:
         try:
             jars.rename(target)
         except OSError:
-            if not target.is_dir():  # else another start was faster and fetched the same jars
+            if not target.is_dir():  # otherwise another start has fetched the jars meanwhile
                 raise
     return target
 
 
 def cache_home() -> Path:
-    """The user's cache folder, by the XDG base directory specification."""
+    """Return the user's cache folder, by the XDG base directory specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _copy_dependencies(maven: str, into: Path) -> None:
     goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
     command = [maven, "-B", "-q", "-ntp", "-f", str(_POM), goal, f"-DoutputDirectory={into}", "-DincludeScope=runtime"]
-    # Not in the pom's folder: an installed package may be read-only, and Maven makes a `target` folder where it runs.
+    # Maven makes a `target` folder where it runs, and the pom's folder may be read-only in an installed package.
     done = _captured(command, cwd=into.parent)
     if done.returncode != 0 or not any(into.glob("kafka_2.13-*.jar")):
         raise DownloadFailed(_tail(done.stdout))
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program, installed on Debian as root if it is missing. Raises MissingPrerequisite."""
+    """Return the path of a program; install it on Debian as root if it is missing. Raises MissingPrerequisite."""
     found = shutil.which(name)
     if found:
         return found
@@ -88,7 +88,7 @@ def _may_install() -> bool:
 
 
 def _apt_install(package: str) -> str:
-    """Install a package; returns the end of apt-get's output if that failed, else an empty text."""
+    """Install a package. Return the end of apt-get's output if that failed, else an empty text."""
     sys.stderr.write(f"Installing {package} with apt-get\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):

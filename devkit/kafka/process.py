@@ -1,4 +1,4 @@
-"""A node's process: leashed, so that it never outlives the process that started it, or detached, so that it does."""
+"""A node's process: leashed, which ends with the process that started it, or detached, which outlives it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from devkit.kafka.errors import MissingPrerequisite
 
 _LEASH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-leash")
 """The thread that starts leashed processes. The kernel sends the parent-death signal when the *thread* that forked ends
-(prctl(2), PR_SET_PDEATHSIG). That thread must live as long as this process; callers of `Broker.start` may not."""
+(prctl(2), PR_SET_PDEATHSIG). So this thread must live as long as the process; threads that call `Broker.start` may end
+earlier."""
 
 
 class NodeProcess(Protocol):
@@ -29,19 +30,19 @@ class NodeProcess(Protocol):
 
     @property
     def alive(self) -> bool:
-        """True if the process still runs, even if SIGSTOP has stopped it."""
+        """True if the process still exists, even if SIGSTOP has stopped it."""
         ...
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; does nothing if the process has ended."""
+        """Send a signal; do nothing if the process has ended."""
         ...
 
 
 class Leashed:
-    """A child that the kernel kills when this process ends, however it ends.
+    """A child process that the kernel kills when this process ends, in whatever way.
 
-    A killed test run cannot clean up after itself, and a JVM stopped by SIGSTOP handles no SIGTERM. So `setpriv`
-    (util-linux) asks for SIGKILL on the parent's death and then becomes the JVM.
+    A killed test run cannot stop its brokers, and a JVM stopped by SIGSTOP handles no SIGTERM. So `setpriv`
+    (util-linux) asks the kernel for SIGKILL on the parent's death, and then executes the JVM.
     """
 
     def __init__(self, node: Node, jvm: Sequence[str]) -> None:
@@ -52,7 +53,7 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The JVM's process id: setpriv executes the JVM in its own place."""
+        """The JVM's process id, which is also setpriv's, since setpriv executes the JVM in its place."""
         return self._process.pid
 
     @property
@@ -66,18 +67,18 @@ class Leashed:
         try:
             statuses = [status.read_text() for status in Path(f"/proc/{self.pid}/task").glob("*/stat")]
         except (FileNotFoundError, ProcessLookupError):
-            return False  # a thread ended between listing and reading it, so not all of them are stopped
+            return False  # a thread ended between listing and reading, so not all threads are stopped
         return all(status.rpartition(")")[2].split()[0] == "T" for status in statuses)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, never to a process that has taken over the pid."""
+        """Send a signal, but never to another process that got the same pid later."""
         self._process.send_signal(number)
 
 
 class Detached:
-    """A process that stays when this one ends, known by its pid file.
+    """A process that outlives this one, identified by its pid file.
 
-    Another process may have taken over the pid, so only one whose command line names this node's properties counts.
+    Another process may have got the pid later. So the command line must also name the node's properties file.
     """
 
     def __init__(self, node: Node, pid: int) -> None:
@@ -86,7 +87,7 @@ class Detached:
 
     @classmethod
     def launch(cls, node: Node) -> Detached:
-        """Start the node in a session of its own, as a child of init, so that this process need not reap it."""
+        """Start the node in its own session as a child of init, so that this process need not reap it."""
         command = ["sh", "-c", '"$@" >&2 & echo $!', "sh", *serve_command(node, SMALL_JVM)]
         with node.log.open("ab") as log:
             started = subprocess.run(
@@ -103,7 +104,7 @@ class Detached:
 
     @classmethod
     def find(cls, node: Node) -> Detached | None:
-        """The process that runs this node now, if any."""
+        """Return the process that runs the node now; None if there is none."""
         try:
             found = cls(node, int(_pid_file(node).read_text()))
         except (FileNotFoundError, ValueError):
@@ -117,7 +118,7 @@ class Detached:
 
     @property
     def alive(self) -> bool:
-        """True if the pid still belongs to this node; a zombie has no command line and does not count."""
+        """True if the pid still belongs to the node. A zombie has no command line, and counts as ended."""
         try:
             arguments = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
@@ -125,7 +126,7 @@ class Detached:
         return os.fsencode(self._node.properties_file) in arguments
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; does nothing if the process has ended."""
+        """Send a signal; do nothing if the process has ended."""
         if self.alive:
             os.kill(self._pid, number)
 
@@ -137,7 +138,7 @@ def _popen(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in a terminal reaches only the tests, which then stop their brokers
+            start_new_session=True,  # Ctrl-C in a terminal reaches only the test run, which then stops its brokers
         )
 
 

@@ -1,4 +1,4 @@
-"""A temporary folder for a broker's data; the next start removes it if its owner was killed."""
+"""A temporary folder for a broker's data. The next start removes it if the process that made it was killed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 _PREFIX = "postback-broker-"
 _OWNED = "owned"
-"""File that is locked as long as its owner lives: the kernel releases the lock however the process ends."""
+"""A file that the folder's owner keeps locked. The kernel releases the lock when the owner ends in any way."""
 
 
 class Scratch:
-    """A folder of this process, until `remove`. Its construction removes the folders of killed processes."""
+    """A temporary folder of this process. The constructor also removes the folders of killed processes."""
 
     def __init__(self) -> None:
         base = Path(tempfile.gettempdir())
         for left in base.glob(f"{_PREFIX}*"):
             _remove_if_left(left)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        # Locked before it is renamed, since another start removes folders whose file of that name is not locked.
+        # The file is locked before it is named `owned`: another start removes folders whose `owned` is not locked.
         taken = self.path / "taken"
         self._lock = os.open(taken, os.O_CREAT | os.O_RDONLY, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         taken.rename(self.path / _OWNED)
 
     def remove(self) -> None:
-        """Remove the folder. May be called twice."""
+        """Remove the folder. Repeated calls are harmless."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
@@ -43,7 +43,7 @@ def _remove_if_left(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # its owner lives
+        return  # the folder's owner lives
     else:
         shutil.rmtree(folder, ignore_errors=True)
     finally:

@@ -1,4 +1,4 @@
-"""Waiting until a broker serves: it listens earlier than it answers clients as a member of the cluster."""
+"""Waits until a broker serves: it listens before it answers clients as a member of the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG_TAIL_BYTES = 16 * 1024
 
 
 def wait_until_serving(started: Mapping[Node, NodeProcess], clock: Clock) -> None:
-    """Return when every one of these nodes serves. Raises BrokerDied, PortInUse, NotServing (after 90 s)."""
+    """Return when all nodes serve. Raises BrokerDied, PortInUse, or NotServing after 90 s."""
     deadline = Deadline.after(clock, START_TIMEOUT_SECONDS)
     waiting = list(started)
     while waiting:
@@ -37,7 +37,7 @@ def wait_until_serving(started: Mapping[Node, NodeProcess], clock: Clock) -> Non
 
 
 def _serves(node: Node) -> bool:
-    """True if the node answers and the quorum has admitted it (it is not fenced)."""
+    """True if the node answers, and the quorum has admitted it (has not fenced it)."""
     if not _listens(node):
         return False  # checked first, since the client logs an error for every refused connection
     try:
