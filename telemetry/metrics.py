@@ -96,9 +96,9 @@ class Metrics:
         self.callbacks = Counter(
             "postback_callbacks_total",
             "Callback attempts by result: delivered, or the reason of the failure: refused (the egress guard refuses "
-            "the URL permanently), address_refused (it refuses the host's present address), gone, throttled, redirected, "
-            "client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, connection_closed, "
-            "bad_response.",
+            "the URL permanently), address_refused (it refuses the host's present address), gone, throttled, "
+            "redirected, client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, "
+            "connection_closed, bad_response.",
             ["result"],
             registry=r,
         )
