@@ -1,1 +1,1 @@
-"""Measurements of the project against itself and against bare loops, each in one run. See docs/EVIDENCE.md."""
+"""Measurements of the project against itself and against bare loops, both in one run. See docs/EVIDENCE.md."""

@@ -1,11 +1,12 @@
-"""Counts the partitions that Kafka's assignors move, and how they spread each topic: `python -m bench.assignors`.
+"""Counts the partitions that Kafka's assignors move, and measures how they spread topics: `python -m bench.assignors`.
 
-Members of a KIP-848 group join and leave, one at a time. The group has the topics of a worker (two lanes) or of a
-delivery process (results and tiers). After each step the owners are compared with those before. A move is *needed* if
-the owner left, or if the newcomer would have less than its share without it; other moves only cost a drain.
+Members of a KIP-848 group join and leave, one at a time. The group reads a worker's topics (two lanes) or a delivery
+process's (results and tiers). After each step, the bench compares each partition's owner with the owner before. A move
+is *needed* if the owner left, or if the newcomer would otherwise have less than its share. All other moves only cost
+a drain.
 
-*Largest part* is a single member's part of one topic, as a multiple of an equal part: at 2.0, one of two members has
-the whole topic. It matters if one topic is busy and another empty.
+*Largest part* is the largest part of one topic that a single member has, as a multiple of an equal part. At 2.0, one of
+two members has the whole topic, which matters if this topic is busy and another is empty.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from bench.table import table, title
 
 ASSIGNORS = ("range", "uniform")
 SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
-"""Numbers of topics, and of partitions of each."""
+"""Number of topics, and number of partitions of each topic."""
 STEPS = ((2, 3), (3, 2), (8, 9), (9, 8))
-"""Numbers of members before and after."""
+"""Numbers of members before and after a step."""
 STEADY_SECONDS = 4.0
-"""Four heartbeats without a change."""
+"""Time without a change after which the owners count as final: four heartbeats."""
 MOST_SECONDS = 120.0
 
 Place = tuple[str, int]
@@ -38,17 +39,17 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The effect of one change of the membership."""
+    """The effect of one member's joining or leaving."""
 
     moved: int
     needed: int
     largest_part: float
     spread: int
-    """Difference between the most and the fewest partitions of a member, over all topics."""
+    """Difference between the members with the most and the fewest partitions, over all topics."""
 
 
 class Members:
-    """A group whose members this thread polls in turn."""
+    """A group's members, which one thread polls in turn."""
 
     def __init__(self, used: Kafka, assignor: str, topics: Sequence[str]) -> None:
         self._config = {
@@ -63,19 +64,19 @@ class Members:
         self._joined = 0
 
     def join(self) -> None:
-        """Let one more member join."""
+        """Add a member."""
         consumer = Consumer(self._config)
         consumer.subscribe(self._topics)
         self._consumers[self._joined] = consumer
         self._joined += 1
 
     def leave(self) -> None:
-        """Let the member in the middle leave."""
+        """Close the member in the middle."""
         names = sorted(self._consumers)
         self._consumers.pop(names[len(names) // 2]).close()
 
     def owners(self, partitions: int) -> dict[Place, int]:
-        """The owner of each partition, once no partition has changed its owner for STEADY_SECONDS."""
+        """Return each partition's owner, after no owner has changed for STEADY_SECONDS."""
         last, since, end = self._owners(), time.monotonic(), time.monotonic() + MOST_SECONDS
         while time.monotonic() < end:
             for consumer in self._consumers.values():
@@ -96,17 +97,17 @@ class Members:
 
     @property
     def names(self) -> set[int]:
-        """The current members."""
+        """Names of the current members."""
         return set(self._consumers)
 
     def close(self) -> None:
-        """Let all members leave."""
+        """Close all members."""
         for consumer in self._consumers.values():
             consumer.close()
 
 
 def compared(before: dict[Place, int], after: dict[Place, int], members: set[int]) -> Step:
-    """The difference between two assignments; `members` are those after the change."""
+    """Compare two assignments. `members` are the members after the change."""
     moved = sum(after[place] != owner for place, owner in before.items())
     orphaned = sum(owner not in members for owner in before.values())
     newcomers = members - set(before.values())
@@ -121,7 +122,7 @@ def compared(before: dict[Place, int], after: dict[Place, int], members: set[int
 
 @contextmanager
 def topics_of(used: Kafka, count: int, partitions: int) -> Iterator[list[str]]:
-    """New topics, which only this measurement uses."""
+    """Create topics for this measurement, and delete them afterwards."""
     admin = AdminClient({"bootstrap.servers": used.servers})
     prefix = f"a{uuid.uuid4().hex[:8]}"
     names = [f"{prefix}.{number}" for number in range(count)]
@@ -133,7 +134,7 @@ def topics_of(used: Kafka, count: int, partitions: int) -> Iterator[list[str]]:
 
 
 def measure(used: Kafka, assignor: str, topics: Sequence[str], partitions: int) -> Iterator[tuple[str, Step]]:
-    """Each step's name and outcome."""
+    """Yield each step's name and effect."""
     members = Members(used, assignor, topics)
     try:
         for before, after in STEPS:

@@ -1,4 +1,4 @@
-"""Results with a callback, as a worker leaves them in `model_results`."""
+"""Results with a callback, as a worker writes them to `model_results`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CLOCK = SystemClock()
 
 
 def webhook_id(number: int) -> str:
-    """The `webhook-id` of a result's event."""
+    """Return the `webhook-id` of a result's event."""
     return f"msg_{number:032x}"
 
 
 def result(number: int) -> bytes:
-    """A result of 2 KB."""
+    """Return a result of 2 KB."""
     return write_result(
         Result(
             job_id=f"job_{number:032x}",
@@ -32,7 +32,7 @@ def result(number: int) -> bytes:
 
 
 def headers(number: int, url: str) -> list[tuple[str, bytes]]:
-    """The headers of the result's record."""
+    """Return the headers of the result's record."""
     return [
         (names.TENANT, TENANT.encode()),
         (names.JOB_ID, f"job_{number:032x}".encode()),

@@ -1,10 +1,10 @@
 """Signed callbacks against a bare aiohttp loop, and healthy endpoints beside sick ones: `python -m bench.delivery`.
 
-Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes the records about it. The bare
-loop is aiohttp's client alone, with the same bytes and headers, signed beforehand. A second loop that signs each
-callback shows the cost of the two signatures. All three take turns in this process, a slice each, so that other load of
-the machine meets all of them; the receiver is another process. Whole processes follow, with Kafka: one that finds a
-full topic, and fleets with sick endpoints.
+Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes its records. The bare loop is
+aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each callback
+shows the cost of the two signatures. The three run in this process in turn, a slice each, so that other load on the
+machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process that starts
+with a full topic, and fleets with sick endpoints.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Measured:
 
     per_second: float
     cpu_us: float
-    """CPU time of one callback, in the sender's process."""
+    """CPU time of one callback in the sender's process, in microseconds."""
 
 
 Post = Callable[[int], Awaitable[None]]
 Round = tuple[Measured, Measured, Measured]
-"""A slice of the bare loop, of the loop that signs, and of delivery."""
+"""One slice each of the bare loop, of the loop that signs, and of delivery."""
 
 
 def main() -> None:
@@ -76,8 +76,9 @@ def main() -> None:
     with broker(options.bootstrap_servers) as kafka:
         title(f"A whole process that finds {options.queued:,} results")
         drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
-    # A small JVM's collector stops Kafka for 40 ms every 2.5 s, which would be the p99 of all sides. The steady JVM's
-    # stops nothing but needs a core: running once a minute, it would be the p99 of some turns, so it seldom runs.
+    # A small JVM's garbage collector stops Kafka for 40 ms every 2.5 s, which would be the p99 of all sides. The steady
+    # JVM's collector does not stop Kafka, but needs a core. Once a minute, that would be the p99 of some turns, so the
+    # steady JVM has enough memory to run the collector seldom.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
             f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "
@@ -128,7 +129,7 @@ def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
 
 
 async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[Round]:
-    """Slices of all sides in turn, after one of each that opens the connections."""
+    """Run slices of all sides in turn, after one slice of each side that opens the connections."""
     rounds = []
     async with (
         _bare(url, keyring, signs=False) as bare,
@@ -143,7 +144,7 @@ async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[
 
 @asynccontextmanager
 async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Post]:
-    """The client of aiohttp and nothing else; with `signs`, it signs each callback with keys already at hand."""
+    """Yield a POST with aiohttp's client alone. With `signs`, it signs each callback with keys in memory."""
     now, body = CLOCK.time(), event_body(result(0), webhook_id(0), TENANT)
     signer = keyring.signer(TENANT, now)
     sent = {
@@ -166,7 +167,7 @@ async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Pos
 
 @asynccontextmanager
 async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> AsyncIterator[Post]:
-    """The work of a delivery process on each result, without Kafka."""
+    """Yield the work of a delivery process on one result, without Kafka."""
     settings, metrics = DeliverySettings(destination_concurrency=options.in_flight), Metrics()
     handler = DeliveryHandler(Topics("b."), keyring, Poster(settings, LOOPBACK, CLOCK), CLOCK, metrics, settings)
     records = [_record(number, url) for number in range(options.callbacks)]
@@ -182,7 +183,7 @@ async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> 
 
 
 async def _measure(post: Post, callbacks: int, in_flight: int) -> Measured:
-    """One slice, with `in_flight` callbacks at any time."""
+    """Run one slice, with `in_flight` callbacks at any time."""
     numbers = iter(range(callbacks))
 
     async def sender() -> None:

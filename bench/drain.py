@@ -1,7 +1,7 @@
-"""Callbacks a second of a whole `postback deliver` that finds a full topic; part of `python -m bench.delivery`.
+"""Callbacks a second of a whole `postback deliver` that starts with a full topic; part of `python -m bench.delivery`.
 
-The process has the parts that the handler alone lacks: Kafka's client and its thread, and transactions with the
-attempts and the progress. Kafka and the receiver share its cores.
+The process has the parts that the handler alone lacks: Kafka's client with its thread, and transactions that contain
+the attempts and the progress. Kafka and the receiver share the process's cores.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Drained:
     """One run."""
 
     per_second: float
-    """Callbacks a second, from the first one to the last."""
+    """Callbacks a second, from the first callback to the last."""
     cpu_us: float
-    """CPU time of the process, for each callback."""
+    """CPU time of the process for each callback, in microseconds."""
 
 
 def compare(used: Kafka, results: int, runs: int, bare_per_second: float) -> None:
-    """Run, after one run that warms Kafka up, and print the results beside the bare loop's rate from the same bench."""
+    """Run `runs` times, after one run that warms Kafka up; print the results and their ratio to `bare_per_second`."""
     _run(used, results)
     drained = [_run(used, results) for _ in range(runs)]
     rates = [run.per_second for run in drained]

@@ -1,8 +1,8 @@
-"""Draws jobs from the published JSON schema, and slightly broken ones; the same seed gives the same jobs.
+"""Draws jobs from the published JSON schema, and slightly broken jobs. Equal seeds give equal jobs.
 
-Hypothesis draws a pool of values for each field, and a seeded generator joins them: drawing whole jobs is too slow.
-No job may make a process call an outside address: a URL that the guard would let pass leads to the given receiver or,
-for a page, to loopback.
+Hypothesis draws a pool of values for each field, and a seeded generator combines them, since drawing whole jobs is too
+slow. No job may make a process call an outside address. A URL that the guard would let pass is changed: it leads to
+the given receiver or, for a page, to loopback.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Header = tuple[str, bytes | None]
 
 PUBLISHED = Path(schemas.__file__).parent / "published" / "job.json"
 CALLBACKS = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
-"""Addresses that the processes of the run may call."""
+"""The addresses that the run's processes may call."""
 FETCHES = EgressPolicy()
 TENANTS = ("default", "acme", "globex", "initech")
 _AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
@@ -42,14 +42,14 @@ _NOWHERE = Origin("nowhere", 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A record to be sent."""
+    """A record to send."""
 
     value: bytes | None
     headers: list[Header] = field(default_factory=list)
 
 
 class DrawnJobs:
-    """Draws jobs. `receiver` is the origin of callbacks that the guard lets pass; `pool` caps each field's values."""
+    """Draws jobs. Callbacks that the guard lets pass go to the origin `receiver`; `pool` limits each field's values."""
 
     def __init__(self, receiver: str, pool: int, seed: int) -> None:
         self._receiver = receiver
@@ -63,12 +63,12 @@ class DrawnJobs:
         self._noise = _drawn(_JSON, pool, seed)
 
     def jobs(self, count: int) -> Iterator[Drawn]:
-        """Jobs that the schema accepts."""
+        """Yield jobs that the schema accepts."""
         for _ in range(count):
             yield Drawn(_written(self._job()), self._headers())
 
     def broken(self, count: int) -> Iterator[Drawn]:
-        """Such jobs with one thing wrong. By chance, some may still be valid."""
+        """Yield jobs with one fault each. By chance, some may still be valid."""
         made = 0
         while made < count:
             broken = self._rng.choice(_FAULTS)(self._rng, self._job(), self._headers(), self._noise)
@@ -84,12 +84,12 @@ class DrawnJobs:
         question = choose(("prompt", "messages"))
         job[question] = choose([value for value in pools[question] if value is not None])
         if self._rng.random() < 0.8:
-            job.pop("response_format", None)  # the schema does not say which of its fields go together
+            job.pop("response_format", None)  # the schema does not state which of its fields go together
         if self._rng.random() < 0.8:
-            job.pop("model_id", None)  # no engine has a drawn name, so the job ends there
+            job.pop("model_id", None)  # no engine has a drawn name, so nothing else of the job would be tested
             job.pop("adapter", None)
         if self._rng.random() < 0.7:
-            # Half of the URLs go to the receiver unchecked: a refused URL rejects the job before anything else does.
+            # Half of the URLs go to the receiver unchecked, since a refused URL rejects the job before any other check.
             policy = CALLBACKS if self._rng.random() < 0.5 else None
             job["callback_url"] = self._inside(self._url(), policy, self._receiver)
         else:
@@ -99,7 +99,7 @@ class DrawnJobs:
         return job
 
     def _url(self) -> str:
-        """The scheme and authority of one drawn URL, and the rest of another: the schema accepts any two."""
+        """Combine one drawn URL's scheme and authority with another one's rest: the schema accepts any combination."""
         one, other = self._rng.choice(self._urls), self._rng.choice(self._urls)
         url = str(_AUTHORITY.findall(one)[0]) + _AUTHORITY.sub("", other, count=1)
         return url[:2048]
@@ -112,7 +112,7 @@ class DrawnJobs:
         return kept
 
     def _inside(self, url: str, policy: EgressPolicy | None, instead: str) -> str:
-        """The URL if the policy refuses it; else, or without a policy, its path and query at the origin `instead`."""
+        """Return the URL if `policy` refuses it. Otherwise, or without a policy, replace its origin by `instead`."""
         is_refused = policy is not None and not _passes(url, policy)
         return url if is_refused else _AUTHORITY.sub(instead, url, count=1)[:2048]
 
@@ -154,7 +154,7 @@ _JSON: SearchStrategy[Any] = st.recursive(
 
 
 class _Shapes:
-    """Strategies for the keywords that the published schema uses. Raises KeyError for other types."""
+    """Hypothesis strategies for the keywords of the published schema. Raises KeyError for other types."""
 
     def __init__(self, definitions: Json) -> None:
         self._definitions = definitions
@@ -171,7 +171,7 @@ class _Shapes:
         }
 
     def of(self, node: Json) -> SearchStrategy[Any]:
-        """Values that this part of the schema accepts."""
+        """Return a strategy for values that this part of the schema accepts."""
         if "$ref" in node:
             return self.of(self._definitions[node["$ref"].rsplit("/", 1)[1]])
         if "anyOf" in node:
@@ -198,7 +198,7 @@ def _text_of(node: Json) -> SearchStrategy[str]:
     low, high = node.get("minLength", 0), node.get("maxLength", 200)
     if "pattern" not in node:
         return st.text(st.characters(codec="utf-8"), min_size=low, max_size=min(high, 200))
-    # Python's $ also matches before a line break at the end; JSON Schema's does not.
+    # In Python, `$` also matches before a final line break; in JSON Schema it does not.
     drawn: SearchStrategy[str] = st.from_regex(str(node["pattern"]), fullmatch=True)
     return drawn.filter(lambda text: low <= len(text) <= high and not text.endswith("\n"))
 
@@ -212,7 +212,7 @@ def _number_of(node: Json) -> SearchStrategy[float]:
 
 
 def _drawn(strategy: SearchStrategy[Any], count: int, seed: int) -> list[Any]:
-    """At most `count` values, always the same ones for a seed."""
+    """Return at most `count` values. Equal seeds give equal values."""
     found: list[Any] = []
 
     @hypothesis.seed(seed)
@@ -316,7 +316,7 @@ def _many_headers(rng: random.Random, job: Json, headers: list[Header], noise: l
 
 def _too_large(rng: random.Random, job: Json, headers: list[Header], noise: list[Any]) -> Drawn:
     if rng.random() < 0.95:
-        return _another_byte(rng, job, headers, noise)  # a few of these are enough: each is half a megabyte
+        return _another_byte(rng, job, headers, noise)  # each of these is half a megabyte, so a few are enough
     return Drawn(_written({**job, "metadata": {"x": "y" * MAX_JOB_BYTES}}), headers)
 
 

@@ -1,8 +1,8 @@
 """Jobs a second from `model_requests` to `model_results`, with an engine without cost: `python -m bench.end_to_end`.
 
-Real `postback worker --engine echo` processes share the partitions evenly before all jobs come at once. The clock runs
-from the first commit seen to the one after which a read_committed reader finds a result of every job; each job has
-exactly one. Workers, Kafka and the producer share this machine's cores.
+Real `postback worker --engine echo` processes share the partitions evenly; then all jobs come at once. The clock starts
+with the first commit that is seen. It stops with the commit after which a read_committed reader finds a result of
+every job; each job has exactly one. Workers, Kafka and the producer share this machine's cores.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ STILL_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run, from the first commit seen to the one that brought the last result."""
+    """One run, from the first commit that was seen to the commit with the last result."""
 
     jobs_per_second: float
     cpu_us_per_job: float
-    """CPU time of the workers."""
+    """CPU time of the workers for each job, in microseconds."""
     broker_us_per_job: float
     settles: float
     """Transactions a second."""
 
 
 def main() -> None:
-    """Measure one worker, two, and so on, and print the results."""
+    """Measure with each number of workers, and print the results."""
     options = _options()
     title(f"model_requests to model_results, engine echo, {options.jobs:,} jobs of {PARTITIONS} partitions")
     rows, best = [], 0.0
@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
 
 
 def measure(used: Kafka, jobs: int, workers: int) -> Measured:
-    """One run in a fleet of its own."""
+    """Run once, in a new fleet."""
     kafka = new_fleet(used, PARTITIONS)
     values = [_job(number) for number in range(jobs)]
     with ExitStack() as stack:
@@ -107,16 +107,16 @@ def _samples(commands: Sequence[Command]) -> list[Sample]:
 
 
 def _begun(commands: Sequence[Command]) -> list[Sample] | None:
-    """The workers' samples, once a record is settled in one of them; else None."""
+    """Return the workers' samples if one of them has settled a record; else None."""
     samples = _samples(commands)
     return samples if any(sample[SETTLED] for sample in samples) else None
 
 
 def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jobs: int) -> tuple[list[Sample], float]:
-    """Wait for every job's result; return the workers' samples once all were settled, and Kafka's CPU seconds then.
+    """Wait for every job's result. Return the workers' samples and Kafka's CPU seconds when all jobs were settled.
 
-    The results decide, since a record may be settled without one: a deferred job is settled into its later place.
-    Raises RuntimeError if nothing was settled for STILL_SECONDS although results are missing.
+    The results decide, since a record may be settled without a result: a deferred job is settled into a later place.
+    Raises RuntimeError if no record is settled for STILL_SECONDS while results are missing.
     """
     last: tuple[list[Sample], float] | None = None
     most, moved_at, answered = 0.0, time.monotonic(), 0
@@ -125,7 +125,7 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
         settled = sum(sample[SETTLED] for sample in now[0])
         if last is None and sum(map(_done, now[0])) >= jobs:
             last = now
-        if settled >= jobs:  # not before: reading results takes the workers' cores
+        if settled >= jobs:  # not earlier, since reading results takes CPU time from the workers
             answered = len(set(_answered(kafka)))
         if answered >= jobs:
             return last or now
@@ -137,13 +137,13 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
 
 
 def _answered(kafka: KafkaSettings) -> list[str]:
-    """The custom_id of each committed result."""
+    """Return the custom_id of each committed result."""
     results = committed_records(kafka.client_config(), kafka.topics.results)
     return [str(read_result(message.value()).custom_id) for message in results]
 
 
 def _done(sample: Sample) -> float:
-    """The number of answered jobs. A deferred job is settled twice."""
+    """Return the number of answered jobs: settled records without the deferrals, each of which counted once more."""
     return sample[SETTLED] - sample[DEFERRED]
 
 

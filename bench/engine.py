@@ -1,12 +1,12 @@
-"""The worker on a model against AsyncLLM alone with the same prompts: `python -m bench.engine`.
+"""Compares the worker on a model with AsyncLLM alone on the same prompts: `python -m bench.engine`.
 
-One engine is loaded, and both sides use it in turn. Alone, AsyncLLM gets every prompt at once, by `AsyncLLM.generate`.
-The worker consists of the parts of `postback worker --engine vllm`, as a member of its group; the jobs are on
-`model_requests` before it joins. Both are timed from the first submit until the last answer. For the worker, that is
-from the last look at which nothing was in flight (every 20 ms) until the last result is settled.
+Both sides use one loaded engine in turn. AsyncLLM alone gets every prompt at once, by `AsyncLLM.generate`. The worker
+consists of the parts of `postback worker --engine vllm`, as a member of its group; its jobs are on `model_requests`
+before it joins. The clock runs from the first submit until the last answer. For the worker, this is the time from the
+last check that finds nothing in flight (every 20 ms) until the last result is settled.
 
-The worker asks for log-probabilities, from which it computes `confidence`, and they cost time. AsyncLLM alone is
-measured with them, which is the same work, and without, as a caller that needs none would run it.
+The worker asks for log-probabilities, which it needs for `confidence` and which cost time. AsyncLLM alone is measured
+with log-probabilities, which is the same work, and without them, as by a caller that does not need them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORDS = ("page", "tree", "river", "city", "book", "train", "word", "house", "kin
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The model, and the prompts that both sides answer."""
+    """The model, and the prompts for both sides."""
 
     model: str
     jobs: int
@@ -54,7 +54,7 @@ class Workload:
     max_model_len: int
 
     def prompts(self) -> list[str]:
-        """Short questions, no two alike."""
+        """Return short questions, all different."""
         return [
             f"Case {number}: which {WORDS[number % 12]} is it that the {WORDS[number // 12 % 12]} of the story has, "
             f"and who wrote of it in the year {1000 + number}?"
@@ -64,7 +64,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Jobs a second of one round."""
+    """Rates of one round, in jobs a second."""
 
     without: float
     """AsyncLLM alone, without log-probabilities."""
@@ -132,7 +132,7 @@ async def _round(used: Kafka, work: Workload, engine: VllmEngine) -> Round:
 
 
 async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
-    """Jobs a second."""
+    """Return the worker's rate, in jobs a second."""
     kafka = await asyncio.to_thread(new_fleet, used, PARTITIONS)
     jobs = (_job(number, prompt, work.tokens) for number, prompt in enumerate(work.prompts()))
     await asyncio.to_thread(prefill, kafka, jobs)
@@ -152,7 +152,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
 
 
 async def _timed(metrics: Metrics, running: asyncio.Task[None], jobs: int) -> float:
-    """Seconds from the first dispatch to the last settle."""
+    """Return the seconds from the first dispatch to the last settle."""
     started = time.monotonic()
     while (settled := value_of(metrics, SETTLED)) < jobs:
         if not settled and not value_of(metrics, IN_FLIGHT):
@@ -171,7 +171,7 @@ def _job(number: int, prompt: str, tokens: int) -> bytes:
 
 
 async def _alone(llm: Any, work: Workload, *, log_probabilities: bool) -> float:
-    """Jobs a second, all submitted at once."""
+    """Return the rate of AsyncLLM alone, in jobs a second, with all prompts submitted at once."""
     params = _sampling(work, log_probabilities=log_probabilities)
     started = time.monotonic()
     await asyncio.gather(*(_answer(llm, number, prompt, params) for number, prompt in enumerate(work.prompts())))

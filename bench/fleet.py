@@ -1,4 +1,4 @@
-"""A fleet to be measured: topics on a broker, jobs in them, the real commands, and checks of their results."""
+"""A fleet for measurements: topics on a broker, jobs in them, the real commands, and checks of their results."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ START_SECONDS = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """The Kafka of a measurement."""
+    """The Kafka that a measurement uses."""
 
     servers: str
     pids: tuple[int, ...] = ()
-    """Its processes, if they are ours."""
+    """The brokers' process ids, if this bench started them."""
 
     def cpu_seconds(self) -> float:
-        """User and system seconds so far; 0 if the processes are not ours."""
+        """Return the brokers' user and system seconds so far; 0 if this bench did not start them."""
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids)
 
 
 @contextmanager
 def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Iterator[Kafka]:
-    """The named Kafka, else a fresh one in a JVM with these flags, which ends with the bench."""
+    """Yield the named Kafka, or start one in a JVM with these flags until the bench ends."""
     if bootstrap_servers:
         yield Kafka(bootstrap_servers)
         return
@@ -56,13 +56,13 @@ def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Ite
 
 
 def value_of(metrics: Metrics, name: str) -> float:
-    """One unlabelled metric's value now. Collecting all metrics took a fifth of the measured event loop."""
+    """Return a metric's value, summed over labels. Collecting all metrics took a fifth of the measured event loop."""
     families = metrics.registry.restricted_registry([name]).collect()
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
-    """A fleet with new topics of its own."""
+    """Create a fleet with new topics."""
     kafka = KafkaSettings(
         bootstrap_servers=used.servers, topic_prefix=f"b{uuid.uuid4().hex[:10]}.", partitions=partitions
     )
@@ -71,7 +71,7 @@ def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
 
 
 def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
-    """Put jobs on `model_requests`, spread evenly over the partitions; returns their number."""
+    """Put jobs on `model_requests`, spread evenly over the partitions; return their number."""
     producer = Producer({**kafka.client_config(), "linger.ms": 20, "compression.type": "lz4"})
     count = 0
     for value in values:
@@ -88,7 +88,7 @@ def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
 
 
 def shared_evenly(kafka: KafkaSettings, group: str, members: int) -> bool:
-    """True if the group has this many members, each with its share of the partitions."""
+    """True if the group has `members` members, and the partitions are spread evenly over them."""
     name = f"{kafka.topic_prefix}{group}"
     admin = AdminClient(kafka.client_config())
     try:
@@ -100,7 +100,7 @@ def shared_evenly(kafka: KafkaSettings, group: str, members: int) -> bool:
 
 
 def assert_exactly_once(results: Iterable[str], jobs: int) -> None:
-    """Raise unless there are `jobs` results, all of different jobs."""
+    """Raise RuntimeError unless there are `jobs` results, each of another job."""
     counts = Counter(results)
     repeated = sum(1 for count in counts.values() if count > 1)
     if len(counts) != jobs or repeated:
@@ -112,7 +112,7 @@ class Sample:
     """A process's metrics and CPU time at one moment."""
 
     at: float
-    """Monotonic seconds, before the process was asked."""
+    """Monotonic seconds before the request for the metrics."""
     values: dict[str, float]
     """Metrics by name, summed over their labels."""
     cpu_seconds: float
@@ -123,7 +123,7 @@ class Sample:
 
 
 class Command:
-    """A `postback` process that serves metrics. A context manager; leaving it sends SIGTERM and waits."""
+    """A `postback` process that serves metrics. As a context manager, it sends SIGTERM at the end and waits."""
 
     def __init__(self, kafka: KafkaSettings, *arguments: str, **variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
@@ -155,7 +155,7 @@ class Command:
         self._log.close()
 
     def stop(self) -> None:
-        """Send SIGTERM and do not wait, so that several processes end at the same time."""
+        """Send SIGTERM without waiting, so that several processes end at the same time."""
         self._process.terminate()
 
     def wait(self) -> int:
@@ -168,7 +168,7 @@ class Command:
         self._process.wait()
 
     def sample(self) -> Sample:
-        """The process's metrics and CPU time now. Raises RuntimeError once it has ended."""
+        """Return the process's metrics and CPU time now. Raises RuntimeError if it has ended."""
         self._ensure_alive()
         at = time.monotonic()
         with urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
@@ -180,7 +180,7 @@ class Command:
         return Sample(at, dict(values), self.cpu_seconds())
 
     def ready(self) -> bool:
-        """True if the process is a member of its group and works."""
+        """True if the process answers `/readyz` with 200."""
         self._ensure_alive()
         try:
             with urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=30) as answer:
@@ -189,11 +189,11 @@ class Command:
             return False
 
     def cpu_seconds(self) -> float:
-        """User and system seconds of the process and its children."""
+        """Return user and system seconds of the process and its children."""
         return sum(sum(process.cpu_times()[:2]) for process in self._family())
 
     def rss_bytes(self) -> int:
-        """Resident memory of the process and its children."""
+        """Return the resident memory of the process and its children."""
         return sum(process.memory_info().rss for process in self._family())
 
     def _family(self) -> list[psutil.Process]:
@@ -213,7 +213,7 @@ class Command:
 
 
 def wait_for(found: Callable[[], Any], seconds: float, look_seconds: float = 0.1) -> Any:
-    """Ask until the answer is true, and return it. Raises RuntimeError when time is up."""
+    """Call `found` until its result is true, and return the result. Raises RuntimeError after `seconds`."""
     end = time.monotonic() + seconds
     while not (answer := found()):
         if time.monotonic() > end:

@@ -1,8 +1,8 @@
-"""Jobs drawn from the published schema, and slightly broken ones, through a live fleet: `python -m bench.hostile_jobs`.
+"""Sends jobs drawn from the published schema, and broken ones, to a live fleet: `python -m bench.hostile_jobs`.
 
-Real `postback worker --engine echo` processes and a `postback deliver` handle them. A read_committed reader must then
-find exactly one result for each record, by the `webhook-id` that its place and value give it. Each result whose
-callback leads to the run's receiver must arrive there. No process may end early, or report a defect.
+Real `postback worker --engine echo` processes and a `postback deliver` handle the records. Then a read_committed reader
+must find exactly one result for each record, by the `webhook-id` derived from the record's place and value. Each
+result with a callback to the run's receiver must arrive there. No process may end early or report a defect.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ WORKERS = 2
 POOL = 400
 LOOK_SECONDS = 2.0
 LONGEST_SECONDS = 900.0
-"""Time limit of each wait; the bench fails if it takes longer."""
+"""Longest duration of each wait; after it the bench fails."""
 
 
 class NotSound(Exception):  # noqa: N818 - named after the finding
-    """A record without exactly one result, a callback that did not come, or a process that failed."""
+    """A record has not exactly one result, a callback did not arrive, or a process failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The outcomes of one kind of records."""
+    """The outcomes of the drawn, or of the broken, records."""
 
     sent: int
     outcomes: Counter[str]
-    """Results by outcome; each record has one."""
+    """Results by outcome; each record has one result."""
     letters: Counter[str]
     """Dead letters by reason."""
     callbacks: int
-    """Events that arrived at the receiver."""
+    """Number of events that arrived at the receiver."""
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def run(used: Kafka, jobs: int, broken: int, *, pool: int, seed: int) -> dict[st
 
 @contextmanager
 def _running(kafka: KafkaSettings) -> Iterator[list[Command]]:
-    """The fleet's processes."""
+    """Run the fleet's processes for a block."""
     with ExitStack() as stack:
         keyring = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keyring.json"
         Keyring.create(keyring, SystemClock())
@@ -115,7 +115,7 @@ def _await_results(kafka: KafkaSettings, fleet: list[Command], wanted: int) -> N
 
     def all_came() -> bool:
         for process in fleet:
-            process.ready()  # raises if it has ended
+            process.ready()  # raises if the process has ended
         return len(_results(kafka)) >= wanted
 
     wait_for(all_came, LONGEST_SECONDS, LOOK_SECONDS)
@@ -131,7 +131,7 @@ def _counted(ids: set[str], results: list[Message], letters: list[Message], arri
 
 
 def _put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
-    """Put the records on `model_requests`; returns the `webhook-id` that each one's result must have."""
+    """Put the records on `model_requests`; return the `webhook-id` that each record's result must have."""
     lane, expected = kafka.topics.requests(), set[str]()
     topic_id = asyncio.run(topic_ids(kafka, [lane]))[lane]
     producer = Producer({**kafka.client_config(), "linger.ms": 20, "message.max.bytes": 2_000_000})
@@ -142,7 +142,7 @@ def _put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
                 raise RuntimeError(f"the broker took a record not: {error}")
             expected.add(Origin(topic_id, message.partition() or 0, message.offset() or 0).webhook_id(value))
 
-        # the stub wants str | bytes values
+        # the type stub wants str | bytes as value
         producer.produce(lane, one.value, partition=count % PARTITIONS, headers=one.headers, on_delivery=note)  # type: ignore[arg-type]
         producer.poll(0)
     if producer.flush(120):

@@ -1,8 +1,8 @@
-"""Time from submit to the verified callback: `python -m bench.latency`.
+"""Time from a job's submission to its verified callback: `python -m bench.latency`.
 
-A real worker (engine echo) and a real delivery process call a receiver here, which verifies every callback's signature.
-Jobs are submitted on an open schedule. Each job's time counts from the moment at which it was due, so that a stall is
-seen in every job that it held up.
+A real worker (engine echo) and a real delivery process call a receiver in this process, which verifies every signature.
+Jobs are submitted on an open schedule. Each job's time counts from its due time, so that a stall counts for every job
+that it delays.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLOCK = SystemClock()
 
 
 class Arrivals:
-    """The arrival of each job's callback; a callback that does not verify ends the bench."""
+    """The time of arrival of each job's callback. A callback that does not verify ends the bench."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -43,7 +43,7 @@ class Arrivals:
         self.complete = asyncio.Event()
 
     def note(self, received: Received) -> None:
-        """Note one request to the receiver."""
+        """Note a request to the receiver."""
         if not received.verified:
             raise RuntimeError(f"a callback did not verify: {received.problem}")
         number = int(received.event["data"]["custom_id"])
@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
 
 
 async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Namespace) -> tuple[list[float], int]:
-    """Milliseconds of each job that counts, and the number of repeated callbacks."""
+    """Return the milliseconds of each job that counts, and the number of repeated callbacks."""
     now = CLOCK.time()
     keys = Keys(keyring.secrets("default", now), keyring.public_keys("default", now))
     jobs = round(options.rate * (options.warm_up + options.seconds))
@@ -96,7 +96,7 @@ async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Nam
 
 
 def _submit(kafka: KafkaSettings, url: str, jobs: int, rate: float) -> list[float]:
-    """Produce jobs on an open schedule; returns the Unix seconds at which each was due."""
+    """Produce jobs on an open schedule; return each job's due time in Unix seconds."""
     producer = Producer({**kafka.client_config(), "linger.ms": 0})
     start, due = time.time() + 0.1, []
     for number in range(jobs):

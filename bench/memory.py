@@ -14,7 +14,7 @@ SETTLED = "postback_settled_records_total"
 
 
 def main() -> None:
-    """Let one worker answer some jobs, and print its resident memory."""
+    """Let a worker answer some jobs, and print its resident memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")

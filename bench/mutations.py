@@ -1,8 +1,8 @@
-"""Puts defects into the kernel and delivery, and names the tests that notice them: `python -m bench.mutations`.
+"""Puts defects into the kernel and delivery, and names the tests that fail with them: `python -m bench.mutations`.
 
-The defects are in `mutants.toml`: each is a text that stands exactly once in a file, its replacement, and the tests
-that must then fail. A copy of the tree has one defect at a time (DeMillo, Lipton and Sayward 1978). A mutant that no
-test kills is a sentence of the documentation that no test checks.
+`mutants.toml` lists the defects. Each is a text that occurs exactly once in a file, its replacement, and the tests that
+must then fail. One defect at a time is put into a copy of the tree (DeMillo, Lipton and Sayward 1978). A mutant that no
+test kills shows a claim of the documentation that no test checks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
 COPIED = ("schemas", "telemetry", "producers", "workers", "devkit", "operators", "gateway", "console", "bench", "tests")
 TEST_SECONDS = 120
-"""Timeout of one test: a mutant that makes a test hang is noticed too."""
+"""Timeout of one test, so that a mutant that makes a test hang is noticed too."""
 RUN_SECONDS = 900
 TESTS_FAILED = 1
-"""pytest's exit status for failed tests; other ones mean that it could not run them."""
+"""pytest's exit status for failed tests; another status means that pytest could not run them."""
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?([\w.]+\.py)(?:::(\S+))?", re.MULTILINE)
 
 
 class NotOnce(Exception):  # noqa: N818 - named after the list's problem
-    """A mutant's text does not stand exactly once in its file: the list is older than the code."""
+    """The mutant's text does not occur exactly once in its file: the list is older than the code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Mutant:
     name: str
     """The defect, in a few words."""
     file: str
-    """Its path from the root of the repository."""
+    """The file's path from the root of the repository."""
     old: str
     new: str
     tests: tuple[str, ...]
-    """Test files, or single tests of them, in the order in which they are run."""
+    """Test files or single tests, in the order of running."""
 
     def source(self, root: Path) -> str:
-        """The file's text with the defect. Raises NotOnce."""
+        """Return the file's text with the defect. Raises NotOnce."""
         text = (root / self.file).read_text()
         if (count := text.count(self.old)) != 1:
             raise NotOnce(f"{self.name}: its old text stands {count} times in {self.file}, and has to stand there once")
@@ -59,7 +59,7 @@ class Mutant:
 
 
 def mutants() -> list[Mutant]:
-    """All mutants of `mutants.toml`, in its order."""
+    """Return all mutants of `mutants.toml`, in order."""
     listed = tomllib.loads(LIST.read_text())["mutant"]
     return [Mutant(one["name"], one["file"], one["old"], one["new"], tuple(one["tests"])) for one in listed]
 
@@ -72,13 +72,13 @@ def copy_of_the_tree(folder: Path) -> None:
 
 
 def failing_test(folder: Path, tests: tuple[str, ...]) -> str | None:
-    """The first of these tests that fails in the copy, or a note that time was up; None if all pass.
+    """Return the first of these tests that fails in the copy, or a note of a timeout; None if all pass.
 
-    Raises RuntimeError if pytest could not run them.
+    Raises RuntimeError if pytest could not run the tests.
     """
     command = [sys.executable, "-m", "pytest", *tests, "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
     command += [f"--timeout={TEST_SECONDS}", "--tb=no"]
-    # The copy comes first on the path, or its tests would import the packages of the checkout.
+    # The copy comes first on the path. Otherwise its tests would import the checkout's packages.
     env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
     try:
         done = subprocess.run(
@@ -96,7 +96,7 @@ def failing_test(folder: Path, tests: tuple[str, ...]) -> str | None:
 
 
 def killer(mutant: Mutant, folder: Path) -> str | None:
-    """The test that notices a mutant; the copy is restored afterwards."""
+    """Return the test that notices a mutant, and restore the copy."""
     target = folder / mutant.file
     before = target.read_text()
     target.write_text(mutant.source(folder))
@@ -107,7 +107,7 @@ def killer(mutant: Mutant, folder: Path) -> str | None:
 
 
 def main() -> None:
-    """Run the mutants one by one, and print the test that kills each. The exit status is 1 if one survives."""
+    """Run the mutants one by one, and print the test that kills each. The exit status is 1 if a mutant survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only mutants whose name has this in it")
     options = parser.parse_args()
@@ -118,7 +118,7 @@ def main() -> None:
         folder = Path(name)
         copy_of_the_tree(folder)
         for mutant in chosen:
-            mutant.source(folder)  # raises for a stale list before any test runs
+            mutant.source(folder)  # raises for an outdated list before any test runs
         named = tuple(sorted({test for mutant in chosen for test in mutant.tests}))
         if (failed := failing_test(folder, named)) is not None:
             sys.exit(f"without any mutant this fails: {failed}")

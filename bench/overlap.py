@@ -1,9 +1,9 @@
-"""Idle time of the engine while jobs wait for slow pages: `python -m bench.overlap`.
+"""Measures the engine's idle time while jobs wait for slow pages: `python -m bench.overlap`.
 
-The engine has a known rate: a number of places, and a time that each answer takes. The engine counts its idle time. The
-parts of `postback worker` run around it, with a real Kafka and a real site whose pages take 1 to 3 s. Three runs: jobs
-without sources; jobs with a slow page each; and the latter with a window as small as the engine. In such a window a job
-that waits for its page holds one of the engine's places: enriching comes first, and generating then.
+The engine has a known rate, given by its number of places and the time for each answer. It counts its idle time. The
+parts of `postback worker` run around this engine, with a real Kafka and a real site whose pages take 1 to 3 s. Three
+runs follow: jobs without sources, jobs with a slow page each, and such jobs with a window as small as the engine. In
+that small window, a job that waits for its page holds one of the engine's places.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IDLE_TARGET = 0.02
 RATE_TARGET = 0.9
 PARTITIONS = 4
 BUDGET_SECONDS = 20.0
-"""Budget of a job's sources: on a loaded machine no page shall be left out for being late."""
+"""Time budget of a job's sources: even on a loaded machine, no page may be left out because it is late."""
 SETTLED = "postback_settled_records_total"
 LOOK_SECONDS = 0.05
 
@@ -41,7 +41,7 @@ PageOf = Callable[[int], str]
 
 
 class KnownEngine:
-    """Implements `Engine`: `places` answers at once, each of which takes `seconds`. Counts its idle time."""
+    """An `Engine` with `places` answers at once, each of which takes `seconds`. It counts its idle time."""
 
     name = "known"
     models = ()
@@ -55,20 +55,20 @@ class KnownEngine:
         self._running = 0
         self._since = 0.0
         self.began = 0.0
-        """Monotonic seconds at the first answer's start; 0 before."""
+        """Monotonic seconds at the start of the first answer; 0 before it."""
         self.ended = 0.0
-        """Monotonic seconds at the last answer's end."""
+        """Monotonic seconds at the end of the last answer."""
         self.idle_seconds = 0.0
         self.busy_seconds = 0.0
-        """Seconds of all places together."""
+        """Busy seconds, summed over all places."""
         self.begun: list[float] = []
-        """Monotonic seconds at each answer's start."""
+        """Monotonic seconds at the start of each answer."""
 
     async def start(self) -> None:
-        """There is nothing to load."""
+        """Do nothing, since there is no model to load."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer once there is a place."""
+        """Answer when a place is free."""
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -86,7 +86,7 @@ class KnownEngine:
         """Abort nothing: no job of this bench is cancelled."""
 
     def load(self) -> EngineLoad:
-        """The numbers of requests that are answered, and that wait for a place."""
+        """Return the number of requests in progress, and the number that wait for a place."""
         return EngineLoad(running=self._running, waiting=self._waiting)
 
     async def close(self) -> None:
@@ -106,26 +106,26 @@ class KnownEngine:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One run."""
+    """One run's jobs and window."""
 
     name: str
     jobs: int
     page_of: PageOf | None = None
     window: int | None = None
-    """POSTBACK_WORKER__WINDOW_RECORDS, or None for the setting's default."""
+    """POSTBACK_WORKER__WINDOW_RECORDS; None for the setting's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figures of one run, from the first answer's start to the last one's end."""
+    """The figures of one run, from the start of the first answer to the end of the last."""
 
     jobs_per_second: float
     idle_share: float
-    """Share of the time in which the engine had nothing to do."""
+    """Share of the time in which no place was busy."""
     busy_share: float
-    """Share of its places that were busy."""
+    """Share of the places that were busy, on average."""
     full_rate: float
-    """Jobs a second in the middle half of the jobs, where the window neither fills nor drains."""
+    """Jobs a second in the middle half of the jobs, when the window neither fills nor drains."""
     pages_left_out: int
 
 
@@ -210,7 +210,7 @@ def _job(number: int, page_of: PageOf | None) -> bytes:
 
 
 def _pages_left_out(values: Sequence[bytes], side: Side) -> int:
-    """The number of jobs without their page. Raises RuntimeError if a job did not succeed."""
+    """Return the number of jobs without their page. Raises RuntimeError if a job did not succeed."""
     results = [read_result(value) for value in values]
     assert_exactly_once((str(result.custom_id) for result in results), side.jobs)
     if any(result.outcome != "succeeded" for result in results):

@@ -1,7 +1,8 @@
-"""Time of reading eight pages of a loopback site before a question, cold and cached: `python -m bench.pages`.
+"""Measures reading eight pages of a loopback site before a question, cold and cached: `python -m bench.pages`.
 
-With `--rerank` a second side also has an embedding model order passages. Choosing among passages that the model has not
-seen is then timed too: the site's passages are the same in every round, and the model's results for them are kept.
+With `--rerank`, a second side also orders passages with an embedding model. A further measurement then times the choice
+among passages that are new to the model. In the first one the passages are the same in every round, and the model's
+results for them are cached.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ QUESTION = "Who is the captain of the ferry Astrelle?"
 
 
 Sample = tuple[float, float]
-"""Milliseconds of wall time, and of CPU time."""
+"""Milliseconds of wall time, and milliseconds of CPU time."""
 
 
 def main() -> None:
-    """Read eight new pages, then the same ones again, and print the time that each took."""
+    """Read eight new pages, then read them again, and print both times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--rerank", action="store_true", help="beside it with an embedding model")
@@ -66,7 +67,7 @@ async def _measured(rounds: int, *, with_model: bool) -> None:
 
 
 async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str, list[Sample]]:
-    """Samples of each side. The sides take turns; each has a cache of its own."""
+    """Return samples of each side. The sides take turns, and each has its own cache."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
     enrichers = {name: Enricher(settings, guard, SystemClock(), Metrics()) for name, settings in sides.items()}
     samples: dict[str, list[Sample]] = {f"{what}{name}": [] for name in sides for what in ("cold", "from memory")}
@@ -88,13 +89,13 @@ async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str,
 
 
 async def _read(enricher: Enricher, urls: list[str]) -> None:
-    """Read all pages. The bench ends if one is left out, or not ranked as the settings say."""
+    """Read all pages. The bench ends if a page is left out, or is not ranked as the settings require."""
     evidence = await enricher.enrich(Sources(urls=urls), QUESTION)
     _refuse([note for note in evidence.notes if "others fit" not in note])
 
 
 async def _choices(rounds: int, sides: dict[str, EnrichmentSettings]) -> None:
-    """Print the time of choosing among passages that the model has not seen."""
+    """Print the time of choosing among passages that are new to the model."""
     samples: dict[str, list[Sample]] = {}
     for name, settings in sides.items():
         pool = Pool(settings)
@@ -128,7 +129,7 @@ def _refuse(notes: Sequence[str]) -> None:
 
 
 async def _timed(work: Awaitable[None]) -> Sample:
-    """The time of some work. The CPU time of readers, model and site counts too."""
+    """Time some work. The CPU time includes child processes, such as readers and the model, and the site."""
     before, started = _cpu_seconds(), time.perf_counter()
     await work
     took = time.perf_counter() - started

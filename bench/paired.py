@@ -1,9 +1,9 @@
-"""Estimates a ratio from pairs of measurements, with an interval of confidence.
+"""Estimates a ratio from pairs of measurements, with a confidence interval.
 
-Two runs in a row share much of the machine's other load, and still differ by more than the effect in question. The
-estimate is that of Hodges and Lehmann, the interval that of Wilcoxon's signed ranks (Hollander, Wolfe, Chicken:
-Nonparametric Statistical Methods, sections 3.1 to 3.3, in the approximation for larger samples), both on logarithms. A
-pair with one side in a slow minute counts as one pair, however slow that minute was.
+Two consecutive runs share much of the machine's other load, and still differ by more than the effect in question. The
+estimate is the one of Hodges and Lehmann, and the interval is the one of Wilcoxon's signed ranks, both on logarithms
+(Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, sections 3.1 to 3.3, approximation for larger samples).
+A pair with one side in a slow minute counts as one pair, however slow the minute was.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 CONFIDENCE = 0.9
-"""Confidence of the interval. A limit above the interval is kept with 95 %: a ratio below its low end does no harm."""
+"""Confidence of the interval. A limit above the interval is met with 95 %: a ratio below the interval meets it too."""
 _FEWEST = 5
-"""Fewest pairs with an interval: the widest one of four pairs holds the ratio in only 87.5 % of all cases."""
+"""Fewest pairs for an interval: of four pairs, the widest interval has the ratio in only 87.5 % of all cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +26,22 @@ class Ratio:
 
     estimate: float
     low: float
-    """0 with too few pairs."""
+    """Low end of the interval; 0 with too few pairs."""
     high: float
-    """Infinite with too few pairs."""
+    """High end of the interval; infinite with too few pairs."""
 
     def __str__(self) -> str:
         return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f} with {CONFIDENCE:.0%})"
 
     def kept(self, limit: float) -> str:
-        """A table's verdict on the ratio being at most `limit`."""
+        """Return a table's verdict on the claim that the ratio is at most `limit`."""
         if self.low > limit:
             return "MISSED"
         return "met" if self.high <= limit else "not shown"
 
 
 def ratio(pairs: Sequence[float]) -> Ratio:
-    """The ratio that these ratios, each of one pair, have in common."""
+    """Estimate the common ratio of the pairs; `pairs` has each pair's ratio."""
     count = len(pairs)
     means = sorted(math.sqrt(one * other) for one, other in combinations_with_replacement(pairs, 2))
     estimate = statistics.median(means)

@@ -1,7 +1,8 @@
-"""Counts how often the right passage comes before the question, on the evaluation set: `python -m bench.passages`.
+"""Counts how often the enricher chooses the right passage, on the evaluation set: `python -m bench.passages`.
 
-Each question is put to the real enricher with eight pages of a loopback site: its own and seven others, those about the
-same subject first. A question is a hit if the passages chosen from the right page hold the words that answer it.
+The real enricher gets each question with eight pages of a loopback site: the question's page, and seven others. Pages
+with the same subject are taken first. A question is a hit if the passages chosen from its page contain the words that
+answer it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from workers.enrichment.settings import EnrichmentSettings
 
 SEED: Final = "passages"
 EVIDENCE_CHARS: Final = 4000
-"""Code points that all passages may have: the default."""
+"""Code points for all passages together: the setting's default."""
 ONE_PASSAGE_CHARS: Final = 750
-"""Code points for the best passage of all eight pages, and for hardly any other."""
+"""Code points that suffice for the best passage of all eight pages, and for hardly any other."""
 
 
 def _settings(evidence_chars: int) -> EnrichmentSettings:
-    """The defaults, but with long timeouts: hits must not depend on the machine's load."""
+    """Return the default settings with long timeouts, since hits must not depend on the machine's load."""
     return EnrichmentSettings(evidence_chars=evidence_chars, budget_seconds=60.0, member_seconds=30.0)
 
 
@@ -45,19 +46,19 @@ WAYS: Final[Mapping[str, EnrichmentSettings]] = {
     BM25: _settings(EVIDENCE_CHARS),
     f"BM25, {ONE_PASSAGE_CHARS}": _settings(ONE_PASSAGE_CHARS),
 }
-"""The compared ways of choosing: a name, with the code points that the way may choose, and its settings."""
+"""Settings of the compared ways of choosing, by name. A name includes the number of code points."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one question."""
+    """The outcome for one question."""
 
     page: Page
     question: Question
     extracted: bool
-    """True if the page's extracted text holds the right passage at all."""
+    """True if the text extracted from the page contains the right passage."""
     hits: Mapping[str, bool]
-    """For each way of choosing, true if the chosen passages hold the right one."""
+    """For each way of choosing, true if the chosen passages contain the right one."""
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings] = WAYS) -> list[Outcome]:
-    """The outcome of each question of the pages, in every way."""
+    """Return the outcome of each of the pages' questions, in every way."""
     texts = {page.file: _text(page) for page in pages}
     hits: dict[Question, dict[str, bool]] = defaultdict(dict)
     async with serving(pages) as origin:
@@ -88,7 +89,7 @@ async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings]
 
 
 async def _asked(pages: Sequence[Page], origin: str, settings: EnrichmentSettings) -> list[tuple[Question, str]]:
-    """For each question, the passages of its page that an enricher with these settings chooses."""
+    """Return, for each question, the passages of its page that an enricher with these settings chooses."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
     enricher = Enricher(settings, guard, SystemClock(), Metrics())
     await enricher.start()
@@ -106,7 +107,7 @@ async def _asked(pages: Sequence[Page], origin: str, settings: EnrichmentSetting
 
 
 def _text(page: Page) -> str:
-    """The page's extracted text; empty if the page is unreadable."""
+    """Return the page's extracted text, which is empty if the page is unreadable."""
     media_type, _, parameter = page.content_type.partition("; charset=")
     try:
         return extract(page.body(), media_type, parameter or None).text
@@ -122,12 +123,12 @@ _GROUPS: Final[Mapping[str, Callable[[Outcome], str]]] = {
 
 
 def share(flags: Sequence[bool]) -> float:
-    """Share of the flags that are true, from 0 to 1."""
+    """Return the share of true flags, from 0 to 1."""
     return sum(flags) / len(flags)
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
-    """Print the rates of all questions, then by kinds of question and page, and then the misses."""
+    """Print the hit rates over all questions and by group, and then the misses."""
     _print_ways(outcomes)
     for what, of in _GROUPS.items():
         _print_groups(what, of, outcomes)

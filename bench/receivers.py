@@ -1,4 +1,4 @@
-"""Webhook consumers that cost next to nothing, in a process of their own, so that only the sender is measured."""
+"""Webhook consumers that need almost no CPU time, in a separate process, so that only the sender is measured."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _ID = b"webhook-id: "
 _LENGTH = b"content-length: "
 
 Arrival = tuple[str, float]
-"""A `webhook-id` and its request's end, by `time.monotonic()`, which all processes of one machine share."""
+"""A `webhook-id`, and `time.monotonic()` at the end of its request; all processes of a machine share this clock."""
 
 
 class Receivers:
-    """The consumers' ports, and the arrivals there, which another process records."""
+    """The consumers' ports, and the arrivals that the consumers' process records."""
 
     def __init__(self, ports: Sequence[int], link: Connection) -> None:
         self.ports = ports
         self._link = link
 
     def arrivals(self) -> list[Arrival]:
-        """The arrivals since the last call."""
+        """Return the arrivals since the last call."""
         self._link.send(True)
         arrived: list[Arrival] = self._link.recv()
         return arrived
 
     def first_arrivals(self, wanted: Collection[str], seconds: float) -> dict[str, float]:
-        """Wait until each of these ids has arrived, and give its first arrival. Raises RuntimeError at a timeout."""
+        """Wait until each id has arrived, and return first arrivals by id. Raises RuntimeError after `seconds`."""
         arrived: dict[str, float] = {}
 
         def all_came() -> bool:
@@ -53,9 +53,9 @@ class Receivers:
 
 @contextmanager
 def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Receivers]:
-    """Serve `count` ports that answer 200, and after them `hung` ones that read and never answer.
+    """Serve `count` ports that answer 200, followed by `hung` ports that read requests and never answer.
 
-    `note` keeps the arrival of each callback, for `arrivals`.
+    With `note`, `arrivals` returns the arrival of each callback.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -70,14 +70,14 @@ def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Rece
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port on which no process listens, and which no other one gets meanwhile."""
+    """Yield a port without a listener, and keep other processes from getting it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield int(held.getsockname()[1])
 
 
 def _serve(link: Connection, count: int, hung: int, note: bool) -> None:
-    gc.disable()  # a collection over a minute's arrivals takes 75 ms without an answer
+    gc.disable()  # with many arrivals, one garbage collection takes 75 ms, in which no request is answered
     uvloop.run(_serving(link, count, hung, note))
 
 
@@ -103,7 +103,7 @@ def _asked(link: Connection) -> bool:
 
 
 class _Consumer(asyncio.Protocol):
-    """One connection: as much of HTTP/1.1 as a POST with a Content-Length needs."""
+    """One connection, with as much of HTTP/1.1 as a POST with a Content-Length needs."""
 
     def __init__(self, answer: bytes, arrived: list[Arrival] | None) -> None:
         self._answer = answer
@@ -111,7 +111,7 @@ class _Consumer(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one, but is not declared as one
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one, though not declared so
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

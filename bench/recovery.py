@@ -1,9 +1,9 @@
-"""Jobs a second in the minute after a worker was killed, against those before: `python -m bench.recovery`.
+"""Compares the jobs a second before and after a worker is killed: `python -m bench.recovery`.
 
 Real `postback worker --engine echo` processes answer a backlog of jobs that take four seconds each, from twelve
-partitions. One is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by the
-times of their results. *Oldest* are the first unanswered jobs of each partition at the kill, as many as may have been
-under way. Other jobs overtake them until the last one is answered.
+partitions. One process is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by
+their results' times. *Oldest* jobs are each partition's first unanswered ones at the kill, as many as may have been in
+work. Other jobs overtake these until the last of them is answered.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from schemas.settings import KafkaSettings
 GOAL = 0.8
 PARTITIONS = 12
 WINDOW = 1024
-"""Jobs that a worker has at once: the default of POSTBACK_WORKER__WINDOW_RECORDS."""
+"""Largest number of jobs that a worker handles at once: the default of POSTBACK_WORKER__WINDOW_RECORDS."""
 SPARE_SECONDS = 60.0
-"""Seconds for which the backlog lasts beyond the measurement."""
+"""Seconds of work in the backlog beyond the measurement."""
 
 Answered = list[tuple[int, float]]
-"""Each result's job, and the Unix seconds at which the result was written."""
+"""Each result's job number, and the Unix seconds at which the result was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Measured:
     """One run."""
 
     before: float
-    """Jobs a second."""
+    """Jobs a second before the kill."""
     after: float
     oldest_seconds: float | None
-    """From the kill until the last of the oldest was answered; None if one was not by the end."""
+    """Seconds from the kill until the last of the oldest jobs was answered; None if one was unanswered at the end."""
 
 
 def main() -> None:
@@ -91,14 +91,14 @@ def _measure(used: Kafka, options: argparse.Namespace) -> Measured:
     with ExitStack() as stack:
         workers = [worker(number) for number in range(options.workers)]
         wait_for(lambda: all(one.sample()[SETTLED] for one in workers), START_SECONDS)
-        time.sleep(3 * options.job_seconds)  # until every window is full
+        time.sleep(3 * options.job_seconds)  # now every window is full
         time.sleep(options.before)
         workers[0].kill()
         killed_at = time.time()
         worker(0)
         time.sleep(max(0.0, killed_at + options.after - time.time()))
         for one in workers[1:]:
-            one.sample()  # raises if another one has ended
+            one.sample()  # raises if another worker has ended
         answered = _answered(kafka)
     assert_exactly_once((str(job) for job, _ in answered), len({job for job, _ in answered}))
     return measured(answered, killed_at, options.before, options.after, options.workers * WINDOW)
@@ -121,7 +121,7 @@ def _number(message: Message) -> int:
 
 
 def measured(answered: Answered, killed_at: float, before: float, after: float, under_way: int) -> Measured:
-    """The rates and the oldest jobs' delay. Job n is in partition n modulo PARTITIONS, whose jobs are in order."""
+    """Return the rates and the oldest jobs' delay. Job n is in partition n modulo PARTITIONS, which is in order."""
     early = sum(killed_at - before <= at < killed_at for _, at in answered)
     late = sum(killed_at <= at < killed_at + after for _, at in answered)
     when = dict(answered)
@@ -131,7 +131,7 @@ def measured(answered: Answered, killed_at: float, before: float, after: float, 
 
 
 def _oldest(when: Mapping[int, float], killed_at: float, under_way: int) -> Iterator[int]:
-    """The first jobs of each partition that were unanswered at the kill: its part of `under_way`."""
+    """Yield each partition's first jobs that were unanswered at the kill; `under_way` is their number in all."""
     for partition in range(PARTITIONS):
         unanswered = (job for job in count(partition, PARTITIONS) if when.get(job, killed_at) >= killed_at)
         yield from islice(unanswered, under_way // PARTITIONS)

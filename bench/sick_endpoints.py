@@ -1,19 +1,19 @@
-"""Callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
+"""Times callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
 
-Three fleets share one Kafka, each a real `postback deliver` with topics of its own. All ten endpoints of the first are
-well; one of the second's hangs; one of the third's hangs, and another refuses. Results for the ten in turn come on an
-open schedule, to one fleet after the other, a few seconds each. A callback's time counts from the moment at which its
-result was due. Only the eight endpoints count that are well in every fleet.
+Three fleets share one Kafka. Each fleet is a real `postback deliver` with its own topics, and ten endpoints. All
+endpoints of the first fleet are well. In the second fleet one hangs; in the third one hangs and another refuses.
+Results for the ten endpoints come on an open schedule, to one fleet after the other, for a few seconds each. A
+callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet count.
 
-Such short turns meet the same machine. Consecutive runs of a minute do not, if the machine is slower by half for half a
-minute at a time. A round takes about 30 s, as a record's wait for a sick endpoint does; four rounds are a wait of two
-minutes. Returning records may thus meet the turns of their own fleet; the output names the share that did. For the same
-reason a failing origin is left alone for 30 s from the first time on, not for 5 s. Only rounds with many returning
-records count: not the first, nor any after seven minutes, when the waits are longer. Work that all fleets cause for the
-broker and the two cores meets every turn alike, and is not seen.
+Consecutive short turns run on an equally fast machine. Runs of a minute do not, if the machine is half as fast for half
+a minute at a time. A round takes about 30 s, which is also a record's wait for a sick endpoint; four rounds take as
+long as a wait of two minutes. So returning records may come back in their own fleet's turns; the output shows their
+share. For the same reason, a failing origin gets no calls for 30 s from the first time on, instead of 5 s. Only rounds
+with many returning records count: not the first ones, and none after seven minutes, when the waits are longer. Work
+that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
 
-The rounds of an outage share their processes, so that each outage gives one ratio, the estimate of its rounds. A first
-outage with more results a second lets Kafka's JVM compile the code that runs often.
+An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A first outage with
+more results a second lets Kafka's JVM compile frequently used code.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ WARM_UP_PER_SECOND = 1_500.0
 """Results a second while Kafka is warmed up."""
 WARM_UP_ROUNDS = 2
 BEGINNING_ROUNDS = 4
-"""First rounds of each outage, which do not count: the processes have just started, and little waits."""
+"""Number of first rounds in each outage that do not count: the processes have just started, and few records wait."""
 OPEN_SECONDS = 30
-"""Seconds for which a failing origin is left alone the first time; a round is about as long."""
+"""Seconds for which a failing origin first gets no calls: about the duration of a round."""
 UNSTEADY_SECONDS = 1.0
 """First seconds of each turn, which do not count: the fleet was idle, and its connections are closed."""
 MOVED = 1.1
-"""Factor by which healthy endpoints may take longer beside sick ones."""
+"""Limit for the ratio of healthy endpoints' times with sick endpoints to their times without."""
 
 
 class Side(StrEnum):
-    """State of a fleet's endpoints; only the last two of ten, which do not count, differ."""
+    """State of a fleet's endpoints. Only the last two of ten differ, and these do not count."""
 
     WELL = "all ten are well"
     HUNG = "one hangs"
@@ -70,55 +70,55 @@ SICK = (Side.HUNG, Side.HUNG_AND_REFUSING)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The results of an outage."""
+    """The load of an outage."""
 
     per_second: float
-    """Results for the ten endpoints of a fleet together, in its turn."""
+    """Results a second in a fleet's turn, for its ten endpoints together."""
     turn_seconds: float
     rounds: int
-    """Rounds, each with a turn of every fleet."""
+    """Number of rounds; in each round every fleet has a turn."""
 
     @property
     def per_turn(self) -> int:
-        """The number of results in a turn."""
+        """Number of results in a turn."""
         return round(self.per_second * self.turn_seconds)
 
     @property
     def turns(self) -> int:
-        """The number of turns."""
+        """Number of turns."""
         return len(Side) * self.rounds
 
     @property
     def total(self) -> int:
-        """The number of results."""
+        """Number of results."""
         return self.per_turn * self.turns
 
     @property
     def first_turn(self) -> int:
-        """The first turn that counts."""
+        """Number of the first turn that counts."""
         return len(Side) * BEGINNING_ROUNDS
 
     def counts(self, number: int) -> bool:
-        """True if this result's callback counts in a turn that does."""
+        """True if this result's callback counts, provided that its turn does."""
         return number % self.per_turn >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
 
 
 Took = list[float]
-"""Milliseconds that the healthy endpoints' callbacks took in one turn."""
+"""Milliseconds of each callback of a healthy endpoint in one turn."""
 
 QUANTILES = {"p50": 49, "p99": 98}
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The figures of a fleet's turns during an outage."""
+    """The figures of one fleet during an outage."""
 
     took: list[Took]
-    """The times in each turn that counts."""
+    """The callbacks' times in each turn that counts."""
     back: int
-    """Records that the fleet put back into a tier during the rounds that count."""
+    """Number of records that the fleet put back into a tier during the rounds that count."""
     back_in_turn: int
-    """Records that it put back in its own turns."""
+    """Number of these records that the fleet put back in its own turns."""
 
 
 Outage = dict[Side, Turns]
@@ -129,7 +129,7 @@ def compare(kafka: Kafka, load: Load, count: int) -> None:
     _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, WARM_UP_ROUNDS), list(Side))
     before, outages = psutil.cpu_times(), list[Outage]()
     for number in range(count):
-        # The order alternates: leftovers of one turn meet the next.
+        # The order alternates, since work left over from one turn affects the next.
         outages.append(_outage(kafka, load, list(Side) if number % 2 == 0 else list(reversed(Side))))
         print(f"after outage {number + 1}: p99 where {Side.HUNG} {_moved('p99', outages, Side.HUNG)}", flush=True)
     stolen = _stolen(before, psutil.cpu_times())
@@ -172,12 +172,12 @@ def _each(which: str, turns: Turns) -> list[float]:
 
 
 def _stolen(before: Any, after: Any) -> float:
-    """Share of the CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 if unknown."""
+    """Return the share of CPU time between two `psutil.cpu_times()` that a hypervisor gave to others; 0 if unknown."""
     return float((getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / (sum(after) - sum(before)))
 
 
 def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
-    """Run an outage with new fleets, which have their turns in this order in every round."""
+    """Run an outage with new fleets; in every round, the fleets have their turns in this order."""
     fleets = [new_fleet(used, PARTITIONS) for _ in order]
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -211,7 +211,7 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
 
 
 def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], load: Load) -> list[float]:
-    """Put results on each fleet's `model_results` in its turns, on an open schedule; returns monotonic due times."""
+    """Put results on each fleet's `model_results` in its turns, on an open schedule; return monotonic due times."""
     producer = Producer({**fleets[0].client_config(), "linger.ms": 0})
     start, due = time.monotonic(), []
     for number in range(load.total):
@@ -227,7 +227,7 @@ def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], lo
 
 
 def _arrivals(consumers: Receivers, load: Load) -> dict[str, float]:
-    """The arrival of each callback of a healthy endpoint; waits until all have come."""
+    """Wait for all callbacks of healthy endpoints, and return the arrival of each."""
     wanted = [webhook_id(number) for number in range(load.total) if _is_healthy(number)]
     return consumers.first_arrivals(wanted, LAST_SECONDS)
 
@@ -237,14 +237,14 @@ def _is_healthy(number: int) -> bool:
 
 
 def _took(arrived: dict[str, float], due: Sequence[float], load: Load, place: int) -> list[Took]:
-    """Times of callbacks in each turn that counts, for the fleet at this place in a round."""
+    """Return the callbacks' times in each turn that counts, for the fleet at this place in a round."""
     turns = range(load.first_turn + place, load.turns, len(Side))
     numbers = (range(turn * load.per_turn, (turn + 1) * load.per_turn) for turn in turns)
     return [[(arrived[webhook_id(n)] - due[n]) * 1000 for n in turn if load.counts(n)] for turn in numbers]
 
 
 def _put_back(kafka: KafkaSettings, load: Load, began: float, place: int) -> tuple[int, int]:
-    """Numbers of records that went into a tier again in the rounds that count: in all, and in the fleet's turns."""
+    """Count the records put into a tier again in the rounds that count: all of them, and those in the fleet's turns."""
     connection, tiers = kafka.client_config(), kafka.topics.tiers.values()
     written = (record for tier in tiers for record in committed_records(connection, tier) if _was_back(record))
     turns = [int((record.timestamp()[1] / 1000 - began) // load.turn_seconds) for record in written]

@@ -1,4 +1,4 @@
-"""A site of slow pages on many loopback addresses, in a process of its own, so that only the worker is measured."""
+"""A site of slow pages on many loopback addresses, in a separate process, so that only the worker is measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from aiohttp import web
 
 HOSTS = 200
-"""Hosts that serve the jobs' pages in turn: politeness to a single host would be measured otherwise."""
+"""Number of hosts that serve the jobs' pages in turn. With one host, the limit of requests to it would be measured."""
 _PAGE = (
     "<!doctype html><title>Case {number}</title><main><h1>Case {number}</h1>"
     "<p>The case {number} was heard in Tarnby in 1987. Its judge was Ingrid Solvang, who lived there all her life.</p>"
@@ -21,7 +21,7 @@ _PAGE = (
 
 @contextmanager
 def slow_site(least_seconds: float, most_seconds: float) -> Iterator[Callable[[int], str]]:
-    """Serve pages that take this long to answer; yields a function from a page's number to its URL."""
+    """Serve pages that take `least_seconds` to `most_seconds`; yield a function from a page's number to its URL."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, least_seconds, most_seconds), daemon=True)

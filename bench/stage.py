@@ -1,8 +1,8 @@
-"""The stage against the blocking loop that it replaces: `python -m bench.stage`.
+"""Compares the stage with the blocking loop that it replaces: `python -m bench.stage`.
 
-Both validate each job and answer at once, from the same topic, with the same client settings. They take turns, each in
-a process of its own. The clock runs from the first commit to the last one. The loop takes a batch, handles it and
-commits it, and can do nothing meanwhile: its rate is the ceiling of one process with this client.
+Both sides validate each job and answer at once, from the same topic, with the same client settings. They run in turn,
+each in a separate process. The clock runs from the first commit to the last. The loop takes a batch, handles it and
+commits it, one step after the other. So its rate is the ceiling for one process with this client.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The task of one process."""
+    """The work of one process."""
 
     kafka: KafkaSettings
     name: str
@@ -52,13 +52,13 @@ class Task:
 
     @property
     def results(self) -> str:
-        """A topic for this run alone."""
+        """The topic for this run's results."""
         return f"{self.kafka.topic_prefix}results.{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of one side, from its first commit to its last."""
+    """The figures of one side's run, from its first commit to its last."""
 
     jobs_per_second: float
     cpu_us_per_job: float
@@ -66,14 +66,14 @@ class Measured:
 
 @dataclass(slots=True)
 class Meter:
-    """A clock from the first commit until everything is committed."""
+    """A clock that runs from the first commit until all jobs are committed."""
 
     jobs: int
     first: tuple[int, float, float] | None = None
     measured: Measured | None = None
 
     def committed(self, count: int) -> bool:
-        """Note the number of jobs committed by now; True if these are all."""
+        """Note that `count` jobs are committed now; return True if these are all jobs."""
         now, cpu = time.perf_counter(), time.process_time()
         if self.first is None and count:
             self.first = (count, now, cpu)
@@ -153,7 +153,7 @@ def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
 
 
 def blocking_loop(task: Task) -> Measured:
-    """Consume, validate, produce, commit; the next batch after that."""
+    """Consume, validate, produce and commit one batch after another."""
     group = f"{task.kafka.topic_prefix}{task.name}"
     consumer = Consumer(_loop_consumer_config(task, group))
     producer = Producer(producer_config(task.kafka.client_config(), f"{group}.only"))
@@ -178,7 +178,7 @@ def blocking_loop(task: Task) -> Measured:
 
 
 def stage_run(task: Task) -> Measured:
-    """The stage, as a worker runs it."""
+    """Run the stage as a worker does."""
     return uvloop.run(_stage(task))
 
 
@@ -214,13 +214,13 @@ class _Answering:
 def _answer(
     topic: str | None, partition: int, offset: int | None, value: bytes | None, timestamp_ms: int
 ) -> tuple[bytes | None, bytes]:
-    """The same work on both sides: a valid job, its identity, and an answer."""
+    """Do the work that both sides share: validate the job, find its identity, and answer."""
     received = read_job(value, None, Origin(str(topic), partition, offset or 0), timestamp_ms)
     return value, received.job_id.encode()
 
 
 def _loop_consumer_config(task: Task, group: str) -> dict[str, object]:
-    """The consumer's settings, as in `workers.stage.intake.GroupIntake`."""
+    """Return the consumer's settings, as in `workers.stage.intake.GroupIntake`."""
     return {
         "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 2,

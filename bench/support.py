@@ -1,7 +1,7 @@
 """Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.support`.
 
-Each pair of the three tables is a passage and a sentence that cites it. The real `cited` judges the sentence, with the
-passage as the only source. Nothing is timed and nothing is random, so the numbers are the same on every machine.
+Each pair of the three tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
+passage as the only source. The bench uses no clock and no random numbers, so the results are equal on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence that cites a passage. `holds`: a reader finds that the passage supports the sentence."""
+    """A sentence that cites a passage. `holds` is true if a reader finds that the passage supports the sentence."""
 
     domain: str
     language: str
@@ -37,25 +37,25 @@ class Pair:
 
     @property
     def support(self) -> Support:
-        """The level that the sentence gets."""
+        """The support that `cited` gives the sentence."""
         source = NumberedSource(1, "https://a.example/", "https://a.example/", None, (self.passage,))
         _, _, (citation, *_) = cited(f"{self.sentence.rstrip('.')} [1].", Evidence((source,)))
         return citation.support
 
     @property
     def is_judged_right(self) -> bool:
-        """True for a true sentence with support, and for a contradiction without."""
+        """True for a true sentence with support, and for a contradiction without support."""
         return (self.support in BEARING) is self.holds
 
 
 def load_pairs(file: str) -> list[Pair]:
-    """The pairs of a table, in its order."""
+    """Return the pairs of a table, in order."""
     with (FOLDER / file).open("rb") as opened:
         return [Pair(**pair) for pair in tomllib.load(opened)["pair"]]
 
 
 def main() -> None:
-    """Print the rates of each table, the rates by kind, and each pair that is judged wrong."""
+    """Print the rates of each table, the rates by kind, and each misjudged pair."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     rows, by_kind, wrong = [], defaultdict(list), []
     for file in TABLES:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def title(text: str) -> None:
-    """Print the measurement's name, machine and time: its numbers mean nothing without them."""
+    """Print the measurement's name, machine and time, without which its numbers mean nothing."""
     load = os.getloadavg()[0]
     print(f"\n{text}")
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores · {_cpu()} · load {load:.2f} at the start")
@@ -28,7 +28,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def verdict(what: str, value: float, target: float, *, at_least: bool, unit: str = "") -> None:
-    """Print a value, its target, and if it is met."""
+    """Print a value, its target, and `met` or `MISSED`."""
     met = value >= target if at_least else value <= target
     sign = "≥" if at_least else "≤"
     print(f"{what}: {value:,.2f}{unit}, target {sign} {target:,g}{unit}: {'met' if met else 'MISSED'}", flush=True)

@@ -1,4 +1,4 @@
-"""The pages of the set and their questions, from `questions.toml`."""
+"""The set's pages and their questions, from `questions.toml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.evaluation.typeset import typeset
 
 FOLDER: Final = Path(__file__).parent
 SIDE_BY_SIDE: Final = 8
-"""Pages before a question, its own among them."""
+"""Number of pages that a question is asked with, including its own page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Page:
     language: str
     """A tag of BCP 47."""
     subject: str
-    """The page's subject, which other pages have too."""
+    """The page's subject; other pages may have it too."""
     questions: tuple[Question, ...]
     content_type: str
     encoding: str
-    """The charset in which its text is served, whatever the header or the page itself says."""
+    """The charset in which the page is served. Its header or markup may name another one."""
 
     @property
     def path(self) -> str:
@@ -48,16 +48,16 @@ class Page:
 
     @property
     def written(self) -> str:
-        """The page's markup or text, as written."""
+        """The page's stored markup or text."""
         return (FOLDER / "pages" / self.file).read_text("utf-8")
 
     def body(self) -> bytes:
-        """The bytes that its server sends."""
+        """Return the bytes that the site serves."""
         return typeset(self.written) if self.content_type == "application/pdf" else self.written.encode(self.encoding)
 
 
 def load_pages() -> list[Page]:
-    """All pages, in the order of the file."""
+    """Return all pages, in the order of the file."""
     with (FOLDER / "questions.toml").open("rb") as file:
         return [_page(table) for table in tomllib.load(file)["page"]]
 
@@ -70,9 +70,9 @@ def _page(table: dict[str, Any]) -> Page:
 
 
 def beside(page: Page, pages: Sequence[Page], seed: str) -> list[Page]:
-    """The page among seven others, in an order that the seed decides.
+    """Return the page among seven others, in an order that `seed` decides.
 
-    Pages about the same subject are taken first, then pages in the same language, then any others.
+    The others are pages with the same subject first, then pages in the same language, then any pages.
     """
     chance = random.Random(f"{seed} {page.file}")
     others = [other for other in pages if other is not page]
@@ -84,7 +84,7 @@ def beside(page: Page, pages: Sequence[Page], seed: str) -> list[Page]:
 
 
 def holds(text: str, passage: str) -> bool:
-    """True if the text has these words, whatever the white space between them and the composition of characters."""
+    """True if the text contains the passage, ignoring white space and differences that Unicode's NFKC removes."""
     return _squeezed(passage) in _squeezed(text)
 
 

@@ -1,4 +1,4 @@
-"""The pages over HTTP, each with the bytes and the header of its make."""
+"""Serves the pages over HTTP, each with its own bytes and header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOST: Final = "127.0.0.1"
 
 @asynccontextmanager
 async def serving(pages: Sequence[Page]) -> AsyncIterator[str]:
-    """The origin of a site on loopback with these pages. Other paths give 404."""
+    """Serve these pages on loopback, and yield the site's origin. Other paths give 404."""
     bodies = {page.path: (page.body(), page.content_type) for page in pages}
 
     async def answer(request: web.Request) -> web.Response:

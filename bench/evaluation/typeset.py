@@ -1,4 +1,4 @@
-"""Typesets a text as a PDF: lines in Helvetica, in one column or two, as in reports and leaflets."""
+"""Typesets a text as a PDF: lines in Helvetica, in one or two columns, as in reports and leaflets."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _MARGIN: Final = 60
 _TOP: Final = 780
 _LEADING: Final = 15
 _LINES: Final = 48
-"""Lines of a column."""
+"""Number of lines in a column."""
 _CHARS: Final = {1: 84, 2: 42}
-"""Characters that about fill a line, by the number of columns."""
+"""Number of characters that about fill a line, by the number of columns."""
 _COLUMN: Final = 245
 _SIZE: Final = {1: 11, 2: 10}
 
 
 def typeset(text: str) -> bytes:
-    """The document. Each line is a paragraph, except `#title …`, `#columns 2` and `#page`, which begins a new page."""
+    """Return the PDF. Each line is a paragraph, except `#title …`, `#columns 2` and `#page`, which starts a page."""
     title, columns, chapters = "", 1, [""]
     for paragraph in text.splitlines():
         match paragraph.partition(" "):
@@ -37,7 +37,7 @@ def typeset(text: str) -> bytes:
 
 
 def _pages(chapter: str, columns: int) -> Iterator[str]:
-    """The content of each page of the chapter."""
+    """Yield the content of each of the chapter's pages."""
     lines = [line for paragraph in chapter.splitlines() for line in textwrap.wrap(paragraph, _CHARS[columns]) or [""]]
     for start in range(0, len(lines), _LINES * columns):
         page = lines[start : start + _LINES * columns]
