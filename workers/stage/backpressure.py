@@ -1,4 +1,4 @@
-"""How a handler holds its stage back. `Backpressure` is the seam; `Unpaced` holds nothing back."""
+"""Back-pressure of a handler on its stage. `Backpressure` is the seam; `Unpaced` holds nothing back."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from workers.stage.record import Record
 
 
 class Backpressure(Protocol):
-    """The room behind the handler, and the time at which a record is due. The Kafka thread calls all of it."""
+    """The room behind the handler, and the time at which a record is due. The Kafka thread calls all methods."""
 
     def room(self) -> int:
-        """Return how many further records the handler can use now. Called once a round; must be cheap."""
+        """Return how many further records the handler can use now. The stage calls this every round: be cheap."""
         ...
 
     def due_ms(self, record: Record) -> int | None:
         """Return the Unix milliseconds before which the record must not be dispatched; None means at once.
 
-        A stage with a `Sharing` never asks: its records wait for their turn only.
+        A stage with a `Sharing` never calls this method: records of such a stage wait for their turn only.
         """
         ...
 
     def paces(self, topic: str) -> bool:
-        """Return whether the topic's records have such a time."""
+        """Return whether the topic's records have a due time."""
         ...
 
 
 class Unpaced:
-    """A handler that takes whatever the window allows."""
+    """The back-pressure of a handler that takes as many records as the window allows."""
 
     def room(self) -> int:
         """Return a number that no window reaches."""

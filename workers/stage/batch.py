@@ -1,4 +1,4 @@
-"""What one transaction carries."""
+"""The contents of one transaction."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ OUTPUTS_A_HOME = 100
 
 @dataclass(slots=True)
 class Batch:
-    """For each partition the offsets that the transaction makes done, and all outputs."""
+    """The outputs of a transaction, and for each partition the offsets that are done once it commits."""
 
     offsets: defaultdict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
     outputs: list[Output] = field(default_factory=list)
     progress: dict[Partition, Progress] = field(default_factory=dict)
-    """The progress that is committed, once the batch is on its way: partitions may see more records meanwhile."""
+    """The progress to commit, fixed when the commit begins: partitions may see more records during the commit."""
 
     def homes(self, turn: int) -> list[int]:
-        """Return partition numbers for outputs that name none; another choice each turn.
+        """Return partition numbers for outputs that name no partition; each `turn` gives another choice.
 
-        They are numbers of sources, so that a dead worker's open transaction holds back only its own partitions. They
-        are few, since each costs a request of its own (librdkafka sends no two partitions in one), an end marker, and
-        a fetch of every reader.
+        The numbers are those of source partitions, so that a dead worker's open transaction holds back only its own
+        partitions. A transaction uses few numbers, since each number costs a request, an end marker, and a fetch of
+        every reader. (librdkafka sends no two partitions in one request.)
         """
         numbers = sorted({partition.number for partition, offsets in self.offsets.items() if offsets})
         start = turn % max(1, len(numbers))
@@ -37,7 +37,7 @@ class Batch:
 
 
 def positions(progress_of: Mapping[Partition, Progress]) -> list[TopicPartition]:
-    """Return the offsets to commit, each with its progress as metadata."""
+    """Return the offset to commit for each partition, with the partition's progress as metadata."""
     return [
         TopicPartition(partition.topic, partition.number, progress.base, progress.encode())
         for partition, progress in progress_of.items()

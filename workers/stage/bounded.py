@@ -1,7 +1,7 @@
-"""Calls of the Kafka client with a second time-out, since its own does not always hold.
+"""Calls of the Kafka client with a second timeout, since the client's own timeout does not always hold.
 
-librdkafka's `send_offsets_to_transaction` was seen to wait for ever, whatever its timeout, when the broker died with
-its request queued. The Kafka thread must not wait that long, or rebalances go unheard.
+librdkafka's `send_offsets_to_transaction` was seen to ignore its timeout and wait for ever, when the broker died while
+the request was queued. If the Kafka thread waited for ever, the stage would miss rebalances.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _Answer = SimpleQueue[BaseException | None]
 
 
 def overdue() -> KafkaException:
-    """Return the error for a call that exceeds its time-out."""
+    """Return the error for a call that exceeds its timeout."""
     return KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not return in time"))
 
 
@@ -43,7 +43,7 @@ class Call:
 
 
 class BoundedCaller:
-    """A thread that makes calls one after the other. The caller abandons an overdue call together with its thread."""
+    """A thread that makes calls one after the other. A user of this class abandons an overdue call with the thread."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _Answer] | None] = SimpleQueue()
@@ -51,13 +51,13 @@ class BoundedCaller:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def start(self, function: Callable[..., Any], *args: Any) -> Call:
-        """Call `function` on the thread, and return at once."""
+        """Queue a call of `function` for the thread, and return at once."""
         answer: _Answer = SimpleQueue()
         self._calls.put((function, args, answer))
         return Call(answer)
 
     def call(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
-        """Call `function` and wait. Raises its error, and KafkaException (`_TIMED_OUT`) after `seconds`."""
+        """Call `function` and wait. Raises the function's error, and KafkaException (`_TIMED_OUT`) after `seconds`."""
         self.start(function, *args).result(seconds)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Joins the parts of a stage over a consumer group of the fleet's Kafka."""
+"""Construction of a stage that reads as a member of a consumer group."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
 AHEAD_OF_PACED = 1000
-"""Records that are fetched ahead where some partitions are paced. All prefetched records wait in one queue: thousands
-from a tier would delay a record that has just come. Records that are given back were fetched for nothing."""
+"""The number of records to prefetch if some partitions are paced. All prefetched records wait in one queue, where
+thousands from a tier would delay a new record. Prefetched records that the stage gives back are wasted work."""
 
 
 def group_stage(
@@ -43,12 +43,13 @@ def group_stage(
 ) -> Stage:
     """Return a stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
 
-    `last_resort` writes the dead letter of a record that the handler cannot give up; without one the record is settled
-    with no output. `topic_ids` are the UUIDs by which the handler knows its topics: the stage ends with TopicMadeAnew
-    where one has another UUID now. For a topic that is left out, the first UUID that the stage meets counts.
+    `last_resort` writes the dead letter of a record that the handler cannot give up; without a last resort the record
+    is settled with no output. `topic_ids` are the UUIDs by which the handler knows its topics: the stage ends with
+    TopicMadeAnew if a topic has another UUID now. For topics not in `topic_ids`, the first UUID that the stage meets
+    counts.
 
-    The transactional.id is `<prefix><name>.<replica>`, the same over restarts of a replica. So a new process ends at
-    once the transaction that a killed one left open.
+    The transactional.id is `<prefix><name>.<replica>`, and restarts of a replica keep it. So a new process at once ends
+    the transaction that a killed process left open.
     """
     errors: list[Stage] = []
 

@@ -1,7 +1,7 @@
-"""How long the group's coordinator has been silent, by librdkafka's statistics of its connection.
+"""The time since the group's coordinator last answered, from librdkafka's statistics of the connection.
 
 A frozen broker keeps its connections open, so the client sees no error before a request times out. An idle client sends
-so few requests that this took over a minute. Statistics cost no request and block no thread.
+few requests, and saw the error only after more than a minute. Statistics cost no request and block no thread.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _MICROSECONDS = 1e6
 
 
 class Coordinator:
-    """The broker that keeps the group. Every member sends it heartbeats, so it is asked all the time.
+    """The broker that manages the group. Every member sends heartbeats to this broker, so requests are frequent.
 
-    Times are those of librdkafka's own clock. Its STATISTICS.md gives `ts` and `rxidle` in microseconds; `rxidle` is
-    -1 where no byte has come on the present connection.
+    Times come from librdkafka's own clock. librdkafka's STATISTICS.md gives `ts` and `rxidle` in microseconds; `rxidle`
+    is -1 if no byte has arrived on the present connection.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Coordinator:
 
     @property
     def silent_seconds(self) -> float:
-        """How long it had been silent when statistics came last; infinite while no broker can be reached."""
+        """The coordinator's silence at the last statistics report; infinite while no broker can be reached."""
         return 0.0 if self._heard_at is None else self._looked_at - self._heard_at
 
     def statistics(self, text: str) -> None:
-        """Take in one report; this is the client's `stats_cb`."""
+        """Read one statistics report; the client calls this method as its `stats_cb`."""
         found = json.loads(text)
         self._looked_at = found["ts"] / _MICROSECONDS
         if self._heard_at is None:
@@ -39,7 +39,7 @@ class Coordinator:
         broker = found["brokers"].get(_COORDINATOR)
         if broker is None or broker["state"] != "UP" or broker["rxidle"] < 0:
             return
-        # A broker that was asked nothing owes no answer: the time between two heartbeats is the group's to choose.
+        # Silence counts only while a request waits for its answer: the group chooses the time between heartbeats.
         silent = broker["rxidle"] / _MICROSECONDS if broker["waitresp_cnt"] else 0.0
         self._heard_at = self._looked_at - silent
 

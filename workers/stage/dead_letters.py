@@ -6,7 +6,7 @@ from schemas import topics as names
 from workers.stage.record import Header, Headers, Output, Record, size_of
 
 MAX_LETTER_BYTES = 960_000
-"""A topic takes records of 1 MiB. A record that came compressed may be larger, and its letter is abridged."""
+"""A topic takes records of 1 MiB. A record that arrived compressed may be larger, and its dead letter is abridged."""
 
 _WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
 _LONGEST_NAME = 256
@@ -16,7 +16,7 @@ def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: 
     """Return the record with the `carried` headers and the reason: `reason` is a stable code, `detail` is for people.
 
     A record that does not fit loses its value, its key, and all headers but those that identify tenant and job. The
-    source headers name the place of the whole record, for as long as that topic keeps it.
+    source headers name the whole record's topic, partition and offset, to be read until retention removes the record.
     """
     why: list[Header] = [
         (names.REASON, reason.encode()),

@@ -1,6 +1,6 @@
-"""Defects: exceptions from a handler, a pace or a sharing, which should raise none.
+"""Defects: unexpected exceptions from a handler, a pace or a sharing.
 
-No record may end a stage, so the stage goes on after each defect. It logs an error, and counts the defect in
+No record may end a stage, so the stage goes on after each defect. The stage logs an error, and counts the defect in
 `postback_handler_defects_total`.
 """
 
@@ -15,13 +15,13 @@ from telemetry.metrics import Metrics
 from workers.stage.record import Failure, Output, Record
 
 HANDLER_DEFECT = "handler_defect"
-"""The failure's code and the dead letter's reason, where the handler could not give a record up either."""
+"""The failure's code and the dead letter's reason if `give_up` of the handler raised too."""
 
 LastResort = Callable[[Record, Failure], Sequence[Output]]
-"""Returns the outputs for a record that its handler can neither handle nor give up. Called on the event loop."""
+"""Returns the outputs for a record if its handler raised in `handle` and in `give_up`. The event loop calls it."""
 
 Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party"]
-"""The call that raised, or that returned outputs that no broker takes: the metric's label."""
+"""The call that raised, or that returned outputs too large for a broker: the metric's label."""
 
 _SAID: dict[Call, tuple[str, str]] = {
     "handle": ("handler-raised", "The handler raised; giving the record up."),
@@ -36,19 +36,19 @@ log = get_logger()
 
 
 class Defects:
-    """Reports the defects of one stage. May be called from any thread."""
+    """Reports the defects of one stage. Any thread may call `met`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._counts = {call: metrics.handler_defects.labels(call) for call in _SAID}
 
     def met(self, call: Call, record: Record, error: Exception) -> None:
-        """Log and count an exception that this call raised at this record."""
+        """Log and count the exception that `call` raised for `record`."""
         self._counts[call].inc()
         action, sentence = _SAID[call]
         log.error(
             sentence,
             action=action,
-            error=type(error).__qualname__,  # its text may quote the prompt
+            error=type(error).__qualname__,  # the error's text may quote the prompt
             stack="".join(traceback.format_tb(error.__traceback__)),
             topic=record.topic,
             partition=record.partition,

@@ -1,4 +1,4 @@
-"""Dispatching: taken records wait in the window or as suspects, and go to the handler as it has room."""
+"""Dispatching: taken records wait in the window or as suspects, and go to the handler when the handler has room."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from workers.stage.sharing import Party, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
-"""How long a suspect's last attempt waits for other records where there are none."""
+"""The longest wait of a suspect's last attempt for another record to complete, while no other record runs or waits."""
 
 log = get_logger()
 
 
 class Dispatching:
-    """The window, the suspects, and the room that the handler has. The Kafka thread owns it."""
+    """The window, the suspects, and the handler's free room. Only the Kafka thread calls the methods."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Dispatching:
         self._pace = pace
         self._sharing = sharing
         self._casualties: list[tuple[Partition, Record]] = []
-        """Records that were running in a crash, until no record runs that may have died with them."""
+        """Records that died in a crash, kept until no record is running: the crash may have killed more records."""
         self._alone_since = 0.0
-        """Monotonic seconds since which there may be nothing but suspects before their last attempt."""
+        """The monotonic time since which only suspects before their last attempt have been waiting."""
         self.isolation = Isolation()
         self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
         self.pacing = Pacing(pace, self.window, held, defects, clock)
@@ -59,7 +59,7 @@ class Dispatching:
         return self._sharing is not None and self._sharing.is_later(topic)
 
     def opened(self, partition: Partition) -> None:
-        """Suspect the records that the partition's last owner left open. Call it before any record is accepted."""
+        """Suspect the records that the partition's last owner left open. Call this before accepting any record."""
         self.isolation.opened(partition)
         if partition.careful_records:
             log.warning(
@@ -72,14 +72,15 @@ class Dispatching:
             )
 
     def accept(self, partition: Partition, record: Record) -> None:
-        """Have a record wait that was just taken: among the suspects, or in the window."""
+        """Queue a record that was just taken: among the suspects, or in the window."""
         if partition.careful_records and self.pacing.was_never_due(record):
-            self.isolation.end_first_window(partition)  # a tier is a queue: nor has the owner begun later records
+            # A tier is a queue, so the last owner has begun neither this record nor any later one.
+            self.isolation.end_first_window(partition)
         if not self.isolation.suspect(partition, record):
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Have records beyond their party's share settled untried, where others wait for their places."""
+        """Pass records beyond their party's share to `Sharing.defer` if other parties wait for the places."""
         surplus = self.window.surplus(self._held.partitions.values())
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
@@ -89,21 +90,21 @@ class Dispatching:
         self.isolation.end_first_window(partition)
 
     def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:
-        """Take back records that were running in a crash."""
+        """Note records that were running in a crash. `dispatch` suspects them."""
         self._casualties += casualties
 
     def dispatch(self, waiting: int) -> int:
-        """Hand over the records that may run now. Returns how many of them are of partitions that are not paced.
+        """Hand over the records that may run now. Returns how many of these records come from unpaced partitions.
 
-        `waiting`: complete records that wait to be settled. Raises NothingCompletes, once for each such death.
+        `waiting` is the number of complete records that wait to be settled. Raises NothingCompletes.
         """
         self.pacing.more_is_due = False
         if self._casualties:
             if self._held.load.running:
-                return 0  # the death is still spreading; any running record may be to blame
+                return 0  # running records may be part of the same crash: judge once they have ended
             self._judge()
         batch: list[tuple[Partition, Record]] = []
-        # The handler knows nothing of records that have not begun, and room for them has been given out already.
+        # The handler does not count dispatched records that have not begun, so the stage subtracts them here.
         room = min(self._free(waiting), self._pace.room() - self._runner.not_begun)
         if not self.isolation.idle:
             self._give_up_condemned()
@@ -116,7 +117,7 @@ class Dispatching:
         return sum(not partition.paced for partition, _ in batch)
 
     def release(self, partition: Partition) -> list[Record]:
-        """Take out all records of a partition that wait here, and forget the partition."""
+        """Remove and return all waiting records of a partition, and forget the partition."""
         died = [record for owner, record in self._casualties if owner is partition]
         self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
         return [*self.window.release(partition), *self.isolation.forget(partition), *died]
@@ -142,14 +143,14 @@ class Dispatching:
     def _free(self, waiting: int) -> int:
         """Return how many further records the handler may have at once.
 
-        Fewer where more than a window of complete ones waits to be settled. While nothing can be settled the work in
-        flight is kept, and nothing is begun whose outcome could only be held in memory and be lost with it.
+        Each complete record beyond one window that waits to be settled takes a place. So while transactions fail, the
+        stage soon begins no more records: their outputs would be in memory only, and lost with the process.
         """
         records = self.window.limits.records
         return records - self._held.load.running - max(0, waiting - records)
 
     def _parked(self, room: int) -> list[tuple[Partition, Record]]:
-        """Take out up to `room` parked records, as their parties and partitions take turns."""
+        """Remove and return up to `room` parked records. Parties and partitions take turns."""
         if not (self.window.parked or self.window.put_off):
             return []
         return self.pacing.draw(room) if self._sharing is None else self.window.draw(room, _may_begin)
@@ -162,17 +163,17 @@ class Dispatching:
         self._runner.start(batch, self._clock.monotonic())
 
     def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
-        """Return the next cohort, once its members are committed as running. One alone waits for all other records."""
+        """Return the next cohort's members, if committed as running. An `alone` cohort waits for an idle handler."""
         cohort = self.isolation.next_cohort(room)
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []
         cohort.dispatched = True
-        say = log.info if cohort.narrow else log.debug  # of a first window there are hundreds
+        say = log.info if cohort.narrow else log.debug  # a first window may have hundreds of cohorts
         say("Trying suspects.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 
     def _wait_for_others(self) -> None:
-        """Try a suspect for the last time once no other record has come for OTHERS_SECONDS."""
+        """Try a suspect for the last time once no other record was there for OTHERS_SECONDS."""
         now = self._clock.monotonic()
         if not self.isolation.needs_others or self._held.load.running or self.window.parked:
             self._alone_since = now
@@ -202,5 +203,5 @@ class Dispatching:
 
 
 def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
-    """Return how many of the first `most` records may run now: they wait for their turn only."""
+    """Return how many of the first `most` records may run now, without regard to due times."""
     return partition.horizon.allowed(records, most) if partition.dispatchable else 0

@@ -1,10 +1,10 @@
-"""Errors with which a stage ends that belong to none of its parts."""
+"""Errors that end a stage and come from no single part of the stage."""
 
 from __future__ import annotations
 
 
 class NothingCompletes(Exception):  # noqa: N818 - it names what happens
-    """The engine, or whatever else runs records, died at one record after the other, and completed none."""
+    """The process that runs the records died at one record after the other, and completed none."""
 
     def __init__(self) -> None:
         super().__init__(
