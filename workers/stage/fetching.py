@@ -1,4 +1,4 @@
-"""Which of the delivered records are taken, and which partitions are fetched from."""
+"""Fetching: takes delivered records into the ledgers, and pauses, resumes and seeks partitions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workers.stage.record import Record
 from workers.stage.watch import Watch
 
 STALL_SECONDS = 10.0
-"""How long a partition that has records may deliver none before it is sought again."""
+"""The longest silence of a partition that has records. The stage then seeks the partition again."""
 
 log = get_logger()
 
 
 class Fetching:
-    """Joins the intake to the ledgers. Writes what a partition notes of its deliveries. The Kafka thread owns it."""
+    """Connects the intake with the ledgers. Writes the partitions' delivery fields. Only the Kafka thread calls it."""
 
     def __init__(self, held: Held, intake: Intake, watch: Watch, clock: Clock) -> None:
         self._held = held
@@ -30,11 +30,11 @@ class Fetching:
     def find(
         self, records: Iterable[Record], ends: Iterable[tuple[str, int, int]]
     ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
-        """Find the partition of each record and each end; those of partitions that are not held are left out.
+        """Find the partition of each record and each end. Records and ends of partitions not held are left out.
 
-        Raises TopicMadeAnew where they are of another topic of that name: for a moment the client reads it before the
-        group knows. Kafka is asked where a partition goes back although nothing sought it, and where its first record
-        comes some time after it was opened.
+        Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
+        before the group knows of it. Kafka is asked for the topic's UUID in two cases: a partition's offsets go back
+        without a seek, or the partition's first record is delivered only after it was opened.
         """
         held, doubtful = self._held.partitions, set()
         found_ends = []
@@ -58,16 +58,19 @@ class Fetching:
         return found, found_ends
 
     def take(self, found: Iterable[tuple[Partition, Record]]) -> list[tuple[Partition, Record]]:
-        """Take records into the ledgers of their partitions. Returns those that are this worker's to handle."""
+        """Take records into the ledgers of their partitions. Returns the records that this worker has to handle."""
         now = self._clock.monotonic()
         return [(partition, record) for partition, record in found if self._take(partition, record, now)]
 
     def reach(self, ends: Iterable[tuple[Partition, int]]) -> list[Partition]:
-        """Note ends of partitions: offsets that Kafka skipped before them are done. Returns the partitions."""
+        """Note that partitions have been read to their end: offsets skipped before the end are done.
+
+        Returns the partitions.
+        """
         now, reached = self._clock.monotonic(), []
         for partition, offset in ends:
             if partition.phase is not Phase.OPEN or partition.rewind_to is not None:
-                continue  # what was dropped before this end is no gap: it is fetched again
+                continue  # offsets missing before this end are no gap: their records are fetched again
             if partition.ledger.fits(offset):
                 if offset > partition.ledger.next_offset:
                     self._watch.gap(partition, offset)
@@ -77,21 +80,21 @@ class Fetching:
         return reached
 
     def seek_stalled(self) -> None:
-        """Have partitions sought again that have records to give and have given none for STALL_SECONDS."""
+        """Schedule a seek of each partition that has records but has delivered none for STALL_SECONDS."""
         now = self._clock.monotonic()
         for partition in self._held.partitions.values():
             if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
-                continue  # it is sought anyway, and further back than here
+                continue  # a partition with `rewind_to` is sought anyway, and further back
             if now - partition.last_seen < STALL_SECONDS:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # which may be something that was given back
+            owed = partition.ledger.next_owed  # may be a record that was given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
 
     def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
-        """Pause and resume partitions; a call that fails while an assignment is being made is repeated next round."""
+        """Pause and resume partitions. If an assignment is under way the call may fail; the next round repeats it."""
         if not pause and not resume:
             return
         if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
@@ -103,7 +106,7 @@ class Fetching:
     def _take(self, partition: Partition, record: Record, now: float) -> bool:
         partition.last_seen, partition.at_end = now, False
         if partition.rewind_to is not None and record.offset >= partition.rewind_to:
-            return False  # it is fetched again from there
+            return False  # the partition is fetched again from `rewind_to` on
         if partition.phase is Phase.OPEN and not self._has_offset(partition, record.offset):
             return False
         partition.fetched_to = record.offset + 1
@@ -119,14 +122,15 @@ class Fetching:
         return True
 
     def _has_offset(self, partition: Partition, offset: int) -> bool:
-        """Whether the partition has the offset that a record states; where that is not known, it is believed.
+        """Return whether the record's stated offset is below the partition's end, or the end is not known.
 
-        Else the record is left out. It stands at `fetched_to`, or behind offsets without records. The client would go
-        on behind the stated offset, so the partition is sought one further: records of others may follow.
+        A record with an offset behind the end is left out. The record's real offset is `fetched_to`, or higher if
+        retention removed that offset. The client would continue behind the stated offset and miss other records, so the
+        partition is sought to the offset after the real one.
         """
         if offset <= partition.ledger.next_offset:
             return True
-        for cached in (True, False):  # a fetch brings the end with it, but for one that failed
+        for cached in (True, False):  # a successful fetch brings the end with it; otherwise the broker is asked
             marks = self._intake.watermarks(partition.id, cached=cached)
             if marks is not None and offset < marks[1]:
                 return True

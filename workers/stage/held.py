@@ -1,4 +1,4 @@
-"""The partitions that this process holds: assigned, opened with their committed progress, given back, dropped."""
+"""The partitions that this process holds, from their assignment until they are dropped."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from workers.stage.topic_ids import Identities
 from workers.stage.watch import Watch
 
 OPEN_SECONDS = 5.0
-"""The bound of each question that opens a partition."""
+"""The timeout of each request to Kafka that opening a partition needs."""
 
 log = get_logger()
 
 
 class Held:
-    """The lowest part of a stage's state; knows nothing of what is dispatched or complete. The Kafka thread owns it."""
+    """The lowest part of a stage's state, below dispatching and transactions. Only the Kafka thread calls it."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class Held:
         metrics: Metrics,
         identities: Identities | None,
     ) -> None:
-        """`window_records`: the first window after a crash, where the commit does not say how many records had begun.
+        """`window_records`: size of the first window after a crash if the commit does not say how many records began.
 
-        Without `identities` a topic is known by its name alone, and is never found to be made anew.
+        Without `identities` the stage knows a topic by its name alone, and does not notice if the topic is made anew.
         """
         self._window_records = window_records
         self._intake = intake
@@ -49,26 +49,26 @@ class Held:
         self._metrics = metrics
         self._identities = identities
         self._left: dict[PartitionId, Partition] = {}
-        """Partitions that this process held earlier, if none of their records was a suspect when they went."""
+        """Partitions that this process held earlier, and dropped while none of their records was a suspect."""
         self._generation = 0
         self.partitions: dict[PartitionId, Partition] = {}
         self.load = Load()
 
     def assign(self, topic: str, number: int, *, later: bool, paced: bool) -> Partition:
-        """Hold a partition from now on. It opens when something of it is delivered."""
+        """Hold a partition from now on. The partition opens when its first record or end is delivered."""
         self._generation += 1
         partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, paced=paced)
         self.partitions[partition.id] = partition
         return partition
 
     def of(self, ids: Iterable[PartitionId]) -> list[Partition]:
-        """Return those of these partitions that are held."""
+        """Return the held partitions among `ids`."""
         return [self.partitions[key] for key in ids if key in self.partitions]
 
     def open(self, delivered: Iterable[Partition]) -> list[Partition]:
-        """Open the partitions of which something was delivered for the first time, and return them.
+        """Open and return the delivered partitions that are not open yet.
 
-        Returns none where Kafka does not answer; the stage then fetches their records again. Raises TopicMadeAnew.
+        Returns none if Kafka does not answer; the stage then fetches the records again. Raises TopicMadeAnew.
         """
         fresh = [partition for partition in delivered if partition.phase is Phase.ASSIGNED]
         if not fresh:
@@ -83,11 +83,14 @@ class Held:
         return fresh
 
     def require_same(self, topics: set[str]) -> None:
-        """Ask Kafka whether these topics are still the ones that this stage met first. Raises TopicMadeAnew."""
+        """Ask Kafka if these topics still have the UUIDs that the stage knows. Raises TopicMadeAnew."""
         self._marks(topics)
 
     def committed(self, partitions: list[Partition], seconds: float) -> Committed | None:
-        """Return the committed progress; None where Kafka does not tell, as a transaction of ours may still be open."""
+        """Return the committed progress; None if Kafka does not answer.
+
+        An open transaction of this process may be the cause, so the settler then sweeps again.
+        """
         try:
             return self._intake.committed([partition.id for partition in partitions], seconds)
         except KafkaException as error:
@@ -96,13 +99,13 @@ class Held:
             return None
 
     def give_back(self, partition: Partition, records: list[Record]) -> None:
-        """Let go of records that were taken and not tried."""
+        """Give back records that were taken and not tried."""
         partition.give_back(records)
         for record in records:
             self.load.let_go(partition, record)
 
     def drop(self, partition: Partition, *, suspected: bool) -> None:
-        """Hold a partition no longer. `suspected`: its next records may be what killed a worker."""
+        """Stop holding a partition. `suspected` means that its next records may have killed a worker."""
         if not suspected:
             self._left[partition.id] = partition
         self.load.forget(partition)
@@ -126,17 +129,17 @@ class Held:
         partition.open(progress, self._window_records, mark)
 
     def _recognise(self, partition: Partition, committed: Progress | None) -> None:
-        """Suspect nothing in a partition that comes back as this process left it: its last owner is alive.
+        """Suspect no record of a partition whose committed progress is this process's own: its last owner is alive.
 
-        A pause longer than the group's session causes that. Another owner would have found the partition open, and
-        would have committed its suspects before any of them could kill it.
+        The group may take a partition from a process that pauses for longer than its session, and give it back later.
+        Another owner in between would have committed the partition's suspects before dispatching any record.
         """
         before = self._left.pop(partition.id, None)
         if before is not None and committed is not None and committed in (before.confirmed, before.sent):
             partition.trust_last_owner()
 
     def _marks(self, topics: set[str]) -> dict[str, bytes | None] | None:
-        """Return the marks of these topics; None where Kafka does not tell. Raises TopicMadeAnew."""
+        """Return the marks of these topics; None if Kafka does not answer. Raises TopicMadeAnew."""
         if self._identities is None:
             return dict.fromkeys(topics)
         try:

@@ -1,10 +1,10 @@
-"""How far ahead a partition's records may begin, so that each commit bounds the number of records in work.
+"""The horizon: an offset limit on the records that may begin before the next commit.
 
-After a crash the next owner suspects every record that may have been in work. Without a bound that is a whole window of
-each partition: with twelve partitions, twelve times as many records as ran. So each commit states how many of the first
-undone records may have begun, and no other record begins before the next commit. The *limit* is an offset, a margin
-above the highest record that has begun. The margin follows the pace: a commit allows twice the records that began since
-the last one.
+After a crash the next owner suspects every record that may have been running. Without a limit the owner would suspect a
+whole window of each partition: with twelve partitions, twelve times as many records as ran. So each commit states how
+many of the first undone records may have begun, and no other record begins before the next commit. The *limit* is an
+offset, a margin above the highest record that has begun. The margin follows the pace: a commit allows twice the records
+that began since the last commit.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ LEAST_MARGIN = 32
 MOST_MARGIN = 8_192
 """The largest window."""
 _DECAY = 7 / 8
-"""The margin's decay with each commit that did not need it. A quiet moment must not slow the next busy one."""
+"""The margin's decay at each commit that did not need the margin. A quiet moment must not slow the next busy one."""
 
 
 class Horizon:
-    """The limit of one partition during one assignment. The Kafka thread owns it."""
+    """The limit of one partition during one assignment. Only the Kafka thread calls the methods."""
 
     def __init__(self, start: int) -> None:
-        """`start`: earlier owners may have begun records below this offset, and none from it on."""
+        """`start`: earlier owners may have begun records below this offset, but no others."""
         self._above = start
-        """The offset after the highest record that has begun, or is to begin."""
+        """The offset after the highest record that has begun or waits to begin."""
         self._above_before = start
-        """`_above` as it was when the last commit was composed."""
+        """The value of `_above` at the last commit."""
         self._margin = LEAST_MARGIN
         self._limit: int | None = None
-        """Only records below this offset may begin. None before the first commit: then no record begins."""
+        """Only records below this offset may begin. None before the first commit."""
         self.held_back = False
-        """Whether a record that could begin waits for the next commit."""
+        """True if a record that could begin waits for the next commit."""
 
     def allowed(self, records: Sequence[Record], most: int) -> int:
         """Return how many of the first `most` records may begin now. `records` are in the order of their offsets."""
@@ -48,7 +48,7 @@ class Horizon:
         return sum(1 for _ in takewhile(lambda record: record.offset < limit, records))
 
     def begun(self, offset: int) -> None:
-        """Note that the handler is given the record at this offset."""
+        """Note that the stage dispatches the record at this offset."""
         self._above = max(self._above, offset + 1)
 
     def next_limit(self) -> int:
@@ -56,7 +56,7 @@ class Horizon:
         return max(self._limit or 0, self._above + self._margin)
 
     def committed(self, limit: int) -> None:
-        """Allow this limit: its commit has returned."""
+        """Allow records below `limit` to begin: the commit that states this limit has returned."""
         used, self._above_before = self._above - self._above_before, self._above
         wanted = 2 * self._margin if self.held_back else max(2 * used, int(self._margin * _DECAY))
         self._margin = min(MOST_MARGIN, max(LEAST_MARGIN, wanted))
@@ -64,7 +64,7 @@ class Horizon:
 
 
 def undone_below(limit: int, base: int, done: int) -> int:
-    """Return how many offsets from `base` to below `limit` are not done; `done` is the bitmap from base on."""
+    """Return how many offsets from `base` to below `limit` are not done. `done` is a bitmap that starts at `base`."""
     width = max(0, limit - base)
     if width < done.bit_length():
         done &= (1 << width) - 1

@@ -16,7 +16,7 @@ from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]
 Committed = dict[PartitionId, Progress | None]
-"""The committed progress of each partition; None where nothing was ever committed."""
+"""The committed progress of each partition; None if there is no commit."""
 
 log = get_logger()
 
@@ -31,14 +31,14 @@ class GroupRefused(Exception):  # noqa: N818 - it names what happened
 
 
 class Listener(Protocol):
-    """Is told of rebalances, on the thread that calls `consume`."""
+    """Receives rebalances, on the thread that calls `consume`."""
 
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
         """Hold these partitions from now on. Must not do I/O."""
         ...
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
-        """Release these partitions: another member gets them when this returns."""
+        """Release these partitions: another member gets the partitions when this call returns."""
         ...
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
@@ -51,20 +51,20 @@ class Contact:
     """The state of the connection to a source of records."""
 
     member: bool
-    """Whether the group let this client in, be it with no partitions."""
+    """True if the group admitted this client, possibly with no partitions."""
     silent_seconds: float
-    """How long the source has not answered a request; infinite where no broker can be reached."""
+    """The time since the source last answered a request; infinite if no broker can be reached."""
 
 
 class Intake(Protocol):
-    """A source of records with shared progress. One thread calls all of it."""
+    """A source of records with shared progress. A single thread calls all methods."""
 
     def join(self, listener: Listener) -> None:
         """Become a member."""
         ...
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Return records, and the (topic, partition, offset) of each end reached, as soon as there is one.
+        """Wait for records or ends of partitions. Return records, and the (topic, partition, offset) of each end.
 
         Raises GroupRefused.
         """
@@ -75,11 +75,11 @@ class Intake(Protocol):
         ...
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
-        """Pause and resume fetching; resuming may seek to an offset first. False means: try again."""
+        """Pause and resume partitions, seeking first if an offset is given. False means: try again."""
         ...
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        """Return the first offset and the offset after the last one; None where they are not known."""
+        """Return the partition's first offset and the offset after its last record; None if unknown."""
         ...
 
     def group_metadata(self) -> Any:
@@ -98,8 +98,8 @@ class Intake(Protocol):
 class GroupIntake:
     """A member of a consumer group (KIP-848) that reads committed records only.
 
-    `topics` must exist. `config` are librdkafka properties of the connection. `on_error` is called with broker errors.
-    `prefetch_records` is about the number of records that are fetched ahead.
+    `topics` must exist. `config` holds librdkafka properties of the connection. The intake calls `on_error` with broker
+    errors. `prefetch_records` is the approximate number of records to fetch ahead.
     """
 
     def __init__(
@@ -118,15 +118,15 @@ class GroupIntake:
         self._consumer = make_consumer(
             {
                 "fetch.wait.max.ms": 100,  # a resumed partition waits for the present fetch
-                "fetch.queue.backoff.ms": 2,  # how long a fetch waits once enough is prefetched
-                "queued.min.messages": prefetch_records,  # of all partitions: they share one queue
+                "fetch.queue.backoff.ms": 2,  # the next fetch's delay once enough records are prefetched
+                "queued.min.messages": prefetch_records,  # all partitions share one queue
                 "queued.max.messages.kbytes": 16_384,
                 **config,
                 "group.id": group,
                 "group.protocol": "consumer",
-                # Each member gets a share of each topic. The default, uniform, counts the partitions of all topics
-                # alike: it moves fewer, and gave one of three members a whole topic, be it the only busy one
-                # (Kafka 4.3.1, `python -m bench.assignors`).
+                # `range` gives each member a share of each topic. The default, `uniform`, counts the partitions of all
+                # topics alike: `uniform` moves fewer partitions, but gave one of three members a whole topic, even the
+                # only busy one (Kafka 4.3.1, `python -m bench.assignors`).
                 "group.remote.assignor": "range",
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
@@ -153,7 +153,7 @@ class GroupIntake:
         )
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Wait for the first record, then take those that are here: `consume(n, t)` alone would wait for all n."""
+        """Wait for the first message, then return all available ones: `consume(n, t)` alone would wait for all n."""
         first = self._consumer.poll(timeout_seconds)
         if first is None:
             return [], []
@@ -168,11 +168,11 @@ class GroupIntake:
             elif error.fatal() or error.code() == KafkaError._FATAL:
                 raise GroupRefused(error)
             else:
-                self._on_error(error)  # such as a partition that may not be read; it is reported nowhere else
+                self._on_error(error)  # for example a denied partition: the client reports this only here
         return records, ends
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
-        """Ask the group coordinator. Waits for open transactions of other workers."""
+        """Ask the group coordinator for the progress. The answer waits for open transactions of other workers."""
         asked = [TopicPartition(topic, number) for topic, number in partitions]
         if not asked:
             return {}
@@ -189,7 +189,7 @@ class GroupIntake:
         if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
             return False  # the assignment is still being made
         try:
-            # Seeks come first, since they may fail: a pause that the caller does not note would never be undone.
+            # Seeks may fail, so they come first: after a failure the caller notes no pause, and would undo none.
             for topic, number, offset in resume:
                 if offset is not None:
                     self._consumer.seek(TopicPartition(topic, number, offset))
@@ -198,11 +198,11 @@ class GroupIntake:
             if resume:
                 self._consumer.resume([TopicPartition(topic, number) for topic, number, _ in resume])
         except KafkaException:
-            return False  # a fetch is being set up, and cannot be moved yet
+            return False  # the client cannot seek while it sets up a fetch
         return True
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        """Return them from the last fetch where `cached`, else from the broker within a second."""
+        """Return the offsets from the last fetch if `cached`, else from the broker within a second."""
         try:
             found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=1.0, cached=cached)
         except KafkaException:
@@ -217,7 +217,7 @@ class GroupIntake:
         return self._consumer.consumer_group_metadata()
 
     def contact(self) -> Contact:
-        """Return the state by the member's epoch and the client's statistics."""
+        """Return the state, as read from the member's epoch and the client's statistics."""
         return Contact(_epoch(self.group_metadata()) > 0, self._coordinator.silent_seconds)
 
     def leave(self) -> None:
@@ -231,16 +231,16 @@ class GroupIntake:
 
 
 def _epoch(group_metadata: Any) -> int:
-    """Return the member's epoch: above 0 once the coordinator let it in, be it with no partitions (KIP-848).
+    """Return the member's epoch: above 0 once the coordinator admits the member, even with no partitions (KIP-848).
 
-    librdkafka shows it only in the bytes that it writes for a transaction: a mark of 7 bytes, then the epoch.
+    librdkafka shows the epoch only in the group metadata for transactions: a mark of 7 bytes, then the epoch.
     """
     (epoch,) = struct.unpack_from("=i", group_metadata, len(b"CGMDv2:"))
     return int(epoch)
 
 
 def _record(message: Any) -> Record:
-    # Any: the stubs make every part optional, which holds for events only
+    # Any: the stubs make every part optional, but only events lack parts
     headers, unreadable = headers_of(message)
     return Record(
         message.topic(),
@@ -255,9 +255,9 @@ def _record(message: Any) -> Record:
 
 
 def headers_of(message: Any) -> tuple[Headers | None, str | None]:
-    """Return a message's headers, or None and the reason where the client cannot read them.
+    """Return a message's headers, or None and the reason if the client cannot read the headers.
 
-    A broker takes any bytes as a header's name. The client reads it as UTF-8, and raises SystemError where it is not.
+    A broker takes any bytes as a header's name. The client raises SystemError for a name that is not UTF-8.
     """
     try:
         return message.headers(), None

@@ -1,22 +1,22 @@
-"""Crash isolation: a record that kills its worker must not kill the fleet, and its neighbours must not be blamed.
+"""Crash isolation: a record that kills its worker must not kill the fleet, and no innocent record must be given up.
 
-After a crash any record in work may be to blame, so all of them are *suspects*. Suspects run in *cohorts*, and the
-members of a cohort are committed before it is dispatched. A cohort that kills again is halved, until one suspect runs
-*alone*: nothing else runs in its process. Only a suspect that killed while alone gets an attempt; at three attempts it
-is given up.
+After a crash each running record may be to blame, so all running records become *suspects*. The stage tries suspects in
+*cohorts*, and commits the members of a cohort before dispatching the cohort. A cohort that kills again is halved, until
+one suspect runs *alone*: its process runs nothing else. Only a suspect that killed while alone gets an attempt; at
+three attempts the stage gives the suspect up.
 
-Suspects come from two places. A partition that its last owner left open brings its first window, and the records that
-were committed as running. A handler that raises HandlerCrashed (an engine process died) brings the records that it ran;
-then all of this happens in memory.
+Suspects have two sources. First, a partition that its last owner left open: its first window is suspect, and so are the
+records committed as running. Second, a handler that raises HandlerCrashed because an engine process died: the records
+of this engine are suspect, and are tried without a restart of the worker.
 
-First windows are tried beside all other records, MAX_SUSPECTS of each partition at once: so many fit into its commit.
-New members take the places of settled ones, since a callback to a server that hangs must not hold up thousands of
-others. Records that were running in a crash are tried strictly one cohort after the other.
+First windows are tried beside all other records, MAX_SUSPECTS of each partition at once: a commit has no more room. New
+members take the places of settled members, since a callback to a server that hangs must not hold up thousands of
+records. Records that were running in a crash are tried strictly one cohort after the other.
 
-A sick machine kills at every record, and none is to blame. So the third attempt waits until another record has
-completed since the last death; without such a completion, a death does not count as the third attempt. The process is
-`sick` once DEATHS_IN_A_ROW records have died alone while none completed, or once a record has died that was tried for
-lack of others. It then ends, and the records stay in Kafka for other workers.
+A sick machine kills at every record, and no record is to blame. So the third attempt waits until another record has
+completed since the last death; otherwise, a death does not count as the third attempt. The process is `sick` once
+DEATHS_IN_A_ROW records have died alone while none completed. The process is also `sick` once a record has died in a
+last attempt that did not wait for another record. A sick process ends, and other workers take the records from Kafka.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""Deaths of different records that ran alone, while none completed. Three killers side by side count as killers."""
+"""Deaths of different records that ran alone, while none completed. Three such deaths are blamed on the records."""
 MAX_ATTEMPTED = MAX_SUSPECTS // 2
-"""The most records of a partition with attempts. Each has a place in every commit until it is settled; cohorts have
-the others."""
+"""The most records of a partition that have attempts. Each such record takes one of a commit's MAX_SUSPECTS places
+until it is settled; the other places are for cohorts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class Cohort:
     members: list[tuple[Partition, Record]]
     alone: bool
     narrow: bool = False
-    """True if the members were running in a crash: then nothing new is started beside them."""
+    """True if the members were running in a crash: nothing else is dispatched until the cohort is settled."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
     """Members that are not settled yet."""
     committed: bool = False
@@ -51,32 +51,32 @@ class Cohort:
 
 
 class Isolation:
-    """The suspects of one process, and the cohorts that are being tried. A healthy process asks for `idle` only."""
+    """The suspects of one process, and the cohorts that are being tried. Without suspects, `idle` is True."""
 
     def __init__(self) -> None:
         self._narrow: deque[tuple[Partition, Record]] = deque()
-        """Suspects that were running in a crash: they run before all others, in halves, with nothing beside them."""
+        """Suspects that were running in a crash. One cohort of these runs at a time, and nothing else."""
         self._wide: dict[Partition, deque[Record]] = {}
-        """The first window of each partition that was left open: its cohorts run beside all other records. No queue is
-        empty, and the partition that was drawn from last stands last."""
+        """The first windows of partitions that were left open. Cohorts of first windows run beside all other records.
+        No queue is empty; the partition drawn from last comes last."""
         self._last: deque[tuple[Partition, Record]] = deque()
-        """Suspects before their last attempt: they wait until another record has completed, and hold up no other."""
+        """Suspects before their last attempt, waiting until another record completes. Other records run meanwhile."""
         self._healthy = False
-        """True if a record has completed since the last death, or since this process began."""
+        """True if a record has completed since the last death, or since the start if no death occurred."""
         self._died_alone: set[tuple[Partition, int]] = set()
-        """Records that have died alone since a record completed last."""
+        """Records that have died alone since the last completion."""
         self._for_lack_of_others = False
         """True if a last attempt is under way although no other record has completed."""
         self.sick = False
         """True if the machine is to blame, and not the records."""
         self._limit = MAX_SUSPECTS
         self._awaited: set[tuple[Partition, int]] = set()
-        """Records that another worker committed as running, and that were not delivered to this one yet."""
+        """Records that another worker committed as running, and that Kafka has not yet delivered to this worker."""
         self.cohorts: list[Cohort] = []
-        """Cohorts with unsettled members: one whose members ran in a crash, or several of first windows. Only the last
-        one may wait for its dispatch."""
+        """Cohorts with unsettled members: one narrow cohort, or several cohorts of first windows. Only the last cohort
+        may be undispatched."""
         self.condemned: list[tuple[Partition, Record, int]] = []
-        """Records to be given up, with the attempts of each."""
+        """Records to give up, each with its attempts."""
 
     @property
     def idle(self) -> bool:
@@ -85,7 +85,7 @@ class Isolation:
 
     @property
     def exclusive(self) -> bool:
-        """True if records that are no suspects must wait."""
+        """True if records that are not suspects must wait."""
         return bool(self._narrow) or any(cohort.narrow for cohort in self.cohorts)
 
     @property
@@ -95,11 +95,11 @@ class Isolation:
 
     @property
     def announced(self) -> Cohort | None:
-        """The cohort whose suspicion is to be committed."""
+        """The cohort whose members the next transaction has to commit as running."""
         return self.cohorts[-1] if self.cohorts and not self.cohorts[-1].committed else None
 
     def involves(self, partition: Partition) -> bool:
-        """Return whether records of the partition are suspects, or will be when they come."""
+        """Return whether the partition has suspects, or its next records will be suspects."""
         if partition.careful_records or any(suspect.running for suspect in partition.suspects.values()):
             return True
         suspected = {*self._wide, *self._tried(), *(owner for owner, _ in (*self._narrow, *self._last))}
@@ -107,7 +107,7 @@ class Isolation:
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
-        """Take over the suspects that the last owner committed as running: their cohort killed, and is halved."""
+        """Adopt suspects that the last owner committed as running: their cohort killed, so cohorts are halved."""
         self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:
@@ -120,7 +120,7 @@ class Isolation:
         partition.alone = False
 
     def suspect(self, partition: Partition, record: Record) -> bool:
-        """Return True if a record that was just taken is a suspect; it is then dispatched from here."""
+        """Return True if a record that was just taken is a suspect. Suspects are queued here, not in the window."""
         self._awaited.discard((partition, record.offset))
         known = partition.suspects.get(record.offset)
         if known is not None:
@@ -135,7 +135,7 @@ class Isolation:
         return True
 
     def end_first_window(self, partition: Partition) -> None:
-        """Suspect no further record of the partition: its last owner cannot have begun those that are still to come."""
+        """Suspect no further record of the partition: its last owner cannot have begun the later records."""
         partition.careful_records = 0
 
     def completed(self) -> None:
@@ -164,11 +164,11 @@ class Isolation:
                 partition.suspects[record.offset] = Suspect(attempts)
             self._judge(partition, record, attempts, first=not alone)
         waiting, self._narrow = self._narrow, deque()
-        for partition, record in waiting:  # the next one may have to wait for another completion
+        for partition, record in waiting:  # suspects before their last attempt have to wait for another completion
             self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
 
     def try_anyway(self) -> None:
-        """Let a suspect have its last attempt although no record completes: there may be no other for days."""
+        """Start a suspect's last attempt although no other record has completed: none may arrive for days."""
         self._for_lack_of_others = True
         self._try_last()
 
@@ -177,16 +177,16 @@ class Isolation:
         self._limit = 1
 
     def next_cohort(self, room: int) -> Cohort | None:
-        """Return the cohort to dispatch next, if any. Its members have to be committed as running before that.
+        """Return the cohort to dispatch next, if any. The caller has to commit the members as running before that.
 
-        `room`: how many records of first windows the handler may be given now.
+        `room` is the largest number of records to draw from first windows.
         """
         if self.cohorts and not self.cohorts[-1].dispatched:
             return self.cohorts[-1]
         if self._last and self._healthy and not self.exclusive:
             self._try_last()
         if self.cohorts and self.exclusive:
-            return None  # not even suspects run beside those that ran in a crash
+            return None  # nothing runs beside suspects that were running in a crash, not even other suspects
         narrow = bool(self._narrow)
         members = self._draw_narrow() if narrow else self._draw_wide(room)
         if not members:
@@ -198,7 +198,7 @@ class Isolation:
         return cohort
 
     def settled(self, partition: Partition, offset: int) -> None:
-        """Note that a record is settled; a cohort without unsettled members is acquitted."""
+        """Note that a record is settled. A cohort whose members are all settled killed no worker, and is removed."""
         for cohort in list(self.cohorts):
             cohort.waiting.discard((partition, offset))
             if not cohort.waiting:
@@ -207,7 +207,7 @@ class Isolation:
                 self.cohorts.remove(cohort)
 
     def forget(self, partition: Partition) -> list[Record]:
-        """Forget the suspects of a partition that goes to another worker. Returns those that were not dispatched."""
+        """Forget the suspects of a partition that another worker gets. Returns the undispatched suspects."""
         untried = [record for owner, record, _ in self.condemned if owner is partition]
         untried += [record for owner, record in (*self._narrow, *self._last) if owner is partition]
         untried += self._wide.pop(partition, ())
@@ -241,7 +241,7 @@ class Isolation:
         self._limit = max(1, min(self._limit, (size + 1) // 2 if size > 1 else 1))
 
     def _put_back(self, cohort: Cohort) -> None:
-        """Make the members of a cohort that was not dispatched the next to be tried."""
+        """Put the members of an undispatched cohort back to the front of their queue."""
         if cohort.narrow:
             self._narrow.extendleft(reversed(cohort.members))
             return
@@ -249,7 +249,7 @@ class Isolation:
             self._wide.setdefault(partition, deque()).appendleft(record)
 
     def _tried(self) -> defaultdict[Partition, set[int]]:
-        """Return the offsets that are in a cohort and not settled."""
+        """Return the unsettled offsets of all cohorts, by partition."""
         tried: defaultdict[Partition, set[int]] = defaultdict(set)
         for cohort in self.cohorts:
             for partition, offset in cohort.waiting:
@@ -257,7 +257,7 @@ class Isolation:
         return tried
 
     def _mark(self, cohort: Cohort) -> None:
-        """Mark the members as running in their partitions' progress, and clear earlier members that are settled."""
+        """Mark the members as running in the partitions' progress, and remove the marks of settled members."""
         tried = self._tried()
         for partition in {partition for partition, _ in cohort.members}:
             partition.alone = cohort.alone and all(
@@ -274,7 +274,7 @@ class Isolation:
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
     def _draw_narrow(self) -> list[tuple[Partition, Record]]:
-        """Take up to a cohort of suspects from the front, as far as their partitions' commits have room."""
+        """Draw a cohort from the front of the queue: as many suspects as the size limit and the commits allow."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named()
         while self._narrow and len(drawn) < self._limit:
@@ -286,7 +286,7 @@ class Isolation:
         return drawn
 
     def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
-        """Take up to `room` records of first windows, as far as the commit of each partition has room."""
+        """Draw up to `room` records of first windows, as far as the commit of each partition has room."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named() if self._wide else {}
         for partition in list(self._wide):
@@ -300,7 +300,7 @@ class Isolation:
         return drawn
 
     def _named(self) -> defaultdict[Partition, set[int]]:
-        """Return the offsets that each partition's commit names: those that are tried, and those with attempts."""
+        """Return the offsets that each partition's commit names: members of cohorts, and records with attempts."""
         named = self._tried()
         for partition in {*named, *self._wide, *(partition for partition, _ in self._narrow)}:
             named[partition].update(offset for offset, suspect in partition.suspects.items() if suspect.attempts)
@@ -308,7 +308,7 @@ class Isolation:
 
 
 def _counts(attempts: int, *, healthy: bool) -> bool:
-    """Return whether killing alone counts as an attempt. The last attempt requires another record's completion."""
+    """Return whether a death alone counts as an attempt. The last attempt counts only if `healthy`."""
     return healthy or attempts < ATTEMPTS_ALLOWED - 1
 
 

@@ -1,15 +1,15 @@
-"""The ledger: which records of one partition are done. It does no I/O and speaks in offsets.
+"""The ledger: the done records of one partition, as offsets. The ledger does no I/O.
 
 The words, as the whole stage uses them:
 
 - *taken*: this worker consumed the record and has to handle it.
 - *done*: an offset whose outputs are settled, or at which there is no record (a gap).
-- *base*: every offset below it is done. Kafka knows it as the committed offset.
+- *base*: the first offset that is not done. Kafka calls it the committed offset.
 - *gap*: an offset that Kafka skipped: a transaction marker, an aborted record, a record that compaction removed.
-- *hole*: an offset above base that is not done although one behind it was seen.
-- *span*: the distance from base to behind the highest taken offset. It is bounded, the more so the more holes it has,
-  so that it can always be committed (progress.py).
-- *suspect*: a record that may have killed a worker; *attempts* counts the workers it killed while it ran alone.
+- *hole*: an offset of the span that is not done.
+- *span*: the offsets from base to the highest one seen. The span is bounded so that it always fits into a commit: the
+  more holes, the lower the bound (progress.py).
+- *suspect*: a record that may have killed a worker; *attempts* counts the workers that the record killed while it ran alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 class Ledger:
     """One partition's offsets during one assignment.
 
-    It changes in two phases: `after` returns the progress to commit, and `settle` adopts it once the commit has
-    returned. In between the ledger takes records and gaps, and notes nothing of the commit, so a failed commit leaves
-    nothing to undo.
+    A ledger changes in two phases: `after` returns the progress to commit, and `settle` adopts this progress once the
+    commit has returned. Between the two, the ledger takes records and gaps, and stores nothing about the commit. So a
+    failed commit leaves nothing to undo.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -33,7 +33,7 @@ class Ledger:
         self._done_count = progress.done.bit_count()
         self._taken: set[int] = set()
         self.next_offset = progress.base
-        """The offset after the highest one seen, and never below base. No other offset ever grows by one."""
+        """The offset after the highest one seen, and never below base."""
         self.gaps_unsettled = False
 
     @property
@@ -43,7 +43,7 @@ class Ledger:
 
     @property
     def progress(self) -> Progress:
-        """Base and bitmap, as they are now."""
+        """The present base and bitmap."""
         return Progress(self._base, self._done)
 
     @property
@@ -53,12 +53,12 @@ class Ledger:
 
     @property
     def idle(self) -> bool:
-        """Whether no record is taken."""
+        """True if no record is taken."""
         return not self._taken
 
     @property
     def next_owed(self) -> int:
-        """The first offset that is neither done nor taken: the next one to fetch, be it for the second time."""
+        """The next offset to fetch, possibly again: the first offset that is neither done nor taken."""
         given_back = ~self._done & ((1 << self.span) - 1)
         for offset in self._taken:
             given_back &= ~(1 << (offset - self._base))
@@ -66,16 +66,16 @@ class Ledger:
 
     @property
     def span(self) -> int:
-        """Offsets from base to behind the highest one seen."""
+        """The number of offsets from base to the highest one seen."""
         return self.next_offset - self._base
 
     @property
     def holes(self) -> int:
-        """Offsets of the span that are not done."""
+        """The number of offsets in the span that are not done."""
         return self._width - self._done_count
 
     def undone_before(self, offset: int) -> int:
-        """Return how many offsets below this one are unseen and not done."""
+        """Return how many offsets below `offset` are unseen and not done."""
         unseen = max(0, offset - self.next_offset)
         done = self._done >> (self.next_offset - self._base)
         mask = (1 << min(unseen, done.bit_length())) - 1
@@ -97,7 +97,10 @@ class Ledger:
         return offset in self._taken
 
     def take(self, offset: int) -> bool:
-        """Take a delivered record that `fits`; skipped offsets before it are done. False if it is done or taken."""
+        """Take a delivered record that `fits`, and mark skipped offsets before as done.
+
+        Returns False if the record is done or taken already.
+        """
         self.reach(offset)
         self.next_offset = max(self.next_offset, offset + 1)
         if self.is_done(offset) or offset in self._taken:
@@ -106,11 +109,11 @@ class Ledger:
         return True
 
     def reach(self, offset: int) -> None:
-        """Note that every offset below was delivered or skipped, as a record or an end of partition shows."""
+        """Note that every offset below `offset` was delivered or skipped, as a record or a partition's end shows."""
         if offset <= self.next_offset:
             return
         if self._base == self.next_offset:
-            self._move(offset, self._done >> (offset - self._base))  # nothing is owed below: a gap of any length fits
+            self._move(offset, self._done >> (offset - self._base))  # no earlier record is owed: any gap fits
         else:
             skipped = (1 << (offset - self.next_offset)) - 1
             self._move(self._base, self._done | skipped << (self.next_offset - self._base))
@@ -118,7 +121,7 @@ class Ledger:
         self.gaps_unsettled = True
 
     def after(self, offsets: Iterable[int]) -> tuple[int, int]:
-        """Return base and bitmap with these offsets done too."""
+        """Return base and bitmap as they are once these offsets are done too."""
         done = self._done
         for offset in offsets:
             if offset >= self._base:
@@ -126,14 +129,14 @@ class Ledger:
         return _advance(self._base, done)
 
     def settle(self, offsets: Iterable[int]) -> None:
-        """Mark these offsets as done: their commit has returned."""
+        """Mark these offsets as done: the commit that contains them has returned."""
         offsets = list(offsets)
         self._move(*self.after(offsets))
         self._taken.difference_update(offsets)
         self.gaps_unsettled = False
 
     def adopt(self, progress: Progress) -> set[int]:
-        """Adopt a commit of ours whose answer was lost. Returns the taken offsets that it contains."""
+        """Adopt a commit of this worker whose answer was lost. Returns the taken offsets that the commit contains."""
         committed = Ledger(progress)
         known = {offset for offset in self._taken if committed.is_done(offset)}
         shift = progress.base - self._base
@@ -149,17 +152,17 @@ class Ledger:
 
     @property
     def _width(self) -> int:
-        """The span, or more where the last owner had gone further."""
+        """The span's width, or the bitmap's if the last owner had seen more offsets."""
         return max(self.span, self._done.bit_length())
 
     def _move(self, base: int, done: int) -> None:
         """Set base and bitmap. Base may pass every seen offset, since an earlier owner may have done more."""
         self._base, self._done = _advance(base, done)
-        self._done_count = self._done.bit_count()  # counted here, since it is asked for at every record
+        self._done_count = self._done.bit_count()  # stored, since `fits` may need the count for every record
         self.next_offset = max(self.next_offset, self._base)
 
 
 def _advance(base: int, done: int) -> tuple[int, int]:
-    """Return base and bitmap with base moved over the run of done offsets that starts at it."""
+    """Return base and bitmap after moving base past the run of done offsets that starts at base."""
     run = ((done + 1) & ~done).bit_length() - 1
     return base + run, done >> run

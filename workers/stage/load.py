@@ -1,4 +1,4 @@
-"""How much of a process its records take up."""
+"""The load: numbers and bytes of the records that a stage has taken."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ class Load:
     """Sums over the partitions of one stage. The only writer of `Partition.running` and `Partition.bytes`."""
 
     running: int = 0
-    """Records that the handler has: dispatched, and not returned."""
+    """The number of records that are dispatched and not yet complete."""
     bytes: int = 0
-    """Bytes of record values that are taken and not settled."""
+    """Bytes of the values of taken, unsettled records."""
 
     def take(self, partition: Partition, record: Record) -> None:
-        """Count a record that was taken."""
+        """Add a record that was taken."""
         self._add(partition, len(record.value))
 
     def let_go(self, partition: Partition, record: Record) -> None:
-        """Count a record no longer: it is settled, or given back."""
+        """Subtract a record that is settled or given back."""
         self._add(partition, -len(record.value))
 
     def begin(self, partition: Partition) -> None:
-        """Count a record of the partition that the handler is given."""
+        """Add a running record of the partition: the stage dispatches it."""
         partition.running += 1
         self.running += 1
 
     def end(self, partition: Partition) -> None:
-        """Count a record of the partition from which the handler has returned."""
+        """Subtract a running record of the partition: the handler has returned."""
         partition.running -= 1
         self.running -= 1
 
     def forget(self, partition: Partition) -> None:
-        """Count nothing of a partition that another worker owns. Its own counts stay as they are."""
+        """Subtract all records of a partition that another worker owns. The partition's own counts stay."""
         self.running -= partition.running
         self.bytes -= partition.bytes
 

@@ -1,9 +1,9 @@
-"""Lookahead finds out whether another party waits behind the one that fills the lot alone.
+"""Lookahead: finds out if another party waits in the partitions behind the party that fills the lot alone.
 
-Without it one tenant's flood would keep out every tenant that comes later. Deferring the flood whenever it fills the
-lot would defer a sole tenant's records for no other's benefit. So once one party has filled the lot for a second, a
-consumer of its own reads the rest of those partitions. It keeps and commits nothing. When it meets another party, the
-stage reads on up to there and defers the records in between.
+Without lookahead, one tenant's flood would keep out every later tenant. A stage that deferred the flood whenever the
+lot is full would also defer a sole tenant's records, to no tenant's benefit. So once one party has filled the lot for a
+second, a separate consumer reads on in the blocked partitions. The consumer keeps and commits nothing. When the
+consumer meets another party's record, the stage reads on up to this record and defers the records in between.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.stage.partition import Partition, Phase
 from workers.stage.sharing import Party, Sharing
 
 PATIENCE_SECONDS = 1.0
-"""How long one party fills the lot before the stage reads ahead. Other tenants may wait that long."""
+"""The time for which one party fills the lot before the stage reads ahead. Other tenants may wait for this time."""
 RECORDS_A_LOOK = 250
 """About a millisecond of the Kafka thread."""
 PREFETCH_KIB = 4_096
@@ -30,9 +30,10 @@ log = get_logger()
 
 
 class Scout:
-    """Reads ahead in partitions, and reports records of another party than the familiar one. The Kafka thread owns it.
+    """Reads ahead in partitions, and reports records of parties other than the familiar one.
 
-    `config` are librdkafka properties of the connection. The consumer has the group's name and is no member of it.
+    `config` holds librdkafka properties of the connection. The consumer has the group's name but does not join the
+    group. Only the Kafka thread calls the methods.
     """
 
     def __init__(self, config: Mapping[str, Any], group: str, sharing: Sharing) -> None:
@@ -50,10 +51,13 @@ class Scout:
         self._familiar: Party = None
         self._aims: frozenset[PartitionId] = frozenset()
         self._read: dict[PartitionId, int] = {}
-        """By partition, the offset to read on from: only the familiar party was met so far."""
+        """By partition, the offset at which reading goes on."""
 
     def aim(self, places: Mapping[PartitionId, int], familiar: bytes) -> None:
-        """Read these partitions, from these offsets or from where reading stopped."""
+        """Read these partitions, from these offsets or from the offsets where reading stopped, if higher.
+
+        `familiar` is the party that fills the lot.
+        """
         if familiar != self._familiar:
             self._familiar, self._aims = familiar, frozenset()
             self._read.clear()
@@ -66,11 +70,11 @@ class Scout:
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
 
     def look(self) -> dict[PartitionId, int]:
-        """Return the last offset of another party that was met since, by partition. Does not wait."""
+        """Read some records without waiting. Return, by partition, the last of their offsets of another party."""
         if self._consumer is None or not self._aims:
             return {}
         met: dict[PartitionId, int] = {}
-        # Any: the stubs make every part optional, which holds for events only
+        # Any: the stubs make every part optional, but only events lack parts
         messages: list[Any] = self._consumer.consume(RECORDS_A_LOOK, 0)
         for message in messages:
             error = message.error()
@@ -90,7 +94,7 @@ class Scout:
             self._aims = frozenset()
 
     def forget(self) -> None:
-        """Stop reading, and begin again next time."""
+        """Stop reading, and forget the offsets where reading stopped."""
         self.rest()
         self._read.clear()
 
@@ -102,7 +106,7 @@ class Scout:
 
 
 class Lookahead:
-    """Decides when to look ahead, and notes in the partitions where another party waits."""
+    """Decides when to look ahead, and notes in each partition the offset at which another party waits."""
 
     def __init__(self, scout: Scout, clock: Clock) -> None:
         self._scout = scout
@@ -112,7 +116,7 @@ class Lookahead:
         self._generation = 0
 
     def look(self, lot: Lot, partitions: Iterable[Partition]) -> None:
-        """Look ahead where it is due; call it once a round. `partitions` are all that the stage holds."""
+        """Look ahead if one party has filled the lot. Call this once a round, with all held partitions."""
         if not self._is_filled(lot):
             self._scout.rest()
             return
@@ -120,7 +124,7 @@ class Lookahead:
         newest = max((partition.generation for partition in held.values()), default=0)
         if newest != self._generation:
             self._generation = newest
-            self._scout.forget()  # notes may be in partitions that are gone since
+            self._scout.forget()  # found offsets may be noted in `Partition` objects that are gone
         if lot.filler is not None:
             blocked = {place: p.ledger.next_offset for place, p in held.items() if _is_blocked(p)}
             self._scout.aim(blocked, lot.filler)
@@ -145,7 +149,7 @@ class Lookahead:
         partition.foresee(offset)
 
     def _is_filled(self, lot: Lot) -> bool:
-        """Return whether the lot was full again and again for PATIENCE_SECONDS."""
+        """Return whether the lot has been full for PATIENCE_SECONDS, apart from shorter breaks."""
         now = self._clock.monotonic()
         if lot.full:
             self._filled_last = now
@@ -157,5 +161,5 @@ class Lookahead:
 
 
 def _is_blocked(partition: Partition) -> bool:
-    """Return whether there may be unread records because the lot is full."""
+    """Return whether the partition may have unread records because the lot is full."""
     return partition.paused and not partition.later and not partition.foreseen
