@@ -1,4 +1,4 @@
-"""Records that wait for a time: which of the parked ones are due, and how many of them go before others."""
+"""Pacing: draws the parked records that are due, and shares the free places between paced and other records."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from workers.stage.record import Record
 from workers.stage.window import Window
 
 SOON_SECONDS = 10.0
-"""How soon a record has to be due for others to wait behind it here. Other records use the room of a later one."""
+"""If a partition's first record is due within this time, the stage also fetches the records behind. If the first is due
+later, the stage does not fetch from the partition, and gives back its records first when room is short."""
 OVERDUE_SECONDS = 1.0
-"""How long a due record has no room before the records behind it count as waiting for room too."""
+"""The time for which a due record waits for room before its partition's records count as waiting for room again."""
 PACED_AT_ONCE = 16
-"""The most records of paced partitions that are handed over in a round. Records that entered a tier together are due
-together, by the hundred: a new record would wait until all of them have begun."""
+"""The most records of paced partitions to hand over in a round. Hundreds of records that entered a tier together are
+due together: without this bound, a new record of another partition would wait until all of these have begun."""
 PACED_SHARE = 0.2
-"""The share of free places that paced records have, however many others wait."""
+"""The share of free places for paced records, however many other records wait."""
 LOOK_AGAIN_SECONDS = 0.5
-"""How often a record that is not due is looked at: clocks are set."""
+"""The longest time between two checks of a record that is not due: someone may set the clock."""
 
 
 class Pacing:
-    """Draws parked records from the window of a stage that does not share it. The Kafka thread owns it."""
+    """Draws parked records from the window of a stage without a `Sharing`. Only the Kafka thread calls the methods."""
 
     def __init__(self, pace: Backpressure, window: Window, held: Held, defects: Defects, clock: Clock) -> None:
         self._pace = pace
@@ -36,35 +37,35 @@ class Pacing:
         self._defects = defects
         self._clock = clock
         self._is_paced = False
-        """Whether there ever was a paced partition."""
+        """True once there was a paced topic."""
         self._owed = 0.0
-        """Places that paced records are still owed."""
+        """Places that paced records have earned and not used."""
         self.more_is_due = False
-        """Whether there may be paced records that are due and were not handed over in the last round."""
+        """True if the last round may have left due records of paced partitions."""
 
     def paces(self, topic: str) -> bool:
-        """Return whether the topic's records are paced. From the first such topic on they are drawn apart."""
+        """Return whether the topic's records are paced. After the first paced topic, paced records are drawn apart."""
         paced = self._pace.paces(topic)
         self._is_paced |= paced
         return paced
 
     def was_never_due(self, record: Record) -> bool:
-        """Return whether no owner can have begun the record.
+        """Return whether no owner can have begun the record: the record is not due, and its timestamp is in the past.
 
-        A stamp from the future tells nothing: each owner counts such a record's wait from when it sees it.
+        A timestamp in the future proves nothing: each owner counts the record's wait from its own time of reading.
         """
         return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
 
     def draw(self, room: int) -> list[tuple[Partition, Record]]:
-        """Take out up to `room` parked records that are due, and put off the partitions whose first one is not."""
+        """Remove and return up to `room` parked records that are due. Put off partitions whose first record is not."""
         drawn = self._draw_apart(room) if self._is_paced else self._window.draw(room, self._ready)
         self._look_at_fronts()
         return drawn
 
     def _draw_apart(self, room: int) -> list[tuple[Partition, Record]]:
-        """Take out a few paced records, which have a share of the places, and all others that there is room for.
+        """Remove and return a few paced records, within their share of the places, and other records for the rest.
 
-        Where the window is full no others come, and all wait for it to empty: then paced records go like others.
+        While the window is full no new records are fetched, so paced records need no bound: all are drawn alike.
         """
         if self._window.first.full or self._window.tight:
             return self._window.draw(room, self._ready)
@@ -94,7 +95,7 @@ class Pacing:
         return self._seconds_left(record) <= 0
 
     def _seconds_left(self, record: Record) -> float:
-        """Return how long its pace holds a record back; 0 or less where it is due."""
+        """Return the seconds until a record is due; 0 or less if the record is due now."""
         try:
             due_ms = self._pace.due_ms(record)
         except Exception as error:
@@ -103,7 +104,10 @@ class Pacing:
         return 0.0 if due_ms is None else due_ms / 1000 - self._clock.time()
 
     def _look_at_fronts(self) -> None:
-        """Put off the records of partitions whose first one is not due: they take no other record's room."""
+        """Put off the partitions whose first record is not due, so that their records take no room.
+
+        Bring back the partitions whose first record is overdue.
+        """
         now = self._clock.monotonic()
         for partition in self._held.partitions.values():
             if not (partition.parked and partition.dispatchable and now >= partition.look_again):

@@ -1,8 +1,8 @@
-"""Records wait for the window in a lot, in which each party has a queue of its own.
+"""Parking: taken records wait for the window in a lot, which has a queue for each party.
 
-The queues of a lot are served in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995). A queue saves one
-unit each time round. A record costs one unit and one more for each 4 KiB, since a long prompt is more work than a short
-one. Within a queue the partitions take turns, and a partition's records keep their order.
+A lot serves its queues in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995). A queue earns one unit
+at each turn. A record costs one unit, and one more for each 4 KiB, since a long prompt is more work than a short
+prompt. Within a queue the partitions take turns, and a partition's records keep their order.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from workers.stage.sharing import Party
 
 UNIT_BYTES = 4096
 TIGHT_SECONDS = 0.2
-"""How long the lot may lack room before partitions are paused. A pause discards prefetched records, and quick records
-make room sooner than a resumed partition delivers."""
+"""The time for which the lot may lack room before partitions are paused. A pause discards prefetched records, and
+quick records make room sooner than a resumed partition delivers."""
 
 AHEAD_RECORDS = 2048
-"""How many of a partition's records may be put off until they are due, where the first is due soon. With one record the
-whole tier would be fetched again each time a record is due."""
+"""The most put-off records of a partition whose first record is due soon. With only one record here, the partition
+would be fetched again from the next record on each time a record is due."""
 PUT_OFF_SHARE = 4
-"""Put-off records may take this multiple of the lot's capacity in units, and this fraction of the window's bytes."""
+"""Put-off records may take PUT_OFF_SHARE times the lot's capacity in units, and 1/PUT_OFF_SHARE of the lot's bytes."""
 
 Parked = tuple[Partition, Record]
 Ready = Callable[[Partition, Sequence[Record], int], int]
-"""Returns how many of the first records of a queue may be dispatched now, up to a number. Changes nothing."""
+"""Returns how many records at the front of a partition's queue may be dispatched now, up to the given number."""
 
 
 def cost_of(record: Record) -> int:
@@ -37,7 +37,7 @@ def cost_of(record: Record) -> int:
 
 
 def _units(records: int, size: int) -> int:
-    """Return about the units of several records of `size` bytes in all."""
+    """Return the approximate cost in units of `records` records with `size` bytes in all."""
     return records + size // UNIT_BYTES
 
 
@@ -51,11 +51,11 @@ class PartyQueue:
         self.records = 0
         self.bytes = 0
         self.savings = 0
-        """Units that the party may spend at its turn."""
+        """Units that the party has earned and not spent."""
 
     @property
     def cost(self) -> int:
-        """About the units of all its records."""
+        """The approximate cost in units of all records in the queue."""
         return _units(self.records, self.bytes)
 
     def add(self, partition: Partition, record: Record) -> None:
@@ -68,7 +68,7 @@ class PartyQueue:
         self.bytes += len(record.value)
 
     def take(self, room: int, ready: Ready) -> list[Parked]:
-        """Take out up to `room` records whatever they cost, an equal part from each partition."""
+        """Remove and return up to `room` records regardless of cost, an equal part from each partition."""
         taken: list[Parked] = []
         while (left := room - len(taken)) > 0:
             partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue, 1)]
@@ -79,7 +79,7 @@ class PartyQueue:
         return taken
 
     def spend(self, room: int, ready: Ready) -> list[Parked]:
-        """Take out up to `room` records as far as the savings go. With no ready record there is nothing to save for."""
+        """Remove and return up to `room` records that the savings pay for. If no record is ready, the savings lapse."""
         taken: list[Parked] = []
         while len(taken) < room:
             for partition, queue in self._queues.items():
@@ -98,7 +98,7 @@ class PartyQueue:
         return taken
 
     def newest(self) -> Parked:
-        """Take out the last record of the partition that has the most."""
+        """Remove and return the last record of the partition with the most records."""
         partition, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
         return partition, self._back(partition, queue)
 
@@ -107,7 +107,7 @@ class PartyQueue:
         return self._queues.get(partition, ())
 
     def remove(self, partition: Partition, start: int) -> list[Record]:
-        """Take out a partition's records from an offset on, the last one first."""
+        """Remove and return a partition's records from the offset `start` on, the last record first."""
         removed: list[Record] = []
         queue = self._queues.get(partition)
         while queue and queue[-1].offset >= start:
@@ -115,7 +115,7 @@ class PartyQueue:
         return removed
 
     def _front(self, partition: Partition, most: int, ready: Ready) -> list[Parked]:
-        """Take out the first of a partition's records; its next turn comes after those of all others."""
+        """Remove and return up to `most` ready records from the front, and move the partition behind all others."""
         queue = self._queues.pop(partition)
         front = [(partition, queue.popleft()) for _ in range(ready(partition, queue, min(most, len(queue))))]
         self.records -= len(front)
@@ -125,7 +125,10 @@ class PartyQueue:
         return front
 
     def _next(self, partition: Partition, queue: deque[Record]) -> Record:
-        """Take out one record, as `_front` does: parties that take turns take one at a time."""
+        """Remove and return the partition's first record, and move the partition behind all others.
+
+        Parties that take turns use this instead of `_front`, since they draw one record at a time.
+        """
         record = queue.popleft()
         self.records -= 1
         self.bytes -= len(record.value)
@@ -144,59 +147,59 @@ class PartyQueue:
 
 
 class Lot:
-    """Parked records of partitions that are treated alike. Bounded in records and bytes, with hysteresis.
+    """The parked records of the first places or of the later place, bounded in records and bytes with hysteresis.
 
-    Where several parties wait the lot overflows instead of filling up: see `surplus`.
+    If several parties wait, the lot overflows instead of becoming full: see `surplus`.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int) -> None:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
-        """Units."""
+        """In units."""
         self._lines: dict[Party, PartyQueue] = {}
         """The parties' queues, in the order of their turns."""
         self._tight_since: float | None = None
         self.full = False
-        """Whether partitions are to be paused: the lot lacked room for a while, and has not been half empty since."""
+        """True if partitions have to be paused: the lot lacked room for a while, and has not been half empty since."""
         self.filler: Party = None
-        """The only party that waited when the lot was last found full; None where it was not, or several waited."""
+        """The only party in the lot at the last `look`; None if the lot was not full, or had several parties."""
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
-        """Partitions whose records are put off, and whether the first is due soon. Put-off records count nowhere else
-        here, or many of them would leave no room for other records until they are due."""
+        """Partitions whose records are put off; True if the partition's first record is due soon. `parked` and `bytes`
+        exclude put-off records, since these would leave no room for other records until they are due."""
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
-        """Partitions that are not fetched from until at most this many of their records are left."""
+        """Partitions not to fetch from until at most the given number of the partition's records are parked."""
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose first record was not due when all of them were put off."""
+        """Partitions whose records are put off until the first one is due."""
         return self._put_off.keys()
 
     def is_cut(self, partition: Partition) -> bool:
-        """Return whether so many of a partition's records are put off that no more are to be fetched yet."""
+        """Return whether the partition has enough put-off records, and is not to be fetched from for now."""
         return partition in self._cut
 
     @property
     def free(self) -> int:
-        """How many more records fit."""
+        """The number of further records that fit."""
         return max(0, self._capacity - self.parked)
 
     @property
     def crowded(self) -> bool:
-        """Whether more records are parked than fit."""
+        """True if more records are parked than fit."""
         return self.parked > self._capacity or self.bytes > self._capacity_bytes
 
     @property
     def tight(self) -> bool:
-        """Whether the lot lacks room, and may have some soon."""
+        """True if the lot lacks room, but not yet long enough to be `full`."""
         return self._tight_since is not None and not self.full
 
     def look(self, now: float) -> None:
-        """Note whether the lot has room at `now`, monotonic seconds."""
+        """Update `tight`, `full` and `filler`. `now`: monotonic seconds."""
         if self.parked < self._capacity and self.bytes < self._capacity_bytes:
             self._tight_since = None
         elif self._tight_since is None:
@@ -204,17 +207,17 @@ class Lot:
         high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         self.full = high or (self.full and not low)
-        # The lot is certainly full here: a moment later it may be empty, or hold another party's few records.
+        # The filler is determined here, while the lot is full: later in the round other records may be in the lot.
         self.filler = next(iter(self._lines)) if self.full and not self.contended else None
 
     @property
     def contended(self) -> bool:
-        """Whether several parties wait."""
+        """True if several parties wait."""
         return len(self._lines) > 1
 
     @property
     def can_give_way(self) -> bool:
-        """Whether a party has more than one record here: `surplus` takes out no party's only record."""
+        """True if some party has more than one record in the lot: `surplus` never removes a party's only record."""
         return self.parked > len(self._lines)
 
     def add(self, partition: Partition, record: Record, party: Party) -> None:
@@ -228,7 +231,7 @@ class Lot:
         self._count(partition, 1, len(record.value))
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Take out up to `room` records that are ready, the parties in turn."""
+        """Remove and return up to `room` ready records. The parties take turns."""
         if room <= 0 or not self._lines:
             return []
         if len(self._lines) > 1:
@@ -242,17 +245,17 @@ class Lot:
         return drawn
 
     def first(self, partition: Partition) -> Record:
-        """Return the first of a partition's records. Raises KeyError where it has none."""
+        """Return the partition's first record. Raises KeyError if the partition has no record here."""
         records = [record for line in self._lines.values() for record in islice(line.of(partition), 1)]
         if not records:
             raise KeyError(partition.id)
         return min(records, key=_offset)
 
     def surplus(self) -> list[Parked]:
-        """While the lot is crowded, take out the newest record of the party that has the most, and more than one.
+        """While the lot is crowded, remove the newest record of the party with the highest cost. Return all removed.
 
-        So a party below its share loses no record, whatever others send. Where as many parties as places wait, each
-        with one record, none is taken out: then partitions have to be paused, see `can_give_way`.
+        So a party below its share loses no record, whatever other parties send. A party's only record stays. If each
+        party has only one record, the lot cannot give way, and partitions have to be paused: see `can_give_way`.
         """
         found: list[Parked] = []
         while self.crowded:
@@ -264,7 +267,10 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's present and coming records, as the first is not due. None come until it is `soon`."""
+        """Put off a partition's present and later records, as the first is not due.
+
+        The partition is not fetched from until its first record is due `soon`.
+        """
         before = self._put_off.get(partition)
         if before is None:
             self._count(partition, -partition.parked, -partition.parked_bytes)
@@ -275,12 +281,12 @@ class Lot:
         if not soon:
             self._cut[partition] = 0
         elif before is False and partition.parked > AHEAD_RECORDS // 2:
-            self._cut[partition] = AHEAD_RECORDS // 2  # enough are here
+            self._cut[partition] = AHEAD_RECORDS // 2  # enough records are parked already
         elif before is False:
             self._cut.pop(partition, None)
 
     def bring_back(self, partition: Partition) -> None:
-        """Let a partition's records wait for room, and no longer for their time."""
+        """Count a partition's records as waiting for room again, no longer as put off."""
         if partition in self._put_off:
             self._count(partition, -partition.parked, -partition.parked_bytes)
             del self._put_off[partition]
@@ -288,9 +294,10 @@ class Lot:
             self._count(partition, partition.parked, partition.parked_bytes)
 
     def cut(self) -> list[tuple[Partition, list[Record]]]:
-        """Take out the records that are too many to be put off here: of each partition, the last one first.
+        """Remove and return put-off records beyond the bounds. Each list begins with the partition's last record.
 
-        PUT_OFF_SHARE bounds all of them together. Partitions that are not due soon make room first.
+        AHEAD_RECORDS bounds each partition, and PUT_OFF_SHARE all partitions together. Partitions that are not due soon
+        lose records first.
         """
         found = [(one, self._keep(one, AHEAD_RECORDS)) for one in self._put_off if one.parked > AHEAD_RECORDS]
         while _units(self._put_off_records, self.put_off_bytes) > self._put_off_capacity:
@@ -301,7 +308,10 @@ class Lot:
         return found
 
     def _heaviest_put_off(self) -> Partition | None:
-        """Return the heaviest partition of several records: one not due soon, or else one above an equal part."""
+        """Return the heaviest put-off partition that is not due soon, or else the heaviest above an equal part.
+
+        Partitions with only one record do not count. Returns None if no partition is left.
+        """
         most = self._put_off_capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]
         late = [partition for partition in several if not self._put_off[partition]]
@@ -312,7 +322,7 @@ class Lot:
         return self.remove(partition, keep=most)
 
     def remove(self, partition: Partition, keep: int = 0) -> list[Record]:
-        """Take out a partition's records, all but the first `keep`."""
+        """Remove and return a partition's records except the first `keep`."""
         if partition.parked <= keep:
             return []
         offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
@@ -350,7 +360,7 @@ class Lot:
                 self._put_off.pop(partition, None)
 
     def _count(self, partition: Partition, records: int, size: int) -> None:
-        """Count records as parked here, or as put off."""
+        """Add to the counts of parked records, or of put-off records if the partition is put off."""
         if partition in self._put_off:
             self._put_off_records += records
             self.put_off_bytes += size

@@ -1,4 +1,7 @@
-"""A partition while it is assigned to this process. Late work is checked against this object, not a number."""
+"""A partition while it is assigned to this process.
+
+Completions hold this object, not a partition number, so a late completion is recognised after a reassignment.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from workers.stage.record import Record
 
 
 class Phase(Enum):
-    """Where a partition is in its life. ASSIGNED → OPEN → REVOKING → GONE; any phase may turn into GONE."""
+    """The phases of an assignment: ASSIGNED → OPEN → REVOKING → GONE. Every phase may change to GONE."""
 
     ASSIGNED = "assigned"
-    """Assigned to this process; nothing of it was delivered yet, and its progress is not read."""
+    """The partition is assigned. Kafka has delivered no record yet, and the committed progress is not read."""
     OPEN = "open"
     REVOKING = "revoking"
-    """No more records are dispatched; the dispatched ones are awaited."""
+    """The stage dispatches no more records, and waits for the dispatched records."""
     GONE = "gone"
-    """Another worker owns it. Late completions and records are dropped."""
+    """Another worker owns the partition. The stage drops late completions and records."""
 
 
 GAP_SECONDS = 1.0
-"""How long a gap alone may wait for a record to be committed with."""
+"""The time for which a gap waits to share the commit of a record, before it is committed alone."""
 
 
 class Partition:
@@ -39,70 +42,70 @@ class Partition:
         self.topic = topic
         self.number = number
         self.generation = generation
-        """Grows with each assignment of any partition."""
+        """A number that grows with each assignment of any partition."""
         self.later = later
-        """Whether its topic is the later place, in which deferred records wait."""
+        """True if the topic is the later place, in which deferred records wait."""
         self.paced = paced
-        """Whether its records are held back until they are due."""
+        """True if records of this topic wait until they are due."""
 
         # Written by the partition's own methods.
         self.phase = Phase.ASSIGNED
         self.ledger = Ledger(Progress(0))
         self.horizon = Horizon(0)
         self.topic_mark: bytes | None = None
-        """The mark of the topic that the offsets are of, once the partition is open."""
+        """The mark of the topic, set when the partition is opened."""
         self.confirmed = Progress(0)
         """The progress that Kafka has confirmed as committed."""
         self.open_committed = False
-        """Whether Kafka knows that this worker has the partition. Nothing is dispatched before."""
+        """True if the last commit states that this worker has the partition open. Before, no record is dispatched."""
         self.begins_anew = False
-        """Whether its last owner is alive: this process itself. Then no record of it killed a worker."""
+        """True if the last owner was this process itself, which is alive: no record of the partition killed it."""
         self.rewind_to: int | None = None
-        """Where to seek before resuming, because records were given back untried."""
+        """The offset to seek to before resuming; None if no seek is needed."""
         self.fetched_to = 0
-        """The client's next record is not below this offset: every one below was delivered, or is none."""
+        """The client's next record has at least this offset: all records below were delivered."""
         self._gap_since: float | None = None
         self._foreseen = -1
 
         # Written by `Transactions`.
         self.sent: Progress | None = None
-        """The progress that was sent last. It may be committed although no answer said so."""
+        """The progress that was sent last. The commit may have succeeded although no answer came."""
 
-        # Written by `Fetching`; `resume` and `give_back` take some of it back.
+        # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these.
         self.paused = True
-        """Until resumed: a partition that is lost and regained stays paused in the client."""
+        """True until the first resume: in the client a partition that is lost and regained stays paused."""
         self.begun = False
-        """Whether a record of this assignment was seen: before the first one, any gap may be what retention removed."""
+        """True if this assignment has delivered a record. Before the first record, any gap may be due to retention."""
         self.at_end = False
-        """Whether the end of the partition was the last thing delivered."""
+        """True if the last delivery was the end of the partition."""
         self.last_seen = now
-        """Monotonic seconds at which anything was delivered."""
+        """The monotonic time of the last delivery."""
         self.position = 0
-        """The offset that was delivered last; 0 once another one is sought. The client gives no earlier one by itself,
-        unless the log went back."""
+        """The last delivered offset; 0 after a seek. Without a seek, the client delivers a lower offset only if the log
+        went back."""
 
         # Written by `Load`.
         self.running = 0
-        """Records that the handler has: dispatched, and not returned."""
+        """The number of records that are dispatched and not yet complete."""
         self.bytes = 0
-        """Bytes of record values that are taken and not settled."""
+        """Bytes of the values of taken, unsettled records."""
 
         # Written by `Lot`.
         self.parked = 0
-        """Records that wait for the window."""
+        """The number of records that wait for the window."""
         self.parked_bytes = 0
-        """Bytes of their values."""
+        """Bytes of the values of parked records."""
 
         # Written by `Pacing`.
         self.look_again = 0.0
-        """Monotonic seconds before which the first parked record need not be asked about again: it was not due."""
+        """The monotonic time at which to check again if the first parked record is due."""
 
-        # Written by `Isolation`; `open` reads them from the committed progress, and `settle` drops what is settled.
+        # Written by `Isolation`; `open` reads these from the committed progress, and `settle` drops settled suspects.
         self.suspects: dict[int, Suspect] = {}
         self.alone = False
-        """Whether the suspect that is being tried has its whole worker to itself."""
+        """True if the suspect that is being tried runs alone in the worker."""
         self.careful_records = 0
-        """How many further records belong to the first window after a crash."""
+        """The number of further records that belong to the first window after a crash."""
 
     @property
     def id(self) -> tuple[str, int]:
@@ -111,16 +114,16 @@ class Partition:
 
     @property
     def owned(self) -> bool:
-        """Whether this process may still commit its progress."""
+        """True if this process may still commit the partition's progress."""
         return self.phase is not Phase.GONE
 
     @property
     def dispatchable(self) -> bool:
-        """Whether its parked records may be handed to the handler."""
+        """True if parked records of the partition may be dispatched."""
         return self.phase is Phase.OPEN and self.open_committed
 
     def open(self, committed: Progress | None, window_records: int, topic_mark: bytes | None = None) -> None:
-        """Start from the committed progress. Where the last owner left it open, the first window is suspect."""
+        """Start from the committed progress. If the last owner left the partition open, the first window is suspect."""
         self.topic_mark = topic_mark
         progress = committed or Progress(0)
         if self.begins_anew:
@@ -144,7 +147,7 @@ class Partition:
         return progress.given_back() if self.phase is Phase.REVOKING else progress
 
     def has_news(self, now: float) -> bool:
-        """Whether the progress is to be committed although no record is complete. `now`: monotonic seconds."""
+        """Return whether the progress needs a commit even if no record is complete. `now`: monotonic seconds."""
         if self.phase is Phase.REVOKING:
             return self.open_committed and self.ledger.idle
         if self.phase is not Phase.OPEN:
@@ -158,10 +161,11 @@ class Partition:
         return now - self._gap_since >= GAP_SECONDS
 
     def settle(self, offsets: list[int], committed: Progress) -> None:
-        """Mark these offsets as done: `committed`, which `progress(offsets)` returned, is committed."""
+        """Mark these offsets as done: Kafka has committed `committed`, the value of `progress(offsets)`."""
         self.open_committed = committed.open
         self.ledger.settle(offsets)
-        self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)  # one may have come meanwhile
+        # A new gap may have been seen during the commit.
+        self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)
         self.confirmed = committed
         self.horizon.committed(committed.limit)
         for offset in offsets:
@@ -169,58 +173,58 @@ class Partition:
         self._gap_since = None
 
     def adopt(self, committed: Progress) -> None:
-        """Adopt a commit of ours whose answer was lost."""
+        """Adopt a commit of this worker whose answer was lost."""
         self.ledger.adopt(committed)
         self.confirmed = committed
         self.open_committed = self.open_committed and committed.open
 
     def trust_last_owner(self) -> None:
-        """Suspect nothing once the partition opens: its last owner is alive."""
+        """Make `open` suspect no record: the last owner is alive."""
         self.begins_anew = True
 
     def replace(self, earlier: Partition, base: int) -> None:
-        """Take the place of an earlier assignment of which the client knows no end: fetch again, from `base` on."""
+        """Take the place of `earlier`, and fetch again from `base` on. In the client the assignment never changed."""
         self.trust_last_owner()
         self.paused = earlier.paused
         self.fetch_again(base)
 
     def close(self) -> None:
-        """Let nothing more be dispatched."""
+        """Enter REVOKING: no more records are dispatched."""
         self.phase = Phase.REVOKING
 
     def abandon(self) -> None:
-        """Leave what is taken undone, for the next owner."""
+        """Leave the taken records undone, for the next owner."""
         for offset in self.ledger.taken:
             self.ledger.drop(offset)
 
     def drop(self) -> None:
-        """Let nothing more be committed: another worker owns the partition."""
+        """Enter GONE: another worker owns the partition, so nothing more is committed."""
         self.phase = Phase.GONE
 
     def give_back(self, records: Iterable[Record]) -> None:
-        """Drop records that were taken and not tried; they are fetched again before the partition is resumed."""
+        """Drop records that were taken and not tried, and seek back to them before the partition is resumed."""
         for record in records:
             self.at_end = False
             self.ledger.drop(record.offset)
             self.fetch_again(record.offset)
 
     def fetch_again(self, offset: int) -> None:
-        """Have the partition sought, to this offset at the latest."""
+        """Schedule a seek to `offset`, or keep a scheduled seek to a lower offset."""
         if self.rewind_to is None or offset < self.rewind_to:
             self.rewind_to = offset
 
     def resume(self, now: float) -> None:
-        """Note that the partition is fetched from again, and was sought where that was owed."""
+        """Note that the client fetches from the partition again, after the scheduled seek if there was one."""
         if self.rewind_to is not None:
             self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
-        self.last_seen = now  # it could give nothing while it was paused
+        self.last_seen = now  # a paused partition delivers nothing
 
     def foresee(self, offset: int) -> None:
-        """Note that the unread record at this offset is of another party than the one that fills the lot."""
+        """Note that the unread record at `offset` belongs to another party than the lot's filler."""
         self._foreseen = max(self._foreseen, offset)
 
     @property
     def foreseen(self) -> bool:
-        """Whether another party's record is known further on, and not read yet."""
+        """True if another party's record was found ahead and is not read yet."""
         return self.ledger.next_offset <= self._foreseen

@@ -1,20 +1,21 @@
-"""A partition's progress as it is committed beside the offset: done offsets above it, and records that may kill.
+"""A partition's progress: done offsets and suspects, written into the metadata of the committed offset.
 
-A broker takes 4,096 characters of metadata by default, so the formats are bounded. Each begins with version, flags and
-the number of suspects; the topic's mark and the suspects follow, and the done offsets come last. All of it is base85:
+A broker takes 4,096 characters of metadata by default, so the formats are bounded. Each format begins with version,
+flags and the number of suspects; the topic's mark and the suspects follow, and the done offsets come last. The bytes
+are written in base85. The versions differ in the done offsets and the mark:
 
-    1  a bitmap, up to MAX_BITMAP offsets above base, with any holes; no mark
-    2  the holes, up to MAX_HOLES of them in MAX_SPAN offsets: how many are done before each, in a Rice code; no mark
+    1  a bitmap of up to MAX_BITMAP offsets above base, with any holes; no mark
+    2  up to MAX_HOLES holes in MAX_SPAN offsets: the number of done offsets before each hole, in a Rice code; no mark
     3  as 1, with a mark
     4  as 2, with a mark
 
-The mark is four bytes of a hash of the topic's UUID. A group may keep its offsets when a topic is deleted and made anew
-under its name, and offsets of the old topic say nothing of the new one. Releases before the mark wrote 1 and 2; their
-progress counts for the present topic. Releases before `begun` left those four bits of the flags 0.
+The mark is four bytes of a hash of the topic's UUID. When a topic is deleted and made anew under the same name, a group
+may keep its offsets. The old topic's offsets mean nothing in the new topic. Releases before the mark wrote versions
+1 and 2; their progress counts for the present topic. Releases before `begun` left the flags' four bits for it 0.
 
-A hole is an offset that is not done. An owner that keeps a wide progress to few holes can go on behind a slow record.
-The Rice code writes a number's multiple of 32 in ones, a zero, and five bits for the rest
-(Rice 1979): six bits for each hole and one for each 32 offsets is the most that it takes, wherever the holes are.
+A hole is an offset that is not done. While a wide span has few holes, an owner can go on behind a slow record.
+The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest. So the
+code takes at most six bits for each hole and one bit for each 32 offsets, for any distribution of the holes.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_BITMAP = 16_384
-"""Offsets. With 32 suspects they make 2,689 characters."""
+"""In offsets. A full bitmap with 32 suspects takes 2,689 characters."""
 MAX_SPAN = 131_072
-"""Offsets. A destination that hangs for 20 s has 6,500 records a second done behind it before that is reached."""
+"""In offsets. At 6,500 records a second, this is the span after a record that hangs for 20 s."""
 MAX_HOLES = 3_500
-"""Of more than MAX_BITMAP offsets. With 32 suspects they make 4,094 characters: more than delivery's window has."""
+"""The most holes in a span of more than MAX_BITMAP offsets: more than delivery's window has records. With 32 suspects
+they take 4,094 characters."""
 
 MAX_SUSPECTS = 32
 
 _BITMAP = 1
 _HOLES = 2
 _MARKED = 2
-"""The difference between a version with a mark and the same one without."""
+"""The difference between the version numbers with and without a mark."""
 _MARK_BYTES = 4
 _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 """Bytes of a suspect's offset above base."""
@@ -46,13 +48,13 @@ _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 _OPEN = 0b01
 _ALONE = 0b10
 _BEGUN_SHIFT = 4
-"""The upper half of the flags says how many may have been begun: the exponent, and 0 where that is not known."""
+"""The upper four bits of the flags hold the base-2 logarithm of `begun`, or 0 if `begun` is not known."""
 _MOST_BEGUN = 1 << 15
 _RUNNING = 0b1000_0000
 
 
 def begun_of(records: int) -> int:
-    """Return the number of records as a commit states it: the next power of two, at least 2."""
+    """Return `records` rounded up to a power of two, at least 2, as commits state `begun`."""
     return min(_MOST_BEGUN, 1 << max(1, (records - 1).bit_length()))
 
 
@@ -62,7 +64,7 @@ def topic_mark(topic_id: str) -> bytes:
 
 
 class UndecodableLedger(ValueError):  # noqa: N818 - it says what is wrong with the text
-    """The commit's metadata is not a ledger of ours, so no offset above base is known to be done."""
+    """The commit's metadata is not in a known format, so no offset above base counts as done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,52 +72,52 @@ class Suspect:
     """A record that may kill its worker."""
 
     attempts: int = 0
-    """How many workers it killed while it ran alone."""
+    """The number of workers that the record killed while it ran alone."""
     running: bool = False
-    """Whether it was being tried at the time of the commit."""
+    """True if the record was being tried at the time of the commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A partition's progress as it is committed: base, the done offsets above it, and the state of isolation."""
+    """The committed progress of a partition: base, the done offsets above base, and the state of isolation."""
 
     base: int
     done: int = 0
-    """Bitmap: bit i is offset base + i. Bit 0 is never set, or base would be higher."""
+    """A bitmap: bit i stands for offset base + i. Bit 0 is never set, since base is not done."""
     open: bool = False
-    """Whether the owner has not released the partition."""
+    """True if the owner has not released the partition."""
     alone: bool = False
-    """Whether the running suspect runs alone in its worker."""
+    """True if the running suspect runs alone in its worker."""
     suspects: Mapping[int, Suspect] = field(default_factory=dict)
     topic: bytes | None = None
-    """The mark of the topic that the offsets are of; None where it is not known."""
+    """The mark of the topic to which the offsets belong; None if not known."""
     begun: int = 0
-    """How many of the first undone records may have begun: a power of two, see `begun_of`. 0 where it is not known."""
+    """The number of first undone records that may have begun: a power of two, see `begun_of`. 0 if not known."""
     limit: int = field(default=0, compare=False)
-    """The owner begins only records below this offset until its next commit. The limit is not committed itself."""
+    """Until the next commit, the owner begins only records below this offset. The metadata does not contain it."""
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Offsets of the suspects that were being tried, ascending."""
+        """Offsets of the suspects that are being tried, in ascending order."""
         return tuple(sorted(offset for offset, suspect in self.suspects.items() if suspect.running))
 
     def includes(self, earlier: Progress) -> bool:
-        """Return whether every offset that is done in `earlier` is done in this one."""
+        """Return whether every offset that is done in `earlier` is also done in this progress."""
         if earlier.base > self.base:
-            return False  # base is not done
+            return False  # `self.base` is not done here, but in `earlier`
         return not earlier.done >> (self.base - earlier.base) & ~self.done
 
     def given_back(self) -> Progress:
-        """Return the progress of a partition that is released: no suspect is being tried."""
+        """Return this progress as committed on release: not open, and no suspect is being tried."""
         tried = {offset: Suspect(suspect.attempts) for offset, suspect in self.suspects.items() if suspect.attempts}
         return Progress(self.base, self.done, suspects=tried, topic=self.topic)
 
     def is_of_another_topic(self, mark: bytes | None) -> bool:
-        """Return whether these offsets are of another topic than the present one, which has this mark."""
+        """Return whether these offsets belong to another topic than the present one, which has the mark `mark`."""
         return None not in (self.topic, mark) and self.topic != mark
 
     def encode(self) -> str:
-        """Return the progress as commit metadata, as a bitmap where one is wide enough."""
+        """Return the progress as commit metadata, in the bitmap format if all offsets fit."""
         reach = max(self.done.bit_length(), 1 + max(self.suspects, default=self.base) - self.base)
         version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
@@ -130,7 +132,7 @@ class Progress:
 
     @classmethod
     def decode(cls, base: int, metadata: str) -> Progress:
-        """Read commit metadata. Empty metadata is a plain commit. Raises UndecodableLedger."""
+        """Read commit metadata. Empty metadata means a commit of the offset alone. Raises UndecodableLedger."""
         if not metadata:
             return cls(base)
         try:
@@ -172,7 +174,7 @@ _STREAM = re.compile(f"(?:{_CODES.pattern})*1{{0,7}}")
 
 
 def _holes(done: int) -> bytes:
-    """Return the width, and the run of done offsets before each hole; spare bits of the last byte are ones."""
+    """Encode the bitmap's width, and the length of the run of done offsets before each hole. Pad with ones."""
     width = done.bit_length()
     from_base_on = f"{done:b}"[::-1] if done else ""
     stream = "".join(_rice(len(run)) for run in from_base_on.split("0")[:-1])

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Header = tuple[str, bytes | None]
-"""A Kafka record header. It may have no value."""
+"""A Kafka record header: a name and an optional value."""
 
 Headers = Sequence[Header]
-"""A record's headers: a name may occur more than once, and its last value counts."""
+"""A record's headers. A name may occur more than once; the last header with a name counts."""
 
 HEADER_OVERHEAD_BYTES = 10
-"""A header's bytes beside its name and value: two lengths of at most five bytes (KIP-82). Headers may be empty, and a
-compressed record may have a million of them."""
+"""A header's bytes beside its name and value: two lengths of at most five bytes each (KIP-82). Even empty headers
+count, since a compressed record may have a million headers."""
 
 
 def size_of(headers: Headers) -> int:
@@ -24,7 +24,7 @@ def size_of(headers: Headers) -> int:
 
 @dataclass(slots=True)
 class Record:
-    """One consumed record. An offset is this record's own offset, everywhere."""
+    """One consumed record. `offset` is the record's own offset, not the next one."""
 
     topic: str
     partition: int
@@ -33,14 +33,14 @@ class Record:
     key: bytes | None = None
     headers: Headers | None = None
     timestamp_ms: int = 0
-    """When the record was appended or created, Unix milliseconds."""
+    """The time at which the record was appended or created, in Unix milliseconds."""
     unreadable: str | None = None
-    """Why the client could not read the headers, as a phrase; `headers` is None then."""
+    """The reason for which the client could not read the headers, as a phrase; `headers` is None then."""
     shows_health: bool = True
-    """Whether its completion shows that the engine works. A handler that settles the record without it sets False."""
+    """True if the record's completion shows that the engine works. A handler that did not use the engine sets False."""
 
     def header(self, name: str) -> str | None:
-        """Return the last header of this name as text; None where it is absent or is not UTF-8."""
+        """Return the last value of the header `name` as text; None if it is absent or not UTF-8."""
         for key, value in reversed(self.headers or ()):
             if key == name and value is not None:
                 try:
@@ -52,21 +52,21 @@ class Record:
 
 @dataclass(slots=True)
 class Output:
-    """One record to be produced in the same transaction as the progress of the record that caused it."""
+    """A record to produce, in the same transaction as the progress of the record that caused the output."""
 
     topic: str
     value: bytes | None
     key: bytes | None = None
     headers: Headers | None = None
     partition: int | None = None
-    """None for the number of any source partition in the same transaction."""
+    """None lets the settler choose a number, from those of the transaction's source partitions."""
     may_linger: bool = False
-    """Whether it may be settled half a second later, with others of its kind: it only passes a record on to wait."""
+    """True if the output may be settled half a second later, with other lingering outputs: its record has to wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a record is given up: its handler raised or refused it, or the record killed its worker."""
+    """The reason for giving a record up: its handler raised or refused the record, or the record killed its worker."""
 
     code: str
     """The stage itself uses `internal_error`, `worker_killed` and `handler_defect`."""
@@ -75,23 +75,23 @@ class Failure:
 
 
 class HandlerCrashed(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
-    """Raised by `Handler.handle`: the engine process that ran the record died. The record may be to blame."""
+    """The engine process that ran the record died, and the record may be to blame. `Handler.handle` raises it."""
 
 
 class Handler(Protocol):
-    """The work of one stage. It runs on the event loop and owns no Kafka client."""
+    """The work of one stage. A handler runs on the event loop and owns no Kafka client."""
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """Turn a record into outputs. An empty sequence means done without output.
+        """Turn a record into outputs. An empty sequence means that the record is done without output.
 
-        Raises HandlerCrashed where the record may have killed its engine; the record is then tried in ever smaller
-        groups. Any other exception is a defect of the handler: the record goes to `give_up`. Cancelled when its
-        partition is revoked before it is done.
+        Raises HandlerCrashed if the record may have killed its engine; the stage then tries the record again in ever
+        smaller groups. Any other exception is a defect of the handler: the stage then calls `give_up`. The stage
+        cancels this call if the partition's revocation does not wait for its end.
         """
         ...
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the outputs for a record that cannot be handled: its failed result and its dead letter.
+        """Return the outputs for a record that cannot be handled, such as a failed result and a dead letter.
 
         An exception is a defect: the stage's last resort then writes the dead letter.
         """

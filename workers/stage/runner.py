@@ -1,4 +1,4 @@
-"""The event loop's side of a stage: it runs the handler and hands the outputs back to the Kafka thread."""
+"""The event loop's side of a stage: the runner calls the handler and hands the outputs back to the Kafka thread."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from workers.stage.record import Failure, Handler, HandlerCrashed, Output, Recor
 from workers.stage.sharing import Sharing
 
 MAX_OUTPUT_BYTES = 1_000_000
-"""A larger output would abort its transaction, and every later one, for ever."""
+"""A broker refuses larger outputs. The transaction would abort, and so would each repetition."""
 
 AT_A_TIME_SECONDS = 0.001
-"""How long records run one after the other before the loop serves its other tasks."""
+"""The time for which records run one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
-"""The same for records of paced partitions, which come by the hundred. A callback takes a millisecond and a half in
-all, so one millisecond more would show."""
+"""The shorter time for records of paced partitions, which become due by the hundred. A callback takes a millisecond and
+a half in all, so a delay of one millisecond would show."""
 OTHERS_TO_ONE_PACED = 4
-"""How many other records begin before one of a paced partition, where both wait."""
+"""The number of other records that begin before one record of a paced partition, if both kinds wait."""
 
 
 @dataclass(slots=True)
 class Handled:
-    """A record's handler has returned. `outputs` is None where the engine died with the record."""
+    """A record whose handler has returned. `outputs` is None if the engine died with the record."""
 
     partition: Partition
     record: Record
@@ -36,11 +36,11 @@ class Handled:
     dispatched_at: float
     """Monotonic seconds."""
     deferred: bool = False
-    """Whether the record was deferred untried: then it had no place in the window."""
+    """True if the record was deferred untried, so that it does not count as running."""
 
     @property
     def may_linger(self) -> bool:
-        """Whether there are outputs, and all of them may be settled later."""
+        """True if there are outputs, and all of them may be settled later."""
         if not self.outputs:
             return False
         return all(output.may_linger for output in self.outputs)
@@ -63,11 +63,11 @@ class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
     A record whose handler has to wait has a task of its own. Records that need not wait share a task for a while, since
-    making a task costs as much as many of them do. Records of paced partitions begin after others: they have waited for
-    seconds, and a few milliseconds more do not matter.
+    making a task costs as much as handling many of these records. Records of paced partitions begin after other
+    records: paced records have waited for seconds, and a few milliseconds more do not matter.
 
-    A record completes whatever its handler does: where `handle` raises it is given up, where `give_up` raises the last
-    resort stands in, and where that raises, or there is none, the record is settled without outputs.
+    Each record completes, even if its handler raises. If `handle` raises, `give_up` returns the outputs; if `give_up`
+    raises, the last resort does. If the last resort raises or is missing, the record is settled without outputs.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class Runner:
         self._others: deque[_Dispatched] = deque()
         self._paced: deque[_Dispatched] = deque()
         self._others_in_a_row = 0
-        """How many others have begun in a row while paced records waited."""
+        """The number of other records that have begun in a row while paced records waited."""
         self.begun = 0
-        """Dispatched records whose handlers have begun, or never will. Also read on the Kafka thread."""
+        """The number of dispatched records whose handlers have begun, or never will. The Kafka thread reads it too."""
         self._beginning = False
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
@@ -109,12 +109,12 @@ class Runner:
         self._completions.put(Handled(partition, record, self._given_up(record, failure), now))
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
-        """Complete records that are beyond their party's share, untried."""
+        """Complete records beyond their party's share with the outputs of `Sharing.defer`, without handling them."""
         for partition, record in surplus:
             self._completions.put(Handled(partition, record, self._deferred(record), now, deferred=True))
 
     def cancel(self, partition: Partition) -> None:
-        """Cancel the work for a partition that goes to another worker."""
+        """Cancel all handlers and queued records of a partition that another worker gets."""
         for queue in (self._others, self._paced):
             kept = [entry for entry in queue if entry[0] is not partition]
             self.begun += len(queue) - len(kept)
@@ -125,7 +125,7 @@ class Runner:
                 task.cancel()
 
     def _begin(self) -> None:
-        """Make a task for the queued records, and look again once it has ended or waits."""
+        """Start a task for the queued records, and schedule the next `_begin` for when this task has ended or waits."""
         self._beginning = bool(self._others or self._paced)
         if self._beginning:
             self._turn += 1
@@ -134,8 +134,8 @@ class Runner:
             loop.call_soon(self._begin)
 
     async def _work(self, turn: int) -> None:
-        """Run one record after the other for a while. Once a record had to wait, another task runs the others."""
-        task, began = asyncio.current_task(), time.perf_counter()  # the loop's own time may stand still
+        """Run queued records one after the other for a while. Once a handler waits, another task runs the rest."""
+        task, began = asyncio.current_task(), time.perf_counter()  # loop.time() may stand still
         while turn == self._turn and (queue := self._next_queue(time.perf_counter() - began)):
             partition, record, dispatched_at = queue.popleft()
             self.begun += 1
@@ -147,7 +147,7 @@ class Runner:
                 del tasks[record.offset]
 
     def _next_queue(self, seconds: float) -> deque[_Dispatched] | None:
-        """Return the queue of the next record to begin; None where the loop is to serve other tasks first."""
+        """Return the queue of the next record to begin; None or an empty queue ends the task."""
         if seconds >= (AT_A_TIME_SECONDS if self._others else PACED_AT_A_TIME_SECONDS):
             return None
         if self._others and self._paced and self._others_in_a_row < OTHERS_TO_ONE_PACED:
@@ -165,7 +165,7 @@ class Runner:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # The handler let a cancellation of its own pass: the record was not cancelled.
+            # The CancelledError came from inside the handler: the record's own task was not cancelled.
             outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
         except Exception as error:
             outputs = self._after_defect("handle", record, error)
@@ -190,7 +190,7 @@ class Runner:
         return self._given_up(record, Failure("internal_error", message, 1))
 
     def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the outputs of giving up. Raises nothing: an incomplete record would block its partition for ever."""
+        """Return the outputs of giving up. Never raises: a record without completion would block its partition."""
         record.shows_health = False
         try:
             return _within_bounds(self._handler.give_up(record, failure))
@@ -209,7 +209,7 @@ class _Stray(Exception):  # noqa: N818 - it names what was met
 
 
 def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
-    """Return no outputs: the last resort of a stage that was made without one."""
+    """Return no outputs, as the default last resort."""
     return ()
 
 
@@ -221,6 +221,6 @@ def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
 
 
 def is_too_large(output: Output) -> bool:
-    """Return whether a broker would refuse the record: value, key and headers count."""
+    """Return whether value, key and headers together exceed MAX_OUTPUT_BYTES."""
     size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
     return size > MAX_OUTPUT_BYTES

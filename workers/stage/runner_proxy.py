@@ -1,4 +1,4 @@
-"""The Kafka thread's handle on the runner, which lives on the event loop."""
+"""The Kafka thread's handle on the runner, which runs on the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.stage.runner import Runner
 
 
 class RunnerProxy:
-    """Has the event loop call the runner. Each method returns at once; calls reach the runner in their order."""
+    """Passes calls to the runner on the event loop. Each method returns at once; the order of calls is kept."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -21,24 +21,24 @@ class RunnerProxy:
 
     @property
     def not_begun(self) -> int:
-        """How many dispatched records wait for the event loop: their handlers have not begun."""
+        """The number of dispatched records that wait for the event loop: their handlers have not begun."""
         return self._dispatched - self.runner.begun
 
     def start(self, batch: list[tuple[Partition, Record]], now: float) -> None:
-        """Have the handler run for each of these. `now`: monotonic seconds of the dispatch."""
+        """Call `Runner.start`. `now`: monotonic seconds of the dispatch."""
         self._dispatched += len(batch)
         self._on_loop(self.runner.start, batch, now)
 
     def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
-        """Have a record completed that killed its worker each time it ran alone."""
+        """Call `Runner.give_up`."""
         self._on_loop(self.runner.give_up, partition, record, attempts, now)
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
-        """Have records completed untried that are beyond their party's share."""
+        """Call `Runner.defer`."""
         self._on_loop(self.runner.defer, surplus, now)
 
     def cancel(self, partition: Partition) -> None:
-        """Have the work for a partition ended."""
+        """Call `Runner.cancel`."""
         self._on_loop(self.runner.cancel, partition)
 
     def _on_loop(self, call: Callable[..., None], *args: object) -> None:
