@@ -1,4 +1,4 @@
-"""What a process tells its stage."""
+"""The settings of a stage, which its process chooses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from workers.stage.window import Limits
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """The name of a stage, its bounds, and its patience."""
+    """The name of a stage, the bounds of its window, and its waiting times."""
 
     name: str
     """The consumer group's name without the prefix; also part of the transactional.id."""
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 30.0
-    """How long a stop waits for dispatched records, and a revocation where `revoke_drain_seconds` is not shorter."""
+    """The time for which a stop waits for dispatched records. No revocation waits longer."""
     revoke_drain_seconds: float | None = None
-    """How long a revocation waits for dispatched records. The stage fetches nothing meanwhile: the partitions that
-    stay live on their parked records."""
+    """The time for which a revocation waits for dispatched records. The stage fetches nothing meanwhile: partitions
+    that stay assigned go on with parked records only. None means `drain_seconds`."""
     group_commit_seconds: float = 0.0
-    """The least time for which a complete record waits for others to share its transaction. Above 0 only where no
+    """The least time for which a complete record waits for others to share its transaction. Set it above 0 only if no
     reader waits for the outputs."""

@@ -1,8 +1,8 @@
-"""Settle: outputs and progress of many records in one Kafka transaction; and repair, when that goes wrong.
+"""Settling: commits outputs and progress of many records in one Kafka transaction, and repairs failed transactions.
 
-Settle makes one bounded attempt, on a thread of its own, so that records are taken while Kafka works on it. An attempt
-that fails becomes a state, and `repair` makes one bounded step out of it, so that the caller keeps consuming in between
-and rebalances are heard. `settler_state` draws the states.
+`settle` makes one bounded attempt, on a thread of its own, so that the stage takes records while Kafka works. A failed
+attempt changes the settler's state, and each call of `repair` makes one bounded step towards READY. Between the steps
+the caller keeps consuming, and does not miss rebalances. `settler_state` draws the states.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from workers.stage.transactional_producer import CommitUnderWay, MakeProducer, T
 REST_SECONDS = 1.0
 """The longest rest after a failure."""
 SWEEP_KEY = b"sweep"
-"""The key of swept records, which are aborted at once: no reader of committed records sees them. A compacted topic
-takes no record without a key."""
+"""The key of a sweep's records, since a compacted topic refuses records without a key. A sweep aborts at once, so no
+reader of committed records sees its records."""
 FATAL_ERRORS_ALLOWED = 3
 FATAL_WINDOW_SECONDS = 60.0
 
@@ -39,7 +39,7 @@ class IdentityShared(Exception):  # noqa: N818
 
 
 class Settler:
-    """Owns the transactional producer. One thread calls all of it."""
+    """Owns the transactional producer. A single thread calls all methods."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Settler:
         outputs: Iterable[str] = (),
         make_producer: MakeProducer = Producer,
     ) -> None:
-        """`outputs` are swept at the start where that may be needed: their readers may wait behind a rest."""
+        """`outputs` are topics to sweep at the start if necessary: a rest may hold up the topics' readers."""
         self._transactional_id = transactional_id
         self._group_metadata = group_metadata
         self._clock = clock
@@ -62,13 +62,13 @@ class Settler:
         self._turn = 0
         self._sweeps = Sweeps(outputs)
         self._written: frozenset[str] = frozenset()
-        """Topics of the transaction that was begun last, until it is committed."""
+        """The output topics of the last transaction, until it is committed."""
         self._look_again_at = 0.0
-        """Monotonic seconds at which topics are swept again that had no leader."""
+        """The monotonic time of the next sweep of topics that had no leader."""
         self._commits_swept = False
-        """Whether a sweep has ended what an owner of one of our partitions may have left in the group."""
+        """True if a sweep with the offsets of an opened partition has ended pending offsets. Commits require it."""
         self.offsets_swept = False
-        """Whether a sweep has ended what may be pending in the group: until then its partitions may give nothing."""
+        """True if a sweep has ended pending offsets in the group: before, reading committed progress may fail."""
         self._failures = 0
         self._rest_until = 0.0
         self._producer = TransactionalProducer(config, transactional_id, clock, make_producer)
@@ -76,18 +76,18 @@ class Settler:
 
     @property
     def failures(self) -> int:
-        """How many calls have failed since a batch was committed last; no more than 10 are counted."""
+        """The number of calls that have failed since the last committed batch, at most 10."""
         return self._failures
 
     @property
     def resting(self) -> bool:
-        """Whether the last failure is too recent for another step: brokers that refuse at once are not hammered."""
+        """True if the last failure is too recent for another step: brokers that refuse need a pause between steps."""
         return self._clock.monotonic() < self._rest_until
 
     def listen(self) -> None:
-        """Let the client write its log lines, which come with a poll. To be called again and again.
+        """Poll the client, so that it writes its log lines. Call this every round.
 
-        Turns to SWEEPING from time to time where topics had no leader: their readers may wait behind a rest.
+        Enters SWEEPING from time to time if topics had no leader: a rest may hold up the topics' readers.
         """
         self._producer.poll(0)
         if (
@@ -98,7 +98,7 @@ class Settler:
             self.state = SettlerState.SWEEPING
 
     def settle(self, batch: Batch) -> None:
-        """Begin to commit a batch; `settled` says when it is. Call only when READY."""
+        """Begin to commit a batch; `settled` returns the committed batch. Call this only when READY."""
         self._committing = None
         topics = frozenset(output.topic for output in batch.outputs)
         if self._sweeps.need(topics) or not self._commits_swept:
@@ -119,10 +119,10 @@ class Settler:
         self.state = SettlerState.SETTLING
 
     def settled(self) -> Batch | None:
-        """Look after the transaction under way: its batch, once it is committed. Raises IdentityShared.
+        """Return the batch of the transaction under way once the batch is committed, else None. Raises IdentityShared.
 
-        Where the state is no longer SETTLING, and not READY, the batch is either still being committed, and `repair`
-        will return it, or it is not applied.
+        After a failure the state is neither SETTLING nor READY. The batch is then either still being committed, and
+        `repair` will return it, or the batch is not applied.
         """
         if self._flight is None:
             return None
@@ -143,7 +143,7 @@ class Settler:
         return batch
 
     def repair(self, held: Sequence[Partition]) -> Batch | None:
-        """Make one bounded step towards READY. Returns a batch whose commit has come through after all.
+        """Make one bounded step towards READY. Returns the batch if this step committed it.
 
         `held` are the partitions that are assigned to this process. Raises IdentityShared.
         """
@@ -168,26 +168,26 @@ class Settler:
         return None
 
     def reread(self) -> None:
-        """Become READY: the caller has adopted the committed progress, and may produce the other outputs again."""
+        """Enter READY: the caller has adopted the committed progress, and may produce unsettled outputs again."""
         self.state = SettlerState.READY
 
     def sweep_offsets(self) -> None:
-        """Sweep: the caller holds partitions now. Call only when READY."""
+        """Enter SWEEPING, because the caller holds partitions now. Call this only when READY."""
         self.state = SettlerState.SWEEPING
 
     def sweep_again(self) -> None:
-        """Sweep: the caller cannot read the committed progress, as something that was ended may still be open."""
+        """Enter SWEEPING if READY or REREADING: the caller cannot read the progress, so a rest may be in the group."""
         if self.state in (SettlerState.READY, SettlerState.REREADING):
             self._distrust()
             self._rest()
 
     def carries(self, partition: Partition) -> bool:
-        """Whether progress of the partition is under way, and may yet be committed."""
+        """Return whether a commit with progress of the partition is under way."""
         under_way = self._committing if self._flight is None else self._flight[0]
         return under_way is not None and partition in under_way.offsets
 
     def close(self) -> None:
-        """Let go of the producer. An open transaction is ended, so that no reader waits for its time-out."""
+        """End an open transaction, so that no reader waits for its timeout, and discard the producer."""
         while self.state is SettlerState.SETTLING:
             self.settled()
             self._clock.sleep(0.001)
@@ -196,16 +196,17 @@ class Settler:
         self._producer.retire()
 
     def _distrust(self) -> None:
-        """Have everything swept in which something may be open."""
+        """Enter SWEEPING for every topic that may hold a rest, and for the group's offsets."""
         self._sweeps.doubt(self._written)
         self.offsets_swept = self._commits_swept = False
         self.state = SettlerState.SWEEPING
 
     def _sweep(self, held: Sequence[Partition]) -> None:
-        """Make one step of a sweep: a transaction over some of its partitions, aborted. Offsets go with the last step.
+        """Make one step of a sweep: write to some of its partitions, and abort. The last step also sends offsets.
 
-        The marker of one partition's offsets ends those of all. A partition that was opened lends them, so that they do
-        no harm where the sweep itself gets no marker. Where none was, offsets are swept once more before any commit.
+        The abort marker for one partition's offsets ends pending offsets of all partitions. The step sends the progress
+        of an opened partition, which does no harm if the sweep itself gets no marker. If no partition is open yet,
+        offsets are swept once more before the first commit.
         """
         if not self._sweeps.is_planned:
             self._plan_sweep()
@@ -216,7 +217,7 @@ class Settler:
             self._producer.begin()
             for topic, number in places:
                 self._producer.produce(Output(topic, None, SWEEP_KEY), number)
-            self._producer.wait_until_written()  # an abort drops unsent records, and their partitions get no marker
+            self._producer.wait_until_written()  # a partition gets a marker only if its record is sent before the abort
             if held and is_last:
                 lent = positions({partition: partition.progress([]) for partition in [*opened, *held][:1]})
                 self._producer.send_offsets(lent, self._group_metadata())
@@ -227,10 +228,10 @@ class Settler:
             self.state = SettlerState.REREADING
 
     def _plan_sweep(self) -> None:
-        """Look at the topics that are owed a sweep.
+        """Ask for the layouts of the topics that are owed a sweep, and plan the sweep's steps.
 
-        Raises KafkaException where one has no leader and is written to next: a transaction that waits for it would hold
-        up the readers of all others.
+        Raises KafkaException if the next batch has outputs for a topic without a leader: a transaction that waits for
+        this leader would hold up the readers of all other topics.
         """
         try:
             self._sweeps.plan({topic: self._producer.layout(topic) for topic in self._sweeps.owed})
@@ -253,7 +254,7 @@ class Settler:
         self._metrics.settles.labels("committed").inc()
 
     def _failed(self, error: KafkaError) -> None:
-        """Choose the way of repair for an error of the call that was made in the current state."""
+        """Choose the next state after an error of the call that was made in the present state."""
         log.warning(
             "A transaction failed; repairing.",
             action="settle-failed",

@@ -1,29 +1,33 @@
 """The states of a settler.
 
     READY ──settle──► SETTLING ──► READY                  committed
-      │                  ├──► COMMITTING ──► READY        the commit may be called again, and was in the end applied
+      │                  ├──► COMMITTING ──► READY        the commit is called again, and succeeds
       │                  ├──► ABORTING ────┐              the broker refused: another generation owns the partitions
       │                  ├──► REBUILDING ──┴► SWEEPING ──► REREADING ──► READY
       └──────────────────────────────────► SWEEPING       a topic that this producer has not written to yet
 
-REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out, since such a
-call may still be under way and could meet the next transaction (librdkafka has no KIP-890 yet). The new producer's
-`init_transactions` ends the transaction of the old one. Only the committed progress tells whether that one was applied,
-so REREADING asks for it.
+REBUILDING makes a new producer: after a fatal error, and after any transactional call that timed out. A timed-out call
+may still be under way, and could act on the next transaction (librdkafka has no KIP-890 yet). The new producer's
+`init_transactions` ends the transaction of the old producer. Only the committed progress shows whether Kafka committed
+or aborted that transaction, so REREADING reads the committed progress.
 
-SWEEPING comes before that, since an ended transaction is not always gone. Offsets may reach the group coordinator
-after it was ended, and no marker follows (seen when a broker froze). And a transaction coordinator takes a partition
-that has no leader at that moment for one that was deleted, and ends the transaction without a marker there (Kafka
-4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen whenever the only broker was killed under load). The rest
-then stays open under the producer id: readers wait behind it, offsets stay pending for ever, and the next transaction
-of the same id decides over both. A sweep is that transaction: it writes to each partition of the topics that may hold
-such a rest, sends offsets, and is aborted; `sweep` says which topics these are, and takes many partitions in several
-steps. No such topic is written to before its sweep, so that nothing of a dead predecessor is ever committed. A topic
-without a leader is swept when it has one, and holds up only batches with outputs for it.
+SWEEPING comes before REREADING, since an ended transaction may leave a *rest*: records or offsets that stay open under
+the producer id. Two causes are known:
 
-A sweep may roll back records that Kafka had confirmed to us; REREADING sees it by the offsets. It does not see outputs
-that are rolled back while their offsets are not. That takes a marker that was written for the offsets and skipped for
-an output, which one broker does not do and three copies rule out.
+- Offsets may reach the group coordinator after the transaction's end, and no marker follows (seen when a broker froze).
+- A transaction coordinator may take a partition without a leader for a deleted one. The coordinator then ends the
+  transaction without a marker in this partition (Kafka 4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen
+  whenever the only broker was killed under load).
+
+Readers wait behind a rest, and offsets of a rest stay pending for ever. The next transaction of the same id commits or
+aborts the rest with itself. A sweep is a transaction for this purpose: it writes to each partition of the topics that
+may hold a rest, sends offsets, and is aborted. `sweep` chooses these topics, and splits many partitions into steps. No
+such topic is written to before its sweep, so no rest of a dead predecessor is ever committed. A topic without a leader
+is swept once it has a leader, and holds up only batches with outputs for this topic.
+
+A sweep may roll back records that Kafka had confirmed to this process; REREADING notices this by the offsets. REREADING
+does not notice rolled-back outputs whose offsets stay committed. To cause this, a coordinator would have to write a
+marker for the offsets and skip the output's: a single broker does not do this, and three copies rule it out.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from enum import Enum
 
 
 class SettlerState(Enum):
-    """The next step towards another transaction."""
+    """The states of a settler; the module's docstring explains each of them."""
 
     READY = "ready"
     SETTLING = "settling"

@@ -1,11 +1,11 @@
-"""How parties share a stage's window. `Sharing` is the seam; without it no records are told apart.
+"""Sharing of a stage's window between parties. `Sharing` is the seam; without a `Sharing` all records are alike.
 
 The words:
 
-- *party*: the tenant or destination that a record counts for. Where several wait, each has an equal part of the window.
-- *later place*: topics in which a record may wait longer, so that others need not wait behind it.
-- *deferral*: a record beyond its party's share is settled untried into the later place. A record of the later place
-  is never deferred: it waits there.
+- *party*: the tenant or destination of a record. If several parties wait, each has an equal part of the window.
+- *later place*: topics in which a record may wait longer, so that other records need not wait behind it.
+- *deferral*: writing a record beyond its party's share to the later place, untried. A record of the later place is
+  never deferred.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from typing import Protocol
 from workers.stage.record import Headers, Output, Record
 
 Party = bytes | None
-"""None where records are not told apart."""
+"""None in a stage without a `Sharing`."""
 
 
 class Sharing(Protocol):
-    """How the records of a stage are told apart, and the outputs of a deferral."""
+    """Assigns records to parties, and returns the outputs of a deferral."""
 
     @property
     def later_share(self) -> float:
-        """The least part of the window's places that go to the later place while both it and the rest have records."""
+        """The least share of free places for the later place while records of the later and first places wait."""
         ...
 
     def party(self, headers: Headers | None) -> bytes:
         """Return the party of a record with these headers.
 
-        Called on the Kafka thread for each record, also while looking ahead: must be cheap, and must not raise.
+        The Kafka thread calls this for each record, also while looking ahead: be cheap, and do not raise.
         """
         ...
 
     def is_later(self, topic: str) -> bool:
-        """Return whether a topic is the later place."""
+        """Return whether `topic` is a topic of the later place."""
         ...
 
     def defer(self, record: Record) -> Sequence[Output]:
         """Return the outputs for a record beyond its party's share: the record in the later place, or its result.
 
-        Called on the event loop. An exception is a defect: the record goes to `Handler.give_up`.
+        The event loop calls this. An exception is a defect: the stage then calls `Handler.give_up`.
         """
         ...

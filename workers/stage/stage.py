@@ -32,19 +32,19 @@ from workers.stage.transactions import Transactions
 from workers.stage.watch import Watch
 
 IDLE_SECONDS = 0.02
-"""How long an idle stage waits for a record; it notices a stop after that."""
+"""The time for which an idle stage waits for a record before it checks for a stop."""
 FAREWELL_SECONDS = 5.0
-"""How long a partition that goes may take to commit that it was given back cleanly."""
+"""The time for the last commit of a revoked partition, which states that the partition was given back cleanly."""
 
 log = get_logger()
 
 
 class Stage:
-    """One thread owns Kafka, and one event loop owns the work. Two queues join them, and no other state is shared.
+    """One thread owns Kafka, and one event loop runs the handler. Two queues connect this thread with the event loop.
 
-    The stage keeps the rounds and the membership. Its state is in parts, each of which knows those before it only:
+    The stage runs the rounds and handles rebalances. The state has four parts, and each part knows only earlier ones:
     `held` (partitions and their load), `fetching`, `dispatching` (window and suspects), `transactions` (complete
-    records). `run` and `stop` are for a process; a test makes the steps of a round one by one.
+    records). A process calls `run` and `stop`; a test calls the steps of a round one by one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Stage:
         last_resort: LastResort | None = None,
         identities: Identities | None = None,
     ) -> None:
-        """Without `identities`, topics are known by their names alone, and are never made anew."""
+        """Without `identities`, the stage knows topics by their names alone, and does not notice one made anew."""
         self._settings = settings
         self._intake = intake
         self._settler = settler
@@ -69,9 +69,9 @@ class Stage:
         self._lookahead = lookahead
         limits, defects, completions = settings.limits, Defects(metrics), SimpleQueue[Handled]()
         self.stopping: Deadline | None = None
-        """Once the stage is to end: until when dispatched records are awaited."""
+        """Set by `stop`: the deadline of the drain. None while the stage is to run."""
         self.error: Exception | None = None
-        """The error that `run` raises, once the stage is drained and has left the group."""
+        """The error that `run` raises after the stage has drained and left the group."""
         self.watch = Watch(intake, settler, clock, metrics)
         self.proxy = RunnerProxy(Runner(handler, completions, defects, sharing, last_resort))
         self.held = Held(limits.records, intake, settler, self.watch, clock, metrics, identities)
@@ -94,7 +94,7 @@ class Stage:
         await ended
 
     def stop(self) -> None:
-        """Drain and end; `run` returns when that is done. May be called from any thread and more than once."""
+        """Start the drain; `run` returns once the stage has drained. Any thread may call this, more than once."""
         self.stopping = self.stopping or Deadline.after(self._clock, self._settings.drain_seconds)
 
     # -- on the Kafka thread: rounds -----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Stage:
         loop.call_soon_threadsafe(_end, ended, error)
 
     def round(self) -> None:
-        """Fetch, take, dispatch, settle, and decide which partitions to fetch from."""
+        """Fetch, take, dispatch and settle records, then pause and resume partitions."""
         window = self.dispatching.window
         window.look(self._clock.monotonic())
         if window.tight:
@@ -130,14 +130,14 @@ class Stage:
         self.watch.look(list(self.held.partitions.values()))
 
     def turn(self) -> None:
-        """Make the part of a round that goes on while a revoked partition is drained, to keep the others fed."""
+        """Collect, dispatch and settle without fetching. A drain calls this too, so that other partitions go on."""
         self.watch.beat()
         self._settler.listen()
         self.collect()
         self.settle(self.dispatch())
 
     def patience(self) -> float:
-        """Return the seconds to wait for a record: none where something is to be settled."""
+        """Return the seconds to wait for a record: 0 if a transaction can begin now."""
         pending, group_commit = self.transactions.pending, self.transactions.group_commit
         if self._settler.state is SettlerState.SETTLING or group_commit.made_way or self.dispatching.pacing.more_is_due:
             return 0.001
@@ -147,7 +147,7 @@ class Stage:
         return min(IDLE_SECONDS, max(0.001, group_commit.seconds)) if busy else IDLE_SECONDS
 
     def take(self, records: list[Record], ends: list[tuple[str, int, int]]) -> None:
-        """Take delivered records: `ends` are the (topic, partition, offset) of each end of a partition."""
+        """Take delivered records and ends of partitions. `ends` holds (topic, partition, offset) tuples."""
         if not records and not ends:
             return
         try:
@@ -168,11 +168,11 @@ class Stage:
             self.dispatching.caught_up(partition)
 
     def collect(self) -> None:
-        """Take in what the handler has returned."""
+        """Collect the completions from the handler."""
         self.dispatching.died(self.transactions.collect())
 
     def dispatch(self) -> int:
-        """Hand over the records that may run now. Returns how many of them are of partitions that are not paced."""
+        """Hand over the records that may run now. Returns how many of these records come from unpaced partitions."""
         try:
             return self.dispatching.dispatch(len(self.transactions.pending))
         except NothingCompletes as error:
@@ -180,12 +180,12 @@ class Stage:
             return 0
 
     def settle(self, handed_over: int) -> None:
-        """Bring the transactions one step further; `handed_over` is the number that `dispatch` returned."""
+        """Make the next step of the transactions. `handed_over` is the return value of `dispatch`."""
         for partition, progress in self.transactions.step(handed_over):
             self._begin_anew(partition, progress)
 
     def regulate(self) -> None:
-        """Give back records that are too many, and pause and resume partitions."""
+        """Give back surplus put-off records, and pause and resume partitions."""
         window = self.dispatching.window
         for partition, behind in window.cut():
             self.held.give_back(partition, behind)
@@ -193,29 +193,29 @@ class Stage:
         self.fetching.flow(*window.changes(self.held.partitions.values()))
 
     def drain(self) -> None:
-        """Give all partitions away, as the stage was told to stop.
+        """Drain and release all partitions after `stop`.
 
-        The time for it counts from the stop, not from now: a drain for a rebalance may have been under way.
+        The time limit counts from the call of `stop`, not from now: a drain for a rebalance may have come between.
         """
         assert self.stopping is not None, "stop() comes first"  # noqa: S101 - an invariant, not a check of input
         self._give_away(list(self.held.partitions.values()), self.stopping)
 
     def _end_with(self, error: Exception) -> None:
-        """Stop, and have `run` raise this error, or an earlier one."""
+        """Stop, and make `run` raise this error, or an earlier one."""
         self.error = self.error or error
         self.stop()
 
     # -- on the Kafka thread: membership, called by the intake ---------------------------------------------------
 
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
-        """Hold the partitions; their ledgers open when something of them is delivered."""
+        """Hold the partitions. Each one opens when its first record or end is delivered."""
         for topic, number in partitions:
             self._assign(topic, number)
         held = len(self.held.partitions)
         log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
-        """Drain dispatched records, give the others back untried, and commit that the partitions are released."""
+        """Drain dispatched records, give other records back untried, and commit that the partitions are released."""
         shorter, seconds = self._settings.revoke_drain_seconds, self._settings.drain_seconds
         deadline = Deadline.after(self._clock, seconds if shorter is None else min(shorter, seconds))
         self._give_away(self.held.of(partitions), deadline)
@@ -249,18 +249,18 @@ class Stage:
         log.info("Partitions revoked.", action="partitions-revoked", partitions=len(going), abandoned=abandoned)
 
     def _close(self, partition: Partition) -> None:
-        """Dispatch no more records of this partition, and give back those that wait."""
+        """Dispatch no more records of this partition, and give back its waiting records."""
         self.held.give_back(partition, self.dispatching.release(partition))
         partition.close()
 
     def _abandon(self, partition: Partition) -> None:
-        """Cancel the running records of a partition whose time is up, and leave them undone for the next owner."""
+        """Cancel a partition's running records after the drain's deadline, and leave them to the next owner."""
         self.proxy.cancel(partition)
         partition.abandon()
         self.transactions.forget_settled()
 
     def _begin_anew(self, partition: Partition, progress: Progress) -> None:
-        """Go on from the committed progress: Kafka has lost progress that it had confirmed, and its outputs."""
+        """Go on from the committed progress: Kafka has lost confirmed progress and the outputs with it."""
         log.error(
             "Kafka has undone a confirmed commit; reading the partition again from the committed offset.",
             action="progress-undone",
@@ -275,7 +275,7 @@ class Stage:
             self._assign(partition.topic, partition.number).replace(partition, progress.base)
 
     def _drop(self, partitions: list[Partition]) -> None:
-        """Forget partitions that this process no longer owns, with their records."""
+        """Forget partitions that this process no longer owns, and all records of these partitions."""
         for partition in partitions:
             suspected = self.dispatching.isolation.involves(partition)
             self.proxy.cancel(partition)

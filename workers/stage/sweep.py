@@ -1,8 +1,8 @@
-"""Which topics a settler has to sweep, and in which steps. It does no I/O; `settler_state` says why there are sweeps.
+"""The choice of topics for a sweep, and the division of a sweep into steps, without I/O. `settler_state` explains why.
 
-A topic with one copy of a partition may hold a rest of any ended transaction: it is swept before it is written to, and
-again after a failure. A partition with two copies has a leader, or gets one at once, when a transaction ends. So a
-topic with two copies of each partition is doubted only where the failed transaction wrote to it.
+A topic with only one copy of some partition may hold a rest of any ended transaction. So the topic is swept before the
+first write, and again after a failure. A partition with two copies has a leader when a transaction ends, or gets one at
+once. So a topic with two copies of each partition is swept only after a failed transaction that wrote to this topic.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 SWEEP_PARTITIONS = 250
-"""The most partitions in one sweep: each costs a request and a marker, and Kafka ends a transaction after 5 s."""
+"""The most partitions in one step: each costs a request and a marker, and Kafka ends a transaction after 5 s."""
 AGAIN_SECONDS = 30.0
-"""How long until a topic without a leader is looked at again: its readers may wait behind a rest."""
+"""The time until a topic without a leader is checked again: a rest may hold up the topic's readers."""
 
 Place = tuple[str, int]
 """A topic and a partition's number."""
 
 
 class Layout(NamedTuple):
-    """How a topic is laid out."""
+    """The layout of a topic."""
 
     partitions: int
-    """0 where the topic is gone."""
+    """The number of partitions; 0 if the topic is gone."""
     copies: int = 1
-    """Replicas of the partition with the fewest."""
+    """The number of replicas of the partition with the fewest replicas."""
     is_led: bool = True
-    """Whether each partition has a leader."""
+    """True if each partition has a leader."""
 
 
 class LeaderMissing(Exception):  # noqa: N818 - it names what is missing
-    """A topic has to be swept now, and one of its partitions has no leader."""
+    """A topic must be swept now, but one of its partitions has no leader."""
 
     def __init__(self, topic: str) -> None:
         super().__init__(topic)
@@ -45,33 +45,33 @@ class Sweeps:
         self._clean: set[str] = set()
         self._owed = set(topics)
         self._thin: set[str] = set()
-        """Topics with a partition of one copy."""
+        """Topics with a partition that has only one copy."""
         self._exposed: set[str] = set()
         """Topics that a failed transaction wrote to."""
         self._needed: set[str] = set()
         self._planned: set[str] = set()
         self._left: list[Place] | None = None
         self.postponed: frozenset[str] = frozenset()
-        """Topics that are owed a sweep, and have a partition without a leader now."""
+        """Topics that are owed a sweep, but have a partition without a leader."""
 
     @property
     def owed(self) -> frozenset[str]:
-        """Topics to look at: each is swept, or found to need no sweep."""
+        """Topics to examine: each one is swept, or found to need no sweep."""
         return frozenset(self._owed)
 
     @property
     def is_planned(self) -> bool:
-        """Whether a sweep is under way."""
+        """True if a sweep is under way."""
         return self._left is not None
 
     def need(self, topics: Iterable[str]) -> bool:
-        """Note the topics that are written to next. Returns True if one has to be swept before."""
+        """Note the topics of the next batch's outputs. Returns True if one of these topics has to be swept first."""
         self._needed = set(topics) - self._clean
         self._owed |= self._needed
         return bool(self._needed)
 
     def doubt(self, written: Iterable[str]) -> None:
-        """Note that a transaction that wrote to these topics failed: it, or one before it, may have left a rest."""
+        """Note the failure of a transaction that wrote to `written`: it or an earlier one may have left a rest."""
         self._exposed |= set(written)
         doubtful = self._clean & (self._thin | self._exposed)
         self._clean -= doubtful
@@ -79,7 +79,7 @@ class Sweeps:
         self._left = None
 
     def plan(self, layouts: Mapping[str, Layout]) -> None:
-        """Begin a sweep of the owed topics. Raises LeaderMissing for a topic that is written to next."""
+        """Plan a sweep of the owed topics. Raises LeaderMissing if the next batch needs a topic without a leader."""
         self._thin |= {topic for topic, layout in layouts.items() if layout.copies < 2}
         leaderless = {topic for topic, layout in layouts.items() if not layout.is_led}
         for topic in sorted(leaderless & self._needed):
@@ -94,15 +94,15 @@ class Sweeps:
         ]
 
     def step(self, failures: int) -> list[Place]:
-        """Return the partitions to sweep in the next transaction; fewer after up to three failures."""
+        """Return the partitions to sweep in the next step. Each of the first three `failures` halves their number."""
         return (self._left or [])[: SWEEP_PARTITIONS >> min(failures, 3)]
 
     def is_last(self, places: Sequence[Place]) -> bool:
-        """Return whether the sweep ends with this step."""
+        """Return whether a step over `places` ends the sweep."""
         return len(places) == len(self._left or ())
 
     def done(self, places: Sequence[Place]) -> None:
-        """Note that the step is made. After the last one all planned topics are clean."""
+        """Note that the step over `places` is made. After the last step all planned topics are clean."""
         self._left = (self._left or [])[len(places) :]
         if self._left:
             return

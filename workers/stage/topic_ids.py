@@ -11,7 +11,7 @@ from workers.stage.progress import topic_mark
 
 
 class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
-    """A topic was deleted and made anew. This process holds progress and identities of the old one."""
+    """A topic was deleted and made anew, but the process still holds progress and identities of the old topic."""
 
     def __init__(self, topic: str) -> None:
         super().__init__(
@@ -22,24 +22,24 @@ class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
 
 
 class TopicIds(Protocol):
-    """Asks for the UUIDs of topics, as `KafkaTopicIds` does."""
+    """A function that asks Kafka for the UUIDs of topics, such as `KafkaTopicIds`."""
 
     def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """Return the UUIDs of those topics that exist, within `seconds`. Raises KafkaException."""
+        """Return, within `seconds`, the UUIDs of all existing topics among `topics`. Raises KafkaException."""
         ...
 
 
 class Identities:
-    """The topics that a stage works with: those that it met first, or those that its process began with."""
+    """The UUIDs of a stage's topics: given at the start in `began_with`, or else the first ones that Kafka returned."""
 
     def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
         self._ask = ask
         self._ids = dict(began_with)
 
     def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
-        """Return the marks of these topics, as `progress.topic_mark` makes them.
+        """Return the marks of these topics, as made by `progress.topic_mark`.
 
-        Raises TopicMadeAnew. Raises KafkaException, also if a topic is missing: it may be about to be made anew.
+        Raises TopicMadeAnew, and KafkaException. A missing topic raises KafkaException, since it may be made anew soon.
         """
         asked = list(topics)
         found = self._ask(asked, seconds)
@@ -52,7 +52,7 @@ class Identities:
 
 
 def require_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise TopicMadeAnew for a topic that has another UUID now. A missing topic may be made anew yet."""
+    """Raise TopicMadeAnew if a topic in `now` had another UUID in `before`. Missing topics raise nothing."""
     for topic, found in now.items():
         if before.get(topic, found) != found:
             raise TopicMadeAnew(topic)

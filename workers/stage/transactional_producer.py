@@ -1,7 +1,7 @@
 """The transactional producer: a client of librdkafka, and the thread that makes its transactional calls.
 
-Each call is bounded twice: by the client, and by this process, since the client's own bounds do not always hold; see
-`bounded`. A commit is made while the caller goes on, see `CommitUnderWay`.
+Each call has two timeouts, one of the client and one of this process, since the client's own timeouts do not always
+hold (see `bounded`). A commit runs while the caller goes on (see `CommitUnderWay`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMMIT_SECONDS = 5.0
 ABORT_SECONDS = 2.0
 INIT_SECONDS = 2.0
 CALL_MARGIN_SECONDS = 1.0
-"""How much longer than the client's own bound a call may take."""
+"""The margin by which this process' timeout of a call exceeds the client's."""
 
 MakeProducer = Callable[[dict[str, Any]], Producer]
 
@@ -32,8 +32,8 @@ MakeProducer = Callable[[dict[str, Any]], Producer]
 def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, Any]:
     """Return librdkafka properties of a settling producer.
 
-    `retry.backoff.ms`: back-to-back transactions meet CONCURRENT_TRANSACTIONS, and its default of 100 would cost
-    107 ms each. `transaction.timeout.ms`: how long a killed worker's open transaction holds up others.
+    `retry.backoff.ms` is low since back-to-back transactions meet CONCURRENT_TRANSACTIONS: with the default of 100,
+    each one took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up others.
     """
     return {
         "linger.ms": 5,
@@ -49,7 +49,10 @@ def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, 
 
 
 class CommitUnderWay:
-    """Offsets that are sent and committed on the caller's thread. The Kafka thread reads and gives up."""
+    """A commit that runs on the thread of `caller`: offsets are sent, then the transaction is committed.
+
+    The Kafka thread reads the state, and sets `left_behind` to abandon the commit.
+    """
 
     def __init__(self, clock: Clock, caller: BoundedCaller, client: Producer, *sent: Any) -> None:
         self.left_behind = False
@@ -59,23 +62,23 @@ class CommitUnderWay:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the calls have returned, or one has failed."""
+        """True if both calls have returned, or one has raised."""
         return self._call.has_ended
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the call that is being made takes longer than it may."""
+        """True if the present call has exceeded its time limit."""
         return self._deadline.passed
 
     def result(self) -> None:
-        """Raise the error of the call that failed; KafkaException (`_TIMED_OUT`) where it was left behind."""
+        """Raise the error of the call that failed, or KafkaException (`_TIMED_OUT`) if the commit was abandoned."""
         if self.left_behind:
             raise overdue()
         self._call.result(0)
 
     def _enter(self, phase: SettlerState, seconds: float) -> None:
         self.phase = phase
-        """The state that follows where the call that is being made fails."""
+        """The settler's next state if the present call fails."""
         self._deadline = Deadline.after(self._clock, seconds + CALL_MARGIN_SECONDS)
 
     def _send(self, client: Producer, positions: list[TopicPartition], group_metadata: Any) -> None:
@@ -86,7 +89,7 @@ class CommitUnderWay:
 
 
 class TransactionalProducer:
-    """One client at a time. Calls raise KafkaException. One thread calls all of it."""
+    """A transactional client that can be replaced. Methods raise KafkaException. A single thread calls all methods."""
 
     def __init__(
         self, config: dict[str, Any], transactional_id: str, clock: Clock, make_producer: MakeProducer
@@ -99,18 +102,18 @@ class TransactionalProducer:
         self._caller = BoundedCaller("transactions")
 
     def replace(self) -> None:
-        """Begin with a new client: a call of the old one may still be under way."""
+        """Retire the client and make a new one: a call of the old client may still be under way."""
         self.retire()
         self._client, self._caller = self._make_producer(self._config), BoundedCaller("transactions")
         self._partitions_of.clear()
 
     def retire(self) -> None:
-        """Let go of the client and its thread."""
+        """End the client and its thread."""
         self._caller.end()
         _destroy(self._client)
 
     def init(self) -> None:
-        """End the transaction that an earlier client of this id left open."""
+        """End a transaction that an earlier client with this transactional.id left open."""
         self._bounded(INIT_SECONDS, self._client.init_transactions)
 
     def begin(self) -> None:
@@ -130,11 +133,11 @@ class TransactionalProducer:
         self._bounded(SEND_SECONDS, self._client.send_offsets_to_transaction, positions, group_metadata)
 
     def start_commit(self, positions: list[TopicPartition], group_metadata: Any) -> CommitUnderWay:
-        """Have offsets added and the transaction committed while the caller goes on."""
+        """Start adding offsets and committing the transaction on the other thread, and return at once."""
         return CommitUnderWay(self._clock, self._caller, self._client, positions, group_metadata)
 
     def produce(self, output: Output, home: int) -> None:
-        """Add an output to the transaction, in partition `home` where it names none. Waits while the queue is full."""
+        """Add an output to the transaction, by default in partition `home`. Waits while the client's queue is full."""
         partition = output.partition if output.partition is not None else home
         count = self._partition_count(output.topic)
         while True:
@@ -160,27 +163,27 @@ class TransactionalProducer:
             self.poll(0.01)
 
     def poll(self, seconds: float) -> None:
-        """Serve the client's queue, and raise nothing: a fatal error is raised by the call that met it or the next one.
+        """Serve the client's queue, and suppress errors: the next transactional call raises a fatal error again.
 
-        The error is an AttributeError or a SystemError where a line for the log follows in the same poll.
-        confluent-kafka calls the logger with the first exception still set, and CPython then does not find the method.
+        The poll raises AttributeError or SystemError if a log line follows the error in the same poll. confluent-kafka
+        calls the logger while the first exception is still set, and CPython then does not find the method.
         """
         with suppress(KafkaException, AttributeError, SystemError):
             self._client.poll(seconds)
 
     def layout(self, topic: str) -> Layout:
-        """Ask how a topic is laid out."""
+        """Ask Kafka for a topic's layout."""
         found = self._client.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
         if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise KafkaException(found.error)
         partitions = found.partitions.values()
         if partitions:
-            self._partitions_of[topic] = len(partitions)  # or each would be asked for again when it is written to
+            self._partitions_of[topic] = len(partitions)  # spares `produce` the same question
         copies = min((len(partition.replicas) for partition in partitions), default=1)
         return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
 
     def _partition_count(self, topic: str) -> int:
-        """Return how many partitions a topic has: it may have fewer than the sources have."""
+        """Return the number of a topic's partitions, which may be less than a source topic's."""
         if topic not in self._partitions_of:
             found = self._client.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
             if found.error is not None:
@@ -189,12 +192,12 @@ class TransactionalProducer:
         return self._partitions_of[topic]
 
     def _bounded(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
-        """Make a transactional call, which takes its timeout last."""
+        """Make a transactional call with `seconds` as its last argument, the client's timeout."""
         self._caller.call(seconds + CALL_MARGIN_SECONDS, function, *args, seconds)
 
 
 def _destroy(client: Producer) -> None:
-    """Destroy a client on a thread of its own: with its broker away that can take longer than a round may."""
+    """Destroy a client on a new thread: with the broker away, destroying may take too long for the Kafka thread."""
 
     def destroy(doomed: list[Producer]) -> None:
         doomed[0].purge()

@@ -21,17 +21,18 @@ from workers.stage.settler_state import SettlerState
 
 MAX_BATCH_RECORDS = 5_000
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""Bytes of a transaction's outputs. Kafka aborts a transaction after five seconds; 5,000 large results take longer."""
+"""The most output bytes in a transaction. Kafka aborts a transaction after five seconds; 5,000 large results take
+longer."""
 REREAD_SECONDS = 2.0
 
 Undone = list[tuple[Partition, Progress]]
-"""Partitions of which Kafka has undone what it had confirmed, each with the progress that is committed now."""
+"""Partitions whose confirmed commit Kafka has undone, each with the progress that is committed now."""
 
 log = get_logger()
 
 
 class Transactions:
-    """Composes what is complete into transactions, one at a time. The Kafka thread owns it."""
+    """Commits complete records in transactions, one at a time. Only the Kafka thread calls the methods."""
 
     def __init__(
         self,
@@ -50,17 +51,17 @@ class Transactions:
         self._metrics = metrics
         self._lingering = Lingering()
         self._announced: Cohort | None = None
-        """The cohort whose suspicion the last batch commits."""
+        """The cohort whose members the last batch commits as running."""
         self._settle_began = 0.0
-        """Monotonic seconds."""
+        """The monotonic time at which the transaction under way began."""
         self.completions = completions
-        """Filled by the event loop."""
+        """The queue that the event loop fills."""
         self.pending: list[Handled] = []
-        """Complete, and to be settled next."""
+        """Completions to settle next."""
         self.group_commit = GroupCommit(group_commit_seconds)
 
     def collect(self) -> list[tuple[Partition, Record]]:
-        """Take in what the handler has returned. Returns the records that ran in what died."""
+        """Collect completions from the event loop. Returns the records whose engine died with them."""
         now, ended, healthy = self._clock.monotonic(), 0, False
         died: list[tuple[Partition, Record]] = []
         while True:
@@ -91,20 +92,20 @@ class Transactions:
         return died
 
     def complete(self, completion: Handled, now: float) -> None:
-        """Have a completion settled with the next transaction. `now`: monotonic seconds."""
+        """Add a completion to those that the next transaction settles. `now`: monotonic seconds."""
         self.pending.append(completion)
         self.group_commit.came(now - completion.dispatched_at, now)
 
     def end_lingering(self) -> None:
-        """Have those settled with the next transaction that might be settled later."""
+        """Settle lingering completions with the next transaction instead of later."""
         for completion in self._lingering.end():
             self.complete(completion, self._clock.monotonic())
 
     def step(self, handed_over: int) -> Undone:
-        """Look after the transaction under way. Where there is none, begin one, or make one bounded step of repair.
+        """Finish the transaction under way, begin a new one, or make one bounded step of repair.
 
-        `handed_over`: records that were dispatched in this round, and are not paced. Returns partitions that the caller
-        must begin anew.
+        `handed_over` is the number of unpaced records dispatched in this round. Returns partitions that the caller must
+        begin anew.
         """
         if self._settler.state is SettlerState.SETTLING:
             self._land()
@@ -119,7 +120,7 @@ class Transactions:
         return []
 
     def compose(self) -> Batch:
-        """Return a batch of the complete records, and of the partitions whose progress changed without one."""
+        """Return a batch of complete records. Partitions that need a commit without a record are included."""
         batch = Batch()
         for completion in self.pending[: self._batch_length()]:
             batch.offsets[completion.partition].append(completion.record.offset)
@@ -128,11 +129,11 @@ class Transactions:
         announced = {partition for partition, _ in self._announced.members} if self._announced else set()
         for partition in self._held.partitions.values():
             if partition in announced or partition.has_news(now):
-                batch.offsets[partition]  # with no record of its own
+                batch.offsets[partition]  # adds an empty list if the partition has no complete record
         return batch
 
     def apply(self, batch: Batch) -> None:
-        """Change the ledgers: the batch is committed."""
+        """Note in the ledgers that the batch is committed."""
         for partition, offsets in batch.offsets.items():
             partition.settle(offsets, batch.progress[partition])
         if self._announced is not None:
@@ -141,7 +142,7 @@ class Transactions:
         self.forget_settled()
 
     def forget_settled(self) -> None:
-        """Drop completions that are settled, and those of partitions that another worker owns."""
+        """Drop settled completions, and completions of partitions that another worker owns."""
         self.pending = self._still_owed(self.pending)
         self._lingering.completions = self._still_owed(self._lingering.completions)
         if not self.pending:
@@ -154,7 +155,7 @@ class Transactions:
             self.apply(batch)
 
     def _begin(self, handed_over: int) -> None:
-        """Begin a transaction, if anything is to be committed and need not wait for more."""
+        """Begin a transaction if there is anything to commit and group commit does not ask to wait."""
         if self._held.partitions and not self._settler.offsets_swept:
             self._settler.sweep_offsets()
             return
@@ -169,9 +170,9 @@ class Transactions:
                 partition.sent = progress
 
     def _batch_length(self) -> int:
-        """Return how many pending completions the next transaction carries: at least one, and no more than its bounds.
+        """Return how many pending completions the next transaction may carry by its bounds; at least one.
 
-        Each failure halves both bounds: a transaction that is too large for this network would be too large for ever.
+        Each failure halves both bounds, since a transaction that is too large for this network would fail each time.
         """
         most, room = (bound >> self._settler.failures for bound in (MAX_BATCH_RECORDS, MAX_BATCH_BYTES))
         for length, completion in enumerate(islice(self.pending, most), 1):
@@ -181,7 +182,10 @@ class Transactions:
         return most
 
     def _reread(self) -> Undone:
-        """Read the committed progress, and drop the completions that the old producer's last transaction contains."""
+        """Read the committed progress, and drop completions that the last transaction did commit.
+
+        Returns partitions whose confirmed progress is not committed any more.
+        """
         owned = [p for p in self._held.partitions.values() if p.phase in (Phase.OPEN, Phase.REVOKING)]
         committed = self._held.committed(owned, REREAD_SECONDS)
         if committed is None:
@@ -200,7 +204,7 @@ class Transactions:
         return undone
 
     def _still_owed(self, completions: list[Handled]) -> list[Handled]:
-        """Return the completions that are still to be settled, and let go of the others."""
+        """Return the completions that are still to be settled. Subtract the settled ones from the load."""
         kept = []
         for completion in completions:
             partition, record = completion.partition, completion.record
@@ -215,6 +219,6 @@ class Transactions:
 
 
 def _has_time(completion: Handled) -> bool:
-    """Return whether no drain and no other suspect waits for this completion to be settled."""
+    """Return whether this completion can wait: its partition is not being revoked, and its record is not a suspect."""
     partition = completion.partition
     return partition.phase is Phase.OPEN and completion.record.offset not in partition.suspects

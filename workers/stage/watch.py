@@ -1,4 +1,4 @@
-"""A stage's report on itself: backlog, readiness, liveness, gaps. It decides nothing about records."""
+"""A stage's report on itself: backlog, readiness, liveness, gaps. The report decides nothing about records."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from workers.stage.settler_state import SettlerState
 
 LOOK_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0
-"""How long an error is not logged again."""
+"""The time for which a repeated error is not logged again."""
 STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
-"""Longer than a broker's pause; readiness reports a frozen broker within 15 s."""
+"""Longer than an ordinary pause of a broker; short enough for readiness to report a frozen broker within 15 s."""
 LARGE_GAP = 1_000
-"""Offsets from which Kafka is asked about a gap. Transactions and compaction leave small gaps all the time."""
+"""In offsets. The stage asks Kafka about gaps of at least this size; transactions and compaction leave small gaps."""
 
 log = get_logger()
 
 
 class Watch:
-    """Written to by the Kafka thread, read by the health server's threads."""
+    """The Kafka thread updates this object, and the health server's threads read it."""
 
     def __init__(self, intake: Intake, settler: Settler, clock: Clock, metrics: Metrics) -> None:
         self._intake = intake
@@ -48,11 +48,11 @@ class Watch:
 
     @property
     def alive(self) -> bool:
-        """Whether the Kafka thread came round within a minute. A settle is shorter than that; a drain makes turns."""
+        """True if the Kafka thread called `beat` within a minute. No single call takes a minute."""
         return self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Return why the stage is not ready; empty when it is."""
+        """Return the reasons for which the stage is not ready; an empty list if the stage is ready."""
         found = []
         contact = self._contact
         if contact.silent_seconds == math.inf:
@@ -70,13 +70,13 @@ class Watch:
         self._say("Kafka client error.", "kafka-error", error.name())
 
     def trouble(self, what: str, error: KafkaException) -> None:
-        """Log a failed step that will be tried again."""
+        """Log a failed step that the stage will try again."""
         self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
 
     def gap(self, partition: Partition, offset: int) -> None:
-        """Count the offsets that were skipped before `offset`. Those below the log's start were lost to retention.
+        """Count the offsets that were skipped before `offset`. Retention removed those below the log's start.
 
-        A fetch brings the log's start with it. The broker is asked only where that start may be older than the loss: at
+        A fetch response contains the log's start. The broker is asked only if the client's value may be outdated: at
         the first record, and at a large gap.
         """
         ledger = partition.ledger
@@ -102,7 +102,7 @@ class Watch:
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
         due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
-        if due or not self._contact.member:  # a member is to be ready before its first job is answered
+        if due or not self._contact.member:  # readiness must turn true before the first job is answered
             self._contact = self._intake.contact()
         if not due:
             return
@@ -118,9 +118,9 @@ class Watch:
         try:
             self._metrics.backlog.remove(partition.topic, str(partition.number))
         except KeyError:
-            return  # it was never reported
+            return  # the partition's backlog was never reported
 
     def _say(self, message: str, action: str, error: str) -> None:
-        """Log it, at most once in ten seconds for each error."""
+        """Log the message, at most once in SAY_AGAIN_SECONDS for each error."""
         if self._throttle.admit(self._clock.monotonic(), error) is not None:
             log.warning(message, action=action, error=error)

@@ -1,4 +1,4 @@
-"""The window: how much a stage takes on at once, in records, bytes and span."""
+"""The window: the bounds on a stage's records, in number, bytes and span."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from workers.stage.record import Record
 from workers.stage.sharing import Party
 
 NARROW = MAX_BITMAP * 3 // 4
-"""Offsets. A narrower span may have any number of holes."""
+"""In offsets. A span below this may have any number of holes."""
 SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
 HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
-"""Bounds of a wider span. Records that come in beyond them are fetched again, which is slow but does no harm."""
+"""Bounds of a wider span, with hysteresis. Records beyond the committable bounds are fetched again, which is slow but
+does no harm."""
 LEAST_PARKED = 512
-"""Records. A resumed partition delivers after up to half a second; half of these records have to last so long."""
+"""The least capacity of a lot, in records. Half of these have to last for the half second that a resumed partition may
+need to deliver."""
 MOST_AT_ONCE = 2_000
-"""The most records to ask for."""
+"""The most records to fetch in a round."""
 FEW_AT_ONCE = 100
-"""The most records to ask for while some are put off: of thousands behind them, a few may be due soon."""
+"""The most records to fetch in a round while some are put off: most of the records behind these are not due soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +33,28 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """Records that the handler has at once; as many again, and at least LEAST_PARKED, may be parked behind them.
+    """The most running records. `max(records, LEAST_PARKED)` more may be parked behind these.
 
-    As many of the later place may be parked too, where there is one.
+    A later place may have the same number of parked records besides.
     """
     bytes: int = 256 * 1024 * 1024
-    """Bytes of record values that are taken and not settled, without those that are put off until they are due."""
+    """The most bytes of the values of taken, unsettled records, without put-off records."""
 
 
 class Window:
-    """Says which partitions to fetch from, and which parked records come next.
+    """Decides which partitions to fetch from, and which parked records run next.
 
-    Uses hysteresis, since a pause discards prefetched records. Records of a later place have a lot of their own. So
-    however many records of the first places wait, those of the later place are fetched, and get their `later_share` of
-    the places that become free.
+    The window uses hysteresis, since a pause discards prefetched records. Records of a later place have a separate lot,
+    so a flood in the first places does not stop their fetching. The later place gets `later_share` of the free places.
     """
 
     def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:
-        """`load` is the stage's; without one the window has one of its own."""
+        """`load` is the stage's load. By default the window makes a new, empty load."""
         self.limits = limits
         self.load = load or Load()
         self._later_share = later_share or 0.0
         self._owed = 0.0
-        """Places that the later place is still owed."""
+        """Free places that the later place has earned and not used."""
         count = 1 if later_share is None else 2
         capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
         self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
@@ -62,7 +63,7 @@ class Window:
 
     @property
     def parked(self) -> int:
-        """Records that wait for a place, without those that are put off."""
+        """The number of parked records that wait for a place, without put-off records."""
         return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
@@ -72,16 +73,16 @@ class Window:
 
     @property
     def tight(self) -> bool:
-        """Whether to fetch no records for a moment, too short for rebalances to go unheard.
+        """True if the stage should skip fetching for a moment because a lot lacks room. The pause delays no rebalance.
 
-        The first places overflow instead where several parties wait; the later place never overflows.
+        If several parties wait, the first lot overflows instead. The later place's lot never overflows.
         """
         overflows = self.first.contended and self.first.can_give_way
         return (self.first.tight and not overflows) or self.later.tight
 
     @property
     def heavy(self) -> bool:
-        """Whether no partition is to be fetched from, as the records take too many bytes."""
+        """True if records take too many bytes, so that the stage should fetch from no partition."""
         held = self.load.bytes - self.first.put_off_bytes
         high, low = held >= self.limits.bytes, held <= self.limits.bytes * 3 // 4
         self._heavy = high or (self._heavy and not low)
@@ -89,22 +90,22 @@ class Window:
 
     @property
     def batch(self) -> int:
-        """How many records to ask for; never less than one, or rebalances would go unheard.
+        """The number of records to fetch in a round; at least one, since fetching also brings rebalances.
 
-        MOST_AT_ONCE with a later place, since the lot that is full may be the one that overflows.
+        With a later place it is always MOST_AT_ONCE, since the first lot may overflow.
         """
         if self.later is not self.first:
             return MOST_AT_ONCE
         return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
 
     def park(self, partition: Partition, record: Record, party: Party) -> None:
-        """Let a record that was taken wait."""
+        """Park a record that was taken, in the queue of its `party`."""
         self._lot_of(partition).add(partition, record, party)
 
     def surplus(self, partitions: Iterable[Partition]) -> list[Parked]:
-        """Take out the records beyond their party's share, where another party waits for the places.
+        """Remove and return the records beyond their party's share if another party waits for the places.
 
-        Returns none where one party is alone: no other is parked, and none was seen further on in `partitions`.
+        Returns none if one party is alone: no other party has parked records, or was foreseen in `partitions`.
         """
         lot = self.first
         if lot is self.later or not lot.crowded:
@@ -114,7 +115,7 @@ class Window:
         return lot.surplus()
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Take out up to `room` parked records that are ready: the later place's share, and from the first places."""
+        """Remove and return up to `room` ready records: the later place's share, then from the first places."""
         if self.later is self.first:
             return self.first.draw(room, ready)
         drawn = self._later_due(room, ready)
@@ -122,32 +123,32 @@ class Window:
         return drawn + self.later.draw(room - len(drawn), ready)
 
     def next_of(self, partition: Partition) -> Record:
-        """Return a partition's next parked record. Raises KeyError where it has none."""
+        """Return the partition's next parked record. Raises KeyError if the partition has none."""
         return self._lot_of(partition).first(partition)
 
     def release(self, partition: Partition) -> list[Record]:
-        """Take out a partition's parked records."""
+        """Remove and return all parked records of the partition."""
         return self._lot_of(partition).remove(partition)
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose first record was not due when it was looked at. Empty where there is a later place."""
+        """Partitions whose records are put off until the first one is due. Empty if there is a later place."""
         return self.first.put_off
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Let a partition's parked and coming records wait without taking room; see `cut`."""
+        """Put off a partition's parked and later records: they take no room until due, and `cut` bounds them."""
         self.first.put_off_until_due(partition, soon=soon)
 
     def bring_back(self, partition: Partition) -> None:
-        """Let a partition's parked records wait for room, and no longer for their time."""
+        """Count a partition's records as waiting for room again, no longer as put off."""
         self.first.bring_back(partition)
 
     def cut(self) -> list[tuple[Partition, list[Record]]]:
-        """Take out the records that are too many to be put off: of each partition, the last one first."""
+        """Remove and return put-off records beyond the bounds, see `Lot.cut`."""
         return self.first.cut()
 
     def wants_pause(self, partition: Partition) -> bool:
-        """Return whether a partition is not to be fetched from now."""
+        """Return whether the stage should not fetch from the partition now."""
         if partition.rewind_to is not None and not partition.paused:
             return True  # a partition is sought when it is resumed
         if self._is_full_for(partition) or self.first.is_cut(partition) or partition.phase is not Phase.OPEN:
@@ -189,7 +190,7 @@ class Window:
 
 
 def _is_wide(ledger: Ledger, *, paused: bool) -> bool:
-    """Return whether a partition's span comes near the committable bounds; with hysteresis where it is paused."""
+    """Return whether a span is near the committable bounds. A `paused` partition has lower bounds, as hysteresis."""
     if ledger.span < NARROW:
         return False
     span, holes = (SPAN_LOW, HOLES_LOW) if paused else (SPAN_HIGH, HOLES_HIGH)
