@@ -1,1 +1,1 @@
-"""Kafka beside the stage: clients' properties, questions about topics, and compacted topics that are followed."""
+"""Kafka besides the stage: properties of clients, queries about topics, and followers of compacted topics."""

@@ -16,23 +16,23 @@ _SYSLOG_CRITICAL = 2
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
-    """Properties of a client that is polled: polling brings librdkafka's lines, which go to this process' log.
+    """Return properties of a client that is polled. Each poll writes librdkafka's log lines to this process' log.
 
-    Without a logger librdkafka writes to standard error, in a form of its own between lines of JSON.
+    Without a logger librdkafka writes lines in another format to standard error, between the process' JSON lines.
     """
     return {**kafka.client_config(), "logger": _logger}
 
 
 def asking_config(kafka: KafkaSettings) -> dict[str, Any]:
-    """Properties of a client that asks once and is never polled: its exception says why it failed."""
+    """Return properties of a client that makes queries and is never polled: exceptions state its errors."""
     return {**kafka.client_config(), "log_level": _SYSLOG_CRITICAL}
 
 
 class RepeatFilter(logging.Filter):
-    """Passes one line of a kind every 10 s; the next one states how many were held back.
+    """Passes one line of a kind every 10 s. The next line that passes states how many were held back.
 
-    A kind is one report of librdkafka about one broker, numbers aside. While a broker is away, each client of a process
-    reports a refusal at each attempt, and so does each new client.
+    Lines of one kind have the same event, the same broker, and the same text apart from numbers. While a broker is
+    away, each client of a process reports a refusal at each attempt.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -41,7 +41,7 @@ class RepeatFilter(logging.Filter):
         self._throttle = LogThrottle(REPEAT_SECONDS)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """True if this line passes. confluent-kafka logs the event, the client, and `[thrd:BROKER]: …`."""
+        """Return whether this line passes. confluent-kafka logs the event, the client, and `[thrd:BROKER]: …`."""
         if not isinstance(record.args, tuple) or len(record.args) != 3:
             return True
         what, client, text = map(str, record.args)

@@ -1,12 +1,12 @@
-"""A compacted topic that is read to its end when a process starts, and followed from then on.
+"""A compacted topic that a process reads to its end at the start, and follows from then on.
 
-The processes of a fleet share a few facts through it, without a database. The last record of each key counts, and a
-record without a value deletes the fact. Every process reads the whole topic, in no consumer group.
+The processes of a fleet share a few facts through compacted topics, without a database. The last record of each key
+counts, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
 
-While the broker is away the known facts stay in force, as nothing is settled without Kafka either. `reasons` reports
-how old they are, and reading goes on from where it stopped. That misses one thing: Kafka keeps a deletion for a day
-only. So a process that has not read on for half a day may hold deleted facts. The following then ends, as it does on a
-defect, and the process ends with it; the next one reads the topic from the beginning.
+While the broker is away, the process goes on with the known facts: without Kafka no job is settled either. `reasons`
+reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a deletion
+for a day only, so after half a day without reading the process may hold deleted facts. The process then ends, and a
+new process reads the topic from the beginning. The process also ends if `apply` raises.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from workers.kafka.topics import BrokerAway, topic_ids
 from workers.system.errors import ProcessError
 
 START_SECONDS = 60.0
-"""How long the first reading may bring no record. A process that was killed in a transaction holds it up for some
-seconds; the length of the topic is not bounded."""
+"""The time for which the first reading may bring no record. The open transaction of a killed process delays reading for
+some seconds. The whole reading has no time limit, since the topic may have any length."""
 SILENT_SECONDS = 20.0
-"""How old the facts may be before readiness reports it. A killed process' open transaction delays them for less."""
+"""The age of the facts from which readiness reports it. A killed process' open transaction delays facts for less."""
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
 
@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
 Apply = Callable[[bytes | None, bytes | None], None]
-"""Takes in a record's key and value; the value is None where the fact is deleted. An exception ends the following."""
+"""Applies a record's key and value; None as a value deletes the fact. An exception ends the following."""
 
 log = get_logger()
 
@@ -51,14 +51,13 @@ class FollowingEnded(ProcessError):  # noqa: N818 - it names what happened
 
 
 class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
-    """The reading may have missed the deletion of a fact."""
+    """The broker was away for so long that this process may have missed the deletion of a fact."""
 
 
 class CompactedTopic:
-    """Calls `apply` on the event loop for each committed record: first for all present ones, then for each new one.
+    """A `SideTask` that calls `apply` on the event loop for each committed record: present records, then new ones.
 
-    With `kept_ms` it skips records older than that by the broker's stamp: facts that have expired. A `SideTask` of its
-    process.
+    Records that were older than `kept_ms` at the start, by their timestamps, are skipped: these facts have expired.
     """
 
     def __init__(
@@ -73,13 +72,13 @@ class CompactedTopic:
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._next: dict[int, int] = {}
-        """By partition, the offset up to which every record is taken in."""
+        """By partition, the next offset to read."""
         self._known_at = self._looked_at = self._beat_at = clock.monotonic()
 
     async def start(self) -> None:
-        """Return once every record is applied that was in the topic at the call.
+        """Start following, and return once every record is applied that was in the topic at the call.
 
-        Raises ProcessError: NoSuchTopic, BrokerAway where no record came for START_SECONDS, or FollowingEnded.
+        Raises ProcessError: NoSuchTopic, BrokerAway if no record came for START_SECONDS, or FollowingEnded.
         """
         await topic_ids(self._kafka, [self._topic])
         log.info("Reading a topic to its end.", action="topic-reading", topic=self._topic)
@@ -102,17 +101,17 @@ class CompactedTopic:
             await asyncio.to_thread(self._thread.join)
 
     async def ended(self) -> None:
-        """See `SideTask`. Raises FollowingEnded."""
+        """Wait until the following ends, see `SideTask.ended`. Raises FollowingEnded."""
         if self._ended is not None:
             await asyncio.shield(self._ended)
 
     @property
     def alive(self) -> bool:
-        """Whether the topic is still followed, and the following thread came round within a minute."""
+        """True if the following has not failed, and its thread made a round within a minute."""
         return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Return why the known facts may be stale; empty when they are not."""
+        """Return the reasons for which the known facts may be stale; an empty list if the facts are fresh."""
         if self._has_failed:
             return [f"the topic {self._topic} is not followed any more"]
         age = self._clock.monotonic() - self._known_at
@@ -151,7 +150,7 @@ class CompactedTopic:
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        """End the following, and fail `ended`: a process must not act on facts that it may have missed."""
+        """End the following, and make `ended` raise: a process must not act on stale facts."""
         self._stopping.set()
         if self._ended is None or self._ended.done():
             return
@@ -166,7 +165,7 @@ class CompactedTopic:
         self._ended.set_exception(
             FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); start this process anew")
         )
-        self._ended.exception()  # marks it as retrieved: a process that is still starting does not wait for it
+        self._ended.exception()  # avoids asyncio's warning "exception was never retrieved" during the start
 
     @property
     def _has_failed(self) -> bool:
@@ -175,9 +174,9 @@ class CompactedTopic:
     # -- on threads of its own -----------------------------------------------------------------------------------------
 
     def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the end of each partition, behind open transactions too, and the offsets at which reading begins.
+        """Return two offsets for each partition: the end to read to, and the start of reading.
 
-        Records that were committed behind an open transaction count too.
+        The end is that of uncommitted reading, so it includes records committed behind an open transaction.
         """
         consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:
@@ -199,7 +198,7 @@ class CompactedTopic:
         return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
 
     def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Return the offsets of the first records that are not too old. Raises KafkaException."""
+        """Return, by partition, the offset of the first record younger than `kept_ms`. Raises KafkaException."""
         if self._kept_ms is None:
             return dict.fromkeys(ends, OFFSET_BEGINNING)
         since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)
@@ -215,10 +214,10 @@ class CompactedTopic:
             {
                 "fetch.wait.max.ms": 100,
                 **client_config(self._kafka),
-                "group.id": "follower",  # required by the client; no group is joined, and no offset committed
+                "group.id": "follower",  # the client requires a name, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
-                "auto.offset.reset": "earliest",  # for a topic that was made anew: its first records count
+                "auto.offset.reset": "earliest",  # reads a topic that was made anew from its first record
                 "enable.partition.eof": True,
             }
         )
@@ -264,17 +263,17 @@ class CompactedTopic:
                 facts.append((message.key(), message.value()))
                 self._next[number] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._next[number] = offset  # behind markers and aborted records
+                self._next[number] = offset  # the end also passes markers and aborted records
             elif error.fatal():
                 raise KafkaException(error)
-            # else the broker is away, and the client reconnects by itself
+            # Other errors mean that the broker is away; the client reconnects by itself.
         return facts
 
     def _has_reached(self, ends: dict[int, int]) -> bool:
         return all(self._next.get(number, 0) >= end for number, end in ends.items())
 
     def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Note since when every fact is known. Returns the ends to read to next."""
+        """Update the time at which all facts were known, and ask for new ends. Returns the ends to read to next."""
         now = self._clock.monotonic()
         if self._has_reached(ends):
             self._known_at = max(self._known_at, self._looked_at)

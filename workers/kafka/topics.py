@@ -1,4 +1,4 @@
-"""Questions to Kafka about its topics, and errors that say why it does not answer."""
+"""Queries to Kafka about topics, and the errors of queries that fail."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class BrokerAway(ProcessError):  # noqa: N818 - it names what is wrong
 
 
 class AccessDenied(ProcessError):  # noqa: N818 - it names what happened
-    """A broker answered, and refused the credentials or the question."""
+    """A broker answered, but refused the credentials or the request."""
 
 
 class PropertyRefused(ProcessError):  # noqa: N818 - it names what happened
-    """The Kafka client does not know a property of POSTBACK_KAFKA__EXTRA__…, or cannot use its value."""
+    """The Kafka client does not know a property of POSTBACK_KAFKA__EXTRA__…, or cannot use the property's value."""
 
 
 class TopicUnanswered(KafkaException):
-    """Kafka did not answer for this topic, or refused to."""
+    """Kafka did not answer a query about this topic, or refused the query."""
 
     def __init__(self, topic: str, error: KafkaError) -> None:
         super().__init__(error)
@@ -47,8 +47,8 @@ class TopicUnanswered(KafkaException):
 async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
     """Return the UUID of each topic. Raises ProcessError.
 
-    A topic that is made anew under an old name has another UUID. A broker may not know a topic yet that was made a
-    moment ago, so it is asked again for a while.
+    A topic that is made anew under an old name has another UUID. A broker may not know a new topic at once, so the
+    query for a missing topic is repeated for about two seconds.
     """
     client = _asking(kafka)
     found: dict[str, str] = {}
@@ -62,7 +62,7 @@ async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, st
 
 
 async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
-    """Return the UUIDs of those topics that the broker knows. Raises BrokerAway and AccessDenied."""
+    """Return the UUIDs of all topics among `topics` that the broker knows. Raises BrokerAway and AccessDenied."""
     asked = _ask_ids(client, topics, TOPIC_SECONDS)
     await asyncio.gather(*map(asyncio.wrap_future, asked.values()), return_exceptions=True)
     try:
@@ -72,7 +72,7 @@ async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[
 
 
 class KafkaTopicIds:
-    """Asks one cluster for UUIDs, and waits for the answer. It connects when it is asked for the first time."""
+    """A callable that asks one cluster for UUIDs and waits for the answer. The first call makes the client."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """`config`: librdkafka properties, as `asking_config` makes them."""
@@ -80,7 +80,10 @@ class KafkaTopicIds:
         self._client: AdminClient | None = None
 
     def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """Return the UUIDs of those topics that the broker knows, within `seconds`. Raises TopicUnanswered."""
+        """Return, within `seconds`, the UUIDs of all topics among `topics` that the broker knows.
+
+        Raises TopicUnanswered.
+        """
         self._client = self._client or AdminClient(self._config)
         asked = _ask_ids(self._client, topics, seconds)
         wait(asked.values(), seconds)
@@ -93,7 +96,7 @@ def _ask_ids(client: AdminClient, topics: Iterable[str], seconds: float) -> Mapp
 
 
 def _ids(asked: Mapping[str, Future[Any]]) -> dict[str, str]:
-    """Return the UUIDs of those topics that the broker knows. Raises TopicUnanswered. Does not wait."""
+    """Return the UUIDs of the topics that the broker knows, without waiting. Raises TopicUnanswered."""
     found = {}
     for topic, future in asked.items():
         try:
@@ -116,7 +119,7 @@ async def topic_names(kafka: KafkaSettings) -> list[str]:
 
 
 def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> BrokerAway | AccessDenied:
-    """Return the error for a question that Kafka did not answer: it is away, or it refuses access."""
+    """Return the error for a failed query: AccessDenied if Kafka refuses access, else BrokerAway."""
     if error.name().endswith("_AUTHORIZATION_FAILED"):
         return AccessDenied(
             f"Kafka refuses access{to_what} ({error.name()}): check POSTBACK_KAFKA__EXTRA__SASL_… and the broker's ACLs"
@@ -127,11 +130,11 @@ def unanswered(kafka: KafkaSettings, error: KafkaError, to_what: str = "") -> Br
 
 
 def _asking(kafka: KafkaSettings) -> AdminClient:
-    """Make a client for questions. Raises PropertyRefused."""
+    """Return a new client for queries. Raises PropertyRefused."""
     try:
         return AdminClient(asking_config(kafka))
     except KafkaException as error:
         reason = error.args[0].str()
-        for value in kafka.extra.values():  # any of which may be a secret
+        for value in kafka.extra.values():  # any value may be a secret
             reason = reason.replace(f'"{value.get_secret_value()}"', "…")
         raise PropertyRefused(f"the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: {reason}") from None

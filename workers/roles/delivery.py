@@ -30,9 +30,10 @@ from workers.system.tuning import change_threads_often
 log = get_logger()
 
 _REVOKE_DRAIN_SECONDS = 5.0
-"""How long a revoked partition waits for its attempts: longer than most consumers take.
+"""The time for which a revocation waits for the partition's attempts: longer than most endpoints take to answer.
 
-Waiting for an attempt that hangs would hold up all other deliveries of this process. The next owner repeats it.
+A longer wait for an attempt that hangs would hold up all other deliveries of this process. The next owner repeats such
+an attempt.
 """
 
 
@@ -50,7 +51,7 @@ async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[
 
 
 async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> Stage:
-    """The stage that delivers callbacks. `reserved_bytes` of memory stay free for other processes of the container.
+    """Return the stage that delivers callbacks. `reserved_bytes` of memory are left to the container's other processes.
 
     Raises ProcessError and SettingsRefused.
     """

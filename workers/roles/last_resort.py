@@ -1,7 +1,7 @@
-"""The last resort of each role's stage: outputs for a record at which its handler raised even in `give_up`.
+"""The last resort of each role's stage: outputs for a record whose handler raised even in `give_up`.
 
-The functions raise nothing for any record, and return outputs that a broker takes: a part of the record that cannot be
-read is left out. After an upgrade, `postback dead-letters redrive` puts such a record back.
+The functions never raise, and always return outputs that a broker takes: unreadable parts of the record are left out.
+After an upgrade, `postback dead-letters redrive` puts the record back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WAITING = frozenset(names.WAITING_HEADERS)
 
 
 def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics: Metrics) -> LastResort:
-    """A failed result under the job's identity, and the record as a dead letter."""
+    """Return the last resort for jobs: a failed result under the job's identity, and the record as a dead letter."""
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:
         plain = _sendable(record)
@@ -41,7 +41,7 @@ def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics
         )
         headers = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
         if whose.callback_url is not None:
-            headers.append((names.CALLBACK_URL, whose.callback_url.encode()))  # delivery judges it before it calls
+            headers.append((names.CALLBACK_URL, whose.callback_url.encode()))  # delivery checks the URL before a call
         metrics.jobs.labels(result.outcome).inc()
         metrics.dead_letters.labels(failure.code).inc()
         letter = job_letter(topics.dead_letters, plain, whose, failure.code, failure.message, failure.attempts)
@@ -51,7 +51,7 @@ def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics
 
 
 def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
-    """The record as a dead letter, without the headers of its waits."""
+    """Return the last resort for callbacks: the record as a dead letter, without the headers about waiting."""
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:
         plain = _sendable(record)
@@ -64,7 +64,7 @@ def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
 
 
 def _whose(record: Record, origin: Origin) -> InvalidJob:
-    """The job's identity and callback. Where they cannot be read, the identity comes from the record's place alone."""
+    """Return the job's identity and callback. An unreadable record is identified by topic, partition and offset."""
     try:
         return read_address(record.value, record.headers, origin)
     except Exception:  # a defect that the stage has logged already
@@ -78,7 +78,7 @@ def _whose(record: Record, origin: Origin) -> InvalidJob:
 
 
 def _sendable(record: Record) -> Record:
-    """The record without the headers whose names the client cannot encode."""
+    """Return the record without the headers whose names the client cannot encode."""
     return replace(record, headers=[header for header in record.headers or () if _is_writable(header)])
 
 

@@ -23,19 +23,19 @@ log = get_logger()
 
 
 class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
-    """The address for metrics and health cannot be listened on."""
+    """The process cannot listen on the address for metrics and health."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """The address of the process's metrics and health. Port 0 is any free port."""
+    """The address of the process's metrics and health pages. Port 0 means any free port."""
 
     host: str = "127.0.0.1"
     metrics_port: int = 0
 
 
 def replica_of(settings: FleetSettings) -> str:
-    """The process's identity: POSTBACK_REPLICA, or a random name."""
+    """Return the process's identity: POSTBACK_REPLICA, or a random name."""
     return settings.replica or f"r{secrets.token_hex(4)}"
 
 
@@ -54,25 +54,25 @@ class Process:
         self.duties: list[str] = []
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
         self.metrics_url = ""
-        """Set while the process is observed."""
+        """The URL of the metrics page, set inside the `observed` block."""
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
-        """Why the process does not do its work now; until its stages run, that it is starting."""
+        """Return the reasons for which the process is not ready. Before the stages run, the reason is the start."""
         return readiness_of(self.stages, self.beside) if self.started() else Readiness((self._starting,))
 
     def started(self) -> bool:
-        """Whether everything that the stages need is loaded."""
+        """Return whether everything that the stages need is loaded."""
         return bool(self.stages)
 
     def alive(self) -> bool:
-        """Whether the stages' threads and the event loop still come round."""
+        """Return whether the Kafka threads, the event loop and the side tasks still run their loops."""
         return alive(self.stages, self.beside)
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
-        """Call `apply` with each record of a compacted topic; with all that are there now before this returns.
+        """Follow a compacted topic: call `apply` for each record, and return once all present records are applied.
 
-        `kept_ms` leaves out older records. Raises ProcessError.
+        Records older than `kept_ms` are skipped. Raises ProcessError.
         """
         followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock, kept_ms)
         stack.push_async_callback(followed.close)
@@ -81,7 +81,7 @@ class Process:
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
-        """A block during which health and metrics are served. Calls `announce` with the port. Raises CannotListen."""
+        """Serve health and metrics during the `with` block. Calls `announce` with the port. Raises CannotListen."""
         server = self._health_server(listen)
         server.start()
         host = f"[{listen.host}]" if ":" in listen.host else listen.host
@@ -93,7 +93,7 @@ class Process:
             server.stop()
 
     def _health_server(self, listen: Listen) -> HealthServer:
-        """The server of the process's pages. Raises CannotListen."""
+        """Return the server of the process's pages. Raises CannotListen."""
         host, port = listen.host, listen.metrics_port
         try:
             return HealthServer(
@@ -113,11 +113,14 @@ class Process:
 
 
 Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]]
-"""Makes the stages of a process. The stack closes everything that the stages need."""
+"""Returns the stages of a process. The callbacks on the stack close everything that the stages need."""
 
 
 async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
-    """Prepare, serve, then close everything. A signal may come at any of these steps, and the later ones still run."""
+    """Run a process: prepare the stages, run them, then close everything.
+
+    A stop signal may arrive at any step; everything that was opened is still closed.
+    """
     allow_open_files()
     process = Process(fleet)
     with stop_signal() as stop:

@@ -1,4 +1,4 @@
-"""The one line of a process's log that says that it is ready, for the person who started it."""
+"""The log line that tells the person who started a process that the process is ready."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class ReadyLine:
 
     @property
     def alive(self) -> bool:
-        """True: the event loop's own beat tells whether it comes round."""
+        """Always True: `LoopBeat` detects a blocked event loop."""
         return True
 
     def reasons(self) -> list[str]:
-        """None: a line that is still to come holds nothing up."""
+        """Return an empty list: the missing line does not make the process unready."""
         return []
 
     async def ended(self) -> None:
-        """Wait until the process is ready, log the line, and go on waiting until cancelled."""
+        """Wait until the process is ready, log the line, then wait until cancelled."""
         while True:
             if self._readiness().ready:
                 break

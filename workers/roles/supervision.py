@@ -1,4 +1,4 @@
-"""Supervision of stages and of side tasks: signals, readiness, and the order in which they stop."""
+"""Supervision of stages and side tasks: signals, readiness, and the order of stopping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.system.tuning import collect_garbage_seldom
 log = get_logger()
 
 STUCK_SECONDS = 60.0
-"""How long the event loop may be blocked until `/healthz` asks the orchestrator for a restart."""
+"""The longest time of a blocked event loop before `/healthz` fails, so that the orchestrator restarts the process."""
 BEAT_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
@@ -28,54 +28,54 @@ class SideTask(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the task still runs its loop."""
+        """True if the task still runs its loop."""
         ...
 
     def reasons(self) -> list[str]:
-        """Why the task does not do its work now; empty when it does."""
+        """Return the reasons for which the task does not do its work now; an empty list if the task works."""
         ...
 
     async def ended(self) -> None:
-        """Run until cancelled. Raises the error that ends the task, and with it the process."""
+        """Run until cancelled. Raises the error that ends the task; this error also ends the process."""
         ...
 
 
 class LoopBeat:
-    """A `SideTask` that shows `/healthz` whether the event loop is blocked; a stage shows its Kafka thread alone."""
+    """A `SideTask` that lets `/healthz` detect a blocked event loop. A stage checks only its own Kafka thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
 
     @property
     def alive(self) -> bool:
-        """Whether the loop ran within the last minute."""
+        """True if the loop ran within the last minute."""
         return self._heartbeat()
 
     def reasons(self) -> list[str]:
-        """None: a loop that is blocked for a moment goes on with its work."""
+        """Return an empty list: an event loop that is blocked for a moment stays ready."""
         return []
 
     async def ended(self) -> None:
-        """Beat until cancelled."""
+        """Record a heartbeat every BEAT_SECONDS until cancelled."""
         while True:
             self._heartbeat.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
 
 def readiness_of(stages: Sequence[Stage], beside: Sequence[SideTask] = ()) -> Readiness:
-    """Ready when every stage and every side task is."""
+    """Return the readiness of a process: ready if every stage and every side task is ready."""
     of_stages = [reason for stage in stages for reason in stage.watch.reasons()]
     return Readiness((*of_stages, *(reason for task in beside for reason in task.reasons())))
 
 
 def alive(stages: Sequence[Stage], beside: Sequence[SideTask] = ()) -> bool:
-    """Alive while every stage's Kafka thread and every side task run their loops."""
+    """Return whether every stage's Kafka thread and every side task still run their loops."""
     return all(stage.watch.alive for stage in stages) and all(task.alive for task in beside)
 
 
 @contextmanager
 def stop_signal() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set during this block, instead of ending the process at once."""
+    """Yield an event that SIGTERM and SIGINT set during this block, instead of ending the process at once."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
@@ -89,7 +89,7 @@ def stop_signal() -> Iterator[asyncio.Event]:
 async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Sequence[SideTask] = ()) -> None:
     """Run until `stop` is set, then drain every stage.
 
-    When a stage or a side task dies, the other stages are drained too, and its error is raised.
+    If a stage or a side task ends with an error, the other stages are drained too, and the error is raised.
     """
     collect_garbage_seldom()
     running = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
@@ -99,7 +99,7 @@ async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Seque
     log.info("Stopping: draining the records in flight.", action="stopping")
     for stage in stages:
         stage.stop()
-    await asyncio.wait(running)  # for all of them: one stage's error must not cut the others' drain short
+    await asyncio.wait(running)  # all stages drain: one stage's error must not cut another stage's drain short
     for task in (*watched, stopping):
         task.cancel()
     await asyncio.wait([*watched, stopping])
@@ -109,9 +109,9 @@ async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Seque
 
 
 async def unless_stopped(preparing: Coroutine[None, None, T], stop: asyncio.Event) -> T | None:
-    """The result of the preparation, or None where `stop` was set first and cancelled it. Raises its errors.
+    """Return the result of `preparing`, and raise its errors. If `stop` is set first, cancel it and return None.
 
-    Loading an engine takes minutes. A worker that is stopped meanwhile has records neither to drain nor to settle.
+    Loading an engine takes minutes. A worker that is stopped during the load has no records to drain.
     """
     task, stopping = asyncio.ensure_future(preparing), asyncio.ensure_future(stop.wait())
     await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Checks that the topics of a process keep their UUIDs: a topic made anew has another one."""
+"""Watches the UUIDs of a process's topics: a topic that is deleted and made anew has another UUID."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = get_logger()
 class TopicWatch:
     """A `SideTask` that ends the process when one of its topics was deleted and created again.
 
-    A stage checks its own topics before the first record of each assignment. This task also sees topics that are only
-    written to, and compacted topics, whose facts came from the old topic.
+    A stage checks only the topics that it reads, before the first record of each assignment. A TopicWatch also checks
+    topics that the process only writes to, and compacted topics, since their known facts came from the old topic.
     """
 
     def __init__(self, kafka: KafkaSettings, ids: Mapping[str, str], look_seconds: float = LOOK_SECONDS) -> None:
@@ -33,11 +33,11 @@ class TopicWatch:
 
     @property
     def alive(self) -> bool:
-        """True: the event loop's own beat tells whether it comes round."""
+        """Always True: `LoopBeat` detects a blocked event loop."""
         return True
 
     def reasons(self) -> list[str]:
-        """One for each topic that is gone."""
+        """Return one reason for each topic that is gone."""
         return [
             f"the topic {name} does not exist any more; `postback topics create` makes it" for name in self._missing
         ]

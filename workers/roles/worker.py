@@ -42,9 +42,9 @@ async def run_worker(
     *,
     with_delivery: bool = False,
 ) -> None:
-    """Load the engine, join the group, answer jobs until SIGTERM.
+    """Load the engine, join the group, and answer jobs until a stop signal.
 
-    Loading may take minutes, so settings and topics are checked before. Raises ProcessError, SettingsRefused, the
+    Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused, the
     EngineError of an engine that does not start, and the error that ended a stage.
     """
 
@@ -63,7 +63,7 @@ async def run_worker(
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
-    """The stage that answers jobs with this engine. `stack` closes the parts that it needs.
+    """Return the stage that answers jobs with this engine. `stack` closes the parts that the stage needs.
 
     Raises ProcessError and SettingsRefused.
     """
@@ -90,7 +90,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         process.metrics,
     )
     process.beside.append(handler.engine_watch)
-    # Read to its end before the first dispatch, so that no cancelled job begins.
+    # The topic is read to its end before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
@@ -103,9 +103,9 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
 
 
 async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
-    """Announce this worker's models to producers while it serves. Raises ProcessError."""
+    """Make the process announce this worker's models to producers while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
-    # Checked, but not watched later: a worker answers jobs without this topic.
+    # The topic is checked now, but not watched later: a worker answers jobs without it.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(kafka, process.replica, lane, registry.announced, process.clock)
     stack.push_async_callback(announcer.close)
@@ -113,13 +113,13 @@ async def _announce(process: Process, registry: Registry, lane: str | None, stac
 
 
 def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
-    """The default and bulk lanes of the other engines in the registry, to which jobs are forwarded."""
+    """Return the default and bulk lanes of the other engines in the registry: this worker forwards jobs to them."""
     others = [lane for lane in dict.fromkeys(settings.models.values()) if lane != settings.lane]
     return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
-    """Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
+    """Return a started enricher. Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
     settings = read_settings(EnrichmentSettings)
     web = Web(settings.named, process.clock, settings.email)
     found = providers(read_settings(SearchSettings), web)

@@ -1,1 +1,1 @@
-"""The operating system: limits of memory and open files, and memory that other processes may not read."""
+"""The operating system: limits of memory and open files, and protection of memory from other processes."""

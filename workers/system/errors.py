@@ -1,7 +1,7 @@
-"""Errors with which a process ends before it serves."""
+"""The base class of errors that end a process."""
 
 from __future__ import annotations
 
 
 class ProcessError(Exception):
-    """The process cannot do its work; the text names the reason and the fix."""
+    """The process cannot do its work; the error's text names the reason and the fix."""

@@ -15,14 +15,15 @@ MIB: Final = 1024 * 1024
 LARGEST_WINDOW: Final = 256 * MIB
 SMALLEST_WINDOW: Final = 16 * MIB
 BESIDE_WINDOW: Final = 256 * MIB
-"""Memory besides the window: the process without records, some 100 MiB, and Kafka's answers that its client holds."""
+"""Memory besides the window: some 100 MiB of the process itself, and the Kafka client's prefetched records."""
 COPIES: Final = 4
-"""Most copies of a window's bytes: taken, put off until due (a quarter), in the client's outgoing queue, and spare.
-With results of 900 kB for an endpoint that is down, a process with a window of 256 MiB grew to 714 to 844 MiB."""
+"""The factor from a window's bytes to memory: taken records, put-off records (a quarter), the client's outgoing queue,
+and spare. With results of 900 kB for an endpoint that is down, a process with a window of 256 MiB grew to 714 to
+844 MiB."""
 
 
 def window_bytes(configured: int | None, *, reserved: int = 0, root: Path = Path("/")) -> int:
-    """The window in bytes: the configured size, else a share of the memory limit, from 16 to 256 MiB.
+    """Return the window in bytes: the configured size, else a share of the memory limit, from 16 to 256 MiB.
 
     `reserved` bytes of the limit belong to other processes.
     """
@@ -33,15 +34,15 @@ def window_bytes(configured: int | None, *, reserved: int = 0, root: Path = Path
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """The smallest of the machine's memory and the limits of this process's control groups."""
+    """Return the smallest of the machine's memory and the limits of this process's control groups."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([total, *_limits(root)])
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """The limits of the process's own group and of each group around it, as far as they are readable.
+    """Yield the readable limits of the process's own control group and of all its parent groups.
 
-    In a container the own group is mostly the root of the mount, whatever path the kernel names.
+    In a container the own group is usually the root of the mount, whatever path the kernel names.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -63,7 +64,7 @@ def _limits(root: Path) -> Iterator[int]:
 
 
 def _limit(file: Path) -> Iterator[int]:
-    """The limit in this file; yields none if the file is missing or sets no limit (`max`)."""
+    """Yield the limit in this file, or nothing if the file is missing or contains no limit (`max`)."""
     try:
         said = file.read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
 """Protection of a process's secrets from other processes of the same user.
 
-Without it, any process of the same user may read `/proc/PID/environ` and `/proc/PID/mem`, see ptrace(2).
+Without this protection, any process of the same user may read `/proc/PID/environ` and `/proc/PID/mem`, see ptrace(2).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def keep_secrets() -> None:
-    """Refuse to be read by processes of the same user, write no core dump, and gain no privileges by exec.
+    """Stop other processes of the user from reading this one, disable core dumps, and gain no privileges by exec.
 
-    Other systems than Linux only stop core dumps. Child programs are readable again; they inherit the limit of core
-    dumps and gain no privileges either. A debugger or profiler needs CAP_SYS_PTRACE to attach.
+    On systems other than Linux this only disables core dumps. Child programs are readable again, but inherit the limit
+    of core dumps and gain no privileges. A debugger or profiler needs CAP_SYS_PTRACE to attach.
     """
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -11,27 +11,28 @@ _MOST_OPEN_FILES = 1 << 20
 
 
 def collect_garbage_seldom() -> None:
-    """Let the collector look at new objects every 50,000 allocations rather than every 700.
+    """Make the garbage collector run every 50,000 allocations rather than every 700.
 
-    A job leaves dozens of objects, and reference counting frees them all: collecting took a tenth of the stage's CPU.
+    Each job makes dozens of objects, and reference counting frees all of them: collecting took a tenth of the stage's
+    CPU time.
     """
     gc.set_threshold(50_000, 20, 20)
 
 
 def change_threads_often() -> None:
-    """Let a thread wait for the interpreter for half a millisecond, not five, while another one computes.
+    """Let a thread wait for the interpreter lock for half a millisecond, not five, while another thread computes.
 
-    A stage's Kafka thread asks for the interpreter several times between taking a record and handing it over. The
-    short wait serves callers who need an answer within milliseconds; without them it costs several hundredths of the
-    rate.
+    A stage's Kafka thread waits for the lock several times between taking a record and handing the record over. The
+    short wait serves callers that need an answer within milliseconds, but costs a few percent of throughput.
     """
     sys.setswitchinterval(0.0005)
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files as far as allowed, up to a million; low limits serve programs that use `select`.
+    """Raise the limit of open files as far as allowed, up to about a million.
 
-    Each callback under way and each idle connection holds a file, and some thousands are under way.
+    Each running callback and each idle connection uses a file, and thousands of callbacks run at once. The default
+    limit is low for the sake of programs that use `select`.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
