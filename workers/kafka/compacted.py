@@ -111,7 +111,7 @@ class CompactedTopic:
         return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Return the reasons for which the known facts may be stale; an empty list if the facts are fresh."""
+        """Return the reasons why the known facts may be stale; an empty list if the facts are fresh."""
         if self._has_failed:
             return [f"the topic {self._topic} is not followed any more"]
         age = self._clock.monotonic() - self._known_at

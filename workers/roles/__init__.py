@@ -1,1 +1,1 @@
-"""The roles of a process, and the order in which their parts start and stop."""
+"""The roles of a process, and the order in which the parts of a process start and stop."""

@@ -40,7 +40,7 @@ def replica_of(settings: FleetSettings) -> str:
 
 
 class Process:
-    """The parts that every role has while it runs."""
+    """The parts that a running process has in every role."""
 
     def __init__(self, fleet: FleetSettings) -> None:
         self.fleet = fleet
@@ -58,7 +58,7 @@ class Process:
         self._starting = "the process is starting"
 
     def readiness(self) -> Readiness:
-        """Return the reasons for which the process is not ready. Before the stages run, the reason is the start."""
+        """Return the reasons why the process is not ready. Before the stages run, the reason is the start."""
         return readiness_of(self.stages, self.beside) if self.started() else Readiness((self._starting,))
 
     def started(self) -> bool:

@@ -32,7 +32,7 @@ class SideTask(Protocol):
         ...
 
     def reasons(self) -> list[str]:
-        """Return the reasons for which the task does not do its work now; an empty list if the task works."""
+        """Return the reasons why the task does not do its work now; an empty list if the task works."""
         ...
 
     async def ended(self) -> None:

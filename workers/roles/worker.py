@@ -71,7 +71,8 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     egress = read_settings(EgressSettings)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
-    others = lanes_of(settings, kafka.topics)  # checked now: one job for a missing topic would hold up all others
+    # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
+    others = lanes_of(settings, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))

@@ -15,9 +15,9 @@ from itertools import takewhile
 from workers.stage.record import Record
 
 LEAST_MARGIN = 32
-"""Offsets."""
+"""In offsets."""
 MOST_MARGIN = 8_192
-"""The largest window."""
+"""In offsets: the size of the largest window."""
 _DECAY = 7 / 8
 """The margin's decay at each commit that did not need the margin. A quiet moment must not slow the next busy one."""
 

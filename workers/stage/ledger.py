@@ -9,7 +9,7 @@ The words, as the whole stage uses them:
 - *hole*: an offset of the span that is not done.
 - *span*: the offsets from base to the highest one seen. The span is bounded so that it always fits into a commit: the
   more holes, the lower the bound (progress.py).
-- *suspect*: a record that may have killed a worker; *attempts* counts the workers that the record killed while it ran alone.
+- *suspect*: a record that may have killed a worker. *attempts* counts the workers that it killed while running alone.
 """
 
 from __future__ import annotations

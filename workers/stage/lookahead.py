@@ -23,7 +23,7 @@ from workers.stage.sharing import Party, Sharing
 PATIENCE_SECONDS = 1.0
 """The time for which one party fills the lot before the stage reads ahead. Other tenants may wait for this time."""
 RECORDS_A_LOOK = 250
-"""About a millisecond of the Kafka thread."""
+"""The most records to read ahead in a round. Reading them takes about a millisecond of the Kafka thread."""
 PREFETCH_KIB = 4_096
 
 log = get_logger()

@@ -156,7 +156,7 @@ class Lot:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
-        """In units."""
+        """The room for put-off records, in units."""
         self._lines: dict[Party, PartyQueue] = {}
         """The parties' queues, in the order of their turns."""
         self._tight_since: float | None = None

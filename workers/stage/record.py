@@ -35,7 +35,7 @@ class Record:
     timestamp_ms: int = 0
     """The time at which the record was appended or created, in Unix milliseconds."""
     unreadable: str | None = None
-    """The reason for which the client could not read the headers, as a phrase; `headers` is None then."""
+    """The reason why the client could not read the headers, as a phrase; `headers` is None then."""
     shows_health: bool = True
     """True if the record's completion shows that the engine works. A handler that did not use the engine sets False."""
 

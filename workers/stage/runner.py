@@ -34,7 +34,7 @@ class Handled:
     record: Record
     outputs: Sequence[Output] | None
     dispatched_at: float
-    """Monotonic seconds."""
+    """The monotonic time of the dispatch."""
     deferred: bool = False
     """True if the record was deferred untried, so that it does not count as running."""
 

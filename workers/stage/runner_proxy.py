@@ -16,7 +16,7 @@ class RunnerProxy:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.loop: asyncio.AbstractEventLoop | None = None
-        """Set before the first call."""
+        """The event loop of the runner. `Stage.run` sets it before the first call."""
         self._dispatched = 0
 
     @property

@@ -52,7 +52,7 @@ class Watch:
         return self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
-        """Return the reasons for which the stage is not ready; an empty list if the stage is ready."""
+        """Return the reasons why the stage is not ready; an empty list if the stage is ready."""
         found = []
         contact = self._contact
         if contact.silent_seconds == math.inf:

@@ -67,13 +67,13 @@ class Window:
         return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
-        """Look at the lots once a round, before records are fetched. `now`: monotonic seconds."""
+        """Update the state of the lots. Call this once a round, before fetching. `now`: monotonic seconds."""
         for lot in self._lots:
             lot.look(now)
 
     @property
     def tight(self) -> bool:
-        """True if the stage should skip fetching for a moment because a lot lacks room. The pause delays no rebalance.
+        """True if the stage should skip fetching for a moment because a lot lacks room: too short to miss rebalances.
 
         If several parties wait, the first lot overflows instead. The later place's lot never overflows.
         """
@@ -99,7 +99,7 @@ class Window:
         return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
 
     def park(self, partition: Partition, record: Record, party: Party) -> None:
-        """Park a record that was taken, in the queue of its `party`."""
+        """Park a record that was taken, in the queue of `party`."""
         self._lot_of(partition).add(partition, record, party)
 
     def surplus(self, partitions: Iterable[Partition]) -> list[Parked]:
