@@ -105,7 +105,7 @@ def rotate(
         else:
             keyring.rotate(tenant, now, seconds)
     whose = "the master" if master else "the fleet's key pair" if fleet else f"the keys of tenant {tenant}"
-    ends = f"the old ones sign until {_minute(now + seconds)}" if seconds else "all earlier ones sign no more"
+    ends = f"the old ones sign until {_minute(now + seconds)}" if seconds else "all earlier ones have stopped signing"
     say(f"rotated {whose}; {ends}")
 
 

@@ -39,7 +39,7 @@ app = typer.Typer(
     name="postback",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
-    # Typer's tracebacks would show local variables, prompts and keys among them; Python's plain ones do not.
+    # Typer's tracebacks would show local variables, prompts and keys among them; Python's plain tracebacks do not.
     pretty_exceptions_enable=False,
     help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
 )

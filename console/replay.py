@@ -27,7 +27,7 @@ _SHOWN = 10
 _RUN_ANEW = {True: "another run goes on with the rest", False: "another run sends them again"}
 _LEFT = {
     "delivered": "were delivered",
-    "unknown": "are older than the attempts that are kept: without --undelivered they are called back too",
+    "unknown": "are older than all records of attempts: without --undelivered they are called back too",
     "waiting": "wait for an attempt, which is left to delivery: --waiting calls them back at once",
     "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
     "no_callback": "cannot be called back: they have no callback, or are no result of ours",
@@ -143,7 +143,7 @@ def _report(counts: Counts, selection: Selection) -> None:
     for origin, count in counts.origins.most_common(_SHOWN):
         say(f"  {count} to {origin}")
     if len(counts.origins) > _SHOWN:
-        say(f"  and {len(counts.origins) - _SHOWN} origins more")
+        say(f"  and {len(counts.origins) - _SHOWN} more origins")
     if counts.letters:
         say(f"{counts.letters} dead letters are of these, and are put back with them")
     for obstacle, said in _LEFT.items():

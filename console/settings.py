@@ -29,7 +29,7 @@ def checked_settings(kind: type[Settings]) -> Settings:
 def keyring_path(settings: FleetSettings) -> Path:
     """Return the path of the keyring file, which may not exist yet."""
     if not settings.keyring:
-        raise fail("set POSTBACK_KEYRING to the file that holds the keys, or is to hold them", BAD_INPUT)
+        raise fail("set POSTBACK_KEYRING to the file of the keys, which `postback keys init` makes", BAD_INPUT)
     return Path(settings.keyring)
 
 

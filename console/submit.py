@@ -249,7 +249,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         except KeyboardInterrupt:
             progress.stop()
             answers.settle()
-            say(f"stopped waiting for {answers.open} jobs, which go on")
+            say(f"stopped waiting for {answers.open} jobs; the jobs go on")
             _hint(request)
             raise typer.Exit(INTERRUPTED) from None
         answers.settle()

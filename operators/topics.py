@@ -196,7 +196,7 @@ def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
     except kafka_errors.KafkaTimeoutError:
         raise RequestRefused(
             f"the topics are created, but after {wait_ms // 1000} s Kafka has not set up all their partitions yet; "
-            "run it again later, which changes nothing where they are there"
+            "run it again later, which leaves existing topics as they are"
         ) from None
 
 

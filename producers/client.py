@@ -194,7 +194,7 @@ class _Submission:
             self._give_up(SubmitError(index, job_id, f"the job is larger than {MAX_JOB_BYTES} bytes", perhaps=False))
             return
         if self.silent:
-            self._give_up(SubmitError(index, job_id, "Kafka answers no more, so it was not sent", perhaps=False))
+            self._give_up(SubmitError(index, job_id, "Kafka stopped answering, so the job was not sent", perhaps=False))
             return
         try:
             future = send(value, job_id.encode())

@@ -26,7 +26,7 @@ class UnmappedProperty(ProducerError):  # noqa: N818 - the tree names events
         way = "unset it here"
         if name.endswith(".pem"):
             way = f"put the value into a file, and name the file in {name.removesuffix('pem')}location"
-        super().__init__(f"{name} ({variable}) has no equal in kafka-python, which this command uses: {way}")
+        super().__init__(f"{name} ({variable}) has no counterpart in kafka-python, which this command uses: {way}")
 
 
 class UnusableProperty(ProducerError):  # noqa: N818

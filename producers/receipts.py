@@ -125,7 +125,7 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
             raise ReceiptRefused(f"line {number} is neither a job's id nor of a receipt") from None
     tenants = {entry.tenant for entry in entries.values() if entry is not None}
     if len(tenants) > 1:
-        raise ReceiptRefused("it names jobs of several tenants, which are asked for one by one")
+        raise ReceiptRefused("it names jobs of several tenants; make one file for each tenant")
     accepted = {job_id: entry for job_id, entry in entries.items() if entry is None or entry.accepted is not False}
     return NamedJobs(accepted, next(iter(tenants), None), len(entries) - len(accepted))
 

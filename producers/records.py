@@ -109,7 +109,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
             data, position = _field(buffer, position)
             headers.append(((name or b"").decode("utf-8", "backslashreplace"), data))
         if position != start + length:
-            raise ValueError("the record is not as long as it says")
+            raise ValueError("the record's length is not the one in its first field")
         if not 0 <= offset_delta <= self.last_offset_delta:
             offset_delta = self._next_record_index  # by its position, since the stated offset is outside this batch
         self._pos = position
@@ -148,7 +148,7 @@ def _as_int64(value: int) -> int:
 @lru_cache(maxsize=1000)  # a command may read a topic twice
 def _warn_of_unreadable(topic: str, partition: int, offset: int, reason: str) -> None:
     log.warning(
-        "A batch of records cannot be read; its records from this offset on are left out.",
+        "A batch of records cannot be read; leaving out its records from this offset on.",
         action="batch-unreadable",
         topic=topic,
         partition=partition,

@@ -154,7 +154,10 @@ class DeliveryHandler(TierPace):
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event that has waited too long for an origin that is dead."""
         log.warning(
-            "A callback was given up untried.", action="callback-given-up", reason=EXHAUSTED, **_fields(pending)
+            "A callback has waited too long for a failing origin; keeping it as a dead letter.",
+            action="callback-given-up",
+            reason=EXHAUSTED,
+            **_fields(pending),
         )
         days = pending.waited_ms / 86_400_000
         detail = f"it has waited for {days:.1f} days, and its origin fails whenever it is tried"
@@ -162,7 +165,11 @@ class DeliveryHandler(TierPace):
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:
         """The dead letter of an event whose endpoint is disabled."""
-        log.info("A callback is kept, since its endpoint is disabled.", action="callback-kept", **_fields(pending))
+        log.info(
+            "The endpoint of a callback is disabled; keeping the callback as a dead letter.",
+            action="callback-kept",
+            **_fields(pending),
+        )
         return self._dead_letter(record, DISABLED, "callback_url: the endpoint is disabled", pending.attempts)
 
     async def _attempt(
@@ -215,7 +222,7 @@ class DeliveryHandler(TierPace):
 
     def _unusable(self, record: Record, detail: str) -> Output:
         log.warning(
-            "A record is no result with a callback.",
+            "A record is not a result with a usable callback; keeping it as a dead letter.",
             action="result-unusable",
             topic=record.topic,
             partition=record.partition,
@@ -242,7 +249,7 @@ class DeliveryHandler(TierPace):
 
     def _say_retried(self, pending: PendingDelivery, outcome: FailedDelivery, wait_seconds: float) -> None:
         log.info(
-            "A callback failed and is tried again.",
+            "A callback attempt failed; trying again later.",
             action="callback-failed",
             status=outcome.status,
             reason=str(outcome.reason),
@@ -252,7 +259,7 @@ class DeliveryHandler(TierPace):
 
     def _say_given_up(self, pending: PendingDelivery, outcome: FailedDelivery, reason: str) -> None:
         log.warning(
-            "A callback was given up.",
+            "A callback failed for good; keeping it as a dead letter.",
             action="callback-given-up",
             status=outcome.status,
             reason=reason,
@@ -264,7 +271,7 @@ class DeliveryHandler(TierPace):
         self._metrics.breaker_changes.labels(str(state)).inc()
         tenant, origin = destination
         log.info(
-            "The breaker of an origin changed.",
+            "The circuit breaker of an origin changed its state.",
             action="breaker-changed",
             state=str(state),
             seconds=round(seconds, 3),

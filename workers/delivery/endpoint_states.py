@@ -113,7 +113,11 @@ class EndpointStates:
             endpoint = read_key(key)
             record = read_endpoint(value) if value is not None else None
         except InvalidEndpointRecord as error:
-            log.warning("An endpoint's record is unreadable.", action="endpoint-record-unreadable", detail=str(error))
+            log.warning(
+                "Skipping an unreadable record about an endpoint.",
+                action="endpoint-record-unreadable",
+                detail=str(error),
+            )
             return
         self._unsay(endpoint)
         if endpoint in self._disabled and not ends_disabling(record):
@@ -276,7 +280,7 @@ class EndpointStates:
     def _say_disabled(self, pending: PendingDelivery, reason: DisabledBecause) -> None:
         self._metrics.endpoints_disabled.labels(str(reason)).inc()
         log.warning(
-            "An endpoint is disabled; its events are kept as dead letters.",
+            "Disabled an endpoint; keeping its events as dead letters.",
             action="inference.endpoint.disabled",
             reason=str(reason),
             tenant=pending.tenant,
@@ -289,7 +293,7 @@ class EndpointStates:
         if self._full_throttle.admit(now_ms / 1000, pending.tenant) is None:
             return
         log.warning(
-            "An endpoint is not disabled: its tenant has as many that are as can be.",
+            "A tenant has the most disabled endpoints allowed; leaving another failing one enabled.",
             action="inference.endpoint.not-disabled",
             most=MOST_DISABLED,
             tenant=pending.tenant,

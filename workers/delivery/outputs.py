@@ -84,7 +84,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
     if url is None:
         return None
     if len(record.value) + len(record.key or b"") + size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
-        raise UnusableRecord("it is larger than a result may be, and no tier would take it")
+        raise UnusableRecord("the record is larger than a result may be, so that no tier would take it")
     text = _text(url, names.CALLBACK_URL)
     trace = (headers.get(names.TRACEPARENT) or b"").decode("latin-1")
     numbers = {name: _number(value, name) for name in _NUMBERS if (value := headers.get(name)) is not None}

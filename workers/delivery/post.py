@@ -194,8 +194,8 @@ class Poster:
         if lacking is not None:
             if self._exhausted_throttle.admit(self._clock.monotonic()) is not None:
                 log.error(
-                    "This process can open no more connections; callbacks are deferred. "
-                    "Raise its limit of open files, or have more processes.",
+                    "This process can open no more connections; deferring callbacks. "
+                    "Raise its limit of open files, or run more processes.",
                     action="resources-exhausted",
                     error=lacking,
                 )

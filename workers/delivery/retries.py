@@ -53,7 +53,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.delays_seconds or min(self.delays_seconds) <= 0:
-            raise ValueError("a schedule needs at least one wait, and all of them longer than nothing")
+            raise ValueError("a schedule needs at least one wait, and each must be longer than 0 seconds")
         object.__setattr__(self, "waits", tuple(sorted(set(self.delays_seconds))))
         object.__setattr__(self, "tiers", tiers_of(self.delays_seconds))
 

@@ -94,7 +94,7 @@ class TlsContexts:
             return
         loaded.problem = str(error)
         log.error(
-            "A file of certificates cannot be read again; what is in hand stays in use.",
+            "A file of certificates cannot be read again; using the certificates that were read before.",
             action="certificates-reload-failed",
             problem=loaded.problem,
         )
@@ -142,7 +142,7 @@ def _stamp(path: Path) -> Stamp:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"it does not hold what it should in PEM ({error.reason or 'unreadable'})"
+        return f"it lacks the expected content in PEM ({error.reason or 'unreadable'})"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
     return str(error)

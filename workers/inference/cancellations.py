@@ -41,7 +41,9 @@ class Cancellations:
             job = read_job_key(key)
             said = read_control(value) if value is not None else None
         except InvalidControl as error:
-            log.warning("Skipping an unreadable record of job_control", action="control-unreadable", problem=str(error))
+            log.warning(
+                "Skipping an unreadable record of job_control.", action="control-unreadable", problem=str(error)
+            )
             return
         self._since.pop(job, None)
         if said is None:

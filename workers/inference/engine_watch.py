@@ -74,7 +74,7 @@ class EngineWatch:
             self._away_since = now
         if self._throttle.admit(now) is not None:
             log.warning(
-                "The engine does not answer; jobs wait and ask again until their TTL ends.",
+                "The engine does not answer; asking again for each waiting job until its TTL ends.",
                 action="engine-unavailable",
                 why=self._why,
                 jobs=self._asking,

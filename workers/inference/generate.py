@@ -135,7 +135,7 @@ def _report(task: asyncio.Future[None]) -> None:
     """Log a failed abort. Its consequence, a request that fails, is reported by `generate`."""
     if not task.cancelled() and task.exception() is not None:
         log.warning(
-            "An abort failed; the request runs on until the engine ends it.",
+            "An abort failed; leaving the request until the engine ends it.",
             action="abort-failed",
             error=type(task.exception()).__qualname__,
         )

@@ -43,7 +43,7 @@ class Results:
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
         common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
         if completion.finish_reason not in ("stop", "length"):
-            why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for a reason not known here")
+            why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
             error = ResultError(code="unfinished", message=why)
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         try:
@@ -69,7 +69,7 @@ class Results:
         if completion is not None:
             self._tokens["wasted"].inc(completion.completion_tokens)
         if self._lifetimes.is_cancelled(received):
-            outcome, message = Outcome.CANCELLED, "it was cancelled before the answer was complete"
+            outcome, message = Outcome.CANCELLED, "the job was cancelled before the answer was complete"
         else:
             outcome, message = Outcome.EXPIRED, "ttl_seconds passed before the answer was complete"
         return self._result(

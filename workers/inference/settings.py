@@ -12,7 +12,7 @@ from schemas.topics import is_engine_lane
 
 def _lane(name: str) -> str:
     if not is_engine_lane(name):
-        raise ValueError("1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow, which other topics are")
+        raise ValueError("1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow, which name other topics")
     return name
 
 

@@ -24,7 +24,7 @@ class UnknownFieldWarnings:
             self._warned_of.clear()
         self._warned_of.add(unknown.names)
         log.warning(
-            "Jobs have unknown fields; ignoring these, and naming them in each result.",
+            "Jobs have unknown fields; ignoring the fields and naming them in each result.",
             action="fields-unknown",
             fields=list(unknown.names),
             count=unknown.count,

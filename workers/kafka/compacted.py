@@ -156,14 +156,14 @@ class CompactedTopic:
             return
         away = isinstance(error, _TooLongAway)
         log.error(
-            "A topic is not followed any more.",
+            "A topic cannot be followed any more; ending the process.",
             action="following-ended",
             topic=self._topic,
             exc_info=None if away else error,
         )
-        why = f"it was away for more than {STALE_SECONDS / 3600:.0f} hours" if away else type(error).__name__
+        why = f"no news for more than {STALE_SECONDS / 3600:.0f} hours" if away else type(error).__name__
         self._ended.set_exception(
-            FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); start this process anew")
+            FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); restart this process")
         )
         self._ended.exception()  # avoids asyncio's warning "exception was never retrieved" during the start
 
@@ -187,7 +187,7 @@ class CompactedTopic:
                     return ends, self._ask_starts(consumer, ends)
                 except KafkaException as error:  # a partition is being moved, or was made a moment ago
                     if deadline.passed or self._stopping.is_set():
-                        why = f"the end of the topic {self._topic} cannot be asked for ({error.args[0].name()})"
+                        why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None
                     self._clock.sleep(_ASK_AGAIN_SECONDS)
         finally:

@@ -108,7 +108,7 @@ class Process:
         except OSError as error:
             raise CannotListen(
                 f"metrics and health cannot be served on port {port} of {host} ({error.strerror}); "
-                "choose another --metrics-port, 0 being any free one, or another --host"
+                "choose another --metrics-port (0 takes any free one) or --host"
             ) from None
 
 

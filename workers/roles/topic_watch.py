@@ -59,6 +59,8 @@ class TopicWatch:
             require_same(self._ids, found)
         except TopicMadeAnew as anew:
             log.error(
-                f"Topic {anew.topic} was made anew; draining and ending.", action="topic-replaced", topic=anew.topic
+                f"Topic {anew.topic} was deleted and made again; draining and ending.",
+                action="topic-replaced",
+                topic=anew.topic,
             )
             raise

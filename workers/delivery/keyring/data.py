@@ -52,22 +52,22 @@ class KeyringData(FileModel):
     @model_validator(mode="after")
     def _has_what_its_format_has(self) -> Self:
         if self.format == 1 and (self.master is None or self.masters):
-            raise ValueError("format 1 has `master` and no `masters`")
+            raise ValueError("format 1 needs `master` and takes no `masters`")
         if self.format == 2 and (self.master is not None or not self.masters):
-            raise ValueError("format 2 has `masters` and no `master`")
+            raise ValueError("format 2 needs `masters` and takes no `master`")
         current = self.fleet if self.format == 1 else self.masters
         if [key.until for key in current].count(None) != 1 or current[0].until is not None:
             raise ValueError(
-                "the first key of `fleet` (format 1) or `masters` (format 2) has no `until`; all others need one"
+                "the first key of `fleet` (format 1) or `masters` (format 2) takes no `until`; all others need one"
             )
         numbers = [master.number for master in self.masters]
         if numbers != sorted(set(numbers), reverse=True):
-            raise ValueError("`masters` are numbered, the newest first")
+            raise ValueError("`masters` need different numbers, the highest first")
         if self.format == 2 and any(key.until is None for key in self.fleet):
-            raise ValueError("each key of `fleet` in format 2 has an `until`")
+            raise ValueError("each key of `fleet` in format 2 needs an `until`")
         newest = self.all_masters()[0].number
         if any(versions.master > newest for versions in self.tenants.values()):
-            raise ValueError("no version in `tenants` began under a master that is not there yet")
+            raise ValueError("a version in `tenants` names a master newer than all in the file")
         return self
 
     @classmethod

@@ -197,7 +197,7 @@ class Keyring:
             if data.format == 2 and overlap_seconds > 0:
                 raise KeyringRefused(
                     "this keyring has format 2, in which each tenant has its own key pair: rotate a tenant's keys; "
-                    "to end a pair that a migration lets sign on, rotate with --fleet --leaked"
+                    "to end a pair that still signs after a migration, rotate with --fleet --leaked"
                 )
             return data.with_fleet_rotated(now, until)
 
@@ -272,14 +272,18 @@ class Keyring:
     def _refresh_or_say(self, now: float) -> None:
         try:
             if self.refresh():
-                log.info("The keyring changed and was read again.", action="keyring-reloaded", **self._facts(now))
+                log.info(
+                    "The keyring changed; signing with the keys in the file now.",
+                    action="keyring-reloaded",
+                    **self._facts(now),
+                )
             self._problem = None
         except KeyringError as error:
             # Once per problem: this runs for every callback.
             if str(error) != self._problem:
                 self._problem = str(error)
                 log.error(
-                    "The keyring cannot be read again; the keys in hand go on signing.",
+                    "The changed keyring cannot be read; signing with the keys that were read before.",
                     action="keyring-reload-failed",
                     problem=self._problem,
                 )
