@@ -1,4 +1,4 @@
-"""Results for the caller: counted, written one per line, and the failed ones reported by reason."""
+"""Counts results for the caller, writes one line for each, and reports failures by reason."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class FailedColumn(ProgressColumn):
     """Shows the task's field `failed`, as in `3 failed`; empty while the field is 0."""
 
     def render(self, task: Task) -> Text:
-        """The column's text."""
+        """Return the column's text."""
         failed = task.fields.get("failed", 0)
         return Text(f"{failed} failed" if failed else "", style="red")
 
@@ -27,7 +27,7 @@ class OutlookColumn(ProgressColumn):
         """Each task's completed amount, and the last change of that amount in seconds since the task's start."""
 
     def render(self, task: Task) -> Text:
-        """The column's text."""
+        """Return the column's text."""
         if task.finished:
             return Text("")
         if self._stands_still(task):

@@ -23,7 +23,7 @@ def cancel(
 ) -> None:
     """Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.
 
-    A cancellation that comes after a job's result changes nothing: the result, or its callback, shows which came first.
+    A cancellation that comes after a job's result changes nothing: the job's result shows which of the two came first.
     An id stays cancelled for eight days, longer than a job can live. To use the id for a new job, take the
     cancellation back with --undo. `postback dead-letters redrive` does not put back dead letters of cancelled jobs.
     """

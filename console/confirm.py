@@ -1,4 +1,4 @@
-"""A question before a command acts, asked only at a terminal."""
+"""Questions that a command asks before it acts, only at a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def told_of_change(counted: int, found: int) -> None:
 
 
 def limited(counted: int, limit: int | None) -> int:
-    """Return the number to put back, at most `limit`. Print the number of those left out."""
+    """Return the number to put back, at most `limit`. Print how many are left out."""
     if limit is None or counted <= limit:
         return counted
     say(f"--limit: {limit} of them are put back, and {counted - limit} are left as they are")

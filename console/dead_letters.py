@@ -132,7 +132,7 @@ def redrive(
 
 
 def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
-    """End with status 1 where a named letter is held or missing."""
+    """End with status 1 if a named letter is held or missing."""
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):

@@ -50,7 +50,7 @@ def deliveries(
 
 
 def timeline(steps: list[Step]) -> list[str]:
-    """Return one line per step; if the steps belong to several jobs, each line names its job. Headers are escaped."""
+    """Return one line per step, with the job if the steps belong to several. Control characters are escaped."""
     several = len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""Jobs that did not succeed, grouped by reason: one message per reason, however many jobs have it."""
+"""Jobs that did not succeed, grouped by reason: each reason has one message, for all its jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class JobGroup:
 
 @dataclass(slots=True)
 class Failures:
-    """The reasons why jobs did not succeed. At most 1,000 different ones are kept apart."""
+    """The reasons why jobs did not succeed. At most 1,000 different reasons are kept; the others share one text."""
 
     entries: Entries | None
     """The named jobs, in order; None if all jobs since a time are wanted, since all ids would not fit into memory."""

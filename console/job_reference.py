@@ -54,7 +54,7 @@ CHAT = {
         },
     },
 }
-"""A job as a chat, with an answer by a schema."""
+"""A chat job whose answer follows a schema."""
 RESULT = {
     "job_id": "order-4711",
     "custom_id": "row-1",
@@ -288,7 +288,7 @@ def _default(name: str, field: Mapping[str, Any], schema: Mapping[str, Any]) -> 
 
 
 def _shown(value: object) -> str:
-    """JSON on one line, cut to 80 characters."""
+    """Return a value as JSON on one line, cut to 80 characters."""
     text = f"{value:g}" if isinstance(value, float) and value < 1_000_000 else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:79]}…"
 

@@ -48,7 +48,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
-    """Show the secrets and public keys that verify a tenant's callbacks, and until when each signs."""
+    """Show the secrets and public keys that verify a tenant's callbacks, with the end of each key's use."""
     from telemetry.clock import SystemClock
 
     tenant, keyring, now = checked_tenant(tenant), _load(), SystemClock().time()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 _SHOWN = 10
-"""Origins that the report names; it counts the others."""
+"""The most origins that the report names; the report counts the others."""
 _RUN_ANEW = {True: "another run goes on with the rest", False: "another run sends them again"}
 _LEFT = {
     "delivered": "were delivered",
@@ -126,8 +126,8 @@ def _place(text: str) -> Place:
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
     """Make a producer with a new identity, since two people may replay at once for different tenants.
 
-    With `marking` the producer has the identity of redrives, since both mark dead letters: a later run fences the
-    earlier one.
+    With `marking` the producer has the identity of redrives, which mark dead letters too. Of two marking runs the later
+    fences the earlier.
     """
     import secrets
 

@@ -40,7 +40,7 @@ def create(
         bool, typer.Option("--fix-config", help="Give existing topics the configuration of new ones where it differs.")
     ] = False,
 ) -> None:
-    """Create the topics that are missing and set up the consumer groups. May be repeated.
+    """Create the topics that are missing and set up the consumer groups. The command may be run again.
 
     Exit status: 0 done, 1 failed, or the configuration of an existing topic may lose records.
     """

@@ -26,7 +26,7 @@ def known_variables() -> list[str]:
 
 
 def complaints(environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable with our prefix that no process reads, with a similar name. No value is shown."""
+    """Return a line for each variable with our prefix that no process reads. The line shows no value."""
     ours = sorted(name for name in environment if name.upper().startswith(PREFIX))
     known = known_variables() if ours else []
     names = {name for name in known if not name.endswith("*")}

@@ -145,7 +145,7 @@ def _named(error: Exception) -> str:
 
 
 def _ed25519_keys(text: bytes) -> list[str]:
-    """The set's keys as `whpk_…`; a reader skips keys of other kinds (RFC 7517, section 5). Raises ValueError."""
+    """Return the set's Ed25519 keys as `whpk_…`, and skip other keys (RFC 7517, section 5). Raises ValueError."""
     if len(text) > _LARGEST_SET:
         raise ValueError(f"it has more than {_LARGEST_SET} bytes")
     try:

@@ -26,7 +26,7 @@ def worker(
     host: Annotated[str, HOST] = "127.0.0.1",
     metrics_port: Annotated[int, METRICS_PORT] = 0,
 ) -> None:
-    """Answer jobs from model_requests until SIGTERM, which drains and exits 0.
+    """Answer jobs from model_requests until SIGTERM; then drain and exit with status 0.
 
     The engine is loaded first; then the worker joins its group. Settings: POSTBACK_WORKER__…, POSTBACK_ENGINE__…,
     POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which must stay the same across restarts.

@@ -45,7 +45,7 @@ def demo(
 
 
 def _end_alike_on_all_signals() -> None:
-    """Let SIGTERM end the demo like Ctrl-C. Also handle SIGINT again, which a shell ignores for background jobs."""
+    """Let SIGTERM end the demo like Ctrl-C. Also restore SIGINT, which a shell disables for background jobs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
 
