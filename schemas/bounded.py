@@ -13,9 +13,9 @@ _COLLECTIONS: Final = ("list", "set", "frozenset", "tuple", "dict")
 
 
 def _fail_fast(part: Any) -> None:
-    """Make every collection in this core schema stop at its first error.
+    """Make this core schema's collections stop at their first error, except lists with a small `max_length`.
 
-    Pydantic checks a dict's length only after its last item, so every dict stops at its first error.
+    Pydantic checks a dict's length only after its last item, so `max_length` makes no exception of a dict.
     """
     if isinstance(part, dict):
         kind = part.get("type")

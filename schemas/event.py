@@ -43,18 +43,18 @@ class Event(WireModel):
 
 
 def event_type(outcome: Outcome) -> str:
-    """The type of the event for this outcome."""
+    """Return the type of the event for an outcome."""
     return f"inference.{outcome}"
 
 
 def event_body(result: Result | bytes, webhook_id: str, tenant: str) -> bytes:
-    """The webhook's body for a tenant's result, or for its stored bytes, which are embedded unchanged.
+    """Return the webhook's body for a tenant's result. Stored bytes of a result are embedded unchanged.
 
-    Raises InvalidResult where the bytes hold no result.
+    Raises InvalidResult if the bytes hold no result.
     """
     if isinstance(result, bytes):
         stored, result = result, read_result(result)
-        # Only the bytes of `write_result` can be embedded. Others are rewritten, and equal input gives equal bytes.
+        # Only bytes of `write_result` can be embedded. Other bytes are rewritten, which gives equal bytes every time.
         if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
             stored = write_result(result)
     else:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """The end of a job. Every job has exactly one."""
+    """The end of a job. Every job has exactly one outcome."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"

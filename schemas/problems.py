@@ -72,7 +72,7 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _innermost(found: dict[str, str]) -> dict[str, str]:
-    """Drop `content: should be a string` where the content is a list with a problem of its own."""
+    """Drop `content: should be a string` if the content is a list that has a problem inside."""
     return {
         place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
     }

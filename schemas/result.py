@@ -129,7 +129,7 @@ class Result(WireModel):
     engine: str | None = None
     """The engine that generated the answer, for example `vllm`."""
     error: ResultError | None = None
-    """Present unless the outcome is `succeeded`."""
+    """The reason why the job did not succeed; absent if it did."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """The job's metadata, unchanged."""
     created_at: int

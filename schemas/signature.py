@@ -52,7 +52,7 @@ class WebhookError(Exception):
 
 
 class MalformedKey(WebhookError):  # noqa: N818
-    """A text that is no key of the needed kind."""
+    """The text is not a key of the needed kind."""
 
 
 class VerificationError(WebhookError):
@@ -227,7 +227,7 @@ def _key_bytes(text: str, prefix: str) -> bytes:
 
 
 def _decode(encoded: str) -> bytes:
-    """Decode a signature. Return no bytes if it is not base64, so that it matches nothing."""
+    """Decode a signature. Return empty bytes, which match nothing, if the signature is not base64."""
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):

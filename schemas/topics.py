@@ -14,7 +14,7 @@ IDEMPOTENCY_KEY = "idempotency-key"
 TRACEPARENT = "traceparent"
 SCHEMA = "schema"
 JOB_ID = "job-id"
-"""A worker writes the job's identifier when it first moves the job's record; later records keep the header."""
+"""The job's identifier. Workers add this header when they move a job or write its result, and keep it from then on."""
 WEBHOOK_ID = "webhook-id"
 JOB_ORIGIN = "job-origin"
 """A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
@@ -59,8 +59,8 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 """Waits between callback attempts, in seconds. If the attempt after the last wait fails too, the callback becomes a
 dead letter."""
 BETWEEN_SECONDS = (30, 120)
-"""Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls.
-They fill the gap between five seconds and five minutes, since each return rewrites the record."""
+"""Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls. These waits
+fill the gap between five seconds and five minutes, since each return from a tier rewrites the record."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
@@ -143,7 +143,7 @@ class Topics:
 
     @property
     def results(self) -> str:
-        """One record per job, for delivery and for readers of results that have no callback."""
+        """One record per job, for delivery and for clients that read results without a callback."""
         return f"{self.prefix}model_results"
 
     @property
