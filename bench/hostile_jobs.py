@@ -39,7 +39,7 @@ LONGEST_SECONDS = 900.0
 
 
 class NotSound(Exception):  # noqa: N818 - named after the finding
-    """A record has not exactly one result, a callback did not arrive, or a process failed."""
+    """A record does not have exactly one result, a callback did not arrive, or a process failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Measured:
     idle_share: float
     """Share of the time in which no place was busy."""
     busy_share: float
-    """Share of the places that were busy, on average."""
+    """Average share of the places that were busy."""
     full_rate: float
     """Jobs a second in the middle half of the jobs, when the window neither fills nor drains."""
     pages_left_out: int

@@ -121,7 +121,7 @@ def _number(message: Message) -> int:
 
 
 def measured(answered: Answered, killed_at: float, before: float, after: float, under_way: int) -> Measured:
-    """Return the rates and the oldest jobs' delay. Job n is in partition n modulo PARTITIONS, which is in order."""
+    """Return the rates and the oldest jobs' delay. Partition n modulo PARTITIONS has job n; its jobs are in order."""
     early = sum(killed_at - before <= at < killed_at for _, at in answered)
     late = sum(killed_at <= at < killed_at + after for _, at in answered)
     when = dict(answered)

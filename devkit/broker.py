@@ -1,6 +1,6 @@
 """A real Apache Kafka, ready in a few seconds: `Broker` ends with the caller, and `start_detached` outlives it.
 
-`devkit.kafka.errors` lists its errors.
+`devkit.kafka.errors` lists the errors of both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLOCK = SystemClock()
 class Broker:
     """A cluster of one or three brokers that ends with this process, even if this process is killed.
 
-    It is a context manager. Its methods count brokers from 0.
+    A `Broker` is a context manager. `index` counts brokers from 0.
     """
 
     def __init__(

@@ -295,7 +295,7 @@ class _Marks:
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
     mark counts only if it names its letter's time, and the letter is not younger than the mark. Only a remainder of the
-    named time is kept. Marks of earlier releases name no time.
+    named time is kept. Marks of earlier releases name no time, so they are only checked for the letter's age.
     """
 
     def __init__(self, ranges: list[Range]) -> None:
@@ -345,7 +345,7 @@ def mark(
 ) -> Returning:
     """Return the mark of a letter that is put back. It prevents a second redrive; its headers name tenant and job.
 
-    `letter_ms` is the letter's timestamp, Unix milliseconds. It tells the letter from a later one at the same place.
+    `letter_ms` is the letter's timestamp, Unix milliseconds. It shows if a later letter has got the same place.
     """
     said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
     whose = [(name, value) for name, value in headers if name in _WHOSE]

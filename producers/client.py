@@ -98,7 +98,7 @@ def _ignore(index: int, error: SubmitError | None) -> None:
 class Client:
     """An idempotent producer with acks=all. One per process is enough; only one thread at a time may use it.
 
-    Raises ProducerError where Kafka cannot be reached.
+    Raises ProducerError if Kafka cannot be reached.
     """
 
     def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK) -> None:
@@ -176,7 +176,7 @@ class Client:
 
 
 class _Submission:
-    """One call of `submit`: a bounded number of jobs in flight, and the outcome of the others."""
+    """One call of `submit`: the jobs in flight, of limited size in all, and the outcome of finished jobs."""
 
     def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt

@@ -81,7 +81,7 @@ _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 
 # Properties that only concern the fleet's own processes are ignored, so that one environment serves both clients.
 # Any other property without an equal is an error, since a connection's safety may depend on it.
-# A test takes each property from the installed librdkafka's list, and requires one or the other.
+# A test checks that each property of the installed librdkafka is either translated or in a list here.
 _PASSED_OVER = (
     *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
     *("client.rack", "compression.", "consume.", "coordinator.", "debug", "delivery.", "enable.auto."),
@@ -170,7 +170,7 @@ def _check_files(connection: dict[str, Any]) -> None:
 
 @contextmanager
 def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
-    """Translate kafka-python's errors to ours; no other code does."""
+    """Translate kafka-python's errors to those of `producers.errors`; no other code does."""
     try:
         yield
     except (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError) as error:

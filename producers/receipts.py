@@ -219,7 +219,7 @@ def _locked(beside: Path) -> int:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """True if the path still leads to the open file. Its former run may have removed the file meanwhile."""
+    """True if the path still leads to the open file. The run that had the lock before removes the file at its end."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

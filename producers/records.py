@@ -1,10 +1,10 @@
 """A consumer that reads every record that a broker accepts; kafka-python's own raises errors at some of them.
 
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
-header's name that is not UTF-8, or set a record's attributes, which are unused. It may write a number with more bits
-than its type has, or bytes after the end of compressed content. kafka-python raises an error at each of these, on
-every poll again, so that its reader never gets past them. It also accepts an offset outside the record's batch, needs
-further libraries for zstd and snappy, and decompresses without a bound.
+header's name that is not UTF-8, or set a record's attributes, which are unused. A producer may also write a number with
+more bits than its type has, or bytes after the end of compressed content. kafka-python raises an error at each of
+these, on every poll again, so that its reader never gets past them. kafka-python also accepts an offset outside the
+record's batch, needs further libraries for zstd and snappy, and decompresses without a bound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = get_logger()
 
 
 class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """kafka-python's consumer, which also reads past records of any content."""
+    """kafka-python's consumer, changed so that no record's content makes it raise an error."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)

@@ -36,7 +36,7 @@ class Settled(NamedTuple):
 
 
 class ResultsReader(CommittedReader):
-    """Yields every result that is settled after its construction. Construct it before sending jobs, to miss no result.
+    """Yields every result that is settled after its construction, so it should be constructed before jobs are sent.
 
     With `since_ms`, Unix milliseconds, it also yields the newest result of each job that was settled after about then.
     """

@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Place | None:
-        """Parse `P:N`; None for any other text."""
+        """Parse `P:N`, a partition and an offset. Return None for any other text."""
         partition, colon, offset = text.partition(":")
         numbers = [part for part in (partition, offset) if part.isascii() and part.isdigit() and len(part) <= 18]
         return cls(int(partition), int(offset)) if colon and len(numbers) == 2 else None
@@ -158,7 +158,7 @@ class Scanner(CommittedReader):
         return max(kept, default=0)
 
     def _retention_ms(self, topic: str) -> int:
-        """Return the least age of deleted records; 0 if the topic may delete younger ones, or hides its settings."""
+        """Return the least age of deleted records; 0 if more than age decides, or if the broker hides the settings."""
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")

@@ -29,7 +29,7 @@ class Selection:
     undelivered: bool = False
     """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""
     waiting: bool = False
-    """Select undelivered results that are still being tried, too. Their scheduled attempts still follow."""
+    """Also select undelivered results that are still being tried. Their scheduled attempts follow all the same."""
 
     def takes(self, record: Stored) -> bool:
         """True if this result is selected; ignores `undelivered` and `waiting`."""

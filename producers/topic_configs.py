@@ -19,7 +19,7 @@ from producers.errors import RequestRefused
 
 @dataclass(frozen=True, slots=True)
 class ConfigDifference:
-    """A topic whose configuration would lose work."""
+    """A topic whose configuration would lose jobs or callbacks."""
 
     topic: str
     name: str
@@ -28,7 +28,7 @@ class ConfigDifference:
 
 
 def _number(value: str) -> float:
-    """Convert a property's value; -1 means no bound in every property that may have it."""
+    """Convert a property's value to a number. -1 becomes infinity, since in every property it means no bound."""
     return math.inf if int(value) == -1 else int(value)
 
 
@@ -62,7 +62,7 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the effective properties by topic; none for a topic whose configuration the broker does not show."""
+    """Return the effective properties by topic, without any for a topic whose configuration the broker hides."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}

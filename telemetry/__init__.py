@@ -1,1 +1,1 @@
-"""Logs, metrics, traces and time: the lowest package, which every process uses and which imports none of our others."""
+"""Logs, metrics, traces and time: the lowest package. Every process uses it; it imports no other package of ours."""
