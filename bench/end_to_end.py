@@ -143,7 +143,7 @@ def _answered(kafka: KafkaSettings) -> list[str]:
 
 
 def _done(sample: Sample) -> float:
-    """Return the number of answered jobs: settled records without the deferrals, each of which counted once more."""
+    """Return the number of answered jobs. Deferrals are subtracted, since a deferred job is settled twice."""
     return sample[SETTLED] - sample[DEFERRED]
 
 

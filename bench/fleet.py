@@ -123,7 +123,7 @@ class Sample:
 
 
 class Command:
-    """A `postback` process that serves metrics. As a context manager, it sends SIGTERM at the end and waits."""
+    """A `postback` process that serves metrics. Its `with` block ends with SIGTERM and waits for the process."""
 
     def __init__(self, kafka: KafkaSettings, *arguments: str, **variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}

@@ -41,7 +41,7 @@ PageOf = Callable[[int], str]
 
 
 class KnownEngine:
-    """An `Engine` with `places` answers at once, each of which takes `seconds`. It counts its idle time."""
+    """An `Engine` that generates `places` answers at once, in `seconds` each, and counts its idle time."""
 
     name = "known"
     models = ()

@@ -1,9 +1,11 @@
 """Estimates a ratio from pairs of measurements, with a confidence interval.
 
 Two consecutive runs share much of the machine's other load, and still differ by more than the effect in question. The
-estimate is the one of Hodges and Lehmann, and the interval is the one of Wilcoxon's signed ranks, both on logarithms
-(Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, sections 3.1 to 3.3, approximation for larger samples).
-A pair with one side in a slow minute counts as one pair, however slow the minute was.
+estimate is Hodges and Lehmann's, and the interval is from Wilcoxon's signed ranks, both on logarithms. A pair with one
+side in a slow minute counts as one pair, however slow the minute was.
+
+Source: Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, sections 3.1 to 3.3, in the approximation for
+larger samples.
 """
 
 from __future__ import annotations

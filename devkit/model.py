@@ -13,8 +13,8 @@ r"""Models for tests and the demo, made once and kept in the user's cache.
 A base model continues after its answer, so it needs a stop text, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
-Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process:
-`python -m devkit.model (tiny|small)` prints the model's folder.
+Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process. The
+command `python -m devkit.model (tiny|small)` prints the model's folder.
 """
 
 from __future__ import annotations

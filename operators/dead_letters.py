@@ -261,8 +261,8 @@ class DeadLetters:
         """Put back at most `limit` of the selected letters without an obstacle; return the counts up to the last one.
 
         The number may be smaller than in an earlier `tally`: this method reads the marks after `back` has fenced all
-        other redrives. With `as_new_events` a job's next result has a new `webhook-id`, so that a consumer of the
-        former result does not drop the next one as a repeat.
+        other redrives. With `as_new_events` a job's next result has a new `webhook-id`. Otherwise a consumer of the
+        job's former result would drop the next one as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)

@@ -18,7 +18,7 @@ MAX_TOKENS = 131_072
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
-expires. Longer retention would not allow more: by default a broker forgets the progress of a group without members
+expires. Longer retention would not allow more. By default a broker forgets the progress of a group without members
 after seven days, and older jobs would be answered again."""
 DEFAULT_TENANT = "default"
 

@@ -1,8 +1,8 @@
 """Standard Webhooks signatures, both ways: HMAC-SHA256 (`v1`) and ed25519 (`v1a`) over `{id}.{timestamp}.{body}`.
 
 Source: the Standard Webhooks specification, https://github.com/standard-webhooks/standard-webhooks, sections "Signature
-scheme" and "Webhook headers". Keys are texts: `whsec_` + base64 of 24 to 64 bytes (shared secret), `whsk_` + base64 of
-seed and public key (signing key), `whpk_` + base64 of the public key.
+scheme" and "Webhook headers". A key is a text, a prefix and base64: `whsec_` with a shared secret of 24 to 64 bytes,
+`whsk_` with a signing key's seed and public key, or `whpk_` with a public key.
 
     WebhookError
     ├── MalformedKey            a text that is no key; the error never shows it

@@ -2,8 +2,8 @@
 
 These pages must answer while the event loop is stuck, so this module never calls the loop.
 `/healthz` fails when an orchestrator should restart the process; `/readyz` fails while the process cannot do its work.
-A worker without a broker is alive but not ready. A process that has not started is neither alive nor ready: a startup
-probe of `/healthz` limits the time for the start, and ends a process that hangs.
+A worker without a broker is alive but not ready. A process that has not started is neither alive nor ready. So a
+startup probe of `/healthz` limits the time for the start, and ends a process that hangs.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     DIR/node-N/data/            Kafka's own files
         DIR/node-N/tmp/             files that the node's process unpacks; each start empties it
 
-Every node is both broker and controller (KRaft), and the quorum is a static list. Unlike a dynamic quorum, a static
-list stores no ports in the data, so that the next start can serve the same data on other ports.
+Every node is both broker and controller (KRaft), and the quorum is a static list. Unlike a dynamic quorum, the list
+stores no ports in the data, so the next start can serve the data on other ports.
 """
 
 from __future__ import annotations
