@@ -83,7 +83,7 @@ async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_d
 
     await asyncio.to_thread(own_broker.pause)
     clock.skipped += STALE_SECONDS + 1
-    with pytest.raises(FollowingEnded, match="away for more than 12 hours"):
+    with pytest.raises(FollowingEnded, match="no news for more than 12 hours"):
         await asyncio.wait_for(followed.ended(), 60)
     assert followed.reasons() == [f"the topic {fleet.topics.control} is not followed any more"]
     assert not followed.alive
