@@ -1,1 +1,1 @@
-"""Processes that the worker may kill: the bytes of pages are parsed nowhere else."""
+"""Processes that the worker may kill. Only these processes parse the bytes of pages."""

@@ -1,4 +1,4 @@
-"""A process of enrichment from the worker's side: start, ask, kill. `frames` is the process's own side."""
+"""The worker's side of an enrichment process: start, ask, kill. `frames` is the process's side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.enrichment.processes.confinement import Fence
 log = get_logger()
 
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""The only variables that every process inherits: the worker's environment holds secrets."""
+"""The only environment variables that every process inherits, since the worker's environment holds secrets."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -37,7 +37,7 @@ def _tell(missing: tuple[str, ...]) -> None:
 
 
 def _tell_of_missing(missing: object) -> None:
-    """Log the fences that a child lacks, once per worker: all children run on one kernel."""
+    """Log the fences that a child lacks, once per worker, since all children run on one kernel."""
     known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
     if known:
         _tell(tuple(known))
@@ -87,7 +87,7 @@ class Child:
     async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
         """Send a task and its bytes, and read the answer. Raises ChildLost and OSError.
 
-        After a cancellation the answer may still arrive, so the caller has to kill the process.
+        After a cancellation the answer may still arrive, so the caller must kill the process.
         """
         head = json.dumps(task).encode()
         self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)

@@ -1,16 +1,16 @@
-"""Confinement of a process that parses untrusted bytes: once ready, it may only compute and answer on its pipes.
+"""Confines a process that parses untrusted bytes: once ready, the process may only compute and answer on its pipes.
 
-A page that takes over its parser would run code as the worker's user. Three fences prevent harm, as far as the kernel
-has them:
+A page that takes over its parser would run code as the worker's user. Three fences prevent harm, if the kernel has
+them:
 
-    seccomp     no sockets, no programs, no processes, no signals to other processes, no access to their memory; and no
-                opening of files, if no folder is named. Covers all threads. See seccomp(2).
-    Landlock    no opening, making, changing or removing of files, except reading in the named folders; no TCP port.
-                Covers this thread and those that it starts. See landlock(7).
-    capset      no capabilities, even if the process is root's. See capabilities(7).
+    seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
+                Refuses to open files, if no folder is named. Covers all threads. See seccomp(2).
+    Landlock    refuses to open, make, change or remove files, except to read in the named folders. Refuses TCP ports.
+                Covers this thread and threads started by it. See landlock(7).
+    capset      drops all capabilities, even if the process runs as root. See capabilities(7).
 
-All three hold for root too, and cannot be undone. They cover `/proc/PID/mem` and `/proc/PID/environ`, which are files,
-and Landlock also refuses ptrace(2) of processes outside.
+All three fences hold for root too, and cannot be undone. The fences cover the files `/proc/PID/mem` and
+`/proc/PID/environ`, and Landlock also refuses ptrace(2) of outside processes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _ARCHITECTURES: Final = {
     ),
 }
 _X32: Final = 0x40000000
-"""Numbers from here on are x86-64's x32 calls, which could evade a filter by number."""
+"""First number of x86-64's x32 calls, which could evade a filter by number."""
 _CLONE_THREAD: Final = 0x00010000
 
 _SET_MODE_FILTER: Final = 1
@@ -132,10 +132,10 @@ class _Program(ctypes.Structure):
 
 
 def confine(readable: Iterable[str] | None = None) -> list[Fence]:
-    """Confine this process, for good, by every fence that this kernel has. Returns the missing fences.
+    """Confine this process for good with every fence that the kernel has, and return the missing fences.
 
-    `readable` names folders whose files may still be read; with None no file can be opened. The process must have
-    imported everything that it will need. It can still start threads, but no processes.
+    `readable` names folders with files that may still be read; with None, no file can be opened. The process must have
+    imported everything that it will need. The process can still start threads, but no processes.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -204,7 +204,7 @@ def _seccomp(no_files: bool) -> None:
 
 
 def _program(calls: _Calls, no_files: bool) -> bytes:
-    """A classic BPF program over struct seccomp_data, 8 bytes an instruction."""
+    """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
     steps: list[tuple[int, int, int, int]] = []  # code, instructions skipped if true, if false, operand
 
     def returning(verdict: int) -> tuple[int, int, int, int]:
@@ -221,7 +221,7 @@ def _program(calls: _Calls, no_files: bool) -> bytes:
     steps += [(_EQUAL, 0, 4, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
     steps += [returning(_ALLOW), returning(_ERRNO | _EPERM)]
     for number in calls.to_own_process:
-        # 0 is the process itself for prlimit64, and no process for tgkill.
+        # prlimit64 takes 0 for the process itself; for tgkill, 0 is no process.
         steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, 0)]
         steps += [(_EQUAL, 0, 1, os.getpid()), returning(_ALLOW), returning(_ERRNO | _EPERM)]
     steps += [returning(_ALLOW)]
@@ -229,7 +229,7 @@ def _program(calls: _Calls, no_files: bool) -> bytes:
 
 
 def _drop_capabilities() -> None:
-    """Drop all capabilities by capset(2); a process without any is left as it is."""
+    """Drop all capabilities by capset(2); a process without capabilities stays unchanged."""
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
     with contextlib.suppress(OSError, AttributeError):
         if _libc().capset(header, none) != 0:

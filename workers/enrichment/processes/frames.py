@@ -1,4 +1,4 @@
-"""The pipes of a process of enrichment, from the process's side; `child` is the worker's side.
+"""The process's side of an enrichment process's pipes; `child` is the worker's side.
 
 A task is the length of its head (4 bytes), the length of its body (4 bytes), the head as JSON, and the body. An answer
 is its length (4 bytes) and JSON. The process sends one answer before all tasks, once it is ready.
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """The next task's head and body; None at the end of the input."""
+    """Read the next task's head and body; None at the end of the input."""
     sizes = stream.read(8)
     if len(sizes) < 8:
         return None
@@ -21,7 +21,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 
 def send(stream: BinaryIO, answer: dict[str, Any]) -> None:
-    """Write one answer. Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    """Write one answer. A lone surrogate, which UTF-8 cannot encode, becomes a question mark."""
     data = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")
     stream.write(len(data).to_bytes(4) + data)
     stream.flush()

@@ -1,9 +1,9 @@
 """The loop of a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
 
-The process takes tasks from standard input and answers on standard output, as `frames` describes. Its first answer
-names the fences that this kernel lacks (`missing`); within the others the process opens no file and no socket. The
-process ends when its input closes, so it never outlives the worker. An alarm ends a task that hangs, in case the worker
-dies before it could kill the process.
+The process takes tasks from standard input and answers on standard output, as `frames` describes. The first answer
+names the fences that this kernel lacks (`missing`); the other fences keep the process from opening files and sockets.
+The process ends when its input closes, so it never outlives the worker. If a task hangs and the worker dies before it
+can kill the process, an alarm ends the process.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, 
 
 
 def _status() -> int | None:
-    """The status file of this process, opened while files can still be opened."""
+    """Open this process's status file while files can still be opened."""
     try:
         return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -78,10 +78,10 @@ def _status() -> int | None:
 
 
 def _peak_kib(status: int | None) -> int:
-    """Peak memory of this program, in KiB.
+    """Return the peak memory of this program, in KiB.
 
-    `ru_maxrss` is used only without /proc: it survives exec(2), so the memory of the worker that forked the member,
-    gigabytes with an engine in it, would count as the member's own.
+    `ru_maxrss` is used only without /proc. This value survives exec(2), so it would include the memory of the worker
+    that forked the member: gigabytes with an engine in the worker.
     """
     if status is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,14 +1,14 @@
-"""Processes that parse pages, because a page can make its parser hang, grow or crash.
+"""Processes that parse pages, since a page can make its parser hang, grow or crash.
 
-A member does one task at a time. A member that is late, or whose job has gone, is killed and another takes its place;
-the other members and the worker notice nothing. Members start when they are first needed.
+A member does one task at a time. The pool kills a member if it is late or its job is cancelled, and starts another one
+on demand; the other members and the worker go on. Members start when they are first needed.
 
-Jobs take turns at reading. One more member is for ranking, so that ranking never waits behind a page: its job would
-lose the pages that it has read.
+Jobs take turns at reading. One more member is for ranking, so that ranking never waits behind a page: a job that waited
+too long would lose the pages that it has read.
 
-Not `pebble` or `concurrent.futures`: those import the worker's own main module into each member, and unpickle answers
-from a process that has read hostile bytes. Here a member imports only its own modules, has an address-space limit, gets
-none of the secrets in the worker's environment, and answers in JSON.
+The pool does not use `pebble` or `concurrent.futures`: these libraries import the worker's own main module into each
+member, and unpickle answers from a process that has read hostile bytes. Here a member imports only its own modules, has
+an address-space limit, gets no secrets from the worker's environment, and answers in JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _START_SECONDS = 30.0
 
 
 class Pool:
-    """At most `settings.members` processes that read, each one task at a time, and one more that ranks."""
+    """At most `settings.members` processes that read pages, and one more process that ranks."""
 
     def __init__(self, settings: EnrichmentSettings) -> None:
         self._settings = settings
@@ -44,14 +44,14 @@ class Pool:
         self._wanting = 0
 
     def warm(self) -> None:
-        """Start the first member early, since a page for it is on its way."""
+        """Start the first member early, while the first page is being fetched."""
         if not self._members and not self._growing:
             self._start_growing()
 
     async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
-        """A member's answer to `task`, which names its `kind`, once it is this job's turn. Raises Unreadable.
+        """Wait for this job's turn, and return a member's answer to `task`. Raises Unreadable.
 
-        A cancellation kills the member, whose work cannot be interrupted otherwise.
+        `task` names its `kind`. A cancellation kills the member, since a running task cannot be interrupted.
         """
         turns = self._ranking if task["kind"] == "rank" else self._reading
         async with turns.place(asker):
@@ -79,7 +79,7 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """A living idle member. New members join the idle ones first: the jobs that wanted them may be gone."""
+        """Take an idle member that is alive. New members become idle first, since the waiting jobs may be cancelled."""
         while True:
             if not self._idle:
                 await self._more()
@@ -89,7 +89,7 @@ class Pool:
                 await self._dismiss(member)
 
     async def _more(self) -> None:
-        """Wait until a member is ready: an unclaimed one that is starting, or a new one. Raises Unreadable."""
+        """Wait until a member is ready; start a new one if too few are starting. Raises Unreadable."""
         self._wanting += 1
         try:
             if self._wanting > len(self._growing) and len(self._members) + len(self._growing) < self._limit:

@@ -1,4 +1,4 @@
-"""Decodes a page's bytes: by their byte order mark, as UTF-8, by the charset of header or page, else by detection.
+"""Decodes a page's bytes: by a byte order mark, as UTF-8, by the charset of header or page, else by detection.
 
 A few invalid bytes do not rule a charset out: a stray byte must not turn a whole page into another script.
 """
@@ -15,34 +15,34 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
-"""Escapes that announce Japanese in ISO-2022-JP (RFC 1468). Its bytes are ASCII; no other text has these escapes."""
+"""Escapes that begin Japanese in ISO-2022-JP (RFC 1468), an all-ASCII encoding. No other text has these escapes."""
 _SIBLINGS = {
     "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
     "iso8859-9": "cp1254", "iso8859-13": "cp1257",
 }  # fmt: skip
-"""The Windows charset to try first for a page that seems to be in an ISO charset, but has its control characters."""
+"""The Windows charset to try first if an ISO charset is detected, but some bytes are control characters in it."""
 _ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
 _PRESCAN_BYTES = 1024
-"""Bytes at a page's start that are searched for its declaration (WHATWG HTML, 13.2.3.2)."""
+"""Bytes at a page's start that are searched for the page's charset declaration (WHATWG HTML, 13.2.3.2)."""
 _DETECT_BYTES = 64 * 1024
 _META = re.compile(rb"""<meta[^>]{0,512}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""", re.IGNORECASE)
 _FEW = 0.01
-"""Share of a text's characters that may be invalid in its charset."""
+"""Largest share of a text's characters that may be invalid in a charset."""
 _MANY = 0.1
-"""Share of invalid characters, in a sample from the first one on, that rules UTF-8 out without reading the rest."""
+"""Share of invalid characters that rules out UTF-8, in a sample that starts at the first invalid character."""
 _REPLACED = "\ufffd"
 _UTF_8 = "utf-8"
 _WINDOWS_1252 = "cp1252"
 _BYTES_OF_WINDOWS_1252 = "".join(
     chr(byte) if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else bytes((byte,)).decode(_WINDOWS_1252) for byte in range(256)
 )
-"""All 256 bytes as characters (WHATWG Encoding, section 9); Python's codec refuses five."""
+"""All 256 bytes of windows-1252 as characters (WHATWG Encoding, section 9); Python's codec refuses five bytes."""
 _ASCII = bytes(range(128))
 _CONTROLS = "\x81\x8d\x8f\x90\x9d"
 
 
 def decode(body: bytes, declared: str | None) -> str:
-    """The text of a body; `declared` is its header's charset, if any. Never raises: invalid bytes are replaced."""
+    """Decode a body; `declared` is the header's charset, if any. Never raises: invalid bytes are replaced."""
     for mark, encoding in _MARKS:
         if body.startswith(mark):
             return body.decode(encoding, "replace")
@@ -61,7 +61,7 @@ def decode(body: bytes, declared: str | None) -> str:
 
 
 def _utf_8(body: bytes) -> str | None:
-    """The body as UTF-8, or None with more than a few invalid bytes. Other text has hardly a valid sequence."""
+    """Decode the body as UTF-8; None if more than a few bytes are invalid, as in text of any other charset."""
     try:
         return body.decode(_UTF_8)
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ def _exact(body: bytes, encoding: str) -> str | None:
 
 
 def _said(body: bytes, declared: str | None) -> Iterator[str]:
-    """The header's charset, then the page's."""
+    """Yield the header's charset, then the charset that the page declares."""
     yield from _known(declared)
     meta = _META.search(body[:_PRESCAN_BYTES])
     yield from _known(meta.group(1).decode("ascii") if meta is not None else None)
@@ -114,7 +114,7 @@ def _detected(body: bytes) -> Iterator[str]:
     if body.isascii():
         yield "ascii"
     elif len(_beyond_ascii(body)) <= len(body) * _FEW:
-        yield _WINDOWS_1252  # few bytes beyond ASCII: dashes, quotes, a name; on so few, detection guesses
+        yield _WINDOWS_1252  # dashes, quotes, a name: from so few bytes beyond ASCII, detection would guess
     sample = body[:_DETECT_BYTES]
     if len(body) > len(sample):
         # The sample ends at a line's end or a space: no charset has these bytes inside a longer character.
@@ -129,7 +129,7 @@ def _detected(body: bytes) -> Iterator[str]:
 
 
 def _known(label: str | None) -> Iterator[str]:
-    """The codec for a label of the WHATWG Encoding standard; Python's own list also has zlib, idna and the like."""
+    """Yield the codec for a label of the WHATWG Encoding standard; Python's own list also has zlib and idna."""
     encoding = map_encoding_to_html5(label.strip(" \"'").lower(), fallback_utf8=False) if label else None
     if encoding is not None:
         yield str(encoding)

@@ -1,4 +1,4 @@
-"""Visibility of CSS colours (CSS Color, level 4): alone, and on a ground."""
+"""Tests if CSS colours are visible (CSS Color, level 4): alone, and on a background."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 from tinycss2 import color4
 
 PALE: Final = 240 / 255
-"""The darkest channel that still counts as white, as in PDFs."""
+"""Least value of each channel in a colour that counts as white; PDFs have the same limit."""
 _FAINT: Final = 0.05
 _ALIKE: Final = 0.06
-"""Text is unreadable if each of its channels differs from the ground's by less than this."""
+"""Text is unreadable if each colour channel differs from the background's channel by less than this."""
 _WITH_OPACITY: Final = (5, 9)
 """Lengths of `#rgba` and `#rrggbbaa`."""
 _LIGHTNESS: Final = {"lab": 100.0, "lch": 100.0, "oklab": 1.0, "oklch": 1.0}
@@ -25,7 +25,7 @@ Color = tuple[float, float, float, float]
 
 @lru_cache(maxsize=4096)
 def color_of(value: str) -> Color | None:
-    """The colour that a value names, or None if it names none or one that depends on surrounding elements."""
+    """Parse a colour; None for any other value, and for a colour that depends on surrounding elements."""
     parsed: Any = color4.parse_color(value[:200])
     if parsed is None or isinstance(parsed, str):
         return None
@@ -42,7 +42,7 @@ def color_of(value: str) -> Color | None:
 
 
 def is_clear(value: str) -> bool:
-    """True if the colour is transparent, or nearly. Most values are plain; these are judged without the parser."""
+    """True if the colour is transparent, or nearly. The parser is skipped for values that have no opacity."""
     may_be = "(" in value or value == "transparent" or (value.startswith("#") and len(value) in _WITH_OPACITY)
     return may_be and _is_faint(value)
 
@@ -69,7 +69,7 @@ def are_alike(one: str, other: str) -> bool:
 
 
 def ground_of(background: str) -> str | None:
-    """The colour in a `background`, or None if the value has a picture or names no colour."""
+    """Return the colour in a `background`, or None if the value has a picture or no colour."""
     if _PICTURE.search(background):
         return None
     return next((part for part in reversed(_TOKEN.findall(background)) if color_of(part) is not None), None)

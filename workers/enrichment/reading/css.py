@@ -1,7 +1,7 @@
-"""Reads style sheets and inline styles into rules and declarations (CSS Syntax, level 3), plain ones fast.
+"""Reads style sheets and inline styles into rules and declarations (CSS Syntax, level 3).
 
-tinycss2 reads only declarations with an escape, a comment or a bracket in an unusual place: it takes 3 µs a character.
-A page may have two million characters and a second and a half for them, so plain declarations are split without it.
+tinycss2 takes 3 µs a character, and a page may have two million characters and a second and a half for them. So
+tinycss2 reads only declarations with an escape, a comment or a bracket in an unusual place; plain ones are split here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import tinycss2
 from workers.enrichment.reading.media import EVERYBODY, viewers_of
 
 MAX_DECLARATIONS_CHARS: Final = 5000
-"""Characters of one rule or attribute that are read."""
+"""Cap on the characters that are read of one rule or attribute."""
 
 MAX_NESTING: Final = 12
-"""Blocks inside each other; deeper ones are not read."""
+"""Depth of nested blocks; deeper blocks are not read."""
 MAX_SELECTOR_CHARS: Final = 2000
 
 _STRUCTURE: Final = re.compile(
     r"""/\*.*?(?:\*/|\Z) | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | url\(\s*[^"'()\s][^()]*\)? | \\. | ([{};])""",
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
-"""Braces and semicolons, which end a sheet's parts, and tokens in which these characters mean nothing."""
+"""Matches braces and semicolons, which end a sheet's parts, and tokens in which these characters mean nothing."""
 _COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _STRING: Final = re.compile(r"\"[^\"\\;{}\n]*\"|'[^'\\;{}\n]*'")
 _NOT_PLAIN: Final = re.compile(r"""[\\"'{}]|/\*|\([^)]*;""")
@@ -60,7 +60,7 @@ class Rule:
         return declarations(self.text)
 
     def may_declare(self, *names: str) -> bool:
-        """True if the rule may declare one of these properties, and is worth reading."""
+        """True if the rule may declare one of these properties, and so must be parsed."""
         return "\\" in self.text or any(name in self.text.lower() for name in names)
 
 
@@ -72,7 +72,7 @@ class _Block:
 
 @lru_cache(maxsize=4096)
 def declarations(style: str) -> Declarations:
-    """The declarations of a rule's block or a `style` attribute. Text that is not CSS is dropped."""
+    """Parse a rule's block or a `style` attribute. Text that is not CSS is dropped."""
     text = style[:MAX_DECLARATIONS_CHARS]
     if '"' in text or "'" in text:
         text = _STRING.sub("''", text) if _NOT_PLAIN.search(_STRING.sub("", text)) is None else text
@@ -103,7 +103,7 @@ def _parsed(text: str) -> Iterator[tuple[str, str, bool]]:
 
 
 def resolved(values: dict[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """The declarations with the values of custom properties in place of `var(…)`."""
+    """Replace each `var(…)` in the declarations with the value of the custom property."""
     if not any("var(" in value for value in values.values()):
         return values
     return {name: _resolved(value, variables) for name, value in values.items()}
@@ -120,7 +120,7 @@ def _resolved(value: str, variables: Mapping[str, str]) -> str:
 
 
 def rules(sheet: str) -> Iterator[Rule]:
-    """The rules that hold for at least one viewer of `media`, nested ones too (CSS Nesting, level 1)."""
+    """Yield the rules, also nested ones, that hold for at least one viewer of `media` (CSS Nesting, level 1)."""
     blocks: list[_Block] = []
     start = too_deep = 0
     for found in _STRUCTURE.finditer(sheet):
@@ -140,7 +140,7 @@ def rules(sheet: str) -> Iterator[Rule]:
                 blocks.pop()
     if blocks:
         blocks[-1].own.append(sheet[start:])
-    while blocks:  # the sheet's end closes them
+    while blocks:  # the sheet's end closes all blocks
         yield from _rule(blocks)
         blocks.pop()
 

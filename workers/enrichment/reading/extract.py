@@ -17,7 +17,7 @@ from workers.enrichment.reading.hidden import remove_hidden
 from workers.enrichment.reading.particulars import of_html, of_json
 
 MAX_DEPTH = 1000
-"""Elements inside each other. Browsers stop at 512; the parser's time grows with the square of the depth."""
+"""Cap on the depth of nested elements. Browsers stop at 512; parsing time grows with the square of the depth."""
 MAX_TEXT_CHARS = 300_000
 MAX_TITLE_CHARS = 200
 _THIN_CHARS = 200
@@ -27,7 +27,7 @@ HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
 TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/tab-separated-values"})
 PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
-"""Types under which a PDF is read; any other type contradicts its content."""
+"""Media types under which a PDF is read; any other type contradicts the content."""
 
 _PDF: Final = b"%PDF-"
 _MAGIC = {
@@ -39,13 +39,13 @@ _VOID_TAGS = "area base br col embed hr img input link meta param source track w
 _VOID = frozenset(_VOID_TAGS.split())
 _IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp rt tbody td tfoot th thead tr"
 _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
-"""Elements that end where the next one starts, so a page of a million `<p>` is not deep."""
+"""Elements that may lack an end tag. These do not count as nested: a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
 _BODY: Final = re.compile(r'<body(?:[^>"]|"[^"]*")*>')
 _TIME: Final = re.compile(r"<(/?)time(?=[\s>])")
 _LONE: Final = re.compile(r"(?<=>)(\s*[\u0800-\udfff\uf900-\uffff]\s*)(?=<)")
-"""An element's only character, if it has three bytes. Private-use characters are icons, and not among them."""
+"""Matches an element's only character, if it has three bytes. Private-use characters are icons, and not matched."""
 _WRAPPING: Final = "<div>" * 3
 _JOINER: Final = "\u2060"
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -62,9 +62,9 @@ class Extracted:
 
 
 def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
-    """The page as a person would see it. `url` is its address.
+    """Extract the text that a person would see. `url` is the page's address.
 
-    Raises Unreadable if the page has no text, or its type is not read.
+    Raises Unreadable if the page has no text, or is of an unsupported type.
     """
     extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
     tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", extracted.text)).strip()[:MAX_TEXT_CHARS]
@@ -78,7 +78,7 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
 
 
 def _of_pdf(body: bytes) -> Extracted:
-    from workers.enrichment.reading.pdf import read_pdf  # takes a tenth of a second, which HTML pages need not spend
+    from workers.enrichment.reading.pdf import read_pdf  # this import takes a tenth of a second; HTML does without
 
     title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
     return Extracted(title, text, particulars)
@@ -102,7 +102,7 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
 
 
 def from_html(html: str, url: str = "") -> Extracted:
-    """Title and main text, without hidden elements. Raises Unreadable for a page that nests too deep."""
+    """Extract title and main text, without hidden elements. Raises Unreadable for too deeply nested elements."""
     if depth_exceeds(html, MAX_DEPTH):
         raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
     tree = LexborHTMLParser(html)
@@ -119,9 +119,9 @@ def from_html(html: str, url: str = "") -> Extracted:
 
 
 def _open_boxes(tree: LexborHTMLParser) -> None:
-    """Make the boxes of an article part of its text, and remove boxes that are mostly links to other pages.
+    """Make an article's `<aside>` boxes part of its text, and remove boxes that are mostly links.
 
-    An article's `<aside>` is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
+    An `<aside>` is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
     """
     for box in reversed(tree.css("article aside, main aside, [role='main'] aside")):
         linked = sum(len(link.text()) for link in box.css("a"))
@@ -132,9 +132,9 @@ def _open_boxes(tree: LexborHTMLParser) -> None:
 
 
 def _without_misreadings(html: str) -> str:
-    """The same page, written so that resiliparse does not leave out parts of its main text.
+    """Rewrite the page so that resiliparse does not leave out parts of the main text.
 
-    Version 2.0.1 takes a list less than three elements below the body for a menu, even one without links. It also
+    Version 2.0.1 takes a list less than three elements below the body for a menu, even a list without links. It also
     leaves out each `<time>`, and each element with a single character of three bytes: a dash in a table, or a Chinese
     word in bold type.
     """
@@ -152,7 +152,7 @@ def _title(tree: LexborHTMLParser) -> str | None:
 
 
 def depth_exceeds(html: str, limit: int) -> bool:
-    """True if more elements than this are open at once. One pass over the text; broken pages err towards True."""
+    """True if more than `limit` elements are open at once. One pass over the text; broken pages err towards True."""
     opened: Counter[str] = Counter()
     depth = position = 0
     while (tag := _TAG.search(html, position)) is not None:
@@ -183,7 +183,7 @@ def _after(html: str, end: str, position: int) -> int:
 
 
 def from_json(text: str) -> Extracted:
-    """One line for each value, with the path to it. Raises Unreadable."""
+    """Write one line for each JSON value, after the value's path. Raises Unreadable."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

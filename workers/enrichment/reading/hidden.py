@@ -1,4 +1,4 @@
-"""Removes elements that a page's reader would not see: they are written for machines, and often against them.
+"""Removes elements that a page's reader would not see: these address machines, and often try to mislead them.
 
 Inline styles, the page's own style sheets, attributes, and class names that mean "hidden" by convention are considered.
 Style sheets in other files are not fetched.
@@ -34,7 +34,7 @@ _SHOWN_ON_SOME_SCREENS: Final = re.compile(
 )
 """Classes of Tailwind, Bootstrap and Foundation that show an element on some screens, despite a class that hides it."""
 _ROOTS: Final = frozenset(("html", "body", "main"))
-"""Elements that pages hide until a script has run; a person sees them."""
+"""Elements that pages hide until a script has run; a person sees these elements."""
 _NO_GROUND: Final = frozenset(("none", "transparent", "inherit", "initial", "unset", "0", "0 0", "no-repeat"))
 _MAY_BE_WHITE: Final = re.compile(
     r"color\s*:\s*(?:#[ef]|\w*(?:white|snow|ivory|azure|mint|shell|lace|smoke)|[a-z]+\()|\\|/\*", re.IGNORECASE
@@ -43,10 +43,10 @@ _MARK: Final = "data-postback-unseen"
 
 
 def remove_hidden(tree: LexborHTMLParser) -> None:
-    """Remove, in place, all elements that are not seen.
+    """Remove all unseen elements from the tree, in place.
 
     The elements are marked first, while each rule still finds the ancestors that it names. Removal then starts at the
-    page's end, so that inner elements go before outer ones.
+    page's end, so that inner elements are removed before outer ones.
     """
     sheet = Sheet(tree)
     for node in sheet.hidden():
@@ -60,7 +60,7 @@ def remove_hidden(tree: LexborHTMLParser) -> None:
             node.attrs[_MARK] = ""
         elif seen:
             node.attrs["class"] = seen
-    # A sheet in another file, which is not read, could give white text a dark ground.
+    # A style sheet in another file is not read, and could give white text a dark background.
     if tree.css_first("link[rel~='stylesheet']") is None:
         for node in _white_on_white(tree, sheet):
             node.attrs[_MARK] = ""
@@ -76,7 +76,10 @@ def _hides(style: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _seen_name(classes: str) -> str | None:
-    """None if these classes hide, else the one to keep instead; "" keeps all. The main text's extractor reads names."""
+    """Return None if these classes hide, "" if they do not, or the class to keep if it shows the element again.
+
+    The main text's extractor reads class names, so a name that hides must not stay beside that class.
+    """
     names = classes.lower().split()
     if _CLASSES.isdisjoint(names):
         return ""
@@ -84,7 +87,7 @@ def _seen_name(classes: str) -> str | None:
 
 
 def _white_on_white(tree: LexborHTMLParser, sheet: Sheet) -> list[LexborNode]:
-    """Elements in white, or nearly, for which the page has no other ground."""
+    """Return elements with white text, or nearly, for which the page has no darker background."""
     white = [node for node in tree.css("[style], font[color]") if is_pale(_color(node))]
     for selector, values in sheet.declaring("color", "text-fill-color"):
         if is_pale(values.get("color", "")) or is_pale(values.get("text-fill-color", "")):
@@ -116,7 +119,7 @@ def _has_ground(node: LexborNode) -> bool:
 
 
 def _is_dark(values: Mapping[str, str]) -> bool:
-    """True for a ground on which white text is readable: a colour, or a picture."""
+    """True for a background on which white text is readable: a colour or a picture."""
     declared = [values[name] for name in ("background", "background-color", "background-image") if name in values]
     return any(value not in _NO_GROUND and not is_pale(ground_of(value) or "") for value in declared)
 

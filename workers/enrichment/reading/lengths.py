@@ -1,4 +1,4 @@
-"""CSS lengths and shares (CSS Values and Units, level 4) as numbers, calculated ones too."""
+"""Converts CSS lengths and shares (CSS Values and Units, level 4) to numbers, calculated ones too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS: Final = {
     "mm": 3.78, "q": 0.95, "%": 10.0, "vw": 10.0, "vh": 10.0, "vi": 10.0, "vb": 10.0, "vmin": 10.0, "vmax": 10.0,
     "dvw": 10.0, "dvh": 10.0, "svw": 10.0, "svh": 10.0, "lvw": 10.0, "lvh": 10.0,
 }  # fmt: skip
-"""Unit to CSS pixels. Percentages and units of the window assume 1000 pixels."""
+"""CSS pixels of each unit. Percentages and units of the window assume 1000 pixels."""
 _LENGTH: Final = re.compile(rf"({NUMBER})([a-z]*|%)")
 _UNSIGNED: Final = re.compile(r"(?<![\w.])((?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)([a-z]*|%)")
 _CALCULATION: Final = re.compile(r"(?:calc|min|max|clamp)\([^;]*\)")
@@ -34,7 +34,7 @@ _FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
 
 @lru_cache(maxsize=4096)
 def pixels(value: str | None) -> float | None:
-    """The value in CSS pixels, or None if it is no length."""
+    """Convert a length to CSS pixels, or return None for any other value."""
     if not value:
         return None
     length = _LENGTH.fullmatch(value)
@@ -45,7 +45,7 @@ def pixels(value: str | None) -> float | None:
 
 
 def ratio(value: str | None) -> float | None:
-    """A number or a percentage as a share of 1, or None for any other value."""
+    """Convert a number or a percentage to a share of 1, or return None for any other value."""
     length = _LENGTH.fullmatch(value.strip()) if value else None
     if length is None or length.group(2) not in ("", "%"):
         return _calculated(value) if value and _CALCULATION.fullmatch(value) else None
@@ -63,7 +63,7 @@ def _calculated(value: str) -> float | None:
 
 
 def _evaluated(node: Any) -> float:
-    """The value of sums, products and the functions above. Raises TypeError or KeyError for everything else."""
+    """Evaluate sums, products and the functions above. Raises TypeError or KeyError for everything else."""
     match node:
         case ast.Constant(value=float(number)):
             return number

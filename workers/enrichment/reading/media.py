@@ -1,4 +1,7 @@
-"""Viewers for which a style sheet's blocks hold (Media Queries, level 4). One viewer of two is enough to see a text."""
+"""Finds the viewers, desktop or phone, for which a style sheet's block holds (Media Queries, level 4).
+
+A text counts as seen if one of the two viewers sees it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class _Viewer:
     """CSS pixels."""
     height: float
     features: frozenset[str]
-    """Media features that hold for the viewer, its size aside."""
+    """Media features that hold for the viewer, except size."""
 
 
 _COMMON: Final = frozenset(
@@ -38,7 +41,7 @@ _RANGE: Final = re.compile(rf"(?:{_LENGTH}\s*([<>]=?)\s*)?(width|height)(?:\s*([
 
 @lru_cache(maxsize=1024)
 def viewers_of(prelude: str) -> frozenset[str]:
-    """The viewers for which this at-rule's block holds; none if it is for print, for animations or not understood."""
+    """Return the viewers for which an at-rule's block holds; none for print, animations and unknown rules."""
     block = _BLOCK.match(prelude)
     if block is None:
         return frozenset()

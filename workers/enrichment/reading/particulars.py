@@ -1,6 +1,6 @@
-"""A page's date of publication, DOI and canonical address. Runs in a member of the pool.
+"""Reads a page's date of publication, DOI and canonical address. Runs in a member of the pool.
 
-They are read where publishers state them: in meta elements (Highwire, Dublin Core, PRISM, Open Graph), in
+Publishers state these particulars in meta elements (Highwire, Dublin Core, PRISM, Open Graph), in
 `<link rel=canonical>` (RFC 6596), in JSON-LD (schema.org) and in `<time>`.
 """
 
@@ -23,7 +23,7 @@ MAX_DOI_CHARS: Final = 200
 _MAX_SCRIPTS: Final = 10
 _MAX_SCRIPT_CHARS: Final = 200_000
 _MAX_NODES: Final = 200
-"""Objects of JSON-LD that are looked at."""
+"""Cap on the objects of JSON-LD that are read."""
 
 _DATES: Final = (
     "citation_publication_date", "citation_online_date", "citation_date", "article:published_time", "dc.date.issued",
@@ -34,13 +34,13 @@ _TITLES: Final = ("title", "headline", "name")
 
 _DATE: Final = re.compile(r"\s*((?:1[5-9]|20)\d\d)(?:[-/.]?(0[1-9]|1[0-2])(?:[-/.]?(0[1-9]|[12]\d|3[01]))?)?(?!\d)")
 _DOI: Final = re.compile(r"\b(10\.\d{4,9}/[^\s\"'<>\[\]{}]+)")
-"""Crossref's recommendation for finding DOIs in text, a little wider."""
+"""Matches DOIs in text: Crossref's recommended pattern, a little wider."""
 
 _URL: Final = TypeAdapter[str](Url)
 
 
 def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
-    """The particulars of a page, to be read before anything is removed from it."""
+    """Read the particulars of a page, before elements are removed from the tree."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
         name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
@@ -57,7 +57,7 @@ def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
 
 
 def of_json(value: Any) -> tuple[str | None, Particulars]:
-    """Title and particulars of a JSON document, if its outermost object has such fields."""
+    """Read title and particulars from fields of a JSON document's outermost object."""
     if not isinstance(value, dict):
         return None, Particulars()
     title = next((value[name] for name in _TITLES if isinstance(value.get(name), str)), "")
@@ -68,15 +68,15 @@ def of_json(value: Any) -> tuple[str | None, Particulars]:
 
 
 def iso_date(text: object) -> str | None:
-    """The date at the start of a text as ISO 8601, as exact as it is given, or None for anything else."""
+    """Return the date at the start of a text in ISO 8601, as exact as the text; None without a date."""
     found = _DATE.match(text) if isinstance(text, str) else None
     return "-".join(part for part in found.groups() if part) if found is not None else None
 
 
 def doi_in(text: object) -> str | None:
-    """The first DOI in a text, without `https://doi.org/` and without the sentence's punctuation behind it.
+    """Return the first DOI in a text, without `https://doi.org/` before it and punctuation after it.
 
-    None if the DOI holds an address, which would be a link in an evidence list.
+    None without a DOI, and for a DOI that contains an address: it would be a link in an evidence list.
     """
     found = _DOI.search(text) if isinstance(text, str) else None
     if found is None or "//" in found.group(1):
@@ -86,7 +86,7 @@ def doi_in(text: object) -> str | None:
 
 
 def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | None:
-    """The address that a page gives itself, or None if it was read there or the origin is another (RFC 6454).
+    """Return the page's canonical address; None if it is `url` itself or has another origin (RFC 6454).
 
     A page could otherwise claim any site's address.
     """
@@ -114,7 +114,7 @@ def _linked_data(tree: LexborHTMLParser) -> Particulars:
 
 
 def _nodes(text: str) -> Iterator[dict[str, Any]]:
-    """The outermost objects, and those of `@graph`; deeper ones describe other things, such as a comment."""
+    """Yield the outermost objects and the objects in `@graph`; deeper ones describe other things, such as comments."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):

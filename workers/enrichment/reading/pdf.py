@@ -1,8 +1,8 @@
-"""A PDF's text as a person would see it, read by pdfium. Runs in a member of the pool, which may be killed.
+"""Reads a PDF's text as a person would see it, by pdfium. Runs in a member of the pool, which may be killed.
 
 Unseen text is removed from each page before the page is read: invisible, transparent or tiny text, text off the page,
-and white text with nothing dark behind it. Invisible text over a picture stays: scanned pages carry their recognised
-text that way.
+and white text with nothing dark behind it. Invisible text over a picture stays, since scanned pages contain their
+recognised text in this form.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, doi_in, iso_date
 
 MAX_PAGES: Final = 300
-"""Pages whose text is read; a document may have more."""
+"""Cap on the pages that are read of a document."""
 MAX_OBJECTS: Final = 30_000
-"""Pieces of text, lines and pictures of a document; pages beyond are not read. A printed page has about 200."""
+"""Cap on a document's texts, lines and pictures; pages beyond the cap are not read. A printed page has about 200."""
 MAX_PAGE_OBJECTS: Final = 10_000
-"""Objects of a page; a page with more is a drawing, and is left out."""
+"""Cap on the objects of a page; a page with more objects is a drawing, and is left out."""
 MIN_SIZE: Final = 1.5
 """The smallest readable type, in points."""
 
 _DOI_CHARS: Final = 3000
-"""Characters of the first page in which a paper names its own DOI; further DOIs are its references'."""
+"""Characters of the first page that may name the paper's own DOI; later DOIs belong to references."""
 _PALE: Final = 240
-"""The darkest channel that still counts as white, of 255."""
+"""Least value, of 255, of each channel in a colour that counts as white."""
 _FAINT: Final = 13
-"""The highest opacity that still counts as none, of 255: about a twentieth."""
+"""Highest opacity, of 255, that counts as transparent: about a twentieth."""
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
-"""The hyphen of a word divided at the end of a line; pdfium writes some hyphens as a control character."""
+"""Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 _UNTITLED: Final = re.compile(r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*", re.IGNORECASE)
 
@@ -46,11 +46,11 @@ Box = tuple[float, float, float, float]
 
 
 _FORM_DEPTH: Final = 50
-"""Forms inside forms that are read: deeper than pdfium itself reads text."""
+"""Depth to which nested forms are read: deeper than pdfium itself reads text."""
 _MAX_BEHIND: Final = 300
-"""Areas of each kind that are kept; a page has a few."""
+"""Cap on the dark areas, and on the pictures, that are kept for a page; a page has a few."""
 _MIN_AREA_POINTS: Final = 4.0
-"""Least width and height of an area that text may stand on; a thinner one is a line."""
+"""Least width and height of an area on which text may stand; a thinner area is a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class _Item:
     kind: int
     box: Box
     scale: float
-    """Factor by which the surrounding forms stretch its height."""
+    """Factor by which the surrounding forms stretch the object's height."""
     form: Any
     """The form that holds the object, or None for the page itself."""
 
@@ -83,7 +83,7 @@ class _Behind:
 
 
 def read_pdf(body: bytes, max_chars: int) -> tuple[str | None, str, Particulars]:
-    """Title, text and particulars. At most `max_chars` code points of text are read. Raises Unreadable."""
+    """Read title, text and particulars, up to the page that reaches `max_chars` code points. Raises Unreadable."""
     try:
         with closing(pypdfium2.PdfDocument(body)) as document:
             pages: list[str] = []
@@ -106,7 +106,7 @@ def _date(document: pypdfium2.PdfDocument) -> str | None:
 
 
 def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
-    """The text of each page. Broken pages are left out."""
+    """Yield the text of each page; leave out broken pages."""
     left = MAX_OBJECTS
     for number in range(min(len(document), MAX_PAGES)):
         try:
@@ -125,9 +125,9 @@ def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
 
 
 def _items(parent: Any, depth: int = 0, around: pypdfium2.PdfMatrix | None = None) -> Iterator[_Item]:
-    """All painted items, in the order of painting, with their places on the page.
+    """Yield all painted items in the order of painting, with their places on the page.
 
-    `PdfPage.get_objects` would take ten times as long: it makes an object with a finalizer for each item.
+    `PdfPage.get_objects` would take ten times as long, since it makes an object with a finalizer for each item.
     """
     count, get = (
         (pdfium.FPDFFormObj_CountObjects, pdfium.FPDFFormObj_GetObject)
@@ -184,7 +184,7 @@ def _remove_hidden(page: pypdfium2.PdfPage, items: list[_Item]) -> None:
 
 
 def _is_unseen(text: _Item, behind: _Behind) -> bool:
-    """True if the text has no ink, or none that differs from the area behind it."""
+    """True if the text is invisible, or pale without a picture or a dark area behind it."""
     mode = pdfium.FPDFTextObj_GetTextRenderMode(text.handle)
     if mode in (pdfium.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium.FPDF_TEXTRENDERMODE_CLIP):
         return not _lies_on(text.box, behind.pictures)
@@ -194,7 +194,7 @@ def _is_unseen(text: _Item, behind: _Behind) -> bool:
 
 
 def _size(text: _Item) -> float:
-    """The size of the type, in points on the page."""
+    """Return the size of the type, in points on the page."""
     size = ctypes.c_float()
     if not pdfium.FPDFTextObj_GetFontSize(text.handle, size):
         return MIN_SIZE
@@ -203,7 +203,7 @@ def _size(text: _Item) -> float:
 
 
 def _is_pale(handle: Any) -> bool:
-    """True if the object is filled with white, or nearly transparent. A pattern counts as ink."""
+    """True if the object's fill is white or nearly transparent. A pattern counts as ink."""
     parts = [ctypes.c_uint() for _ in range(4)]
     if not pdfium.FPDFPageObj_GetFillColor(handle, *parts):
         return False
@@ -212,6 +212,6 @@ def _is_pale(handle: Any) -> bool:
 
 
 def _lies_on(box: Box, others: list[Box]) -> bool:
-    """True if the middle of the box lies on one of the others."""
+    """True if the middle of the box lies on one of the boxes in `others`."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return any(left <= x <= right and bottom <= y <= top for left, bottom, right, top in others)

@@ -19,9 +19,9 @@ MAX_RULES: Final = 5000
 MAX_CHARS: Final = 500_000
 
 _UNKNOWN: Final = re.compile(r"(?<!\\):(?:lang|dir)\([^()]*\)|(?<!\\):(?:defined|read-only|scope)\b")
-"""Pseudo-classes that the parser does not know; most elements that a sheet selects with them have them."""
+"""Pseudo-classes unknown to the parser, removed from selectors: most selected elements have them anyway."""
 _INNER: Final = re.compile(r"\[[^\]]*\]|(?<!\\):[a-z-]+\(.*\)")
-"""Parts of a selector whose names need belong neither to the element nor to its ancestors."""
+"""Parts of a selector with names that the element and its ancestors may lack."""
 _NAME: Final = re.compile(r"[.#]((?:[\w-]|[^\x00-\x7f])++)(?!\\)")
 _ID: Final = re.compile(r"(?<!\\)#[\w-]")
 _CLASS: Final = re.compile(r"(?<!\\)(?:\.|\[|(?<!:):(?!:|not\(|is\(|where\(|has\())")
@@ -31,7 +31,7 @@ _SELECTOR: Final = re.compile(r"(?:[^,(\[\\]|\\.|\((?:[^()]|\([^()]*\))*\)|\[[^\
 _Weight = tuple[bool, int, int, int, int]
 """Rank of declarations: `!important` first, then the selector's ids, classes and types, then place in the sheet."""
 _INLINE_IDS: Final = 1_000_000
-"""A `style` attribute is more specific than any selector."""
+"""Number of ids that a `style` attribute counts as: more than any selector has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Sheet:
         self._variables = {name: value for pairs in declared for name, value in pairs if name.startswith("--")}
 
     def hidden(self) -> list[LexborNode]:
-        """The elements that neither viewer of `media` sees, each once."""
+        """Return the elements that no viewer of `media` sees, each once."""
         nodes: dict[int, LexborNode] = {}
         cascade = _Cascade()
         disputed: set[str] = set()
@@ -79,14 +79,14 @@ class Sheet:
         return [node for mem_id, node in nodes.items() if cascade.hides(mem_id)]
 
     def declaring(self, *names: str) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """Selectors of rules with one of these properties, and the rule's declarations."""
+        """Yield each selector of a rule that declares one of these properties, with the rule's declarations."""
         for one in self._rules:
             if one.may_declare(*names) and any(name in one.declarations.values for name in names):
                 values = resolved(one.declarations.values, self._variables)
                 yield from ((selector, values) for selector in _selectors(one.selector))
 
     def matches(self, selector: str) -> list[LexborNode]:
-        """The matching elements; none if the parser does not know the selector. States such as `:hover` match none."""
+        """Return the matching elements; none for a selector unknown to the parser, or a state such as `:hover`."""
         if not self._names.issuperset(_names(selector)):
             return []
         try:
@@ -113,7 +113,7 @@ class Sheet:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """All classes and ids of the page. Most rules of a large sheet name others, and are skipped."""
+        """All classes and ids of the page. Rules that need other names are skipped: most rules of a large sheet."""
         names: set[str] = set()
         for node in self._tree.css("[class], [id]"):
             names.update((node.attributes.get("class") or "").split())
@@ -122,7 +122,7 @@ class Sheet:
 
 
 class _Cascade:
-    """The declaration that wins, for each element, way of hiding and viewer."""
+    """The winning declaration for each element, way of hiding and viewer."""
 
     def __init__(self) -> None:
         self._best: dict[int, dict[tuple[str, str], tuple[_Weight, bool]]] = {}
@@ -159,11 +159,11 @@ def _selectors(prelude: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _names(selector: str) -> frozenset[str]:
-    """Names that a page needs for the selector to match; names with an escape are left out."""
+    """Return the names that a page needs for the selector to match; leave out names with an escape."""
     return frozenset(_NAME.findall(_INNER.sub("", selector)))
 
 
 @lru_cache(maxsize=4096)
 def _specificity(selector: str) -> tuple[int, int, int]:
-    """Numbers of ids, classes and types; approximate for selectors inside selectors."""
+    """Count the ids, classes and types; the counts are approximate for selectors inside selectors."""
     return len(_ID.findall(selector)), len(_CLASS.findall(selector)), len(_TYPE.findall(selector))

@@ -1,8 +1,8 @@
 """Names the ways in which a page tries to steer the model that reads it. Runs in a member of the pool; pure.
 
-The names are labels for the result's reader and for the model. Safety does not rest on them: any page's text stays
-inside a quotation (see `grounding`), and its links stay out of the answer (see `links`). An article about such attacks
-is labelled too.
+The names are labels for the result's reader and for the model. Safety does not depend on these labels: any page's text
+stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An article about
+such attacks is labelled too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from workers.enrichment.reading.charset import decode
 
 SCANNED_CHARS: Final = 200_000
-"""Code points of a page that are scanned."""
+"""Cap on the code points of a page that are scanned."""
 
 _SCANNED_BYTES: Final = 4 * SCANNED_CHARS
 
@@ -52,20 +52,20 @@ _INVISIBLE: Final = "writes in invisible characters"
 
 
 def steering_of_page(body: bytes, media_type: str, charset: str | None, title: str | None, text: str) -> list[str]:
-    """`steering` for a page that was read as this title and text. Text hidden from people counts as well."""
+    """Return the `steering` of a page's title, text and markup. Text hidden from people counts as well."""
     is_markup = "html" in media_type or not media_type
     markup = told_by_markup(decode(body[:_SCANNED_BYTES], charset)) if is_markup else ""
     return steering(title or "", text, markup)
 
 
 def steering(*texts: str) -> list[str]:
-    """The names of the ways in which these texts of one page try to steer its reader, in a fixed order."""
+    """Return the names of the ways in which a page's texts try to steer the model, in a fixed order."""
     found = {way for text in texts for way in _ways(text[:SCANNED_CHARS])}
     return [way for way in (*_NAMES, _INVISIBLE) if way in found]
 
 
 def told_by_markup(markup: str) -> str:
-    """The text of HTML that a reader of the markup gets: hidden text, comments and descriptions too, but no scripts."""
+    """Return the markup's text with hidden text, comments and descriptions, but without scripts and styles."""
     markup = markup[:SCANNED_CHARS]
     for name in ("script", "style"):
         markup = _without(markup, name)
@@ -93,7 +93,7 @@ def _shows(text: str, way: _Way) -> bool:
 
 
 def _around(text: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The parts of the text around the words, as start and end."""
+    """Return the spans of the text around the words, as start and end."""
     spans: list[tuple[int, int]] = []
     for place in sorted(place for word in words for place in _places(text, word)):
         start, end = max(0, place - _BEFORE_CHARS), min(len(text), place + _BEHIND_CHARS)
@@ -111,5 +111,5 @@ def _places(text: str, word: str) -> Iterator[int]:
 
 
 def _readable(text: str) -> str:
-    """The text in one spelling: compatibility forms and case folded, format characters removed, single spaces."""
+    """Unify the spelling: fold compatibility forms and case, remove format characters, and collapse spaces."""
     return _SPACES.sub(" ", _FORMAT.sub("", unicodedata.normalize("NFKC", text)).casefold())

@@ -10,9 +10,9 @@ from workers.enrichment.reading.color import are_alike, ground_of, is_clear
 from workers.enrichment.reading.lengths import NUMBER, pixels, ratio
 
 FAR_PX: Final = 500.0
-"""A larger negative offset is outside of every page."""
+"""Distance in pixels; a larger negative offset puts an element outside of every page."""
 DISPUTED: Final = frozenset(("display", "visibility", "opacity"))
-"""Ways of hiding that another rule can take back."""
+"""Ways of hiding that another rule can undo."""
 _FAINT: Final = 0.05
 _TINY_PX: Final = 2.0
 
@@ -41,12 +41,12 @@ Values = Mapping[str, str]
 
 
 def may_hide(style: str) -> bool:
-    """True if a style may hide something, and is worth reading. Most may not; a page may have tens of thousands."""
+    """True if a style may hide something and must be parsed. A page may have tens of thousands; most may not."""
     return _MAY_HIDE.search(style) is not None
 
 
 def hidden_by(values: Values) -> frozenset[str]:
-    """The ways in which these declarations hide an element; none if it is seen."""
+    """Return the ways in which these declarations hide an element; none if the element is seen."""
     return frozenset(way for way, names, is_hidden in _WAYS if not names.isdisjoint(values) and is_hidden(values))
 
 
@@ -76,7 +76,7 @@ def _is_tiny(values: Values) -> bool:
 
 
 def _is_colourless(values: Values) -> bool:
-    """True for text without a visible colour, unless its ground shines through it, as in modern headings."""
+    """True for text without a visible colour, unless its background fills the letters, as in modern headings."""
     if "text" in values.get("background-clip", "") or values.get("background", "").endswith("text"):
         return False
     background = values.get("background-color") or values.get("background")
@@ -89,7 +89,7 @@ def _is_outside(values: Values) -> bool:
     names = _ALWAYS + _PLACED if values.get("position") in _MOVABLE else _ALWAYS
     places = {**_sides(values, "inset", ""), **_sides(values, "margin", "margin-"), **values}
     moved = [pixels(places.get(name)) for name in names if name != "margin-left"]
-    # A negative margin with as much padding draws a ground from edge to edge; the text stays in place.
+    # A negative margin with as much padding widens the background; the text stays in place.
     padding = {**_sides(values, "padding", "padding-"), **values}.get("padding-left")
     moved.append((pixels(places.get("margin-left")) or 0.0) + (pixels(padding) or 0.0))
     moved += [pixels(part) for part in _BETWEEN.split(values.get("translate", "")) if not part.endswith("%")]
@@ -100,7 +100,7 @@ def _is_outside(values: Values) -> bool:
 
 
 def _sides(values: Values, shorthand: str, prefix: str) -> dict[str, str]:
-    """The four sides from one to four values, as for `margin`: top, right, bottom, left."""
+    """Expand a shorthand of one to four values, as for `margin`, to its sides: top, right, bottom, left."""
     parts = _split(values.get(shorthand, ""))
     if not 1 <= len(parts) <= len(_SIDES):
         return {}
@@ -143,4 +143,4 @@ _WAYS: Final[tuple[tuple[str, frozenset[str], Callable[[Values], bool]], ...]] =
     ("clip", frozenset(("clip", "clip-path")), _is_clipped),
     ("box", frozenset(_SIZES), _is_collapsed),
 )
-"""Each way of hiding: its name, its properties, one of which must be declared, and its test."""
+"""Ways of hiding: a name, properties and a test. The test applies if one of the properties is declared."""
