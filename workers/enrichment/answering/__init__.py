@@ -1,1 +1,1 @@
-"""Builds the grounded prompt before an answer, and checks the answer's citations and links behind it."""
+"""Builds the grounded prompt for an answer, and then checks the answer's citations and links."""

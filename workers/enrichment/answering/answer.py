@@ -16,7 +16,7 @@ from workers.enrichment.answering.profile import Profile
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
-"""Items of an evidence chain that are checked: a job's answer may have any number."""
+"""Cap on the items of an evidence chain that are checked, since an answer may have any number of items."""
 
 
 _NO_NUMBER: Final = 1_000_000
@@ -24,12 +24,12 @@ _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
 
 class Unsupported(Exception):  # noqa: N818 - named after the event
-    """The profile demands support, and no part of the answer has enough."""
+    """The profile demands support, and no part of the answer has enough support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a result. `sources` are the ones that it uses, in the order of their first use."""
+    """The answer of a result. `sources` holds the sources that the answer uses, in the order of first use."""
 
     text: str
     sources: tuple[SourceDetails, ...]
@@ -39,14 +39,15 @@ class Answer:
     """Share of the answer that its sources support, from 0 to 1; 1 if the job asked for no sources."""
 
     def lowered(self, confidence: float | None) -> float | None:
-        """The model's confidence, of which half is scaled by the share of the answer that is supported."""
+        """Scale half of the model's confidence by the supported share of the answer."""
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
 def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
-    """The answer with its citations, in the form of its profile. `is_json` keeps the profile's notice out of it.
+    """Return the answer with citations, in the form of its profile. `is_json` keeps out the profile's notice.
 
-    A note says if the answer rests on no source. With no usable source, a free text says so itself. Raises Unsupported.
+    A note says if the answer rests on no source. If no source is usable, a free text begins with the profile's notice.
+    Raises Unsupported.
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
@@ -87,7 +88,7 @@ def _rests_on_nothing(
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
-    """A source's details as its page states them, without links in the title."""
+    """Return a source's details as its page states them, without links in the title."""
     title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
@@ -100,7 +101,7 @@ def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
 
 
 def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
-    """A line for each source, below the answer: its citations can be followed even if only the text is shown."""
+    """Write a line for each source, so that readers can follow the citations even if they see only the text."""
     lines = []
     for source, details in sources:
         known = [details.title, details.published, details.id, f"doi:{details.doi}" if details.doi else None]
@@ -112,7 +113,7 @@ def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
 
 
 def _chain(text: str, field: str) -> list[Any] | None:
-    """The items of the chain, or None if the answer is not the JSON of its profile."""
+    """Return the items of the chain, or None if the answer is not the JSON of its profile."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -122,12 +123,15 @@ def _chain(text: str, field: str) -> list[Any] | None:
 
 
 def _chain_share(citations: Sequence[Citation]) -> float:
-    """Share of the chain's items that their sources support."""
+    """Return the share of the chain's items that their sources support."""
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
-    """A citation for each item: how far its source supports its quote. An item without a known source is dangling."""
+    """Return a citation for each item: the level at which the item's source supports the item's quote.
+
+    An item without a known source is dangling.
+    """
     citations: list[Citation] = []
     behind = 0
     for item in chain:
@@ -143,16 +147,16 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
 
 
 def _number(source: object) -> int:
-    """The number of a source, also if written as a string; 0, which no source has, for anything else."""
+    """Read the number of a source, also from a string; return 0, which no source has, for any other value."""
     if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
         return int(digits.group(1))
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0
 
 
 def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
-    """The quote's span in the JSON, in code points, or None if the JSON escapes the quote in another way.
+    """Find the quote's span in the JSON, in code points; None if the JSON escapes the quote in an unusual way.
 
-    `behind` is the end of the previous quote: two items may quote the same words, and their claims may hold these too.
+    The search starts at `behind`, the end of the previous quote, since two items may quote the same words.
     """
     for escaped in _spellings(quote) if quote else ():
         found = re.compile(rf'"quote"\s*:\s*"({re.escape(escaped)})"').search(text, behind)

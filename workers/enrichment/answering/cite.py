@@ -1,14 +1,14 @@
-"""Finds the sources on which an answer's sentences rest, and how well they support them.
+"""Finds the sources that support an answer's sentences, and grades the support.
 
 Support, from the strongest:
 
-    exact        the sentence's words stand in a passage as they are, in that order
-    fuzzy        four fifths of its words do, close together, with every number
-    lexical      most of its content words and all its numbers occur in the source
-    unsupported  none of these, or the source contradicts it in the same words (see `contradiction`)
-    dangling     no source has that number
+    exact        a passage contains the sentence's words unchanged and in order
+    fuzzy        a passage contains four fifths of the sentence's words, close together, and every number
+    lexical      the source contains most of the sentence's content words and all its numbers
+    unsupported  none of these, or the source contradicts the sentence in the same words (see `contradiction`)
+    dangling     no source has the cited number
 
-A sentence's quotations must stand in the source, exactly or nearly; else the sentence is unsupported.
+If a sentence has quotations, the source must contain them exactly or nearly; else the sentence is unsupported.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LEXICAL_SHARE: Final = 0.6
 BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
 """The levels at which a source supports a sentence, from the strongest."""
 MAX_SENTENCES: Final = 500
-"""Sentences that are compared: a job's answer may have any number."""
+"""Cap on the sentences that are compared, since an answer may have any number of sentences."""
 _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
-"""Budget of one answer for aligning sentences with passages, in words of the one times words of the other: a tenth of a
-second. Sentences beyond it are `lexical` at most."""
+"""Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage: a tenth
+of a second. Sentences beyond the budget are `lexical` at most."""
 
 _MARKER: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -45,7 +45,7 @@ _MARKER: Final = re.compile(
 """`[1]`, `[1, 2]`, and forms that models add: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
 _PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
 _INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
-"""Text that makes the bracketed numbers behind it an interval."""
+"""Text after which bracketed numbers are an interval."""
 _BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -67,17 +67,17 @@ _COMMON: Final = frozenset(_COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    """A sentence with the markers behind it. `start` and `end` are in code points of the whole text."""
+    """A sentence with its citation markers. `start` and `end` are in code points of the whole text."""
 
     start: int
     end: int
     words: tuple[str, ...]
     numbers: tuple[int, ...]
-    """The source numbers in its markers."""
+    """The source numbers in the sentence's markers."""
     text: str = ""
     """The sentence as written, without its markers."""
     quotes: tuple[str, ...] = ()
-    """Its quotations of at least four words; a shorter one may be a name."""
+    """The sentence's quotations of at least four words; a shorter quotation may be a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +111,19 @@ class _SourceWords:
         return cls(source.id, passages, vocabulary, texts)
 
     def clauses(self) -> Source:
-        """The source's clauses. They cost more than its words, so only a source with a sentence's words needs them."""
+        """Split the source into clauses. This is costly, and needed only for a source with a sentence's words."""
         return Source([_without_links(text) for text in self.texts], _COMMON)
 
 
 class SourceTexts:
-    """The sources of one answer, read once, and the rest of the budget for aligning sentences with them."""
+    """The sources of one answer, split into words once, and the remaining budget for aligning sentences."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
         self._clauses_of: dict[int, Source] = {}
         self._said: tuple[str, list[Clause]] = ("", [])
-        """The last text that was compared, and its clauses: one text is compared with every source."""
+        """The last compared text and its clauses, kept since one text is compared with every source."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -131,12 +131,12 @@ class SourceTexts:
         return self._sources.keys()
 
     def name(self, number: int) -> str:
-        """The name of the source of that number in a citation; an unknown source is named by its number."""
+        """Return the name of source `number` in a citation; an unknown source is named by its number."""
         read = self._sources.get(number)
         return f"[{number}]" if read is None else read.id
 
     def support(self, text: str, number: int) -> Support:
-        """How far the source of that number supports this text."""
+        """Return the level at which source `number` supports this text."""
         read = self._sources.get(number)
         if read is None:
             return Support.DANGLING
@@ -170,17 +170,17 @@ class SourceTexts:
         if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
             return False
         if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
-            return False  # an alignment cannot match more words
+            return False  # an alignment cannot match more words than these
         self._left -= len(said) * len(passage.words)
         return self._left >= 0 and _is_close(said, passage.words)
 
 
 def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
-    """The answer without links that were not given, the sources that it uses, and its citations.
+    """Return the answer without unknown links, the sources that the answer uses, and its citations.
 
-    Sources are named by id, in the order of their first use; a source that supports no sentence is not used. If none of
-    the answer's own citations holds, each sentence without one is attributed to the source that supports it best. Spans
-    count code points of the returned text.
+    Used sources support at least one sentence; they are named by id, in the order of first use. If none of the answer's
+    own citations holds, each sentence without a citation is attributed to the source that supports it best. Spans count
+    code points of the returned text.
     """
     text = without_unknown_links(text, evidence)
     sources = SourceTexts(evidence)
@@ -193,15 +193,14 @@ def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]
 
 
 def used(citations: Sequence[Citation]) -> list[str]:
-    """The sources that support something, in the order of their first use."""
+    """Return the sources of the citations with support, in the order of first use."""
     return list(dict.fromkeys(citation.source for citation in citations if citation.support in BEARING))
 
 
 def supported_share(text: str, citations: Sequence[Citation]) -> float:
-    """Share of the answer's sentences, from 0 to 1, that are covered by a citation with support.
+    """Return the share, from 0 to 1, of the answer's sentences that a citation with support covers.
 
-    A sentence counts if it has a number, or a word that is not one of the common ones. An answer without such sentences
-    is wholly supported.
+    A sentence counts if it has a number or an uncommon word. If no sentence counts, the share is 1.
     """
     sentences = _first_sentences(text)
     saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
@@ -228,7 +227,7 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 
 
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
-    """The support of the sentence. Its quotations must stand in the source, exactly or nearly, and may raise it."""
+    """Grade the sentence. The source must contain its quotations exactly or nearly; a quotation may raise the level."""
     level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:
         return level
@@ -241,10 +240,10 @@ def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[
 
 
 def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
-    """True if brackets with numbers are a citation. `numbers` are those of the sources.
+    """True if brackets with numbers are a citation. `numbers` holds the numbers of the sources.
 
-    Plain brackets with a 0 are none, since no source has that number. Several numbers are an interval or a list behind
-    "CI" or "=", or if no source has any of them. A single unknown number is a citation, which dangles.
+    Plain brackets with a 0 are no citation, since no source has that number. Several numbers are an interval or a list
+    after "CI" or "=", or if no source has any of them. A single unknown number is a dangling citation.
     """
     named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
     if _PLAIN.fullmatch(marker.group()) is None:
@@ -258,7 +257,7 @@ def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool
 
 
 def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
-    """Sentences without surrounding blanks. Markers behind a full stop belong to the sentence before it."""
+    """Yield sentences without surrounding blanks. Markers after a full stop belong to the sentence before the stop."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     plain = _MARKER.sub(lambda found: found[0] if _is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
     start = 0
@@ -283,9 +282,9 @@ def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words and numbers with compatibility forms and case folded; single characters in scripts without spaces.
+    """Return words and numbers, compatibility forms and case folded; single characters in scripts without spaces.
 
-    Addresses are left out: most of them are removed from an answer, but still stand in its sources.
+    Links are left out, since most links are removed from an answer but remain in its sources.
     """
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", _without_links(text)).casefold()))
 

@@ -1,7 +1,7 @@
 """Splits a text into clauses: words in order, negations, numbers with units, and names. Pure.
 
-A clause ends at a mark such as a comma and at a word such as "but". It also ends at an "and" with two or more content
-words on each side.
+A clause ends at a mark such as a comma, at a word such as "but", and at an "and" with two or more content words on each
+side.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _NO_NAMES_WORDS: Final = (
     "thursday friday saturday sunday i"
 )
 _NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
-"""Words with a capital that are no names. As a name, "March" in "In March Smith bought" would make Smith a place."""
+"""Capitalised words that are no names. As a name, "March" in "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
-"""Words of another language that an English text may have."""
+"""Cap on the words of another language in an English text."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
 MAX_TOKENS: Final = 60
-"""Tokens of one clause. The rest of a longer one begins another."""
+"""Cap on the tokens of one clause. The rest of a longer clause begins another clause."""
 
 _UNITS: Final = {
     name: names.split()[0]
@@ -88,7 +88,7 @@ class Token:
     unit: str = ""
     """The known unit of a number, with `per` and a second unit if the text has one."""
     starts: bool = False
-    """True for the first word of a sentence with a capital, which says nothing there."""
+    """True for a capitalised word that begins a sentence: its capital does not mark a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +101,25 @@ class Clause:
     """False if the commonest words of German, French or Spanish show that the text is in that language."""
 
     content: frozenset[str] = frozenset()
-    """The stems that say something: neither common words nor negations."""
+    """Stems of the content words: neither common words nor negations."""
     plain: frozenset[str] = frozenset()
-    """The content that is neither a number nor a name."""
+    """The stems in `content` that are neither numbers nor names."""
 
     @classmethod
     def of(cls, tokens: Sequence[Token], sentence: int, *, is_english: bool) -> Clause:
-        """The clause of these tokens."""
+        """Build the clause of these tokens."""
         saying = [token for token in tokens if says_something(token)]
         plain = frozenset(token.stem for token in saying if not (token.is_number or token.is_name))
         return cls(tuple(tokens), sentence, is_english, frozenset(token.stem for token in saying), plain)
 
 
 def says_something(token: Token) -> bool:
-    """True if a token is neither a common word nor a negation."""
+    """True for a content word: neither a common word nor a negation."""
     return not token.is_common and token.text not in NEGATIONS
 
 
 def clauses(text: str, common: frozenset[str]) -> list[Clause]:
-    """The clauses of a text. `common` are the words that say nothing."""
+    """Split a text into clauses. `common` holds the words without content."""
     found: list[Clause] = []
     written = text.casefold().split()
     foreign = max(_FOREIGN, key=lambda language: sum(word in language for word in written if word not in _AMBIGUOUS))
@@ -133,7 +133,7 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
 
 
 def negations_at(tokens: Sequence[Token], at: int) -> int:
-    """The number of tokens of the negation that begins here; 0 if none does."""
+    """Return the number of tokens of the negation that begins at `at`; 0 without a negation there."""
     token = tokens[at]
     if token.is_common and token.text not in NEGATING_PHRASES and not token.text.endswith(_SHORT_NOT):
         return 0
@@ -150,12 +150,12 @@ def negations_at(tokens: Sequence[Token], at: int) -> int:
 
 @lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
-    """The word without its ending, by the rules of English."""
+    """Return the word without its ending, by the rules of English."""
     return str(_STEMMER.stemWord(word))
 
 
 def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Iterator[Token | str]:
-    """Tokens, and the marks between them."""
+    """Yield the tokens of a text, and the marks between them."""
     starts = True
     normal = unicodedata.normalize("NFKC", text)
     for found in _TOKEN.finditer(normal):
@@ -181,7 +181,7 @@ _BEHIND: Final = re.compile(r"[\s-]*(%|[^\W\d_]+)(?:(?:\s+(?:per|a|an|each|every
 
 
 def _unit(text: str, end: int) -> str:
-    """The known unit behind a number that ends here; empty if there is none."""
+    """Return the known unit after a number that ends at `end`; empty if there is none."""
     found = _BEHIND.match(text, end)
     if found is None or (unit := _UNITS.get(found.group(1).casefold())) is None:
         return ""
@@ -200,7 +200,7 @@ def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
 
 
 def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
-    """The clauses of a sentence that have a word."""
+    """Yield the clauses of a sentence, except empty ones."""
     part: list[Token] = []
     for at, token in enumerate(sentence):
         is_end = isinstance(token, str) or token.text in _TURNS or len(part) >= MAX_TOKENS
@@ -224,5 +224,5 @@ def _until_mark(sentence: Sequence[Token | str], at: int) -> list[Token]:
 
 
 def _says_enough(part: Sequence[Token]) -> bool:
-    """True if two words say something: with fewer, "and" joins two things and not two statements."""
+    """True if the part has two content words: with fewer, "and" joins two things and not two statements."""
     return sum(says_something(token) for token in part) > 1

@@ -1,13 +1,14 @@
-"""Finds sources that contradict a sentence although they have its words. Pure, and no model.
+"""Finds sources that contradict a sentence although they have its words. Pure; uses no model.
 
-Each clause of the sentence is compared with the source's clauses that share most words with it. The source contradicts
-a clause if each of these differs from it by one of three rules. It also contradicts a negation without such a clause.
+Each clause of the sentence is compared with its nearest clauses: the clauses of the source that share most words with
+it. The source contradicts a clause if each nearest clause differs from it by one of three rules. The source also
+contradicts a negated clause that has no nearest clause.
 
-    negation   one clause negates what the other asserts: "not", "no", "never", "without", "fails to"; or it has
-               "unsafe" for the other's "safe"; or one of two opposites for the other one
-    value      another number or name stands at the same place, or the same number with another unit
-    order      two parties have changed places, and neither the voice ("was acquired by") nor an opposite ("worse than")
-               has changed with them
+    negation   one clause negates words that the other clause asserts ("not", "no", "never", "without", "fails to"), has
+               "unsafe" instead of "safe", or has the opposite of a word
+    value      the clauses have different numbers or names at the same place, or one number with different units
+    order      two parties have changed places, but the voice ("was acquired by") has not changed, and no word has
+               become its opposite ("worse than")
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from workers.enrichment.answering.clauses import Clause, Token, clauses, negatio
 from workers.enrichment.answering.negation import NO_PREFIXES, OPPOSITES, PREFIXES
 
 MAX_CLAUSES: Final = 40
-"""Clauses of one sentence that are compared."""
+"""Cap on the clauses of one sentence that are compared."""
 _MAX_COMPARED: Final = 4
-"""Clauses of a source that share equally many words with one of the sentence, and are compared with it."""
+"""Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
-"""Clauses of the same sentence, before one of a source and as many behind, that are searched for negations too."""
+"""Number of clauses on each side of a source's clause, in its sentence, that are also searched for negations."""
 _REACH: Final = 4
-"""Words that say something, behind a negation, that count as negated."""
+"""Number of content words after a negation that count as negated."""
 _MIN_SHARED: Final = 0.5
-"""Share of a clause's words; a clause of the source with fewer of them is about something else."""
+"""Least share of a clause's words in a nearest clause; a clause with fewer words is about something else."""
 _FEWEST_IN_PREFIXED: Final = 4
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
@@ -50,12 +51,12 @@ _LISTING: Final = frozenset({"and", "or"})
 
 
 class Source:
-    """A source's clauses, for comparison with many sentences. `common` are the words that say nothing."""
+    """A source's clauses, for comparison with many sentences. `common` holds the words without content."""
 
     def __init__(self, texts: Sequence[str], common: frozenset[str]) -> None:
         self._clauses: list[Clause] = []
         self._beside: list[list[Clause]] = []
-        """For each clause, its nearest neighbours in its sentence."""
+        """The nearest neighbours of each clause in the clause's sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
         for text in texts:
             for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
@@ -67,7 +68,7 @@ class Source:
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
-        """True if the source contradicts a clause of this sentence, or has none like a clause with a negation."""
+        """True if the source contradicts a clause of this sentence, or lacks a near clause for a negated one."""
         said = [clause for clause in sentence[:MAX_CLAUSES] if clause.content]
         return any(self._denies(clause, said) for clause in said)
 
@@ -78,7 +79,7 @@ class Source:
         return all(self._denies_here(said, beside, at) for at in nearest)
 
     def _nearest(self, said: Clause) -> list[int]:
-        """The clauses that share most words with this one; among equals, those that share most plain words."""
+        """Return the indices of the clauses that share most words with `said`; among equals, most plain words."""
         shared = Counter(at for word in said.content for at in self._holding.get(word, ()))
         most = max(shared.values(), default=0)
         if most < _MIN_SHARED * len(said.content):
@@ -108,7 +109,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Negation:
-    """A negation: the words that it negates, the nearest first."""
+    """A negation. `scope` holds the negated words, the nearest first."""
 
     scope: tuple[str, ...]
 
@@ -120,10 +121,10 @@ def _negates_otherwise(
     around: Sequence[Clause],
     opposites: Mapping[str, str],
 ) -> bool:
-    """True if one clause negates what the other asserts.
+    """True if one clause negates words that the other clause asserts.
 
-    `beside` and `around` are the other clauses of the sentence and of the source. A negation of the source may have its
-    counterpart in `beside`, and a negation in `around` may be about this clause.
+    `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. A negation of the
+    source may have its counterpart in `beside`, and a negation in `around` may be about `said`.
     """
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
@@ -139,7 +140,7 @@ def _negates_otherwise(
 
 
 def _negations(tokens: Sequence[Token]) -> list[_Negation]:
-    """The negations in these tokens. One with nothing behind it negates the words before it."""
+    """Find the negations in these tokens. A negation without words after it negates the words before it."""
     found: list[_Negation] = []
     at = begin = 0
     while at < len(tokens):
@@ -175,7 +176,7 @@ _IsPair = Callable[[_Negation, _Negation], bool]
 def _unpaired(
     mine: Sequence[_Negation], its: Sequence[_Negation], *tests: _IsPair
 ) -> tuple[list[_Negation], list[_Negation]]:
-    """The negations of both sides without a counterpart on the other by any of the tests, tried in order."""
+    """Return the negations of each side that no test pairs with one of the other side; tests run in order."""
     left, right = list(mine), list(its)
     for is_pair in tests:
         for one in list(left):
@@ -195,12 +196,12 @@ def _has_same_word(one: _Negation, other: _Negation) -> bool:
 
 
 def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
-    """A test for negated words that the other text does not have: "did not get better", "has not improved"."""
+    """Return a test for negated words that the other text lacks: "did not get better", "has not improved"."""
     return lambda one, other: one.scope[0] not in told and other.scope[0] not in said
 
 
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
-    """True if the sentence has a word that the source negates here and asserts nowhere around."""
+    """True if the sentence has a word that this negation negates and the tokens in `around` do not repeat."""
     times = Counter(token.stem for token in around)
     head, *rest = negation.scope
     about = [head] if head in said else [word for word in rest if word in said]
@@ -208,7 +209,7 @@ def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]
 
 
 def _without_prefixes(tokens: Sequence[Token], others: frozenset[str]) -> list[Token]:
-    """The tokens with "not safe" for "unsafe" where the others have "safe" and not "unsafe"."""
+    """Replace "unsafe" with "not safe" in the tokens if `others` has "safe" and not "unsafe"."""
     plain: list[Token] = []
     for token in tokens:
         base = None if token.stem in others else _base(token.text, others)
@@ -227,7 +228,7 @@ def _base(word: str, others: frozenset[str]) -> str | None:
 
 
 def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) -> list[Token]:
-    """The tokens with "not rose" for "fell" where the other side has "rose"."""
+    """Replace "fell" with "not rose" in the tokens if the other side has "rose"."""
     plain: list[Token] = []
     for token in tokens:
         word = opposites.get(token.stem)
@@ -236,7 +237,7 @@ def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) ->
 
 
 def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
-    """The source's words for which the sentence has an opposite instead, each with that opposite."""
+    """Map each word of the source to its opposite in the sentence, if each side has only one of the two words."""
     mine, its = _stems(said), _stems(told)
     found = {}
     for word in its - mine:
@@ -252,7 +253,7 @@ _NOT: Final = Token("not", "not")
 
 
 def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the sentence has a number or a name where the source has another, and neither text has both."""
+    """True if sentence and source have different numbers or names at one place, and neither text has both."""
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = _stems(said), _stems(told)
     for one in mine:
@@ -266,7 +267,7 @@ def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Anchor:
-    """A number, or names one after the other, with the nearest words that say something before and behind."""
+    """A number or a run of names, with the nearest content words before and after it."""
 
     words: frozenset[str]
     is_number: bool
@@ -275,7 +276,7 @@ class _Anchor:
     behind: str
 
     def is_beside_the_same(self, other: _Anchor) -> bool:
-        """True if the same word stands before both, or behind both."""
+        """True if the same word stands before both anchors, or after both."""
         return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
 
 
@@ -299,7 +300,7 @@ def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
 
 
 def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a number has a unit in the sentence, and always another one in the source."""
+    """True if a number has a unit in the sentence, and only other units in the source."""
     units: dict[str, set[str]] = defaultdict(set)
     for token in told:
         if token.is_number:
@@ -312,12 +313,12 @@ def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _fits(unit: str, other: str) -> bool:
-    """True if the units are the same as far as both go: "5 mg" and "5 mg per day" do not differ."""
+    """True if the units agree in all parts that both have: "5 mg" and "5 mg per day" do not differ."""
     return all(one == two for one, two in zip(unit.split(" per "), other.split(" per "), strict=False))
 
 
 def _other_direction(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a number stands behind "from" in one clause and behind "to" in the other."""
+    """True if a number follows "from" in one clause and "to" in the other clause."""
     mine, its = _directions(said), _directions(told)
     return any(number in its and its[number] != direction for number, direction in mine.items())
 
@@ -343,7 +344,7 @@ def _exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _parties(tokens: Sequence[Token]) -> dict[str, int]:
-    """Positions of the words that may be a party of something: they occur once, and name no place or time."""
+    """Return the positions of possible parties: content words that occur once, and name no place or time."""
     times = Counter(token.stem for token in tokens)
     return {
         token.stem: at
@@ -378,7 +379,7 @@ def _is_passive(tokens: Sequence[Token]) -> bool:
 
 
 def _agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a party behind "by" in the passive clause stands behind the same party and verb in the active one."""
+    """True if a party after "by" in the passive clause also follows the other party and the verb in the active one."""
     passive, active = (said, told) if _is_passive(said) else (told, said)
     mine, its = _parties(passive), _parties(active)
     by = max(at for at, token in enumerate(passive) if token.text == "by")
@@ -395,5 +396,5 @@ def _stems(tokens: Sequence[Token]) -> frozenset[str]:
 
 
 def _named(tokens: Sequence[Token]) -> list[Token]:
-    """The tokens, with the first word of a sentence as a name: its capital says nothing, so it may be one."""
+    """Treat a capitalised first word of a sentence as a name: the capital does not show if the word is a name."""
     return [replace(token, is_name=True) if token.starts and not token.is_common else token for token in tokens]

@@ -1,9 +1,9 @@
-"""Writes numbered sources and the question as one prompt, in which a page is quoted and never speaks for itself.
+"""Writes numbered sources and the question as one prompt, and keeps pages inside quotations.
 
-A page cannot end its quotation: the marks around it are random per request. It cannot write tokens with a meaning in
-the model's chat template, nor hide text in invisible characters. Each further line of a passage begins like a quoted
-one in an e-mail: none looks like a question, an answer or another source. No text of a page can be taken for a citation
-of one of the job's sources.
+A page cannot end its quotation, since the marks around the quotation are random per request. Tokens of chat templates
+are replaced in pages, and invisible characters removed. Each further line of a passage begins with `>`, as in e-mails,
+so that no line looks like a question, an answer or another source. Text that looks like a citation of one of the job's
+sources is removed or changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ENDS_A_CLAUSE: Final = frozenset(".,;!?”")
 _ALL_NUMBERS: Final = 9999
 _NEXT_LINE: Final = "\n> "
 _DOUBLED: Final = re.compile(r"\[(?=\[)")
-"""`[[` begins an order to the echo engine."""
+"""Matches the first bracket of `[[`, which begins a command to the echo engine."""
 _SPACES: Final = re.compile(r"\s+")
 
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
@@ -52,14 +52,14 @@ _SELECTORS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GroundedPrompt:
-    """The engine's input: a prompt or messages, whichever the job had."""
+    """The engine's input: a prompt or messages, as in the job."""
 
     prompt: str | None
     messages: tuple[Message, ...] | None
 
 
 def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
-    """The job's prompt or messages with the evidence before the question, in the words of the evidence's template.
+    """Put the evidence before the question in the job's prompt or messages, in the words of the template.
 
     `mark` is random unless it is given. Raises TemplateRefused.
     """
@@ -71,7 +71,7 @@ def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: s
 
 
 def _into_messages(messages: Sequence[Message], preface: str, question: str) -> tuple[Message, ...]:
-    """The messages with the preface in the user's last one, so that the question stays the last thing said."""
+    """Put the preface at the start of the user's last message, so that the question stays last."""
     last = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         return (*messages, Message(role="user", content=preface))
@@ -82,7 +82,7 @@ def _into_messages(messages: Sequence[Message], preface: str, question: str) -> 
 
 
 def _fresh_mark() -> str:
-    """Letters without vowels: no word of the page, and no number that a small model could take for the page's."""
+    """Return random consonants: no word of a page, and no number that a small model could take for a page's number."""
     return "".join(secrets.choice(_MARK_LETTERS) for _ in range(_MARK_LENGTH))
 
 
@@ -102,25 +102,25 @@ def _quoted(source: NumberedSource, template: Template, mark: str, sources: int)
 
 
 def _lines(passage: str, sources: int) -> str:
-    """The passage's lines, each marked as quoted: rows of a table or of code stay rows."""
+    """Join the passage's lines and mark each further line as quoted, so that rows of a table or of code stay rows."""
     lines = (harmless(line, sources) for line in passage.split("\n"))
     return _NEXT_LINE.join(line for line in lines if line)
 
 
 def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
-    """One line of a page's text without invisible characters, template tokens and citation marks of its own.
+    """Return one line of a page's text, without invisible characters, template tokens and citation marks.
 
-    `sources` is the number of the job's sources: `[18, 27]` of a page cites none of five, and stays.
+    `sources` is the number of the job's sources: with five of them, a page's `[18, 27]` cites none, and stays.
     """
     seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
-    while (rest := _without_markers(seen, sources)) != seen:  # the text around a marker may itself make one, or a token
+    while (rest := _without_markers(seen, sources)) != seen:  # the text around a removed marker may form a new one
         seen = rest
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
     return _DOUBLED.sub("[ ", _BRACKETED.sub(r"(\1)", seen))
 
 
 def _without_markers(text: str, sources: int) -> str:
-    """The text without citation marks. Footnotes are dropped; an index or an interval that could be one gets `()`."""
+    """Drop citation marks such as footnotes; put an index or interval that could be a citation in round brackets."""
     kept: list[str] = []
     position, dropped = 0, -1
     for found in _MARKER.finditer(text):
@@ -132,7 +132,7 @@ def _without_markers(text: str, sources: int) -> str:
 
 
 def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
-    """The replacement for this mark; `is_next` says that it follows one that was dropped."""
+    """Return the replacement for a mark; `is_next` is True if the mark follows a dropped one."""
     said = found["numbers"]
     if found["open"] != "[" or found["named"] or found["tail"] or "^" in found.group():
         return ""

@@ -1,19 +1,20 @@
 """Keeps only the job's own links and its sources' addresses in an answer, and only the job's own images. Pure.
 
-A page could otherwise make the model write an image whose URL carries the prompt to the page's author. The choice among
-several URLs could tell the prompt's subject, too. The answer's renderer is unknown: Markdown with HTML or without, HTML
-alone, or a program that looks for URLs in plain text. So bad links are not recognised. The beginning of a link, an
-image or a tag for any of these renderers stays if it is known to be good; else it gets a space in its middle. The space
-ends it for all of them (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
+A page could otherwise make the model write an image URL that carries the prompt to the page's author. Even the choice
+among several URLs could tell the prompt's subject. The answer's renderer is unknown: Markdown with HTML or without,
+HTML alone, or a program that looks for URLs in plain text. So this module does not search for bad links. The opening
+marks of a link, an image or a tag stay only if they are known to be good; otherwise a space is put between the marks.
+Every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
 
-    ](  ]:      the target of a Markdown link: good before a given URL, and before one that stays beside the reader's
-                page
+    ](  ]:      the target of a Markdown link: good before a given URL, and before a relative URL that stays in the
+                folder of the reader's page
     ![          a Markdown image: good with a URL of the job's own
-    <x  <!  <?  HTML: good if no attribute has a value (`List<int>`, `<b>`), unless it is `script` or `style`, whose
-                content is loaded; and if it has only given URLs and a few attributes that load nothing
+    <x  <!  <?  HTML: good if no attribute has a value (`List<int>`, `<b>`), except `script` and `style`, since their
+                content is loaded; also good with only given URLs and a few attributes that load nothing
 
-Other text with a scheme, or with the beginning of a link in plain text (`www.`, `//`), becomes "(link removed)" unless
-it was given. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its strings are cleaned as decoded.
+Any other URL, with a scheme or with a beginning such as `www.` or `//`, becomes "(link removed)" unless the job or a
+source gave this URL. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its decoded strings are
+cleaned.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""Characters behind a given URL that begin something else, though a program that looks for URLs may read on."""
+"""Characters that end a given URL here, although a program that looks for URLs in text may read on."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
 _INLINE: Final = re.compile(rf"!?\[([^\[\]]{{0,500}})\]\(\s*<?{_DESTINATION}>?(?:\s[^()\n]{{0,200}})?\)")
 _NESTED: Final = 2
-"""Passes over Markdown links: an image may stand in a link."""
+"""Number of passes over Markdown links, since a link may contain an image."""
 _OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
 _IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
 _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
 _DEFINED: Final = re.compile(r"\]:[\s>]*+(<)?([^\s<>\[\]]{0,1000}+)(?(1)|(?![<>\[\]]))")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
-"""Part of every URL that leads away from the folder of the reader's page; escapes and entities may stand for one."""
+"""Matches a part of any URL that leaves the folder of the reader's page; escapes and entities may hide such a part."""
 
 _AUTOLINK: Final = re.compile(r"<([A-Za-z][A-Za-z0-9+.-]{1,31}:(?!:)[^\s<>]*+)>")
 _TAG_WITHOUT_VALUES: Final = re.compile(r"<([A-Za-z][^\s/<>=]{0,200}+)([^>=]{0,300}+)>")
@@ -67,17 +68,17 @@ _ESCAPED_LITERAL: Final = re.compile(r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)++(")?')
 
 
 def without_unknown_links(text: str, evidence: Evidence) -> str:
-    """The text in which no renderer finds a link or an image that was not given."""
+    """Change the text so that no renderer finds a link or an image that neither the job nor a source gave."""
     return _Given.of(evidence).cleaned(text)
 
 
 @dataclass(frozen=True)
 class _Given:
-    """The URLs that may stay, without a slash or punctuation at their ends."""
+    """The URLs that may stay, without a slash or punctuation at the end."""
 
     links: frozenset[str]
     images: frozenset[str]
-    """The job's own URLs. A source's address is no image: it would be called as soon as the answer is shown."""
+    """The job's own URLs. A source's URL is not allowed, since showing the answer would already request the image."""
 
     @classmethod
     def of(cls, evidence: Evidence) -> _Given:
@@ -96,7 +97,7 @@ class _Given:
         return _OPENING.sub(self._opening, self._without_urls(text))
 
     def _in_literal(self, literal: re.Match[str]) -> str:
-        """The same for the value of a JSON string. A string that is cut off stays so; invalid JSON stays as it is."""
+        """Clean the value of a JSON string. A string without its end stays without it; invalid JSON stays unchanged."""
         written, is_whole = literal.group(), literal.group(1) is not None
         try:
             said = json.loads(written if is_whole else f'{written}"', strict=False)
@@ -106,7 +107,7 @@ class _Given:
         return written if clean == said else _as_literal(clean)[: None if is_whole else -1]
 
     def _unwrapped(self, text: str) -> str:
-        """Replace Markdown links to URLs that were not given by their text, which reads better than a gap."""
+        """Replace each Markdown link to an unknown URL with the link's text, which reads better than a gap."""
         for _ in range(_NESTED):
             text = _INLINE.sub(self._link_or_label, text)
         return text
@@ -114,7 +115,7 @@ class _Given:
     def _link_or_label(self, link: re.Match[str]) -> str:
         text, url = link.group(1, 2)
         if self._may_lead(url):
-            return link.group().replace(f"<{url}>", url)  # in brackets it could be a tag
+            return link.group().replace(f"<{url}>", url)  # in angle brackets the URL could be a tag
         return f"[{text}]" if text.strip().isdigit() else text  # a number stays a citation
 
     def _without_urls(self, text: str) -> str:
@@ -128,7 +129,7 @@ class _Given:
         return "".join([*kept, text[position:]])
 
     def _end_of_given(self, text: str, start: int) -> int | None:
-        """The end of the given URL that begins here, with the closing marks behind it, or None if none begins here."""
+        """Return the end of the given URL at `start` and of its closing marks, or None without a given URL there."""
         for length in self._lengths:
             if text[start : start + length] in self.links:
                 end = start + length + text.startswith("/", start + length)
@@ -173,7 +174,7 @@ class _Given:
         return self._is_given(value) if where == ("a", "href") else where[1] in _LOAD_NOTHING
 
     def _may_lead(self, url: str, *, in_brackets: bool = False) -> bool:
-        """True if the URL was given or stays nearby. In brackets it must be given, without the `=` of a tag."""
+        """True if the URL was given or stays in the folder. In angle brackets, only a given URL without `=` is good."""
         if in_brackets:
             return self._is_given(url) and "=" not in url
         return self._is_given(url) or not _LEAVES.search(url)
@@ -187,12 +188,12 @@ def _plain(url: str) -> str:
 
 
 def _ends(text: str, position: int) -> bool:
-    """True if a program that looks for URLs in text stops here. In GFM, only ASCII spaces end a URL."""
+    """True if a program that looks for URLs in text stops at `position`. In GFM, only ASCII spaces end a URL."""
     return position >= len(text) or text[position] in " \t\n\v\f\r<"
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """True if the URL from start to end is the text of a Markdown link, in which no program looks for URLs."""
+    """True if the URL is the text of a Markdown link: no program looks for URLs in such a text."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 
@@ -208,5 +209,5 @@ def _is_json(text: str) -> bool:
 
 
 def _as_literal(text: str) -> str:
-    """The text as a JSON string. Half a surrogate pair stays an escape: UTF-8 cannot hold it."""
+    """Write the text as a JSON string. A lone surrogate stays an escape, since UTF-8 cannot hold it."""
     return json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))

@@ -13,18 +13,18 @@ NEGATIONS_WORDS: Final = (
     "jamás sin ningún ninguno ninguna nadie tampoco 不 没 沒 未 無 无 非"
 )
 NEGATIONS: Final = frozenset(NEGATIONS_WORDS.split())
-"""Words that negate the words behind them. English words in `n't` do so, too."""
+"""Words that negate the words after them. English words in `n't` negate, too."""
 
 NEGATING_PHRASES: Final = {
     "fail": "to", "unabl": "to", "refus": "to", "yet": "to", "instead": "of", "rather": "than",
     "lack": "", "absenc": "", "absent": "",
 }  # fmt: skip
-"""Stems that negate the words behind them, each with the word that must follow, if any."""
+"""Stems that negate the words after them; the value is the word that must follow, or empty."""
 
 NO_NEGATIONS: Final = frozenset(
     [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
 )
-"""Pairs of words that begin like a negation: "no fewer than 40" asserts something."""
+"""Pairs of words that begin like a negation, but assert something: "no fewer than 40"."""
 
 PREFIXES: Final = ("un", "in", "im", "il", "ir", "non", "dis")
 """A word with one of these prefixes negates the word without it, if the other text has that word."""
@@ -35,7 +35,7 @@ NO_PREFIXES_WORDS: Final = (
     "irrigate union unit unite united until"
 )
 NO_PREFIXES: Final = frozenset(NO_PREFIXES_WORDS.split())
-"""Words that only look as if they had a prefix."""
+"""Words that only seem to have a prefix."""
 
 _OPPOSITES: Final = """
 above/below accept/reject active/inactive after/before allow/forbid allow/prevent always/rarely approve/reject
@@ -53,4 +53,4 @@ newer/older north/south older/younger open/close oppose/support permit/prohibit 
 start/stop strengthen/weaken strong/weak stronger/weaker survive/die victory/defeat warm/cold warmer/colder wet/dry
 """
 OPPOSITES: Final = tuple(tuple(pair.split("/")) for pair in _OPPOSITES.split())
-"""Pairs of opposites: a statement with one word denies a statement with the other in its place."""
+"""Pairs of opposites: a statement with one word denies an equal statement with the other word."""

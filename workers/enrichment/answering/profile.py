@@ -1,4 +1,4 @@
-"""Profiles: how a kind of question is answered, as data. `profiles/default.toml` explains the fields."""
+"""Profiles: data that says how to answer a kind of question. `profiles/default.toml` explains the fields."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
 _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
-"""Marks and words of the search services' query languages; in a question they have no such meaning."""
+"""Syntax of the search services' query languages; a query from a question must not contain it."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""Fields with another name in a file."""
+"""Fields that have another name in a profile's file, each with that name."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
@@ -37,14 +37,14 @@ class _ProfileSection(BaseModel):
 
 
 class ProfileSearch(_ProfileSection):
-    """The search for a job that names none itself."""
+    """The search for a job that names no search itself."""
 
     provider: Identifier
     limit: int = Field(default=5, ge=1, le=20)
 
 
 class Profile(_ProfileSection):
-    """How a kind of question is answered."""
+    """The way to answer one kind of question."""
 
     name: Identifier
     instructions: Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)] = ""
@@ -59,14 +59,14 @@ class Profile(_ProfileSection):
     search: ProfileSearch | None = None
 
     def applied(self, sources: Sources, question: str) -> Sources:
-        """The job's sources with the profile's additions: a search if the job has none, and `required`."""
+        """Return the job's sources with the profile's additions: a search if the job has none, and `required`."""
         search, query = sources.search, _query(question)
         if search is None and self.search is not None and query:
             search = Search(provider=self.search.provider, query=query, limit=self.search.limit)
         return sources.model_copy(update={"search": search, "required": sources.required or self.required})
 
     def answer_format(self, sources: int) -> ResponseFormat | None:
-        """The form of an answer from this many numbered sources: its evidence chain can name no others."""
+        """Return the format of an answer; its evidence chain can name only the numbers of the `sources` sources."""
         if self.response_format is None or self.response_format.json_schema is None or self.evidence_chain is None:
             return self.response_format
         schema = copy.deepcopy(self.response_format.json_schema.schema_)
@@ -81,7 +81,7 @@ class Profile(_ProfileSection):
         return self.response_format.model_copy(update={"json_schema": narrowed})
 
     def instructed(self, grounded: GroundedPrompt) -> GroundedPrompt:
-        """The prompt with the profile's instructions ahead of the sources."""
+        """Put the profile's instructions before the sources in the prompt."""
         if not self.instructions:
             return grounded
         if grounded.messages is None:
@@ -98,7 +98,7 @@ class Profile(_ProfileSection):
 
 
 class Profiles:
-    """All profiles by name: ours, and those of the operator's folder, which replace ours of the same name."""
+    """All profiles by name. A profile in the operator's folder replaces a built-in profile of the same name."""
 
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self._profiles = dict(profiles)
@@ -118,7 +118,7 @@ class Profiles:
         return cls(ours | own)
 
     def __getitem__(self, name: str) -> Profile:
-        """Raises UnknownProfile."""
+        """Return the profile of this name. Raises UnknownProfile."""
         try:
             return self._profiles[name]
         except KeyError:
@@ -126,7 +126,7 @@ class Profiles:
 
 
 def _query(question: str) -> str:
-    """The search's query, in plain words."""
+    """Return the question as a search query in plain words."""
     plain = _SYNTAX.sub(lambda found: found[0].lower() if found[0].isalpha() else " ", question_in(question))
     return " ".join(plain.split())
 
@@ -182,7 +182,7 @@ def _response_format(path: Path, schema: object) -> ResponseFormat | None:
 
 
 def _no_number(name: str) -> None:
-    """Python's parser takes NaN and Infinity; RFC 8259 does not."""
+    """Refuse NaN and Infinity: Python's parser accepts them, but RFC 8259 does not."""
     raise ValueError(f"{name} is none")
 
 

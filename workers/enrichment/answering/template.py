@@ -1,4 +1,4 @@
-"""The wording of a grounded prompt as data: a file in `templates/`, or one of the operator's own."""
+"""The wording of a grounded prompt as data: a file in `templates/`, or a file of the operator's own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Template(BaseModel):
 
 @lru_cache(maxsize=64)
 def load_template(name: str) -> Template:
-    """The template with this name in `templates/`, or the file at a path in `.toml`. Raises TemplateRefused."""
+    """Load the template of this name in `templates/`, or a file whose path ends in `.toml`. Raises TemplateRefused."""
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
     try:
         return Template.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

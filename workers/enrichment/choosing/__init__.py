@@ -1,1 +1,1 @@
-"""Chooses the passages of documents that matter for the question."""
+"""Chooses passages of documents that matter for the question."""

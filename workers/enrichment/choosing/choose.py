@@ -1,6 +1,6 @@
-"""Choice of the passages to quote: by words, and also by meaning if the settings name an embedding model.
+"""Chooses the passages to quote: by words, and also by meaning if the settings name an embedding model.
 
-The choice by words is ready before the model is asked: a job falls back to it if the model is late or away.
+The choice by words is made first. A job falls back to this choice if the model is late or away.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _TITLE_CHARS = 120
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The passages to quote, and notes on their choice."""
+    """The passages to quote, and notes on how they were chosen."""
 
     passages: tuple[tuple[str, ...], ...]
-    """Each document's passages, in the order of its text."""
+    """Each document's passages, in text order."""
     notes: tuple[str, ...] = ()
-    """Notes for the result's reader, if the model had too little time or no answer."""
+    """Notes for the result's reader, if the model had too little time or gave no answer."""
 
 
 class Chooser:
@@ -64,7 +64,7 @@ class Chooser:
         asker: Asker,
         deadline: Deadline,
     ) -> Choice:
-        """The passages of the documents (title, text) for the question, see `rank.Ranking.chosen`.
+        """Choose passages of the documents (title, text) for the question, see `rank.Ranking.chosen`.
 
         Raises Unreadable or TimeoutError if even the choice by words fails or is late.
         """
@@ -95,17 +95,17 @@ class Chooser:
         return self._told("done", both)
 
     async def _asked(self, task: dict[str, Any], body: bytes, asker: Asker, deadline: Deadline) -> dict[str, Any]:
-        """A pool member's answer. Raises Unreadable and TimeoutError."""
+        """Return a pool member's answer to the task. Raises Unreadable and TimeoutError."""
         async with asyncio.timeout(deadline.remaining):
             return await self._pool.ask(task, body, asker)
 
     async def _by_meaning(
         self, embedder: Embedder, question: str, candidates: Sequence[tuple[int, str, str]], deadline: Deadline
     ) -> list[int]:
-        """The numbers of the candidates that the model compared in time, the nearest first.
+        """Return the numbers of the candidates that the model compared in time, the most similar first.
 
         The model gets `rerank_seconds`, but at most half of the remaining budget. Raises EmbedderAway, and TimeoutError
-        if the model compared none.
+        if the model compared no candidate.
         """
         texts = [f"{title[:_TITLE_CHARS]}\n{text}" if title else text for _, title, text in candidates]
         started = self._clock.monotonic()

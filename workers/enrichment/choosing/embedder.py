@@ -1,11 +1,11 @@
-"""Similarity of passages to a question by meaning, from a model in a process of its own.
+"""Computes the similarity of passages to a question by meaning, with a model in a process of its own.
 
-There is one process, since a model takes a gigabyte and all cores that it may use. It serves one job at a time, see
-`newest_first`. Passages go to it in batches: a job whose time is up keeps the results so far, and a cancelled job costs
-at most the batch under way.
+There is one process, since a model takes a gigabyte and all cores that it may use. The process serves one job at a
+time, see `newest_first`. Passages are sent in batches: a job keeps the results so far when its time is up, and a
+cancelled job costs at most the running batch.
 
-A process that dies or hangs is killed, and another one loads the model, which takes many seconds. Jobs are refused at
-once until then.
+If the process dies or hangs, the embedder kills it and starts another one. Loading the model takes many seconds; until
+then, jobs are refused at once.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _INHERITED: Final = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE", "OMP_NUM_THREADS",
 )  # fmt: skip
-"""Variables of the worker's environment that finding a model may need."""
+"""Variables of the worker's environment that are passed on, since loading a model may need them."""
 _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""No GPU, and no thread that spins while it waits: the worker needs the cores too."""
+"""Hides GPUs, and keeps waiting threads from spinning, since the worker needs the cores too."""
 
 
 class RerankerRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
-    """The model of POSTBACK_ENRICHMENT__RERANK_MODEL cannot be used. Says why and what to do."""
+    """The model of POSTBACK_ENRICHMENT__RERANK_MODEL cannot be used. The text names the reason and the fix."""
 
 
 class EmbedderAway(Exception):  # noqa: N818 - as above
-    """The model gives no answer. The text is the reason, for the result's reader."""
+    """The model gives no answer. The text tells the result's reader the reason."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,13 +59,13 @@ class _Request:
     found: list[float] = field(default_factory=list)
 
     def end(self, reason: str | None = None) -> None:
-        """Wake the waiting job: with the similarities found so far, or with EmbedderAway if there is a reason."""
+        """Wake the waiting job, with the similarities found so far, or with EmbedderAway if `reason` is given."""
         if not self.ended.done():
             self.ended.set_exception(EmbedderAway(reason)) if reason is not None else self.ended.set_result(None)
 
 
 class Embedder:
-    """One process with the model of this name or folder, for all jobs."""
+    """Runs one process with the model of this name or folder, for all jobs."""
 
     def __init__(self, model: str, clock: Clock, *, batch_seconds: float = BATCH_SECONDS) -> None:
         self._model = model
@@ -90,9 +90,9 @@ class Embedder:
         await self._discard("the worker is stopping")
 
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
-        """The cosine, from -1 to 1, of the question and each passage; of the first passages only if time runs out.
+        """Return the cosine, from -1 to 1, of the question and each passage; the list is shorter if time runs out.
 
-        Empty, and at once, if newer requests evict this one. Raises EmbedderAway. May be cancelled.
+        If newer requests evict this request, the list is empty at once. Raises EmbedderAway. May be cancelled.
         """
         if self._child is None:
             raise EmbedderAway("the embedding model is being loaded again")
@@ -110,7 +110,7 @@ class Embedder:
         return list(request.found)
 
     async def _loaded(self) -> Child:
-        """A new process with the loaded model. Raises RerankerRefused."""
+        """Start a process and load the model. Raises RerankerRefused."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 child = await Child.start(
@@ -132,7 +132,7 @@ class Embedder:
         )
 
     async def _work(self) -> None:
-        """Serve requests, and replace a process that is lost."""
+        """Serve requests, and replace the process if it is lost."""
         while True:
             try:
                 if self._child is not None:
@@ -158,7 +158,7 @@ class Embedder:
 
     async def _answer(self, child: Child, request: _Request) -> None:
         for start in range(0, len(request.passages), BATCH):
-            if request.ended.done():  # its job waits no more
+            if request.ended.done():  # the job has stopped waiting
                 return
             batch = request.passages[start : start + BATCH]
             async with asyncio.timeout(self._batch_seconds):

@@ -1,15 +1,15 @@
 """The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
-The process takes tasks from standard input and answers on standard output, as `frames` describes. Its first answer is
-`refused` with the reason if the model cannot be loaded, else the list of fences that this kernel lacks (`missing`).
+The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
+be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
 A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
 or `failed`.
 
-The texts are untrusted. Once the model is loaded, the process can open no socket, and no file but those of Python and
-of the system's libraries.
+The texts are untrusted. Once the model is loaded, the process cannot open sockets, and can read only files of Python
+and of the system's libraries.
 
-The process runs on the CPU, since a GPU is the engine's. Three caps bound its memory: tokens of a text, texts at once,
-and bytes of cached vectors.
+The process runs on the CPU, since the engine uses the GPU. Three caps bound the process's memory: tokens of a text,
+texts at once, and bytes of cached vectors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports its abs
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Cap on one text's tokens: a model's cost grows with their square, and some models take 8,192."""
+"""Cap on one text's tokens: a model's cost grows with the number's square, and some models take 8,192 tokens."""
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
 _MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024
@@ -50,7 +50,7 @@ def main() -> None:
         texts = Texts(_loaded(sys.argv[1]))
     except ImportError:
         send(output, {"refused": "sentence-transformers is not installed; install postback with the extra rerank"})
-    except Exception as error:  # the libraries raise many kinds for a missing or broken model
+    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
         send(output, {"refused": _reason(error)})
     else:
         send(output, {"missing": confine(_readable())})
@@ -59,9 +59,9 @@ def main() -> None:
 
 
 def _readable() -> list[str]:
-    """Folders and files that libraries read late: Python's folders, and the system's files about cores and memory.
+    """List what libraries read late: Python's folders, and the system's files about cores and memory.
 
-    None of them holds a secret, unlike the rest of `/proc` and the worker's own folder.
+    The listed folders and files hold no secrets, unlike the rest of `/proc` and the worker's own folder.
     """
     python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
     ours = str(Path(__file__).parents[2])
@@ -69,7 +69,7 @@ def _readable() -> list[str]:
 
 
 def _own_output() -> BinaryIO:
-    """Standard output, reserved for answers: a library's print would break their framing."""
+    """Reserve standard output for answers: a library's print would break their framing."""
     own = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -78,7 +78,7 @@ def _own_output() -> BinaryIO:
 
 
 def _loaded(name: str) -> Any:
-    """The model, after a trial that proves that it makes vectors."""
+    """Load the model, and prove by one text that the model makes vectors."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -110,7 +110,7 @@ class Texts:
         self._kept_bytes = 0
 
     def similarities(self, question: str, passages: Sequence[str]) -> list[float]:
-        """The cosine of the question and each passage. Raises the model's errors, and ValueError for NaN."""
+        """Return the cosine of the question and each passage. Raises the model's errors, and ValueError for NaN."""
         (asked,) = self._vectors(self._model.encode_query, "question", [question])
         told = self._vectors(self._model.encode_document, "passage", passages)
         found = [float(vector @ asked) for vector in told]
@@ -137,8 +137,8 @@ class Texts:
 
 
 def _encoded(encode: Any, texts: Sequence[str]) -> list[Vector]:
-    """Vectors of length 1."""
-    cut = [text[:_MOST_CHARS].encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse half a pair
+    """Encode each text as a vector of length 1."""
+    cut = [text[:_MOST_CHARS].encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse surrogates
     vectors = encode(cut, normalize_embeddings=True, show_progress_bar=False)
     return [vector.copy() for vector in vectors]  # a view would keep the whole batch in memory
 

@@ -1,4 +1,4 @@
-"""Cuts of long texts before they are ranked, and beginnings to quote instead if ranking fails or is late."""
+"""Cuts long texts before ranking, and quotes the beginnings of texts if ranking fails or is late."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 from workers.enrichment.choosing.rank import Budget
 
 MAX_RANKED_CHARS: Final = 600_000
-"""Cap on the ranked code points of a job's texts together; ranking so many takes a quarter of a second."""
+"""Cap on the ranked code points of all texts of a job; ranking this many takes a quarter of a second."""
 
 
 def within(texts: Sequence[str], chars: int) -> list[str]:
-    """The texts, the longest cut to one length so that all together have at most `chars` code points."""
+    """Cut the longest texts to one length, so that all texts together have at most `chars` code points."""
     left, most = chars, len(texts)
     limit = 0
     for size in sorted(map(len, texts)):
@@ -24,9 +24,9 @@ def within(texts: Sequence[str], chars: int) -> list[str]:
 
 
 def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list[list[str]]:
-    """At most one passage for each text: its beginning, if the budget still has room.
+    """Return the beginning of each text as its only passage, while the budget has room.
 
-    Each is as long as a passage, or shorter if many texts share the budget.
+    A beginning is as long as a passage, or shorter if many texts share the budget.
     """
     chosen: list[list[str]] = []
     size = min(passage_chars, budget.chars // max(1, len(texts)))
@@ -39,7 +39,7 @@ def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list
 
 
 def _beginning(text: str, size: int) -> str:
-    """The first words, of at most `size` code points together and with single spaces between them."""
+    """Return the text's first words with single spaces, of at most `size` code points together."""
     words = " ".join(text[: size + 1].split())
     if len(words) <= size:
         return words

@@ -1,8 +1,8 @@
-"""A queue of requests with little time, before a server that may be slower than they arrive.
+"""A queue of requests with little time, for a server that may be too slow for all requests.
 
 The newest request is next: with the oldest first, a long queue would leave each request just too little time (Maurer,
-"Fail at Scale", 2015, "adaptive LIFO"). The queue holds no more than the server can serve within a request's time, so
-that hopeless requests are evicted at once.
+"Fail at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a
+request's time, so that hopeless requests are evicted at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NewestFirst(Generic[T]):
         return len(self._waiting)
 
     def put(self, request: T, seconds: float) -> list[T]:
-        """Add a request that has so much time. Returns the oldest, evicted because they cannot be served in time."""
+        """Add a request that has `seconds`. Return the oldest requests, evicted since they would be too late."""
         self._waiting.append(request)
         served = seconds / self._one_seconds if self._one_seconds else float(len(self._waiting))
         crowded = max(0, len(self._waiting) - max(1, int(served)))

@@ -1,12 +1,12 @@
-"""The passages that matter for a question. Runs in a member of the pool; pure.
+"""Ranks the passages that matter for a question. Runs in a member of the pool; pure.
 
 The weight is BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, equation
 3.15) with the idf of Lucene, which is never negative. Words are stemmed; Chinese, Japanese and Korean text, which has
 no spaces, is taken in pairs of characters.
 
-If a model has ordered the likeliest passages by meaning too, reciprocal rank fusion joins both orders (Cormack, Clarke
+If a model has ordered the likeliest passages by meaning, reciprocal rank fusion joins both orders (Cormack, Clarke
 and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", 2009). The model's
-order comes in as an argument: no model runs here.
+order is passed in as an argument: no model runs here.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import Stemmer
 from workers.enrichment.choosing.tokens import estimated_tokens
 
 K1 = 1.2
-"""BM25's k1: saturation of a term's frequency."""
+"""BM25's k1: controls how soon a term's frequency saturates."""
 B = 0.75
-"""BM25's b: penalty of long passages."""
+"""BM25's b: controls the penalty for long passages."""
 RRF_K = 60
-"""Constant of reciprocal rank fusion, from the paper: a larger one narrows the gap between the first places."""
+"""Constant of reciprocal rank fusion, from the paper: a larger value makes the first places differ less."""
 WORDS_WEIGHT = 1.5
 """Weight of the order by words; the order by meaning has 1. With equal weights, questions in a page's own words lose as
-much as paraphrases win: a small model confuses passages about one subject."""
+much as paraphrases gain: a small model confuses passages about one subject."""
 
 _SET_BACK = 3
-"""Places that a passage loses for each better passage of its document."""
+"""Places by which a passage is set back for each better passage of the same document."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
-"""A passage that shares so many of its runs of words with a chosen one repeats it."""
+"""A passage is a repetition if a chosen passage contains at least this share of the new passage's word runs."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")  # noqa: RUF001 - full-width marks
 _ROW_CHARS = 50
-"""A shorter line before another one is a row of a table or of code, not wrapped prose."""
+"""A line shorter than this, with a line after it, is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
-"""Question words. They are rare in answers, so BM25 would weigh them too much. "WHO" is not one of them."""
+"""Question words: they are rare in answers, so BM25 would weigh them too much. "WHO" is not matched."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -59,7 +59,7 @@ class _RankedPassage:
 
     @property
     def terms(self) -> Counter[str]:
-        """Terms of the text and of its document's title."""
+        """Terms of the passage's text and of the document's title."""
         return Counter(terms(f"{self.title} {self.text}"))
 
 
@@ -73,7 +73,7 @@ class Budget:
     """Tokens of the prompt's wording around the passages of each document."""
 
     def without(self, text: str, *, is_first: bool) -> Budget | None:
-        """The budget left after this text; None if it does not fit. `is_first` marks the first text of a document."""
+        """Return the budget left after this text; None if it does not fit. `is_first` marks a document's first text."""
         chars, tokens = self.chars - len(text), self.tokens
         if tokens is not None:
             rows = text.count("\n")  # the prompt marks each row as quoted
@@ -88,7 +88,7 @@ def rank(
     passage_chars: int,
     by_meaning: Sequence[int] = (),
 ) -> list[list[str]]:
-    """The chosen passages of each document (title, text), in the order of its text; see `Ranking.chosen`."""
+    """Return the chosen passages of each document (title, text), in text order; see `Ranking.chosen`."""
     return Ranking(question, documents, passage_chars).chosen(budget, by_meaning)
 
 
@@ -105,15 +105,15 @@ class Ranking:
         self._weights = weights(question, [passage.terms for passage in self._passages])
 
     def candidates(self, most: int) -> list[tuple[int, str, str]]:
-        """Number, title and text of the likeliest passages by their words, at most so many.
+        """Return number, title and text of the likeliest passages by words, at most `most` passages.
 
-        Passages that share no word with the question are among them if there is room.
+        Passages without a word of the question fill the remaining room.
         """
         likeliest = self._in_order(())[:most]
         return [(index, self._passages[index].title, self._passages[index].text) for index in likeliest]
 
     def chosen(self, budget: Budget, by_meaning: Sequence[int] = ()) -> list[list[str]]:
-        """The chosen passages of each document, in the order of its text.
+        """Return the chosen passages of each document, in text order.
 
         `by_meaning` holds the numbers of the candidates, the nearest to the question first; if empty, words alone
         decide.
@@ -132,9 +132,9 @@ class Ranking:
         return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
 
     def _in_order(self, by_meaning: Sequence[int]) -> list[int]:
-        """Indices of the passages, relevant ones first; further passages of a document are set back.
+        """Sort the indices of the passages, relevant ones first; further passages of a document are set back.
 
-        A passage is relevant if it has a word of the question, or is in the nearer half of those that a model compared.
+        A passage is relevant if it has a word of the question, or is in the nearer half of `by_meaning`.
         """
         scores = fused(self._weights, by_meaning)
         near = frozenset(by_meaning[: len(by_meaning) // 2])
@@ -149,9 +149,9 @@ class Ranking:
 
 
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
-    """The score of each passage by its places in two orders: by words, and among those that a model compared.
+    """Return the score of each passage by its places in two orders: by words and by meaning.
 
-    Equal weights share a place; passages that the model did not see stand behind all that it saw.
+    Equal weights share a place. Passages that the model did not compare rank behind all compared passages.
     """
     places: dict[float, int] = {}
     for place, weight in enumerate(sorted(by_words, reverse=True), start=1):
@@ -165,7 +165,7 @@ def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
 
 
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:
-    """All runs of a few words, by which texts are compared (Broder, "On the resemblance of documents", 1997)."""
+    """Return all runs of a few words, to compare texts (Broder, "On the resemblance of documents", 1997)."""
     words = terms(text)
     return frozenset(tuple(words[at : at + _RUN_WORDS]) for at in range(max(1, len(words) - _RUN_WORDS + 1)))
 
@@ -175,7 +175,7 @@ def _is_said(shingles: frozenset[tuple[str, ...]], said: Sequence[frozenset[tupl
 
 
 def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
-    """The BM25 weight of each passage, given as its terms, for the question."""
+    """Return the BM25 weight for the question of each passage; `passages` holds the counted terms."""
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
@@ -190,7 +190,7 @@ def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
 
 
 def terms(text: str) -> list[str]:
-    """Stems of words, and pairs of characters in scripts without spaces."""
+    """Return the stems of words, and pairs of characters in scripts without spaces."""
     found: list[str] = []
     for word in _WORDS.findall(unicodedata.normalize("NFKC", text).casefold()):
         if not _IS_CJK.match(word):
@@ -203,7 +203,7 @@ def terms(text: str) -> list[str]:
 
 
 def split(text: str, size: int) -> list[str]:
-    """Passages of whole sentences of about `size` code points, each beginning with the end of the one before."""
+    """Split the text into passages of about `size` code points; each begins with the end of the one before."""
     passages: list[str] = []
     current: list[str] = []
     length = 0
@@ -223,7 +223,7 @@ def split(text: str, size: int) -> list[str]:
 
 
 def _sentences(text: str, size: int) -> Iterator[str]:
-    """Sentences with single spaces; a sentence longer than a passage comes in pieces.
+    """Yield sentences with single spaces; a sentence longer than `size` is cut into pieces.
 
     A sentence that begins the next row of a table or of code starts with a line break.
     """
@@ -239,7 +239,7 @@ def _sentences(text: str, size: int) -> Iterator[str]:
 
 
 def _size(sentence: str) -> int:
-    """Code points without the leading line break, which takes the place of a space."""
+    """Count the code points without the leading line break, which replaces a space."""
     return len(sentence.removeprefix("\n"))
 
 
@@ -248,7 +248,7 @@ def _joined(sentences: Sequence[str]) -> str:
 
 
 def _tail(sentences: Sequence[str], size: int) -> list[str]:
-    """The last sentences that fit into `size`."""
+    """Return the last sentences that fit into `size` code points."""
     first, length = len(sentences), 0
     while first and length + _size(sentences[first - 1]) <= size:
         first -= 1

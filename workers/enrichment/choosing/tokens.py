@@ -1,4 +1,4 @@
-"""Estimates of token counts: enrichment runs ahead of the engine and does not have its tokenizer."""
+"""Estimates token counts, since enrichment runs before the engine and without the engine's tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from schemas.job import Job
 
 _LETTERS_PER_TOKEN: Final = 3.0
-"""English has about four; names have fewer."""
+"""Assumed letters per token: English has about four; names have fewer."""
 _SINGLE: Final = re.compile(r"[^A-Za-z\s]")
 """Digits and marks, which many models read one by one, and characters beyond ASCII, such as Chinese."""
 _FRAME_TOKENS: Final = 64
@@ -19,15 +19,15 @@ _TURN_TOKENS: Final = 8
 
 
 def estimated_tokens(text: str) -> int:
-    """The text's tokens, rather too many than too few: each digit, mark and character beyond ASCII counts as one."""
+    """Estimate the text's tokens, rather high: each digit, mark and character beyond ASCII counts as one token."""
     single = len(_SINGLE.findall(text))
     return math.ceil((len(text) - single) / _LETTERS_PER_TOKEN) + single
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
-    """Tokens left for sources after the question, the profile's instructions, the answer and the chat template.
+    """Return the tokens left for sources after question, profile's instructions, answer and chat template.
 
-    The job's `context_window` or the model's own counts, whichever is smaller. None means no limit.
+    The smaller of the job's `context_window` and the model's own window counts. None means no limit.
     """
     windows = [window for window in (job.context_window, context_tokens) if window is not None]
     if not windows:
