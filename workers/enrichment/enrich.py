@@ -92,7 +92,7 @@ class Enricher:
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
 
     def profile(self, name: str) -> Profile:
-        """The profile of that name. Raises UnknownProfile."""
+        """Return the profile of this name. Raises UnknownProfile."""
         return self._profiles[name]
 
     async def start(self) -> None:
@@ -120,7 +120,7 @@ class Enricher:
         tenant: str = DEFAULT_TENANT,
         room_tokens: int | None = None,
     ) -> Evidence:
-        """The evidence for one job of this tenant, within the budget of the settings and before `deadline`.
+        """Find the evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
         Only the deadline limits a search's wait for a turn at its provider. `room_tokens` caps the tokens of the
         sources in the prompt; None means no limit.
@@ -151,9 +151,10 @@ class Enricher:
     async def _find_and_read(
         self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """Read the job's own sources, then its search's results; add a note if the search brought no results.
+        """Read the job's own sources and its search's results; add a note if the search brought no results.
 
-        Both are read concurrently: a search that hangs must not take time from the job's own sources.
+        Both are read concurrently: a search that hangs must not take time from the job's own sources. The
+        own sources come first in the result.
         """
         urls = list(dict.fromkeys(sources.urls))
         own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)

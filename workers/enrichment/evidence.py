@@ -60,7 +60,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One URL to read. `position` numbers the job's sources from 1, since two sources may share an origin."""
+    """One URL to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
 
     position: int
     url: str

@@ -40,7 +40,7 @@ class EnrichmentSettings(BaseSettings):
     Each connection takes a file descriptor; many systems allow a process 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
-    """Maximum number of connections to one site. One job holds at most half, all jobs of a tenant three quarters."""
+    """Maximum number of connections to one site, with similar limits for a job and for a tenant."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Least time between two pages that a worker requests from one site; a longer `Crawl-delay` of the site counts."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")

@@ -7,7 +7,7 @@
     redis_level  level 2: all workers of a fleet
     disk         level 3: a file, which survives a restart
     flights      one reading of a page for all jobs that wait for it
-    settings     one setting turns on each level; all three levels are optional
+    settings     a setting for each level; all three levels are optional
 
-A failing level counts as an empty one: no job ever fails because of the cache.
+A failing level counts as an empty level: no job ever fails because of the cache.
 """

@@ -11,12 +11,12 @@ from workers.enrichment.cache.settings import CacheSettings
 
 
 def open_cache(settings: CacheSettings, clock: Clock, metrics: Metrics) -> Cache:
-    """A cache with its levels. Nothing is connected or opened before the first page."""
+    """Build a cache with its levels. Nothing is connected or opened before the first page."""
     return Cache(settings, clock, metrics.cache_lookups, shared_levels(settings, clock))
 
 
 def shared_levels(settings: CacheSettings, clock: Clock) -> list[Level]:
-    """The levels outside of this process, nearest first."""
+    """Build the levels outside of this process, nearest first."""
     levels: list[Level] = []
     if settings.redis_url is not None:
         from workers.enrichment.cache.redis_level import RedisLevel

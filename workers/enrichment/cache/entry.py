@@ -110,7 +110,7 @@ def target_of_url(url: str) -> str:
 def target_of_host(host: str) -> str:
     """Return the name under which all pages of this host are invalidated."""
     name = host.lower().strip("[]").rstrip(".")
-    with suppress(*_NOT_READ):  # no valid host: no page was read from there
+    with suppress(*_NOT_READ):  # an invalid host has no cached pages
         name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
     return f"h:{_hashed(name)}"
 

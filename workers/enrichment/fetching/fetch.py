@@ -78,7 +78,7 @@ class BadStatus(Unreadable):
 
 
 class Fetcher:
-    """Fetches pages for all jobs of a worker. The jobs share the connections in total, and those to each site.
+    """Fetches pages for all jobs of a worker. The number of connections is limited in total and for each site.
 
     A job may hold a connection until its budget ends, so some connections are reserved for tenants and jobs without
     one.
@@ -215,7 +215,7 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 
 
 def _turns(connections: int) -> Turns:
-    """Return a queue for `connections` places. One job may hold half, all jobs of a tenant three quarters."""
+    """Return a queue for `connections` places: a quarter is reserved for new tenants, and a quarter for new jobs."""
     return Turns(connections, kept=connections // 4)
 
 

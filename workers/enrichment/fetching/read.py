@@ -56,7 +56,7 @@ class Reader:
         answer = unchanged.answer if unchanged is not None else await self.extracted(page, asker)
         life = lifetime(page, self._settings, asked_at)
         if unchanged is not None and not page.cache_control and page.expires is None:
-            life = unchanged.life  # a 304 without new freshness keeps the old one (RFC 9111, section 4.3.4)
+            life = unchanged.life  # a 304 without new freshness keeps the old freshness (RFC 9111, section 4.3.4)
         fresh_until = asked_at + life.fresh if life is not None else asked_at
         kept_until = fresh_until + self._settings.stale_seconds if life is not None else asked_at
         named = unchanged or page

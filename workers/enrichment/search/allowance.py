@@ -1,4 +1,4 @@
-"""The time limit of one search. The wait for a turn does not count, since no slow service causes it."""
+"""The time limit of one search. The wait for a turn does not count, since the service does not cause it."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _published(article: Element) -> str | None:
 
 
 def _doi(element: Element, article: Element) -> str | None:
-    """Return the article's own DOI. The DOIs of its references stand further down in the XML."""
+    """Return the article's own DOI. The XML also has DOIs of references, further down."""
     places = [
         *(place for place in article.findall("ELocationID") if place.get("EIdType") == "doi"),
         *(place for place in element.findall("PubmedData/ArticleIdList/ArticleId") if place.get("IdType") == "doi"),

@@ -89,5 +89,5 @@ def _entry(entry: Element) -> Found | None:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
-    """The provider as the settings describe it."""
+    """Return the provider as the settings describe it."""
     return Arxiv(web.service(settings.arxiv.base_url, settings.arxiv.per_second))

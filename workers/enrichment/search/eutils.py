@@ -13,7 +13,7 @@ TOOL: Final = "postback"
 
 
 class EUtils:
-    """A client for all E-utilities at one pace: NCBI limits an address or a key for all utilities together."""
+    """A client for all E-utilities at one pace: NCBI's limit per address or key covers all utilities together."""
 
     def __init__(self, service: Service, settings: PubmedSettings, email: str | None) -> None:
         self._service = service

@@ -57,7 +57,7 @@ class Pubmed:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
-    """The provider as the settings describe it."""
+    """Return the provider as the settings describe it."""
     own = settings.pubmed
     allowed = PUBMED_PER_SECOND if own.api_key is None else PUBMED_PER_SECOND_WITH_KEY
     return Pubmed(EUtils(web.service(own.base_url, own.per_second or allowed), own, own.email or web.email))

@@ -1,4 +1,4 @@
-"""Runs jobs' searches: one run serves all jobs with an equal search, has a time limit, and is cached for a while."""
+"""Runs jobs' searches within a time limit. Equal searches share one run, and results are cached for a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = get_logger()
 _KEPT_CHARS: Final = 8_000_000
 """Cap on the characters of all cached searches."""
 _ENTRY_CHARS: Final = 500
-"""Characters that each cached search, and each of its results, counts beside its own text."""
+"""Characters that count for each cached search and for each result, in addition to the text."""
 
 _Key = tuple[str, str, int]
 

@@ -47,6 +47,6 @@ class Searxng:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """The provider; None if no instance is configured."""
+    """Return the provider; None if no instance is configured."""
     own = settings.searxng
     return Searxng(web.service(own.base_url, own.per_second)) if own.base_url is not None else None

@@ -49,7 +49,7 @@ class ServiceAnswer:
     """Time of arrival in Unix seconds, for a `Retry-After` that is a date."""
 
     def read(self, model: type[_Model]) -> _Model:
-        """Parse the JSON body as this model. Raises Unreadable, since services send HTML with status 200, too."""
+        """Parse the JSON body as this model. Raises Unreadable: some services send HTML with status 200."""
         try:
             # Not strict: PubMed's JSON has control characters inside strings.
             return model.model_validate(json.loads(self.body, strict=False))

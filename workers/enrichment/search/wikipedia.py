@@ -79,5 +79,5 @@ def _overloaded(answer: ServiceAnswer) -> float | None:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
-    """The provider as the settings describe it."""
+    """Return the provider as the settings describe it."""
     return Wikipedia(web.service(settings.wikipedia.base_url, settings.wikipedia.per_second))
