@@ -111,7 +111,7 @@ class _SourceWords:
         return cls(source.id, passages, vocabulary, texts)
 
     def clauses(self) -> Source:
-        """Split the source into clauses. This is costly, and needed only for a source with a sentence's words."""
+        """Split the source into clauses. The split is costly, and needed only for a source with a sentence's words."""
         return Source([_without_links(text) for text in self.texts], _COMMON)
 
 

@@ -51,7 +51,7 @@ _NO_NAMES_WORDS: Final = (
     "thursday friday saturday sunday i"
 )
 _NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
-"""Capitalised words that are no names. As a name, "March" in "In March Smith bought" would make Smith a place."""
+"""Capitalised words that are no names. If "March" were a name, "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
 """Cap on the words of another language in an English text."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
@@ -93,7 +93,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """The tokens of one clause in order. `sentence` is the number of its sentence in the text."""
+    """The tokens of one clause in order. `sentence` is the sentence's number in the text."""
 
     tokens: tuple[Token, ...]
     sentence: int

@@ -68,7 +68,7 @@ class Source:
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
-        """True if the source contradicts a clause of this sentence, or lacks a near clause for a negated one."""
+        """True if the source contradicts a clause of this sentence, or has no clause near a negated clause."""
         said = [clause for clause in sentence[:MAX_CLAUSES] if clause.content]
         return any(self._denies(clause, said) for clause in said)
 
@@ -201,7 +201,7 @@ def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
 
 
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
-    """True if the sentence has a word that this negation negates and the tokens in `around` do not repeat."""
+    """True if the sentence has a word of the negation that `around` contains at most once."""
     times = Counter(token.stem for token in around)
     head, *rest = negation.scope
     about = [head] if head in said else [word for word in rest if word in said]

@@ -129,7 +129,7 @@ class _Given:
         return "".join([*kept, text[position:]])
 
     def _end_of_given(self, text: str, start: int) -> int | None:
-        """Return the end of the given URL at `start` and of its closing marks, or None without a given URL there."""
+        """Return the end of the given URL that begins at `start`, with closing marks; None if none begins there."""
         for length in self._lengths:
             if text[start : start + length] in self.links:
                 end = start + length + text.startswith("/", start + length)

@@ -66,7 +66,7 @@ class Profile(_ProfileSection):
         return sources.model_copy(update={"search": search, "required": sources.required or self.required})
 
     def answer_format(self, sources: int) -> ResponseFormat | None:
-        """Return the format of an answer; its evidence chain can name only the numbers of the `sources` sources."""
+        """Return the format of an answer. The evidence chain can name only source numbers up to `sources`."""
         if self.response_format is None or self.response_format.json_schema is None or self.evidence_chain is None:
             return self.response_format
         schema = copy.deepcopy(self.response_format.json_schema.schema_)

@@ -22,7 +22,7 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Unreadable
 
 _SKEW_SECONDS: Final = 60.0
-"""Largest clock skew between machines that is allowed for: each read of invalidations goes back by this much."""
+"""Largest expected clock skew between machines: a read of invalidations starts this long before the last read."""
 _PATIENCE: Final = 0.9
 """Share of a job's remaining time after which a stale copy is served."""
 _PENDING: Final = 256

@@ -93,8 +93,8 @@ def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()
     """Return the scope of the entries that a tenant's jobs may see. All jobs share public pages.
 
     With an allowlist, fetches may reach networks that are not public, and a page there may be one tenant's secret. So
-    each tenant then has a scope of its own for each allowlist. A new denial hides all earlier entries, since these may
-    come from the denied place.
+    each tenant has a scope of its own for each allowlist. A new denial hides all earlier entries, since these may come
+    from the denied place.
     """
     if not (allowed or denied):
         return "public"

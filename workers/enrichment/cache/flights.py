@@ -18,7 +18,7 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """Running work by key. A caller's cancellation does not stop the work; without any caller, it is cancelled."""
+    """Running work by key. One caller's cancellation does not stop the work; the last caller's does."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}

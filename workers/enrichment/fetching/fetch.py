@@ -204,7 +204,7 @@ class Fetcher:
 
 
 def _without_public_address(url: URL, reason: str) -> Unreadable:
-    """Return the error for a missing or non-public name; text, fallback and caching do not tell which it was."""
+    """Return one error for missing and for non-public names, so that a job cannot tell them apart."""
     log.info(
         "A source's name has no address that may be fetched; its note does not say why.",
         action="source-name-refused",

@@ -28,7 +28,7 @@ _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """A robots.txt, or the reason why it is unknown. Without the file, no page may be read (RFC 9309, 2.3.1.4)."""
+    """A robots.txt, or the reason why it is unknown. An unknown file forbids every page (RFC 9309, 2.3.1.4)."""
 
     body: bytes
     unknown: str | None

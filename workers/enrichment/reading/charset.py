@@ -20,7 +20,7 @@ _SIBLINGS = {
     "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
     "iso8859-9": "cp1254", "iso8859-13": "cp1257",
 }  # fmt: skip
-"""The Windows charset to try first if an ISO charset is detected, but some bytes are control characters in it."""
+"""The Windows charset to try before a detected ISO charset in which some bytes would be control characters."""
 _ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
 _PRESCAN_BYTES = 1024
 """Bytes at a page's start that are searched for the page's charset declaration (WHATWG HTML, 13.2.3.2)."""

@@ -1,6 +1,7 @@
 """Removes elements that a page's reader would not see: these address machines, and often try to mislead them.
 
-Inline styles, the page's own style sheets, attributes, and class names that mean "hidden" by convention are considered.
+Inline styles, the page's own style sheets, attributes, and conventional class names such as "sr-only" show which
+elements are hidden.
 Style sheets in other files are not fetched.
 """
 

@@ -41,7 +41,7 @@ Values = Mapping[str, str]
 
 
 def may_hide(style: str) -> bool:
-    """True if a style may hide something and must be parsed. A page may have tens of thousands; most may not."""
+    """True if a style may hide something. Most of a page's styles, up to tens of thousands, need no parsing."""
     return _MAY_HIDE.search(style) is not None
 
 

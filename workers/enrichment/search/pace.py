@@ -11,7 +11,7 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
-"""Longest pause, asked for by a service, for which a job waits. While more of the pause is left, requests to the
+"""If a service asks for a pause, jobs wait at most this long. While more of the pause is left, requests to the
 service fail."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the pause that a service may ask for."""
