@@ -1,4 +1,4 @@
-"""From a record to a job that this worker answers: read it, judge its callback, find the engine with its model."""
+"""Admission of jobs: read a record, check the job's callback URL, and find the engine that has the job's model."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from workers.inference.registry import Forward, Registry, UnknownModel
 from workers.stage.record import Output, Record, size_of
 
 MAX_HEADER_BYTES = 64 * 1024
-"""The most bytes of a job's headers and key together.
+"""Limit on the bytes of a job's headers and key together.
 
-They travel on with the job, and a compressed record may have more of them than another topic takes.
+A moved job and a dead letter carry both along. A compressed record may have more of them than the next topic takes.
 """
 _CHECKED_URLS = 4096
 _BULK = ".batch"
 
 
 class Admission:
-    """Reads records of the lanes. `topic_ids` maps each lane's name to its UUID, from which job ids derive."""
+    """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from."""
 
     def __init__(
         self, registry: Registry, callback_policy: EgressPolicy, topics: Topics, topic_ids: Mapping[str, str]
     ) -> None:
         self._registry = registry
-        # The verdict on a URL's text never changes; without the cache it takes a quarter of an echo job's time.
+        # A check depends on the URL's text alone. Without the cache it takes a quarter of an echo job's time.
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
         self._topics = topics
         self._topic_ids = topic_ids
 
     def admitted(self, record: Record) -> ReceivedJob:
-        """The job in a record. Raises InvalidJob, also for a callback that the egress policy refuses."""
+        """Return the job in a record. Raises InvalidJob, also for a callback URL that the egress policy refuses."""
         received = self.read(record)
         if received.job.callback_url is not None:
             try:
@@ -46,7 +46,7 @@ class Admission:
         return received
 
     def read(self, record: Record) -> ReceivedJob:
-        """The job in a record, without a verdict on its callback. Raises InvalidJob."""
+        """Return the job in a record, without the egress policy's check of its callback URL. Raises InvalidJob."""
         origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         received = read_job(record.value, record.headers, origin, record.timestamp_ms)
         if record.unreadable is not None:
@@ -56,7 +56,7 @@ class Admission:
         return received
 
     def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:
-        """The record for the lane of the engine that has the job's model; None where this worker's engine has it.
+        """Return the record for another engine's lane; None if this worker's engine has the job's model.
 
         Raises InvalidJob for an unknown model.
         """
@@ -71,5 +71,5 @@ class Admission:
 
 
 def is_bulk_lane(topic: str) -> bool:
-    """Whether a lane is a bulk lane, of the whole fleet or of one engine."""
+    """True if the topic is a bulk lane, either the shared one or an engine's own."""
     return topic.endswith(_BULK)

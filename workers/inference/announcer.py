@@ -16,16 +16,16 @@ from workers.kafka.clients import client_config
 ANNOUNCE_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _KEPT_MS = 30_000
-"""How long an announcement may wait for its broker: less than until the next one."""
+"""Milliseconds that an announcement may wait for the broker: less than the time between two announcements."""
 _FAREWELL_SECONDS = 2.0
 
 log = get_logger()
 
 
 class Announcer:
-    """A `SideTask` that announces the worker when it serves, and every minute from then on.
+    """A `SideTask` that announces the worker's models when it starts to run, and then every minute.
 
-    Neither the worker's readiness nor its end waits for announcements, so a broker that is away costs nothing else.
+    A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """
 
     def __init__(self, kafka: KafkaSettings, replica: str, lane: str | None, models: Sequence[str], clock: Clock):
@@ -39,11 +39,11 @@ class Announcer:
 
     @property
     def alive(self) -> bool:
-        """True: the event loop's own beat tells whether it comes round."""
+        """Always true: `LoopBeat` already reports a blocked event loop."""
         return True
 
     def reasons(self) -> list[str]:
-        """None: a worker answers jobs without announcements too."""
+        """Always empty: a worker can answer jobs without announcements."""
         return []
 
     async def ended(self) -> None:
@@ -60,7 +60,7 @@ class Announcer:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Write the tombstone of an announcement that was made. Waits two seconds for the broker, no longer."""
+        """Write a tombstone if `ended` has begun to announce. Wait at most two seconds for the broker."""
         producer, self._producer = self._producer, None
         if producer is not None:
             self._put(producer, None)
@@ -74,10 +74,10 @@ class Announcer:
         except KafkaException as error:
             self._delivered(error.args[0], None)
         except BufferError:
-            pass  # the announcements before this one still wait for their broker
+            pass  # the producer's queue is full of earlier announcements, so this one would tell nothing new
 
     def _delivered(self, error: KafkaError | None, _: Message | None) -> None:
-        """Log the first failure of several in a row."""
+        """Log the first of several failures in a row."""
         if error is not None and not self._failing:
             log.warning(
                 "Kafka refused this worker's announcement; announcing again within a minute.",

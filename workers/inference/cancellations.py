@@ -1,4 +1,4 @@
-"""The cancelled jobs: fed from `job_control`, asked by the worker's handler, all on one event loop."""
+"""The cancelled jobs, read from `job_control` for the worker's handler. All methods run on one event loop."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from telemetry.logs import get_logger
 
 _CLOCKS_MS = 24 * 3600 * 1000
 KEPT_MS = LANES_KEPT_MS + _CLOCKS_MS
-"""A job's longest life, and a day for clocks that differ. A dead letter may live longer: a redrive reads the topic."""
+"""Milliseconds for which a cancellation is kept: a job's longest life, and a day for clocks that differ.
+
+A dead letter may live longer, so a redrive looks up cancellations in `job_control` itself.
+"""
 
 log = get_logger()
 
 
 class Cancellations:
-    """The cancelled jobs, and the running jobs with a function that stops them."""
+    """The cancelled jobs, and for each running job the functions that stop its runs."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: dict[JobKey, int] = {}
-        """Cancelled jobs and the time in Unix milliseconds, in the order of arrival; no time is in the future."""
+        """The time of each cancellation in Unix milliseconds, in the order of arrival. No time is in the future."""
         self._latest: int | None = None
-        """The newest time that a record named itself."""
+        """The time of the last record that was not dated in the future."""
         self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:
         return len(self._since)
 
     def holds(self, job: JobKey) -> bool:
-        """Whether this job is cancelled."""
+        """True if this job is cancelled."""
         return job in self._since
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in a record of `job_control`, and stop the runs of a job that it cancels."""
+        """Apply a record of `job_control`: store or drop a cancellation, and stop the runs of a cancelled job."""
         try:
             job = read_job_key(key)
             said = read_control(value) if value is not None else None
@@ -55,7 +58,7 @@ class Cancellations:
 
     @contextmanager
     def told(self, job: JobKey, stop: Callable[[], object]) -> Iterator[None]:
-        """A block during which a cancellation of the job calls `stop`. A job may run more than once at a time."""
+        """Call `stop` if the job is cancelled during the block. A job may have several runs at a time."""
         running = self._running.setdefault(job, [])
         running.append(stop)
         try:
@@ -66,9 +69,9 @@ class Cancellations:
                 self._running.pop(job, None)
 
     def _dated(self, at: int) -> int:
-        """The time that counts for a record that says `at`: for a time in the future, that of the record before it.
+        """Return `at`, a record's own time. Replace a time in the future by the previous record's, or by the present.
 
-        A time in the future would stay at the front of the queue, and keep all later records from being dropped.
+        A cancellation dated in the future would stay at the front of `_since`, so that `_forget` drops none behind it.
         """
         now = round(self._clock.time() * 1000)
         if at > now:
@@ -77,7 +80,7 @@ class Cancellations:
         return at
 
     def _forget(self) -> None:
-        """Drop the jobs at the front that are older than `KEPT_MS`."""
+        """Drop the cancellations at the front of `_since` that are older than `KEPT_MS`."""
         too_old = self._clock.time() * 1000 - KEPT_MS
         while self._since:
             oldest = next(iter(self._since))

@@ -1,4 +1,4 @@
-"""Whether the engine answers, by the requests that jobs put to it."""
+"""The engine's health, judged by the outcomes of the jobs' requests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from telemetry.throttle import LogThrottle
 from workers.engines.base import EngineError, EngineLost
 
 AWAY_SECONDS = 10.0
-"""How long an engine may be away until the worker is not ready, and the pause between two log lines about it."""
+"""Seconds without an answer after which the worker is not ready, and between two log lines about the engine."""
 
 log = get_logger()
 
 
 class EngineWatch:
-    """A `SideTask` of the process. Written to on the event loop, read by the health server's threads.
+    """A `SideTask` of the process. The event loop updates it, and the health server's threads read it.
 
-    Only jobs ask the engine, so without a waiting job there is no reason to report.
+    Only jobs send requests to the engine, so without a waiting job the watch reports no reason.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class EngineWatch:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """A block during which one job is at the engine, or waits for the engine to come back."""
+        """Count one job as waiting for the engine during the block, even while the engine is away."""
         self._asking += 1
         try:
             yield
@@ -45,20 +45,20 @@ class EngineWatch:
 
     @property
     def begun(self) -> int:
-        """Requests put to the engine so far, which is the number of the newest one."""
+        """Number of requests put to the engine so far; the newest request has this number."""
         return self._begun
 
     def begin(self) -> int:
-        """Count a request that is put to the engine. Returns its number."""
+        """Count a request that is put to the engine, and return the request's number."""
         self._begun += 1
         return self._begun
 
     def answers_after(self, number: int) -> bool:
-        """Whether a request that began after this one was answered: then the engine is neither away nor behind."""
+        """True if the engine has answered a request that began after request `number`."""
         return self._newest_answered > number
 
     def answered(self, number: int) -> None:
-        """The engine generated an answer to this request."""
+        """Record that the engine answered request `number`, and log the end of a long absence."""
         self._newest_answered = max(self._newest_answered, number)
         if self._away_since is None:
             return
@@ -67,7 +67,7 @@ class EngineWatch:
             log.info(f"The engine answers again after {away:.0f} s.", action="engine-back", away_seconds=round(away))
 
     def failed(self, error: EngineError) -> None:
-        """The engine could not answer, and the job is not to blame. The error's text goes to the log and `/readyz`."""
+        """Record that the engine failed to answer a request. The error's text goes to the log and to `/readyz`."""
         now = self._clock.monotonic()
         self._why = str(error)
         if self._away_since is None:
@@ -85,11 +85,11 @@ class EngineWatch:
 
     @property
     def alive(self) -> bool:
-        """True: a restart would not bring the engine's server back, and a lost engine ends the process by itself."""
+        """Always true: a restart would not bring the engine's server back, and `ended` reports a lost engine."""
         return True
 
     def reasons(self) -> list[str]:
-        """One reason where jobs wait and the engine has answered none of them for more than ten seconds."""
+        """Return one reason if jobs wait and the engine has been away for more than ten seconds; otherwise none."""
         since = self._away_since
         if since is None or not self._asking:
             return []
@@ -97,7 +97,7 @@ class EngineWatch:
         return [f"the engine has not answered for {seconds:.0f} s: {self._why}"] if seconds > AWAY_SECONDS else []
 
     async def ended(self) -> None:
-        """Wait until the engine is lost for good. Raises EngineLost."""
+        """Wait until the engine is lost for good, then raise EngineLost."""
         await self._ended.wait()
         if self._lost is not None:
             raise self._lost

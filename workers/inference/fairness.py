@@ -1,4 +1,4 @@
-"""Tenants as the parties that share the stage's window, and the bulk lane as their later place."""
+"""Fair sharing of the stage's window between tenants; jobs beyond a tenant's share move to the bulk lane."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_TENANT = DEFAULT_TENANT.encode()
 
 
 class TenantSharing:
-    """Implements `Sharing` of the stage."""
+    """Implements the stage's `Sharing`: each tenant is a party, and the bulk lane takes deferred jobs."""
 
     def __init__(
         self, admission: Admission, outputs: Outputs, topics: Topics, settings: WorkerSettings, metrics: Metrics
@@ -32,24 +32,24 @@ class TenantSharing:
 
     @property
     def later_share(self) -> float:
-        """The bulk lane's least share of the places that become free."""
+        """Least share of the window's freed places that goes to the bulk lane."""
         return self._bulk_share
 
     def party(self, headers: Headers | None) -> bytes:
-        """The tenant that the header names. Reading the job decides later whether the header counts."""
+        """Return the tenant that the header names, else the default one. The header is checked when the job is read."""
         for name, value in reversed(headers or ()):
             if name == names.TENANT:
                 return value or _NO_TENANT
         return _NO_TENANT
 
     def is_later(self, topic: str) -> bool:
-        """Whether a topic is a bulk lane."""
+        """True if the topic is a bulk lane."""
         return is_bulk_lane(topic)
 
     def defer(self, record: Record) -> Sequence[Output]:
-        """The job for the bulk lane, with its identity and deadline.
+        """Return the job's record for the bulk lane, with the job's identity and deadline.
 
-        An invalid job is rejected at once, and a job of another engine goes to that engine's lane.
+        An invalid job gets its rejection at once, and another engine's job moves to that engine's lane.
         """
         try:
             received = self._admission.admitted(record)

@@ -1,4 +1,4 @@
-"""From a grounded request to the engine's completion: tries while the engine is away, and an abort at the job's end."""
+"""Generation of an answer: retries while the engine is away, and an abort when the job is cancelled or expires."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ from workers.inference.lifetime import Lifetimes
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 FAILURES = 5
-"""Failures at one job, while the engine answers others, that end the job. The pauses between them add up to 7.5 s."""
+"""Failures at one job after which the job ends, if the engine answers other jobs meanwhile.
+
+The pauses between the failures add up to 7.5 s.
+"""
 _ABORTED = "the engine aborted the request unasked"
 
 log = get_logger()
 
 
-class EngineKeepsFailing(Exception):  # noqa: N818 - it says what the engine does
-    """The engine failed at a job `FAILURES` times while it answered others."""
+class EngineKeepsFailing(Exception):  # noqa: N818 - named after the engine's behaviour
+    """The engine failed at one job `FAILURES` times while it answered other jobs."""
 
 
 class Generator:
-    """Puts requests to the engine, and tells the `EngineWatch` how each of them went."""
+    """Puts requests to the engine, and reports each outcome to the `EngineWatch`."""
 
     def __init__(self, engine: Engine, watch: EngineWatch, lifetimes: Lifetimes, metrics: Metrics) -> None:
         self._engine = engine
@@ -48,10 +51,10 @@ class Generator:
     async def generated(
         self, received: ReceivedJob, asked: GroundedRequest
     ) -> tuple[GroundedRequest, Completion | None]:
-        """The completion, and the request that it answers: one with less evidence where the prompt was too long.
+        """Return the request and its completion. If the prompt was too long, the returned request has less evidence.
 
-        The completion is None where the engine was away until the job's end, and has the finish reason `abort` where
-        the job's end cut it off. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
+        The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
+        cut the completion off. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
             try:
@@ -60,7 +63,7 @@ class Generator:
                 asked = with_less_evidence(received, asked, too_long)
 
     async def _completion(self, received: ReceivedJob, asked: GroundedRequest) -> Completion | None:
-        """Ask until the engine answers, or the job is cancelled or expires."""
+        """Ask until the engine answers. Return None if the job is cancelled or expires between two tries."""
         request = _request(received, asked, next(self._numbers))
         wait = FIRST_RETRY_SECONDS
         tries = _Tries(self._watch)
@@ -87,7 +90,7 @@ class Generator:
         return None
 
     async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
-        """One try. Raises EngineError; EngineFailed too where the engine aborted a request that was still wanted."""
+        """Make one try. Raises EngineError; EngineFailed also if the engine aborted the request unasked."""
         completion = await self._engine.generate(request)
         if completion.finish_reason != "abort":  # an aborted request may never have reached the engine
             self._watch.answered(number)
@@ -97,10 +100,10 @@ class Generator:
 
 
 class _Tries:
-    """Counts the failures at one job that did not strike other jobs too.
+    """Counts the failures at one job while the engine answers other jobs.
 
-    While no request is answered the engine is away, which jobs wait for, so nothing counts. A timeout counts only where
-    a request was answered that began later: an engine that is merely slow answers the others first.
+    While the engine answers no request it is away, and jobs wait for it, so failures do not count. A timeout counts
+    only if the engine answered a request that began later: a merely slow engine answers earlier requests first.
     """
 
     def __init__(self, watch: EngineWatch) -> None:
@@ -109,7 +112,7 @@ class _Tries:
         self._failures = 0
 
     def failed(self, number: int, failure: EngineFailed) -> None:
-        """The job's request of this number failed. Raises EngineKeepsFailing."""
+        """Record that request `number` of the job failed. Raises EngineKeepsFailing after `FAILURES` counted ones."""
         if self._watch.answers_after(number if failure.took_too_long else self._seen):
             self._failures += 1
         self._seen = self._watch.begun
@@ -118,7 +121,7 @@ class _Tries:
 
 
 class _Abort:
-    """Asks the engine to end one request, and remembers that it was asked."""
+    """A callback that asks the engine to abort one request. `asked` is True from the first call on."""
 
     def __init__(self, engine: Engine, request_id: str) -> None:
         self._engine = engine
@@ -132,7 +135,7 @@ class _Abort:
 
 
 def _report(task: asyncio.Future[None]) -> None:
-    """Log a failed abort. Its consequence, a request that fails, is reported by `generate`."""
+    """Log an abort that failed. If the request fails too, `Engine.generate` reports that failure."""
     if not task.cancelled() and task.exception() is not None:
         log.warning(
             "An abort failed; leaving the request until the engine ends it.",
@@ -142,8 +145,9 @@ def _report(task: asyncio.Future[None]) -> None:
 
 
 def _request(received: ReceivedJob, asked: GroundedRequest, number: int) -> GenerationRequest:
-    """The engine's request. Its id holds no text of the producer's, or one job's abort could end another's request.
+    """Return the engine's request for a job.
 
+    The request's id contains no text from the producer; otherwise one job's abort could end another job's request.
     `number` tells two runs of one record apart: a cancelled run may still be ending when the record runs again.
     """
     job = received.job

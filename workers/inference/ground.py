@@ -1,4 +1,4 @@
-"""From a job to the request that its engine gets: its sources read, and the evidence put before the question."""
+"""Grounding of a job: read the job's sources, and put their evidence before the question."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CUT_NOTE = "passages were left out: the prompt was longer than the model's windo
 
 @dataclass(frozen=True, slots=True)
 class GroundedRequest:
-    """A job's prompt or messages after enrichment, with the evidence that stands before the question."""
+    """A job's prompt or messages after enrichment, with the evidence before the question."""
 
     prompt: str | None
     messages: tuple[Message, ...] | None
@@ -33,9 +33,9 @@ class GroundedRequest:
     """None for a job without sources."""
     enrich_ms: float
     profile: Profile | None = None
-    """Set exactly where `evidence` is."""
+    """None exactly if `evidence` is None."""
     response_format: ResponseFormat | None = None
-    """The job's own, or else its profile's."""
+    """The job's response format, or else its profile's."""
 
     @property
     def chars(self) -> int:
@@ -44,7 +44,7 @@ class GroundedRequest:
 
 
 class Grounder:
-    """Enriches jobs ahead of the engine, at most `enrich_ahead` at once, which bounds the memory for their pages."""
+    """Enriches jobs ahead of the engine: at most `enrich_ahead` at once, to bound the memory for their pages."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class Grounder:
         self._turns = asyncio.Semaphore(enrich_ahead)
 
     async def grounded(self, received: ReceivedJob) -> GroundedRequest:
-        """The job's request, its sources read where it has some.
+        """Read the job's sources, if the job has any, and return its request.
 
-        Raises InvalidJob for an unknown profile. Raises NothingFound where required sources brought nothing, and where
-        the job was cancelled or expired meanwhile.
+        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield nothing, and if the job
+        is cancelled or expires meanwhile.
         """
         job = received.job
         messages = tuple(job.messages) if job.messages is not None else None
@@ -84,14 +84,14 @@ class Grounder:
         return _with_evidence(received, evidence, profile, phase.ms)
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
-        """Raises InvalidJob where no profile has that name."""
+        """Return the profile of this name. Raises InvalidJob if there is none."""
         try:
             return self._enricher.profile(name)
         except UnknownProfile as unknown:
             raise invalid_job(received, "sources.profile", str(unknown)) from None
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
-        """The evidence from the job's sources. Raises NothingFound, also when the job is cancelled meanwhile."""
+        """Return the evidence from the job's sources. Raises NothingFound, also if the job is cancelled meanwhile."""
         enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, question, room))
         with self._lifetimes.at_cancellation(received, enriching.cancel):
             try:
@@ -99,13 +99,13 @@ class Grounder:
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    raise  # the worker ends, and not the job alone
+                    raise  # the worker is ending, so the job was not cancelled
                 raise NothingFound(()) from None
 
     async def _evidence_in_turn(
         self, received: ReceivedJob, sources: Sources, question: str, room: int | None
     ) -> Evidence:
-        """The evidence, once fewer than `enrich_ahead` jobs are in enrichment. Raises NothingFound."""
+        """Wait until fewer than `enrich_ahead` jobs are in enrichment; return the evidence. Raises NothingFound."""
         try:
             async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
                 await self._turns.acquire()
@@ -121,9 +121,9 @@ class Grounder:
 
 
 def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:
-    """The same request with less evidence, never with fewer instructions on how to read it.
+    """Return the request with less evidence, but with all instructions on how to read the evidence.
 
-    Raises NothingFound where required sources have no room at all. Raises `too_long` for a request without evidence.
+    Raises NothingFound if required sources have no room at all. Raises `too_long` for a request without evidence.
     """
     if asked.evidence is None or asked.profile is None or received.job.sources is None:
         raise too_long
@@ -137,7 +137,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_ms: float) -> GroundedRequest:
-    """The job's prompt or messages with this evidence before the question."""
+    """Return the job's prompt or messages with this evidence before the question."""
     job = received.job
     asked = job.prompt if job.messages is None else tuple(job.messages)
     grounded = profile.instructed(ground(asked, evidence))

@@ -1,14 +1,14 @@
-"""The way of one job through a worker: from a record of a lane to its result.
+"""The path of one job through a worker, from a lane's record to the job's result.
 
-Read this page downwards; each step is a room of its own:
+Each step is a module of its own:
 
     bytes ──admission──► ReceivedJob ──ground──► GroundedRequest ──generate──► Completion ──results──► Result
               │ no job, or another engine's          │ nothing found             │ cut off, given up
               ▼                                      ▼                           ▼
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
-Beside the way stand `pace`, which says how many more jobs the engine has use for, and `fairness`, which tells tenants
-apart.
+Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
+the window between tenants.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = get_logger()
 
 
 class InferenceHandler:
-    """Implements `Handler` of the stage. `topic_ids` maps the lanes that the stage reads to their UUIDs."""
+    """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class InferenceHandler:
         metrics: Metrics,
     ) -> None:
         self.cancellations = Cancellations(clock)
-        """The process feeds it from `job_control`."""
+        """The cancelled jobs. The process applies the records of `job_control` to them."""
         self.engine_watch = EngineWatch(clock)
-        """A side task of the process."""
+        """The engine's health, as a side task of the process."""
         self.pace = EnginePace(engine, settings.waiting_target, clock)
-        """The stage's back-pressure."""
+        """The stage's back-pressure, by the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
@@ -77,14 +77,14 @@ class InferenceHandler:
         self._results = Results(engine, self._lifetimes, clock, metrics)
         self._outputs = Outputs(self._results, topics, clock, metrics)
         self.sharing = TenantSharing(self._admission, self._outputs, topics, settings, metrics)
-        """The stage's sharing seam."""
+        """The stage's `Sharing`, by tenant."""
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """End a job with exactly one result, or send it on to the lane of the engine that has its model.
+        """End a job with exactly one result, or forward the job to the lane of the engine that has its model.
 
-        Raises HandlerCrashed where the engine's process died with the job in flight.
+        Raises HandlerCrashed if the engine's process dies with the job in flight.
         """
-        record.shows_health = False  # until the engine has answered it
+        record.shows_health = False  # only an answer of the engine shows health
         try:
             with self.pace.preparing():
                 received = self._admission.admitted(record)
@@ -100,7 +100,7 @@ class InferenceHandler:
             return self._outputs.rejected(record, invalid)
 
     async def _answered(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
-        """Ground the job, have the engine generate, and settle the result, however the job ends. Raises InvalidJob."""
+        """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
         try:
             asked = await self._grounder.grounded(received)
             with self._phases.timed("infer", received) as infer:
@@ -131,13 +131,16 @@ class InferenceHandler:
         return self._outputs.settled(received, await self._results.answered(received, asked, completion, timings))
 
     def _without_sources(self, received: ReceivedJob, nothing: NothingFound) -> Result:
-        """The result of a job whose sources brought nothing; its time may have run out while it waited for the web."""
+        """Return a `no_sources` failure, unless the job was cancelled or expired while it waited for the web."""
         if self._lifetimes.is_over(received):
             return self._results.cut_off(received)
         return self._results.failed(received, "no_sources", str(nothing))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """A failed result and the record as a dead letter. The callback stays: delivery judges it before each POST."""
+        """Return a failed result, and the record as a dead letter.
+
+        The callback URL is not checked here: delivery checks it before each POST.
+        """
         try:
             received = self._admission.read(record)
         except InvalidJob as invalid:

@@ -1,4 +1,4 @@
-"""The identity of a job: on its result, on its dead letter, and on its record in another lane."""
+"""The headers that identify a job: on its result, on its dead letter, and on its record in another lane."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STAMPS_OF_LETTERS = IDENTITY | {names.JOB_ORIGIN, names.SAID_TENANT, names.SAID
 
 
 def identity_headers(tenant: str, job_id: str, webhook_id: str, traceparent: str | None) -> list[Header]:
-    """The headers that name a job and its event."""
+    """Return the headers that name a job and its event."""
     headers: list[Header] = [
         (names.TENANT, tenant.encode()),
         (names.JOB_ID, job_id.encode()),
@@ -25,14 +25,17 @@ def identity_headers(tenant: str, job_id: str, webhook_id: str, traceparent: str
 
 
 def origin_header(whose: ReceivedJob | InvalidJob) -> Header:
-    """The header from which the next reader of the job derives the same `webhook-id`."""
+    """Return the header with the job's origin, from which the next reader derives the same `webhook-id`."""
     return names.JOB_ORIGIN, str(whose.origin).encode()
 
 
 def job_letter(
     topic: str, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
 ) -> Output:
-    """The record as a dead letter, with its result's identity, which was derived from where the record stands now."""
+    """Return the record as a dead letter that carries the identity of the job's result.
+
+    That identity derives from the job's origin, which the letter's own place does not show.
+    """
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS_OF_LETTERS]
     identity = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
     identity.append(origin_header(whose))
@@ -41,14 +44,14 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """The record's own words for tenant and job id, where other ones count. Their bytes may be of any kind."""
+    """Return headers with the record's stated tenant and job id, if others count. Their bytes may be of any kind."""
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
 def invalid_job(received: ReceivedJob, field: str, reason: str, *, callback: bool = True) -> InvalidJob:
-    """The error for a job that could be read and cannot be answered. `callback`: whether its result may be POSTed."""
+    """Return the error for a readable job that cannot be answered. Without `callback`, its result is not POSTed."""
     return InvalidJob(
         (Problem(field, reason),),
         job_id=received.job_id,

@@ -1,4 +1,4 @@
-"""How long a job's answer is wanted: until its deadline passes or a cancellation arrives."""
+"""The end of a job's life, by its deadline or by a cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.inference.cancellations import Cancellations
 
 
 class Lifetimes:
-    """Judges jobs by the clock and by the cancellations of `job_control`. All on the event loop."""
+    """Tells if jobs have expired or were cancelled. All methods run on the event loop."""
 
     def __init__(self, cancellations: Cancellations, clock: Clock) -> None:
         self._cancellations = cancellations
@@ -23,15 +23,15 @@ class Lifetimes:
         return received.deadline_ms / 1000 - self._clock.time()
 
     def is_cancelled(self, received: ReceivedJob) -> bool:
-        """Whether `job_control` cancels the job."""
+        """True if a record of `job_control` has cancelled the job."""
         return self._cancellations.holds(_key(received))
 
     def is_over(self, received: ReceivedJob) -> bool:
-        """Whether the job is cancelled or its deadline has passed."""
+        """True if the job is cancelled or its deadline has passed."""
         return self.is_cancelled(received) or self.remaining(received) <= 0
 
     def at_cancellation(self, received: ReceivedJob, stop: Callable[[], object]) -> AbstractContextManager[None]:
-        """A block during which a cancellation of the job calls `stop`. The deadline does not call it."""
+        """Call `stop` if the job is cancelled during the block. The job's deadline does not call `stop`."""
         return self._cancellations.told(_key(received), stop)
 
 

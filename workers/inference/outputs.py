@@ -1,4 +1,4 @@
-"""The records that a job leaves behind: its result, its dead letter, or the job itself in another lane."""
+"""The records that a worker writes for a job: its result, its dead letter, or the job itself in another lane."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = get_logger()
 
 
 class Outputs:
-    """Writes results and dead letters, and counts both."""
+    """Makes the records of results and dead letters, and counts both in the metrics."""
 
     def __init__(self, results: Results, topics: Topics, clock: Clock, metrics: Metrics) -> None:
         self._results = results
@@ -30,7 +30,7 @@ class Outputs:
         self._dead_letters = metrics.dead_letters
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
-        """The job's one record of `model_results`. A result over the size limit becomes a failure that says so."""
+        """Return the job's one record of `model_results`. A `result_too_large` failure replaces an oversized result."""
         value = write_result(result)
         if len(value) > MAX_RESULT_BYTES:
             message = (
@@ -42,9 +42,9 @@ class Outputs:
         return [self._result(received, value, received.job.callback_url)]
 
     def rejected(self, record: Record, invalid: InvalidJob, *, by_engine: bool = False) -> list[Output]:
-        """A `rejected` result that echoes nothing of the input, and the record as a dead letter.
+        """Return a `rejected` result, and the record as a dead letter.
 
-        `by_engine`: the reason is in the engine's own words, which may quote the prompt, so the log leaves it out.
+        With `by_engine`, the reason is the engine's own text. The log leaves it out, since it may quote the prompt.
         """
         self._outcomes[Outcome.REJECTED].inc()
         reason = f"the engine refuses {invalid.problems[0].field}" if by_engine else str(invalid)
@@ -59,7 +59,7 @@ class Outputs:
         return [result, self._dead_letter(record, invalid, "rejected", str(invalid), 1)]
 
     def given_up(self, record: Record, received: ReceivedJob, failure: Failure) -> list[Output]:
-        """A `failed` result, and the record as a dead letter."""
+        """Return a `failed` result, and the record as a dead letter."""
         result = self._results.failed(received, failure.code, failure.message)
         letter = self._dead_letter(record, received, failure.code, failure.message, failure.attempts)
         return [*self.settled(received, result), letter]
@@ -78,9 +78,9 @@ class Outputs:
 
 
 def moved(record: Record, received: ReceivedJob, lane: str, why: Header) -> Output:
-    """The record for another lane, with the identity and the deadline that it got in its first lane.
+    """Return the record for another lane, with the job's identity and deadline from its first lane.
 
-    `why` is the header that says whether and how often the job was forwarded or deferred.
+    `why` is the header that counts the job's forwards or deferrals.
     """
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS and name != why[0]]
     identity = identity_headers(received.tenant, received.job_id, received.webhook_id, received.traceparent)

@@ -1,4 +1,4 @@
-"""How many more jobs an engine has use for: enough that it never runs dry, and few enough that Kafka holds the rest."""
+"""The number of jobs to dispatch: enough to keep the engine busy, and few enough that Kafka holds the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from workers.engines.base import Engine
 from workers.stage.record import Record
 
 AHEAD_SECONDS = 0.25
-"""A fast engine gets as many jobs ahead as it answers in this time."""
+"""Seconds of work that a fast engine gets ahead."""
 LEAD_MEMORY_SECONDS = 5.0
 
 
 class EnginePace:
-    """Implements `Backpressure` of the stage. The event loop updates the counts, and the Kafka thread reads them."""
+    """Implements the stage's `Backpressure`. The event loop updates the counts, and the Kafka thread reads them."""
 
     def __init__(self, engine: Engine, waiting_target: int, clock: Clock) -> None:
         self._engine = engine
@@ -27,10 +27,11 @@ class EnginePace:
         self._enriching = 0
 
     def room(self) -> int:
-        """Jobs that fill the engine's waiting queue, and those that have to be in enrichment to keep it filled.
+        """Return the number of jobs that the engine has room for now, including jobs that should be in enrichment.
 
-        A fast engine gets as many as it lately answered in `AHEAD_SECONDS`, where that is more. While its queue is
-        empty, jobs in enrichment do not count: a job that is ready must not wait for jobs that wait for the web.
+        The engine's queue is filled up to `waiting_target`, or to the number of jobs lately answered in
+        `AHEAD_SECONDS` if that is larger. While the queue is empty, surplus jobs in enrichment do not count: a job that
+        is ready must not wait for jobs that wait for the web.
         """
         waiting = self._engine.load().waiting
         wanted = max(self._waiting_target, self._rate.in_a_period()) - waiting - self._preparing
@@ -38,16 +39,16 @@ class EnginePace:
         return max(0, wanted + (lead if waiting else max(0, lead)))
 
     def due_ms(self, record: Record) -> int | None:
-        """None: every job is due at once."""
+        """Always None: every job is due at once."""
         return None
 
     def paces(self, topic: str) -> bool:
-        """False: no lane holds its records back."""
+        """Always False: no lane delays its records."""
         return False
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """A block during which one job is neither in enrichment nor in the engine yet."""
+        """Count one job as in preparation during the block, before enrichment and the engine."""
         self._preparing += 1
         try:
             yield
@@ -56,7 +57,7 @@ class EnginePace:
 
     @contextmanager
     def enriching(self) -> Iterator[None]:
-        """A block during which one job is in enrichment."""
+        """Count one job as in enrichment during the block."""
         self._enriching += 1
         try:
             yield
@@ -64,17 +65,17 @@ class EnginePace:
             self._enriching -= 1
 
     def answered(self, enrich_seconds: float) -> None:
-        """The engine is done with a job that spent this long in enrichment, 0 without sources."""
+        """Count one answered job. A job without sources has 0 `enrich_seconds`."""
         self._rate.answered()
         self._lead.answered(enrich_seconds)
 
 
 class AnswerRate:
-    """How many jobs the engine lately answered in a period.
+    """The number of jobs that the engine answers in a period.
 
-    The stage dispatches once a round, and a round takes as long as its transaction: 5 ms, or 50 ms on a busy broker. So
-    a fixed number of jobs ahead would be a ceiling of that many a round, however fast the engine is. Counts on the
-    event loop. The Kafka thread asks, and alone begins a new period.
+    The stage dispatches once a round, and a round takes as long as its transaction: 5 ms, or 50 ms on a busy broker. A
+    fixed number of jobs ahead would be a limit for each round, however fast the engine is. The event loop counts
+    answers. The Kafka thread reads the rate, and only this thread begins a new period.
     """
 
     def __init__(self, clock: Clock, period_seconds: float) -> None:
@@ -90,7 +91,7 @@ class AnswerRate:
         self._answered += 1
 
     def in_a_period(self) -> int:
-        """Answers in a period of this length, by the last period that is over."""
+        """Return the number of answers in one period, measured over the last complete period."""
         now = self._clock.monotonic()
         elapsed = now - self._since
         if elapsed >= self._period_seconds:
@@ -101,11 +102,11 @@ class AnswerRate:
 
 
 class EnrichmentLead:
-    """How many jobs must be in enrichment to come out of it as fast as the engine answers.
+    """The number of jobs in enrichment that supplies the engine as fast as it answers.
 
-    By Little's law: answers a second times the seconds that each job spent in enrichment, 0 without sources. Counted at
-    the answer, so that the lead never grows beyond what the engine can use. Counts on the event loop; the Kafka thread
-    asks.
+    Little's law gives the number: answers a second times the seconds that a job spends in enrichment, 0 without
+    sources. A job counts when the engine answers it, so that the engine's speed limits the lead. The event loop counts
+    jobs, and the Kafka thread reads the lead.
     """
 
     def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:
@@ -118,11 +119,11 @@ class EnrichmentLead:
         self._mean = 0.0
 
     def answered(self, enrich_seconds: float) -> None:
-        """Count one answer to a job that spent this long in enrichment."""
+        """Count one answer to a job that spent `enrich_seconds` in enrichment."""
         self._seconds += enrich_seconds
 
     def jobs(self) -> int:
-        """The lead by the last `memory_seconds`: a mean in which older periods count exponentially less."""
+        """Return the lead: an exponentially weighted mean with the time constant `memory_seconds`."""
         now = self._clock.monotonic()
         elapsed = now - self._since
         if elapsed >= self._period_seconds:

@@ -1,4 +1,4 @@
-"""The phases of a job, as the metric `postback_job_seconds` counts them and as spans of the job's trace."""
+"""The phases of a job: durations for the metric `postback_job_seconds`, and spans of the job's trace."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Phases:
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._seconds = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
-        self._traced = collecting()  # a span for each job costs too much where no collector reads it
+        self._traced = collecting()  # a span for each job costs too much if no collector reads it
 
     def queued_ms(self, received: ReceivedJob) -> float:
-        """Observe the phase `queued`: milliseconds from the record's timestamp until now."""
+        """Observe the phase `queued`, and return its milliseconds: from the record's timestamp until now."""
         queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
         self._seconds["queued"].observe(queued_ms / 1000)
         return queued_ms
 
     def timed(self, name: str, received: ReceivedJob) -> TimedPhase:
-        """A context manager that times one phase, `enrich` or `infer`."""
+        """Return a context manager that times one phase, `enrich` or `infer`."""
         return TimedPhase(self, name, received)
 
     def now(self) -> float:
@@ -40,14 +40,14 @@ class Phases:
         self._seconds[name].observe(seconds)
 
     def span(self, name: str, received: ReceivedJob) -> AbstractContextManager[object]:
-        """One phase as a span of the job's trace; nothing where no collector is set up."""
+        """Return a span of the job's trace for one phase, or an empty context manager without a collector."""
         if not self._traced:
             return _NO_SPAN
         return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
 
 
 class TimedPhase:
-    """One phase of one job. `seconds` is set when the block ends; a block that raises is not observed."""
+    """Times one phase of one job. `seconds` is set when the block ends; the metric leaves out a block that raises."""
 
     def __init__(self, phases: Phases, name: str, received: ReceivedJob) -> None:
         self._phases = phases

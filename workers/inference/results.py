@@ -1,4 +1,4 @@
-"""How a job ends, as a `Result`: succeeded, failed, expired or cancelled."""
+"""Results of jobs that succeeded, failed, expired or were cancelled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNFINISHED = {
 
 
 class Results:
-    """Builds results in the name of one engine, and counts the tokens that each of them cost."""
+    """Builds the results of one engine's jobs, and counts the tokens of each job."""
 
     def __init__(self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics) -> None:
         self._engine = engine
@@ -37,7 +37,7 @@ class Results:
     async def answered(
         self, received: ReceivedJob, asked: GroundedRequest, completion: Completion, timings: Timings
     ) -> Result:
-        """The answer; a failure where it is unfinished, is not the JSON that was asked for, or lacks support."""
+        """Return the answer's result: a failure if the answer is unfinished, unsupported, or not the requested JSON."""
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
@@ -65,7 +65,7 @@ class Results:
         )
 
     def cut_off(self, received: ReceivedJob, completion: Completion | None = None) -> Result:
-        """The end of a cancelled or expired job. The tokens of its unfinished completion count as wasted."""
+        """Return the result of a cancelled or expired job. The tokens of its unfinished completion count as wasted."""
         if completion is not None:
             self._tokens["wasted"].inc(completion.completion_tokens)
         if self._lifetimes.is_cancelled(received):
@@ -80,7 +80,7 @@ class Results:
         )
 
     def failed(self, received: ReceivedJob, code: str, message: str) -> Result:
-        """A failure with one of the error codes of a result."""
+        """Return a failure with this error code and message."""
         return self._result(received, Outcome.FAILED, error=ResultError(code=code, message=message))
 
     def _result(
@@ -105,9 +105,9 @@ class Results:
 
 
 async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int) -> Answer:
-    """The answer with its citations. A thread reads a long one, so that the event loop serves other jobs meanwhile.
+    """Return the answer with its citations. Raises NotJson and Unsupported.
 
-    Raises NotJson and Unsupported.
+    A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
     """
     is_json = asked.response_format is not None and asked.response_format.type != "text"
     if is_json:

@@ -31,31 +31,35 @@ class WorkerSettings(BaseSettings):
     )
 
     window_records: int = Field(default=1024, ge=1, le=8192)
-    """Jobs in enrichment or generation at once; as many again of each lane are parked behind them."""
+    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs behind them."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Bytes of those jobs; the parked jobs of each lane have half as many at most."""
+    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
     waiting_target: int = Field(default=256, ge=1, le=8192)
     """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
 
-    By default as many as vLLM generates at once: with fewer, a small batch follows one that ends all at once.
+    The default is the number of requests that vLLM generates at once. With fewer, a batch whose requests all end at
+    once is followed by a small batch.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.
 
-    Further jobs with sources wait; jobs without pass them, until `window_records` are in work. An engine that answers
-    100 jobs/s needs 300 where the pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
+    Further jobs with sources wait. Jobs without sources pass them, until `window_records` jobs are in work. An engine
+    that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
-    """The bulk lane's least share of the places that become free while both lanes have jobs.
+    """The bulk lane's least share of the freed places while both lanes have jobs.
 
     While the default lane is empty, the bulk lane gets all places.
     """
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
-    """How long jobs in work may finish when the worker stops or loses a partition. Less than the grace period."""
-    lane: EngineLane | None = None
-    """The engine lane that this worker reads, where a fleet has several engines; absent, the shared lane.
+    """Seconds in which jobs in work may finish when the worker stops or loses a partition.
 
-    A worker reads one lane, not both: the worker that forwarded a job to the shared lane must not get it back.
+    Keep this below the grace period of the worker's pod.
+    """
+    lane: EngineLane | None = None
+    """The engine lane that this worker reads in a fleet with several engines; if absent, the shared lane.
+
+    A worker reads one lane only, so that a job it forwards to the shared lane cannot come back to it.
     """
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
-    """The registry: each model's engine lane, null for the shared lane. As JSON."""
+    """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""

@@ -1,4 +1,4 @@
-"""The log's warning about fields that no job has. The jobs' own results name them too."""
+"""Warnings in the log about unknown fields of jobs. Each job's result names its unknown fields too."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ log = get_logger()
 
 
 class UnknownFieldWarnings:
-    """Warns once for each set of field names, since a producer repeats the same ones in all its jobs."""
+    """Warns once for each set of field names, since a producer repeats one set in all its jobs."""
 
     def __init__(self) -> None:
         self._warned_of: set[tuple[str, ...]] = set()
 
     def warn(self, unknown: UnknownFields | None) -> None:
-        """Log the names, unless the same ones were logged before. None is a job without unknown fields."""
+        """Log the unknown fields' names, unless a warning named the same set before. None means no unknown fields."""
         if unknown is None or unknown.names in self._warned_of:
             return
         if len(self._warned_of) >= _REMEMBERED:
