@@ -1,19 +1,19 @@
-"""The one door to the outside: rules for the URLs and addresses that a job's text makes us connect to.
+"""The egress guard: rules for the URLs and addresses that a job's text makes this process connect to.
 
 Callbacks and source URLs come from jobs, so they must not open this network's internal services to anyone.
-The rule judges the address that a socket is really connected to, for names and for literals alike. A name that resolves
-differently the second time would pass a check of the URL alone, and literals skip a hook of the resolver.
+The guard checks the address that a socket is really connected to, for names and for literal addresses alike. A check of
+the URL alone misses a name that resolves differently the second time. A check in the resolver misses literal addresses.
 
     urls        checks of a URL's text: scheme, user information, port, spelling of the host
-    connector   resolver: every address of a name; one refused address refuses the whole name
-                socket factory: the address about to be connected to
-                peer: the address at the other end, after connecting and before the request is sent
+    connector   resolver: checks every address of a name; one refused address refuses the whole name
+                socket factory: checks the address about to be connected to
+                peer: checks the address at the other end, after connecting and before the request is sent
     answers     bounds on a server's answers, and on a connection's age
     addresses   the public addresses
     policy      exceptions: other addresses that are allowed, and public ones that are denied
     settings    the operator's lists
 
-URLs from the operator's own settings (search providers, remote engines) are trusted and do not come through here.
+URLs from the operator's own settings (search providers, remote engines) are trusted and not checked here.
 """
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6, Address, Network, is_public_address

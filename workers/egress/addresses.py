@@ -1,4 +1,4 @@
-"""Public addresses, told by IANA's special-purpose registries, and the forms of IPv6 that carry an IPv4 address."""
+"""Public addresses by IANA's special-purpose registries, and the IPv6 addresses that contain an IPv4 address."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SPECIAL_IPV4: Final = (
 )
 """IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and a host service in public space.
 
-Every row is refused, even one that is "globally reachable": that column means forwardable, and no row holds public web
-servers.
+The guard refuses every row, even a "globally reachable" one. IANA's column of that name means forwardable, and no row
+holds public web servers.
 """
 
 SPECIAL_IPV6: Final = (
@@ -63,10 +63,10 @@ SPECIAL_IPV6: Final = (
     ("fec0::/10", "Site local, deprecated, RFC 3879"),
     ("ff00::/8", "Multicast, RFC 4291"),
 )
-"""IANA's IPv6 Special-Purpose Address Registry and the retired kinds; all refused, as above.
+"""IANA's IPv6 Special-Purpose Address Registry and retired networks; the guard refuses every row.
 
-Two rows are left out because they contain an IPv4 destination, which decides: mapped (::ffff:0:0/96, RFC 4291) and
-NAT64 (64:ff9b::/96, RFC 6052). A network without IPv4 reaches every IPv4 host by NAT64.
+Two rows are left out, because the IPv4 address inside decides: mapped (::ffff:0:0/96, RFC 4291) and NAT64
+(64:ff9b::/96, RFC 6052). A network without IPv4 reaches every IPv4 host by NAT64.
 """
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
@@ -74,7 +74,7 @@ _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _ISATAP_INTERFACES: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
-"""Upper half of an interface identifier whose lower half is an IPv4 address (RFC 5214, section 6.1)."""
+"""Upper halves of ISATAP interface identifiers; the lower half is an IPv4 address (RFC 5214, section 6.1)."""
 
 _REFUSED_IPV4: Final = tuple(IPv4Network(cidr) for cidr, _ in SPECIAL_IPV4)
 _REFUSED_IPV6: Final = tuple(IPv6Network(cidr) for cidr, _ in SPECIAL_IPV6)
@@ -94,7 +94,7 @@ def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def parse(address: object) -> Address | None:
-    """The address; None for one with a zone and for any other value, integers and bytes included."""
+    """Return the parsed address. None for an address with a zone, and for values of other kinds, such as integers."""
     if isinstance(address, IPv4Address):
         return address
     try:
@@ -108,7 +108,7 @@ def parse(address: object) -> Address | None:
 
 
 def unwrap(address: Address) -> Address:
-    """The IPv4 destination inside a mapped or NAT64 address; any other address unchanged."""
+    """Return the IPv4 destination inside a mapped or NAT64 address, and any other address unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -117,7 +117,7 @@ def unwrap(address: Address) -> Address:
 
 
 def destinations(address: Address) -> tuple[Address, ...]:
-    """The address and the IPv4 addresses inside it: all hosts to which a network may carry its packets."""
+    """Return the address and the IPv4 addresses inside it: every host that a network may route its packets to."""
     if isinstance(address, IPv4Address):
         return (address,)
     inside = [unwrap(address), address.sixtofour, *(address.teredo or ())]

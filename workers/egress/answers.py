@@ -2,13 +2,13 @@
 
 aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. It also takes any number of
 interim responses for one answer (RFC 9110, section 15.2). Either lets a server block the event loop and fill our memory
-with a few megabytes a second. Here the first byte or interim response too many ends the connection.
+with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a bound.
 
-A bound on a body leaves out chunk extensions, trailers, and empty lines before a status line: a server may send them
-without end. So the bytes on the wire are counted too, against a bound that grows with the body.
+A bound on a body does not cover chunk extensions, trailers, and empty lines before a status line, and a server may send
+them without end. So the module also counts the bytes on the wire, against a bound that grows with the body.
 
 aiohttp drops an answer if invalid bytes follow it in the same piece of data. Many well-meaning servers send a body with
-their 204, or more than their Content-Length says. So each head is fed to aiohttp by itself.
+their 204, or more bytes than their Content-Length says. So the module feeds each head to aiohttp by itself.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
 
 MOST_INTERIM = 16
-"""Most interim responses before one answer. Servers send one or two: signs of progress, or hints for loading a page."""
+"""Limit on interim responses before one answer. Servers send one or two, to show progress or to hint at resources."""
 
 OLDEST_SECONDS = 120.0
-"""Age from which a connection's next request is its last. Under steady traffic a connection would otherwise never end,
+"""Age after which a connection serves one last request. Under steady traffic a connection would otherwise never end,
 and a server's new address or certificate would go unnoticed."""
 _YOUNGEST_SHARE = 0.75
-"""Least share of that age, drawn at random: connections that were opened together do not end together."""
+"""Lower bound of the random factor on OLDEST_SECONDS, so that connections opened together end at different times."""
 
 MOST_BESIDES = 512 * 1024
 """Bytes on the wire of one answer outside its body: heads, chunk headers, trailers."""
 MOST_PER_BODY_BYTE = 8
-"""Further bytes on the wire for each byte of the body: a chunk of one byte takes six."""
+"""Further bytes on the wire that are allowed for each byte of the body; a chunk of one byte takes six."""
 
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
 
 
 def _is_interim(status: int) -> bool:
-    """True if the answer itself is still to come."""
+    """True for an interim response: the final answer follows it."""
     return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
 
 
@@ -55,14 +55,14 @@ def bounded_connector(**options: Any) -> aiohttp.TCPConnector:
 
 
 def answer_once(connector: aiohttp.TCPConnector) -> None:
-    """Make this connector's connections `OneAnswerEach`. Call it before the first connection."""
+    """Make the connector use `OneAnswerEach` for its connections. Call this before the first connection."""
     # aiohttp has no public way to set this. The tests of unrequested answers fail if aiohttp ignores it.
     protocol: type[ResponseHandler] = OneAnswerEach
     connector._factory = partial(protocol, loop=connector._loop)
 
 
 class OneAnswerEach(ResponseHandler):
-    """The protocol of one connection."""
+    """The protocol of one connection, which enforces the bounds of this module."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -74,14 +74,14 @@ class OneAnswerEach(ResponseHandler):
         """The body of the answer to the last request, once its headers were read."""
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin the next request with fresh counts; an old connection closes after it."""
+        """Reset the counts for the next request. An old connection closes after this request."""
         self._interim, self._received, self._answer = 0, 0, None
         super().set_response_params(**params)
         if self._loop.time() >= self._old_at:
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse arrived bytes; aiohttp passes none to go on with bytes that it has."""
+        """Count and parse arrived bytes. aiohttp passes no bytes to resume parsing of bytes that it holds already."""
         self._received += len(data)
         self._parse(data)
         in_body = self._answer.total_bytes if self._answer is not None else 0
@@ -105,7 +105,7 @@ class OneAnswerEach(ResponseHandler):
                 answer.set_exception(ClientPayloadError("the body cannot be read"))
 
     def _head_received(self, data: bytes) -> bytes:
-        """Feed the heads of interim responses and of the answer to aiohttp, each by itself; returns the rest."""
+        """Feed the heads of interim responses and of the answer to aiohttp one by one. Return the remaining bytes."""
         for _ in range(MOST_INTERIM + 1):
             end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
             if end < len(_HEAD_ENDS):
@@ -117,7 +117,7 @@ class OneAnswerEach(ResponseHandler):
         return data
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take a message whose headers were read. One piece of data may hold thousands of messages."""
+        """Take a message after aiohttp has read its headers. One piece of data may hold thousands of messages."""
         if self.is_eof():
             return
         message, body = data
@@ -127,17 +127,17 @@ class OneAnswerEach(ResponseHandler):
             self._answer = body
             super().feed_data(data, size)
         elif self._interim < MOST_INTERIM:
-            self._interim += 1  # no caller waits for it, so it is dropped
+            self._interim += 1  # dropped, since no caller waits for an interim response
         else:
             self._end("it sent too many interim responses")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Drop the answer: its body refers to the connection, a cycle that only the garbage collector would free."""
+        """Drop the answer. Its body refers to the connection, so only the garbage collector would free the two."""
         super().connection_lost(exc)
         self._answer = None
 
     def _end(self, why: str) -> None:
-        """End the connection. Data read before stays readable; a reader that waits for more gets an error."""
+        """End the connection. Bytes that arrived before stay readable; a reader that waits for more gets an error."""
         self.set_exception(HttpProcessingError(message=why))
         if self._answer is not None and not self._answer.is_eof():
             self._answer.set_exception(ClientPayloadError(why))

@@ -1,4 +1,4 @@
-"""Connections that keep to a policy, judged by the address that a socket is really connected to."""
+"""Connections under a policy, which checks the address that a socket is really connected to."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 _REMEMBERED: Final = 4096
-"""Verdicts of each kind that a connector caches: judging costs more than a request over a warm connection."""
+"""Number of passed checks that a connector caches: a check costs more than a request over a warm connection."""
 
 _named: ContextVar[bool] = ContextVar("named", default=False)
-"""True if the host being connected to is one of the policy's names: sockets are opened by address alone."""
+"""True if the policy names the host of this connection. Opening a socket shows the address, not the host's name."""
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
-    """An address was refused while its URL is unknown. Neither OSError nor RuntimeError, which aiohttp swallows."""
+    """An address was refused while its URL is unknown. aiohttp would swallow a subclass of OSError or RuntimeError."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class _AddressRefused(Exception):  # noqa: N818 - named after the event
 
 
 def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
-    """Raise _AddressRefused if a socket address (host, port[, flow, scope]) is refused; one with a scope always is."""
+    """Raise _AddressRefused if the policy refuses a socket address (host, port[, flow, scope]) or it has a scope."""
     address, port = target[0], target[1]
     if is_denied(address, policy):
         raise _AddressRefused(Refusal.DENIED)
@@ -63,7 +63,7 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 class _GuardedResolver(AbstractResolver):
     """Refuses a whole name if one of its addresses is refused, or if it mixes public addresses with others.
 
-    A mixed name is taken for an attack. The policy's own names may mix: the operator vouches for their addresses.
+    A mixed name counts as an attack. The policy's own names may mix, since the operator vouches for their addresses.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None) -> None:
@@ -77,7 +77,7 @@ class _GuardedResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
-            # `localhost` has two addresses, both of this machine; if a policy allows only one, that one is called.
+            # `localhost` has two addresses, both of this machine; if a policy allows only one, only that one is used.
             results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)
@@ -93,14 +93,14 @@ class _GuardedResolver(AbstractResolver):
 class GuardedConnector(aiohttp.TCPConnector):
     """A connector that connects to allowed addresses only; made by `guarded_connector`, on a running loop.
 
-    `connect` raises EgressRefused. That is no `aiohttp.ClientError` and no `OSError`, so that a caller's handling of
-    network errors does not swallow it by accident.
+    `connect` raises EgressRefused. EgressRefused is neither an `aiohttp.ClientError` nor an `OSError`, so a caller's
+    handling of network errors does not swallow it by accident.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None, **options: Any) -> None:
         self._policy = policy
         self._guarded = _GuardedResolver(policy, resolver)
-        # A verdict depends on its arguments alone. Refusals are exceptions, so only approvals are cached.
+        # The result of a check depends on its arguments alone. A refusal is an exception, and `lru_cache` caches none.
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
         super().__init__(resolver=self._guarded, socket_factory=self._open_socket, **options)
@@ -112,7 +112,7 @@ class GuardedConnector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> Connection:
-        """A connection whose peer was checked. Raises EgressRefused and aiohttp's errors."""
+        """Return a connection after checking its peer. Raises EgressRefused and aiohttp's errors."""
         url = req.url
         self._check_url(url)
         if req.proxy:
@@ -135,10 +135,10 @@ class GuardedConnector(aiohttp.TCPConnector):
         await self._guarded.close()
 
     def _open_socket(self, addr_info: AddrInfoType) -> socket.socket:
-        """A socket for the address about to be connected to.
+        """Return a socket for the address about to be connected to, if the policy allows the address.
 
-        The resolver has checked a name before. It must stay so: aiohttp's race of several addresses swallows errors
-        that are raised here.
+        The resolver must check a name's addresses first: when aiohttp races several addresses, it swallows errors that
+        are raised here.
         """
         family, kind, protocol, _, target = addr_info
         _check_target(target, self._policy, named=_named.get())
@@ -155,20 +155,20 @@ class GuardedConnector(aiohttp.TCPConnector):
 def guarded_connector(
     policy: EgressPolicy, *, limit: int = 100, limit_per_host: int = 0, resolver: AbstractResolver | None = None
 ) -> GuardedConnector:
-    """A connector for an `aiohttp.ClientSession` that keeps to the policy. Call it on a running loop.
+    """Return a connector that enforces the policy for an `aiohttp.ClientSession`. Call this on a running loop.
 
-    `limit` and `limit_per_host` count connections, 0 is no limit. `resolver` resolves names; the system's by default.
+    `limit` and `limit_per_host` count connections; 0 means no limit. `resolver` defaults to the system's resolver.
     """
     return GuardedConnector(policy, resolver, limit=limit, limit_per_host=limit_per_host)
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A policy, and sessions that keep to it."""
+    """A policy, with connectors and sessions that enforce it."""
 
     policy: EgressPolicy
     resolver: AbstractResolver | None = None
-    """Resolves names; the system's if absent."""
+    """The resolver of names; if None, the system's."""
 
     def check_url(self, url: str | URL) -> URL:
         """See `check_url`. Raises EgressRefused."""
@@ -183,7 +183,7 @@ class Guard:
         return guarded_connector(self.policy, limit=limit, limit_per_host=limit_per_host, resolver=self.resolver)
 
     def session(self, *, limit: int = 100, limit_per_host: int = 0, **options: Any) -> aiohttp.ClientSession:
-        """A session behind the guard, without proxies from the environment and without cookies. See ClientSession."""
+        """Return a guarded session without cookies and the environment's proxies. `options` are ClientSession's."""
         options.setdefault("cookie_jar", aiohttp.DummyCookieJar())
         return aiohttp.ClientSession(
             connector=self.connector(limit=limit, limit_per_host=limit_per_host), trust_env=False, **options

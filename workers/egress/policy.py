@@ -16,7 +16,7 @@ ANY_SUBDOMAIN: Final = "*."
 
 
 class Refusal(StrEnum):
-    """The reason for a refusal, as a phrase for people that is stable enough for programs."""
+    """The reason for a refusal: a phrase for people, kept stable for programs."""
 
     URL = "not a URL that can be read"
     SCHEME = "https is required"
@@ -30,7 +30,7 @@ class Refusal(StrEnum):
 
 
 class EgressRefused(Exception):  # noqa: N818 - named after the event, like the engines' EngineDied
-    """The guard refused to connect. The text names reason and origin only: no path, query, user or resolved address."""
+    """The guard refused to connect. The text names only reason and origin, never path, query, user or address."""
 
     def __init__(self, reason: Refusal, origin: str) -> None:
         super().__init__(str(reason) if origin == NO_ORIGIN else f"{origin}: {reason}")
@@ -45,7 +45,7 @@ class EgressPolicy:
     allow: tuple[Network, ...] = ()
     """Addresses that are allowed although they are not public, at any port and over plain http."""
     names: frozenset[str] = frozenset()
-    """Hosts, in lower case, that are allowed whatever they resolve to, as if their addresses were in `allow`.
+    """Hosts in lower case. Their addresses are allowed as if they were in `allow`, whatever the resolver returns.
 
     `*.internal.example` stands for all names below `internal.example`. The policy trusts the owner of such a name.
     """
@@ -53,18 +53,18 @@ class EgressPolicy:
     """True if plain http is allowed to any public address."""
     ports: frozenset[int] = DEFAULT_PORTS
     deny: tuple[Network, ...] = ()
-    """Addresses that are refused first, even if they are public, in `allow`, or the address of one of `names`."""
+    """Refused addresses. This list beats the rule for public addresses, and the lists `allow` and `names`."""
     denied_names: frozenset[str] = frozenset()
-    """Hosts, as in `names`, that are refused whatever they resolve to."""
+    """Refused hosts, in the form of `names`. Their addresses do not matter."""
 
 
 def is_allowed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """True if the policy allows this address: not denied, and public or in one of the allowed networks."""
+    """True if the policy allows the address: public or in an allowed network, and not denied."""
     return not is_denied(address, policy) and (is_public_address(address) or is_listed(address, policy))
 
 
 def is_denied(host: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:
-    """True if the policy denies this address, an IPv4 address inside it, or this name."""
+    """True if the policy denies this host: its name, its address, or an IPv4 address inside its IPv6 address."""
     parsed = parse(host)
     if parsed is None:
         return isinstance(host, str) and _is_among(host, policy.denied_names)
@@ -82,7 +82,7 @@ def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) ->
 def is_named(host: str, policy: EgressPolicy) -> bool:
     """True if the host is one of the policy's names, in any case and with or without the dot at its end.
 
-    An address is no name: its network decides.
+    An address is never a name here; `is_listed` checks addresses.
     """
     return bool(policy.names) and parse(host) is None and _is_among(host, policy.names)
 

@@ -6,17 +6,17 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""Longest wait; a longer `Retry-After` is cut to it."""
+"""Longest wait that is honoured; a longer `Retry-After` is cut to this."""
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None for a value that is neither seconds nor a date.
+    """Return the seconds to wait, 0 to MAX_RETRY_AFTER_SECONDS; None if the value is neither a number nor a date.
 
     `Retry-After = HTTP-date / delay-seconds`. `now` is Unix seconds.
     """
     value = value.strip()
     if value.isascii() and value.isdigit():
-        # Ten digits are over three hundred years, and int() takes long over thousands of them.
+        # Ten digits of seconds are over three hundred years; converting thousands of digits would take long.
         return min(float(value[:10]), MAX_RETRY_AFTER_SECONDS) if len(value) <= 10 else MAX_RETRY_AFTER_SECONDS
     try:
         date = parsedate_to_datetime(value)

@@ -14,7 +14,7 @@ from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
-"""A DNS name. Its last label has a letter: a host that ends in a number is an address in some spelling."""
+"""A DNS name. Its last label has a letter, since a host that ends in a number is an address in some spelling."""
 
 
 def _items(value: str) -> list[str]:
@@ -62,7 +62,7 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 
 
 class EgressSettings(BaseSettings):
-    """Callbacks and fetches have separate lists, so that an internal callback opens no internal network to jobs."""
+    """Lists of destinations. Callbacks and fetches have separate ones: an internal callback opens nothing to fetches."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_EGRESS__",
@@ -75,24 +75,24 @@ class EgressSettings(BaseSettings):
     allow_callbacks: Networks = ()
     """Comma-separated CIDRs that callbacks may reach although they are not public."""
     allow_callback_names: Names = frozenset()
-    """Comma-separated hosts, or `*.` and a domain, that callbacks may reach whatever they resolve to."""
+    """Comma-separated hosts, or `*.` and a domain, that callbacks may reach at any address."""
     allow_fetch: Networks = ()
     """Comma-separated CIDRs that source fetches may reach although they are not public."""
     allow_fetch_names: Names = frozenset()
-    """Comma-separated hosts, or `*.` and a domain, that source fetches may reach whatever they resolve to."""
+    """Comma-separated hosts, or `*.` and a domain, that source fetches may reach at any address."""
     ports: Ports = DEFAULT_PORTS
-    """Comma-separated ports that are allowed at addresses and names outside these lists."""
+    """Comma-separated ports that callbacks and fetches may use at addresses and names outside the allow lists."""
 
     deny: NetworksAndNames = ()
-    """Comma-separated CIDRs and hosts, or `*.` and a domain, that neither callbacks nor fetches reach, even if
-    another list allows them: for public addresses that are used internally."""
+    """Comma-separated CIDRs and hosts, or `*.` and a domain, that callbacks and fetches never reach, even if another
+    list allows them. Meant for public addresses that are used internally."""
 
     def callback_policy(self, *, development: bool) -> EgressPolicy:
-        """The policy for callbacks."""
+        """Return the policy for callbacks."""
         return self._policy(self.allow_callbacks, self.allow_callback_names, development=development)
 
     def fetch_policy(self, *, development: bool) -> EgressPolicy:
-        """The policy for source fetches."""
+        """Return the policy for source fetches."""
         return self._policy(self.allow_fetch, self.allow_fetch_names, development=development)
 
     def _policy(self, allow: tuple[Network, ...], names: frozenset[str], *, development: bool) -> EgressPolicy:

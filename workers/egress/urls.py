@@ -17,24 +17,24 @@ _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _LABEL_LENGTHS: Final = range(1, 64)
-"""Lengths of a name's labels (RFC 1035, section 2.3.4). No other name exists, and TLS cannot even ask for one."""
+"""Allowed lengths of a name's labels (RFC 1035, section 2.3.4). TLS cannot ask for a name with other lengths."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
-"""Text that no path or query may hold (RFC 3986, sections 3.3 and 3.4), such as a % that begins no octet."""
+"""Text that a path or query must not hold (RFC 3986, sections 3.3 and 3.4), such as a % without two hex digits."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _BRACKETED: Final = re.compile(r"[^/?#]*//[^/?#]*\[")
 """A URL with a bracket in its authority. Only an IPv6 address may stand in brackets (RFC 3986, section 3.2.2)."""
 _PARTS_USED: Final = ("raw_user", "raw_password", "raw_host", "host", "port", "raw_path_qs", "host_port_subcomponent")
-"""Parts that this module, the connector or aiohttp's request reads."""
+"""Parts of a URL that this module, the connector or aiohttp's request reads."""
 
 
 def check_url(url: str | URL, policy: EgressPolicy) -> URL:
-    """The URL, unless its text is refused. The addresses of a name are checked later, when connecting.
+    """Return the URL, unless the policy refuses its text. A name's addresses are checked later, when connecting.
 
-    Scheme, host and port are normalised, so that the checked ones are those connected to. Path and query keep their
-    spelling: servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover it. Only characters that no
-    request line may hold are percent-encoded, as UTF-8. Raises EgressRefused and no other error.
+    Scheme, host and port are normalised, so that the connection uses exactly the checked ones. Path and query keep
+    their spelling: servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover the spelling. Only
+    characters that a request line must not hold are percent-encoded, as UTF-8. Raises only EgressRefused.
     """
     parsed = _readable(url)
     if parsed.scheme not in ("http", "https"):
@@ -50,14 +50,14 @@ def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     named = is_named(host, policy)
     if address is None and is_localhost(host) and not (named or _allows_loopback(policy)):
         raise refusal(Refusal.ADDRESS, parsed)
-    # A name may still resolve into an allowed network, to which the next two rules do not apply.
+    # A name may still resolve into an allowed network, where any scheme and port is allowed.
     if not (is_listed(address, policy) if address is not None else named or policy.allow):
         check_scheme_and_port(parsed, policy)
     return parsed
 
 
 def check_reference(base: URL, reference: str, policy: EgressPolicy) -> URL:
-    """The target of a redirect (RFC 3986, section 5), unless its text is refused. Raises EgressRefused."""
+    """Return a redirect's target (RFC 3986, section 5), unless the policy refuses its text. Raises EgressRefused."""
     if _SCHEME.match(reference) or _CONTROL.search(reference):
         return check_url(reference, policy)
     try:
@@ -68,7 +68,7 @@ def check_reference(base: URL, reference: str, policy: EgressPolicy) -> URL:
 
 
 def check_scheme_and_port(url: URL, policy: EgressPolicy) -> None:
-    """Check the rules for all URLs that lead outside the allowed networks. Raises EgressRefused."""
+    """Check scheme and port of a URL that leads outside the allowed networks. Raises EgressRefused."""
     if url.scheme != "https" and not policy.development:
         raise refusal(Refusal.SCHEME, url)
     if url.port not in policy.ports:
@@ -76,12 +76,12 @@ def check_scheme_and_port(url: URL, policy: EgressPolicy) -> None:
 
 
 def refusal(reason: Refusal, url: URL) -> EgressRefused:
-    """The error to raise; it names the URL's origin."""
+    """Return the error for this reason, with the URL's origin."""
     return EgressRefused(reason, origin_of(str(url)))
 
 
 def _readable(url: str | URL) -> URL:
-    """The URL with all parts evaluated that are used later: yarl reports some faults only on access.
+    """Return the URL after reading every part that is used later: yarl reports some faults only on access.
 
     Raises EgressRefused.
     """
@@ -96,13 +96,13 @@ def _readable(url: str | URL) -> URL:
 
 
 def _spelled_plainly(text: str) -> URL:
-    """The URL, normalised except for its path and query. Raises EgressRefused and yarl's errors."""
-    if _CONTROL.search(text):  # yarl would drop some of them and read on
+    """Return the URL, normalised except for its path and query. Raises EgressRefused and yarl's errors."""
+    if _CONTROL.search(text):  # yarl would drop some control characters silently
         raise EgressRefused(Refusal.URL, NO_ORIGIN)
     plain, written = URL(text), URL(text, encoded=True)
     path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
     if not query and text.partition("#")[0].endswith("?"):
-        path += "?"  # yarl does not tell an empty query from none
+        path += "?"  # yarl does not tell an empty query from a missing one
     spelled = URL.build(
         scheme=plain.scheme,
         authority=plain.raw_authority,
@@ -121,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def _literal(url: URL, host: str) -> Address | None:
-    """The address that the host spells; None for a name. Raises EgressRefused for a lookalike of either."""
+    """Return the address that the host spells; None for a name. Raises EgressRefused if the host is neither."""
     if ":" in host or _ENDS_IN_A_NUMBER.search(host):
         address = parse(host)
         if address is None:
@@ -134,7 +134,7 @@ def _literal(url: URL, host: str) -> Address | None:
 
 
 def is_localhost(host: str) -> bool:
-    """True for names that are loopback whatever a resolver says (RFC 6761, section 6.3)."""
+    """True for `localhost` and names below it, which are always loopback (RFC 6761, section 6.3)."""
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost")
 

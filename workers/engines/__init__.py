@@ -1,8 +1,8 @@
 """Engines generate the answers. `base` is the seam, `ENGINES` the registry, `registry.create` the way in.
 
 To add an engine, write one module (or package) and add one line to `ENGINES`. The module has the attributes of
-`registry.EngineModule`. The `--engine` choice of the command, the settings page, the chart and its documentation follow
-from it: `python -m console.publish` writes them anew.
+`registry.EngineModule`. The command's `--engine` option then offers the engine, and `python -m console.publish` updates
+the settings page, the chart and its documentation.
 """
 
 from __future__ import annotations
@@ -12,4 +12,4 @@ ENGINES = {
     "vllm": "workers.engines.vllm",
     "openai": "workers.engines.openai_http",
 }
-"""Name to module. The modules are imported on use, and nothing else stands here: the command's help loads this."""
+"""Name to module. Modules are imported on use, and this file has no imports, since the command's help loads it."""

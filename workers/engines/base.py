@@ -5,11 +5,11 @@ Errors:
     EngineError
     ├── RequestRejected     the request can never work on this engine; names the field
     ├── PromptTooLong       the prompt exceeds the window and may not be cut; less evidence may fit
-    ├── EngineUnavailable   not now: the server is away or overloaded; worth another try
-    │   └── EngineFailed    the engine failed at this request, which may be to blame; worth some tries
-    ├── EngineDied          the engine's process is gone, with every request in flight; any of them may be to blame
-    ├── EngineRefused       at the start: the engine cannot run with these settings; names the one to mend
-    └── EngineLost          the engine does not come back in this process, which should end
+    ├── EngineUnavailable   the engine is away or overloaded; the request is worth another try
+    │   └── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
+    ├── EngineDied          the engine's process died with every request in flight; any of these may be to blame
+    ├── EngineRefused       the engine cannot start with these settings; names the setting to mend
+    └── EngineLost          the engine will not come back in this process, so the process should end
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class GenerationRequest:
     max_tokens: int
     temperature: float
     temperature_is_default: bool = False
-    """True if the job sets no temperature: an engine whose model takes none may then leave it out."""
+    """True if the job sets no temperature. The engine may then omit the parameter if the model does not take it."""
     model_id: str | None = None
     context_window: int | None = None
     top_p: float = 1.0
-    """Nucleus sampling: each token is drawn from the likeliest that together have this probability."""
+    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability."""
     seed: int | None = None
     priority: int = 0
     """0 to 9, higher runs first."""
@@ -43,7 +43,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     is_whole: bool = False
-    """If true, a prompt that is too long raises PromptTooLong: a cut would remove its start, the rules for sources."""
+    """If true, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -62,7 +62,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     confidence: float | None = None
-    """exp(mean log-probability of the generated tokens), 0 to 1; None where the engine gives no log-probabilities."""
+    """exp(mean log-probability of the generated tokens), 0 to 1; None if the engine gives no log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class RequestRejected(EngineError):  # noqa: N818
 
 
 class PromptTooLong(EngineError):  # noqa: N818
-    """The prompt does not fit into the window beside the answer. `fits` is roughly the fraction that would fit."""
+    """The prompt does not fit into the window beside the answer. `fits` estimates the fraction of it that would fit."""
 
     def __init__(self, fits: float) -> None:
         super().__init__("the prompt does not fit into the window")
@@ -115,7 +115,7 @@ class EngineDied(EngineError):  # noqa: N818
 
 
 class EngineRefused(EngineError):  # noqa: N818
-    """The engine cannot run with these settings; the text names the one to mend."""
+    """The engine cannot run with these settings; the text names the setting to mend."""
 
 
 class EngineLost(EngineError):  # noqa: N818
@@ -132,19 +132,19 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names by which a job may ask for the engine's model, first the name in results; empty without a model."""
+        """Names of the engine's model that a job may use, first the name in results; empty without a model."""
         ...
 
     @property
     def context_tokens(self) -> int | None:
-        """The model's limit of tokens, prompt and answer together; None where there is no limit, or none is known.
+        """The model's limit on tokens of prompt and answer together; None if the limit is missing or unknown.
 
         The value is valid from `start` on.
         """
         ...
 
     async def start(self) -> None:
-        """Load the model; returns when the engine can generate. Called once, before the worker joins its group."""
+        """Load the model, and return when the engine can generate. Called once, before the worker joins its group."""
         ...
 
     async def generate(self, request: GenerationRequest) -> Completion:
@@ -152,11 +152,11 @@ class Engine(Protocol):
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Stop a request: `generate` returns the text it has, with `finish_reason` abort. Unknown ids are ignored."""
+        """Stop a request: `generate` returns the text so far, with `finish_reason` abort. Unknown ids are ignored."""
         ...
 
     def load(self) -> EngineLoad:
-        """The engine's load now; cheap, without I/O."""
+        """Return the engine's present load. The call is cheap and does no I/O."""
         ...
 
     async def close(self) -> None:

@@ -1,12 +1,12 @@
 """The development engine: it answers at once with the words of the question. A token is a word.
 
-Directives in the question change that, so that tests and rehearsals can cause faults:
+Directives in the question cause delays and faults for tests and rehearsals:
 
     [[sleep 2.5]]      answer after this many seconds
     [[crash-worker]]   end this whole process by SIGKILL, as the kernel does when memory runs out
     [[crash-engine]]   fail every request in flight, as a dead engine process does
 
-Every client that may submit jobs can therefore crash a worker that runs this engine: it is not for production.
+A client that may submit jobs can therefore crash a worker with this engine, so the engine is not for production.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _Woken = Literal["slept", "aborted"]
 
 
 class EchoSettings(EngineSection):
-    """The development engine."""
+    """Settings of the development engine."""
 
     needs_model: ClassVar[bool] = False
 
     model: str | None = None
-    """The model's name in results, where `--model` does not give one."""
+    """The model's name in results, unless `--model` gives one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
 
@@ -60,7 +60,7 @@ class EchoEngine:
         """Do nothing: this engine loads no model."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer at once, or after the latency. Raises EngineError; EngineDied at `[[crash-engine]]`."""
+        """Answer at once, or after the latency or `[[sleep]]`. Raises EngineError; EngineDied at `[[crash-engine]]`."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
         text = last_user_text(request)
@@ -78,13 +78,13 @@ class EchoEngine:
         return _answer(words, request)
 
     async def abort(self, request_id: str) -> None:
-        """End the request's sleep. A request that does not sleep is already answered."""
+        """End the request's sleep. A request that does not sleep is answered already."""
         sleeping = self._sleeping.get(request_id)
         if sleeping is not None and not sleeping.done():
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Sleeping requests count as running; none ever waits."""
+        """Return the load: sleeping requests count as running, and requests never wait."""
         return EngineLoad(running=len(self._sleeping), waiting=0)
 
     async def close(self) -> None:
@@ -123,7 +123,7 @@ Settings = EchoSettings
 
 
 def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine:
-    """The engine of a worker; see `EngineModule`."""
+    """Make the engine of a worker; see `EngineModule`."""
     return EchoEngine(settings, metrics)
 
 

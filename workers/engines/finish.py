@@ -12,20 +12,20 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""Words beside OpenAI's and vLLM's own: TGI, Mistral, Anthropic, Gemini and Cohere use them in OpenAI's protocol."""
+"""Words of TGI, Mistral, Anthropic, Gemini and Cohere for each of our reasons, when they speak OpenAI's protocol."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))
 
 
 def is_failure(said: str | None) -> bool:
-    """True if the word means a failure that may pass: `error` (vLLM, Mistral, OpenRouter) or DeepSeek's."""
+    """True if the word means a temporary failure: `error` (vLLM, Mistral, OpenRouter) or DeepSeek's word."""
     return said is not None and said.lower() in _FAILURES
 
 
 def finish_reason(said: str | None) -> FinishReason:
-    """The engine's word, in upper or lower case, as one of our reasons. An unknown word is `other`.
+    """Map the engine's word, in upper or lower case, to one of our reasons. An unknown word becomes `other`.
 
-    A missing reason counts as `stop`, as in vLLM's own server.
+    A missing word becomes `stop`, as in vLLM's own server.
     """
     return _MEANINGS.get(said.lower(), "other") if said else "stop"

@@ -1,4 +1,4 @@
-"""Prompt handling that all engines share: find its text, and compute how many of its tokens fit."""
+"""Prompt handling that all engines share: a prompt's text, and the number of tokens that fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assista
 
 
 def plain_text(messages: Sequence[Message]) -> str:
-    """Messages as text, for a model that has no chat template. A single message is its text alone."""
+    """Return messages as text, for a model without a chat template. A single message gives its text alone."""
     if len(messages) == 1:
         return messages[0].text
     turns = [f"{_SPEAKERS[message.role]}: {message.text}" for message in messages]
@@ -19,7 +19,7 @@ def plain_text(messages: Sequence[Message]) -> str:
 
 
 def last_user_text(asked: GenerationRequest | Job) -> str:
-    """The question: the prompt, the user's last message, or the last message where no user spoke."""
+    """Return the question: the prompt, else the user's last message, else the last message of any role."""
     if asked.prompt is not None:
         return asked.prompt
     messages = asked.messages or ()
@@ -28,7 +28,7 @@ def last_user_text(asked: GenerationRequest | Job) -> str:
 
 
 def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | None:
-    """Tokens that the prompt may have beside the answer; None is no limit.
+    """Return the number of tokens that the prompt may have beside the answer; None means no limit.
 
     Raises RequestRejected if not even one token fits.
     """

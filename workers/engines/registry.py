@@ -1,4 +1,4 @@
-"""The registry at work: an engine's module and settings by its name."""
+"""Lookup of engines: an engine's module and settings by the engine's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.engines.settings import EngineSection, EngineSettings
 
 
 class EngineModule(Protocol):
-    """The contents of an engine's module."""
+    """The attributes that an engine's module must have."""
 
     @property
     def Settings(self) -> type[EngineSection]:  # noqa: N802 - a class
@@ -24,21 +24,21 @@ class EngineModule(Protocol):
         ...
 
     def create(self, settings: Any, metrics: Metrics, clock: Clock) -> Engine:
-        """An engine that is not started yet, its `name` the registered one. Raises ValueError without a model."""
+        """Make an engine, not started yet, with the registered `name`. Raises ValueError if it lacks a model."""
         ...
 
 
 def create(name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None) -> Engine:
-    """An engine that is not started yet. `model` beats the settings.
+    """Make an engine, not started yet. `model` overrides the model in the settings.
 
-    Raises KeyError for a name that is not registered, and ValueError where the engine needs a model and has none.
+    Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
     """
     section = settings.section(name)
     return _module(name).create(section.model_copy(update={"model": model or section.model}), metrics, clock)
 
 
 def engine_settings() -> type[EngineSettings]:
-    """The settings class with a section for each registered engine. Imports their modules."""
+    """Return the settings class with a section for each registered engine. Imports all engines' modules."""
     return _settings_class(tuple(ENGINES))
 
 

@@ -23,11 +23,11 @@ class EngineSection(BaseModel):
     """True if the engine cannot start without a model's name."""
 
     model: str | None = None
-    """The model's name, where `--model` does not give one."""
+    """The model's name, unless `--model` gives one."""
 
 
 class EngineSettings(BaseSettings):
-    """One section for each engine; `workers.engines.engine_settings` makes the class with those sections."""
+    """The settings with one section for each engine; `registry.engine_settings` makes the class with all sections."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_ENGINE__",
@@ -39,6 +39,6 @@ class EngineSettings(BaseSettings):
     )
 
     def section(self, engine: str) -> EngineSection:
-        """The settings of one engine. Raises KeyError for a name that is not registered."""
+        """Return the settings of one engine. Raises KeyError for a name that is not registered."""
         sections: dict[str, EngineSection] = dict(self)
         return sections[engine]

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted one.
+"""The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
 `dialect` writes requests in the form that the server takes, and `answers` reads its responses.
@@ -17,5 +17,5 @@ Settings = OpenAISettings
 
 
 def create(settings: OpenAISettings, metrics: Metrics, clock: Clock) -> OpenAIEngine:
-    """The engine of a worker; see `EngineModule`."""
+    """Make the engine of a worker; see `EngineModule`."""
     return OpenAIEngine(settings, clock)

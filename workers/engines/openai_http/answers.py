@@ -1,4 +1,4 @@
-"""The server's responses to a generation request: a completion, a failure that may pass, or a refusal."""
+"""The server's responses to a generation request: a completion, a temporary failure, or a refusal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OVERLOADED = {408, 409, 429, 502, 503}
 """Statuses that concern the whole server rather than the request."""
 _REASON_SHOWN = 40
 _MOST_CHOICES = 64
-"""A request asks for one. Without a bound, an answer of 8 MiB could hold three million, in a gigabyte of memory."""
+"""Limit on an answer's choices; a request asks for one. Without it, 8 MiB could become a gigabyte of objects."""
 
 _FIELDS = {
     name: name
@@ -41,23 +41,23 @@ _FIELDS = {
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
 _LESS = 0.6
-"""The fraction of a prompt to try after it was too long: servers give no number of tokens that fit."""
+"""The fraction of a too long prompt to try next, since servers do not tell the number of tokens that fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """A failure that may pass. `after` is the server's `Retry-After` in seconds."""
+    """A temporary failure. `after` is the server's `Retry-After` in seconds."""
 
     reason: str
     after: float | None = None
     is_the_server_s: bool = True
-    """True if the failure concerns the whole server; else this request may be its cause."""
+    """True if the failure concerns the whole server; False if this request may be the cause."""
 
 
 def outcome(
     request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes, now: float
 ) -> Completion | TryAgain:
-    """The outcome of the request by its response to a POST to `path`. `now`: Unix seconds. Raises EngineError."""
+    """Return the request's outcome by the response to its POST to `path`. `now`: Unix seconds. Raises EngineError."""
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
     if status in _OVERLOADED or status >= 500:
@@ -87,12 +87,12 @@ class _TokenLogprob(BoundedModel):
 
 class _Logprobs(BoundedModel):
     content: list[_TokenLogprob] | None = Field(default=None, max_length=MAX_TOKENS)
-    """The form of chat completions."""
+    """Log-probabilities in the form of chat completions."""
     token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
-    """The form of completions."""
+    """Log-probabilities in the form of completions."""
 
     def values(self) -> list[float]:
-        """The log-probabilities of the answer's tokens; empty where the server gave none."""
+        """Return the log-probabilities of the answer's tokens; empty if the server gave none."""
         given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
         return [value for value in given if value is not None]
 
@@ -118,7 +118,7 @@ class _Bill(BoundedModel):
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens that were generated; 0 where the server gives no usage."""
+        """Number of generated tokens; 0 if the server gives no usage."""
         return self.usage.completion_tokens if self.usage is not None else 0
 
 
@@ -129,7 +129,7 @@ class ServerAnswer(_Bill):
 
 
 def completion_of(answer: ServerAnswer) -> Completion:
-    """The first choice. Raises EngineFailed where its finish reason is a failure."""
+    """Return the first choice. Raises EngineFailed if its finish reason is a failure."""
     choice, usage = answer.choices[0], answer.usage or _Usage()
     text = choice.message.content if choice.message is not None else choice.text
     if is_failure(choice.finish_reason):
@@ -147,7 +147,7 @@ def completion_of(answer: ServerAnswer) -> Completion:
 
 
 def _billed(body: bytes) -> int:
-    """The generated tokens of an otherwise unreadable answer."""
+    """Return the number of generated tokens in an otherwise unreadable answer; 0 if it cannot be read."""
     try:
         return _Bill.model_validate_json(body).completion_tokens
     except ValidationError:
@@ -155,7 +155,7 @@ def _billed(body: bytes) -> int:
 
 
 def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) -> RequestRejected | PromptTooLong:
-    """The server's refusal as an error: the job's field, and the server's own words."""
+    """Return the server's refusal as an error with the job's field and the server's own text."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
     field = _FIELDS.get(problem.param or "", "messages" if request.messages is not None else "prompt")

@@ -1,8 +1,8 @@
-"""Requests to a server that speaks OpenAI's protocol, in the dialect that it takes.
+"""Requests to a server that speaks OpenAI's protocol, with the parameters that the server takes.
 
-Some parameters are sent even if a job does not ask for them, and not every model takes them. OpenAI's reasoning models
-want `max_completion_tokens` for `max_tokens`, and neither `logprobs` nor a temperature. No job is at fault for that, so
-the first refusal that names such a parameter is remembered for the life of the process.
+The engine sends some parameters even if a job does not ask for them, and not every model takes them. OpenAI's reasoning
+models want `max_completion_tokens` for `max_tokens`, and take neither `logprobs` nor a temperature. A refusal of such a
+parameter is no job's fault, so the process remembers the parameter and does not send it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.engines.prompts import plain_text
 log = get_logger()
 
 _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
-"""Parameters that only our settings add, by the names in servers' refusals."""
+"""Parameters that only our settings add, by the names that servers use in refusals."""
 
 
 class ServerProblem(BoundedModel):
@@ -33,7 +33,7 @@ class ServerProblem(BoundedModel):
 
     @property
     def is_of_length(self) -> bool:
-        """True if the prompt is too long, by the words of vLLM and OpenAI (the first) or llama.cpp (the second)."""
+        """True if the prompt is too long. vLLM and OpenAI use the first text, llama.cpp the second."""
         return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
 
 
@@ -42,7 +42,7 @@ class _Refusal(BoundedModel):
 
 
 def problem_in(body: bytes) -> ServerProblem:
-    """The error in a server's refusal; an empty one where the body has another form."""
+    """Return the error in a server's refusal; an empty error if the body has another form."""
     try:
         return _Refusal.model_validate_json(body).error
     except ValidationError:
@@ -50,16 +50,16 @@ def problem_in(body: bytes) -> ServerProblem:
 
 
 class Dialect:
-    """The dialect of one server. `model` is the server's name for the model."""
+    """The parameters that one server takes. `model` is the server's name for the model."""
 
     def __init__(self, model: str, settings: OpenAISettings) -> None:
         self._model = model
         self._settings = settings
         self._refused: set[str] = set()
-        """Parameters of ours that the server does not take."""
+        """Parameters that the server has refused."""
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
-        """The request as JSON for `/chat/completions` or `/completions`."""
+        """Return the request's JSON for `/chat/completions` or `/completions`."""
         chat = self._settings.api == "chat"
         longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}
@@ -80,11 +80,11 @@ class Dialect:
         if self._settings.log_probabilities and "logprobs" not in self._refused:
             body["logprobs"] = True if chat else 0
         if self._settings.send_priority and "priority" not in self._refused:
-            body["priority"] = -request.priority  # vLLM runs lower ones first
+            body["priority"] = -request.priority  # vLLM runs lower priorities first
         return body
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
-        """True if the refused parameter is ours and no job's; the request may then go again without it."""
+        """Remember a refused parameter that no job set. Return True if so: the request may be sent again without it."""
         name = "logprobs" if problem.param == "top_logprobs" else problem.param
         if name is None or name not in sent:
             return False

@@ -25,11 +25,11 @@ class ServerModels(BoundedModel):
 
     @property
     def names(self) -> list[str]:
-        """The models and their LoRA adapters, which vLLM's servers list beside them."""
+        """The names of the models; vLLM's servers list LoRA adapters among them."""
         return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:
-        """Tokens of this model's window, or of its base model's; None where the server gives neither."""
+        """Return the tokens of this model's window, or of its base model's window; None if the server gives neither."""
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
         if model is not None and model.max_model_len is None and model.parent is not None:
@@ -38,6 +38,6 @@ class ServerModels(BoundedModel):
 
     @property
     def shown(self) -> str:
-        """Some of the names, so that an operator finds the right one."""
+        """The first eight names as one phrase, so that an operator finds the right one."""
         names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN
         return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"

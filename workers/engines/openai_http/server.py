@@ -1,4 +1,4 @@
-"""The connection to the server: its POSTs, and the check of key, model and window at the start.
+"""The connection to the server: POSTs, and the check of key, model and window at the start.
 
 The operator chooses the server, so the egress guard does not check its address.
 """
@@ -30,7 +30,7 @@ FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 _COMING_UP = {502, 503, 504}
-"""Statuses of a server that still loads its model, and of a gateway in front of it."""
+"""Statuses of a server that still loads its model, and of a gateway in front of such a server."""
 _FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
 
 log = get_logger()
@@ -69,7 +69,7 @@ class OpenAIServer:
             await self._session.close()
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
-        """One POST, and another for each parameter of ours that the server refuses. Raises EngineError."""
+        """POST the request, and POST it again after each refused parameter of ours. Raises EngineError."""
         try:
             while True:
                 sent = self._dialect.body(request)
@@ -82,9 +82,9 @@ class OpenAIServer:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     async def window(self) -> int | None:
-        """Wait until the server answers for our model. Returns the tokens of its window, None where the list has none.
+        """Wait until the server answers for our model. Return the tokens of the model's window, None if not listed.
 
-        Raises EngineRefused where the server refuses our key, or generates nothing under the model's name.
+        Raises EngineRefused if the server refuses our key, or fails a first request with the model's name.
         """
         waits = pauses()
         while True:
@@ -110,20 +110,20 @@ class OpenAIServer:
         return models.window_of(self._model) if models is not None else None
 
     def _refused(self, status: int) -> EngineRefused:
-        """The error for a key that the server refuses, or for a missing key."""
+        """Return the error for a refused or missing key."""
         variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
         mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
         return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
 
     async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
-        """The server's models; None where its list is missing or unreadable."""
+        """Return the server's models; None if the list is missing or unreadable."""
         try:
             return ServerModels.model_validate_json(await self._read(response)) if response.status == 200 else None
         except (ValidationError, RequestRejected):
             return None
 
     async def _try_out(self, models: ServerModels | None) -> None:
-        """Generate some tokens where no list names our model: only an answer shows that the server takes the name.
+        """Generate some tokens if no list names our model: only an answer shows that the server takes the name.
 
         A llama.cpp server takes any name, Ollama takes shorter names than it lists, and some servers have no list.
         Raises EngineRefused, or EngineUnavailable while the server is starting.
@@ -144,7 +144,7 @@ class OpenAIServer:
         )
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
+        """Return the body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
         body = bytearray()
         async for chunk in response.content.iter_chunked(64 * 1024):
             body += chunk
@@ -160,7 +160,7 @@ class OpenAIServer:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between one try and the next, without end."""
+    """Yield the seconds to wait before each further try, doubling up to the longest wait."""
     wait = FIRST_WAIT_SECONDS
     while True:
         yield wait

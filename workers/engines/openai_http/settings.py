@@ -10,22 +10,23 @@ from workers.engines.settings import EngineSection
 
 
 class OpenAISettings(EngineSection):
-    """Any server that speaks OpenAI's protocol."""
+    """Settings of a server that speaks OpenAI's protocol."""
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""
     api_key: SecretStr | None = None
     """The server's bearer token."""
     model: str | None = None
-    """The model's name in requests to the server, where `--model` does not give one."""
+    """The model's name in requests to the server, unless `--model` gives one."""
     api: Literal["chat", "completions"] = "chat"
-    """The server's API. With `chat`, a plain prompt becomes one message of a user."""
+    """The server's API. With `chat`, a plain prompt becomes one user message."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller one counts."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
-    """Requests at the server at once; more wait in the worker. The default is that of a vLLM server, `max_num_seqs`.
+    """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`.
 
-    Fewer leave its GPU idle. Requests beyond its capacity wait at the server, within `request_timeout_seconds`.
+    Fewer requests leave the server's GPU partly idle. Requests beyond the server's capacity wait at the server, within
+    `request_timeout_seconds`.
     """
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries of one request before it fails."""
@@ -34,8 +35,8 @@ class OpenAISettings(EngineSection):
     start_timeout_seconds: float = Field(default=600.0, ge=0, le=86_400)
     """Seconds that the server may take to start before the worker gives up."""
     max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Bytes of the largest answer that is read."""
+    """Largest answer that the engine reads, in bytes."""
     log_probabilities: bool = True
-    """Ask the server for log-probabilities. Turn this off for a server that refuses requests with `logprobs`."""
+    """Ask the server for log-probabilities. Turn this off if the server refuses requests with `logprobs`."""
     send_priority: bool = False
     """Send `priority`, which a vLLM server with priority scheduling reads."""

@@ -1,9 +1,9 @@
-"""vLLM in the worker's process.
+"""The engine that runs vLLM in the worker's process.
 
 `engine` is the engine. `arguments` builds its start arguments, `tokens` makes a prompt of tokens, `sampling` translates
-requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading` reloads an engine that died,
-`load_failures` explains why a model does not load, `guardian` ends the engine's processes with the worker, and
-`cpu_worker` asks Linux for AMX.
+requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading` reloads an engine that died.
+`load_failures` explains a failed load, `guardian` ends the engine's processes when the worker ends, and `cpu_worker`
+asks Linux for AMX.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ Settings = VllmSettings
 
 
 def create(settings: VllmSettings, metrics: Metrics, clock: Clock) -> VllmEngine:
-    """The engine of a worker; see `EngineModule`."""
+    """Make the engine of a worker; see `EngineModule`."""
     return VllmEngine(settings, metrics)

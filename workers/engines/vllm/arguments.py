@@ -12,7 +12,7 @@ from workers.engines.vllm.settings import VllmSettings
 
 
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
-    """The arguments of `AsyncEngineArgs`. Imports vLLM."""
+    """Return the arguments of `AsyncEngineArgs`. Imports vLLM."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
@@ -28,7 +28,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "enable_lora": bool(settings.adapters),
-        # Compact JSON: where white space is allowed, some models write nothing else until max_tokens.
+        # Compact JSON: if white space is allowed, some models write only white space until max_tokens.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if not on_cpu:
@@ -39,9 +39,9 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
 
 
 def prepare_environment(model: str) -> None:
-    """Set the variables that vLLM reads on import, and that its processes inherit.
+    """Set the variables that vLLM reads on import and vLLM's processes inherit.
 
-    vLLM's own log handlers are off: its lines reach our log, and its processes' warnings go to standard error.
+    vLLM's own log handlers are off: vLLM's lines go to our log, and its processes' warnings go to standard error.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang

@@ -1,6 +1,6 @@
-"""vLLM's worker on a CPU with Advanced Matrix Extensions (AMX), which a process must ask the kernel for.
+"""vLLM's worker on a CPU with Advanced Matrix Extensions (AMX): a process must ask the kernel for permission.
 
-vLLM 0.32 computes bfloat16 attention with AMX, and leaves the request to the library that used AMX before. A small
+vLLM 0.32 computes bfloat16 attention with AMX, and relies on another library to have asked for permission. A small
 model uses no such library, and the first instruction on a tile ends the worker with SIGILL.
 """
 
@@ -11,18 +11,18 @@ import logging
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-log = logging.getLogger(__name__)  # as in vLLM itself: its processes do not set up our logs
+log = logging.getLogger(__name__)  # vLLM's processes do not set up our logs
 
 
 class AmxWorker(CPUWorker):
     """Asks for the permission to use AMX tiles before the first computation.
 
-    Linux, Documentation/arch/x86/xstate.rst: the permission belongs to a process and ends with an exec. So this
-    process cannot inherit the permission from the process that spawned it.
+    Linux, Documentation/arch/x86/xstate.rst: the permission belongs to a process and ends with an exec. So a
+    spawned worker cannot inherit the permission from its parent.
     """
 
     def init_device(self) -> None:
-        """Ask for AMX, then do as vLLM's worker does."""
+        """Ask for AMX, then run vLLM's own `init_device`."""
         if not torch.cpu._init_amx():
             log.warning("Linux refuses AMX: where the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
         super().init_device()  # type: ignore[no-untyped-call]

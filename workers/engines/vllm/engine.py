@@ -1,9 +1,9 @@
-"""vLLM in this process: `AsyncLLM`, whose engine core and workers are processes of their own.
+"""vLLM's `AsyncLLM` in this process; its engine core and workers are separate processes.
 
-vLLM is imported when the engine starts, which takes half a minute and much memory. A program that starts this engine
-needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight raises
-EngineDied and the engine is loaded again; new requests wait for it. After a few failed loads all requests raise
-EngineLost.
+The engine imports vLLM only when it starts, since the import takes half a minute and much memory. A program that starts
+this engine needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight
+raises EngineDied, and the engine is loaded again; new requests wait for the load. After a few failed loads all requests
+raise EngineLost.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
 abort. Lower priorities run first, and only under the priority policy. `max_tokens` defaults to 16.
@@ -60,7 +60,7 @@ class VllmEngine:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
         folder = Path(settings.model)
-        # Results name the model without the operator's path, which is of no use to their consumer.
+        # Results name the model without the operator's path, since consumers have no use for the path.
         self.models = (folder.resolve().name, settings.model) if folder.is_dir() else (settings.model,)
         self._settings = settings
         self._metrics = metrics
@@ -73,19 +73,19 @@ class VllmEngine:
         self._is_started = False
         self._lost: str | None = None
         self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
-        # One thread, since two may not use a tokenizer at once.
+        # One thread, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     @property
     def context_tokens(self) -> int | None:
-        """The `max_model_len` that vLLM settled on when it last loaded the model."""
+        """The `max_model_len` that vLLM chose when it last loaded the model."""
         return self._context_tokens
 
     async def start(self) -> None:
-        """Import vLLM and load the model, in seconds or minutes. Raises EngineError after closing the engine."""
+        """Import vLLM and load the model: seconds to minutes. On failure, close the engine and raise EngineError."""
         self._guardian.start()
         try:
-            await asyncio.shield(self._begin_loading())  # a thread cannot be cancelled; `close` makes it fail instead
+            await asyncio.shield(self._begin_loading())  # the loading thread cannot be cancelled; `close` makes it fail
         except EngineError:
             await self.close()
             raise
@@ -97,7 +97,7 @@ class VllmEngine:
             raise
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer one request. Raises EngineError; cancelling aborts."""
+        """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
         lora = self._adapter(request.adapter)
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
@@ -120,13 +120,13 @@ class VllmEngine:
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Requests that vLLM generates, and requests that wait in it, by this engine's own count."""
+        """Return the numbers of requests that vLLM generates and queues, by this engine's own count."""
         count = len(self._in_flight)
         running = min(count, self._settings.max_num_seqs)
         return EngineLoad(running=running, waiting=count - running)
 
     async def close(self) -> None:
-        """End the engine's processes, even while it is loading. May be called twice."""
+        """End the engine's processes, even during a load. May be called twice."""
         self._closing.set()
         while (loading := self._loading) is not None:
             await asyncio.to_thread(self._guardian.end_engine)
@@ -138,7 +138,7 @@ class VllmEngine:
     # -- loading -------------------------------------------------------------------------------------------------
 
     async def _ready(self, aborted: asyncio.Future[None]) -> Any:
-        """The loaded engine, or None if the request is aborted before the engine is loaded."""
+        """Return the loaded engine, or None if the request is aborted before a load ends. Raises EngineError."""
         if self._llm is not None and not self._llm.errored:
             return self._llm
         if self._closing.is_set():
@@ -157,7 +157,7 @@ class VllmEngine:
         return self._llm
 
     def _begin_loading(self) -> asyncio.Task[None]:
-        """Start the load, or join the one in progress: all requests share it."""
+        """Start a load, or join the load in progress: all requests share one load."""
         if self._loading is None:
             load = self._load_again() if self._is_started else self._load()
             self._loading = asyncio.create_task(load, name="vllm-load")
@@ -177,12 +177,12 @@ class VllmEngine:
         await load_again(self._load_afresh, self._closing)
 
     async def _load_afresh(self) -> None:
-        """Load after discarding the dead or half-loaded engine, which would keep the memory that the new one needs."""
+        """Discard the dead or half-loaded engine first, so that its memory is free, and load a new engine."""
         await asyncio.to_thread(self._discard)
         await self._load()
 
     def _refused(self, error: Exception) -> EngineRefused:
-        """The error for a failed start. The log has the stack where no known reason explains it."""
+        """Return the error for a failed start. An unknown error goes to the log with its stack trace."""
         known = known_reason(self._model, error)
         if known is None:
             log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
@@ -195,10 +195,10 @@ class VllmEngine:
             self._lost = str(error)
 
     def _build(self) -> None:
-        """Make the AsyncLLM. Blocks while the model loads. The thread has no event loop: vLLM starts its tasks later.
+        """Make the AsyncLLM. Blocks during the load. The thread has no event loop, so vLLM starts its tasks later.
 
-        The engine is not returned: a thread keeps its return value, and an engine that is kept tries to end once more
-        at the interpreter's exit.
+        The method does not return the engine: the thread would keep the returned value, and a kept engine tries to end
+        once more at the interpreter's exit.
         """
         prepare_environment(self._model)
         # Deprecations between vLLM and torch do not concern an operator, neither here nor in vLLM's processes.
@@ -212,15 +212,15 @@ class VllmEngine:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
 
     def _discard(self) -> None:
-        """End the rest of the engine, so that its memory is free for the next one. Blocks."""
+        """End the rest of the engine, so that its memory is free for the next engine. Blocks."""
         llm, self._llm = self._llm, None
         logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM logs its own shutdown as a failure
         if llm is not None:
             llm.shutdown(timeout=SHUTDOWN_SECONDS)
         self._guardian.end_engine()
-        multiprocessing.active_children()  # reaps the processes that were killed
+        multiprocessing.active_children()  # reaps the killed processes
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a socket context that vLLM leaves open
+            warnings.simplefilter("ignore")  # the warning is about a socket context that vLLM leaves open
             gc.collect()  # vLLM's objects form cycles, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
@@ -236,11 +236,11 @@ class VllmEngine:
             outputs = llm.generate(
                 tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
             )
-            async for output in outputs:  # noqa: B007 - only one comes, the final one
+            async for output in outputs:  # noqa: B007 - the only output is the final one
                 pass
         except EngineDeadError as error:
             if not self._closing.is_set():
-                self._begin_loading()  # at once, not at the next request
+                self._begin_loading()  # load now, so that the next request waits less
             raise EngineDied("the engine's process ended with this request in flight") from error
         except VLLMClientError as error:
             raise refusal(request, error) from error

@@ -1,20 +1,20 @@
-"""No engine process outlives its worker.
+"""The guardian ends the engine's processes when their worker ends.
 
-vLLM's processes do not notice that their worker was killed with SIGKILL: they live on for minutes and keep the GPU's
-memory. A guardian is a process of some 10 MB that waits for the worker's end and then kills the engine's processes.
+vLLM's processes do not notice that SIGKILL ended their worker: they live on for minutes and keep the GPU's memory. A
+guardian is a process of some 10 MB that waits for the worker's end and then kills the engine's processes.
 
 The guardian knows an engine process by a *mark*, a random word that the worker puts into the environment while it
 starts the engine (`marked_environment`). Children and their children inherit the mark, and keep it when a parent dies.
-Its variable is `VLLM_PROCESS_NAME_PREFIX`: vLLM's processes write their title over the memory where `/proc` shows the
-environment, and the title begins with that variable. Three other ways fall short. A list of pids misses a process that
-started a moment ago. A process group would have to be made by vLLM. PR_SET_PDEATHSIG follows the thread that started
-the engine, not the worker.
+The mark's variable is `VLLM_PROCESS_NAME_PREFIX`. vLLM's processes write their title over the memory where `/proc`
+shows the environment, and the title begins with that variable. Three other ways fail. A list of pids misses a process
+that started a moment ago. Only vLLM could make a process group. PR_SET_PDEATHSIG follows the thread that started the
+engine, not the worker.
 
-An engine's sockets have a folder of their own, which the guardian removes. The folder's path is short even if the
-worker's TMPDIR is long, since a socket's path has at most 107 characters.
+The guardian also removes the folder of the engine's sockets. The folder's path is short even if the worker's TMPDIR is
+long, since a socket's path has at most 107 characters.
 
 Run as a program, `guardian.py WORKER_PID`, this file is the guardian itself and imports only the standard library. It
-reads mark and folder from standard input, since a mark on its command line would mark the guardian too.
+reads mark and folder from standard input: on the command line, the mark would mark the guardian too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 LONGEST_BASE = 40
-"""Characters of the folder that ours is made in: the limit of unix(7), less our name's 27 and a UUID's 36."""
+"""Longest path of the base folder: unix(7)'s limit, less 27 characters of our folder's name and 36 of a UUID."""
 POLL_SECONDS = 1.0
-"""The longest delay in noticing the worker's end, if a fork of the worker holds the pipe open too."""
+"""Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Sweeps in a row that must find no process: a process that is being killed may still start another."""
+"""Empty sweeps in a row that end the hunt: a process that is being killed may still start another."""
 
 
 class Guardian:
@@ -53,12 +53,12 @@ class Guardian:
 
     @property
     def pid(self) -> int | None:
-        """The guardian's process; None before `start` and after `close`."""
+        """The pid of the guardian's process; None before `start` and after `close`."""
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
         """Start watching. The guardian has its own session: signals to the worker's process group do not reach it."""
-        import subprocess  # here: the guardian process does not need it and should stay small
+        import subprocess  # imported here, since the guardian's process does not need it and should stay small
         import tempfile
 
         self.folder = tempfile.mkdtemp(prefix=f"postback-{os.getpid()}-", dir=_short_base(tempfile.gettempdir()))
@@ -78,7 +78,7 @@ class Guardian:
 
     @contextlib.contextmanager
     def marked_environment(self, **variables: str) -> Iterator[None]:
-        """Mark the processes that are started meanwhile as the engine's, and give them `variables` too."""
+        """Mark processes that start during the block as the engine's, and give them `variables` too."""
         variables |= {MARK_VARIABLE: self.mark, SOCKETS_VARIABLE: self.folder}
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
@@ -96,7 +96,7 @@ class Guardian:
         end_marked(self.mark)
 
     def close(self) -> None:
-        """End the guardian, which first ends the rest of the engine and removes its folder. Blocks until then."""
+        """Make the guardian end the engine's last processes, remove the folder, and end itself. Blocks until then."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -105,12 +105,12 @@ class Guardian:
 
 
 def marked(mark: str) -> list[int]:
-    """The processes that carry the mark, without this one and without multiprocessing's resource trackers.
+    """Return the pids of marked processes, without this process and multiprocessing's resource trackers.
 
-    Resource trackers clean up shared memory after the others and then end by themselves.
+    Resource trackers clean up shared memory after the other processes, and then end by themselves.
     """
-    if not os.path.isdir("/proc/self"):  # noqa: PTH112 - as below
-        return []  # not Linux: vLLM's processes are only ended in the ordinary way
+    if not os.path.isdir("/proc/self"):  # noqa: PTH112 - the guardian imports little
+        return []  # not Linux: only vLLM's own shutdown ends its processes
     word, found = mark.encode(), list[int]()
     for entry in os.listdir("/proc"):  # noqa: PTH208 - the guardian imports little, and `pathlib` needs a stat for each
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -123,7 +123,7 @@ def marked(mark: str) -> list[int]:
 
 
 def end_marked(mark: str) -> None:
-    """SIGKILL every process that carries the mark, and every process that those start meanwhile."""
+    """SIGKILL every marked process, and every process that a marked process starts meanwhile."""
     clean = 0
     while clean < CLEAN_SWEEPS:
         pids = marked(mark)
@@ -135,7 +135,7 @@ def end_marked(mark: str) -> None:
 
 
 def _short_base(usual: str) -> str:
-    """A base folder with a path short enough for sockets: the usual one, or another one for temporary files."""
+    """Return the usual base folder if its path is short enough for sockets, else another folder for temporary files."""
     for base in (usual, "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private folder is made in it
         if len(base) <= LONGEST_BASE and os.access(base, os.W_OK | os.X_OK):
             return base
@@ -144,10 +144,10 @@ def _short_base(usual: str) -> str:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - as above
+        with open(path, "rb") as file:  # noqa: PTH123 - the guardian imports little
             return file.read()
     except OSError:
-        return b""  # the process ended, or is another user's and so not ours
+        return b""  # the process ended, or belongs to another user
 
 
 def _is_alive(pid: str) -> bool:
@@ -168,14 +168,14 @@ def _wait_for_the_end_of(worker: int) -> None:
 
 
 def main() -> None:
-    """Watch, then end the marked processes, and remove their folder."""
+    """Watch the worker, then end the marked processes and remove their folder."""
     worker = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()  # the worker writes both lines in one write
     _wait_for_the_end_of(worker)
     if len(said) == 2:
-        import shutil  # not before: the guardian stays small while it waits
+        import shutil  # imported only now, so that the guardian is small while it waits
 
         mark, folder = said
         end_marked(mark)

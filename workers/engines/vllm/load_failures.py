@@ -1,7 +1,7 @@
-"""The reason why vLLM did not load, as one line for the operator, with the fix.
+"""The reason for a failed load of vLLM, as one line for the operator, with the fix.
 
-vLLM, transformers and the Hugging Face hub's client each have errors of their own for one mistake, and wrap each
-other's. So a mistake is recognised by an error's class name, anywhere in the chain of causes.
+vLLM, transformers and the Hugging Face hub's client raise different errors for one mistake, and wrap each other's
+errors. So an error's class name shows the mistake, anywhere in the chain of causes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from workers.engines.vllm.loading import short
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
-"""The base of our image with vLLM, as docs/DEPLOY.md and compose.yaml name it."""
+"""The base image of our image with vLLM; docs/DEPLOY.md and compose.yaml name it too."""
 
 _UNKNOWN_TO_THE_HUB = {"RepositoryNotFoundError", "HFValidationError"}
 _NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 
 
 def known_reason(model: str, error: BaseException) -> str | None:
-    """The problem and its fix; None for an error that only its stack may explain."""
+    """Return the problem and its fix; None for an unknown error, which needs its stack trace."""
     if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
         return (
             f"there is no vLLM here: build the image with --build-arg BASE={IMAGE}, "
@@ -49,14 +49,14 @@ def known_reason(model: str, error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """The error's text as one line. For a rejected setting it gives the reason without the value."""
+    """Return the error's text as one line. For a rejected setting, return the reason without the value."""
     if isinstance(error, ValidationError):
         return short("; ".join(one["msg"] for one in error.errors(include_url=False, include_input=False)))
     return short(str(error)) or type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and its chain of causes and contexts."""
+    """Yield the error and its chain of causes and contexts."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -1,4 +1,4 @@
-"""Reloading of an engine that died: a bounded number of loads, with growing pauses between them."""
+"""Reloading of an engine that died: a bounded number of loads, with growing pauses in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = get_logger()
 async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event) -> None:
     """Call `load` until it returns.
 
-    Raises EngineLost after `LOADS` failures, and EngineUnavailable if `closing` is set after a failure or in a pause.
+    Raises EngineLost after `LOADS` failures. Raises EngineUnavailable if `closing` is set at a failure or in a pause.
     """
     pause, failure = FIRST_PAUSE_SECONDS, ""
     for number in range(1, LOADS + 1):
@@ -43,7 +43,7 @@ async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event
 
 
 def short(text: str) -> str:
-    """The text as one line of at most `MAX_REASON_CHARACTERS`."""
+    """Return the text as one line of at most `MAX_REASON_CHARACTERS`."""
     return " ".join(text.split())[:MAX_REASON_CHARACTERS]
 
 

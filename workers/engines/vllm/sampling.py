@@ -1,4 +1,4 @@
-"""Our requests as vLLM's sampling parameters, and vLLM's outputs and errors as ours."""
+"""Translation of our requests into vLLM's sampling parameters, and of vLLM's outputs and errors into ours."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
 
 _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
-"""vLLM's parameters to fields of a job. A refusal of any other parameter is put down to the format or the prompt."""
+"""vLLM's parameters to fields of a job. A refusal of any other parameter names the format or the prompt."""
 
 
 def sampling_params(request: GenerationRequest, settings: VllmSettings) -> Any:
-    """The request as `SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
+    """Return the request as `SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -26,15 +26,15 @@ def sampling_params(request: GenerationRequest, settings: VllmSettings) -> Any:
         top_p=request.top_p,
         seed=request.seed,
         stop=[*request.stop, *settings.stop],
-        logprobs=0 if settings.log_probabilities else None,  # 0: only the chosen token's
-        flat_logprobs=True,  # takes a third less CPU than a dictionary for each token
+        logprobs=0 if settings.log_probabilities else None,  # 0: log-probabilities of the chosen tokens only
+        flat_logprobs=True,  # a third less CPU than with a dictionary for each token
         structured_outputs=_structure(request),
-        output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields one too, with the tokens so far
+        output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields a final output too, with the tokens so far
     )
 
 
 def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -> Completion:
-    """The final output as a completion. Raises EngineError where vLLM ended the answer by an error."""
+    """Return the final output as a completion. Raises EngineError if vLLM ended the answer with an error."""
     answer = output.outputs[0]
     count = len(answer.token_ids)
     if is_failure(answer.finish_reason):
@@ -46,7 +46,7 @@ def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -
 
 
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
-    """VLLM's error with the job's field. The error's first argument is the reason, without the refused value."""
+    """Return vLLM's error as ours, with the job's field. The error's first argument is the reason without the value."""
     field = _FIELDS.get(getattr(error, "parameter", None) or "")
     if field is None:
         field = (
@@ -68,7 +68,10 @@ def _structure(request: GenerationRequest) -> Any:
 
 
 def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
-    """The error of an answer that vLLM ended. With a format, no token was allowed next; another try would end alike."""
+    """Return the error for an answer that vLLM ended with an error.
+
+    With a response format, vLLM found no allowed next token, and another try would end in the same way.
+    """
     if request.response_format is not None and request.response_format.type != "text":
         return RequestRejected("response_format", "no answer can go on in the form that this asks for")
     return EngineFailed("the engine failed at this request", wasted_tokens=tokens)

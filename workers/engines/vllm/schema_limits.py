@@ -1,4 +1,4 @@
-"""Bounds of a job's JSON Schema: an engine compiles it into a grammar, and nothing can interrupt the compilation.
+"""Bounds on a job's JSON Schema: vLLM compiles the schema into a grammar, and the compilation cannot be interrupted.
 
 xgrammar's time grows with the cube of an object's optional properties: 2 s for 1,000 and 24 s for 2,000 (two loaded
 cores). A pattern with nested repetitions takes about 0.05 s. vLLM compiles one or a few schemas at a time, so every
@@ -15,13 +15,13 @@ from workers.engines.base import RequestRejected
 
 MAX_SCHEMA_CHARS: Final = 64 * 1024
 MAX_PROPERTIES: Final = 500
-"""Properties of one object."""
+"""Limit on the properties of one object."""
 MAX_PATTERNS: Final = 50
 FIELD: Final = "response_format.json_schema.schema"
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Raises RequestRejected, with the field, for a schema beyond a bound."""
+    """Raise RequestRejected, with the field, for a schema beyond a bound."""
     size = len(json.dumps(schema, ensure_ascii=False))
     if size > MAX_SCHEMA_CHARS:
         raise RequestRejected(FIELD, f"has {size} characters, and {MAX_SCHEMA_CHARS} are allowed")
@@ -40,7 +40,7 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every object in the schema, at any depth."""
+    """Yield every object in the schema, at any depth."""
     waiting: list[Any] = [schema]
     while waiting:
         part = waiting.pop()

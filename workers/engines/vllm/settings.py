@@ -10,25 +10,25 @@ from workers.engines.settings import EngineSection
 
 
 class VllmSettings(EngineSection):
-    """vLLM in this process."""
+    """Settings of vLLM in the worker's process."""
 
     model: str | None = None
-    """A directory, or a name on the Hugging Face hub, where `--model` does not give one."""
+    """A directory, or a name on the Hugging Face hub, unless `--model` gives one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The type of weights and activations. `auto` is the model's, or float32 on a CPU without bfloat16 instructions."""
+    """The type of weights and activations. `auto` is the model's type, or float32 on a CPU without bfloat16."""
     max_model_len: int | None = Field(default=None, ge=16)
-    """Tokens of prompt and answer together; absent, the longest that the model and the memory allow."""
+    """Tokens of prompt and answer together; if absent, the most that the model and the memory allow."""
     max_num_seqs: int = Field(default=256, ge=1, le=8192)
-    """Requests that are generated at once."""
+    """Requests that vLLM generates at once."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """The fraction of a GPU's memory that vLLM takes for itself."""
     enforce_eager: bool | None = None
-    """Run without compilation and CUDA graphs; absent, only on a CPU."""
+    """Run without compilation and CUDA graphs; if absent, vLLM does so only on a CPU."""
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
     """Texts that end every answer. A base model without instruction tuning would go on after its answer."""
     adapters: dict[str, str] = Field(default_factory=dict)
-    """LoRA adapters, from name to directory, as JSON."""
+    """LoRA adapters as JSON: each name with its directory."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""

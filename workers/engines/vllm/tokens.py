@@ -1,4 +1,4 @@
-"""A request's prompt as tokens, by the model's tokenizer and chat template."""
+"""Tokens of a request's prompt, by the model's tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from workers.engines.vllm.loading import short
 
 
 def prompt_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """The whole prompt, of any length. Raises RequestRejected where the chat template refuses the messages."""
+    """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages."""
     return _chat_tokens(tokenizer, request) if request.messages else _plain_tokens(tokenizer, request)
 
 
 def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
-    """The last `room` tokens; the `bos` token stays first where it was."""
+    """Return the last `room` tokens. If the first token is `bos`, it stays first."""
     if room is None or len(tokens) <= room:
         return tokens
     if bos is not None and tokens[0] == bos and room > 1:
@@ -24,7 +24,7 @@ def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[i
 
 
 def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """The text with the tokens that the tokenizer puts before it, such as `<bos>`. A doubled `<bos>` is removed."""
+    """Return the text's tokens after the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
     text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
     tokens: list[int] = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
@@ -32,7 +32,7 @@ def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
 
 
 def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Messages by the model's chat template with its special tokens, or as plain text if the model has no template."""
+    """Return the messages' tokens by the model's chat template, or as plain text if the model has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return _plain_tokens(tokenizer, request)
     messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
