@@ -1,1 +1,1 @@
-"""Delivery: results leave the fleet as signed callbacks, and every attempt is recorded."""
+"""Delivery sends results as signed callbacks, and records every attempt."""

@@ -1,7 +1,7 @@
-"""One timer for all attempts that run.
+"""One timer for the deadlines of all running attempts.
 
-All attempts have the same timeout, so the oldest one expires first, and one alarm for it is enough. A timer for each,
-as `asyncio.timeout` sets it, costs a twentieth of a callback on a warm connection.
+All attempts have the same timeout, so the oldest one expires first, and one alarm for it is enough. A timer for each
+attempt, as `asyncio.timeout` sets one, costs a twentieth of a callback on a warm connection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 
 
 class Deadlines:
-    """Gives out timeouts of one length. Belongs to the event loop of its first timeout."""
+    """Makes timeouts of one length. All timeouts must run on the event loop of the first one."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -20,7 +20,7 @@ class Deadlines:
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> asyncio.Timeout:
-        """A timeout that counts from now. Enter it at once, and always pass it to `end`."""
+        """Return a timeout that counts from now. The caller enters it at once, and always passes it to `end`."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         timeout = asyncio.Timeout(None)
         self._running[timeout] = at = loop.time() + self._seconds
@@ -39,7 +39,7 @@ class Deadlines:
             self._alarm = None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Expire late timeouts, and set the alarm for the next one. Ended attempts have left the list already."""
+        """Expire overdue timeouts, and set the alarm for the next one. `end` has removed those of ended attempts."""
         now, self._alarm = loop.time(), None
         while self._running:
             timeout, at = next(iter(self._running.items()))

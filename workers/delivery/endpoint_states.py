@@ -1,6 +1,6 @@
-"""The disabled endpoints, and the failing ones on the way there. An endpoint here is a (tenant, full URL).
+"""The states of endpoints: failing, disabled or enabled. An endpoint here is a (tenant, full URL).
 
-The fleet shares their states through the compacted topic `callback_endpoints`:
+The fleet shares the states through the compacted topic `callback_endpoints`:
 
     (unknown) ───────── attempts of several events fail for minutes ─► failing   since the record's time
     failing ─────────── an attempt succeeds, in any process ─────────► (unknown): a tombstone
@@ -9,16 +9,16 @@ The fleet shares their states through the compacted topic `callback_endpoints`:
     any ─────────────── `postback endpoints …` ──────────────────────► disabled, or enabled
     failing, enabled ── no change for days ──────────────────────────► (unknown): a tombstone
 
-"Failing" is shared so that days are counted over restarts, and so that another process's success ends it. A process
-writes its decision with the attempt, in one transaction, and applies it when the record is read back, as all others do.
-Meanwhile an operator or another process may have disabled the endpoint. So neither a tombstone nor "failing" enables an
-endpoint: a process that reads such a record for a disabled one writes once more that it is disabled.
+"Failing" is shared so that a restart does not reset the days, and so that a success in any process ends the state. A
+process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the decision
+when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
+tombstone nor "failing" enables a disabled endpoint: a process that reads such a record writes the disabling once more.
 
-Each tenant's states are bounded, whatever URLs its jobs name. A URL of a single event is never written as failing: its
-schedule ends by itself, and disabling would spare no other event. At MOST_FAILING no further endpoint becomes failing.
-Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further endpoint is disabled: its URL is
-called for each event, and an event that is answered with 410 is given up as usual. Failure counts of the tenant with
-the most are evicted first.
+Each tenant's states are bounded, whatever URLs its jobs name. The URL of a single event is never written as failing:
+the event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no further
+endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
+endpoint is disabled: events still call its URL, and an event that is answered with 410 is given up as usual. When the
+failure counts are full, the tenant with the most counts loses one.
 """
 
 from __future__ import annotations
@@ -46,31 +46,34 @@ from workers.delivery.settings import DeliverySettings
 from workers.delivery.tenant_lru import TenantLru
 
 MOST_DISABLED = 10_000
-"""Most disabled endpoints of one tenant. Only an operator's command disables one more."""
+"""Limit on a tenant's disabled endpoints. Beyond it, only an operator's command disables endpoints."""
 MOST_FAILING = 1_000
-"""Most endpoints of one tenant that are written as failing."""
+"""Limit on a tenant's endpoints that are written as failing."""
 IDLE_MS = 2 * 86_400_000
-"""Longer than the longest wait between two attempts: a failing endpoint overdue for so long gets none any more."""
+"""Milliseconds past `disable_after_seconds` after which a failing or enabled state is forgotten.
+
+Longer than the longest wait between two attempts, so a failing endpoint gets no more attempts by then.
+"""
 
 _FAILURES = 3
-"""Fewest failures in a row that count: with little traffic, one would count for the days since the last success."""
+"""Least failures in a row that count. With little traffic, one failure would count for all days since a success."""
 _FAILING_MS = 300_000
-"""Shortest time of failures that is written for the fleet; most outages are shorter, and write nothing."""
+"""Milliseconds of failures after which a process writes "failing". Most outages are shorter and cause no record."""
 _STREAKS = 10_000
-"""Endpoints whose failures are counted; beyond that the tenant with the most loses one."""
+"""Limit on endpoints with failure counts. Beyond it, the tenant with the most counts loses one."""
 _SAID_MS = 60_000
-"""Longest time until a decision is read back: meanwhile it is logged and counted once, however many events meet it."""
+"""Longest milliseconds until a decision is read back. Until then, only its first event logs and counts it."""
 
 log = get_logger()
 
 
 @dataclass(slots=True)
 class _Streak:
-    """Failures in a row that this process has seen."""
+    """An endpoint's failures in a row, as this process has seen them."""
 
     since_ms: int
     webhook_id: str
-    """The event that failed first."""
+    """Id of the event that failed first."""
     several: bool = False
     """True if another event has failed too."""
     count: int = 0
@@ -78,7 +81,7 @@ class _Streak:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A tombstone to be written for this endpoint."""
+    """A tombstone to write for this endpoint."""
 
     key: EndpointKey
 
@@ -93,22 +96,22 @@ class EndpointStates:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
         self._metrics = metrics
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
-        """Time and reason of the disabling."""
+        """Disabled endpoints, with the time and reason of the disabling."""
         self._again: list[EndpointKey] = []
-        """Disabled endpoints for which the topic has another state."""
+        """Disabled endpoints for which the topic's newest record has another state."""
         self._disabled_of: Counter[str] = Counter()
         """Number of disabled endpoints by tenant."""
         self._failing_of: Counter[str] = Counter()
         self._passing: OrderedDict[EndpointKey, tuple[EndpointState, int]] = OrderedDict()
-        """Failing and enabled endpoints with the start in Unix milliseconds, in the order of their writing."""
+        """Failing and enabled endpoints with the state's start in Unix milliseconds, in the order of their records."""
         self._streaks = TenantLru[_Streak](_STREAKS)
         self._said: OrderedDict[EndpointKey, int] = OrderedDict()
-        """Decisions that are not read back yet, with their time."""
+        """Endpoints with a decision that is not read back yet, and the decision's time."""
         self._said_of: Counter[str] = Counter()
         self._full_throttle = LogThrottle(_SAID_MS / 1000)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in a record of the topic."""
+        """Apply a record of the topic."""
         try:
             endpoint = read_key(key)
             record = read_endpoint(value) if value is not None else None
@@ -135,7 +138,7 @@ class EndpointStates:
         return endpoint in self._disabled
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
-        """Changes to the topic: the attempt's own, a state that is overdue, and disablings to write once more."""
+        """Return the changes to write: for this attempt, for an overdue state, and disablings to write once more."""
         changes: list[Change] = self._written_again() if self._again else []
         if self._passing:
             changes += self._overdue(now_ms)
@@ -146,12 +149,12 @@ class EndpointStates:
     def _learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         endpoint = pending.tenant, pending.url
         if endpoint in self._disabled:
-            return None  # the attempt began before, and its outcome must not undo the disabling
+            return None  # the attempt began before the disabling, and must not undo it
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint)
             return Forget(endpoint) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
-            return None  # our own rule; no request reached the endpoint
+            return None  # the egress guard refused; no request reached the endpoint
         if outcome.reason is FailureReason.GONE:
             return self._disable(pending, DisabledBecause.GONE, now_ms)
         return self._learn_failure(pending, endpoint, now_ms)
@@ -170,7 +173,7 @@ class EndpointStates:
             return None
         if self._failing_of[pending.tenant] >= MOST_FAILING:
             return None
-        # Since now, not since the first failure: other processes may have seen successes in between.
+        # The state starts now, not at the first failure: other processes may have seen successes in between.
         streak.since_ms = now_ms
         return EndpointRecord(
             tenant=pending.tenant,
@@ -221,7 +224,7 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Redate a record from the future to now, so that it is forgotten in time."""
+        """Redate a state from the future to now, so that `_overdue` can forget it in time."""
         self._passing[endpoint] = self._passing[endpoint][0], now_ms
         self._passing.move_to_end(endpoint)
 
@@ -233,10 +236,10 @@ class EndpointStates:
             _one_less(self._disabled_of, endpoint[0])
 
     def _overdue(self, now_ms: int) -> Sequence[Forget]:
-        """The oldest failing or enabled endpoint, if overdue. One at a time keeps pace, since each came by an attempt.
+        """Forget the oldest failing or enabled endpoint if it is overdue, and return its tombstone.
 
-        It is forgotten here at once. If the tombstone is not settled, another process writes it, or this one after a
-        restart.
+        One tombstone for each attempt keeps pace, since failing states come from attempts too. If the tombstone is not
+        settled, another process writes it, or this process after a restart.
         """
         while (first := next(iter(self._passing.items())))[1][1] > now_ms:
             self._begin_now(first[0], now_ms)
@@ -257,12 +260,12 @@ class EndpointStates:
     # -- decisions and their logs --------------------------------------------------------------------------------------
 
     def _is_full(self, pending: PendingDelivery) -> bool:
-        """True if the tenant has its limit of disabled endpoints, counting decisions that are not read back yet."""
+        """True if the tenant has reached MOST_DISABLED, counting decisions that are not read back yet."""
         decided = self._disabled_of[pending.tenant] + self._said_of[pending.tenant]
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """True if this was not decided within the last minute; notes the decision."""
+        """Note a decision to disable the endpoint. Return False if one was noted within the last minute."""
         if what in self._said:
             return False
         self._said[what] = now_ms
@@ -302,7 +305,7 @@ class EndpointStates:
 
 
 def _one_less(counted: Counter[str], tenant: str) -> None:
-    """Count one less for the tenant, and drop it at zero."""
+    """Lower the tenant's count by one, and remove the tenant at zero."""
     counted[tenant] -= 1
     if not counted[tenant]:
         del counted[tenant]

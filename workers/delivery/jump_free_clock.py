@@ -1,19 +1,19 @@
-"""The time of day for durations of hours and days."""
+"""A wall clock for measuring hours and days."""
 
 from __future__ import annotations
 
 from telemetry.clock import Clock
 
 _BELIEVED_SECONDS = 300.0
-"""Time for which a wall clock must go on after a jump before the jump is believed."""
+"""Seconds for which the wall clock must keep to a jump before JumpFreeClock follows the jump."""
 _SET_SECONDS = 1.0
-"""Smallest change that counts as a jump; smaller ones are corrections."""
+"""Smallest change in seconds that counts as a jump; smaller changes are corrections."""
 
 
 class JumpFreeClock:
-    """The wall clock without its jumps, in Unix milliseconds.
+    """The wall clock in Unix milliseconds, without short-lived jumps.
 
-    A jump is believed after a while: a process may start before its machine knows the time.
+    The clock follows a jump after five minutes, since a process may start before its machine knows the time.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -22,7 +22,7 @@ class JumpFreeClock:
         self._believed = self._shown = clock.time() - self._since
 
     def look(self) -> tuple[int, bool]:
-        """The time now, and True if it jumped since the last look."""
+        """Return the time now, and True if this clock jumped since the last look."""
         now = self._clock.monotonic()
         offset, was = self._clock.time() - now, self._believed
         if abs(offset - self._shown) > _SET_SECONDS:

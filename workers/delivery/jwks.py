@@ -1,10 +1,10 @@
-"""Pages of public keys for consumers, so that a rotation reaches them by itself.
+"""Pages of public keys, from which consumers get new keys after a rotation.
 
 The pages are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each
-tenant, and the fleet's. Each holds every key that signs now: during a rotation the old and the new one.
+tenant, and the fleet's. Each set holds every key that signs now: during a rotation, the old and the new key.
 
-Strangers may request any tenant's set. Every valid name has one of the same form, in use or not, so that answers reveal
-no tenants. Making a set costs less than the request around it.
+Strangers may request any tenant's set. Every valid tenant name has a set of the same form, even an unused name, so that
+answers do not reveal tenants. Making a set costs less than handling the request.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ JWKS_TYPE = "application/jwk-set+json"
 """Media type (RFC 7517, section 8.5.2)."""
 
 MAX_AGE_SECONDS = 300
-"""Time for which a reader may cache the set. A leaked key is trusted for that much longer; a rotation has a day."""
+"""Seconds for which a reader may cache a set and so still trust a leaked key. A rotation's overlap is a day."""
 
 _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
 
 def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
-    """The keys that verify one tenant's events now, for `TENANT.json`; None for any other name.
+    """Return the page `TENANT.json`: the keys that verify the tenant's events now. None for any other name.
 
-    If the keyring's file is broken, the keys that were read before stay.
+    If the keyring's file is broken, the page has the keys that were read before.
     """
     asked = _FILE.fullmatch(name)
     if asked is None:
@@ -42,9 +42,10 @@ def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | 
 
 
 def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> HealthPage:
-    """The keys that verify every tenant's events now: in format 2 none, once a migration's overlap is over.
+    """Return the page of the keys that verify every tenant's events now.
 
-    An empty set, unlike a missing page, makes a reader drop its cached keys and refuse every event.
+    In format 2 the set is empty once a migration's overlap is over. An empty set, unlike a missing page, makes a reader
+    drop its cached keys and refuse every event.
     """
     now = clock.time()
     keyring.follow(now)

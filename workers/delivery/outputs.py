@@ -34,49 +34,49 @@ _origin = lru_cache(maxsize=4096)(origin_of)
 
 
 class DeferralReason(StrEnum):
-    """The reason why a callback waits on without an attempt: the header `deferred-reason`."""
+    """The reason for deferring a callback without an attempt, in the header `deferred-reason`."""
 
     DESTINATION_BUSY = "destination_busy"
-    """The destination has all its attempts of this process in flight."""
+    """The destination has used up its share of this process."""
     ORIGIN_LEFT_ALONE = "origin_left_alone"
-    """The breaker of the origin is open: it failed too often, or asked for patience."""
+    """The origin's breaker is open: the origin failed too often, or sent a Retry-After."""
     RESOURCES_EXHAUSTED = "resources_exhausted"
     """This process lacked descriptors, ports or memory for a connection."""
 
 
 class UnusableRecord(Exception):  # noqa: N818 - named after the record
-    """A record with a callback URL whose other headers are missing or malformed. The text names the header."""
+    """A record that delivery cannot use, mostly for a missing or malformed header. The text names the problem."""
 
 
 class PendingDelivery(NamedTuple):
-    """A callback to be made, as the headers of its record describe it."""
+    """A callback to make, as the headers of its record describe it."""
 
     url: str
     origin: str
-    """Scheme, host and port: logs and `callback_attempts` get no more of the URL."""
+    """Scheme, host and port of the URL. Logs and `callback_attempts` show only this part."""
     tenant: str
     job_id: str
     webhook_id: str
     traceparent: str | None
     attempts: int
-    """POSTs that were made already."""
+    """Number of POSTs so far."""
     deferred: int
     waited_ms: int
-    """Milliseconds of its waits so far. No clock is read for the sum, so that no wrong clock can spoil it."""
+    """Sum of all planned waits so far, in milliseconds. The sum uses no clock, so a wrong clock cannot spoil it."""
     not_before_ms: int | None
     left_ms: int | None
-    """Milliseconds of its wait that were left when its record was written."""
+    """Milliseconds of the wait that were left when the record was written."""
     result_at_ms: int = 0
-    """Time at which its result was written or put back, Unix milliseconds."""
+    """Time at which the result was written or put back, in Unix milliseconds."""
 
     @property
     def destination(self) -> tuple[str, str]:
-        """Callbacks of the same tenant and origin share concurrency."""
+        """Tenant and origin. Callbacks to one destination share its concurrency."""
         return self.tenant, self.origin
 
 
 def read_pending(record: Record) -> PendingDelivery | None:
-    """The callback that a record asks for; None if it asks for none. Raises UnusableRecord."""
+    """Return the callback that a record asks for; None without a callback URL. Raises UnusableRecord."""
     if record.unreadable is not None:
         raise UnusableRecord(f"its headers {record.unreadable}")
     headers = dict(record.headers or ())
@@ -112,7 +112,7 @@ def _text(value: bytes, name: str) -> str:
 
 
 def _token(value: bytes | None, name: str) -> str:
-    """A value that may stand in an HTTP header and a log: printable ASCII without spaces."""
+    """Return a value fit for HTTP headers and logs: printable ASCII without spaces. Raises UnusableRecord."""
     if not value:
         raise UnusableRecord(f"the header {name} is missing")
     text = value.decode("latin-1")
@@ -122,7 +122,7 @@ def _token(value: bytes | None, name: str) -> str:
 
 
 def _tenant(text: str) -> str:
-    """A tenant's name: it stands in the event, and in the path of its public keys."""
+    """Check a tenant's name, for the event and the path of the tenant's public keys. Raises UnusableRecord."""
     if not _TENANT.fullmatch(text):
         raise UnusableRecord(f"the header {names.TENANT} is not 1 to 63 letters, digits, `_` or `-`, no sign first")
     return text
@@ -135,7 +135,7 @@ def _number(value: bytes, name: str) -> int:
 
 
 def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
-    """The record with the headers of its wait for the next attempt."""
+    """Return the record with the headers of its wait for the next attempt."""
     headers = [
         *_without(record, _RETRIED),
         (names.ATTEMPT, str(pending.attempts + 1).encode()),
@@ -148,7 +148,7 @@ def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: 
 
 
 def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: int, now_ms: int) -> Output:
-    """The record with the headers of a further wait in another tier."""
+    """Return the record with the headers of a further wait in another tier."""
     headers = [
         *_without(record, _HOPPED),
         (names.LEFT, str(left_ms).encode()),
@@ -160,10 +160,10 @@ def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: 
 def deferred(
     record: Record, tier_topic: str, pending: PendingDelivery, reason: DeferralReason, wait_ms: int, now_ms: int
 ) -> Output:
-    """The record with the headers of a deferral, without an attempt."""
+    """Return the record with the headers of a deferral, which is no attempt."""
     headers = [
         *_without(record, _DEFERRED),
-        (names.LEFT, b"0"),  # the record was due, whatever the clock says when it leaves its tier
+        (names.LEFT, b"0"),  # the record is due when it leaves its tier, whatever the clock says then
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.DEFERRED_REASON, reason.encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
@@ -173,16 +173,16 @@ def deferred(
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
-    """The record's dead letter: a redrive starts its attempts anew, with the same `webhook-id`."""
+    """Return the record's dead letter. A redrive starts the attempts anew, with the same `webhook-id`."""
     carried = _without(record, _WAITING)
     return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 
 
 def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_ms: int, sent_bytes: int) -> Output:
-    """The record of one POST, keyed by the job.
+    """Return the record of one POST, keyed by the job.
 
-    The record leaves out the event and the URL's path and query. The field `answer` exists only with an excerpt of the
-    answer's body, which the setting `answer_excerpt_bytes` allows.
+    The record leaves out the event and the URL's path and query. The field `answer` holds an excerpt of the answer's
+    body, if the setting `answer_excerpt_bytes` allows one.
     """
     said: dict[str, str | int | float | None] = {
         "webhook_id": pending.webhook_id,
@@ -203,12 +203,12 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
 
 
 def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
-    """The new state of an endpoint, in the only partition of a compacted topic."""
+    """Return the record of an endpoint's new state, for the only partition of a compacted topic."""
     return Output(topics.endpoints, write_endpoint(change), key_bytes(change.key), partition=0)
 
 
 def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
-    """The tombstone of an endpoint's state."""
+    """Return the tombstone of an endpoint's state."""
     return Output(topics.endpoints, None, key_bytes(key), partition=0)
 
 

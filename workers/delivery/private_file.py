@@ -1,4 +1,4 @@
-"""The access rule for a file with a private key: this process's user or root owns it, and no stranger may use it."""
+"""The access rule for files with a private key: owned by this process's user or root, and closed to strangers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class AccessProblem(NamedTuple):
 
 
 def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False) -> AccessProblem | None:
-    """The reason to refuse the file with this status; None if the file is fine.
+    """Return the reason to refuse the file with this status; None if the file is fine.
 
     The owner must be this process's user or root: another owner could put other keys into the file at any time. With
-    `by_root` root may act on another user's file, such as an administrator who rotates a service user's keys. Only the
-    owner may use the file. The group may read a file of root's: Kubernetes mounts a Secret like that into a pod that
-    does not run as root. libpq has the same rules for its keys (PostgreSQL's documentation, section 34.19.1).
+    `by_root`, root may act on another user's file, for example to rotate a service user's keys. Only the owner may use
+    the file, but the group may read a file of root's: Kubernetes mounts Secrets in this way for pods that do not run as
+    root. libpq has the same rules for private keys (PostgreSQL's documentation, section 34.19.1).
     """
     user = os.geteuid()
     if status.st_uid not in (_ROOT, user) and not (by_root and user == _ROOT):
@@ -35,6 +35,6 @@ def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False)
 
 
 def is_open_to_others(mode: int, owner: int) -> bool:
-    """True if the mode lets others than the owner use the file; the group may read a file of root's."""
+    """True if the mode lets users besides the owner use the file. The group may read a file of root's."""
     allowed = stat.S_IRGRP if owner == _ROOT else 0
     return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)

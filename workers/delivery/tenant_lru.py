@@ -1,4 +1,4 @@
-"""A bounded mapping of tenants' entries, in which one tenant's many entries evict no other tenant's."""
+"""A bounded mapping in which a tenant with many entries does not evict other tenants' entries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ V = TypeVar("V")
 
 
 class TenantLru(Generic[V]):
-    """A mapping of bounded size. When it is full, the tenant with the most values loses its least recently used one.
+    """A mapping of bounded size. When full, the tenant with the most values loses its least recently used value.
 
-    A call takes as long with ten thousand tenants as with one.
+    A call takes no longer with ten thousand tenants than with one.
     """
 
     def __init__(self, most: int) -> None:
@@ -35,7 +35,7 @@ class TenantLru(Generic[V]):
         return own in self._of.get(tenant, ())
 
     def get(self, key: Key) -> V | None:
-        """The value, from now on its tenant's most recently used; None if it is missing."""
+        """Return the value, and make it its tenant's most recently used. None if the value is missing."""
         if key not in self:
             return None
         tenant, own = key
@@ -56,7 +56,7 @@ class TenantLru(Generic[V]):
             self.pop((most, next(iter(self._of[most]))))
 
     def pop(self, key: Key) -> V | None:
-        """Remove a value and return it; None if it is missing."""
+        """Remove and return a value; None if the value is missing."""
         if key not in self:
             return None
         tenant, own = key
@@ -69,7 +69,7 @@ class TenantLru(Generic[V]):
         return value
 
     def _moved(self, tenant: str, before: int, after: int) -> None:
-        """Count a tenant's value more or less. Numbers change by one, and so does the largest one at most."""
+        """Change a tenant's number of values by one, from `before` to `after`. `_largest` changes by one at most."""
         if before:
             del self._having[before][tenant]
             if not self._having[before]:

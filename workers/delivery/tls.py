@@ -1,10 +1,11 @@
 """TLS of callbacks: trusted authorities and client certificates.
 
-The other side must show a certificate for its name from an authority of the system or of `ca_file`. TLS is 1.2 or 1.3
-(OpenSSL takes the newer one if both sides can). A tenant may have its own certificate, for endpoints that ask for one
-(mutual TLS). Its file is refused if a stranger may read or replace the key. Both files are read again when they are
-replaced. The system's authorities are read at the process's start, and again with a replaced file. Connections are
-pooled by context, so one tenant's are never used for another.
+An endpoint must show a certificate for its name from an authority of the system or of `ca_file`. TLS is 1.2 or 1.3
+(OpenSSL takes the newer one if both sides support it). A tenant may have a client certificate, for endpoints that ask
+for one (mutual TLS). This module refuses the certificate's file if a stranger may read or replace the key. It reads
+`ca_file` and certificates again after they are replaced. It reads the system's authorities at the process's start, and
+again with a replaced file. The pool keeps each context's connections apart, so a connection with one tenant's
+certificate never serves another tenant.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.system.errors import ProcessError
 
 _LOOK_SECONDS = 10.0
-"""Interval of checks for replaced files: short-lived certificates, and their authorities', are replaced in place."""
+"""Seconds between checks for replaced files: operators replace short-lived certificates and authorities in place."""
 
 log = get_logger()
 
@@ -35,12 +36,12 @@ class TlsFileUnusable(ProcessError):  # noqa: N818 - named after the problem
 
 
 Stamp = tuple[int, int, int] | None
-"""Value that changes with a file, its owner or its mode; None if the file is missing."""
+"""A value that changes with a file, its owner or its mode; None if the file is missing."""
 
 
 @dataclass(slots=True)
 class _LoadedTls:
-    """A context, and the stamps of the files that it was read from."""
+    """A context, and the stamps of the files that make it."""
 
     context: ssl.SSLContext
     certificate: Path | None
@@ -51,7 +52,7 @@ class _LoadedTls:
 
 
 class TlsContexts:
-    """A context for each tenant. The constructor reads every file in the settings, and raises TlsFileUnusable."""
+    """The TLS contexts of tenants. The constructor reads every file in the settings, and raises TlsFileUnusable."""
 
     def __init__(self, settings: DeliverySettings, clock: Clock) -> None:
         self._ca_file = settings.ca_file
@@ -60,14 +61,14 @@ class TlsContexts:
         self._loaded = {tenant: self._load(path) for tenant, path in settings.client_certificates.items()}
 
     def of(self, tenant: str) -> ssl.SSLContext:
-        """The context for a tenant's callbacks. Replaced files apply to new connections."""
+        """Return the context for a tenant's callbacks. Replaced files apply to new connections."""
         loaded = self._loaded.get(tenant, self._without)
         if loaded.stamps and self._clock.monotonic() - loaded.looked_at >= _LOOK_SECONDS:
             return self._look_again(tenant, loaded).context
         return loaded.context
 
     def _load(self, certificate: Path | None) -> _LoadedTls:
-        stamps = self._stamps(certificate)  # taken first, so that a change meanwhile is noticed at the next look
+        stamps = self._stamps(certificate)  # taken first, so that the next look notices a change meanwhile
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:
@@ -89,7 +90,7 @@ class TlsContexts:
         return again
 
     def _say(self, error: TlsFileUnusable, loaded: _LoadedTls) -> None:
-        """Log a problem once, since the files are checked again and again."""
+        """Log each problem once, since the check repeats every ten seconds."""
         if str(error) == loaded.problem:
             return
         loaded.problem = str(error)

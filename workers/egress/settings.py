@@ -62,7 +62,7 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 
 
 class EgressSettings(BaseSettings):
-    """Lists of destinations. Callbacks and fetches have separate ones: an internal callback opens nothing to fetches."""
+    """Lists of destinations, separate for callbacks and fetches: an internal callback opens no network to fetches."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_EGRESS__",

@@ -2,20 +2,20 @@
 
 The file holds master secrets. Each tenant has a shared secret and an ed25519 key pair, derived from a master by
 purpose, tenant and version (HKDF-SHA256, RFC 5869). So no database of keys is needed. After a rotation the old
-keys sign beside the new ones for 24 hours by default, so that a consumer can change over meanwhile. Another sender's
-secrets can be imported for a tenant. Format 1, which earlier versions made, has one master, and one ed25519 key pair
-for the whole fleet; `Keyring.migrate` turns it into format 2.
+keys sign beside the new ones for 24 hours by default, so that consumers have time to change. An operator can import
+another sender's secrets for a tenant. Earlier versions made format 1, with one master and one ed25519 key pair for the
+whole fleet; `Keyring.migrate` turns it into format 2.
 
     keyring       the keys for signing and verifying, and an operator's changes
-    data          the file as data, and as a change leaves it
-    keys          the parts of the file, each with the time until which it signs
+    data          the file's content, and its changes
+    keys          the kinds of keys in the file, each with the time until which it signs
     versions      the signing versions of a tenant's keys, and their masters
     material      derivation, random bytes, notations
     jwk           a public key as a JWK
     tenant_cache  cached signers and JWK sets
     file          the file on the disk: read whole, replaced in one step, one writer at a time
 
-Errors, all KeyringError, each naming the path or the tenant, and the fix:
+Every error is a KeyringError. Its text names the path or the tenant, and the fix:
 
     KeyringError
     ├── KeyringMissing     the file is missing

@@ -1,7 +1,7 @@
-"""The keyring's file as data: its keys, those that sign at a time, and the data after a change.
+"""The content of the keyring's file: its keys, the keys that sign at a time, and changes.
 
-Format 1 has one master, and one ed25519 key pair that signs for every tenant. Format 2 has masters with an overlap,
-derives an ed25519 key for each tenant besides its secret, and keeps imported secrets.
+Format 1 has one master, and one ed25519 key pair that signs for every tenant. Format 2 has overlapping masters, derives
+a secret and an ed25519 key for each tenant, and keeps imported secrets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.delivery.keyring.versions import TenantVersions
 
 
 class DerivedKey(NamedTuple):
-    """One of a tenant's keys, and the Unix second at which it stops signing."""
+    """One of a tenant's derived keys. `until` is the Unix second at which the key stops signing."""
 
     master: SecretStr
     tenant: str
@@ -30,7 +30,7 @@ class DerivedKey(NamedTuple):
 
     @property
     def private_bytes(self) -> bytes:
-        """The ed25519 key, 64 bytes: the seed and the public key."""
+        """The ed25519 private key, 64 bytes: the seed and the public key."""
         return ed25519_private(derived(self.master, "webhook-ed25519", self.tenant, self.version))
 
 
@@ -42,12 +42,12 @@ class KeyringData(FileModel):
     format: Literal[1, 2]
     created_at: int
     master: Key | None = None
-    """Only in format 1."""
+    """The master of format 1; None in format 2."""
     masters: tuple[Master, ...] = ()
-    """Only in format 2."""
+    """The masters of format 2; empty in format 1."""
     tenants: dict[str, TenantVersions] = Field(default_factory=dict)
     fleet: tuple[FleetKey, ...] = ()
-    """Key pairs of format 1; in format 2, those that still sign during a migration's overlap."""
+    """Key pairs that sign for every tenant: in format 1, and in format 2 during a migration's overlap."""
 
     @model_validator(mode="after")
     def _has_what_its_format_has(self) -> Self:
@@ -72,19 +72,19 @@ class KeyringData(FileModel):
 
     @classmethod
     def generate(cls, now: float) -> KeyringData:
-        """New keys from the system's random source, in format 2."""
+        """Make new keys of format 2 from the system's random source."""
         return cls(format=2, created_at=int(now), masters=(Master(number=1, secret=random_key()),))
 
     def all_masters(self) -> tuple[Master, ...]:
-        """The masters, newest first, of either format."""
+        """Return the masters of either format, newest first."""
         return self.masters if self.master is None else (Master(number=1, secret=self.master),)
 
     def versions(self, tenant: str) -> TenantVersions:
-        """The versions of a tenant."""
+        """Return the versions of a tenant's keys; version 1 for a tenant that is not listed."""
         return self.tenants.get(tenant, TenantVersions())
 
     def derived_keys(self, tenant: str, now: float) -> list[DerivedKey]:
-        """The tenant's keys that sign now, newest first."""
+        """Return the tenant's derived keys that sign now, newest first."""
         masters = self.all_masters()
         keys = [
             DerivedKey(master.secret, tenant, version, min(until, master.ends))
@@ -95,60 +95,60 @@ class KeyringData(FileModel):
         return [key for key in keys if key.until > now]
 
     def imported(self, tenant: str, now: float) -> list[ImportedSecret]:
-        """The tenant's imported secrets that sign now, newest first."""
+        """Return the tenant's imported secrets that sign now, newest first."""
         return [one for one in self.versions(tenant).imported if one.signs(now)]
 
     def secrets(self, tenant: str, now: float) -> list[bytes]:
-        """The tenant's secrets that sign now. Imported ones come first, since its consumers have those."""
+        """Return the tenant's secrets that sign now. Imported secrets come first, since consumers have them already."""
         imported = [bytes_of(one.secret) for one in self.imported(tenant, now)]
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 
     def fleet_keys(self, now: float) -> list[FleetKey]:
-        """The keys that sign now for every tenant, newest first."""
+        """Return the keys that sign now for every tenant, newest first."""
         return [key for key in self.fleet if key.signs(now)]
 
     def next_change(self, tenant: str, now: float) -> float:
-        """The Unix second at which this tenant's next key stops signing; infinity if none will."""
+        """Return the Unix second at which this tenant's next key stops signing; infinity if no key has an end."""
         untils = [key.until for key in self.derived_keys(tenant, now)]
         untils += [key.ends for key in (*self.imported(tenant, now), *self.fleet_keys(now))]
         return min(untils, default=float("inf"))
 
     def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
-        """The data with the tenant's next version; its imported secrets retire too."""
+        """Return the data with the tenant's next version; the tenant's imported secrets retire too."""
         rotated = self.versions(tenant).rotated(now, until, self.all_masters()[0].number)
         return self._with_tenant(tenant, rotated)
 
     def with_fleet_rotated(self, now: float, until: float) -> KeyringData:
-        """The data with a new key pair of the fleet, in format 2 without one; the other pairs retire."""
+        """Return the data after the fleet's key pairs retire; in format 1, with a new pair."""
         new = (FleetKey(seed=random_key()),) if self.format == 1 else ()
         ending = (key.retiring(until) for key in self.fleet)
         return self.model_copy(update={"fleet": (*new, *(key for key in ending if key.signs(now)))})
 
     def with_master_rotated(self, now: float, until: float) -> KeyringData:
-        """The data with a new master. Needs format 2."""
+        """Return the data with a new master; older masters retire. Needs format 2."""
         new = Master(number=self.masters[0].number + 1, secret=random_key())
         ending = (master.retiring(until) for master in self.masters)
         return self.model_copy(update={"masters": (new, *(master for master in ending if master.signs(now)))})
 
     def with_all_replaced(self, now: float) -> KeyringData:
-        """The data with a new master as its only key, after the file leaked. Needs format 2."""
+        """Return the data with a new master as its only key, for use after the file leaked. Needs format 2."""
         fresh = {name: versions.model_copy(update={"imported": ()}) for name, versions in self.tenants.items()}
         return self.with_master_rotated(now, now).model_copy(update={"tenants": fresh, "fleet": ()})
 
     def with_imported(self, tenant: str, secret: bytes) -> KeyringData:
-        """The data with a secret that signs beside the tenant's others until the next rotation. Needs format 2."""
+        """Return the data with another secret of the tenant, which signs until the next rotation. Needs format 2."""
         one, versions = ImportedSecret(secret=SecretStr(base64_of(secret))), self.versions(tenant)
         others = (known for known in versions.imported if bytes_of(known.secret) != secret)
         return self._with_tenant(tenant, versions.model_copy(update={"imported": (one, *others)}))
 
     def migrated(self, now: float, until: float) -> KeyringData:
-        """The data in format 2. No shared secret changes, and the fleet's key pairs sign no longer than `until`."""
+        """Return the data in format 2. Shared secrets stay, and the fleet's key pairs sign until `until` at most."""
         masters = {"format": 2, "master": None, "masters": self.all_masters()}
         ending = (key.retiring(until) for key in self.fleet)
         return self.model_copy(update={**masters, "fleet": tuple(key for key in ending if key.signs(now))})
 
     def holder_of(self, secret: bytes, besides: str, now: float) -> str | None:
-        """Another tenant with this secret, if a listed one has it."""
+        """Return a listed tenant other than `besides` with this secret; None if there is none."""
         return next((name for name in self.tenants if name != besides and secret in self.secrets(name, now)), None)
 
     def _with_tenant(self, tenant: str, versions: TenantVersions) -> KeyringData:

@@ -1,4 +1,4 @@
-"""The errors of the keyring: the tree is in the package's docstring."""
+"""The errors of the keyring; the package's docstring draws their tree."""
 
 from __future__ import annotations
 

@@ -20,13 +20,16 @@ from workers.delivery.keyring.versions import RetiringVersion, TenantVersions
 from workers.delivery.private_file import access_problem
 
 _LARGEST_BYTES = 64 * 1024 * 1024
-"""Largest file. A hundred thousand tenants that were rotated take 10 MB."""
+"""Limit on the file's size. A hundred thousand rotated tenants take 10 MB."""
 _MODELS = (KeyringData, TenantVersions, RetiringVersion, FleetKey, Master, ImportedSecret)
 _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
 def read(path: Path, *, by_root: bool = False) -> KeyringData:
-    """The file's data. Raises KeyringMissing, KeyringUnreadable. `by_root`: root may act on another user's file."""
+    """Return the file's data. Raises KeyringMissing, KeyringUnreadable.
+
+    With `by_root`, root may use another user's file.
+    """
     try:
         with path.open("rb") as file:
             problem = access_problem(os.fstat(file.fileno()), path, by_root=by_root)
@@ -47,14 +50,14 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
 
 
 def _problem_of(part: ErrorDetails) -> str:
-    """The place of a problem in the file. Only our own field names are repeated: any other text may be a key."""
+    """Return the place of a problem in the file, in our own field names only: any other text may be a key."""
     if not part["loc"]:
         return part["msg"].removeprefix("Value error, ") if part["type"] == "value_error" else "the JSON"
     return ".".join(str(name) if isinstance(name, int) or name in _FIELDS else "…" for name in part["loc"])
 
 
 def write(path: Path, data: KeyringData) -> None:
-    """Replace the file in one step, so that no reader sees, and no crash leaves, half of it."""
+    """Replace the file in one step, so that a reader never sees half a file, and a crash never leaves one."""
     target = path.resolve()
     try:
         # mkstemp makes the file with mode 0600.
@@ -84,7 +87,7 @@ def _keep_access(descriptor: int, target: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the directory's lock over a read and a write. The file itself is replaced, so it cannot carry the lock."""
+    """Hold the directory's lock during the block. A write replaces the file, so the file cannot carry the lock."""
     directory = path.resolve().parent
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Value that changes with the file or its mode. Raises KeyringMissing, KeyringUnreadable."""
+    """Return a value that changes with the file or its mode. Raises KeyringMissing, KeyringUnreadable."""
     try:
         status = path.stat()
     except FileNotFoundError:

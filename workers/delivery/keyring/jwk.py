@@ -9,10 +9,10 @@ from workers.delivery.keyring.material import base64url
 
 
 def jwk(public: bytes, owner: str = "") -> dict[str, str]:
-    """The JWK of a 32-byte key. Its `kid` is the owner's name, if there is one, and the key's thumbprint (RFC 7638).
+    """Return the JWK of a 32-byte key. Its `kid` is `owner` followed by the key's thumbprint (RFC 7638).
 
-    Readers cache keys by `kid`. The thumbprint tells keys of the same version apart, under a new master or in a new
-    keyring.
+    Readers cache keys by `kid`. Under a new master or in a new keyring, a key of the same version has another
+    thumbprint.
     """
     # RFC 7638, section 3: the required members in lexical order, without spaces.
     required = {"crv": "Ed25519", "kty": "OKP", "x": base64url(public)}

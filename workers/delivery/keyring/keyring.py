@@ -1,4 +1,4 @@
-"""The keys in a file, for signing and verifying, and an operator's changes."""
+"""The keyring: keys from a file for signing and verifying, and an operator's changes to the file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from workers.delivery.keyring.material import KEY_BYTES, base64_of, bytes_of
 from workers.delivery.keyring.tenant_cache import TenantCache
 
 OVERLAP_SECONDS = 24 * 3600.0
-"""Default time for which an old key signs beside the new one."""
+"""Default seconds for which an old key signs beside the new one."""
 MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
-"""Time for which the fleet's key pair signs beside tenants' own: unlike a rotation, it makes consumers change a URL."""
+"""Seconds for which the fleet's key pair signs beside tenants' own pairs after a migration.
+
+Longer than a rotation's overlap, since a migration makes consumers change a URL.
+"""
 
 _LOOK_SECONDS = 1.0
-"""Interval at which the file is checked for changes."""
+"""Seconds between checks of the file for changes."""
 _MAX_SIGNERS = 10_000
 _MAX_JWK_SETS = 1_000
-"""The sets are cached apart from the signers: a stranger that requests one set after another evicts no signer."""
+"""Limit on cached JWK sets. Signers have another cache, so a stranger who requests many sets evicts no signer."""
 
 JwkSet = dict[str, list[dict[str, str]]]
 
@@ -37,8 +40,8 @@ log = get_logger()
 class _LoadedKeyring:
     """The file's content at one time, with the signers and JWK sets made from it.
 
-    A reload replaces the whole object. A thread that is still making a signer from older keys puts it into the older
-    object, never among the signers of newer keys.
+    A reload replaces the whole object. A thread that is still making a signer from older keys stores the signer in
+    the older object, never among the signers of newer keys.
     """
 
     data: KeyringData
@@ -49,20 +52,20 @@ class _LoadedKeyring:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KeyEnds:
-    """Keys with the Unix second at which each stops signing, newest first; infinity where no end is set."""
+    """Keys with the Unix second at which each stops signing, newest first; infinity if a key has no end."""
 
     secrets: dict[str, float]
-    """`whsec_…`"""
+    """The tenant's shared secrets, `whsec_…`."""
     public_keys: dict[str, float]
-    """`whpk_…` of the tenant."""
+    """The tenant's own public keys, `whpk_…`."""
     fleet_keys: dict[str, float]
-    """`whpk_…` that sign for every tenant: in format 1, and during a migration's overlap."""
+    """Public keys `whpk_…` of pairs that sign for every tenant: in format 1, and during a migration's overlap."""
 
 
 class Keyring:
-    """The keys in a file, reloaded when the file changes. May be used by several threads at once.
+    """The keys in a file, reloaded when the file changes. Several threads may use a keyring at once.
 
-    `now` is Unix seconds everywhere. Nothing here prints a key: `repr` names the path only.
+    `now` is Unix seconds everywhere. `repr` shows only the path, never a key.
     """
 
     def __init__(self, path: Path, loaded: _LoadedKeyring, *, by_root: bool = False) -> None:
@@ -77,7 +80,7 @@ class Keyring:
 
     @classmethod
     def create(cls, path: str | Path, clock: Clock) -> Self:
-        """Make a keyring with new keys, mode 0600. Raises KeyringExists rather than overwrite, KeyringUnreadable."""
+        """Make a file with new keys, mode 0600; never overwrite one. Raises KeyringExists, KeyringUnreadable."""
         path = Path(path)
         with writing(path):
             if path.exists() or path.is_symlink():
@@ -96,45 +99,45 @@ class Keyring:
 
     @property
     def format(self) -> int:
-        """1 if one key pair signs for all tenants, 2 if each tenant has its own."""
+        """The file's format: 1 if one key pair signs for all tenants, 2 if each tenant has its own pair."""
         return self._loaded.data.format
 
     def refresh(self) -> bool:
-        """Read the file again if it changed, and return True if so. Old keys stay if that raises KeyringError."""
+        """Read the file again if it changed, and return True if so. After a KeyringError the old keys stay."""
         if stamp_of(self.path) == self._loaded.stamp:
             return False
         self._loaded = _load(self.path, self._by_root)
         return True
 
     def follow(self, now: float) -> None:
-        """Refresh if the last check was a second ago or longer. A broken file is logged, and old keys stay."""
+        """Refresh if the last check was at least a second ago. If the file is broken, log it and keep the old keys."""
         if not 0 <= now - self._looked_at < _LOOK_SECONDS:
             self._looked_at = now
             self._refresh_or_say(now)
 
     def secrets(self, tenant: str, now: float) -> list[str]:
-        """The tenant's secrets (`whsec_…`) that sign now: imported ones, then derived ones, each newest first."""
+        """Return the tenant's secrets (`whsec_…`) that sign now: imported, then derived ones, each newest first."""
         return [SECRET_PREFIX + base64_of(secret) for secret in self._loaded.data.secrets(tenant, now)]
 
     def signing_keys(self, tenant: str, now: float) -> list[str]:
-        """The private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first.
+        """Return the private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first.
 
-        The fleet's keys come last: alone in format 1, and beside the tenant's during a migration's overlap.
+        The fleet's keys come last. Format 1 has no others; format 2 has them during a migration's overlap.
         """
         data = self._loaded.data
         return [SIGNING_KEY_PREFIX + base64_of(key) for key in (*_own_keys(data, tenant, now), *_fleet_keys(data, now))]
 
     def public_keys(self, tenant: str, now: float) -> list[str]:
-        """The public keys (`whpk_…`) that verify this tenant's events now, newest first.
+        """Return the public keys (`whpk_…`) that verify this tenant's events now, newest first.
 
-        They are the tenant's own keys; in format 1 the fleet's, which verify every tenant's events.
+        In format 2 they are the tenant's own keys, in format 1 the fleet's.
         """
         data = self._loaded.data
         keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
         return [PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]) for key in keys]
 
     def key_ends(self, tenant: str, now: float) -> KeyEnds:
-        """The keys that sign this tenant's events now, with the Unix second at which each stops; infinity for never."""
+        """Return the keys that sign this tenant's events now, with the Unix second at which each stops signing."""
         data = self._loaded.data
         own = data.derived_keys(tenant, now)
         secrets = {key.secret: key.until for key in own}
@@ -150,18 +153,18 @@ class Keyring:
         )
 
     def jwks(self, tenant: str, now: float) -> JwkSet:
-        """The public keys that verify this tenant's events now as a JWK set (RFC 7517), newest first."""
+        """Return the public keys that verify this tenant's events now, newest first, as a JWK set (RFC 7517)."""
         loaded = self._loaded
         return loaded.jwk_sets.get(
             tenant, now, lambda: _jwk_set(loaded.data, tenant, now), lambda: loaded.data.next_change(tenant, now)
         )
 
     def fleet_jwks(self, now: float) -> JwkSet:
-        """The public keys that sign for every tenant now; none once a migration's overlap is over."""
+        """Return the public keys that verify every tenant's events now; none once a migration's overlap is over."""
         return _fleet_jwk_set(self._loaded.data, now)
 
     def signer(self, tenant: str, now: float) -> Signer:
-        """A signer with all of the tenant's keys that sign now. Follows the file; old keys stay if it breaks."""
+        """Return a signer with all of the tenant's keys that sign now, after `follow`."""
         self.follow(now)
         loaded = self._loaded
         return loaded.signers.get(
@@ -172,22 +175,22 @@ class Keyring:
         )
 
     def next_change(self, tenant: str, now: float) -> float:
-        """The Unix second at which the tenant's next key stops signing; infinity if none will."""
+        """Return the Unix second at which the tenant's next key stops signing; infinity if no key has an end."""
         return self._loaded.data.next_change(tenant, now)
 
     def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Put a tenant's new keys beside the old ones; its imported secrets are among the old ones.
+        """Add a tenant's new keys, and retire the old keys and the tenant's imported secrets.
 
-        Returns the Unix second at which the old ones stop signing; keys that retire already sign no longer than that.
-        So an `overlap_seconds` of 0, after a leak, leaves only the new ones in force. Raises KeyringError. Concurrent
-        rotations queue up: none is lost.
+        Returns the Unix second at which the old keys stop signing; keys that retire already keep an earlier end. After
+        a leak, an `overlap_seconds` of 0 leaves only the new keys in force. Raises KeyringError. Concurrent rotations
+        run one after the other, and all of them take effect.
         """
         until = now + overlap_seconds
         self._change(lambda data: data.with_tenant_rotated(tenant, now, until))
         return until
 
     def rotate_fleet(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Like `rotate`, for the key pair that signs for every tenant. A keyring of format 2 gets no new pair.
+        """Rotate the key pair that signs for every tenant, like `rotate`. A keyring of format 2 gets no new pair.
 
         Raises KeyringError; KeyringRefused in format 2 unless `overlap_seconds` is 0.
         """
@@ -205,7 +208,7 @@ class Keyring:
         return until
 
     def rotate_master(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Like `rotate`, for the secret from which all tenants' keys are derived. Imported secrets keep signing.
+        """Rotate the master secret of all tenants' derived keys, like `rotate`. Imported secrets keep signing.
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """
@@ -214,14 +217,14 @@ class Keyring:
         return until
 
     def replace_all(self, now: float) -> None:
-        """End every key in the file at once, imported secrets too, and begin with a new master, after the file leaked.
+        """After a leak of the file, end all its keys and imported secrets at once, and begin with a new master.
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """
         self._change(lambda data: self._newer(data).with_all_replaced(now))
 
     def migrate(self, now: float, overlap_seconds: float = MIGRATION_OVERLAP_SECONDS) -> float | None:
-        """Turn a keyring of format 1 into one of format 2, in one step. Secrets stay as they are.
+        """Turn a keyring of format 1 into format 2 in one step. Shared secrets stay the same.
 
         Returns the Unix second at which the fleet's key pair stops signing; None if the keyring had format 2 already.
         Raises KeyringError.
@@ -238,9 +241,10 @@ class Keyring:
         return until if migrated else None
 
     def add_secret(self, tenant: str, secret: str, now: float) -> None:
-        """Let a `whsec_…` of another sender sign for a tenant, beside its derived keys, until the next `rotate`.
+        """Import another sender's `whsec_…`: it signs beside the tenant's derived keys until the next `rotate`.
 
-        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused if another tenant has it.
+        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused if another tenant has the
+        secret.
         """
         raw = secret_bytes(secret)
 
@@ -261,7 +265,7 @@ class Keyring:
         return data
 
     def _change(self, change: Callable[[KeyringData], KeyringData]) -> None:
-        """Read, change and write the file while no other process does."""
+        """Read, change and write the file, under a lock against other writers."""
         with writing(self.path):
             before = read(self.path, by_root=self._by_root)
             after = change(before)
@@ -279,7 +283,7 @@ class Keyring:
                 )
             self._problem = None
         except KeyringError as error:
-            # Once per problem: this runs for every callback.
+            # Each problem is logged once, since callbacks repeat the check.
             if str(error) != self._problem:
                 self._problem = str(error)
                 log.error(
@@ -289,7 +293,7 @@ class Keyring:
                 )
 
     def _facts(self, now: float) -> dict[str, Any]:
-        """Facts about the keys that a log may hold, so that an operator sees that a change arrived."""
+        """Return public facts about the keys for the log, so that an operator sees that a change arrived."""
         data = self._loaded.data
         return {
             "format": data.format,
@@ -299,7 +303,7 @@ class Keyring:
 
 
 def _own_keys(data: KeyringData, tenant: str, now: float) -> list[bytes]:
-    """The tenant's private ed25519 keys, 64 bytes each; none in format 1."""
+    """Return the tenant's private ed25519 keys, 64 bytes each; none in format 1."""
     return [key.private_bytes for key in data.derived_keys(tenant, now)] if data.format == 2 else []
 
 
@@ -319,6 +323,6 @@ def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
 
 
 def _load(path: Path, by_root: bool) -> _LoadedKeyring:
-    """The file's present keys. The stamp is taken first, so that a change meanwhile is noticed next time."""
+    """Read the file. The stamp is taken first, so that the next check notices a change during the read."""
     stamp = stamp_of(path)
     return _LoadedKeyring(read(path, by_root=by_root), stamp)

@@ -19,7 +19,7 @@ from pydantic import (
 from workers.delivery.keyring.material import KEY_BYTES, bytes_of, ed25519_private, of_length
 
 LARGEST_NUMBER = 1_000_000
-"""Largest number of a master or a version. Unbounded, a damaged file could hold a number that no text has room for."""
+"""Limit on the numbers of masters and versions: a damaged file might hold a number too long for any text."""
 
 _written = PlainSerializer(lambda key: key.get_secret_value(), return_type=str)
 Key = Annotated[SecretStr, AfterValidator(lambda key: of_length(key, KEY_BYTES, KEY_BYTES)), _written]
@@ -35,7 +35,7 @@ class FileModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     left_out: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are not written while they have their default, so that a file of format 1 stays one."""
+    """Fields that are written only if they differ from their default, so that a file of format 1 keeps its form."""
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -45,21 +45,21 @@ class FileModel(BaseModel):
 
 
 class TimedKey(FileModel):
-    """A key that signs; `until` (Unix seconds) is set once it retires."""
+    """A key that signs; `until` (Unix seconds) is set once the key retires."""
 
     until: FiniteFloat | None = None
 
     @property
     def ends(self) -> float:
-        """The Unix second at which the key stops signing; infinity if it does not retire."""
+        """The Unix second at which the key stops signing; infinity if the key does not retire."""
         return float("inf") if self.until is None else self.until
 
     def signs(self, now: float) -> bool:
-        """True if the key signs at that time."""
+        """True if the key signs at the time `now`."""
         return self.ends > now
 
     def retiring(self, until: float) -> Self:
-        """The key with its end at that time, unless it ends earlier already."""
+        """Return the key with the end `until`, or with its own earlier end."""
         return self.model_copy(update={"until": min(self.ends, until)})
 
 
@@ -80,7 +80,7 @@ class FleetKey(TimedKey):
 
 
 class Master(TimedKey):
-    """A secret from which all tenants' keys are derived. The numbers rise with each rotation."""
+    """A secret from which all tenants' keys are derived. Each rotation makes a master with the next number."""
 
     number: Number
     secret: Key

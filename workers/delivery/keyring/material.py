@@ -18,21 +18,22 @@ Purpose = Literal["webhook-secret", "webhook-ed25519"]
 
 
 def derived(master: SecretStr, purpose: Purpose, tenant: str, version: int) -> bytes:
-    """32 bytes for one purpose of one tenant: HKDF-SHA256 (RFC 5869) of a master in base64.
+    """Derive 32 bytes for one purpose of one tenant from a master in base64, by HKDF-SHA256 (RFC 5869).
 
-    No two infos are alike: the purpose is the first part and has no slash, the version is the last and is a number.
+    Two different keys never share an info, since the purpose at its start has no slash, and the version at its end is
+    a number.
     """
     info = f"postback/{purpose}/{tenant}/{version}".encode()
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(bytes_of(master))
 
 
 def ed25519_private(seed: bytes) -> bytes:
-    """The private key as libsodium takes it, 64 bytes: the seed (32 bytes) and the public key."""
+    """Return the private key in libsodium's form, 64 bytes: the seed (32 bytes) and the public key."""
     return crypto_sign_seed_keypair(seed)[1]
 
 
 def of_length(encoded: SecretStr, shortest: int, longest: int) -> SecretStr:
-    """The key itself. Raises ValueError, without showing the key, unless it is base64 of so many bytes."""
+    """Return the key. Raises ValueError, without showing the key, unless it is base64 of an allowed length."""
     try:
         decoded = base64.b64decode(encoded.get_secret_value(), validate=True)
     except ValueError:
@@ -43,20 +44,20 @@ def of_length(encoded: SecretStr, shortest: int, longest: int) -> SecretStr:
 
 
 def random_key() -> SecretStr:
-    """32 new bytes from the system's random source, in base64."""
+    """Return 32 new bytes from the system's random source, in base64."""
     return SecretStr(base64_of(os.urandom(KEY_BYTES)))
 
 
 def bytes_of(encoded: SecretStr) -> bytes:
-    """The bytes of a key in base64."""
+    """Return the bytes of a key in base64."""
     return base64.b64decode(encoded.get_secret_value())
 
 
 def base64_of(value: bytes) -> str:
-    """Base64 with padding (RFC 4648, section 4)."""
+    """Encode as base64 with padding (RFC 4648, section 4)."""
     return base64.b64encode(value).decode()
 
 
 def base64url(value: bytes) -> str:
-    """Base64 in the URL-safe alphabet without padding, as in JWKs (RFC 7515, section 2)."""
+    """Encode as URL-safe base64 without padding, as in JWKs (RFC 7515, section 2)."""
     return base64.urlsafe_b64encode(value).rstrip(b"=").decode()

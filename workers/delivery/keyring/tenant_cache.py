@@ -9,9 +9,9 @@ Made = TypeVar("Made")
 
 
 class TenantCache(Generic[Made]):
-    """One value per tenant, for at most `size` tenants. A full cache is emptied: making a value takes 0.2 ms.
+    """One value per tenant, for at most `size` tenants. A full cache is emptied, since making a value takes 0.2 ms.
 
-    Threads may share a cache; if two make the same value at once, the cache keeps either.
+    Threads may share a cache. If two threads make one tenant's value at once, the cache keeps either value.
     """
 
     def __init__(self, size: int) -> None:
@@ -19,7 +19,7 @@ class TenantCache(Generic[Made]):
         self._made: dict[str, tuple[Made, float]] = {}
 
     def get(self, tenant: str, now: float, make: Callable[[], Made], change: Callable[[], float]) -> Made:
-        """The tenant's value, made anew after `change`, the Unix second at which its keys change."""
+        """Return the tenant's value. `make` makes it, and `change` returns the Unix second from which it is stale."""
         made, until = self._made.get(tenant, (None, 0.0))
         if made is None or now >= until:
             made = make()

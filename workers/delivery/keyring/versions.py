@@ -1,4 +1,4 @@
-"""A tenant's keys that sign: the versions of its derived keys, and its imported secrets."""
+"""The versions of a tenant's derived keys, and the tenant's imported secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.delivery.keyring.keys import FileModel, ImportedSecret, Number
 
 
 class RetiringVersion(FileModel):
-    """An old version, which signs until `until` (Unix seconds)."""
+    """An old version of a tenant's keys, which signs until `until` (Unix seconds)."""
 
     left_out: ClassVar[frozenset[str]] = frozenset({"master"})
 
@@ -33,10 +33,11 @@ class TenantVersions(FileModel):
     imported: tuple[ImportedSecret, ...] = ()
 
     def spans(self, newest_master: int) -> Iterator[tuple[int, float, range]]:
-        """Each version with the time until which it signs, and the numbers of the masters that were newest meanwhile.
+        """Yield each version, the Unix second at which it stops signing, and the numbers of its masters.
 
-        A consumer only ever got a version's key under one of those masters, so keys under other masters need not sign.
-        Without this, ten rotations of a master and ten of a tenant would make a hundred signatures.
+        A version's masters are those that were the newest during its time. A consumer got the version's key only under
+        one of these masters, so the keys under other masters need not sign. Without this limit, ten rotations of a
+        master and ten of a tenant would make a hundred signatures.
         """
         yield self.version, float("inf"), range(self.master, newest_master + 1)
         last = self.master
@@ -45,7 +46,7 @@ class TenantVersions(FileModel):
             last = old.master
 
     def rotated(self, now: float, until: float, newest_master: int) -> TenantVersions:
-        """The state with the next version. Older keys that still sign do so until `until`, or until an earlier end."""
+        """Return the state with the next version. Older keys sign until `until`, or until their own earlier end."""
         before = (RetiringVersion(version=self.version, until=until, master=self.master), *self.retiring)
         ending = (old.model_copy(update={"until": min(old.until, until)}) for old in before)
         return TenantVersions(
