@@ -1,11 +1,11 @@
-"""A circuit breaker: when attempts at an origin stop, for how long, and how they resume. No I/O, no clock.
+"""A circuit breaker: it stops attempts at a failing origin for a time, then lets a probe through. No I/O, no clock.
 
     closed ──── too many failures in a row, too large a share of the last 64 attempts, or a Retry-After ───► open
     open ────── its time is over ───► half-open
     half-open ─ its one probe succeeds ───► closed
     half-open ─ its one probe fails ───► open, for twice as long
 
-An answer counts even if it rejects the event: a 404 closes a breaker as a 200 does. Times are seconds of a monotonic
+An answer that rejects the event counts too: a 404 closes a breaker as a 200 does. Times are seconds of a monotonic
 clock.
 """
 
@@ -44,16 +44,17 @@ class OriginSignal(Enum):
 
 
 def signal_of(outcome: PostOutcome) -> OriginSignal:
-    """The verdict of an outcome on its origin."""
+    """Return the verdict of an outcome on its origin."""
     if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
         return OriginSignal.ANSWERS
     return OriginSignal.NOTHING if outcome.reason is FailureReason.REFUSED else OriginSignal.FAILS
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
-    """Seconds for which the whole origin is left alone: the Retry-After of a 429 or a 5xx, an hour at most; else 0.
+    """Return the seconds for which an answer's Retry-After keeps the whole origin alone: an hour at most.
 
-    The event itself waits for all of it. The cap protects the origin's other URLs, which the answer may not mean.
+    Only a 429 or a 5xx counts; any other outcome gives 0. The event itself waits for the full Retry-After. The cap
+    protects the origin's other URLs, since the answer may not concern them.
     """
     if isinstance(outcome, Delivered) or outcome.reason not in _TELLS_WHEN:
         return 0.0
@@ -69,37 +70,38 @@ class Breaker:
         self._until = 0.0
         self._seconds = 0.0
         self._asked = False
-        """True if the open time is the one that the origin asked for."""
+        """True if the origin asked for the present open time."""
         self._failures = 0
         """Failures in a row."""
         self._openings = 0
         """Openings in a row."""
         self._recent = 0
-        """The last attempts as bits, the last one lowest; 1 is a failure."""
+        """The last attempts as bits, the newest one lowest; 1 is a failure."""
         self._counted = 0
         self._failed_after = 0.0
         """Seconds that the last failed attempt took."""
         self._probing_since: float | None = None
 
     def state(self, now: float) -> BreakerState:
-        """The state at this time."""
+        """Return the state at the time `now`."""
         if not self._open:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._until else BreakerState.HALF_OPEN
 
     def seconds_left(self, now: float) -> float:
-        """Seconds for which the breaker stays open."""
+        """Return the seconds for which the breaker stays open."""
         return max(0.0, self._until - now) if self._open else 0.0
 
     def leaves_alone(self, now: float) -> bool:
-        """True if no attempt may start: until the open time is over, and while a probe is under way."""
+        """True while attempts may not start: during the open time, and while a probe is under way."""
         return self._open and (self._probing_since is not None or now < self._until)
 
     def patience(self, now: float) -> float:
-        """Seconds that a record should wait before its next try.
+        """Return the seconds that a record should wait before its next try.
 
-        At least the whole open time, up to the longest one; during a probe, until the probe has taken as long as the
-        last failure did. Writing a record anew every few seconds would cost more than trying it that much later.
+        The wait is at least the length of the open time, capped at `breaker_longest_seconds`. During a probe, the wait
+        also lasts until the probe has taken as long as the last failed attempt. Shorter waits would write the record
+        anew every few seconds, and cost more than the delay.
         """
         seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
         if self._probing_since is None:
@@ -107,13 +109,13 @@ class Breaker:
         return max(seconds, self._probing_since + self._failed_after - now)
 
     def is_dead(self, now: float) -> bool:
-        """True while the breaker is open for the longest time because probes failed, not at the origin's request."""
+        """True while the breaker is open for its longest time because of failures, not at the origin's request."""
         longest = self._settings.breaker_longest_seconds
         return self.state(now) is BreakerState.OPEN and self._seconds >= longest and not self._asked
 
     @property
     def pristine(self) -> bool:
-        """True if the breaker has nothing to remember about the origin."""
+        """True if the breaker is closed and remembers no failure."""
         return not (self._open or self._failures or self._recent)
 
     @property
@@ -122,20 +124,20 @@ class Breaker:
         return self._counted == _RECENT and self.pristine
 
     def take_probe(self, now: float) -> bool:
-        """True if the caller may make the one attempt of a half-open breaker, to be judged or given back."""
+        """Return True if the caller may make a half-open breaker's one attempt, and must judge it or give it back."""
         if self._probing_since is not None or self.state(now) is not BreakerState.HALF_OPEN:
             return False
         self._probing_since = now
         return True
 
     def give_back_probe(self) -> None:
-        """Release the probe without a verdict: another attempt may take it."""
+        """Release the probe without a verdict, so that another attempt may take it."""
         self._probing_since = None
 
     def judge(
         self, verdict: OriginSignal, now: float, *, probe: bool, wait_seconds: float = 0.0, took_seconds: float = 0.0
     ) -> None:
-        """Take in an attempt's verdict and duration. `wait_seconds` is the wait that the origin asked for."""
+        """Apply an attempt's verdict and duration. `wait_seconds` is the wait that the origin asked for."""
         if verdict is OriginSignal.FAILS:
             self._failed_after = took_seconds
         if probe:

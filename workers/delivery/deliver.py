@@ -1,11 +1,11 @@
-"""The handler of delivery: a result in, a signed POST out, and records of the outcome.
+"""Delivery's handler: for each result it sends a signed POST, and returns records of the outcome.
 
-Its records come from `model_results` and the tiers. Each ends in one of these ways:
+The results come from `model_results` and the tiers. Each record ends in one of these ways:
 
-    no callback-url           done without a trace: the result is only stored
+    no callback-url           no output: the result is only stored
     endpoint disabled         dead_letters; no attempt
     early                     hops to another tier; no attempt
-    destination busy          deferred to the smallest tier, or to a longer one if its turn is far off; no attempt
+    destination busy          deferred to the smallest tier, or to a longer one if the turn is far off; no attempt
     breaker open              deferred to a tier that fits the breaker's open time; no attempt
     descriptors, ports or     deferred to the smallest tier; no attempt
       memory exhausted
@@ -55,7 +55,7 @@ from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
-"""Longest wait of an attempt to be settled with others: its callback was sent before, so no caller waits for it."""
+"""Longest wait of an attempt to be settled with others. The callback was sent before, so no caller waits."""
 
 UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
@@ -65,7 +65,7 @@ _STDLIB_LOG = logging.getLogger("postback")
 
 
 class DeliveryHandler(TierPace):
-    """Handler and pace of the delivery stage; it belongs to the stage's event loop. Close it after the stage."""
+    """The delivery stage's handler and pace, on the stage's event loop. Close the handler after the stage."""
 
     def __init__(
         self,
@@ -85,19 +85,19 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        # By then an endpoint of several events is disabled; an endpoint of a single event never is.
+        # After this wait an endpoint of several events is disabled; an endpoint of a single event never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self._destinations = Destinations(settings, clock, self._say_breaker)
-        self._jump_free_clock = JumpFreeClock(clock)  # counts days; the pace has its own clock, on another thread
+        self._jump_free_clock = JumpFreeClock(clock)  # for counting days; the pace has its own clock on another thread
         self.states = EndpointStates(settings, metrics)
-        """The endpoints' states, fed from `callback_endpoints`."""
+        """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """Handle one record; the module's docstring lists the endings."""
+        """Handle one record, with one of the endings in the module's docstring."""
         try:
             pending = read_pending(record)
             return await self._deliver(record, pending) if pending is not None else ()
@@ -113,7 +113,7 @@ class DeliveryHandler(TierPace):
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self._destinations.place(pending.destination, len(record.value)) as place:
-                # Built only now: most records of a hung destination come here many times and get no place.
+                # Built only now: a hung destination's records come here many times, and most get no place.
                 body = event_body(record.value, pending.webhook_id, pending.tenant)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
@@ -126,7 +126,7 @@ class DeliveryHandler(TierPace):
             return (self._deferred(record, pending, reason, self._schedule.smallest_tier),)
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """The dead letter of a record that the stage could not have handled."""
+        """Return the dead letter of a record whose handling failed for good."""
         return (self._dead_letter(record, failure.code, failure.message, failure.attempts),)
 
     async def close(self) -> None:
@@ -134,14 +134,14 @@ class DeliveryHandler(TierPace):
         await self._poster.close()
 
     def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
-        """Milliseconds that an early record still has to wait; None for one that is due."""
+        """Return the milliseconds that an early record still has to wait; None for a due record."""
         if pending.not_before_ms is None:
             return None
         left = left_ms(pending.not_before_ms, self._now_ms(), pending.left_ms, self.tier_ms(record))
         return left if is_early(left, pending.attempts, self._schedule) else None
 
     def _left_alone(self, record: Record, pending: PendingDelivery, alone: OriginLeftAlone) -> Output:
-        """Defer the record while its origin is left alone, or longer; give it up after days if the origin is dead."""
+        """Defer a record whose origin is left alone. Give the record up after days if the origin is dead."""
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
         tier = deferral_tier(alone.wait_seconds, pending.waited_ms, self._schedule.tiers)
@@ -152,7 +152,7 @@ class DeliveryHandler(TierPace):
         return outputs.deferred(record, self._tiers[tier], pending, reason, round(1000 * tier), self._now_ms())
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
-        """The dead letter of an event that has waited too long for an origin that is dead."""
+        """Return the dead letter of an event that has waited too long for a dead origin."""
         log.warning(
             "A callback has waited too long for a failing origin; keeping it as a dead letter.",
             action="callback-given-up",
@@ -164,7 +164,7 @@ class DeliveryHandler(TierPace):
         return self._dead_letter(record, EXHAUSTED, detail, pending.attempts)
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:
-        """The dead letter of an event whose endpoint is disabled."""
+        """Return the dead letter of an event whose endpoint is disabled."""
         log.info(
             "The endpoint of a callback is disabled; keeping the callback as a dead letter.",
             action="callback-kept",
@@ -175,7 +175,7 @@ class DeliveryHandler(TierPace):
     async def _attempt(
         self, record: Record, pending: PendingDelivery, body: bytes, place: AttemptSlot
     ) -> Sequence[Output]:
-        """POST once, and write down the outcome."""
+        """POST once, and return the records of the outcome."""
         now = self._clock.time()
         headers = self._headers(pending, body, now)
         outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant)
@@ -190,7 +190,7 @@ class DeliveryHandler(TierPace):
         return written + self._after_change(pending, outcome)
 
     def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
-        """Records of endpoints' new states, if any changed."""
+        """Return records of the endpoints' new states, if any changed."""
         return [
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
@@ -214,7 +214,7 @@ class DeliveryHandler(TierPace):
                 return []
 
     def _headers(self, pending: PendingDelivery, body: bytes, now: float) -> dict[str, str]:
-        """The request's headers, signed with the attempt's timestamp and the callback's id."""
+        """Return the request's headers, signed with the attempt's timestamp and the callback's id."""
         headers = self._keyring.signer(pending.tenant, now).headers(pending.webhook_id, int(now), body)
         if pending.traceparent is not None:
             headers[TRACEPARENT] = pending.traceparent
@@ -294,7 +294,7 @@ def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:
 
 
 def _detail(outcome: FailedDelivery) -> str:
-    """The reason for people: the field to mend, or the last attempt's failure."""
+    """Return the reason in words: the field to mend, or the last attempt's failure."""
     if outcome.detail is not None:
         return f"callback_url: {outcome.detail}"
     status = f" (status {outcome.status})" if outcome.status is not None else ""

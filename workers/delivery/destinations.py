@@ -1,26 +1,26 @@
-"""The destinations' shares of the process's window, so that a slow or dead origin does not hold it against all others.
+"""Shares of the process's window for destinations, so that a slow or dead origin cannot hold the whole window.
 
 A destination is a (tenant, origin). Four checks decide if an attempt may start:
 
-    its breaker       an origin that does not answer is left alone, except for one probe at a time (breaker.py)
-    its places        a number of attempts at once; a 429, 502 or 504 halves the number, each answer adds one again
-    its queue         a number of records that wait briefly for a place
-    the free window   by dynamic thresholds (Choudhury and Hahne 1998):
-                      a tenant may have twice the free window: alone two thirds of the window; each of m hung tenants,
-                      with any number of origins, leaves the others at least a third of the window that it found;
-                      an origin may have no more than its tenant has left, except for its first record: alone half the
-                      window; n hung origins share their tenant's part;
-                      strangers, a tenant's origins whose last attempt was not answered, may together have no more than
-                      their tenant has left: alone half the window, so that origins that answer keep a sixth;
-                      one stranger may have no more than all of them have left: alone two fifths of the window, so that
-                      an origin that is called for the first time finds room to show that it answers
+    breaker           an origin that does not answer gets only one probe at a time (breaker.py)
+    places            a limit on attempts at once; a 429, 502 or 504 halves the limit, and each answer raises it by one
+    queue             a limit on records that wait briefly for a place
+    free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
+                      A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each of m
+                      hung tenants, with any number of origins, leaves others at least a third of the window it found.
+                      An origin may hold as much as its tenant has left, and always its first record. A sole origin gets
+                      half the window; n hung origins share their tenant's part.
+                      Strangers are a tenant's origins whose last attempt was not answered. Together they may hold as
+                      much as their tenant has left: half the window, so that origins that answer keep a sixth.
+                      One stranger may hold as much as all strangers have left. A sole stranger gets two fifths of the
+                      window, so that an origin that is called for the first time finds room to show that it answers.
 
 The window is counted in units. A record takes one; a large record takes more, so that all records together have at most
 half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled, so that
 large records of hung origins never stop the stage from fetching.
 
-An attempt that may not start now raises `TurnedAway`, and its record is deferred to a tier at once. The shares are
-local to each process and need no lock, since all of it runs on one event loop.
+If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
+are local to each process. They need no lock, since all of this module runs on one event loop.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Idle destinations whose failures are remembered, and as many that answered; beyond that, the tenant with most loses
-one."""
+"""Limit on idle destinations with remembered failures, and on names of destinations that answered. Beyond it, the
+tenant with the most loses one."""
 _TENANT_FACTOR = 2
 """A tenant's limit as a multiple of the free window."""
 
@@ -60,18 +60,18 @@ class DestinationBusy(TurnedAway):
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """Estimated seconds until all records turned away lately had their turn, this one last; 0 if unknown."""
+        """Estimated seconds until this record's turn, after all records turned away lately; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):
-    """The destination's breaker lets no attempt through for now."""
+    """The destination's breaker is open, or its probe is under way."""
 
     def __init__(self, wait_seconds: float, *, dead: bool) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
         """Seconds to wait before the next try."""
         self.dead = dead
-        """True if the origin fails at every probe, and has not merely asked to be left alone."""
+        """True if probes of the origin keep failing; False if the origin only asked for a wait."""
 
 
 @dataclass(slots=True)
@@ -80,9 +80,9 @@ class _Share:
 
     held: int = 0
     strangers: int = 0
-    """Units among them of origins whose last attempt was not answered."""
+    """Units that strangers hold: origins whose last attempt was not answered."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
-    """Estimate for its origins that hold no units and get none."""
+    """Queue estimate for the tenant's origins that hold no units and get none."""
 
 
 _NOTHING = _Share()
@@ -90,23 +90,23 @@ _NOTHING = _Share()
 
 @dataclass(slots=True)
 class _Load:
-    """A destination's part of this process, and the state of its origin."""
+    """A destination's share of this process, and the state of the destination's origin."""
 
     breaker: Breaker
     allowed: int
-    """Present limit of attempts at once."""
+    """Present limit on attempts at once."""
     answers: bool
-    """True if its last attempt was answered; otherwise, or without an attempt, the origin is a stranger."""
+    """True if the last attempt was answered. Otherwise, or before the first attempt, the origin is a stranger."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
-    """Units of the window, of records that run, that wait, and that were refused but have not left yet."""
+    """Units of the window held by records that run, that wait, or that were refused but have not left yet."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
 
 
 @dataclass(slots=True)
 class AttemptSlot:
-    """The right to make one attempt, given back by `with`. `outcome` stays None if our side cut the attempt off."""
+    """The right to make one attempt; `with` gives it back. `outcome` stays None if our side cut the attempt off."""
 
     _destinations: Destinations
     _destination: Destination
@@ -125,9 +125,10 @@ class AttemptSlot:
 
 
 class Destinations:
-    """Gives out places. `on_change` gets a destination whose breaker changes, its new state, and the seconds it lasts.
+    """Gives out places. `on_change` gets a destination, its breaker's new state, and the state's length in seconds.
 
-    A destination is remembered only while it holds units or after recent failures. Those that answered leave a name.
+    A destination's state is kept only while the destination holds units or after recent failures. For a destination
+    that answered, only the name is kept.
     """
 
     def __init__(
@@ -140,12 +141,12 @@ class Destinations:
         self._clock = clock
         self._on_change = on_change
         self._loads: dict[Destination, _Load] = {}
-        """Destinations that hold units of the window, which bounds their number."""
+        """Destinations that hold units of the window; the window's size bounds their number."""
         self._idle = TenantLru[_Load](_REMEMBERED)
         """Destinations that hold no units and have failed lately."""
         self._answering = TenantLru[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
-        """Tenants that hold units."""
+        """Shares of the tenants that hold units."""
         self._held = 0
         self._unit_bytes = max(1, (settings.window_bytes or LARGEST_WINDOW) // 2 // settings.window_records)
 
@@ -159,15 +160,15 @@ class Destinations:
         return self._held
 
     async def place(self, destination: Destination, size: int) -> AttemptSlot:
-        """One of the destination's places, to be entered at once. Raises TurnedAway if none is, or becomes, free.
+        """Return one of the destination's places, after a wait if needed. Raises TurnedAway if no place becomes free.
 
-        `size` is the record's, in bytes. The holder reports its attempt by setting the place's outcome.
+        `size` is the record's size in bytes. The caller enters the place at once, and sets its `outcome` afterwards.
         """
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
         return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
-        """The destination's load, or a new one, which is kept only once it holds units."""
+        """Return the destination's load, or a new load. A new load is kept only once it holds units."""
         load = self._loads.get(destination) or self._idle.get(destination)
         if load is None:
             breaker, answers = Breaker(self._settings), destination in self._answering
@@ -175,7 +176,7 @@ class Destinations:
         return load
 
     async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
-        """Take a place, or wait for one. Returns True if it is a probe's; raises TurnedAway."""
+        """Take a place, or wait for one. Return True if the attempt is the breaker's probe. Raises TurnedAway."""
         now = self._clock.monotonic()
         if load.breaker.leaves_alone(now):
             raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
@@ -189,7 +190,7 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """The error, with the seconds until the record's turn; unknown if its tenant holds no units."""
+        """Return the error with the seconds until the record's turn; 0, unknown, if the tenant holds no units."""
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)
@@ -197,7 +198,7 @@ class Destinations:
         return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
 
     def _has_room(self, destination: Destination, load: _Load) -> bool:
-        """True if the thresholds let the destination have one record more."""
+        """True if the thresholds allow the destination one more record."""
         share = self._shares.get(destination[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
         if not load.answers:
@@ -234,7 +235,7 @@ class Destinations:
                 self._idle.put(destination, load)
 
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
-        """Wait for a place. A place that is left is handed over directly, so that no newcomer takes it first."""
+        """Wait until `_leave` hands a place over, so that a newcomer cannot take the place first. Raises TurnedAway."""
         if len(load.waiting) >= self._settings.destination_queue_records:
             raise self._busy(destination, load)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -245,7 +246,7 @@ class Destinations:
                 await place
         except BaseException as error:
             if _was_given(place):
-                # The place was granted in the same moment as the wait was ended: the next one gets it.
+                # The place was granted just as the wait ended, so the next record gets the place.
                 self._leave(destination, load, units)
             else:
                 self._let_go(destination, load, units)
@@ -256,7 +257,7 @@ class Destinations:
             raise
 
     def _leave(self, destination: Destination, load: _Load, units: int) -> None:
-        """Leave a place: it goes to the first record that waits, and further ones up to the limit go to the next."""
+        """Give a place back, and grant free places up to the limit to waiting records, the oldest first."""
         now = self._clock.monotonic()
         load.running -= 1
         load.crowd.serve(now, self._weight(load))
@@ -269,10 +270,10 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """Number of attempts that a finished one stands for, while the limit is still growing.
+        """Return the number of attempts that a finished attempt counts for: above 1 while the limit is still growing.
 
-        Each answer raises the limit by one, so it doubles while an attempt runs: the finished one was one of half as
-        many.
+        Each answer raises the limit by one, so the limit doubles while an attempt runs: only half as many attempts ran
+        beside the finished one.
         """
         most = self._settings.destination_concurrency
         return 1.0 if load.allowed == most else 2 * most / load.allowed
@@ -286,7 +287,7 @@ class Destinations:
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
             self._note(destination, load, OriginSignal.ANSWERS)
-            return  # the usual case: its breaker and its places have nothing to learn
+            return  # the usual case: the breaker and the limit stay as they are
         now, outcome, verdict = self._clock.monotonic(), place.outcome, signal_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
@@ -305,7 +306,7 @@ class Destinations:
         return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: OriginSignal) -> None:
-        """Halve the limit of attempts at once if the origin throttles them; raise it by one for each answer."""
+        """Halve the limit on attempts at once if the origin throttles; raise the limit by one for each answer."""
         if verdict is OriginSignal.ANSWERS:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
@@ -325,7 +326,7 @@ class Destinations:
                 self._answering.pop(destination)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
-        """End all waits for an opened breaker; when it closes, attempts begin one at a time."""
+        """End all waits after the breaker opened. Once the breaker closes, attempts begin one at a time."""
         load.allowed = 1
         for place in load.waiting:
             if not place.done():

@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange: a POST goes out on a warm or a new connection, and its answer is read.
 
-The module uses aiohttp below its session: its pool of connections, its TLS and its parser. It leaves out features that
-a callback never needs (redirects, cookies, netrc, proxies, bodies of unknown length): half of a request's cost. Nothing
-here repeats a request: each call writes at most once.
+The module uses aiohttp below its session: aiohttp's pool of connections, TLS and parser. Features that a callback never
+needs are left out, which halves a request's cost: redirects, cookies, netrc, proxies, bodies of unknown length. A
+request is never repeated: each call writes at most once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from workers.egress import GuardedConnector
 USER_AGENT = f"Postback/{version('postback')}"
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-"""aiohttp's own timers stay off: one deadline covers the whole exchange, so that no two add up."""
+"""aiohttp's own timers stay off: one deadline covers the whole exchange, so that timeouts cannot add up."""
 
 _REMEMBERED_TARGETS = 4096
 
 
 @dataclass(slots=True)
 class CallbackAnswer:
-    """The answer as far as it was read: a deadline may cut the exchange off at any point."""
+    """The answer, as far as it was read before a deadline cut the exchange off."""
 
     status: int | None = None
     """None if no status line was read."""
@@ -45,13 +45,13 @@ class _Target:
     """The parts that all requests to one URL share."""
 
     request: aiohttp.ClientRequest
-    """The pool's key to a connection. The request itself is never sent."""
+    """The key for finding a connection in the pool. The request itself is never sent."""
     head: str
     """The request's first lines."""
 
 
 class Exchanges:
-    """Sends POSTs through a connector. It belongs to the event loop that makes it, as the connector does."""
+    """Sends POSTs through a connector. Use both on the event loop that makes them."""
 
     def __init__(self, connector: GuardedConnector, response_cap_bytes: int, excerpt_bytes: int = 0) -> None:
         self._connector = connector
@@ -62,7 +62,7 @@ class Exchanges:
     async def post(
         self, url: URL, body: bytes, headers: Mapping[str, str], tls: ssl.SSLContext, answer: CallbackAnswer
     ) -> None:
-        """Fill in the answer. Its body is read up to the cap, and dropped except for the excerpt.
+        """Send one POST, and fill in the answer. The body is read up to the cap; only the excerpt is kept.
 
         Raises EgressRefused and aiohttp's errors: ClientError, HttpProcessingError, OSError. Raises ValueError for a
         header with a line break or a character outside ASCII.
@@ -73,7 +73,7 @@ class Exchanges:
         try:
             protocol = _write(connection, head.encode("ascii"), body)
             if await self._read(protocol, answer) and _is_all_sent(connection):
-                connection.release()  # into the pool, unless the answer said or showed that it will be closed
+                connection.release()  # back into the pool, unless the answer announced a close
         finally:
             _drop(connection)
 
@@ -82,8 +82,8 @@ class Exchanges:
         await self._connector.close()
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
-        """Read the answer. True if all of it was read, so that the connection can serve the next request."""
-        message, payload = await protocol.read()  # interim responses end in `OneAnswerEach`
+        """Read the answer. Return True if all of it was read, so that the connection can serve the next request."""
+        message, payload = await protocol.read()  # `OneAnswerEach` has dropped interim responses
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap
@@ -98,7 +98,7 @@ class Exchanges:
 
 
 def _target(url: URL, tls: ssl.SSLContext) -> _Target:
-    """The shared parts of requests to a URL. Call it on the running loop."""
+    """Return the parts that all requests to a URL share. Call this on the running loop."""
     lines = (
         f"POST {url.raw_path_qs} HTTP/1.1",
         f"Host: {url.host_port_subcomponent}",
@@ -110,7 +110,7 @@ def _target(url: URL, tls: ssl.SSLContext) -> _Target:
 
 
 def _lines(headers: Mapping[str, str]) -> str:
-    """The header lines on the wire. Raises ValueError for a name or value with a line break."""
+    """Return the header lines for the wire. Raises ValueError for a name or value with a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a header has a line break")
@@ -118,23 +118,23 @@ def _lines(headers: Mapping[str, str]) -> str:
 
 
 def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
-    """Send the request, once, and have its answer parsed."""
+    """Write the request once, and return the protocol that parses the answer."""
     protocol, transport = connection.protocol, connection.transport
     if protocol is None or transport is None:
         raise aiohttp.ServerDisconnectedError
-    # A compressed body is dropped without decompression: a bomb is only as large as its bytes on the wire.
+    # A body is not decompressed, so a compression bomb is only as large as its bytes on the wire.
     protocol.set_response_params(read_until_eof=True, auto_decompress=False)
     transport.writelines((head, body))
     return protocol
 
 
 def _is_all_sent(connection: Connection) -> bool:
-    """False if the answer came before the server took the whole request: it may never take the rest."""
+    """False if the answer came before the server took the whole request: the server may never take the rest."""
     return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
 
 
 def _drop(connection: Connection) -> None:
-    """End a connection at once; does nothing for a released one.
+    """End a connection at once, unless it was released.
 
     Closing alone would wait until the other side has taken the rest of the request, perhaps for ever.
     """

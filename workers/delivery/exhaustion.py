@@ -11,14 +11,14 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Exhausted(Exception):  # noqa: N818 - named after the event
-    """No connection could be opened for lack of a resource of ours, so no request was sent. The text is its error."""
+    """The machine lacked a resource for a connection, so no request was sent. The text is the error's name."""
 
 
 def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
-    """The errno name of this machine's shortage; None if the other side or its name servers are to blame.
+    """Return the errno name of this machine's shortage; None if the other side or its name servers are to blame.
 
-    Three errors leave the cause open. c-ares gives none, EADDRNOTAVAIL is also the error for an IPv6 address without
-    IPv6, and several addresses that failed differently have no errno. A socket of our own then decides.
+    Three errors leave the cause open, and then a trial socket decides. An error from c-ares has no errno. EADDRNOTAVAIL
+    is also the error for an IPv6 address without IPv6. Several addresses that failed differently give no errno.
     """
     if error.errno in _OURS:
         return errno.errorcode[error.errno]
@@ -28,7 +28,7 @@ def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
 
 
 def _lacking() -> str | None:
-    """The errno name if no socket can be opened and bound to a port; None if one can."""
+    """Try to open a socket and to bind it to a port. Return the errno name of the failure; None on success."""
     try:
         with socket.socket() as trial:
             trial.bind(("", 0))

@@ -1,8 +1,8 @@
 """One callback attempt: exactly one POST, or none, and its outcome.
 
 Requests are never repeated, since a POST is not idempotent (RFC 9110, section 9.2.2). A connection that closes without
-an answer is a failed attempt, in any state. Redirects are never followed, so no 302 turns a POST into a GET that counts
-as delivered. Proxies and netrc of the environment are not read.
+an answer always makes the attempt fail. Redirects are never followed, so a 302 cannot turn a POST into a GET that
+counts as delivered. This module ignores the environment's proxies and netrc.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workers.egress.retry_after import parse_retry_after
 _CHECKED_URLS = 4096
 
 _SAY_SECONDS = 60.0
-"""Shortest time between logs of exhausted resources: every callback notices them."""
+"""Least seconds between two log lines about exhausted resources, since every callback meets the shortage."""
 
 _THROTTLING = frozenset({429, 502, 504})
 
@@ -45,26 +45,26 @@ class FailureReason(StrEnum):
     """The reason for a failed attempt: a label of metrics, and the error class in `callback_attempts`."""
 
     REFUSED = "refused"
-    """The guard refuses the URL, whatever its name resolves to. Permanent."""
+    """The egress guard refuses the URL itself, whatever its host resolves to. Permanent."""
     ADDRESS_REFUSED = "address_refused"
-    """The guard refuses the name's present address. It may soon be another: name servers err for minutes."""
+    """The egress guard refuses the host's present address. Temporary: name servers may err for minutes."""
     GONE = "gone"
-    """410: the consumer wants no more of this. Permanent."""
+    """410: the consumer wants no more events at this URL. Permanent."""
     THROTTLED = "throttled"
     """429, 502, 504."""
     REDIRECTED = "redirected"
-    """3xx, which is never followed: the producer did not name the target, and it was not checked."""
+    """3xx. A redirect is never followed: the producer did not name the target, and the guard did not check it."""
     CLIENT_ERROR = "client_error"
     """Any other 4xx."""
     SERVER_ERROR = "server_error"
-    """Any other 5xx, and statuses outside of all classes."""
+    """Any other 5xx, and statuses outside 200 to 599."""
     TIMEOUT = "timeout"
-    """The deadline passed: in resolving, connecting, TLS, waiting for headers or reading the body of a 2xx."""
+    """The deadline passed during name resolution, connecting, TLS, the wait for headers, or the body of a 2xx."""
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
     CONNECTION_CLOSED = "connection_closed"
-    """The connection closed before a status came; perhaps an idle one that both sides ended at the same time."""
+    """The connection closed before a status came. The endpoint may have closed an idle connection just before use."""
     BAD_RESPONSE = "bad_response"
     """Not HTTP, headers too large, or a 2xx whose body ended early."""
 
@@ -81,25 +81,25 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class FailedDelivery:
-    """Any other outcome."""
+    """The attempt failed: any outcome but a whole 2xx."""
 
     reason: FailureReason
     duration_seconds: float
     status: int | None = None
     """None if no status line was read."""
     retry_after_seconds: float | None = None
-    """The wait that a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
+    """Seconds to wait that a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
-    """The guard's reason to refuse, as a phrase without any part of the URL."""
+    """The egress guard's reason for a refusal, as a phrase without any part of the URL."""
     answer_excerpt: str | None = field(default=None, repr=False)
-    """The same as in Delivered."""
+    """See `Delivered.answer_excerpt`."""
 
 
 PostOutcome = Delivered | FailedDelivery
 
 
 class Poster:
-    """Sends POSTs over warm connections, behind the egress guard. Belongs to the event loop that first posts."""
+    """Sends POSTs over warm connections, behind the egress guard. All posts must run on one event loop."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Poster:
         self._clock = clock
         self._resolver = resolver
         self._tls = TlsContexts(settings, clock)
-        # The verdict on a URL's text never changes; its addresses are checked on every connection.
+        # A check depends on the URL's text alone; the connector checks addresses on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
         self._deadlines = Deadlines(settings.deadline_seconds)
@@ -122,11 +122,11 @@ class Poster:
         self._exhausted_throttle = LogThrottle(_SAY_SECONDS)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
-        """Make one attempt. Failures of the other side are outcomes, not exceptions; `headers` must be clean ASCII.
+        """Make one attempt. The other side's failures are outcomes, not exceptions. `headers` must be clean ASCII.
 
         Raises Exhausted if a lack of this machine's own resources prevented the attempt.
 
-        A poster made while spans are collected wraps each attempt in a span, and sends the span's `traceparent`.
+        If spans are collected when the poster is made, each attempt has a span and sends the span's `traceparent`.
         """
         if not self._traced:
             return await self._attempt(url, body, headers, tenant)
@@ -171,9 +171,9 @@ class Poster:
     async def _exchange(
         self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: CallbackAnswer
     ) -> FailureReason | None:
-        """Fill in the answer. Foreign errors become reasons only here; the deadline's cancellation passes through.
+        """Fill in the answer, and return the reason for a foreign error; only this method maps foreign errors.
 
-        Raises EgressRefused and Exhausted.
+        Raises EgressRefused and Exhausted. The deadline's cancellation passes through.
         """
         try:
             exchanges = self._exchanges or self._open()
@@ -189,7 +189,7 @@ class Poster:
         return None
 
     def _unconnected(self, error: aiohttp.ClientConnectorError) -> FailureReason:
-        """The reason for a failed connection. Raises Exhausted if this machine lacks resources."""
+        """Return the reason for a failed connection. Raises Exhausted if this machine lacks resources."""
         lacking = exhausted_by(error)
         if lacking is not None:
             if self._exhausted_throttle.admit(self._clock.monotonic()) is not None:
@@ -204,7 +204,7 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
-        """The outcome of a status. Only a 2xx needs a complete body; any other status counts without one."""
+        """Return the outcome of a status. Only a 2xx needs a complete body; any other status counts without one."""
         if _is_success(status):
             return Delivered(status, duration, _excerpt(answer))
         wait = None
@@ -226,7 +226,7 @@ class Poster:
 
 
 def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
-    """A span's attributes for the outcome, in OpenTelemetry's names."""
+    """Return a span's attributes for the outcome, with OpenTelemetry's names."""
     said: dict[str, str | int] = {}
     if outcome.status is not None:
         said["http.response.status_code"] = outcome.status
@@ -236,7 +236,7 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
 
 
 def _excerpt(answer: CallbackAnswer) -> str | None:
-    """The excerpt as text, without a character that the cut divides; None if that is empty."""
+    """Return the excerpt as text, without a character that the cut divides; None for an empty text."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 
 

@@ -1,37 +1,37 @@
-"""Estimate of a busy destination's queue: the records that it turned away. No I/O; times are of a monotonic clock."""
+"""Estimate of a busy destination's queue of turned-away records. No I/O; times are monotonic seconds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _ROUND_SECONDS = 5.0
-"""Length of a counting round: after the smallest tier, the records that were turned away come round again."""
+"""Length of a counting round: after the smallest tier, turned-away records return and are counted again."""
 _APART_SECONDS = 3 * _ROUND_SECONDS
-"""Gap since the last record that was turned away after which the next one begins a new queue."""
+"""Seconds without a turned-away record after which the next one begins a new queue."""
 _MEMORY_SECONDS = 60.0
-"""Span of served attempts after which they count for half. Longer than an attempt may take."""
+"""Span of the served attempts in seconds after which they count for half; longer than one attempt may take."""
 
 
 @dataclass(slots=True)
 class QueueEstimate:
-    """Counts records that are served and turned away, from the first that is turned away."""
+    """Counts served and turned-away records, from the first turned-away record on."""
 
     _began: float = 0.0
     _round: float = 0.0
     _last: float = float("-inf")
-    """Time of the last record that was turned away."""
+    """Time of the last turned-away record."""
     _away: int = 0
     """Records turned away in this round."""
     _served: float = 0.0
     _served_last: float = 0.0
 
     def serve(self, now: float, weight: float = 1.0) -> None:
-        """Count a finished attempt. `weight` is above 1 while fewer attempts run at once than soon will."""
+        """Count a finished attempt. `weight` is above 1 while the limit on attempts at once is growing."""
         self._served += weight
         self._served_last = now
 
     def turn_away(self, now: float) -> float:
-        """Count a record that is turned away. Returns the seconds until its turn, 0 while unknown."""
+        """Count a turned-away record. Return the estimated seconds until the record's turn, 0 while unknown."""
         if now - self._last > _APART_SECONDS:
             self._began = self._round = now
             self._served, self._away = 0.0, 0
@@ -44,7 +44,7 @@ class QueueEstimate:
     def _seconds_for_one(self, now: float) -> float:
         if now - self._began < _ROUND_SECONDS or not self._served:
             return 0.0
-        # Up to the last served attempt: if many finish at the same time, the pause after them is no slowdown.
+        # The span ends at the last served attempt: if many finish together, the pause after them is no slowdown.
         seconds = self._served_last - self._began
         for_one = seconds / self._served
         if seconds >= _MEMORY_SECONDS:

@@ -1,14 +1,14 @@
 """The times of a callback's retries, as pure functions over values.
 
-The schedule's n-th wait follows attempt n; after the last wait comes the last attempt. A record waits in the topic (the
-tier) of that length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the
-first record only. A longer wait stands in the record's `not-before`: a record that leaves its tier early hops on, to
-the largest tier that fits the time left. A hop is no attempt. The time left is written twice, as a time and as a
-duration. So a clock that is set back, or is behind other processes' clocks, makes no wait much longer.
+The schedule's n-th wait follows attempt n, and the last attempt follows the last wait. A tier is a topic for waits of
+one length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the first record
+only. The header `not-before` holds the end of a longer wait: a record that leaves its tier earlier hops to the largest
+tier that fits the time left. A hop is no attempt. Headers state the time left twice, as a time and as a duration. So a
+clock that is set back, or is behind other processes' clocks, hardly lengthens a wait.
 
-Jitter makes a wait up to 10 % longer and never shorter, since no record leaves its tier before its time. It spreads
-callbacks that failed together. A wait is met to within 2 % (the slack). Chasing the rest of a long wait through the
-smallest tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
+Jitter spreads callbacks that failed together. It makes a wait up to 10 % longer and never shorter, since a record does
+not leave its tier early. A wait may end 2 % early (the slack): chasing the rest of a long wait through the smallest
+tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ GONE = "endpoint_gone"
 
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
-"""Further wait of a record for an origin that is left alone, as a share of its wait so far."""
+"""Next wait of a record whose origin is left alone, as a share of the record's wait so far."""
 _LATE_BY = 1 / 3
-"""Largest delay in noticing that the origin answers again, as a share of the wait so far."""
+"""Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""Largest such delay, beyond the time that the origin is left alone, for a record with a short wait so far."""
+"""For a record with a short wait so far, largest seconds of a tier beyond the time that the origin is left alone."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3
-"""First deferrals for a busy destination that use the smallest tier, however long its queue is."""
+"""Number of first deferrals for a busy destination that use the smallest tier, however long the queue is."""
 _LONGEST_BUSY_SECONDS = 300.0
-"""Largest delay in noticing that a busy destination has places again."""
+"""Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
-"""Least slack, as a share of the smallest tier: no record goes another round through it for less."""
+"""Least slack as a share of the smallest tier: a shorter time left is not worth another round through that tier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The waits between attempts, in their order, and the tiers, shortest first: one a wait, and some in between."""
+    """The waits between attempts in order, and the tiers, shortest first: one for each wait, and some in between."""
 
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
     waits: tuple[float, ...] = field(init=False)
-    """Each wait once, shortest first."""
+    """Each distinct wait once, shortest first."""
     tiers: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,25 +64,25 @@ class Schedule:
 
     @property
     def length_seconds(self) -> float:
-        """Longest sum of all its waits."""
+        """Longest possible sum of all waits, in seconds."""
         return sum(self.delays_seconds) * (1 + self.jitter)
 
     @property
     def longest_wait_ms(self) -> int:
-        """The longest possible time between an attempt and the next, by the schedule or by a Retry-After."""
+        """Longest possible milliseconds between an attempt and the next, by the schedule or by a Retry-After."""
         by_schedule = max(self.delays_seconds) * (1 + self.jitter)
         by_request = MAX_RETRY_AFTER_SECONDS + self.slack_ms(len(self.delays_seconds)) / 1000
         return round(1000 * max(by_schedule, by_request))
 
     def slack_ms(self, attempt: int) -> int:
-        """Milliseconds before its `not-before` at which a record with this many attempts is due."""
+        """Return the milliseconds before `not-before` at which a record is due after `attempt` attempts."""
         delay = self.delays_seconds[min(max(attempt, 1), len(self.delays_seconds)) - 1]
         return round(1000 * max(_SLACK * delay, _SMALLEST_TIER_SLACK * self.smallest_tier))
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Wait in this tier (its length in seconds); try again at `not_before_ms` (Unix), or up to the slack before."""
+    """Wait in the tier of `tier_delay` seconds; try again at `not_before_ms` (Unix), or up to the slack earlier."""
 
     tier_delay: float
     not_before_ms: int
@@ -104,7 +104,7 @@ RetryDecision = Retry | GiveUp | Done
 
 
 def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, schedule: Schedule) -> RetryDecision:
-    """The decision after the attempt that just ended; the first attempt is 1."""
+    """Return the decision after attempt number `attempt`, which just ended; the first attempt is 1."""
     if isinstance(outcome, Delivered):
         return Done()
     if outcome.reason is FailureReason.REFUSED:
@@ -121,11 +121,11 @@ def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, 
 
 
 def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, tier_ms: int) -> int:
-    """Milliseconds left of a record's wait when it leaves a tier that is `tier_ms` long.
+    """Return the milliseconds left of a record's wait when the record leaves a tier that is `tier_ms` long.
 
-    The clock decides, since a tier may release a record late, or early if its stamping clock is wrong. If the clock
-    claims more than that explains, the clock is wrong, and the time left when the record was written decides. A record
-    without that time has None.
+    `left_when_written_ms` is the time left when the record was written; None if the record does not state it. Normally
+    the clock decides, since a tier may release a record late, or early if the stamping clock is wrong. If the clock
+    shows more time left than that can explain, the clock is wrong, and `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:
@@ -135,21 +135,21 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
 
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """True if a record with this many attempts, and this much of its wait left, must wait on.
+    """True if a record must wait on, with `left_ms` of its wait left after `attempt` attempts.
 
-    A time left beyond the longest possible wait comes from a wrong clock, at its writing or now, and counts as none.
+    A time left beyond the longest possible wait comes from a wrong clock, now or at the writing, and counts as zero.
     """
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
 
 def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> float:
-    """The tier for a record whose destination is busy, by the estimated seconds until its turn.
+    """Return the tier for a record whose destination is busy, by the estimated seconds until the record's turn.
 
-    `waits` are the schedule's, shortest first. Records in the smallest tier keep the destination busy until those in
-    longer tiers return. Only a record whose turn is later waits there, so that no turn is missed, and a long queue is
-    not written anew every few seconds. The first few deferrals say little about the queue's length. Tiers between the
-    waits are not used: their records would be missing from the estimate, which counts them as they come round
-    (`queue_estimate.py`).
+    `waits` are the schedule's waits, shortest first. Records in the smallest tier keep the destination busy until
+    records return from longer tiers. A record uses a longer tier only if its turn is not before the tier's end, so it
+    does not miss its turn. Longer tiers save writing a long queue anew every few seconds. The first few deferrals use
+    the smallest tier, since the estimate is poor at first. Tiers between the waits are not used: the estimate counts
+    records as they return (`queue_estimate.py`), and would miss records in other tiers.
     """
     if deferred < _FIRST_FEW:
         return waits[0]
@@ -157,15 +157,15 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 
 
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
-    """The tier for a record whose origin is left alone: the longer it has waited so far, the longer its tier.
+    """Return the tier for a record whose origin is left alone: the longer the wait so far, the longer the tier.
 
     Each round writes the record anew. With a round for each probe, a long outage would write each record a thousand
-    times. This way it is some forty times, seventy for a record from the outage's beginning. Its callback is late by a
-    third of the outage at most. After a short outage it is late by as long again as the origin is left alone, five
-    minutes at most.
+    times. With growing tiers a record is written some forty times, or seventy times from the outage's beginning on. The
+    callback is late by a third of the outage at most. After a short outage the callback is late by at most the time
+    that the origin is left alone, and by at most five minutes.
 
-    Returns the shortest tier that is long enough, if it keeps to that lateness; else the largest that fits, or the
-    smallest.
+    The function returns the shortest tier that is long enough and keeps these limits. If there is none, it returns the
+    largest tier that fits, or else the smallest.
     """
     waited_seconds = waited_ms / 1000
     wanted = max(left_alone_seconds, _ASKS_AFTER * waited_seconds)
@@ -175,11 +175,11 @@ def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float,
 
 
 def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
-    """The largest tier that fits the time left, else the smallest. `tiers` are seconds, shortest first."""
+    """Return the largest tier that fits the time left, else the smallest. `tiers` are seconds, shortest first."""
     fitting = [tier for tier in tiers if 1000 * tier <= left_ms]
     return fitting[-1] if fitting else tiers[0]
 
 
 def due_ms(appended_ms: int, tier_delay: float) -> int:
-    """Time at which a record leaves its tier, Unix milliseconds."""
+    """Return the time at which a record leaves its tier, in Unix milliseconds."""
     return appended_ms + round(1000 * tier_delay)

@@ -9,7 +9,7 @@ MAX_ANSWER_EXCERPT_BYTES = 1024
 
 
 class DeliverySettings(BaseSettings):
-    """Sending of callbacks. The waits between attempts are the fleet's, in `POSTBACK_KAFKA__TIER_DELAYS_SECONDS`."""
+    """Sending of callbacks. `POSTBACK_KAFKA__TIER_DELAYS_SECONDS` sets the fleet's waits between attempts."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_DELIVERY__",
@@ -20,45 +20,45 @@ class DeliverySettings(BaseSettings):
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """Timeout of a whole attempt. It is shorter than a stage's drain (30 s), so that a stop cuts no attempt off."""
+    """Timeout of a whole attempt, shorter than a stage's drain (30 s), so that a stop does not cut attempts off."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """Longest wait for running attempts when the process stops: longer than the longest deadline, less than the grace
-    period. When a partition moves to another process, the wait is five seconds."""
+    """Longest wait for running attempts when the process stops. Keep it above `deadline_seconds` and below the pod's
+    grace period. When a partition moves to another process, the wait is five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
-    """Bytes of a response's body that are read and dropped, to keep the connection; a longer body is cut off."""
+    """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
     """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
     the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
-    """Time an idle connection is kept: just less than the 5 s after which Node, uvicorn and Apache close theirs."""
+    """Seconds to keep an idle connection: just less than the 5 s after which Node, uvicorn and Apache close one."""
     ca_file: FilePath | None = None
-    """Certificates (PEM) of authorities that are trusted besides the system's. A replaced file is read again."""
+    """Certificates (PEM) of authorities to trust besides the system's authorities. A replaced file is read again."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Client certificates for tenants' endpoints (mutual TLS), as JSON: `{"acme": "/etc/postback/acme.pem"}`. A file
-    holds the certificate, its chain, and the key without a passphrase, in PEM; a replaced file is read again. It must
-    belong to this process's user or to root, closed to others; the group may read a file of root's."""
+    holds the certificate, its chain, and the key without a passphrase, in PEM; a replaced file is read again. The file
+    must belong to this process's user or to root, and be closed to others; the group may read a file of root's."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
-    """Records per tenant and origin that may wait here for an attempt; further ones are deferred at once. The default
-    keeps an origin that answers busy until deferred records return from the smallest tier."""
+    """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
+    With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
-    """Longest wait in that queue before a record is deferred too."""
+    """Seconds that a record may wait in the process for an attempt before it is deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once; the shares of a tenant and of a destination shrink with the free rest."""
+    """Records that are handled at once. The shares of tenants and destinations shrink with the window's free part."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
-    """Bytes of results that are taken and not settled; those that are handled have at most half of them. Records that
-    wait for their tier's time may have a quarter as many besides. Absent, the container's memory limit less 256 MiB,
-    divided by four, from 16 to 256 MiB; a worker that delivers too first subtracts its readers' share."""
+    """Bytes of results that are taken and not settled; results that are handled have at most half of this. Records that
+    wait for their tier's time may have a further quarter. If absent, the container's memory limit less 256 MiB, divided
+    by four, from 16 to 256 MiB. A worker that also delivers first subtracts its readers' share."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
-    """Failures in a row after which a tenant's origin is left alone. An answer below 500, except 429, is no failure."""
+    """Failures in a row that open the breaker of a tenant's origin. An answer below 500, except 429, is no failure."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of failures among the last 64 attempts after which an origin is left alone too."""
+    """Share of failures among the last 64 attempts that opens the breaker too."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
-    """Time for which an origin is left alone at first; twice as long after each probe that fails."""
+    """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
-    """Longest of these times, and so the largest delay in noticing that an origin is back."""
+    """Longest open time after failed probes, and so the largest delay in noticing that an origin is back."""
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
-    """An endpoint is disabled once every attempt at it has failed for this time."""
+    """Seconds after which an endpoint is disabled, if every attempt in this time failed."""
     jitter: float = Field(default=0.1, ge=0, le=1)
-    """Largest random addition to a wait, as a share of it."""
+    """Largest random addition to a wait, as a share of the wait."""

@@ -16,11 +16,11 @@ NO_TIERS: Mapping[str, float] = {}
 
 @dataclass(slots=True)
 class _Front:
-    """The first record of a partition that is not dispatched."""
+    """The first record of a partition that is not dispatched yet."""
 
     offset: int = -1
     appended_ms: int = 0
-    """Append time on our jump-free clock."""
+    """The record's append time by our jump-free clock."""
     ahead_ms: int = 0
     """Milliseconds by which the clock that stamps the records is ahead of ours."""
 
@@ -28,14 +28,14 @@ class _Front:
 class TierPace:
     """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
 
-    A tier is a queue: while its first record is not due, no later one is. Waits follow a jump-free clock: setting the
-    wall clock neither delays nor releases records, unless the change lasts for minutes. If the clock that stamps
-    records is ahead of ours, the first record from the future shows by how much. Later records are moved by as much, so
-    that they do not wait for one another's full delay. If it is behind, a record's own header shows so. Otherwise a
-    tier shorter than the difference would hold no record at all, and its records would go round without a pause.
+    A tier is a queue: later records are due after the first one. Waits follow a jump-free clock: setting the wall clock
+    neither delays nor releases records, unless the change lasts for minutes. If the clock that stamps records is ahead
+    of ours, the first record from the future shows the difference. Later records are corrected by it, so that they do
+    not wait for one another's full delay. If the stamping clock is behind, a record's `written` header corrects it.
+    Otherwise a tier shorter than the difference would release each record at once.
 
-    `former_tiers` are topics of an earlier schedule of the fleet, with their delays in seconds. No record is written
-    there any more; records that still wait there are taken out.
+    `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery writes no
+    records to these topics any more, but takes out the records that still wait in them.
     """
 
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
@@ -45,19 +45,19 @@ class TierPace:
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:
-        """No bound of its own: the window's is enough."""
+        """Return a number without effect: the window alone bounds the records."""
         return 1 << 30
 
     def tier_ms(self, record: Record) -> int:
-        """Length of a record's tier in milliseconds; 0 for a record of another topic."""
+        """Return the length of a record's tier in milliseconds; 0 for a record of another topic."""
         return round(1000 * self._delays.get(record.topic, 0))
 
     def paces(self, topic: str) -> bool:
-        """True for tiers, those of an earlier schedule included."""
+        """True if the topic is a tier, of this or of an earlier schedule."""
         return topic in self._delays
 
     def due_ms(self, record: Record) -> int | None:
-        """The record's append time plus its tier's delay, Unix milliseconds; None for a record of another topic."""
+        """Return append time plus the tier's delay, in Unix milliseconds; None for a record of another topic."""
         delay = self._delays.get(record.topic)
         if delay is None:
             return None
@@ -79,7 +79,7 @@ class TierPace:
 
 
 def _written_ms(record: Record) -> int:
-    """Time of writing by the writer's clock, within the largest difference of clocks; 0 if the header is missing."""
+    """Return the `written` header, at most CLOCKS_DIFFER_MS after the record's timestamp; 0 without the header."""
     written = record.header(WRITTEN)
     if written is None or not written.isdecimal() or len(written) > 15:
         return 0
