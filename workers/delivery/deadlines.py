@@ -39,7 +39,7 @@ class Deadlines:
             self._alarm = None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Expire overdue timeouts, and set the alarm for the next one. `end` has removed those of ended attempts."""
+        """Expire overdue timeouts, and set the alarm for the next one. `end` has removed ended attempts' timeouts."""
         now, self._alarm = loop.time(), None
         while self._running:
             timeout, at = next(iter(self._running.items()))

@@ -10,17 +10,17 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
                       hung tenants, with any number of origins, leaves others at least a third of the window it found.
                       An origin may hold as much as its tenant has left, and always its first record. A sole origin gets
                       half the window; n hung origins share their tenant's part.
-                      Strangers are a tenant's origins whose last attempt was not answered. Together they may hold as
-                      much as their tenant has left: half the window, so that origins that answer keep a sixth.
+                      Strangers are a tenant's origins whose last attempt was not answered. All strangers together may
+                      hold as much as their tenant has left: half the window, so that other origins keep a sixth.
                       One stranger may hold as much as all strangers have left. A sole stranger gets two fifths of the
-                      window, so that an origin that is called for the first time finds room to show that it answers.
+                      window, so that a newly called origin finds room to show that it answers.
 
-The window is counted in units. A record takes one; a large record takes more, so that all records together have at most
-half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled, so that
-large records of hung origins never stop the stage from fetching.
+The window is counted in units. A record takes one unit; a large record takes more. All records together therefore have
+at most half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled.
+So large records of hung origins never stop the stage from fetching.
 
 If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
-are local to each process. They need no lock, since all of this module runs on one event loop.
+are local to each process and need no lock, since all of this module runs on one event loop.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Limit on idle destinations with remembered failures, and on names of destinations that answered. Beyond it, the
-tenant with the most loses one."""
+"""Limit on idle destinations with remembered failures, and on names of destinations that answered. At the
+limit, the tenant with the most entries loses one entry."""
 _TENANT_FACTOR = 2
 """A tenant's limit as a multiple of the free window."""
 

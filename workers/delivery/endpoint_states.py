@@ -14,11 +14,11 @@ process writes a decision with the attempt, in one transaction. Every process, t
 when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
 tombstone nor "failing" enables a disabled endpoint: a process that reads such a record writes the disabling once more.
 
-Each tenant's states are bounded, whatever URLs its jobs name. The URL of a single event is never written as failing:
-the event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no further
+Each tenant's states are bounded, whatever URLs its jobs name. The URL of a single event is never written as failing.
+The event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no further
 endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
-endpoint is disabled: events still call its URL, and an event that is answered with 410 is given up as usual. When the
-failure counts are full, the tenant with the most counts loses one.
+endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with 410 is given up as usual.
+When the failure counts are full, the tenant with the most counts loses one count.
 """
 
 from __future__ import annotations

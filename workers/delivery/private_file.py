@@ -22,7 +22,7 @@ def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False)
 
     The owner must be this process's user or root: another owner could put other keys into the file at any time. With
     `by_root`, root may act on another user's file, for example to rotate a service user's keys. Only the owner may use
-    the file, but the group may read a file of root's: Kubernetes mounts Secrets in this way for pods that do not run as
+    the file, but the group may read a file of root's. Kubernetes mounts Secrets in this way for pods that do not run as
     root. libpq has the same rules for private keys (PostgreSQL's documentation, section 34.19.1).
     """
     user = os.geteuid()

@@ -2,13 +2,13 @@
 
 The schedule's n-th wait follows attempt n, and the last attempt follows the last wait. A tier is a topic for waits of
 one length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the first record
-only. The header `not-before` holds the end of a longer wait: a record that leaves its tier earlier hops to the largest
+only. The header `not-before` holds the end of a longer wait. A record that leaves its tier earlier hops to the largest
 tier that fits the time left. A hop is no attempt. Headers state the time left twice, as a time and as a duration. So a
 clock that is set back, or is behind other processes' clocks, hardly lengthens a wait.
 
-Jitter spreads callbacks that failed together. It makes a wait up to 10 % longer and never shorter, since a record does
-not leave its tier early. A wait may end 2 % early (the slack): chasing the rest of a long wait through the smallest
-tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
+Jitter spreads callbacks that failed together. Jitter makes a wait up to 10 % longer and never shorter, since a record
+does not leave its tier early. A wait may end 2 % early (the slack). Chasing the rest of a long wait through the
+smallest tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ class TierPace:
 
     A tier is a queue: later records are due after the first one. Waits follow a jump-free clock: setting the wall clock
     neither delays nor releases records, unless the change lasts for minutes. If the clock that stamps records is ahead
-    of ours, the first record from the future shows the difference. Later records are corrected by it, so that they do
-    not wait for one another's full delay. If the stamping clock is behind, a record's `written` header corrects it.
-    Otherwise a tier shorter than the difference would release each record at once.
+    of ours, the first record from the future shows the difference. The difference is taken off later records too, so
+    that they do not wait for one another's full delay. If the stamping clock is behind, the header `written` corrects a
+    record's stamp. Otherwise a tier shorter than the difference would release each record at once.
 
     `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery writes no
     records to these topics any more, but takes out the records that still wait in them.

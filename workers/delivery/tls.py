@@ -2,10 +2,10 @@
 
 An endpoint must show a certificate for its name from an authority of the system or of `ca_file`. TLS is 1.2 or 1.3
 (OpenSSL takes the newer one if both sides support it). A tenant may have a client certificate, for endpoints that ask
-for one (mutual TLS). This module refuses the certificate's file if a stranger may read or replace the key. It reads
-`ca_file` and certificates again after they are replaced. It reads the system's authorities at the process's start, and
-again with a replaced file. The pool keeps each context's connections apart, so a connection with one tenant's
-certificate never serves another tenant.
+for one (mutual TLS). The module refuses the certificate's file if a stranger may read or replace the key. The module
+reads `ca_file` and certificates again after they are replaced. The system's authorities are read at the process's
+start, and again with each replaced file. The pool keeps each context's connections apart, so a connection with one
+tenant's certificate never serves another tenant.
 """
 
 from __future__ import annotations

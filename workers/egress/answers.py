@@ -1,11 +1,11 @@
 """Bounds on a server's answers: one answer to each request, of bounded size, on a connection of bounded age.
 
-aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. It also takes any number of
+aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. aiohttp also takes any number of
 interim responses for one answer (RFC 9110, section 15.2). Either lets a server block the event loop and fill our memory
 with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a bound.
 
-A bound on a body does not cover chunk extensions, trailers, and empty lines before a status line, and a server may send
-them without end. So the module also counts the bytes on the wire, against a bound that grows with the body.
+A bound on a body does not cover chunk extensions, trailers, and empty lines before a status line. A server may send
+these without end, so the module also counts the bytes on the wire, against a bound that grows with the body.
 
 aiohttp drops an answer if invalid bytes follow it in the same piece of data. Many well-meaning servers send a body with
 their 204, or more bytes than their Content-Length says. So the module feeds each head to aiohttp by itself.
@@ -132,7 +132,7 @@ class OneAnswerEach(ResponseHandler):
             self._end("it sent too many interim responses")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Drop the answer. Its body refers to the connection, so only the garbage collector would free the two."""
+        """Drop the answer, since its body refers to the connection: only the garbage collector would free both."""
         super().connection_lost(exc)
         self._answer = None
 

@@ -45,9 +45,9 @@ class EgressPolicy:
     allow: tuple[Network, ...] = ()
     """Addresses that are allowed although they are not public, at any port and over plain http."""
     names: frozenset[str] = frozenset()
-    """Hosts in lower case. Their addresses are allowed as if they were in `allow`, whatever the resolver returns.
+    """Hosts in lower case that are allowed at any address, as if all their addresses were in `allow`.
 
-    `*.internal.example` stands for all names below `internal.example`. The policy trusts the owner of such a name.
+    `*.internal.example` stands for all names below `internal.example`. The policy trusts the owners of these names.
     """
     development: bool = False
     """True if plain http is allowed to any public address."""
@@ -55,7 +55,7 @@ class EgressPolicy:
     deny: tuple[Network, ...] = ()
     """Refused addresses. This list beats the rule for public addresses, and the lists `allow` and `names`."""
     denied_names: frozenset[str] = frozenset()
-    """Refused hosts, in the form of `names`. Their addresses do not matter."""
+    """Hosts that are refused at any address, in the form of `names`."""
 
 
 def is_allowed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) -> bool:

@@ -14,7 +14,7 @@ from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
-"""A DNS name. Its last label has a letter, since a host that ends in a number is an address in some spelling."""
+"""A DNS name with a letter in its last label: a host that ends in a number is an address in some spelling."""
 
 
 def _items(value: str) -> list[str]:

@@ -112,7 +112,7 @@ class _Tries:
         self._failures = 0
 
     def failed(self, number: int, failure: EngineFailed) -> None:
-        """Record that request `number` of the job failed. Raises EngineKeepsFailing after `FAILURES` counted ones."""
+        """Record that request `number` failed. Raises EngineKeepsFailing after `FAILURES` counted failures."""
         if self._watch.answers_after(number if failure.took_too_long else self._seen):
             self._failures += 1
         self._seen = self._watch.begun

@@ -25,7 +25,7 @@ def identity_headers(tenant: str, job_id: str, webhook_id: str, traceparent: str
 
 
 def origin_header(whose: ReceivedJob | InvalidJob) -> Header:
-    """Return the header with the job's origin, from which the next reader derives the same `webhook-id`."""
+    """Return the header with the job's origin, so that the next reader derives the same `webhook-id`."""
     return names.JOB_ORIGIN, str(whose.origin).encode()
 
 
@@ -34,7 +34,7 @@ def job_letter(
 ) -> Output:
     """Return the record as a dead letter that carries the identity of the job's result.
 
-    That identity derives from the job's origin, which the letter's own place does not show.
+    The identity derives from the job's origin, not from the letter's own place.
     """
     carried = [(name, value) for name, value in record.headers or () if name not in _STAMPS_OF_LETTERS]
     identity = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
@@ -44,7 +44,7 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """Return headers with the record's stated tenant and job id, if others count. Their bytes may be of any kind."""
+    """Return headers with the record's stated tenant and job id, of any bytes, if other values count."""
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]

@@ -29,9 +29,9 @@ class EnginePace:
     def room(self) -> int:
         """Return the number of jobs that the engine has room for now, including jobs that should be in enrichment.
 
-        The engine's queue is filled up to `waiting_target`, or to the number of jobs lately answered in
-        `AHEAD_SECONDS` if that is larger. While the queue is empty, surplus jobs in enrichment do not count: a job that
-        is ready must not wait for jobs that wait for the web.
+        The engine's queue is filled up to `waiting_target`, or to the number of jobs lately answered in `AHEAD_SECONDS`
+        if that is larger. While the queue is empty, surplus jobs in enrichment do not count. Otherwise a ready job
+        would wait for jobs that wait for the web.
         """
         waiting = self._engine.load().waiting
         wanted = max(self._waiting_target, self._rate.in_a_period()) - waiting - self._preparing

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_FORWARDS = 3
-"""Limit on a job's forwards. A job beyond it goes in a circle: two workers each claim that the other has the model."""
+"""Limit on a job's forwards. Beyond it, a job goes in a circle: two workers each claim that the other has the model."""
 
 
 _NAMES_SHOWN = 8

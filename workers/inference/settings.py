@@ -31,7 +31,7 @@ class WorkerSettings(BaseSettings):
     )
 
     window_records: int = Field(default=1024, ge=1, le=8192)
-    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs behind them."""
+    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs."""
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
     waiting_target: int = Field(default=256, ge=1, le=8192)

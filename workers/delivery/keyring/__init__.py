@@ -1,10 +1,10 @@
 """The keyring: one small file with all keys that sign callbacks.
 
 The file holds master secrets. Each tenant has a shared secret and an ed25519 key pair, derived from a master by
-purpose, tenant and version (HKDF-SHA256, RFC 5869). So no database of keys is needed. After a rotation the old
-keys sign beside the new ones for 24 hours by default, so that consumers have time to change. An operator can import
-another sender's secrets for a tenant. Earlier versions made format 1, with one master and one ed25519 key pair for the
-whole fleet; `Keyring.migrate` turns it into format 2.
+purpose, tenant and version (HKDF-SHA256, RFC 5869). So no database of keys is needed. After a rotation the old keys
+sign beside the new keys for 24 hours by default, so that consumers have time to change. An operator can import another
+sender's secrets for a tenant. Earlier versions made format 1, with one master and one ed25519 key pair for the whole
+fleet. `Keyring.migrate` turns a file of format 1 into format 2.
 
     keyring       the keys for signing and verifying, and an operator's changes
     data          the file's content, and its changes
@@ -15,7 +15,7 @@ whole fleet; `Keyring.migrate` turns it into format 2.
     tenant_cache  cached signers and JWK sets
     file          the file on the disk: read whole, replaced in one step, one writer at a time
 
-Every error is a KeyringError. Its text names the path or the tenant, and the fix:
+Every error is a KeyringError with a text that names the path or the tenant, and the fix:
 
     KeyringError
     ├── KeyringMissing     the file is missing

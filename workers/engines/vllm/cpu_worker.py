@@ -1,4 +1,4 @@
-"""vLLM's worker on a CPU with Advanced Matrix Extensions (AMX): a process must ask the kernel for permission.
+"""vLLM's CPU worker, with a request to the kernel for permission to use Advanced Matrix Extensions (AMX).
 
 vLLM 0.32 computes bfloat16 attention with AMX, and relies on another library to have asked for permission. A small
 model uses no such library, and the first instruction on a tile ends the worker with SIGILL.

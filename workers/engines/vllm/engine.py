@@ -197,8 +197,8 @@ class VllmEngine:
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks during the load. The thread has no event loop, so vLLM starts its tasks later.
 
-        The method does not return the engine: the thread would keep the returned value, and a kept engine tries to end
-        once more at the interpreter's exit.
+        The method does not return the engine, since a thread keeps its return value. An engine that is kept tries to
+        end once more at the interpreter's exit.
         """
         prepare_environment(self._model)
         # Deprecations between vLLM and torch do not concern an operator, neither here nor in vLLM's processes.

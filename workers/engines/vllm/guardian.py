@@ -13,8 +13,8 @@ engine, not the worker.
 The guardian also removes the folder of the engine's sockets. The folder's path is short even if the worker's TMPDIR is
 long, since a socket's path has at most 107 characters.
 
-Run as a program, `guardian.py WORKER_PID`, this file is the guardian itself and imports only the standard library. It
-reads mark and folder from standard input: on the command line, the mark would mark the guardian too.
+Run as a program, `guardian.py WORKER_PID`, this file is the guardian itself and imports only the standard library. The
+guardian reads mark and folder from standard input, since a mark on the command line would mark the guardian too.
 """
 
 from __future__ import annotations
