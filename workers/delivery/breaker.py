@@ -51,7 +51,7 @@ def signal_of(outcome: PostOutcome) -> OriginSignal:
 
 
 def asked_to_wait(outcome: PostOutcome) -> float:
-    """Return the seconds for which an answer's Retry-After keeps the whole origin alone: an hour at most.
+    """Return the seconds for which a Retry-After stops attempts at the whole origin: an hour at most.
 
     Only a 429 or a 5xx counts; any other outcome gives 0. The event itself waits for the full Retry-After. The cap
     protects the origin's other URLs, since the answer may not concern them.

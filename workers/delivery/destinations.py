@@ -162,7 +162,7 @@ class Destinations:
     async def place(self, destination: Destination, size: int) -> AttemptSlot:
         """Return one of the destination's places, after a wait if needed. Raises TurnedAway if no place becomes free.
 
-        `size` is the record's size in bytes. The caller enters the place at once, and sets its `outcome` afterwards.
+        `size` is the record's size in bytes. The caller enters the place at once, and sets the place's `outcome` later.
         """
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
         return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))

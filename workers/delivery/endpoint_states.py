@@ -56,13 +56,13 @@ Longer than the longest wait between two attempts, so a failing endpoint gets no
 """
 
 _FAILURES = 3
-"""Least failures in a row that count. With little traffic, one failure would count for all days since a success."""
+"""Fewest failures in a row that count. With little traffic, one failure would count for all days since a success."""
 _FAILING_MS = 300_000
 """Milliseconds of failures after which a process writes "failing". Most outages are shorter and cause no record."""
 _STREAKS = 10_000
-"""Limit on endpoints with failure counts. Beyond it, the tenant with the most counts loses one."""
+"""Limit on endpoints with failure counts. At the limit, the tenant with the most counts loses one."""
 _SAID_MS = 60_000
-"""Longest milliseconds until a decision is read back. Until then, only its first event logs and counts it."""
+"""Longest milliseconds until a decision is read back. Until then, further events do not log and count the decision."""
 
 log = get_logger()
 

@@ -1,4 +1,4 @@
-"""Pages of public keys, from which consumers get new keys after a rotation.
+"""Pages of public keys for consumers, so that they get new keys after a rotation.
 
 The pages are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each
 tenant, and the fleet's. Each set holds every key that signs now: during a rotation, the old and the new key.

@@ -30,7 +30,7 @@ _ASKS_AFTER = 0.25
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""For a record with a short wait so far, largest seconds of a tier beyond the time that the origin is left alone."""
+"""Limit in seconds on a tier's excess over the time that the origin is left alone, after a short wait so far."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3
@@ -125,7 +125,7 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
     `left_when_written_ms` is the time left when the record was written; None if the record does not state it. Normally
     the clock decides, since a tier may release a record late, or early if the stamping clock is wrong. If the clock
-    shows more time left than that can explain, the clock is wrong, and `left_when_written_ms` decides.
+    shows more time left than these causes explain, the clock is wrong, and `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:

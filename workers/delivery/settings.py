@@ -22,8 +22,8 @@ class DeliverySettings(BaseSettings):
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
     """Timeout of a whole attempt, shorter than a stage's drain (30 s), so that a stop does not cut attempts off."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """Longest wait for running attempts when the process stops. Keep it above `deadline_seconds` and below the pod's
-    grace period. When a partition moves to another process, the wait is five seconds."""
+    """Longest wait for running attempts when the process stops: above `deadline_seconds`, and below the pod's grace
+    period. When a partition moves to another process, the wait is five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
     """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)

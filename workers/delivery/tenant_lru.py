@@ -12,9 +12,10 @@ V = TypeVar("V")
 
 
 class TenantLru(Generic[V]):
-    """A mapping of bounded size. When full, the tenant with the most values loses its least recently used value.
+    """A mapping of bounded size.
 
-    A call takes no longer with ten thousand tenants than with one.
+    When the mapping is full, the tenant with the most values loses its least recently used value. A call
+    takes no longer with ten thousand tenants than with one.
     """
 
     def __init__(self, most: int) -> None:

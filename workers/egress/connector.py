@@ -1,4 +1,4 @@
-"""Connections under a policy, which checks the address that a socket is really connected to."""
+"""Connections under a policy: the policy checks the address that a socket is really connected to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEMBERED: Final = 4096
 """Number of passed checks that a connector caches: a check costs more than a request over a warm connection."""
 
 _named: ContextVar[bool] = ContextVar("named", default=False)
-"""True if the policy names the host of this connection. Opening a socket shows the address, not the host's name."""
+"""True if the policy names the host of this connection. The socket factory gets only the address."""
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event

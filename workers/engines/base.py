@@ -123,7 +123,7 @@ class EngineLost(EngineError):  # noqa: N818
 
 
 class Engine(Protocol):
-    """Generates answers. One per worker; it serves many requests at once."""
+    """Generates answers. Each worker has one engine, and the engine serves many requests at once."""
 
     @property
     def name(self) -> str:

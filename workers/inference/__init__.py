@@ -1,1 +1,1 @@
-"""A job's way through a worker: read, routed, grounded, generated, and made into its result."""
+"""A job's path through a worker: read the job, route it, ground it, generate the answer, settle the result."""

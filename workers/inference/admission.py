@@ -17,7 +17,8 @@ from workers.stage.record import Output, Record, size_of
 MAX_HEADER_BYTES = 64 * 1024
 """Limit on the bytes of a job's headers and key together.
 
-A moved job and a dead letter carry both along. A compressed record may have more of them than the next topic takes.
+A moved job and a dead letter carry headers and key along. A compressed record may have more bytes of headers than the
+next topic takes.
 """
 _CHECKED_URLS = 4096
 _BULK = ".batch"

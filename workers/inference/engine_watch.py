@@ -12,7 +12,7 @@ from telemetry.throttle import LogThrottle
 from workers.engines.base import EngineError, EngineLost
 
 AWAY_SECONDS = 10.0
-"""Seconds without an answer after which the worker is not ready, and between two log lines about the engine."""
+"""Seconds without an answer after which the worker is not ready; also the pause between two log lines about it."""
 
 log = get_logger()
 

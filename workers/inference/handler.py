@@ -61,7 +61,7 @@ class InferenceHandler:
         metrics: Metrics,
     ) -> None:
         self.cancellations = Cancellations(clock)
-        """The cancelled jobs. The process applies the records of `job_control` to them."""
+        """The cancelled jobs, kept up to date by the process from `job_control`."""
         self.engine_watch = EngineWatch(clock)
         """The engine's health, as a side task of the process."""
         self.pace = EnginePace(engine, settings.waiting_target, clock)

@@ -51,7 +51,7 @@ def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
 
 
 def invalid_job(received: ReceivedJob, field: str, reason: str, *, callback: bool = True) -> InvalidJob:
-    """Return the error for a readable job that cannot be answered. Without `callback`, its result is not POSTed."""
+    """Return the error for a readable job that cannot be answered. Without `callback`, no result is POSTed."""
     return InvalidJob(
         (Problem(field, reason),),
         job_id=received.job_id,

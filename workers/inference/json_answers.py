@@ -1,4 +1,4 @@
-"""The check of answers that must be JSON. If `max_tokens` cuts an answer off, even a constrained one is not JSON."""
+"""The check of answers that must be JSON. If `max_tokens` cuts an answer off, even a constrained answer is not JSON."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.tokens import cut_at_start, prompt_tokens
 
 SHUTDOWN_SECONDS = 2.0
-"""Time for vLLM's processes to end by themselves, before a SIGKILL, which frees their memory too."""
+"""Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
 
 log = get_logger()
 

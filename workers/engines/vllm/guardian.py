@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 """Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Empty sweeps in a row that end the hunt: a process that is being killed may still start another."""
+"""Empty sweeps in a row that end the search: a process that is being killed may still start another."""
 
 
 class Guardian:

@@ -24,7 +24,7 @@ def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[i
 
 
 def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Return the text's tokens after the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
+    """Return the text's tokens with the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
     text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
     tokens: list[int] = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
