@@ -55,7 +55,9 @@ class StageProcesses:
                 "window": self.window,
                 "drain_seconds": self.drain_seconds,
                 "sick": replica in self.sick,
+                "listening": str(self._listening(replica)),
             }
+            self._listening(replica).unlink(missing_ok=True)
             with (self.logs / f"{replica}.log").open("ab") as log:
                 self.running[replica] = subprocess.Popen([sys.executable, PROGRAM, json.dumps(told)], stderr=log)
 
@@ -68,10 +70,15 @@ class StageProcesses:
         process.wait()
 
     def terminate(self, replica: str) -> int:
-        """Send SIGTERM; return the exit code after the drain."""
+        """Send SIGTERM once the process listens for it. Returns the exit code, after the drain."""
+        eventually(self._listening(replica).exists, 120, f"{replica} does not listen for SIGTERM")
         process = self.running.pop(replica)
         process.terminate()
         return process.wait(60)
+
+    def _listening(self, replica: str) -> Path:
+        """The file that the replica creates when it listens for SIGTERM."""
+        return self.logs / f"{replica}.listening"
 
     def log(self, replica: str) -> str:
         return (self.logs / f"{replica}.log").read_text()

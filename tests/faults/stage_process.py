@@ -79,6 +79,7 @@ async def main() -> None:
         Metrics(),
     )
     with stop_signal() as stop:
+        Path(told["listening"]).touch()  # before this, SIGTERM ends the process at once
         await run_stages([stage], stop)
 
 
