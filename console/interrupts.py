@@ -15,7 +15,8 @@ from contextlib import contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
     """Remember Ctrl-C within a block. Yield a function that raises KeyboardInterrupt if it was pressed.
 
-    The loop calls that function each round. Use this on the main thread only.
+    A loop calls that function each round. The end of the block raises KeyboardInterrupt too, in place of any other
+    error, if it was pressed. Use this on the main thread only.
     """
     pressed = False
 
@@ -33,3 +34,4 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+        check()
