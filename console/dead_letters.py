@@ -14,7 +14,6 @@ import typer
 from console.confirm import confirmed, limited, told_of_change
 from console.errors import FAILED, fail, named, quiet_clients, say, telling
 from console.ids import check_whose
-from console.interrupts import interruptible
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.terminal import harmless
@@ -192,8 +191,7 @@ def _producer() -> Iterator[PutBack]:
 def _put_back(act: Callable[[Callable[[int], None]], LetterCounts], expected: int) -> LetterCounts:
     with counting("put back", expected) as told:
         try:
-            with interruptible():
-                tally = act(told)
+            tally = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
             raise typer.Exit(INTERRUPTED) from None

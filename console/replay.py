@@ -11,7 +11,6 @@ import typer
 from console.confirm import confirmed, limited, told_of_change
 from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
 from console.ids import check_whose
-from console.interrupts import interruptible
 from console.progress import INTERRUPTED, counting
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
@@ -155,8 +154,7 @@ def _report(counts: Counts, selection: Selection) -> None:
 def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undelivered: bool) -> Counts:
     with counting("put back", expected) as told:
         try:
-            with interruptible():
-                counts = act(told)
+            counts = act(told)
         except KeyboardInterrupt:
             say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
             raise typer.Exit(INTERRUPTED) from None

@@ -13,7 +13,6 @@ import typer
 
 from console.answers import Answers, as_line, as_openai_line
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
-from console.interrupts import interruptible
 from console.lines import IDS, named_jobs, tenant_of
 from console.ordered import OrderedLines
 from console.output import begin_anew, written
@@ -150,14 +149,13 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
     since_ms = asked.since_ms or 0
     deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
     to_terminal = answers.out is not None and answers.out.isatty()
-    with interruptible() as check, ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
+    with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
         for out in files:
             begin_anew(out)
         bar = progress.add_task("answered", total=answers.open, awaits="answers")
         for came in reader.follow(deadline, since_ms):
             progress.update(bar, advance=answers.take(came, asked.tenant), failed=answers.failed)
             answers.flush()
-            check()
             if not answers.open:
                 return
 

@@ -16,7 +16,6 @@ from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.failures import Failures
 from console.grouped import SHOWN
-from console.interrupts import interruptible
 from console.job_file import checked_jobs, lines_counted
 from console.models import warn_of_unserved
 from console.output import begin_anew, written
@@ -262,10 +261,8 @@ def _collect(
 ) -> None:
     """Take results until every job has one, or the time is up."""
     bar = progress.add_task("answered", total=answers.open, awaits="answers")
-    with interruptible() as check:
-        while answers.open and not (deadline and deadline.passed):
-            progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
-            check()
+    while answers.open and not (deadline and deadline.passed):
+        progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:
