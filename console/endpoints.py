@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
-from console.settings import checked_tenant, fleet_settings
+from console.errors import fail, quiet_clients, say, telling
+from console.settings import checked_tenant, checked_text, fleet_settings
 from console.terminal import harmless
 
 if TYPE_CHECKING:
@@ -108,14 +108,9 @@ def _redrive(tenant: str, url: str) -> str:
 
 def _checked_url(url: str) -> str:
     """Return the URL if a job may name it as its callback, else end the command."""
-    from pydantic import TypeAdapter, ValidationError
+    from schemas.job import Url
 
-    from schemas.job import Url as CallbackUrl
-
-    try:
-        return TypeAdapter[str](CallbackUrl).validate_python(url)
-    except ValidationError:
-        raise fail("URL: a whole http or https URL without credentials", BAD_INPUT) from None
+    return checked_text(Url, url, "URL: a whole http or https URL without credentials")
 
 
 def _summary(record: EndpointRecord) -> dict[str, Any]:

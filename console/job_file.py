@@ -15,6 +15,7 @@ from console.errors import BAD_INPUT, fail, say
 from console.grouped import SHOWN, lines_named, say_by_line, say_more
 from console.lines import lines_of
 from console.output import begin_anew, written
+from console.settings import checked_text
 
 if TYPE_CHECKING:
     from producers.jsonl import JobFile
@@ -116,24 +117,17 @@ def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
 
 
 def _checked_url(url: str | None) -> str | None:
-    from pydantic import TypeAdapter, ValidationError
-
     from schemas.job import Url
 
-    try:
-        return TypeAdapter[str](Url).validate_python(url) if url is not None else None
-    except ValidationError:
-        raise fail("--callback-url: is not an http or https URL without credentials", BAD_INPUT) from None
+    if url is None:
+        return None
+    return checked_text(Url, url, "--callback-url: is not an http or https URL without credentials")
 
 
 def _checked_model(model: str | None) -> str | None:
-    from pydantic import TypeAdapter, ValidationError
-
     from schemas.job import Identifier
 
-    try:
-        return TypeAdapter[str](Identifier).validate_python(model) if model is not None else None
-    except ValidationError:
-        raise fail(
-            "--model: is not a name of 1 to 256 characters of printable ASCII without spaces", BAD_INPUT
-        ) from None
+    if model is None:
+        return None
+    refusal = "--model: is not a name of 1 to 256 characters of printable ASCII without spaces"
+    return checked_text(Identifier, model, refusal)

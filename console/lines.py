@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from console.errors import BAD_INPUT, fail
-from console.settings import checked_tenant
+from console.settings import checked_tenant, checked_text
 
 if TYPE_CHECKING:
     from producers.receipts import NamedJobs
@@ -61,11 +61,6 @@ def tenant_of(named: NamedJobs, tenant: str | None) -> str:
 
 
 def _checked_id(job_id: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
     from schemas.job import Identifier
 
-    try:
-        return TypeAdapter[str](Identifier).validate_python(job_id)
-    except ValidationError:
-        raise fail("ID: 1 to 256 characters of printable ASCII without spaces", BAD_INPUT) from None
+    return checked_text(Identifier, job_id, "ID: 1 to 256 characters of printable ASCII without spaces")

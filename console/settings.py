@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from console.errors import BAD_INPUT, fail, telling
 
@@ -33,16 +33,21 @@ def keyring_path(settings: FleetSettings) -> Path:
     return Path(settings.keyring)
 
 
-def checked_tenant(tenant: str) -> str:
-    """Return the tenant's name if it is valid in headers and topics, else end the command."""
+def checked_text(kind: Any, text: str, refusal: str) -> str:
+    """Return the text if it is valid as this type of `schemas.job`, else end the command with the refusal."""
     from pydantic import TypeAdapter, ValidationError
 
+    try:
+        return TypeAdapter[str](kind).validate_python(text)
+    except ValidationError:
+        raise fail(refusal, BAD_INPUT) from None
+
+
+def checked_tenant(tenant: str) -> str:
+    """Return the tenant's name if it is valid in headers and topics, else end the command."""
     from schemas.job import Tenant
 
-    try:
-        return TypeAdapter[str](Tenant).validate_python(tenant)
-    except ValidationError:
-        raise fail("--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first", BAD_INPUT) from None
+    return checked_text(Tenant, tenant, "--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first")
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:

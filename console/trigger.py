@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import BAD_INPUT, FAILED, fail, needing, telling
+from console.errors import FAILED, needing, telling
 from console.given_secrets import SECRET_HELP, checked_secrets
-from console.settings import checked_settings, checked_tenant, fleet_settings, keyring_path
+from console.settings import checked_settings, checked_tenant, checked_text, fleet_settings, keyring_path
 from console.terminal import harmless
 from schemas.outcome import Outcome
 
@@ -120,14 +120,9 @@ def _signer(secrets: list[str], tenant: str, fleet: FleetSettings) -> Signer:
 
 
 def _checked_url(url: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
     from schemas.job import Url
 
-    try:
-        return TypeAdapter[str](Url).validate_python(url)
-    except ValidationError:
-        raise fail("--url: is not an http or https URL without credentials", BAD_INPUT) from None
+    return checked_text(Url, url, "--url: is not an http or https URL without credentials")
 
 
 def _said(url: str, webhook_id: str, answered: PostOutcome) -> dict[str, Any]:
