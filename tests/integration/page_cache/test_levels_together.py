@@ -180,7 +180,7 @@ async def test_what_an_operator_invalidates_is_read_again(
         (("http://[",), "redis://127.0.0.1:1/0", 2, "cannot be read"),
         (("http://",), "redis://127.0.0.1:1/0", 2, "cannot be read"),
         (("--host", "a/b"), "redis://127.0.0.1:1/0", 2, "no host"),
-        (("https://a.example/",), "redis://127.0.0.1:1/0", 1, "redis could not be told"),
+        (("https://a.example/",), "redis://127.0.0.1:1/0", 1, "redis: ConnectionError; nothing there is invalidated"),
     ],
 )
 def test_an_invalidation_that_cannot_be_told_says_so(
