@@ -224,7 +224,11 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection(start:
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("unasked", [OK, status(408, "connection: close")], ids=["200", "408"])
+@pytest.mark.parametrize(
+    "unasked",
+    [OK, status(408, "connection: close"), OK[:20], b"\r\n"],
+    ids=["200", "408", "half-a-head", "an-empty-line"],
+)
 @on_both_loops
 async def test_what_a_server_says_unasked_on_an_idle_connection_is_no_answer_to_the_next_callback(
     start: Start, poster: Poster, unasked: bytes

@@ -97,6 +97,7 @@ class OneAnswerEach(ResponseHandler):
         if answer is None:
             super().data_received(data)
         elif data and answer.is_eof() and not self.upgraded:
+            # aiohttp would keep half a head or an empty line, and send the next request on this connection.
             self._end("it spoke unasked")
         else:
             super().data_received(data)
