@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
@@ -32,6 +33,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         CacheSettings: "workers and `postback cache`",
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
+        StoreSettings: "the gateway",
     }
 
 

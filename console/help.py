@@ -15,6 +15,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback worker --engine vllm --model google/gemma-3-270m-it --with-delivery",
     ),
     "deliver": ("postback deliver --metrics-port 9464",),
+    "gateway": (
+        "postback gateway --port 8443 --tls-cert door.pem --tls-key door.key",
+        "POSTBACK_ENV=development postback gateway --port 8080 --store sqlite:///postback.db",
+    ),
     "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
     "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
     "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),

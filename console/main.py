@@ -16,6 +16,7 @@ from console import (
     deliver,
     deliveries,
     endpoints,
+    gateway,
     keys,
     receive,
     replay,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command(rich_help_panel=RUN)(worker.worker)
 app.command(rich_help_panel=RUN)(deliver.deliver)
+app.command(rich_help_panel=RUN)(gateway.gateway)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)

@@ -1,1 +1,14 @@
-"""The HTTP front door of a fleet: empty until it is built. It may use every floor below the console."""
+"""The HTTP front door of a fleet: jobs come in over HTTPS, and their answers can be read there.
+
+    role      the process: door, relay, view and expansion, by `--roles`
+    door      HTTP: the server, the application, its routes, and the console page
+    batches   OpenAI's files and batches: expansion into jobs, output files
+    view      follows the fleet's topics and writes rows: results, attempts, events
+    accept    accepts work exactly once: rows, idempotency, the outbox and its relay
+    access    who may: principals, API keys, tokens, certificates, limits, quotas
+    blobs     contents of files, in a folder or in S3-compatible storage
+    store     the database: tables, one writer thread with group commit, readers
+
+Kafka keeps the truth about jobs. The store can be rebuilt, but for keys, tenants, files, batches and idempotency.
+A room imports only rooms below its line.
+"""

@@ -55,15 +55,16 @@ class Process:
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
         self.metrics_url = ""
         """The URL of the metrics page, set inside the `observed` block."""
-        self._starting = "the process is starting"
+        self.prepared = False
+        """True once everything that the stages and side tasks need is loaded."""
 
     def readiness(self) -> Readiness:
         """Return the reasons why the process is not ready. Before the stages run, the reason is the start."""
-        return readiness_of(self.stages, self.beside) if self.started() else Readiness((self._starting,))
+        return readiness_of(self.stages, self.beside) if self.prepared else Readiness(("the process is starting",))
 
     def started(self) -> bool:
-        """Return whether everything that the stages need is loaded."""
-        return bool(self.stages)
+        """Return whether everything that the stages and side tasks need is loaded."""
+        return self.prepared
 
     def alive(self) -> bool:
         """Return whether the Kafka threads, the event loop and the side tasks still run their loops."""
@@ -128,7 +129,7 @@ async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], No
             await stack.enter_async_context(process.observed(listen, announce))
             stages = await unless_stopped(prepare(process, stack), stop)
             if stages is not None:
-                process.stages = stages
+                process.stages, process.prepared = stages, True
                 process.beside.append(LoopBeat(process.clock))
                 process.beside.append(
                     ReadyLine(process.readiness, process.duties, process.replica, process.metrics_url)

@@ -99,7 +99,9 @@ async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Seque
     log.info("Stopping: draining the records in flight.", action="stopping")
     for stage in stages:
         stage.stop()
-    await asyncio.wait(running)  # all stages drain: one stage's error must not cut another stage's drain short
+    await asyncio.gather(
+        *running, return_exceptions=True
+    )  # all stages drain: one stage's error must not cut another stage's drain short
     for task in (*watched, stopping):
         task.cancel()
     await asyncio.wait([*watched, stopping])

@@ -1,0 +1,48 @@
+"""`postback gateway`: the HTTP front door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from console.errors import needing
+from console.roles import METRICS_PORT, announce, run, starting
+
+
+def gateway(
+    host: Annotated[str, typer.Option("--host", help="The address that the API and the metrics are served on.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 is any free one.")] = 8443,
+    store: Annotated[str | None, typer.Option("--store", help="The database's URL; SQLite by default.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="The certificate and its chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,
+    client_ca: Annotated[Path | None, typer.Option("--client-ca", help="The CA of client certificates, PEM.")] = None,
+    roles: Annotated[
+        str, typer.Option("--roles", help="The parts that run in this process, with commas.")
+    ] = "door,relay,view,expansion",
+    metrics_port: Annotated[int, METRICS_PORT] = 0,
+) -> None:
+    """Serve the HTTP API until SIGTERM; then answer the requests in work and exit with status 0.
+
+    Settings: POSTBACK_GATEWAY__…, POSTBACK_STORE__…, POSTBACK_KEYRING.
+    """
+    fleet = starting("gateway")
+    with needing("gateway"):
+        from gateway.role import Options, run_gateway
+        from gateway.store.settings import StoreSettings
+        from workers.roles.process import Listen
+    from console.settings import checked_settings
+
+    options = Options(
+        host=host,
+        port=port,
+        store_url=store or checked_settings(StoreSettings).url,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        client_ca=client_ca,
+        roles=frozenset(roles.split(",")),
+    )
+    run("gateway", run_gateway(fleet, Listen(host, metrics_port), announce, options))

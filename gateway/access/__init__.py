@@ -1,0 +1,7 @@
+"""Who may do what: principals from API keys, tokens and client certificates; limits and quotas."""
+
+from __future__ import annotations
+
+from gateway.access.principal import Principal, Scope
+
+__all__ = ["Principal", "Scope"]

@@ -1,0 +1,1 @@
+"""OpenAI's files and batches: upload, expansion into jobs, output and error files."""

@@ -1,0 +1,1 @@
+"""Contents of files: a folder, or S3-compatible storage."""

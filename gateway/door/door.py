@@ -1,0 +1,39 @@
+"""The parts that the routes share, and the principal of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from gateway.access import Principal, Scope
+from gateway.access.access import Access, CredentialRefused
+from gateway.door.errors import ApiError
+from gateway.store.store import Store
+from schemas.settings import FleetSettings
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+
+PEER = "postback.peer_certificate"
+"""The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Everything that a route needs. One object a process."""
+
+    fleet: FleetSettings
+    store: Store
+    access: Access
+    clock: Clock
+    metrics: Metrics
+
+    async def principal(self, request: Request, scope: Scope) -> Principal:
+        """Return the request's principal. Raises ApiError (401, 403)."""
+        try:
+            found = await self.access.principal(request.headers.get("authorization"), request.scope.get(PEER))
+        except CredentialRefused as error:
+            raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
+        if not found.may(scope):
+            raise ApiError(403, "insufficient_permissions", f"The credential lacks the scope `{scope}`.")
+        return found

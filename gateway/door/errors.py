@@ -1,0 +1,44 @@
+"""Errors of the API in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+Source: OpenAI's API reference, "Error codes", and `openai-python`'s `_exceptions.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refusal of a request. The message is for people: it names the field, the kind of value and the fix."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error's JSON."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def not_found(kind: str, identifier: str) -> ApiError:
+    """Return the 404 for an object that is absent, or is another tenant's: the two look alike."""
+    return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier!r}.", param=f"{kind}_id")

@@ -1,0 +1,57 @@
+"""The gateway's process: door, relay, view and expansion."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.access.access import Access
+from gateway.door.app import create_app
+from gateway.door.door import Door
+from gateway.door.server import DoorServer
+from gateway.store.store import Store
+from schemas.settings import FleetSettings
+from workers.roles.process import CannotListen, Listen, Process, run
+from workers.stage.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `postback gateway`."""
+
+    host: str
+    port: int
+    store_url: str
+    tls_cert: Path | None
+    tls_key: Path | None
+    client_ca: Path | None
+    roles: frozenset[str]
+
+
+async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], options: Options) -> None:
+    """Serve until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended a part."""
+
+    async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
+        store = Store.open(options.store_url)
+        stack.callback(store.close)
+        door = Door(fleet, store, Access(store, process.clock), process.clock, process.metrics)
+        bound = _bound(options.host, options.port)
+        stack.callback(bound.close)
+        process.beside.append(DoorServer(create_app(door), bound))
+        process.duties.append(f"serves the API at http://{options.host}:{bound.getsockname()[1]}/v1")
+        return []
+
+    await run(fleet, listen, announce, prepare)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises CannotListen."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise CannotListen(
+            f"the API cannot be served on port {port} of {host} ({error.strerror}); choose another --port or --host"
+        ) from None

@@ -1,0 +1,5 @@
+"""The gateway's database: SQLite by default, PostgreSQL by setting.
+
+`tables` declares the tables. `store` has one writer thread with group commit, and reads in threads.
+The package itself imports nothing, so that commands read `settings` without a database library.
+"""

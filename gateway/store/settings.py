@@ -1,0 +1,22 @@
+"""Settings of the store, from `POSTBACK_STORE__…` variables."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreSettings(BaseSettings):
+    """The gateway's database."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_STORE__",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    url: str = Field(default="sqlite:///postback.db")
+    """SQLAlchemy's URL of the database: `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""

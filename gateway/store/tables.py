@@ -1,0 +1,220 @@
+"""The store's tables. Times are Unix milliseconds; ids are ours; JSON columns hold no prompts and no secrets.
+
+Rows of `jobs`, `job_attempts`, `events` and `view_offsets` are rebuilt from Kafka by `postback store rebuild`. All
+other tables are the store's own, and belong into a backup.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+BigInt = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in an INTEGER column
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""Single values: the store's UUID, the outbox's counter, the events' counter."""
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("settings", JSON, nullable=False),
+    Column("created_at", BigInt, nullable=False),
+)
+"""Settings of a tenant: allowed models and callback domains, rates, quotas."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("label", String(256)),
+    Column("created_at", BigInt, nullable=False),
+    Column("expires_at", BigInt),
+    Column("revoked_at", BigInt),
+    Column("last_used_at", BigInt),
+)
+"""HMAC-SHA256 digests of API keys, never the keys."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("job_id", String(256), primary_key=True),
+    Column("batch_id", String(64)),
+    Column("line", Integer),
+    Column("url", String(64), nullable=False),
+    Column("custom_id", String(512)),
+    Column("model_id", String(256)),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInt, nullable=False),
+    Column("finished_at", BigInt),
+    Column("submitted_by", String(128)),
+    Column("prompt_sha256", String(64)),
+    Column("metadata", JSON, nullable=False),
+    Column("result", LargeBinary),
+    Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
+    Index("ix_jobs_batch_line", "batch_id", "line"),
+)
+"""One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
+
+`url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
+batch has the id `<batch id>.<line>`, and gets its row from its result."""
+
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("topic_partition", Integer, primary_key=True),
+    Column("topic_offset", BigInt, primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("job_id", String(256), nullable=False),
+    Column("webhook_id", String(128), nullable=False),
+    Column("at", BigInt, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index("ix_job_attempts_job", "tenant", "job_id"),
+)
+"""One row a callback attempt, from `callback_attempts`."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", BigInt, primary_key=True, autoincrement=False),
+    Column("tenant", String(63), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("object_id", String(256), nullable=False),
+    Column("at", BigInt, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index("ix_events_tenant_number", "tenant", "number"),
+)
+"""Events for `GET /v1/events`, numbered in the order of their commits."""
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", String(512), nullable=False),
+    Column("bytes", BigInt, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("lines", Integer),
+    Column("created_at", BigInt, nullable=False),
+    Column("expires_at", BigInt),
+    Column("deleted_at", BigInt),
+    Column("submitted_by", String(128)),
+    Index("ix_files_tenant_created", "tenant", "created_at", "id"),
+)
+"""Metadata of files; their contents are blobs, named by the id."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("status", String(16), nullable=False, index=True),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("errors", JSON),
+    Column("metadata", JSON),
+    Column("created_at", BigInt, nullable=False),
+    Column("expires_at", BigInt, nullable=False),
+    Column("in_progress_at", BigInt),
+    Column("finalizing_at", BigInt),
+    Column("completed_at", BigInt),
+    Column("failed_at", BigInt),
+    Column("expired_at", BigInt),
+    Column("cancelling_at", BigInt),
+    Column("cancelled_at", BigInt),
+    Column("submitted_by", String(128)),
+    Index("ix_batches_tenant_created", "tenant", "created_at", "id"),
+)
+"""One row a batch, with the fields of OpenAI's Batch object."""
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("name", String(256), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("secret_version", Integer, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("created_at", BigInt, nullable=False),
+    Column("updated_at", BigInt, nullable=False),
+)
+"""A tenant's own callbacks. Secrets are derived from the keyring by id and version, and never stored."""
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("key", String(256), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("created_at", BigInt, nullable=False, index=True),
+)
+"""Answers to requests with an `Idempotency-Key`, given again to a repeat."""
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigInt, primary_key=True, autoincrement=True),
+    Column("number", BigInt, index=True),
+    Column("topic", String(249), nullable=False),
+    Column("record_key", LargeBinary),
+    Column("value", LargeBinary),
+    Column("headers", JSON, nullable=False),
+)
+"""Records accepted and not yet known to be on Kafka. The relay numbers rows when it claims them."""
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("queued_lines", BigInt, nullable=False),
+    Column("queued_tokens", BigInt, nullable=False),
+)
+"""Work that is accepted and not settled, by tenant."""
+
+view_offsets = Table(
+    "view_offsets",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("next_offset", BigInt, nullable=False),
+)
+"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""

@@ -1,0 +1,1 @@
+"""Follows the fleet's topics and writes rows: results, callback attempts, events."""
