@@ -12,8 +12,9 @@ import pytest
 from telemetry.hand_clock import SetClock
 from tests.integration.certificates import Authority
 from workers.delivery.settings import DeliverySettings
-from workers.delivery.tls import TlsContexts, TlsFileUnusable
+from workers.delivery.tls import TlsContexts
 from workers.system.errors import ProcessError
+from workers.system.tls_files import TlsFileUnusable
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schemas.signature import Signer
 from telemetry.hand_clock import SetClock
+from telemetry.private_file import is_open_to_others
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
@@ -25,7 +26,6 @@ from workers.delivery.keyring import (
     KeyringUnreadable,
 )
 from workers.delivery.keyring.jwk import jwk
-from workers.delivery.private_file import is_open_to_others
 
 NOW = 1_700_000_000.0
 KEY = base64.b64encode(os.urandom(32)).decode()

@@ -10,33 +10,19 @@ tenant's certificate never serves another tenant.
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.delivery.private_file import access_problem
 from workers.delivery.settings import DeliverySettings
-from workers.system.errors import ProcessError
+from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, load_certificate, stamp
 
 _LOOK_SECONDS = 10.0
 """Seconds between checks for replaced files: operators replace short-lived certificates and authorities in place."""
 
 log = get_logger()
-
-
-class TlsFileUnusable(ProcessError):  # noqa: N818 - named after the problem
-    """A file with certificates or a key cannot be used. The text names the file, never its content."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used for TLS: {reason}")
-        self.path = path
-
-
-Stamp = tuple[int, int, int] | None
-"""A value that changes with a file, its owner or its mode; None if the file is missing."""
 
 
 @dataclass(slots=True)
@@ -72,7 +58,7 @@ class TlsContexts:
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:
-        return [_stamp(path) for path in (self._ca_file, certificate) if path is not None]
+        return [stamp(path) for path in (self._ca_file, certificate) if path is not None]
 
     def _look_again(self, tenant: str, loaded: _LoadedTls) -> _LoadedTls:
         loaded.looked_at = self._clock.monotonic()
@@ -105,45 +91,7 @@ def _context(ca_file: Path | None, certificate: Path | None = None) -> ssl.SSLCo
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except (ssl.SSLError, OSError) as error:
-            raise TlsFileUnusable(ca_file, _reason(error)) from None
+        load_authorities(context, ca_file)
     if certificate is not None:
-        _check_access(certificate)
-        try:
-            # Without `password`, OpenSSL would ask for a key's passphrase on the terminal.
-            context.load_cert_chain(certificate, password=_no_passphrase)
-        except (ssl.SSLError, OSError, ValueError) as error:
-            raise TlsFileUnusable(certificate, _reason(error)) from None
+        load_certificate(context, certificate)
     return context
-
-
-def _check_access(certificate: Path) -> None:
-    """Raise TlsFileUnusable if a stranger may read or replace the file's private key."""
-    try:
-        problem = access_problem(certificate.stat(), certificate)
-    except OSError as error:
-        raise TlsFileUnusable(certificate, _reason(error)) from None
-    if problem is not None:
-        raise TlsFileUnusable(certificate, f"{problem.problem}; {problem.fix}")
-
-
-def _no_passphrase() -> str:
-    raise ValueError("its key has a passphrase")
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"it lacks the expected content in PEM ({error.reason or 'unreadable'})"
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno).lower()
-    return str(error)

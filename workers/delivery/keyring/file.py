@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
 from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.errors import KeyringMissing, KeyringUnreadable
 from workers.delivery.keyring.keys import FleetKey, ImportedSecret, Master
 from workers.delivery.keyring.versions import RetiringVersion, TenantVersions
-from workers.delivery.private_file import access_problem
 
 _LARGEST_BYTES = 64 * 1024 * 1024
 """Limit on the file's size. A hundred thousand rotated tenants take 10 MB."""
@@ -58,48 +55,23 @@ def _problem_of(part: ErrorDetails) -> str:
 
 def write(path: Path, data: KeyringData) -> None:
     """Replace the file in one step, so that a reader never sees half a file, and a crash never leaves one."""
-    target = path.resolve()
     try:
-        # mkstemp makes the file with mode 0600.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            _keep_access(descriptor, target)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(data.model_dump_json(indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_files(Replacement(path, (data.model_dump_json(indent=1) + "\n").encode()))
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "choose a place that this user can write") from None
-
-
-def _keep_access(descriptor: int, target: Path) -> None:
-    """Keep the replaced file's owner, group and mode: after root rotated keys, delivery must still read them."""
-    if target.exists():
-        before, now = target.stat(), os.fstat(descriptor)
-        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
-            os.fchown(descriptor, before.st_uid, before.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the directory's lock during the block. A write replaces the file, so the file cannot carry the lock."""
+    """Hold the lock of the keyring's directory during the block."""
     directory = path.resolve().parent
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise KeyringUnreadable(path, _reason(error), "choose a place that this user can write") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with ExitStack() as lock:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(only_writer(directory))
+        except OSError as error:
+            raise KeyringUnreadable(path, _reason(error), "choose a place that this user can write") from None
         yield
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
