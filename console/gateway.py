@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from console.errors import needing
+from console.errors import needing, say
 from console.roles import METRICS_PORT, announce, run, starting
 
 
@@ -44,5 +44,6 @@ def gateway(
         tls_key=tls_key,
         client_ca=client_ca,
         roles=frozenset(roles.split(",")),
+        announce=lambda url: say(f"the API is at {url}/v1"),
     )
     run("gateway", run_gateway(fleet, Listen(host, metrics_port), announce, options))

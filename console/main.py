@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from console import (
+    api_keys,
     backlog,
     broker,
     cache,
@@ -49,6 +50,7 @@ app.command(rich_help_panel=RUN)(deliver.deliver)
 app.command(rich_help_panel=RUN)(gateway.gateway)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
+app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)
 app.command(rich_help_panel=TAKE)(results.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Options:
     tls_key: Path | None
     client_ca: Path | None
     roles: frozenset[str]
+    announce: Callable[[str], None]
+    """Called with the URL of the door once its port is bound."""
 
 
 async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], options: Options) -> None:
@@ -40,11 +43,30 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         door = Door(fleet, store, Access(store, process.clock), process.clock, process.metrics)
         bound = _bound(options.host, options.port)
         stack.callback(bound.close)
-        process.beside.append(DoorServer(create_app(door), bound))
-        process.duties.append(f"serves the API at http://{options.host}:{bound.getsockname()[1]}/v1")
+        tls = _tls(options)
+        process.beside.append(DoorServer(create_app(door), bound, tls))
+        url = f"{'https' if tls else 'http'}://{_url_host(options.host)}:{bound.getsockname()[1]}"
+        process.duties.append(f"serves the API at {url}/v1")
+        options.announce(url)
         return []
 
     await run(fleet, listen, announce, prepare)
+
+
+def _tls(options: Options) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(options.tls_cert, options.tls_key)
+    if options.client_ca is not None:
+        context.load_verify_locations(options.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -215,6 +215,10 @@ class Product:
     def deliver(self, replica: str, **settings: str) -> Role:
         return self._start("deliver", replica, (), settings)
 
+    def gateway(self, replica: str, *arguments: str, **settings: str) -> Role:
+        """Start `postback gateway`; tests/integration/gateway/gateway_process.py says more."""
+        return self._start("gateway", replica, arguments, settings)
+
     def _start(self, role: str, replica: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> Role:
         environment = {
             "POSTBACK_ENV": "development",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 class DoorServer:
     """Serves the application on a bound socket until cancelled."""
 
-    def __init__(self, app: ASGIApp, bound: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, bound: socket.socket, tls: ssl.SSLContext | None) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
@@ -22,6 +23,7 @@ class DoorServer:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=10,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         self._server = _Server(config)
         self._socket = bound

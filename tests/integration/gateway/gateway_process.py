@@ -1,0 +1,121 @@
+"""A running `postback gateway` with a store of its own, API keys, and requests to it.
+
+    with gateway_process(product) as gateway:            # or the fixtures `gateway` and `shared_gateway`
+        gateway.get("/v1/models", key=gateway.key("acme"))
+
+`gateway_process(product, tls=authority)` serves over TLS with a certificate for 127.0.0.1.
+`product.worker("w", ...)` and `product.deliver("d")` start an echo worker and delivery on the same fleet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.integration.certificates import Authority
+from tests.postback_command import environment_of, postback
+from tests.product import Product, Role, eventually
+
+START_SECONDS = 60.0
+
+
+@dataclass
+class Gateway:
+    """One gateway process. Its store outlives it, so that a test can start another one beside or after it."""
+
+    role: Role
+    product: Product
+    store: str
+    tls: Authority | None = None
+    client: requests.Session = field(default_factory=requests.Session)
+
+    @property
+    def url(self) -> str:
+        """The door's URL, without `/v1`."""
+        return self._announced()[-1]
+
+    @property
+    def port(self) -> int:
+        """The door's port."""
+        return int(self.url.rpartition(":")[2])
+
+    def key(self, tenant: str = "acme", scopes: str | None = None) -> str:
+        """Create an API key with the command; all scopes of a tenant unless `scopes` names some, with commas."""
+        chosen = [] if scopes is None else ["--scopes", scopes]
+        made = postback("api-keys", "create", "--tenant", tenant, *chosen, "--json", env=self.environment())
+        assert made.returncode == 0, made.stderr
+        return str(json.loads(made.stdout)["key"])
+
+    def environment(self) -> dict[str, str]:
+        """The environment of commands that work on the gateway's store and fleet."""
+        return environment_of(
+            self.product.kafka,
+            POSTBACK_ENV="development",
+            POSTBACK_STORE__URL=self.store,
+            POSTBACK_KEYRING=str(self.product.folder / "keyring.json"),
+        )
+
+    def request(self, method: str, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
+        """Send one request; `key` is the API key."""
+        headers = {**arguments.pop("headers", {}), **({} if key is None else {"authorization": f"Bearer {key}"})}
+        arguments.setdefault("timeout", 60)
+        verify = str(self.tls.ca_file) if self.tls else True
+        return self.client.request(method, f"{self.url}{path}", headers=headers, verify=verify, **arguments)
+
+    def get(self, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
+        return self.request("GET", path, key, **arguments)
+
+    def post(self, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
+        return self.request("POST", path, key, **arguments)
+
+    def delete(self, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
+        return self.request("DELETE", path, key, **arguments)
+
+    def wait_until_ready(self) -> None:
+        eventually(lambda: bool(self._announced()), START_SECONDS, lambda: f"no URL is announced: {self._tail()}")
+        eventually(lambda: self.role.ready()[0], START_SECONDS, lambda: f"not ready: {self._tail()}")
+
+    def _announced(self) -> list[str]:
+        return re.findall(r"the API is at (https?://\S+)/v1", self.role.said())
+
+    def _tail(self) -> str:
+        ended = self.role.process.poll()
+        return f"exit status {ended}\n{self.role.said()[-3000:]}"
+
+
+def start_gateway(
+    product: Product,
+    *arguments: str | Path,
+    store: str | None = None,
+    tls: Authority | None = None,
+    replica: str = "door",
+    **settings: str,
+) -> Gateway:
+    """Start `postback gateway` on a free port, and return at once. The product ends the process.
+
+    `store` is the database's URL; by default a new SQLite file. `settings` are variables of the environment.
+    """
+    url = store or f"sqlite:///{product.folder / f'store-{len(product.roles)}.db'}"
+    chain = str(tls.chain_file()) if tls else ""
+    certificate = ("--tls-cert", chain, "--tls-key", chain) if tls else ()
+    options = ("--port", "0", "--store", url, *certificate, *map(str, arguments))
+    return Gateway(product.gateway(replica, *options, **settings), product, url, tls)
+
+
+@contextmanager
+def gateway_process(product: Product, *arguments: str | Path, **options: Any) -> Iterator[Gateway]:
+    """A gateway that is ready; it is killed at the block's end. Takes the arguments of `start_gateway`."""
+    started = start_gateway(product, *arguments, **options)
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.client.close()
+        started.role.kill()
