@@ -14,6 +14,7 @@ from gateway.door.app import create_app
 from gateway.door.door import Door
 from gateway.door.server import DoorServer
 from gateway.store.store import Store
+from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.stage import Stage
@@ -40,7 +41,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         store = Store.open(options.store_url)
         stack.callback(store.close)
-        door = Door(fleet, store, Access(store, process.clock), process.clock, process.metrics)
+        door = Door(fleet, store, Access(store, process.clock), Waiting(process.clock), process.clock, process.metrics)
         bound = _bound(options.host, options.port)
         stack.callback(bound.close)
         tls = _tls(options)

@@ -10,6 +10,7 @@ from gateway.access import Principal, Scope
 from gateway.access.access import Access, CredentialRefused
 from gateway.door.errors import ApiError
 from gateway.store.store import Store
+from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
@@ -25,6 +26,8 @@ class Door:
     fleet: FleetSettings
     store: Store
     access: Access
+    waiting: Waiting
+    """Wakes the requests that wait for a result."""
     clock: Clock
     metrics: Metrics
 

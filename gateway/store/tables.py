@@ -198,8 +198,11 @@ outbox = Table(
     Column("record_key", LargeBinary),
     Column("value", LargeBinary),
     Column("headers", JSON, nullable=False),
+    Column("shard", String(63)),
 )
-"""Records accepted and not yet known to be on Kafka. The relay numbers rows when it claims them."""
+"""Records accepted and not yet known to be on Kafka. The relay numbers rows when it claims them.
+
+A row with a `shard`, a tenant, goes to one of the tenant's partitions; another goes by its key."""
 
 quotas = Table(
     "quotas",

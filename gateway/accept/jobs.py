@@ -1,0 +1,98 @@
+"""Accepting jobs: one transaction writes their rows and their records. The answer 2xx comes after its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Connection, select
+
+from gateway.accept.outbox import Header, outbox_row
+from gateway.access import Principal
+from gateway.store.dialects import insert
+from gateway.store.tables import jobs, outbox
+from schemas import topics as names
+from schemas.topics import Topics
+from telemetry.clock import Clock, SystemClock
+
+QUEUED = "queued"
+_CLOCK = SystemClock()
+
+
+class JobExists(Exception):  # noqa: N818 - it names what happened
+    """The tenant already has a job with this id. The door answers 409."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"The tenant already has a job with the id {job_id!r}; choose another id, or leave it out.")
+        self.job_id = job_id
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to accept, checked by the door."""
+
+    job_id: str
+    url: str
+    """The API by which the job came in, such as `/v1/jobs`."""
+    value: bytes
+    """The job's record, which contains `job_id`."""
+    headers: Sequence[Header] = ()
+    """The record's headers beside `tenant`."""
+    lane: Literal["default", "bulk"] = "default"
+    model_id: str | None = None
+    custom_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    prompt_sha256: str | None = None
+
+
+def accept_jobs(
+    connection: Connection, principal: Principal, new: Sequence[NewJob], topics: Topics, clock: Clock = _CLOCK
+) -> None:
+    """Write the rows of jobs, and their records into the outbox. Raises JobExists; no id may occur twice in `new`."""
+    if not new:
+        return
+    now_ms = int(clock.time() * 1000)
+    rows = [_job_row(principal, job, now_ms) for job in new]
+    if len(new) == 1:
+        if connection.execute(insert(connection, jobs).on_conflict_do_nothing(), rows).rowcount == 0:
+            raise JobExists(new[0].job_id)
+    else:
+        _insert_all(connection, principal.tenant, rows)
+    connection.execute(outbox.insert(), [_outbox_row(principal.tenant, job, topics) for job in new])
+
+
+def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
+    """Insert several jobs. Raises JobExists for the first one that exists; the savepoint lets the search see it."""
+    savepoint = connection.begin_nested()
+    if connection.execute(insert(connection, jobs).on_conflict_do_nothing(), rows).rowcount == len(rows):
+        savepoint.commit()
+        return
+    savepoint.rollback()
+    for row in rows:
+        if connection.execute(
+            select(jobs.c.job_id).where(jobs.c.tenant == tenant, jobs.c.job_id == row["job_id"])
+        ).first():
+            raise JobExists(row["job_id"])
+    raise ValueError("a job's id occurs twice among the new jobs")
+
+
+def _job_row(principal: Principal, job: NewJob, now_ms: int) -> dict[str, Any]:
+    return {
+        "tenant": principal.tenant,
+        "job_id": job.job_id,
+        "url": job.url,
+        "custom_id": job.custom_id,
+        "model_id": job.model_id,
+        "status": QUEUED,
+        "created_at": now_ms,
+        "submitted_by": principal.credential,
+        "prompt_sha256": job.prompt_sha256,
+        "metadata": dict(job.metadata),
+    }
+
+
+def _outbox_row(tenant: str, job: NewJob, topics: Topics) -> dict[str, Any]:
+    headers = [(names.TENANT, tenant.encode()), *(each for each in job.headers if each[0] != names.TENANT)]
+    topic = topics.requests(bulk=job.lane == "bulk")
+    return outbox_row(topic, job.job_id.encode(), job.value, headers, shard=tenant)

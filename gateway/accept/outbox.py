@@ -1,0 +1,34 @@
+"""The outbox: records that are accepted and not yet known to be on Kafka. The relay puts them there, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from gateway.store.tables import outbox
+
+Header = tuple[str, bytes]
+
+
+def put_record(
+    connection: Connection,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[Header] = (),
+) -> None:
+    """Write one record into the outbox. `topic` is the full name, see `schemas.topics.Topics`.
+
+    The relay chooses the partition by the key, or any partition without a key.
+    """
+    connection.execute(outbox.insert(), outbox_row(topic, key, value, headers))
+
+
+def outbox_row(
+    topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header], shard: str | None = None
+) -> dict[str, Any]:
+    """Return a row of the outbox. A record with a `shard`, a tenant, goes to one of the tenant's partitions."""
+    said = [[name, content.decode("latin-1")] for name, content in headers]
+    return {"topic": topic, "record_key": key, "value": value, "headers": said, "shard": shard}
