@@ -33,6 +33,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; one that cannot be parsed restarts the trace."},
     topics.SCHEMA: {**_TEXT, "description": "Version of the job's schema: 1."},
     topics.JOB_ID: {**_TEXT, "description": "The job's identifier, stamped once and carried from then on."},
+    topics.TENANT_SIGNATURE: {
+        "type": "string",
+        "pattern": "^v1,[A-Za-z0-9+/]{43}=$",
+        "description": "HMAC-SHA256 of the fleet's secret over tenant, job id and value: workers with "
+        "`POSTBACK_WORKER__TRUST=signed` take no job without it.",
+    },
     topics.WEBHOOK_ID: {
         "type": "string",
         "pattern": "^msg_[0-9a-f]{32}$",
@@ -78,7 +84,8 @@ PRODUCER_HEADERS = (
 
 _JOB_HEADERS = (
     *PRODUCER_HEADERS,
-    *(topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
+    *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN),
+    *(topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
 _RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
@@ -86,7 +93,7 @@ _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.S
 _DEAD_HEADERS = (
     *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS, topics.ABRIDGED),
     *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
-    *(topics.SAID_TENANT, topics.SAID_JOB_ID, topics.JOB_ORIGIN),
+    *(topics.SAID_TENANT, topics.SAID_JOB_ID, topics.JOB_ORIGIN, topics.TENANT_SIGNATURE),
 )
 
 _INFO = {

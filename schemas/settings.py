@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
+from schemas.trust import MalformedSecrets, TrustSecrets
 
 _SECRETS = ("sasl_password", "ssl_key_password", "ssl_keystore_password", "sasl_oauthbearer_client_secret")
 """librdkafka's properties that may be read from a file."""
@@ -95,6 +96,29 @@ class KafkaSettings(BaseModel):
         return {"bootstrap.servers": self.bootstrap_servers, **extra}
 
 
+class TrustSettings(BaseModel):
+    """The secrets that sign the tenants of jobs."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    secret_file: Path | None = None
+    """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify it:
+    one secret a line, of 32 characters or more. The first one signs and each verifies, so a new secret goes on top, and
+    the old one is removed once its jobs are done. `openssl rand -hex 32` makes a secret. None signs if absent."""
+
+    @property
+    def secrets(self) -> TrustSecrets | None:
+        """The secrets in the file, read anew; None without a file. Raises SettingsRefused."""
+        if self.secret_file is None:
+            return None
+        try:
+            return TrustSecrets.parse(_content("secret", self.secret_file))
+        except MalformedSecrets as malformed:
+            raise SettingsRefused(f"POSTBACK_TRUST__SECRET_FILE {malformed}") from None
+        except ValueError as unreadable:
+            raise SettingsRefused(f"POSTBACK_TRUST__{unreadable}") from None
+
+
 class FleetSettings(BaseSettings):
     """Settings that all processes of a fleet share."""
 
@@ -110,6 +134,7 @@ class FleetSettings(BaseSettings):
     env: Literal["development", "production"] = "production"
     """With `development`, callbacks and pages may be reached over plain http at any public address."""
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    trust: TrustSettings = Field(default_factory=TrustSettings)
     replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
     """This process's identity, unchanged over restarts; random where absent."""
     keyring: str | None = None

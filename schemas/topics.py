@@ -20,6 +20,8 @@ JOB_ORIGIN = "job-origin"
 """A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
 Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the value
 (`schemas.codec.Origin.webhook_id`)."""
+TENANT_SIGNATURE = "tenant-signature"
+"""The fleet's signature over tenant, job id and value (`schemas.trust`). It stays valid wherever the job is moved."""
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
 """On a dead letter: the value of the record's own header, where it was rejected. A redrive restores that header."""
