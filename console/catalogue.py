@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from gateway.access.settings import AccessSettings
 from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
@@ -34,6 +35,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
         StoreSettings: "the gateway",
+        AccessSettings: "the gateway",
     }
 
 

@@ -19,7 +19,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback gateway --port 8443 --tls-cert door.pem --tls-key door.key",
         "POSTBACK_ENV=development postback gateway --port 8080 --store sqlite:///postback.db",
     ),
-    "api-keys create": ("postback api-keys create --tenant acme --scopes submit,read --json",),
+    "api-keys create": (
+        "postback api-keys create --tenant acme --expires 90d --label ci",
+        "postback api-keys create --tenant acme --scopes submit,read --json",
+    ),
+    "api-keys list": ("postback api-keys list --tenant acme",),
+    "api-keys revoke": ("postback api-keys revoke 0123456789abcdef",),
     "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
     "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
     "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),

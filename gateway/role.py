@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.access.access import Access
+from gateway.access.settings import AccessSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
 from gateway.door.server import DoorServer
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
-from schemas.settings import FleetSettings
+from schemas.settings import FleetSettings, read_settings
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.stage import Stage
 
@@ -41,7 +42,8 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         store = Store.open(options.store_url)
         stack.callback(store.close)
-        door = Door(fleet, store, Access(store, process.clock), Waiting(process.clock), process.clock, process.metrics)
+        access = Access.open(store, options.store_url, read_settings(AccessSettings), process.clock)
+        door = Door(fleet, store, access, Waiting(process.clock), process.clock, process.metrics)
         bound = _bound(options.host, options.port)
         stack.callback(bound.close)
         tls = _tls(options)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.access.principal import Principal, Scope
+from gateway.access.principal import CredentialRefused, Principal, Scope
 
-__all__ = ["Principal", "Scope"]
+__all__ = ["CredentialRefused", "Principal", "Scope"]

@@ -2,67 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Self
 
-from sqlalchemy import Connection, select
-
-from gateway.access.principal import DEFAULT_SCOPES, Principal, Scope
+from gateway.access.key_text import PREFIX, id_of
+from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
+from gateway.access.pepper import load_pepper
+from gateway.access.principal import CredentialRefused, Principal
+from gateway.access.recent import Recent
+from gateway.access.settings import AccessSettings
 from gateway.store.store import Store
-from gateway.store.tables import api_keys
 from telemetry.clock import Clock
 
-
-class CredentialRefused(Exception):  # noqa: N818 - named after the refusal
-    """The request has no valid credential. The error's text repeats nothing of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A created API key. The key itself is shown once and never stored."""
-
-    id: str
-    key: str
+_SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
+_UNKNOWN = "the API key is unknown, expired or revoked"
 
 
 class Access:
-    """Finds the principal of a request."""
+    """Finds the principal of a request. One object a process, on its event loop."""
 
-    def __init__(self, store: Store, clock: Clock, pepper: bytes = b"") -> None:
+    def __init__(self, store: Store, digests: KeyDigests, settings: AccessSettings, clock: Clock) -> None:
+        self.digests = digests
+        """Makes the digests of keys, also for the routes of admins."""
         self._store = store
         self._clock = clock
-        self._pepper = pepper
+        self._settings = settings
+        self._recent = Recent(self._find, settings.key_cache_seconds, clock)
+        self._last_use_ms: dict[str, float] = {}
+
+    @classmethod
+    def open(cls, store: Store, store_url: str, settings: AccessSettings, clock: Clock) -> Self:
+        """Return the access of this store. Makes the pepper if the store has none. Raises PepperProblem, StoreAway."""
+        return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock)
 
     async def principal(self, authorization: str | None, peer: bytes | None) -> Principal:
         """Return the principal of an `Authorization` header, or of a TLS client certificate (DER).
 
-        Raises CredentialRefused.
+        Raises CredentialRefused, StoreAway.
         """
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.startswith("pk_"):
-            raise CredentialRefused("send an API key: `Authorization: Bearer pk_…`")
-        found = await self._store.read(lambda connection: self._find(connection, key.strip()))
-        if found is None:
-            raise CredentialRefused("the API key is unknown, expired or revoked")
-        return found
+        scheme, _, credential = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not credential.strip().startswith(PREFIX):
+            raise CredentialRefused(_SENDABLE)
+        return await self._by_key(credential.strip())
 
-    def create_key(self, connection: Connection, tenant: str, scopes: Iterable[Scope] = DEFAULT_SCOPES) -> NewKey:
-        """Write a new key's row, and return the key."""
-        identifier, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-        key = f"pk_{identifier}_{secret}"
-        row = {"id": identifier, "tenant": tenant, "digest": self._digest(key), "scopes": sorted(scopes)}
-        connection.execute(api_keys.insert().values(**row, created_at=int(self._clock.time() * 1000)))
-        return NewKey(identifier, key)
+    def forget_key(self, identifier: str) -> None:
+        """Read the key's row anew at its next use, because it was changed."""
+        self._recent.forget(identifier)
 
-    def _find(self, connection: Connection, key: str) -> Principal | None:
-        identifier = key.split("_")[1]
-        row = connection.execute(select(api_keys).where(api_keys.c.id == identifier)).one_or_none()
-        if row is None or row.revoked_at is not None or not hmac.compare_digest(row.digest, self._digest(key)):
-            return None
-        return Principal(row.tenant, f"key:{row.id}", "api_key", frozenset(map(Scope, row.scopes)))
+    async def _by_key(self, key: str) -> Principal:
+        identifier = id_of(key)
+        if identifier is None:
+            raise CredentialRefused("the API key has a typo, or its end is missing: its checksum is wrong")
+        found = await self._recent.get(identifier)
+        now_ms = self._clock.time() * 1000
+        if found is None or not self.digests.is_of(key, found[1]) or not found[0].is_valid(now_ms):
+            raise CredentialRefused(_UNKNOWN)
+        self._note_use(identifier, found[0], now_ms)
+        return Principal(found[0].tenant, f"key:{identifier}", "api_key", found[0].scopes)
 
-    def _digest(self, key: str) -> bytes:
-        return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
+    async def _find(self, identifier: str) -> tuple[ApiKey, bytes] | None:
+        return await self._store.read(lambda connection: find_key(connection, identifier))
+
+    def _note_use(self, identifier: str, row: ApiKey, now_ms: float) -> None:
+        """Write the key's last use, seldom, and without waiting: a lost write loses a time and nothing else."""
+        noted = self._last_use_ms.get(identifier, row.last_used_at or 0)
+        if now_ms - noted >= self._settings.last_used_seconds * 1000:
+            self._last_use_ms[identifier] = now_ms
+            self._store.submit(lambda connection: note_use(connection, self._clock, identifier))

@@ -7,6 +7,10 @@ from enum import StrEnum
 from typing import Literal
 
 
+class CredentialRefused(Exception):  # noqa: N818 - named after the refusal
+    """The request has no valid credential. The error's text repeats nothing of it."""
+
+
 class Scope(StrEnum):
     """A permission of a credential. `admin` contains all others, and reaches all tenants' endpoints of operators."""
 

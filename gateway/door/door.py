@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from gateway.access import Principal, Scope
-from gateway.access.access import Access, CredentialRefused
+from gateway.access import CredentialRefused, Principal, Scope
+from gateway.access.access import Access
 from gateway.door.errors import ApiError
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting

@@ -1,0 +1,69 @@
+"""The gateway's store, for commands that work on it beside a running gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from console.errors import needing, telling
+from console.settings import checked_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from gateway.access.keys import KeyDigests
+
+T = TypeVar("T")
+
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="The gateway's database; POSTBACK_STORE__URL by default.")
+]
+
+
+class OpenStore:
+    """The store, open for one command. Its methods raise StoreAway and PepperProblem, which end the command."""
+
+    def __init__(self, url: str) -> None:
+        from gateway.store.store import Store
+
+        self._url = url
+        self._store = Store.open(url)
+
+    def digests(self) -> KeyDigests:
+        """Return the maker of the keys' digests, by the store's pepper."""
+        from gateway.access.keys import KeyDigests
+        from gateway.access.pepper import load_pepper
+        from gateway.access.settings import AccessSettings
+
+        return KeyDigests(load_pepper(self._store, self._url, checked_settings(AccessSettings).pepper_file))
+
+    def change(self, change: Callable[[Connection], T]) -> T:
+        """Run a change, and return its result after the commit."""
+        return self._store.submit(change).result()
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """Run a query."""
+        return self._store.read_now(query)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._store.close()
+
+
+@contextmanager
+def opened_store(url: str | None) -> Iterator[OpenStore]:
+    """Open the store for the body of a `with`. A store that is away, or an unusable pepper, ends the command."""
+    with needing("gateway"):
+        from gateway.access.pepper import PepperProblem
+        from gateway.store.settings import StoreSettings
+        from gateway.store.store import StoreAway
+
+    with telling(StoreAway, PepperProblem):
+        store = OpenStore(url or checked_settings(StoreSettings).url)
+        try:
+            yield store
+        finally:
+            store.close()

@@ -1,0 +1,137 @@
+"""API keys in the store: created, listed, revoked and recognised. The store has digests, never keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, tuple_
+
+from gateway.access.key_text import new_key
+from gateway.access.principal import DEFAULT_SCOPES, Scope
+from gateway.store.tables import api_keys
+from telemetry.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A created API key. The key itself is shown once and never stored."""
+
+    id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key's row, without its digest. Times are Unix milliseconds."""
+
+    id: str
+    tenant: str
+    scopes: frozenset[Scope]
+    label: str | None
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    last_used_at: int | None
+
+    def is_valid(self, now_ms: float) -> bool:
+        """True unless the key is revoked or expired."""
+        return self.revoked_at is None and (self.expires_at is None or now_ms < self.expires_at)
+
+
+class KeyDigests:
+    """Digests of keys: HMAC-SHA256 by the pepper.
+
+    A copy of the store alone opens no door, and a writer of the store alone cannot add a key of their own.
+    """
+
+    def __init__(self, pepper: bytes) -> None:
+        self._pepper = pepper
+
+    def of(self, key: str) -> bytes:
+        """Return the digest of a key's text."""
+        return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
+
+    def is_of(self, key: str, digest: bytes) -> bool:
+        """True if the digest is this key's. Takes constant time."""
+        return hmac.compare_digest(self.of(key), digest)
+
+
+def create_key(
+    connection: Connection,
+    digests: KeyDigests,
+    clock: Clock,
+    tenant: str,
+    scopes: Iterable[Scope] = DEFAULT_SCOPES,
+    label: str | None = None,
+    expires_at: int | None = None,
+) -> NewKey:
+    """Write a new key's row, and return the key. `expires_at` is in Unix milliseconds."""
+    identifier, key = new_key()
+    connection.execute(
+        api_keys.insert().values(
+            id=identifier,
+            tenant=tenant,
+            digest=digests.of(key),
+            scopes=sorted(scopes),
+            label=label,
+            created_at=_now_ms(clock),
+            expires_at=expires_at,
+        )
+    )
+    return NewKey(identifier, key)
+
+
+def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey | None:
+    """Revoke a key for good, and return it; None if there is no such key. A revoked key keeps the time of that."""
+    this = api_keys.c.id == identifier
+    connection.execute(api_keys.update().where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=_now_ms(clock)))
+    row = connection.execute(select(api_keys).where(this)).one_or_none()
+    return _of(row) if row is not None else None
+
+
+def listed_keys(
+    connection: Connection, tenant: str | None = None, limit: int = 1000, after: str | None = None
+) -> list[ApiKey]:
+    """Return keys, the oldest first: one tenant's or all. With `after`, only those after the key with this id."""
+    query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
+    if tenant is not None:
+        query = query.where(api_keys.c.tenant == tenant)
+    if after is not None:
+        place = select(api_keys.c.created_at, api_keys.c.id).where(api_keys.c.id == after)
+        last = connection.execute(place).one_or_none()
+        if last is None:
+            return []
+        query = query.where(tuple_(api_keys.c.created_at, api_keys.c.id) > tuple_(*last))
+    return [_of(row) for row in connection.execute(query)]
+
+
+def find_key(connection: Connection, identifier: str) -> tuple[ApiKey, bytes] | None:
+    """Return the key with this id and its digest; None if there is none."""
+    row = connection.execute(select(api_keys).where(api_keys.c.id == identifier)).one_or_none()
+    return (_of(row), bytes(row.digest)) if row is not None else None
+
+
+def note_use(connection: Connection, clock: Clock, identifier: str) -> None:
+    """Write the time of the key's last use."""
+    connection.execute(api_keys.update().where(api_keys.c.id == identifier).values(last_used_at=_now_ms(clock)))
+
+
+def _now_ms(clock: Clock) -> int:
+    return int(clock.time() * 1000)
+
+
+def _of(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        row.id,
+        row.tenant,
+        frozenset(map(Scope, row.scopes)),
+        row.label,
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+        row.last_used_at,
+    )

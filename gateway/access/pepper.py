@@ -1,0 +1,127 @@
+"""The pepper: the secret, outside the store, with which the digests of API keys are made.
+
+The store keeps a check of its pepper (a MAC over a constant). A lost or wrong file is noticed at the start, and not by
+clients whose keys are all refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from sqlalchemy import Connection, make_url, select
+
+from gateway.store.dialects import insert
+from gateway.store.store import Store
+from gateway.store.tables import meta
+from telemetry.private_file import access_problem
+from workers.system.errors import ProcessError
+
+LEAST_BYTES = 32
+_MOST_BYTES = 4096
+_CHECK = "pepper_check"
+_VARIABLE = "POSTBACK_ACCESS__PEPPER_FILE"
+
+
+class PepperProblem(ProcessError):  # noqa: N818 - it names a thing, not a failure
+    """The pepper is missing, unusable, or not the one of this store. The error's text shows none of it."""
+
+
+def load_pepper(store: Store, store_url: str, file: Path | None) -> bytes:
+    """Return the store's pepper, from the setting's file or from the file beside an SQLite database.
+
+    The file is made, readable by its owner alone, while the store has no pepper yet. Raises PepperProblem, StoreAway.
+    """
+    path = file or _beside(store_url)
+    known = store.read_now(_stored_check)
+    pepper = _read(path)
+    if pepper is None and known is not None:
+        raise PepperProblem(
+            f"the pepper's file {path} is missing, and the store has API keys made with it; restore the file from its "
+            f"backup, or set {_VARIABLE} to its path"
+        )
+    if pepper is None:
+        pepper = _create(path)
+    check = _check_of(pepper)
+    stored = known or store.submit(lambda connection: _store_check(connection, check)).result()
+    if not hmac.compare_digest(stored, check):
+        raise PepperProblem(
+            f"the pepper in {path} is not the one that the store's API keys were made with; set {_VARIABLE} to the "
+            "right file"
+        )
+    return pepper
+
+
+def _beside(store_url: str) -> Path:
+    """Return the default file of an SQLite database. Raises PepperProblem for a database without a file."""
+    url = make_url(store_url)
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        raise PepperProblem(
+            f"set {_VARIABLE} to the file of the pepper, which the digests of API keys are made with; all gateways and "
+            "commands on this database need the same file, and the first one makes it"
+        )
+    return Path(f"{url.database}.pepper")
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            problem = access_problem(os.fstat(file.fileno()), path, by_root=True)
+            content = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PepperProblem(f"the pepper's file {path} cannot be read ({error.strerror})") from None
+    if problem is not None:
+        raise PepperProblem(f"the pepper's file {path} cannot be used: {problem.problem}; {problem.fix}")
+    pepper = content.strip()
+    if not LEAST_BYTES <= len(pepper) <= _MOST_BYTES:
+        raise PepperProblem(
+            f"the pepper's file {path} needs {LEAST_BYTES} to {_MOST_BYTES} characters; `openssl rand -hex 32` makes it"
+        )
+    return pepper
+
+
+def _create(path: Path) -> bytes:
+    """Make the file, or read the one that another process made at the same moment."""
+    written = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(LEAST_BYTES).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(written)  # fails if the file exists, and shows it with its whole content
+        except FileExistsError:
+            pass
+        finally:
+            written.unlink(missing_ok=True)
+    except OSError as error:
+        raise PepperProblem(
+            f"the pepper's file {path} cannot be made ({error.strerror}); set {_VARIABLE} to another path"
+        ) from None
+    pepper = _read(path)
+    if pepper is None:
+        raise PepperProblem(f"the pepper's file {path} was removed while it was made; start again")
+    return pepper
+
+
+def _check_of(pepper: bytes) -> bytes:
+    return hmac.digest(pepper, b"postback pepper check v1", hashlib.sha256).hex().encode()
+
+
+def _stored_check(connection: Connection) -> bytes | None:
+    found = connection.execute(select(meta.c.value).where(meta.c.name == _CHECK)).scalar()
+    return found.encode() if found is not None else None
+
+
+def _store_check(connection: Connection, check: bytes) -> bytes:
+    """Write the check if the store has none, and return the store's."""
+    connection.execute(insert(connection, meta).on_conflict_do_nothing(), {"name": _CHECK, "value": check.decode()})
+    stored = _stored_check(connection)
+    return stored if stored is not None else check

@@ -1,0 +1,31 @@
+"""Settings of access, from `POSTBACK_ACCESS__…` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AccessSettings(BaseSettings):
+    """Credentials of the gateway's clients, and their limits."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_ACCESS__",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    pepper_file: Path | None = None
+    """The file of the pepper, the secret with which the digests of API keys are made. By default it lies beside an
+    SQLite database, with `.pepper` added to the name; another database needs the setting. A missing file is made while
+    the store has no key. Back the file up with the store: without it, every API key is refused."""
+    key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
+    """Longest time for which a gateway still accepts a key after it was revoked, and uses a tenant's former settings.
+    Keys and settings that were read within this time are not read again."""
+    last_used_seconds: float = Field(default=300.0, ge=1, le=86_400)
+    """Shortest time between two writes of a key's last use into the store."""
