@@ -59,6 +59,7 @@ class Gateway:
             self.product.kafka,
             POSTBACK_ENV="development",
             POSTBACK_STORE__URL=self.store,
+            **_pepper(self.product, self.store),
             POSTBACK_KEYRING=str(self.product.folder / "keyring.json"),
         )
 
@@ -106,7 +107,12 @@ def start_gateway(
     chain = str(tls.chain_file()) if tls else ""
     certificate = ("--tls-cert", chain, "--tls-key", chain) if tls else ()
     options = ("--port", "0", "--store", url, *certificate, *map(str, arguments))
-    return Gateway(product.gateway(replica, *options, **settings), product, url, tls)
+    return Gateway(product.gateway(replica, *options, **_pepper(product, url), **settings), product, url, tls)
+
+
+def _pepper(product: Product, store: str) -> dict[str, str]:
+    """The setting of the pepper's file, which only an SQLite database has beside it."""
+    return {} if store.startswith("sqlite") else {"POSTBACK_ACCESS__PEPPER_FILE": str(product.folder / "pepper")}
 
 
 @contextmanager
