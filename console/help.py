@@ -52,6 +52,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "endpoints list": ("postback endpoints list",),
     "endpoints enable": ("postback endpoints enable https://example.com/hook --tenant acme",),
     "endpoints disable": ("postback endpoints disable https://example.com/hook --tenant acme",),
+    "certs init": ("postback certs init ca", "postback certs init ca --name 'Acme CA' --days 1825"),
+    "certs issue": (
+        "postback certs issue ca gateway --server --san gateway.example.com --san 10.0.0.7",
+        "postback certs issue ca acme-1 --client --tenant acme --scopes jobs:write,jobs:read",
+    ),
+    "certs renew": ("postback certs renew ca gateway", "postback certs renew ca acme-1 --days 30 --revoke"),
+    "certs revoke": ("postback certs revoke ca acme-1 --reason keyCompromise",),
+    "certs crl": ("postback certs crl ca",),
+    "certs list": ("postback certs list ca",),
     "cache invalidate": (
         "postback cache invalidate https://example.com/page",
         "postback cache invalidate --host example.com",

@@ -13,6 +13,7 @@ from console import (
     broker,
     cache,
     cancel,
+    certs,
     dead_letters,
     deliver,
     deliveries,
@@ -59,6 +60,7 @@ app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
 app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)
+app.add_typer(certs.app, name="certs", rich_help_panel=OPERATE)
 app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
 app.command(rich_help_panel=DEVELOP)(demo.demo)
 app.add_typer(broker.app, name="broker", rich_help_panel=DEVELOP)
