@@ -56,7 +56,9 @@ def issue(
         typer.Option(help="A DNS name, a wildcard or an IP address of the server; repeatable. NAME by default."),
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The client's tenant.")] = None,
-    scopes: Annotated[str | None, typer.Option(help="The client's scopes, with commas between them.")] = None,
+    scopes: Annotated[
+        str | None, typer.Option(help="The client's scopes, with commas; those of a new API key by default.")
+    ] = None,
     days: Annotated[int, typer.Option(help="Days until it expires: at most 398 for a server, 825 for a client.")] = 90,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +75,7 @@ def issue(
     if client and (tenant is None or san):
         raise fail("--client: needs --tenant, and takes no --san", BAD_INPUT)
     with _telling():
-        leaf = Leaf.server(name, tuple(san or ())) if server else Leaf.client(name, tenant or "", scopes or "")
+        leaf = Leaf.server(name, tuple(san or ())) if server else Leaf.client(name, tenant or "", _scopes(scopes))
         issued = issue(directory, leaf, _now(), days)
     _write_issued(issued, as_json=as_json)
     _warn(directory)
@@ -159,6 +161,21 @@ def list_certificates(directory: Directory, as_json: AsJson = False) -> None:
             _write_line(one, now)
         say(f"{len(found.index.certificates)} certificates")
     _warn(directory)
+
+
+def _scopes(text: str | None) -> str:
+    """Return the scopes of a client's certificate. End the command if the gateway knows none of this name."""
+    from gateway.access import Scope
+    from gateway.access.principal import DEFAULT_SCOPES
+
+    if text is None:
+        return ",".join(DEFAULT_SCOPES)
+    known = {scope.value for scope in Scope}
+    if unknown := sorted(set(text.replace(",", " ").split()) - known):
+        raise fail(
+            f"--scopes: no scope is called {', '.join(unknown)}; there are {', '.join(sorted(known))}", BAD_INPUT
+        )
+    return text
 
 
 @contextmanager

@@ -55,7 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "certs init": ("postback certs init ca", "postback certs init ca --name 'Acme CA' --days 1825"),
     "certs issue": (
         "postback certs issue ca gateway --server --san gateway.example.com --san 10.0.0.7",
-        "postback certs issue ca acme-1 --client --tenant acme --scopes jobs:write,jobs:read",
+        "postback certs issue ca acme-1 --client --tenant acme --scopes submit,read",
     ),
     "certs renew": ("postback certs renew ca gateway", "postback certs renew ca acme-1 --days 30 --revoke"),
     "certs revoke": ("postback certs revoke ca acme-1 --reason keyCompromise",),

@@ -320,11 +320,27 @@ DELIVERY = {
     ),
 }
 
+GATEWAY = {
+    "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
+    "certificates-expiring": Action(
+        "warning",
+        "A certificate or a revocation list of the door is in the last third of its life, or has expired. Clients "
+        "refuse an expired certificate of the door. Past a list's end, the door refuses every client certificate.",
+        "`postback certs renew` or `postback certs crl`, in the authority's directory.",
+    ),
+    "revocation-unchecked": Action(
+        "warning",
+        "The door accepts client certificates, and has no revocation list for their authority.",
+        "Copy the authority's `crl.pem` beside its certificate, and start the gateway again.",
+    ),
+}
+
 SECTIONS: dict[str, dict[str, Action]] = {
     "Every process": PROCESS,
     "Taking and settling records": STAGE,
     "Inference and engines": INFERENCE,
     "Enrichment": ENRICHMENT,
     "Delivery": DELIVERY,
+    "The gateway": GATEWAY,
 }
 """All actions, by the part of the system that logs them. The keys are the titles on the published page."""

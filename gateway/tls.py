@@ -1,0 +1,270 @@
+"""TLS of the door: version 1.3 only, client certificates by setting, and files that are read again when they change.
+
+The server gets one context for its whole life. At each connection's ClientHello, OpenSSL calls back, and the connection
+goes on with the newest context. So a renewed certificate and a new revocation list apply without a restart.
+
+A door with client certificates gives out no session tickets: a resumed session skips the check of the certificate, so
+a revoked client could come back for two hours. An open connection outlives a revocation too; the door asks
+`DoorTls.refusal` at each request.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from operators.certificates.issuing import serial_text
+from operators.certificates.names import identity_of
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, load_certificate, stamp
+
+LOOK_SECONDS = 1.0
+"""Seconds between checks for changed files; a check takes four calls of `stat`."""
+CRL_NAME = "crl.pem"
+"""The file beside the authority's own that has its revocation list, as `postback certs` writes it."""
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+"""One block of a PEM file (RFC 7468)."""
+
+log = get_logger()
+
+
+class PeerUnreadable(ValueError):  # noqa: N818 - named after the certificate
+    """The bytes are no X.509 certificate that can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """The content of a client's certificate. TLS has verified the certificate before."""
+
+    subject: str
+    """The distinguished name, as RFC 4514 writes it."""
+    issuer: str
+    serial: str
+    """In hexadecimal digits, as `postback certs list` shows it."""
+    tenant: str | None
+    """None for a certificate that names no tenant, as one of another authority may."""
+    scopes: frozenset[str]
+    not_after: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The files of the door's TLS, each in PEM, and the rule for clients."""
+
+    certificate: Path
+    """The server's certificate with its chain."""
+    key: Path | None = None
+    """The server's private key; in the certificate's file where absent."""
+    client_ca: Path | None = None
+    """The authorities of client certificates. Without it, clients are asked for no certificate."""
+    client_crl: Path | None = None
+    """The authorities' revocation lists. Where absent, `crl.pem` beside `client_ca`, if that file exists."""
+    client_required: bool = False
+    """True if a client without a certificate is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Expiry:
+    """The end of a certificate or a revocation list, in Unix seconds, and the time from which the log warns of it."""
+
+    file: Path
+    notice_at: float
+    ends_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A context, and the content of its files that the door needs besides."""
+
+    context: ssl.SSLContext
+    stamps: tuple[Stamp, ...]
+    revoked: frozenset[tuple[str, str]]
+    """Issuer and serial number of each revoked certificate."""
+    expiries: tuple[_Expiry, ...]
+
+
+def read_peer(der: bytes) -> PeerCertificate:
+    """Return the content of a client's certificate (DER). Raises PeerUnreadable."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        identity = identity_of(certificate)
+        return PeerCertificate(
+            subject=certificate.subject.rfc4514_string(),
+            issuer=certificate.issuer.rfc4514_string(),
+            serial=serial_text(certificate.serial_number),
+            tenant=identity.tenant,
+            scopes=identity.scopes,
+            not_after=certificate.not_valid_after_utc.timestamp(),
+        )
+    except Exception as error:  # the library raises its own errors, and TypeError, for malformed names and versions
+        raise PeerUnreadable(f"the client's certificate cannot be read ({type(error).__name__})") from None
+
+
+class DoorTls:
+    """The door's TLS. The constructor reads every file, and raises TlsFileUnusable."""
+
+    def __init__(self, files: TlsFiles, clock: Clock) -> None:
+        self._files = files
+        self._clock = clock
+        self._crl = _crl_of(files)
+        self._problem: str | None = None
+        self._said: set[tuple[_Expiry, bool]] = set()
+        self._looked_at = clock.monotonic()
+        self._loaded = self._load()
+        self.context = self._loaded.context
+        """The context for the server's socket."""
+        self.context.sni_callback = self._use_newest
+        if files.client_ca is not None and self._crl is None:
+            log.warning(
+                "The authority of client certificates has no revocation list; accepting revoked certificates.",
+                action="revocation-unchecked",
+                file=str(files.client_ca),
+            )
+        self._warn()
+
+    def refusal(self, peer: PeerCertificate) -> str | None:
+        """Return the reason to refuse a request on an open connection with this certificate, or None."""
+        self.look()
+        if peer.not_after < self._clock.time():
+            return "the client certificate has expired"
+        if (peer.issuer, peer.serial) in self._loaded.revoked:
+            return "the client certificate is revoked"
+        return None
+
+    def look(self) -> None:
+        """Read the files again if one has changed since the last look, at most once a second.
+
+        Files that cannot be used leave the earlier ones in use. Each new connection calls this method.
+        """
+        now = self._clock.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        if self._stamps() != self._loaded.stamps:
+            self._read_again()
+        self._warn()
+
+    def _read_again(self) -> None:
+        try:
+            self._loaded = self._load()
+        except TlsFileUnusable as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error(
+                    "A file of certificates cannot be read again; using the certificates that were read before.",
+                    action="certificates-reload-failed",
+                    problem=self._problem,
+                )
+            return
+        self._problem = None
+        log.info("The files of certificates have changed; using them for new connections.", action="certificates-read")
+
+    def _use_newest(
+        self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _listening: ssl.SSLContext
+    ) -> None:
+        """Continue the handshake with the newest context. OpenSSL calls also if the client sends no server name."""
+        self.look()
+        connection.context = self._loaded.context
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        files = (self._files.certificate, self._files.key, self._files.client_ca, self._crl)
+        return tuple(stamp(path) for path in files if path is not None)
+
+    def _load(self) -> _Loaded:
+        stamps = self._stamps()  # taken first, so that the next look notices a change meanwhile
+        files, context = self._files, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols(["http/1.1"])
+        load_certificate(context, files.certificate, files.key)
+        expiries, revoked = _certificates_in(files.certificate), frozenset[tuple[str, str]]()
+        if files.client_ca is not None:
+            load_authorities(context, files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED if files.client_required else ssl.CERT_OPTIONAL
+            context.num_tickets = 0
+            expiries += _certificates_in(files.client_ca)
+        if self._crl is not None:
+            revoked, ends = _lists_in(self._crl)
+            load_authorities(context, self._crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+            expiries += ends
+        return _Loaded(context, stamps, revoked, tuple(expiries))
+
+    def _warn(self) -> None:
+        """Log once that a certificate or a list is in the last third of its life, and once that it has expired."""
+        now = self._clock.time()
+        for expiry in self._loaded.expiries:
+            expired = expiry.ends_at < now
+            if now < expiry.notice_at or (expiry, expired) in self._said:
+                continue
+            self._said.add((expiry, expired))
+            log.warning(
+                "A certificate or a revocation list has expired or expires soon; still using it.",
+                action="certificates-expiring",
+                file=str(expiry.file),
+                expires=datetime.fromtimestamp(expiry.ends_at, UTC).isoformat(),
+                expired=expired,
+            )
+
+
+def _crl_of(files: TlsFiles) -> Path | None:
+    if files.client_ca is None or files.client_crl is not None:
+        return files.client_crl
+    beside = files.client_ca.with_name(CRL_NAME)
+    return beside if beside.exists() else None
+
+
+def _certificates_in(path: Path) -> list[_Expiry]:
+    """Return the ends of the certificates in a file that OpenSSL has read before. Raises TlsFileUnusable."""
+    found = []
+    for kind, block in _blocks(path):
+        if kind != b"CERTIFICATE":
+            continue
+        try:
+            one = x509.load_pem_x509_certificate(block)
+        except (ValueError, x509.InvalidVersion):
+            raise TlsFileUnusable(path, "it has a certificate that cannot be read") from None
+        found.append(_expiry(path, one.not_valid_before_utc, one.not_valid_after_utc))
+    return found
+
+
+def _lists_in(path: Path) -> tuple[frozenset[tuple[str, str]], list[_Expiry]]:
+    """Return the revoked certificates, each as issuer and serial number, and the lists' ends.
+
+    Raises TlsFileUnusable. OpenSSL would trust a certificate in this file as an authority, so the file may hold none.
+    """
+    revoked: set[tuple[str, str]] = set()
+    ends = []
+    for kind, block in _blocks(path):
+        if kind != b"X509 CRL":
+            raise TlsFileUnusable(path, "it has content besides revocation lists")
+        try:
+            one = x509.load_pem_x509_crl(block)
+            issuer = one.issuer.rfc4514_string()
+            revoked.update((issuer, serial_text(entry.serial_number)) for entry in one)
+        except (ValueError, TypeError, OverflowError):
+            raise TlsFileUnusable(path, "it has a revocation list that cannot be read") from None
+        if one.next_update_utc is not None:
+            ends.append(_expiry(path, one.last_update_utc, one.next_update_utc))
+    return frozenset(revoked), ends
+
+
+def _blocks(path: Path) -> list[tuple[bytes, bytes]]:
+    """Return the kind and the text of each PEM block. Raises TlsFileUnusable."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TlsFileUnusable(path, os.strerror(error.errno).lower() if error.errno else "unreadable") from None
+    return [(found[1], found[0]) for found in _BLOCK.finditer(content)]
+
+
+def _expiry(path: Path, begin: datetime, end: datetime) -> _Expiry:
+    first, last = begin.timestamp(), end.timestamp()
+    return _Expiry(path, last - (last - first) / 3, last)
