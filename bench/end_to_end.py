@@ -91,8 +91,8 @@ def measure(used: Kafka, jobs: int, workers: int) -> Measured:
         prefill(kafka, values)
         first: list[Sample] = wait_for(lambda: _begun(commands), START_SECONDS)
         broker_first = used.cpu_seconds()
-        last, broker_last = _finished(kafka, used, commands, jobs)
-    assert_exactly_once(_answered(kafka), jobs)
+        last, broker_last = wait_until_finished(kafka, used, commands, jobs)
+    assert_exactly_once(answered_jobs(kafka), jobs)
     return _between(first, last, broker_last - broker_first)
 
 
@@ -112,7 +112,9 @@ def _begun(commands: Sequence[Command]) -> list[Sample] | None:
     return samples if any(sample[SETTLED] for sample in samples) else None
 
 
-def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jobs: int) -> tuple[list[Sample], float]:
+def wait_until_finished(
+    kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jobs: int
+) -> tuple[list[Sample], float]:
     """Wait for every job's result. Return the workers' samples and Kafka's CPU seconds when all jobs were settled.
 
     The results decide, since a record may be settled without a result: a deferred job is settled into a later place.
@@ -126,7 +128,7 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
         if last is None and sum(map(_done, now[0])) >= jobs:
             last = now
         if settled >= jobs:  # not earlier, since reading results takes CPU time from the workers
-            answered = len(set(_answered(kafka)))
+            answered = len(set(answered_jobs(kafka)))
         if answered >= jobs:
             return last or now
         if settled > most:
@@ -136,7 +138,7 @@ def _finished(kafka: KafkaSettings, used: Kafka, commands: Sequence[Command], jo
         time.sleep(LOOK_SECONDS)
 
 
-def _answered(kafka: KafkaSettings) -> list[str]:
+def answered_jobs(kafka: KafkaSettings) -> list[str]:
     """Return the custom_id of each committed result."""
     results = committed_records(kafka.client_config(), kafka.topics.results)
     return [str(read_result(message.value()).custom_id) for message in results]

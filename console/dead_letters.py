@@ -64,11 +64,11 @@ def list_letters(
     A terminal shows a table, with the reasons counted at the end; a pipe gets one line per letter.
     """
     wanted = _filter(reasons, tenant, endpoint, ids, since, until, redriven_too=redriven_too)
-    with _opened() as found:
+    with opened_letters() as found:
         summaries = (letter.summary() for letter in found.letters(wanted))
         if sys.stdout.isatty() and not as_json:
             return _show_table(summaries)
-        count = _write_array(summaries) if as_json else _write_lines(summaries)
+        count = _write_array(summaries) if as_json else write_lines(summaries)
     say(f"{count} dead letters")
     return None
 
@@ -80,8 +80,8 @@ def show(
 ) -> None:
     """Show a letter with its headers and content, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
-    with _opened() as found:
-        count = _write_array(_whole(letter) for letter in found.letters(wanted))
+    with opened_letters() as found:
+        count = _write_array(whole_letter(letter) for letter in found.letters(wanted))
     if not count:
         raise fail(f"no dead letter has the id {letter_id}", FAILED)
 
@@ -111,10 +111,10 @@ def redrive(
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0
-    with _opened() as found:
+    with opened_letters() as found:
         tally = found.tally(wanted)
         check_whose(wanted.tenant, tally.tenants)
-        _report(tally)
+        report_counts(tally)
         expected = limited(tally.count, limit)
         if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
@@ -165,7 +165,8 @@ def _filter(
 
 
 @contextmanager
-def _opened() -> Iterator[DeadLetters]:
+def opened_letters() -> Iterator[DeadLetters]:
+    """Yield the fleet's dead letters. On a ProducerError, report it and exit."""
     quiet_clients()
     from operators.dead_letters import DeadLetters
     from producers.errors import ProducerError
@@ -200,7 +201,8 @@ def _put_back(act: Callable[[Callable[[int], None]], LetterCounts], expected: in
     return tally
 
 
-def _report(tally: LetterCounts) -> None:
+def report_counts(tally: LetterCounts) -> None:
+    """Say how many letters a redrive would put back, by reason, and how many it would not, by obstacle."""
     say(f"{tally.count} dead letters can be put back")
     for (kind, reason), count in tally.open.most_common():
         say(f"  {count} {kind}: {reason}")
@@ -218,7 +220,7 @@ def _show_table(summaries: Iterable[dict[str, Any]]) -> None:
     say(f"{count} dead letters{f': {told}' if told else ''}")
 
 
-def _write_lines(summaries: Iterable[dict[str, Any]]) -> int:
+def write_lines(summaries: Iterable[dict[str, Any]]) -> int:
     """Write one line per letter, with two spaces between fields. Return the number of letters."""
     count = 0
     for one in summaries:
@@ -240,7 +242,7 @@ def _write_array(values: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _whole(letter: Letter) -> dict[str, Any]:
+def whole_letter(letter: Letter) -> dict[str, Any]:
     """Return a letter with its headers and content. Bytes that are not UTF-8 are escaped."""
     headers = [[name, (value or b"").decode("utf-8", "backslashreplace")] for name, value in letter.record.headers]
     return {**letter.summary(), "headers": headers, "value": _content(letter.record.value)}

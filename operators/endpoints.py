@@ -23,7 +23,7 @@ from schemas.settings import KafkaSettings
 def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
     """Return the last record of each known endpoint, by tenant and URL. Raises ProducerError."""
     with Scanner(settings) as scanner:
-        last = _last_words(scanner.read(scanner.ranges(settings.topics.endpoints)))
+        last = latest_records(scanner.read(scanner.ranges(settings.topics.endpoints)))
     return dict(sorted(last.items()))
 
 
@@ -41,7 +41,8 @@ def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) ->
     put_facts(settings, settings.topics.endpoints, [(key_bytes(one.key), write_endpoint(one)) for one in records])
 
 
-def _last_words(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
+def latest_records(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
+    """Return the record that counts for each known endpoint: the last one, unless an earlier disabling still holds."""
     last: dict[EndpointKey, EndpointRecord] = {}
     for record in records:
         try:

@@ -85,7 +85,7 @@ class Replay:
         self._disabled = disabled_endpoints(self._settings)
         self._undelivered = None  # freed first, since two copies of many results' states would take too much memory
         if self._selection.undelivered:
-            results = filter(_callable, self._matching())
+            results = filter(has_callback, self._matching())
             self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
@@ -124,7 +124,7 @@ class Replay:
                 yield record, marks
 
     def _obstacle(self, record: Stored) -> str | None:
-        if not _callable(record):
+        if not has_callback(record):
             return NO_CALLBACK
         if (standing := self._standing(record)) not in self._wanted:
             return standing
@@ -153,7 +153,7 @@ class Replay:
                     yield each._replace(start=start, stop=stop)
 
 
-def _callable(record: Stored) -> bool:
+def has_callback(record: Stored) -> bool:
     """True if the result has a callback's URL and a `webhook-id`, and is small enough for a tier."""
     size = Returning("", record.key, record.value, record.headers).size
     named = record.header(topics.CALLBACK_URL) is not None and record.header(topics.WEBHOOK_ID) is not None

@@ -74,7 +74,7 @@ class Undelivered:
         """Time of each event's last answer with 2xx, Unix milliseconds; 0 without one."""
         since_ms: int | None = None
         for result in results:
-            self._delivered_ms[_event(result)] = 0
+            self._delivered_ms[event_of(result)] = 0
             since_ms = min(result.at_ms, since_ms or result.at_ms)
         self._waiting: set[Event] = set()
         self._open: dict[Event, list[_Open]] = defaultdict(list)
@@ -84,7 +84,7 @@ class Undelivered:
 
     def standing(self, result: Stored) -> CallbackStanding:
         """Return the state of one of the given results."""
-        event = _event(result)
+        event = event_of(result)
         # A redriven job has a second result with the same event; an attempt for the first result does not count for it.
         if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return CallbackStanding.DELIVERED
@@ -94,7 +94,7 @@ class Undelivered:
 
     def marks(self, result: Stored) -> list[Returning]:
         """Return the marks to write with a result, so that no redrive puts its dead letters back again."""
-        letters = self._open.get(_event(result))
+        letters = self._open.get(event_of(result))
         if not letters:
             return []
         digest, now_ms = _digest(result), int(self._clock.time() * 1000)
@@ -114,8 +114,8 @@ class Undelivered:
         scanner.wait_until_settled([names.dead_letters, names.redriven, names.attempts, *tiers])
         given_up = set(self._read_letters(DeadLetters(settings, scanner, clock)))
         for record in scanner.read(list(self._ahead(tiers))):
-            if (record.topic, record.place) not in given_up and _event(record) in self._delivered_ms:
-                self._waiting.add(_event(record))
+            if (record.topic, record.place) not in given_up and event_of(record) in self._delivered_ms:
+                self._waiting.add(event_of(record))
         for record in scanner.read(scanner.ranges(names.attempts, since_ms - BROKERS_DIFFER_MS)):
             self._read_attempt(record)
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
@@ -123,7 +123,7 @@ class Undelivered:
     def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
         """Note open letters of the given results; yield the source of each callback that was given up."""
         for letter in letters.letters(LetterFilter(redriven_too=True)):
-            event = _event(letter.record)
+            event = event_of(letter.record)
             if letter.kind != "callback" or event not in self._delivered_ms:
                 continue
             if letter.redriven_ms is None:
@@ -142,7 +142,7 @@ class Undelivered:
                     yield each._replace(start=start)
 
     def _read_attempt(self, record: Stored) -> None:
-        event = _event(record)
+        event = event_of(record)
         if event not in self._delivered_ms:
             return
         try:
@@ -153,7 +153,8 @@ class Undelivered:
             self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
 
 
-def _event(record: Stored) -> Event:
+def event_of(record: Stored) -> Event:
+    """Return the hash of a record's tenant and `webhook-id`."""
     named = f"{len(record.tenant)} {record.tenant}{record.header(topics.WEBHOOK_ID) or ''}"
     return int.from_bytes(hashlib.blake2b(named.encode(), digest_size=16).digest())
 

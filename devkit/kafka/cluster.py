@@ -197,14 +197,15 @@ def _write(data: Path, cluster: Cluster) -> None:
     for node in cluster.nodes:
         shutil.rmtree(node.scratch, ignore_errors=True)
         node.scratch.mkdir(parents=True)
-        lines = (f"{name}={value}\n" for name, value in _properties(node, cluster.nodes).items())
+        lines = (f"{name}={value}\n" for name, value in node_properties(node, cluster.nodes).items())
         node.properties_file.write_text("".join(lines))
     nodes = [{key: value for key, value in asdict(node).items() if key != "home"} for node in cluster.nodes]
     content = json.dumps({"cluster_id": cluster.cluster_id, "nodes": nodes}, indent=2)
     (data / "cluster.json").write_text(content + "\n")
 
 
-def _properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
+def node_properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
+    """Return the `server.properties` of one node."""
     replicas, in_sync = ("3", "2") if len(quorum) >= 3 else ("1", "1")
     return {
         **SERVER_PROPERTIES,

@@ -16,7 +16,7 @@ def test_a_model_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path) ->
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        model._make(tmp_path / "half", fails)
+        model.make_once(tmp_path / "half", fails)
     assert [path.name for path in tmp_path.iterdir()] == [".half.lock"]
 
 
@@ -28,7 +28,7 @@ def test_of_several_that_want_a_model_one_makes_it(tmp_path: Path) -> None:
         (folder / "config.json").write_text("{}")
 
     target = tmp_path / "whole"
-    wanting = [threading.Thread(target=model._make, args=(target, fill)) for _ in range(4)]
+    wanting = [threading.Thread(target=model.make_once, args=(target, fill)) for _ in range(4)]
     for thread in wanting:
         thread.start()
     for thread in wanting:
@@ -43,12 +43,12 @@ def test_parts_that_are_not_the_expected_file_are_refused(tmp_path: Path) -> Non
         data.mkdir(parents=True)
         (data / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}").write_bytes(b"something else")
     with pytest.raises(RuntimeError, match="not the file that was expected"):
-        model._assembled(tmp_path)
+        model.assembled(tmp_path)
 
 
 def test_a_missing_part_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="came in 0 parts instead of 4"):
-        model._assembled(tmp_path)
+        model.assembled(tmp_path)
 
 
 def test_a_model_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

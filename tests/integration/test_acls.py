@@ -79,7 +79,7 @@ def guarded() -> Iterator[KafkaSettings]:
     [port] = cluster.free_ports(1)
     users = " ".join(f'user_{user}="{user}-secret"' for user in {ADMIN, *chain(*USERS.values())})
     jaas = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
-    ours = cluster._properties
+    ours = cluster.node_properties
 
     def properties(node: cluster.Node, quorum: tuple[cluster.Node, ...]) -> dict[str, str]:
         plain = ours(node, quorum)
@@ -95,7 +95,7 @@ def guarded() -> Iterator[KafkaSettings]:
         }
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_properties", properties)
+        patch.setattr(cluster, "node_properties", properties)
         with Broker.start():
             names = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
             yield KafkaSettings.model_validate(

@@ -85,25 +85,25 @@ async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_s
     lacking.write_text(
         "from workers.enrichment.processes import confinement, member\n"
         "def none(*_): raise OSError(38, 'no such call')\n"
-        "confinement._call = none\n"
+        "confinement.system_call = none\n"
         "member.main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *sys.path)))
-    child_module._tell.cache_clear()
+    child_module.warn_of_missing.cache_clear()
     task = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
     for _ in range(2):
         child = await Child.start("lacking_reader", "60", str(2**31))
         assert set(child.greeting["missing"]) == set(Fence)
         assert (await child.ask(task, b"A bridge."))["text"] == "A bridge."
         await child.kill()
-    child_module._tell.cache_clear()
+    child_module.warn_of_missing.cache_clear()
     assert [record.getMessage().count("landlock") for record in caplog.records] == [1]
 
 
-@pytest.mark.parametrize("machine", confinement._ARCHITECTURES)
+@pytest.mark.parametrize("machine", confinement.ARCHITECTURES)
 def test_a_filter_fits_the_kernel_and_its_jumps_stay_within_it(machine: str) -> None:
     """BPF's jumps are relative and forward, see bpf(2); a program has at most 4,096 instructions."""
-    program = confinement._program(confinement._ARCHITECTURES[machine], no_files=True)
+    program = confinement.filter_program(confinement.ARCHITECTURES[machine], no_files=True)
     steps = [program[start : start + 8] for start in range(0, len(program), 8)]
     assert len(steps) < 4096
     assert all(index + 1 + max(step[2], step[3]) < len(steps) for index, step in enumerate(steps[:-1]))

@@ -239,7 +239,7 @@ async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
     eyeballs: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second line of defence alone: the guard judges the address that aiohttp connects to, whatever its origin."""
-    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         connector = GuardedConnector(FIRST, None, happy_eyeballs_delay=eyeballs)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -250,8 +250,8 @@ async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
 
 async def test_the_peer_is_checked_after_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third line of defence alone: a connection to a forbidden peer is closed before anything is sent."""
-    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
-    monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
+    monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr(GuardedConnector, "open_socket", lambda _, info: socket.socket(*info[:3]))
     async with serving("127.0.0.2") as server:
         await refusal(Guard(FIRST), server.url("name.example"))
         assert server.connections
@@ -282,11 +282,11 @@ async def test_a_denied_address_is_seen_on_the_socket_and_at_the_peer(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second and the third line of defence, each alone."""
-    monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
+    monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         assert (await refusal(Guard(DENYING), server.url(host))).reason is Refusal.DENIED
         assert not server.connections
-        monkeypatch.setattr(GuardedConnector, "_open_socket", lambda _, info: socket.socket(*info[:3]))
+        monkeypatch.setattr(GuardedConnector, "open_socket", lambda _, info: socket.socket(*info[:3]))
         assert (await refusal(Guard(DENYING), server.url(host))).reason is Refusal.DENIED
         assert server.connections
         assert not server.paths

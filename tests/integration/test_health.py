@@ -135,4 +135,6 @@ def test_a_busy_port_is_an_error_before_any_work_begins() -> None:
 
 def test_it_listens_on_this_machine_only() -> None:
     with HealthServer(Metrics(), lambda: READY) as server:
-        assert server._server.server_address[0] == "127.0.0.1"
+        socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
+        with pytest.raises(ConnectionRefusedError):  # a server on all addresses would accept this one too
+            socket.create_connection(("127.0.0.2", server.port), timeout=10)

@@ -73,7 +73,7 @@ async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_not
     server = await start(always(OK), speaking_old_tls(authority.server()))
     settings = DeliverySettings(ca_file=authority.ca_file, client_certificates={TENANT: authority.client_file("acme")})
     poster = Poster(settings, LOOPBACK, SystemClock())
-    context = poster._tls.of(tenant)
+    context = poster.tls.of(tenant)
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ALL:@SECLEVEL=0")
     if lowered:

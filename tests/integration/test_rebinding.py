@@ -151,7 +151,7 @@ async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
         assert check_url(called, policy)  # the URL's text is allowed
         answers = names.resolver()
         if seen == "on the socket":
-            monkeypatch.setattr("workers.egress.connector._GuardedResolver.resolve", answers.resolve)
+            monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", answers.resolve)
         assert await refused(names, policy, str(called)) is Refusal.ADDRESS
         async with poster(policy, names) as sender:
             outcome = await post(sender, str(called))

@@ -88,10 +88,10 @@ def test_on_three_brokers_each_topic_has_three_copies_and_a_write_is_two_of_them
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The brokers have Kafka's default here, which is one copy."""
-    ours, said_by_us = cluster._properties, ("default.replication.factor", "min.insync.replicas")
+    ours, said_by_us = cluster.node_properties, ("default.replication.factor", "min.insync.replicas")
     monkeypatch.setattr(
         cluster,
-        "_properties",
+        "node_properties",
         lambda node, quorum: {name: it for name, it in ours(node, quorum).items() if name not in said_by_us},
     )
     with Broker.start(brokers=3) as three:

@@ -19,7 +19,7 @@ from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine, loading
-from workers.engines.vllm.guardian import marked
+from workers.engines.vllm.guardian import Guardian, marked
 from workers.engines.vllm.settings import VllmSettings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
@@ -216,24 +216,26 @@ async def test_an_adapter_changes_the_answer(vllm_engine: VllmEngine) -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics())
+    guardian = Guardian()
+    engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics(), guardian)
     with pytest.raises(EngineRefused, match=r"there is no model .* a folder with a config\.json"):
         await engine.start()
-    assert engine._guardian.pid is None
-    assert marked(engine._guardian.mark) == []
+    assert guardian.pid is None
+    assert marked(guardian.mark) == []
 
 
 async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
-    engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics())
+    guardian = Guardian()
+    engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics(), guardian)
     starting = asyncio.create_task(engine.start())
     async with asyncio.timeout(250):
-        while not marked(engine._guardian.mark):
+        while not marked(guardian.mark):
             await asyncio.sleep(0.1)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert engine._guardian.pid is None
-    assert marked(engine._guardian.mark) == []
+    assert guardian.pid is None
+    assert marked(guardian.mark) == []
 
 
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
@@ -241,13 +243,13 @@ async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_w
 ) -> None:
     """Before, each waiting job's next try began another load, without a pause or an end."""
     monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
-    model, metrics = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics()
-    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics)
+    model, metrics, guardian = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics(), Guardian()
+    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics, guardian)
     await engine.start()
     try:
         assert engine.context_tokens == 256
         (model / "config.json").unlink()
-        for pid in marked(engine._guardian.mark):
+        for pid in marked(guardian.mark):
             os.kill(pid, signal.SIGKILL)
         died = 0
         with pytest.raises(
@@ -262,6 +264,6 @@ async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_w
             await engine.generate(request())
         assert str(again.value) == str(lost.value)
         assert metrics.registry.get_sample_value("postback_engine_restarts_total") == 1
-        assert marked(engine._guardian.mark) == []
+        assert marked(guardian.mark) == []
     finally:
         await engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import pytest
 from hypothesis import example, given
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 from pydantic_core import to_json
 
-from console.dead_letters import _whole
+from console.dead_letters import whole_letter
 from console.deliveries import timeline
-from console.endpoints import _summary
+from console.endpoints import endpoint_summary
 from operators.cancel import CancelledJobs
-from operators.dead_letters import Letter, LetterCounts, LetterFilter, _Marks, kind_of, mark, returning
-from operators.deliveries import _step, _with_waits_as_one
-from operators.endpoints import _last_words
+from operators.dead_letters import Letter, LetterCounts, LetterFilter, RedriveMarks, kind_of, mark, returning
+from operators.deliveries import read_step, with_waits_as_one
+from operators.endpoints import latest_records
 from operators.put_back import Returning
-from operators.replay import Counts, _callable
-from operators.undelivered import CallbackStanding, Undelivered, _event
-from producers.results import ResultsReader, _readable, _superseded
+from operators.replay import Counts, has_callback
+from operators.undelivered import CallbackStanding, Undelivered
+from producers.results import ResultsReader, kept_results
 from producers.scan import Place, Range, Stored, stored
 from producers.selection import Selection
 from producers.times import show_time
@@ -31,6 +31,7 @@ from schemas import topics as names
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
 
 FLEET = KafkaSettings()
 TOPICS = FLEET.topics
@@ -76,8 +77,8 @@ def records(*topics: str) -> st.SearchStrategy[Stored]:
 @example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b"[" * 100_000, []))
 @given(records(*READ))
 def test_deliveries_shows_any_record(record: Stored) -> None:
-    steps = [step for step in [_step(record, FLEET)] * 2 if step is not None]
-    "\n".join(timeline(_with_waits_as_one(steps))).encode()
+    steps = [step for step in [read_step(record, FLEET)] * 2 if step is not None]
+    "\n".join(timeline(with_waits_as_one(steps))).encode()
     json.dumps([step.said() for step in steps]).encode()
 
 
@@ -85,7 +86,7 @@ def test_deliveries_shows_any_record(record: Stored) -> None:
 @given(records(TOPICS.dead_letters), st.booleans())
 def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_new: bool) -> None:
     letter = Letter(record, kind_of(record, TOPICS), record.at_ms)
-    json.dumps(_whole(letter)).encode()
+    json.dumps(whole_letter(letter)).encode()
     wanted = LetterFilter(frozenset("a"), "a", frozenset("a"), 1, 2, "https://a.example", True)
     tally = LetterCounts()
     wanted.takes(letter)
@@ -103,7 +104,7 @@ def ensure_producible(record: Returning) -> None:
 
 @given(records(TOPICS.redriven), records(TOPICS.dead_letters))
 def test_a_mark_of_any_content_is_taken(record: Stored, letter: Stored) -> None:
-    marks = _Marks([Range(TOPICS.dead_letters, 3, 0, 9)])
+    marks = RedriveMarks([Range(TOPICS.dead_letters, 3, 0, 9)])
     marks.add(record)
     at_ms = marks.of(letter)
     assert at_ms is None or show_time(at_ms)
@@ -114,10 +115,9 @@ def test_replay_and_results_take_any_record(found: list[Stored]) -> None:
     counts, selection = Counts(), Selection("a", "https://a.example", frozenset("a"), 1, 2, frozenset([Place(3, 7)]))
     for record in found:
         selection.takes(record)
-        _callable(record)
+        has_callback(record)
         counts.add(record, selection, None)
-    _superseded(found)
-    for _, result in _readable(found):
+    for result in kept_results(FLEET, MagicMock(read=lambda ranges: found), Selection()):
         result.model_dump_json()
 
 
@@ -126,25 +126,41 @@ def test_replay_and_results_take_any_record(found: list[Stored]) -> None:
 def test_a_result_counts_whatever_its_headers_hold(
     headers: list[tuple[str, bytes | None]], value: bytes | None
 ) -> None:
-    reader: Any = MagicMock(_superseded=frozenset(), _settings=FLEET)
-    reader._moments.of.return_value = None
     record = ConsumerRecord(TOPICS.results, 3, 0, 7, 1, 1, None, value, headers, None, 0, 0, 0)
-    reader._consumer.poll.return_value = {0: [record]}
-    settled = list(ResultsReader.poll(reader))
-    assert [one.tenant for one in settled] == [stored(record).tenant for _ in _readable([stored(record)])]
+    consumer = MagicMock()
+    consumer.poll.return_value = {0: [record]}
+    consumer.end_offsets.return_value = {}
+    with (
+        patch("producers.results.partition_counts", return_value={TOPICS.results: 4}),
+        patch("producers.reader.connect", return_value=consumer),
+    ):
+        settled = list(ResultsReader(FLEET).poll())
+    kept = kept_results(FLEET, MagicMock(read=lambda ranges: [stored(record)]), Selection())
+    assert [(one.tenant, one.result) for one in settled] == [(stored(record).tenant, result) for result in kept]
 
 
 @given(records(TOPICS.results), records(TOPICS.attempts))
 def test_an_attempt_of_any_content_is_taken(result: Stored, attempt: Stored) -> None:
-    undelivered: Any = MagicMock(_delivered_ms={_event(result): 0, _event(attempt): 0}, _kept_from_ms=0, _waiting=set())
-    Undelivered._read_attempt(undelivered, attempt)
-    assert Undelivered.standing(undelivered, result) in CallbackStanding
+    found = {TOPICS.attempts: [attempt]}
+    scanner: Any = MagicMock()
+    scanner.topics.return_value = []
+    scanner.kept_from_ms.return_value = 0
+    scanner.ranges.side_effect = lambda topic, *times: [Range(topic, 3, 0, 9)]
+    scanner.read.side_effect = lambda ranges: iter(found.get(ranges[0].topic, []) if ranges else [])
+    attempted = Stored(TOPICS.results, Place(3, 8), attempt.at_ms, None, None, attempt.headers)
+    with (
+        patch("operators.undelivered.committed_offsets", return_value={(TOPICS.results, 3): 9}),
+        patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
+    ):
+        undelivered = Undelivered(FLEET, scanner, SystemClock(), [result, attempted])
+    assert undelivered.standing(result) in CallbackStanding
+    assert undelivered.standing(attempted) in CallbackStanding
 
 
 @given(st.lists(records(TOPICS.endpoints), max_size=4))
 def test_endpoints_lists_any_record(found: list[Stored]) -> None:
-    for known in _last_words(found).values():
-        json.dumps(_summary(known)).encode()
+    for known in latest_records(found).values():
+        json.dumps(endpoint_summary(known)).encode()
 
 
 @given(st.lists(records(TOPICS.control), max_size=4))
@@ -156,7 +172,9 @@ def test_a_control_record_of_any_content_is_taken(found: list[Stored]) -> None:
 def test_an_endpoint_of_any_time_is_listed(at: int) -> None:
     said = {"tenant": "a", "url": "https://a.example", "state": "disabled", "at": at}
     record = Stored(TOPICS.endpoints, Place(0, 0), 1, b'["a","https://a.example"]', json.dumps(said).encode(), [])
-    assert [_summary(one)["since"][:4] for one in _last_words([record]).values()] == ["9999" if at > 0 else "0001"]
+    assert [endpoint_summary(one)["since"][:4] for one in latest_records([record]).values()] == [
+        "9999" if at > 0 else "0001"
+    ]
 
 
 def test_headers_that_need_more_room_than_they_have_characters_count_with_it() -> None:

@@ -34,7 +34,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def found(kafka: KafkaSettings) -> Iterator[str]:
         return map(str, range(counts.pop(0) if len(counts) > 1 else counts[0]))
 
-    monkeypatch.setattr(end_to_end, "_answered", found)
+    monkeypatch.setattr(end_to_end, "answered_jobs", found)
     monkeypatch.setattr(end_to_end, "LOOK_SECONDS", 0.0)
     return counts
 
@@ -42,7 +42,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def finished(worker: Worker) -> float:
     """The number of settled records at which the run ended."""
     commands: Any = [worker]
-    samples, _ = end_to_end._finished(KafkaSettings(), Kafka("nowhere"), commands, JOBS)
+    samples, _ = end_to_end.wait_until_finished(KafkaSettings(), Kafka("nowhere"), commands, JOBS)
     return samples[0].at
 
 

@@ -43,13 +43,13 @@ class Fleet:
         self.metrics = [Metrics() for _ in range(processes)]
         self.processes = [EndpointStates(DeliverySettings(), metrics) for metrics in self.metrics]
         self.written: list[tuple[bytes, bytes | None]] = []
-        self._events = itertools.cycle((PENDING, OTHER_EVENT))
+        self.events = itertools.cycle((PENDING, OTHER_EVENT))
 
     def attempt(
         self, outcome: Delivered | FailedDelivery, process: int = 0, pending: PendingDelivery | None = None
     ) -> None:
         """Report an attempt at this event, or at one of two events in turn."""
-        pending = pending or next(self._events)
+        pending = pending or next(self.events)
         for change in self.processes[process].learn(pending, outcome, self.now_ms):
             self.put(key_bytes(change.key), None if isinstance(change, Forget) else write_endpoint(change))
 
@@ -210,7 +210,7 @@ def test_who_finds_that_it_fails_does_not_undo_that_an_operator_disabled_it_mean
     fleet.now_ms += 10 * MINUTE
     late: list[EndpointRecord | Forget] = []
     while not late:
-        late += fleet.processes[0].learn(next(fleet._events), DOWN, fleet.now_ms)
+        late += fleet.processes[0].learn(next(fleet.events), DOWN, fleet.now_ms)
         fleet.now_ms += MINUTE
     [failing] = late
     assert isinstance(failing, EndpointRecord)

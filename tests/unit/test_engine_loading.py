@@ -20,7 +20,7 @@ class Machine:
         self.loads = 0
         self.pauses: list[float] = []
         self._failures = failures
-        monkeypatch.setattr(loading, "_is_set_within", self._pause)
+        monkeypatch.setattr(loading, "is_set_within", self._pause)
 
     async def load(self) -> None:
         self.loads += 1

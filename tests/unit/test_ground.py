@@ -212,7 +212,7 @@ def test_what_is_no_mark_of_ours_survives(parts: list[str]) -> None:
 )
 def test_nothing_of_a_page_can_be_read_as_a_citation_of_a_source(text: str, sources: int) -> None:
     numbers = range(1, sources + 1)
-    found = [mark for mark in cite._MARKER.finditer(harmless(text, sources)) if cite._is_citation(mark, numbers)]
+    found = [mark for mark in cite.CITATION.finditer(harmless(text, sources)) if cite.is_citation(mark, numbers)]
     assert not {int(number) for mark in found for number in re.findall(r"\d+", mark[1])} & set(numbers)
 
 

@@ -117,7 +117,7 @@ async def test_a_record_that_runs_twice_at_once_is_two_requests_for_the_engine()
         await _until_asked(worker.engine, 2)
         first.cancel()
         await asyncio.wait([first])
-        assert len(worker.engine._sleeping) == 1
+        assert worker.engine.load().running == 1
         assert not second.done()
         second.cancel()
         await asyncio.wait([second])

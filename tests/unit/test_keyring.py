@@ -25,6 +25,7 @@ from workers.delivery.keyring import (
     KeyringMissing,
     KeyringUnreadable,
 )
+from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.jwk import jwk
 
 NOW = 1_700_000_000.0
@@ -334,8 +335,9 @@ def test_a_damaged_keyring_is_refused_without_showing_what_is_in_it(
 
 
 def test_no_key_is_in_a_repr(keyring: Keyring, path: Path) -> None:
-    shown = repr(keyring) + repr(keyring._loaded) + str(keyring._loaded.data)
     content = json.loads(path.read_text())
+    data = KeyringData.model_validate_json(path.read_text())
+    shown = repr(keyring) + repr(vars(keyring)) + repr(data) + str(data)
     assert content["masters"][0]["secret"] not in shown
     assert str(path) in repr(keyring)
 

@@ -91,7 +91,7 @@ def test_a_terminal_gets_the_table_and_a_pipe_the_lines(
     def opened() -> Iterator[Any]:
         yield found
 
-    monkeypatch.setattr(dead_letters, "_opened", opened)
+    monkeypatch.setattr(dead_letters, "opened_letters", opened)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: on_terminal)
     dead_letters.list_letters()
     out, err = capsys.readouterr()

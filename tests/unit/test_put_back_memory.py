@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.dead_letters import _Marks, mark
-from operators.undelivered import _event
+from operators.dead_letters import RedriveMarks, mark
+from operators.undelivered import event_of
 from producers.scan import Place, Range, Stored
 from schemas.topics import Topics
 
@@ -34,7 +34,7 @@ def result(tenant: str, webhook_id: str) -> Stored:
 
 
 def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over() -> None:
-    marks = _Marks([Range("letters", 0, 10, 13), Range("letters", 2, 0, 1)])
+    marks = RedriveMarks([Range("letters", 0, 10, 13), Range("letters", 2, 0, 1)])
     for record in (
         *(marked(0, 11), marked(0, 9), marked(0, 13), marked(1, 11), marked(2, 0, AT_MS + 6), marked(2, 0, AT_MS + 7)),
         Stored("marks", Place(0, 0), 1, None, b"{}", []),
@@ -65,14 +65,14 @@ def test_a_mark_of_a_letter_that_stood_there_before_counts_for_nothing(
     marked_ms: int, value: bytes | None, counts: bool
 ) -> None:
     """`dead_letters` was deleted and recreated, so another letter has the old one's place."""
-    marks = _Marks([Range("letters", 0, 0, 1)])
+    marks = RedriveMarks([Range("letters", 0, 0, 1)])
     marks.add(marked(0, 0, marked_ms, value))
     assert marks.of(letter(0, 0)) == (marked_ms if counts else None)
 
 
 @given(st.integers(AT_MS - 10**9, AT_MS + 10**9), st.integers(0, 10**10))
 def test_a_mark_that_is_written_for_a_letter_counts_for_it(letter_ms: int, later_ms: int) -> None:
-    marks, place = _Marks([Range("letters", 0, 0, 1)]), Place(0, 0)
+    marks, place = RedriveMarks([Range("letters", 0, 0, 1)]), Place(0, 0)
     written = mark(Topics(), place, letter_ms, "rejected", [], letter_ms + later_ms)
     marks.add(Stored("marks", place, letter_ms + later_ms, written.key, written.value, []))
     assert marks.of(letter(0, 0, letter_ms)) == letter_ms + later_ms
@@ -82,7 +82,7 @@ def test_a_mark_takes_eight_bytes_and_one_of_a_letter_that_is_gone_takes_none() 
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        marks = _Marks([Range("letters", 0, LETTERS, 2 * LETTERS)])
+        marks = RedriveMarks([Range("letters", 0, LETTERS, 2 * LETTERS)])
         for offset in range(2 * LETTERS):
             marks.add(marked(0, offset))
         after, _ = tracemalloc.get_traced_memory()
@@ -94,9 +94,9 @@ def test_a_mark_takes_eight_bytes_and_one_of_a_letter_that_is_gone_takes_none() 
 
 def test_an_event_is_a_number_that_no_other_tenant_and_id_have() -> None:
     events = [
-        _event(result(*named))
+        event_of(result(*named))
         for named in (("acme", "msg_1"), ("acme", "msg_2"), ("globex", "msg_1"), ("acmem", "sg_1"), ("ac", "memsg_1"))
     ]
     assert len(set(events)) == len(events)
-    assert _event(result("acme", "msg_1")) == events[0]
+    assert event_of(result("acme", "msg_1")) == events[0]
     assert max(map(sys.getsizeof, events)) <= 48

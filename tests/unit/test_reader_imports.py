@@ -39,7 +39,7 @@ def work() -> None:
     from workers.enrichment.processes import member
 
     def extract(body: bytes, media_type: str, charset: str | None) -> str:
-        return str(member._extract(body, media_type, charset, "https://bücher.example/")["text"])
+        return str(member.extract_page(body, media_type, charset, "https://bücher.example/")["text"])
 
     for path in sorted(path for path in PAGES.rglob("*") if path.is_file())[:8]:
         extract(path.read_bytes(), "text/html", None)
@@ -51,16 +51,18 @@ def work() -> None:
             extract((text * 40).encode(charset), "text/html", declared)
     documents = [["a", text * 40] for text in ALPHABETS.values()]
     for question in QUESTIONS:
-        member._rank(json.dumps({"question": question, "documents": documents}).encode(), 2000, None, 500, 400, 8)
+        member.rank_passages(
+            json.dumps({"question": question, "documents": documents}).encode(), 2000, None, 500, 400, 8
+        )
     robots = b"User-agent: *\nDisallow: /x\nCrawl-delay: 2\nVisit-time: 0600-0845\nSitemap: https://a.example/"
-    member._robots(robots, "https://bücher.example/x", "Postback/1.0")
+    member.judge_robots(robots, "https://bücher.example/x", "Postback/1.0")
 
 
 def main() -> None:
     """Print the modules that the work imported."""
     from workers.enrichment.processes import member
 
-    member._import_all()
+    member.import_all()
     before = set(sys.modules)
     import devkit.pdf_files  # noqa: F401 - the test's own
 

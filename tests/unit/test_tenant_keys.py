@@ -17,7 +17,6 @@ from schemas.signature import MalformedKey, NoMatchingSignature, generate_secret
 from telemetry.hand_clock import SetClock
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring, KeyringError, KeyringRefused
 from workers.delivery.keyring.data import KeyringData
-from workers.delivery.keyring.keyring import _jwk_set
 
 NOW = 1_700_000_000.0
 TENANTS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True)
@@ -79,34 +78,30 @@ def test_a_kid_names_tenant_and_version_and_no_two_keys_have_the_same(keyring: K
 
 
 def test_a_jwk_set_is_made_once_until_the_keys_change(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def counted(data: KeyringData, tenant: str, now: float) -> dict[str, list[dict[str, str]]]:
-        made.append(tenant)
-        return _jwk_set(data, tenant, now)
-
-    monkeypatch.setattr("workers.delivery.keyring.keyring._jwk_set", counted)
     keyring.rotate("acme", NOW)
-    for later in (0, 1, OVERLAP_SECONDS - 1):
-        assert len(keyring.jwks("acme", NOW + later)["keys"]) == 2
-    assert len(keyring.jwks("acme", NOW + OVERLAP_SECONDS)["keys"]) == 1
-    assert made == ["acme", "acme"]
+    first = keyring.jwks("acme", NOW)
+    assert len(first["keys"]) == 2
+    assert all(keyring.jwks("acme", NOW + later) is first for later in (1, OVERLAP_SECONDS - 1))
+    second = keyring.jwks("acme", NOW + OVERLAP_SECONDS)
+    assert len(second["keys"]) == 1
+    assert keyring.jwks("acme", NOW + OVERLAP_SECONDS) is second
 
 
 def test_a_stranger_who_asks_for_many_sets_takes_a_bounded_place_and_none_of_the_signers(keyring: Keyring) -> None:
     signer = keyring.signer("acme", NOW)
-    for number in range(2_500):
-        keyring.jwks(f"t{number}", NOW)
-    assert len(keyring._loaded.jwk_sets._made) <= 1_000
+    sets = [keyring.jwks(f"t{number}", NOW) for number in range(2_500)]
+    # A set that is still kept is the same object; the newest are asked for first, since each new set evicts others.
+    kept = [number for number in reversed(range(2_500)) if keyring.jwks(f"t{number}", NOW) is sets[number]]
+    assert 0 < len(kept) <= 1_000
     assert keyring.signer("acme", NOW) is signer
 
 
 def test_signers_take_a_bounded_place_too(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    signers = keyring._loaded.signers
-    monkeypatch.setattr(signers, "_size", 10)
-    for number in range(35):
-        keyring.signer(f"t{number}", NOW)
-    assert len(signers._made) <= 10
+    monkeypatch.setattr("workers.delivery.keyring.keyring.MOST_SIGNERS", 10)
+    keyring.rotate_master(NOW)  # reloads the file, with caches of the new size
+    signers = [keyring.signer(f"t{number}", NOW) for number in range(35)]
+    kept = [number for number in reversed(range(35)) if keyring.signer(f"t{number}", NOW) is signers[number]]
+    assert 0 < len(kept) <= 10
 
 
 def test_a_rotated_master_changes_every_tenants_keys_and_the_old_ones_sign_for_the_overlap(keyring: Keyring) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from console.dead_letters import _report, _write_lines
+from console.dead_letters import report_counts, write_lines
 from console.deliveries import timeline
 from operators.dead_letters import Letter, LetterCounts
 from operators.deliveries import Step
@@ -21,8 +21,8 @@ def test_no_header_of_a_dead_letter_steers_the_terminal_or_makes_a_second_line(
 ) -> None:
     headers = [(name, EVIL.encode()) for name in ("tenant", "job-id", "reason", "reason-detail")]
     letter = Letter(Stored("dead_letters", Place(0, 7), 0, None, b"{}", headers), "job", None)
-    _write_lines([letter.summary()])
-    _report(LetterCounts(Counter({("job", EVIL): 1})))
+    write_lines([letter.summary()])
+    report_counts(LetterCounts(Counter({("job", EVIL): 1})))
     out, err = capsys.readouterr()
     assert out == f"0:7  1970-01-01T00:00:00.000Z  job  {SHOWN}  {SHOWN}  {SHOWN}  -\n"
     assert "\\u001b]0;p\\u0007" in err

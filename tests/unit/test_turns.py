@@ -18,14 +18,14 @@ class Work:
         self.turns = turns
         self.jobs: dict[str, Asker] = {}
         self.running: list[str] = []
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, asyncio.Event] = {}
 
     async def begin(self, *names: str, tenant: str = "default") -> None:
         for name in names:
             asker = self.jobs.setdefault(name[0], Asker(tenant))
             self._ends[name] = asyncio.Event()
-            self._tasks[name] = asyncio.create_task(self._work(name, asker))
+            self.tasks[name] = asyncio.create_task(self._work(name, asker))
             await settled()
 
     async def end(self, *names: str) -> None:
@@ -35,7 +35,7 @@ class Work:
 
     async def cancel(self, *names: str) -> None:
         for name in names:
-            self._tasks[name].cancel()
+            self.tasks[name].cancel()
             await settled()
 
     async def _work(self, name: str, asker: Asker) -> None:
@@ -56,7 +56,7 @@ async def settled() -> None:
 async def working(places: int, *, kept: int = 0) -> AsyncIterator[Work]:
     work = Work(Turns(places, kept=kept))
     yield work
-    await work.cancel(*work._tasks)
+    await work.cancel(*work.tasks)
     assert work.turns.is_idle
 
 

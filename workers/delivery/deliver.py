@@ -87,7 +87,8 @@ class DeliveryHandler(TierPace):
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
         # After this wait an endpoint of several events is disabled; an endpoint of a single event never is.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
-        self._destinations = Destinations(settings, clock, self._say_breaker)
+        self.destinations = Destinations(settings, clock, self._say_breaker)
+        """The destinations that have records here, or failures to remember."""
         self._jump_free_clock = JumpFreeClock(clock)  # for counting days; the pace has its own clock on another thread
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
@@ -112,7 +113,7 @@ class DeliveryHandler(TierPace):
             tier = hop(left, self._schedule.tiers)
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
-            with await self._destinations.place(pending.destination, len(record.value)) as place:
+            with await self.destinations.place(pending.destination, len(record.value)) as place:
                 # Built only now: a hung destination's records come here many times, and most get no place.
                 body = event_body(record.value, pending.webhook_id, pending.tenant)
                 return await self._attempt(record, pending, body, place)

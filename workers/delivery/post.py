@@ -113,7 +113,8 @@ class Poster:
         self._policy = policy
         self._clock = clock
         self._resolver = resolver
-        self._tls = TlsContexts(settings, clock)
+        self.tls = TlsContexts(settings, clock)
+        """The TLS contexts of this poster's connections, by tenant."""
         # A check depends on the URL's text alone; the connector checks addresses on every connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
@@ -157,7 +158,7 @@ class Poster:
             self._deadlines.end(deadline)
         duration = self._clock.monotonic() - started
         if answer.status is None or (failure is not None and _is_success(answer.status)):
-            reason, excerpt = failure or FailureReason.BAD_RESPONSE, _excerpt(answer)
+            reason, excerpt = failure or FailureReason.BAD_RESPONSE, excerpt_of(answer)
             return FailedDelivery(reason, duration, answer.status, detail=detail, answer_excerpt=excerpt)
         return self._judge(answer.status, answer, duration)
 
@@ -177,7 +178,7 @@ class Poster:
         """
         try:
             exchanges = self._exchanges or self._open()
-            await exchanges.post(url, body, headers, self._tls.of(tenant), answer)
+            await exchanges.post(url, body, headers, self.tls.of(tenant), answer)
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
         except aiohttp.ClientConnectorError as error:
@@ -206,11 +207,11 @@ class Poster:
     def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
         """Return the outcome of a status. Only a 2xx needs a complete body; any other status counts without one."""
         if _is_success(status):
-            return Delivered(status, duration, _excerpt(answer))
+            return Delivered(status, duration, excerpt_of(answer))
         wait = None
         if answer.retry_after is not None and status >= 400:
             wait = parse_retry_after(answer.retry_after, self._clock.time())
-        return FailedDelivery(_reason_of(status), duration, status, wait, answer_excerpt=_excerpt(answer))
+        return FailedDelivery(_reason_of(status), duration, status, wait, answer_excerpt=excerpt_of(answer))
 
     def _open(self) -> Exchanges:
         connector = GuardedConnector(
@@ -235,7 +236,7 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
     return said
 
 
-def _excerpt(answer: CallbackAnswer) -> str | None:
+def excerpt_of(answer: CallbackAnswer) -> str | None:
     """Return the excerpt as text, without a character that the cut divides; None for an empty text."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 

@@ -60,7 +60,7 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
         check_scheme_and_port(url, policy)
 
 
-class _GuardedResolver(AbstractResolver):
+class GuardedResolver(AbstractResolver):
     """Refuses a whole name if one of its addresses is refused, or if it mixes public addresses with others.
 
     A mixed name counts as an attack. The policy's own names may mix, since the operator vouches for their addresses.
@@ -74,6 +74,7 @@ class _GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
+        """Return the name's addresses, or raise if the policy refuses one of them."""
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
@@ -86,6 +87,7 @@ class _GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
+        """Close the resolver, if this object made it."""
         if self._owned:
             await self._resolver.close()
 
@@ -99,11 +101,11 @@ class GuardedConnector(aiohttp.TCPConnector):
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None, **options: Any) -> None:
         self._policy = policy
-        self._guarded = _GuardedResolver(policy, resolver)
+        self._guarded = GuardedResolver(policy, resolver)
         # The result of a check depends on its arguments alone. A refusal is an exception, and `lru_cache` caches none.
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
-        super().__init__(resolver=self._guarded, socket_factory=self._open_socket, **options)
+        super().__init__(resolver=self._guarded, socket_factory=self.open_socket, **options)
         answer_once(self)
 
     async def connect(
@@ -134,7 +136,7 @@ class GuardedConnector(aiohttp.TCPConnector):
         await super().close(abort_ssl=abort_ssl)
         await self._guarded.close()
 
-    def _open_socket(self, addr_info: AddrInfoType) -> socket.socket:
+    def open_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """Return a socket for the address about to be connected to, if the policy allows the address.
 
         The resolver must check a name's addresses first: when aiohttp races several addresses, it swallows errors that

@@ -12,7 +12,7 @@ new process reads the topic from the beginning. The process also ends if `apply`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from threading import Event, Thread
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -54,6 +54,28 @@ class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
     """The broker was away for so long that this process may have missed the deletion of a fact."""
 
 
+async def until_caught_up(
+    topic: str, caught_up: Awaitable[object], ended: Awaitable[object], read: Callable[[], int]
+) -> None:
+    """Wait until a topic is read to its end, or its following ends, for as long as `read` grows: the number of records.
+
+    Raises BrokerAway if no record came for START_SECONDS, or the exception of `ended`.
+    """
+    waiting: set[asyncio.Future[object]] = {asyncio.ensure_future(caught_up), asyncio.ensure_future(ended)}
+    done: set[asyncio.Future[object]] = set()
+    try:
+        before = -1
+        while not done and before < (before := read()):
+            done, _ = await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
+    if not done:
+        raise BrokerAway(f"the topic {topic} could not be read to its end: nothing came for {START_SECONDS:g} s")
+    for each in done:
+        each.result()
+
+
 class CompactedTopic:
     """A `SideTask` that calls `apply` on the event loop for each committed record: present records, then new ones.
 
@@ -92,7 +114,11 @@ class CompactedTopic:
         )
         self._beat()
         self._thread.start()
-        await self._catch_up(caught_up)
+        try:
+            await until_caught_up(self._topic, caught_up.wait(), self.ended(), lambda: sum(self._next.values()))
+        except BrokerAway:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Stop following."""
@@ -118,27 +144,6 @@ class CompactedTopic:
         return [f"the topic {self._topic} has not been heard of for {age:.0f} s"] if age > SILENT_SECONDS else []
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
-
-    async def _catch_up(self, caught_up: asyncio.Event) -> None:
-        waiting: set[asyncio.Future[object]] = {
-            asyncio.ensure_future(caught_up.wait()),
-            asyncio.ensure_future(self.ended()),
-        }
-        done: set[asyncio.Future[object]] = set()
-        try:
-            read = -1
-            while not done and read < (read := sum(self._next.values())):
-                done, _ = await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting:
-                each.cancel()
-        if not done:
-            await self.close()
-            raise BrokerAway(
-                f"the topic {self._topic} could not be read to its end: nothing came for {START_SECONDS:g} s"
-            )
-        for each in done:
-            each.result()
 
     def _take_in(self, facts: Sequence[tuple[bytes | None, bytes | None]]) -> None:
         if self._has_failed:

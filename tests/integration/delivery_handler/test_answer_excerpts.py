@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from console.deliveries import timeline
-from operators.deliveries import _step
+from operators.deliveries import read_step
 from producers.scan import Place, Stored
 from schemas.settings import KafkaSettings
 from schemas.topics import Topics
 from tests.integration.delivery_handler.records import Consumer, Maker, attempt_of, headers_of, result_record
 from workers.delivery import outputs
 from workers.delivery.exchange import CallbackAnswer
-from workers.delivery.post import FailedDelivery, FailureReason, _excerpt
+from workers.delivery.post import FailedDelivery, FailureReason, excerpt_of
 from workers.delivery.settings import DeliverySettings
 
 FLEET = KafkaSettings(topic_prefix="t.")
@@ -61,13 +61,13 @@ async def test_a_short_limit_cuts_no_character_in_two(make: Maker, answering: Co
 
 @given(st.binary(min_size=1, max_size=1024))
 def test_any_bytes_of_an_answer_are_one_line_of_the_timeline(body: bytes) -> None:
-    excerpt = _excerpt(CallbackAnswer(status=500, excerpt=bytearray(body)))
+    excerpt = excerpt_of(CallbackAnswer(status=500, excerpt=bytearray(body)))
     pending = outputs.read_pending(result_record("https://hooks.example/in"))
     assert pending is not None
     outcome = FailedDelivery(FailureReason.SERVER_ERROR, 0.001, 500, answer_excerpt=excerpt)
     written = outputs.attempt(pending, TOPICS, outcome, 1, 2)
     assert from_json(written.value or b"").get("answer") == excerpt
-    step = _step(Stored(TOPICS.attempts, Place(0, 0), 1, written.key, written.value, []), FLEET)
+    step = read_step(Stored(TOPICS.attempts, Place(0, 0), 1, written.key, written.value, []), FLEET)
     assert step is not None
     [line] = timeline([step])
     assert len(line.splitlines()) == 1

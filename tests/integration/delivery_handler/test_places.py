@@ -108,7 +108,7 @@ async def test_records_of_a_full_destination_wait_briefly_in_turn(make: Maker, c
     outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
     assert [topics_of(outputs) for outputs in outcomes] == [[TOPICS.attempts]] * 6
     assert [headers["webhook-id"] for headers, _ in consumer.requests] == [f"msg_{number}" for number in range(6)]
-    assert len(handler._destinations) == 0
+    assert len(handler.destinations) == 0
 
 
 async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(make: Maker, consumer: Consumer) -> None:
@@ -123,7 +123,7 @@ async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(mak
     await first
     # The place that the deferred record waited for is not lost.
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
-    assert len(handler._destinations) == 0
+    assert len(handler.destinations) == 0
 
 
 async def test_places_at_a_destination_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
@@ -138,4 +138,4 @@ async def test_places_at_a_destination_survive_cancelled_records(make: Maker, co
     consumer.gate.set()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in ended] == [True, True, False]
-    assert len(handler._destinations) == 0
+    assert len(handler.destinations) == 0

@@ -16,6 +16,7 @@ from tests.integration.openai_http.servers import (
     engine_at,
     engine_for,
     lists,
+    openai_server,
     problem,
     says,
 )
@@ -100,9 +101,8 @@ async def test_a_model_that_the_server_has_not_ends_the_start_with_the_names_of_
 
 async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
     server = Server(says("yes"))
-    async with engine_for(server) as engine:
-        url = engine._settings.base_url.removesuffix("/v1")
-        lost = OpenAIEngine(OpenAISettings(base_url=url, model="m1"), SystemClock())
+    async with openai_server(server) as url:
+        lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock())
         with pytest.raises(EngineRefused, match=r"has no list of models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await lost.start()
     assert server.bodies == []

@@ -27,8 +27,8 @@ Longer than a rotation's overlap, since a migration makes consumers change a URL
 
 _LOOK_SECONDS = 1.0
 """Seconds between checks of the file for changes."""
-_MAX_SIGNERS = 10_000
-_MAX_JWK_SETS = 1_000
+MOST_SIGNERS = 10_000
+MOST_JWK_SETS = 1_000
 """Limit on cached JWK sets. Signers have another cache, so a stranger who requests many sets evicts no signer."""
 
 JwkSet = dict[str, list[dict[str, str]]]
@@ -46,8 +46,8 @@ class _LoadedKeyring:
 
     data: KeyringData
     stamp: tuple[int, ...]
-    signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(_MAX_SIGNERS))
-    jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(_MAX_JWK_SETS))
+    signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(MOST_SIGNERS))
+    jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(MOST_JWK_SETS))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

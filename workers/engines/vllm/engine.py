@@ -55,7 +55,7 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, settings: VllmSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: VllmSettings, metrics: Metrics, guardian: Guardian | None = None) -> None:
         if settings.model is None:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
@@ -64,7 +64,7 @@ class VllmEngine:
         self.models = (folder.resolve().name, settings.model) if folder.is_dir() else (settings.model,)
         self._settings = settings
         self._metrics = metrics
-        self._guardian = Guardian()
+        self._guardian = guardian or Guardian()
         self._llm: Any = None
         self._context_tokens = settings.max_model_len
         self._loading: asyncio.Task[None] | None = None

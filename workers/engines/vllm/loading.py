@@ -36,7 +36,7 @@ async def load_again(load: Callable[[], Awaitable[None]], closing: asyncio.Event
                     allowed=LOADS,
                     exc_info=error,
                 )
-        if closing.is_set() or (number < LOADS and await _is_set_within(closing, pause)):
+        if closing.is_set() or (number < LOADS and await is_set_within(closing, pause)):
             raise EngineUnavailable("the engine is closed")
         pause *= 2
     raise EngineLost(f"the engine died, and loading it failed {LOADS} times in a row: {failure}")
@@ -47,7 +47,8 @@ def short(text: str) -> str:
     return " ".join(text.split())[:MAX_REASON_CHARACTERS]
 
 
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait at most so many seconds for the event; True if it is set by then."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()

@@ -38,7 +38,7 @@ MAX_ALIGNED: Final = 500_000
 """Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage: a tenth
 of a second. Sentences beyond the budget are `lexical` at most."""
 
-_MARKER: Final = re.compile(
+CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
     re.IGNORECASE,
 )
@@ -47,7 +47,7 @@ _PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
 _INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
 """Text after which bracketed numbers are an interval."""
 _BEFORE_INTERVAL: Final = 20
-_MARKERS_HERE: Final = re.compile(rf"(?:\s*{_MARKER.pattern})+", re.IGNORECASE)
+_MARKERS_HERE: Final = re.compile(rf"(?:\s*{CITATION.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
@@ -239,7 +239,7 @@ def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[
     return list(islice(_sentences(text, numbers), MAX_SENTENCES))
 
 
-def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
+def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
     """True if brackets with numbers are a citation. `numbers` holds the numbers of the sources.
 
     Plain brackets with a 0 are no citation, since no source has that number. Several numbers are an interval or a list
@@ -259,7 +259,7 @@ def _is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool
 def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
     """Yield sentences without surrounding blanks. Markers after a full stop belong to the sentence before the stop."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
-    plain = _MARKER.sub(lambda found: found[0] if _is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
+    plain = CITATION.sub(lambda found: found[0] if is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
     start = 0
     while start < len(plain):
         end = _END.search(plain, start)
@@ -272,8 +272,8 @@ def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence
 
 def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
     part = text[start:stop]
-    numbers = tuple(int(number) for marker in _MARKER.finditer(part) for number in re.findall(r"\d+", marker.group(1)))
-    plain = _MARKER.sub(" ", part)
+    numbers = tuple(int(number) for marker in CITATION.finditer(part) for number in re.findall(r"\d+", marker.group(1)))
+    plain = CITATION.sub(" ", part)
     found = words(plain)
     if found or numbers:
         begin = start + len(part) - len(part.lstrip())

@@ -28,7 +28,8 @@ class ChildLost(Exception):  # noqa: N818 - named after the event
 
 
 @lru_cache(maxsize=1)
-def _tell(missing: tuple[str, ...]) -> None:
+def warn_of_missing(missing: tuple[str, ...]) -> None:
+    """Log the missing fences. The cache drops repeats."""
     log.warning(
         "The kernel cannot confine the processes that read pages; they go on without it.",
         action="reader-not-confined",
@@ -36,11 +37,11 @@ def _tell(missing: tuple[str, ...]) -> None:
     )
 
 
-def _tell_of_missing(missing: object) -> None:
+def _note_missing(missing: object) -> None:
     """Log the fences that a child lacks, once per worker, since all children run on one kernel."""
     known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
     if known:
-        _tell(tuple(known))
+        warn_of_missing(tuple(known))
 
 
 class Child:
@@ -78,7 +79,7 @@ class Child:
         child = cls(process)
         try:
             child.greeting = await child._answer()
-            _tell_of_missing(child.greeting.get("missing", []))
+            _note_missing(child.greeting.get("missing", []))
         except BaseException:
             await child.kill()
             raise

@@ -36,7 +36,7 @@ class Fence(StrEnum):
     LANDLOCK = "landlock"
 
 
-class _Calls(NamedTuple):
+class SystemCalls(NamedTuple):
     """An architecture's id for seccomp, and its system call numbers."""
 
     audit: int
@@ -63,8 +63,8 @@ _GENERIC: Final = (
     430,
     429,
 )  # the same number on every architecture: pidfd_*, io_uring, mounts
-_ARCHITECTURES: Final = {
-    "x86_64": _Calls(
+ARCHITECTURES: Final = {
+    "x86_64": SystemCalls(
         audit=0xC000003E,
         refused=(
             *(41, 53, 42, 49),
@@ -79,7 +79,7 @@ _ARCHITECTURES: Final = {
         clone3=435,
         to_own_process=(234, 302),
     ),
-    "aarch64": _Calls(
+    "aarch64": SystemCalls(
         audit=0xC00000B7,
         refused=(
             *(198, 199, 203, 200),
@@ -158,7 +158,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _call(number: int, *arguments: object) -> int:
+def system_call(number: int, *arguments: object) -> int:
     """syscall(2). Raises OSError."""
     found = _libc().syscall(ctypes.c_long(number), *arguments)
     if found < 0:
@@ -169,15 +169,15 @@ def _call(number: int, *arguments: object) -> int:
 
 def _landlock(readable: Iterable[str]) -> None:
     """Apply Landlock. Raises OSError if the kernel has none."""
-    version = _call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
+    version = system_call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
     files = _FILE_RIGHTS_BY_ABI[max(abi for abi in _FILE_RIGHTS_BY_ABI if abi <= version)]
     rights = [files, _NETWORK_RIGHTS, _SCOPES][: 1 + (version >= 4) + (version >= 6)]
     attributes = struct.pack(f"={len(rights)}Q", *rights)
-    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+    ruleset = system_call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
         for folder in readable:
             _allow_reading(ruleset, folder)
-        _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+        system_call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
 
@@ -189,21 +189,24 @@ def _allow_reading(ruleset: int, folder: str) -> None:
         return
     try:
         rule = struct.pack("=Qi", _READING, opened)
-        _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
+        system_call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
     finally:
         os.close(opened)
 
 
 def _seccomp(no_files: bool) -> None:
     """Apply seccomp. Raises OSError if the kernel has none, LookupError for an architecture not listed here."""
-    calls = _ARCHITECTURES[platform.machine()]
-    program = _program(calls, no_files)
+    calls = ARCHITECTURES[platform.machine()]
+    program = filter_program(calls, no_files)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
-    if _call(calls.seccomp, ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS), ctypes.byref(filled)) != 0:
+    if (
+        system_call(calls.seccomp, ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS), ctypes.byref(filled))
+        != 0
+    ):
         raise OSError("seccomp: a thread has a filter of its own")
 
 
-def _program(calls: _Calls, no_files: bool) -> bytes:
+def filter_program(calls: SystemCalls, no_files: bool) -> bytes:
     """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
     steps: list[tuple[int, int, int, int]] = []  # code, instructions skipped if true, if false, operand
 

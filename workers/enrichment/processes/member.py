@@ -41,7 +41,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # not every system has this limit; the timeout holds anyway
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    _import_all()
+    import_all()
     status = _status()
     send(sys.stdout.buffer, {"missing": confine()})
     while (request := receive(sys.stdin.buffer)) is not None:
@@ -50,7 +50,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Import the modules that libraries import late: once confined, the process cannot read their files."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
@@ -88,7 +88,8 @@ def _peak_kib(status: int | None) -> int:
     return int(os.pread(status, 16 * 1024, 0).partition(b"VmHWM:")[2].split()[0])
 
 
-def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
+def extract_page(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
+    """Return a page's title, text, steering words and particulars."""
     extracted = extract(body, media_type, charset, url)
     title, text = extracted.title, extracted.text
     return {
@@ -99,7 +100,7 @@ def _extract(body: bytes, media_type: str, charset: str | None, url: str) -> dic
     }
 
 
-def _rank(
+def rank_passages(
     body: bytes,
     evidence_chars: int,
     evidence_tokens: int | None,
@@ -108,6 +109,7 @@ def _rank(
     candidates: int = 0,
     by_meaning: Sequence[int] = (),
 ) -> dict[str, Any]:
+    """Return the passages that answer the question best, within a budget, and the candidates for a second ranking."""
     request = json.loads(body)
     texts = [(title or "", text) for title, text in request["documents"]]
     ranking = Ranking(request["question"], texts, passage_chars)
@@ -115,11 +117,16 @@ def _rank(
     return {"passages": ranking.chosen(budget, by_meaning), "candidates": ranking.candidates(candidates)}
 
 
-def _robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
+def judge_robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
+    """Return a robots.txt's verdict on a URL, and the crawl delay in seconds."""
     return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
 
 
-_KINDS: dict[str, Callable[..., dict[str, Any]]] = {"extract": _extract, "rank": _rank, "robots": _robots}
+_KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "extract": extract_page,
+    "rank": rank_passages,
+    "robots": judge_robots,
+}
 
 
 if __name__ == "__main__":
