@@ -1,0 +1,105 @@
+"""Blobs as files of one folder, for one machine or a shared file system.
+
+A write goes to a part file, which is renamed once its bytes are on the disk: a reader sees a whole blob or none. Only
+the gateway's user may read the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
+
+_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+
+
+class FolderBlobs:
+    """Blobs in a folder, which is made if it is missing. Raises BlobsAway."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _away(error) from None
+
+    def create(self, name: str) -> FolderWriter:
+        """Begin a blob. Raises BlobsAway."""
+        return FolderWriter(self._folder / checked_name(name))
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Return the pieces of a range."""
+        left = length
+        try:
+            with (self._folder / checked_name(name)).open("rb") as file:
+                file.seek(start)
+                while left != 0 and (piece := file.read(PIECE_BYTES if left is None else min(left, PIECE_BYTES))):
+                    left = None if left is None else left - len(piece)
+                    yield piece
+        except FileNotFoundError:
+            raise BlobMissing(f"the folder of files has no {name}") from None
+        except OSError as error:
+            raise _away(error) from None
+
+    def delete(self, name: str) -> None:
+        """Delete the blob and its part files. Raises BlobsAway."""
+        try:
+            for path in (self._folder / checked_name(name), *self._folder.glob(f"{name}.*.part")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _away(error) from None
+
+
+class FolderWriter:
+    """Writes a part file beside the blob's place."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
+        try:
+            self._file: BinaryIO = os.fdopen(os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb")
+        except OSError as error:
+            raise _away(error) from None
+
+    def write(self, data: bytes) -> None:
+        """Append bytes. Raises BlobsAway."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _away(error) from None
+
+    def commit(self) -> None:
+        """Write the bytes to the disk, then rename the part file, then write the folder to the disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._part.replace(self._place)
+            _sync_folder(self._place.parent)
+        except OSError as error:
+            raise _away(error) from None
+
+    def abort(self) -> None:
+        """Remove the part file."""
+        try:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+        except OSError:
+            return  # `delete` removes part files later
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: without it, the name may be gone after a power failure (fsync(2))."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _away(error: OSError) -> BlobsAway:
+    return BlobsAway(f"the folder of files cannot be used ({error.strerror}); check POSTBACK_FILES__PLACE and the disk")

@@ -1,0 +1,140 @@
+"""Blobs in a bucket of S3-compatible storage.
+
+Source: Amazon S3 API reference, "CreateMultipartUpload", "UploadPart", "GetObject"; boto3's client. Credentials come
+from boto3's own chain: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, a profile, or the machine's role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
+
+PART_BYTES = 8 * 1024 * 1024
+"""The size of an upload's parts. S3 takes no smaller ones than 5 MiB, but for the last."""
+_MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
+_BEYOND = frozenset({"InvalidRange", "416"})
+_CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=60,
+    retries={"mode": "standard", "max_attempts": 4},
+    s3={"addressing_style": "auto"},
+    # Servers other than Amazon's may not know the newer checksums.
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+
+class S3Blobs:
+    """Blobs under a prefix of a bucket, which exists already."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        # A client is thread-safe, a session is not (boto3, "Multithreading or multiprocessing with clients").
+        self._client: Any = boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
+
+    def create(self, name: str) -> S3Writer:
+        """Begin a blob. The storage first hears of it when a part is full."""
+        return S3Writer(self._client, {"Bucket": self._bucket, "Key": self._key(name)})
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Return the pieces of a range."""
+        if length == 0:
+            return
+        end = "" if length is None else start + length - 1
+        try:
+            with _mapped():
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=f"bytes={start}-{end}")
+        except _Beyond:
+            return
+        with _mapped():
+            yield from answer["Body"].iter_chunks(PIECE_BYTES)
+
+    def delete(self, name: str) -> None:
+        """Delete the blob, and abort its unfinished uploads. Raises BlobsAway."""
+        key = self._key(name)
+        with _mapped():
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+            found = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+            for upload in found.get("Uploads", ()):
+                if upload["Key"] == key:
+                    self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload["UploadId"])
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}{checked_name(name)}"
+
+
+class S3Writer:
+    """Collects bytes into parts. A blob of one part is put at once; a larger one is a multipart upload."""
+
+    def __init__(self, client: Any, place: dict[str, str]) -> None:
+        self._client = client
+        self._place = place
+        self._buffer = bytearray()
+        self._upload: str | None = None
+        self._parts: list[dict[str, Any]] = []
+
+    def write(self, data: bytes) -> None:
+        """Append bytes; send a part when one is full. Raises BlobsAway."""
+        self._buffer += data
+        while len(self._buffer) >= PART_BYTES:
+            self._send(bytes(self._buffer[:PART_BYTES]))
+            del self._buffer[:PART_BYTES]
+
+    def commit(self) -> None:
+        """Send the rest and complete the upload. Raises BlobsAway."""
+        if self._upload is None:
+            with _mapped():
+                self._client.put_object(**self._place, Body=bytes(self._buffer))
+            return
+        if self._buffer:
+            self._send(bytes(self._buffer))
+        with _mapped():
+            self._client.complete_multipart_upload(
+                **self._place, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
+            )
+        self._upload = None
+
+    def abort(self) -> None:
+        """Abort the upload."""
+        if self._upload is not None:
+            try:
+                self._client.abort_multipart_upload(**self._place, UploadId=self._upload)
+            except (BotoCoreError, ClientError):
+                return  # `delete` aborts leftovers later
+            self._upload = None
+
+    def _send(self, part: bytes) -> None:
+        with _mapped():
+            if self._upload is None:
+                self._upload = self._client.create_multipart_upload(**self._place)["UploadId"]
+            number = len(self._parts) + 1
+            sent = self._client.upload_part(**self._place, UploadId=self._upload, PartNumber=number, Body=part)
+        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
+
+
+class _Beyond(Exception):  # noqa: N818 - it names what happened
+    """A range begins at or behind the blob's end."""
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Raise boto3's errors as ours. The text names the kind of error and no key."""
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _MISSING:
+            raise BlobMissing("the bucket of files has no such object") from None
+        if code in _BEYOND:
+            raise _Beyond from None
+        raise BlobsAway(f"the bucket of files refuses a request ({code}); check POSTBACK_FILES__PLACE") from None
+    except BotoCoreError as error:
+        raise BlobsAway(f"the bucket of files does not answer ({type(error).__name__})") from None
