@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from gateway.access.settings import AccessSettings
+from gateway.blobs.settings import FilesSettings
 from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
@@ -36,6 +37,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
         StoreSettings: "the gateway",
         AccessSettings: "the gateway",
+        FilesSettings: "the gateway",
     }
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from gateway.access.access import Access
 from gateway.access.settings import AccessSettings
+from gateway.batches.shelf import Shelf
+from gateway.blobs.opening import open_blobs
+from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
 from gateway.door.server import DoorServer
@@ -43,7 +46,10 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         store = Store.open(options.store_url)
         stack.callback(store.close)
         access = Access.open(store, options.store_url, read_settings(AccessSettings), process.clock)
-        door = Door(fleet, store, access, Waiting(process.clock), process.clock, process.metrics)
+        files = read_settings(FilesSettings)
+        shelf = Shelf(store, open_blobs(files, options.store_url), files, process.clock)
+        waiting = Waiting(process.clock)
+        door = Door(fleet, store, access, waiting, shelf, process.clock, process.metrics)
         bound = _bound(options.host, options.port)
         stack.callback(bound.close)
         tls = _tls(options)

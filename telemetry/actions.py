@@ -267,6 +267,37 @@ ENRICHMENT = {
     "cache-not-closed": Action("warning", "A level of the page cache did not close in time; the process ends anyway."),
 }
 
+BATCHES = {
+    "file-removal-failed": Action(
+        "warning",
+        "The content of a deleted, expired or unfinished file could not be removed; the sweep tries again each minute.",
+        "See the reason in the line: check the storage of files and the store.",
+    ),
+    "batch-begun": Action("info", "All lines of a batch are jobs; the batch is expanded."),
+    "batch-refused": Action("info", "A batch has lines that are no jobs, and ends as `failed`."),
+    "batch-ended": Action("info", "The output and error files of a batch are written."),
+    "batch-recounted": Action(
+        "warning",
+        "Fewer results were stored than counted; the batch waits for the others.",
+        "None after `postback store rebuild`. Otherwise report the line.",
+    ),
+    "batch-step-failed": Action(
+        "error",
+        "A batch could not be checked or finalised; the process tries again.",
+        "See the reason in the line: check the storage of files and the store.",
+    ),
+    "range-unusable": Action(
+        "error",
+        "A part of a batch could not be expanded; its lines fail, and the record is a dead letter.",
+        "Check that all gateways have the same storage of files.",
+    ),
+    "expansion-waiting": Action(
+        "warning",
+        "The expansion of a batch waits for the storage of files or the store, and tries again.",
+        "Check the storage of files and the store.",
+    ),
+}
+
 DELIVERY = {
     "delivery-window": Action("info", "The line states the most bytes of results that the process holds at once."),
     "callback-delivered": Action("debug", "A callback was answered with 2xx."),
@@ -340,6 +371,7 @@ SECTIONS: dict[str, dict[str, Action]] = {
     "Taking and settling records": STAGE,
     "Inference and engines": INFERENCE,
     "Enrichment": ENRICHMENT,
+    "Batches": BATCHES,
     "Delivery": DELIVERY,
     "The gateway": GATEWAY,
 }

@@ -25,7 +25,16 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
     sidecar.mkdir()
     port = _free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
-    command = [str(ensure(VERSITYGW)), "--port", f"127.0.0.1:{port}", "--quiet", "posix", "--sidecar", str(sidecar), str(folder)]
+    command = [
+        str(ensure(VERSITYGW)),
+        "--port",
+        f"127.0.0.1:{port}",
+        "--quiet",
+        "posix",
+        "--sidecar",
+        str(sidecar),
+        str(folder),
+    ]
     with (folder.parent / "versitygw.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:

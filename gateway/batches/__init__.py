@@ -1,1 +1,16 @@
-"""OpenAI's files and batches: upload, expansion into jobs, output and error files."""
+"""OpenAI's files and batches: upload, expansion into jobs, output and error files.
+
+    refused      a request that is refused, with OpenAI's code and parameter
+    paging       lists in pages
+    states       the states of a batch
+    files        rows of files; `shelf` keeps rows and contents together
+    orders       rows of batches: create, cancel, list
+    lines        the lines of a file; `checking` finds lines that are no job
+    ranges       records of `batch_requests`
+    expansion    the stage from `batch_requests` to the lanes
+    counting     counts results, in the view's transactions
+    finalising   writes the output and error files
+    clerk        checks, finalises and sweeps, beside the process's stages
+
+A module imports only modules above it.
+"""

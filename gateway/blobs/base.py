@@ -3,6 +3,8 @@
     BlobError
     ├── BlobMissing   no blob has this name
     └── BlobsAway     the storage does not answer, or is full; the call may be repeated
+
+The texts of the errors name no key and no content.
 """
 
 from __future__ import annotations

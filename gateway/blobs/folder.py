@@ -61,7 +61,9 @@ class FolderWriter:
         self._place = place
         self._part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
         try:
-            self._file: BinaryIO = os.fdopen(os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb")
+            self._file: BinaryIO = os.fdopen(
+                os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb"
+            )
         except OSError as error:
             raise _away(error) from None
 

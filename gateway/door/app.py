@@ -12,14 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.batches.refused import Refused
+from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
-from gateway.door.routes import models
+from gateway.door.routes import files, models
 from gateway.store.store import StoreAway
 
 REQUEST_ID = "x-request-id"
 
-ROUTES = (models.routes,)
+ROUTES = (files.routes, models.routes)
 """The routes of each file in `routes/`."""
 
 
@@ -31,6 +33,9 @@ def create_app(door: Door) -> ASGIApp:
         app.router.routes.extend(made)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(StoreAway, _away)
+    app.add_exception_handler(BlobsAway, _away)
+    app.add_exception_handler(BlobMissing, _content_missing)
+    app.add_exception_handler(Refused, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
     return RequestIds(app)
 
@@ -65,6 +70,16 @@ async def _refused(_request: Request, error: Exception) -> JSONResponse:
 async def _away(_request: Request, error: Exception) -> JSONResponse:
     refused = ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"})
     return JSONResponse(refused.body, refused.status, headers=dict(refused.headers))
+
+
+async def _refused_by_batches(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)  # noqa: S101 - registered for this class
+    return JSONResponse(ApiError(error.status, error.code, error.message, param=error.param).body, error.status)
+
+
+async def _content_missing(_request: Request, _error: Exception) -> JSONResponse:
+    refused = ApiError(404, "content_missing", "The storage has lost the file's content; upload the file again.")
+    return JSONResponse(refused.body, refused.status)
 
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
+from gateway.batches.shelf import Shelf
 from gateway.door.errors import ApiError
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
@@ -28,6 +29,8 @@ class Door:
     access: Access
     waiting: Waiting
     """Wakes the requests that wait for a result."""
+    shelf: Shelf
+    """Files with their contents."""
     clock: Clock
     metrics: Metrics
 

@@ -123,14 +123,17 @@ files = Table(
     Column("filename", String(512), nullable=False),
     Column("bytes", BigInt, nullable=False),
     Column("sha256", String(64), nullable=False),
-    Column("lines", Integer),
     Column("created_at", BigInt, nullable=False),
+    Column("stored_at", BigInt),
     Column("expires_at", BigInt),
     Column("deleted_at", BigInt),
     Column("submitted_by", String(128)),
-    Index("ix_files_tenant_created", "tenant", "created_at", "id"),
+    Index("ix_files_tenant_id", "tenant", "id"),
 )
-"""Metadata of files; their contents are blobs, named by the id."""
+"""Metadata of files; their contents are blobs, named by the id. Ids sort by their time of creation.
+
+The row is written before the first byte of the blob, and is removed after the blob: no blob is without a row. A row
+without `stored_at` is a write in work, or one that was cut off; one with `deleted_at` waits for its blob's removal."""
 
 batches = Table(
     "batches",
@@ -156,10 +159,16 @@ batches = Table(
     Column("expired_at", BigInt),
     Column("cancelling_at", BigInt),
     Column("cancelled_at", BigInt),
+    Column("output_expires_seconds", Integer),
+    Column("claimed_until", BigInt, nullable=False),
+    Column("traceparent", String(64)),
     Column("submitted_by", String(128)),
-    Index("ix_batches_tenant_created", "tenant", "created_at", "id"),
+    Index("ix_batches_tenant_id", "tenant", "id"),
+    Index("ix_batches_input_file_id", "input_file_id"),
 )
-"""One row a batch, with the fields of OpenAI's Batch object."""
+"""One row a batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
+
+A process that validates or finalises a batch sets `claimed_until` again and again, so that others leave it alone."""
 
 webhook_endpoints = Table(
     "webhook_endpoints",

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from gateway.blobs.base import Blobs, BlobMissing, BlobsAway
+from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
 from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.opening import open_blobs
 from gateway.blobs.s3 import PART_BYTES

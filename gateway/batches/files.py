@@ -1,0 +1,162 @@
+"""Rows of files. Every function runs in a change or a query of the store; times are Unix milliseconds.
+
+Source: OpenAI's API reference, "The file object".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
+
+from gateway.batches.paging import Page, PageQuery, read_page
+from gateway.batches.refused import Refused, unknown
+from gateway.batches.states import LIVE
+from gateway.store.tables import batches, files
+
+PURPOSES: Final = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
+"""The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`). Only files of `batch` are used here; others are
+kept and given back."""
+OUTPUT_PURPOSE: Final = "batch_output"
+SHORTEST_EXPIRY_SECONDS, LONGEST_EXPIRY_SECONDS = 3600, 2_592_000
+"""Bounds of `expires_after[seconds]`, as OpenAI's."""
+UNNAMED: Final = "file.jsonl"
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_NAME = 255
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+FileRow = Row[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FileTerms:
+    """The fields of an upload beside its content."""
+
+    purpose: str
+    filename: str
+    expires_seconds: int | None
+
+
+def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
+    """Check the fields of an upload's form. Raises Refused (400)."""
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise Refused(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
+    if purpose not in PURPOSES:
+        raise Refused(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    return FileTerms(purpose, clean_filename(filename), expiry_seconds(anchor, seconds, "expires_after"))
+
+
+def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
+    """Check the two members of an `expires_after`; both None is no expiry. Raises Refused (400)."""
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise Refused(400, "invalid_value", f"`{name}.anchor` can only be `created_at`.", f"{name}.anchor")
+    if isinstance(seconds, str) and _NUMBER.fullmatch(seconds):
+        seconds = int(seconds)
+    if type(seconds) is int and SHORTEST_EXPIRY_SECONDS <= seconds <= LONGEST_EXPIRY_SECONDS:
+        return seconds
+    bounds = f"{SHORTEST_EXPIRY_SECONDS} to {LONGEST_EXPIRY_SECONDS}"
+    raise Refused(400, "invalid_value", f"`{name}.seconds` is a whole number from {bounds}.", f"{name}.seconds")
+
+
+def clean_filename(given: str | None) -> str:
+    """Return the last part of a path, without control characters; a name is only shown, and never opened."""
+    name = _UNPRINTABLE.sub("", (given or "").replace("\\", "/").rpartition("/")[2]).strip()
+    return name[:_LONGEST_NAME] if name.strip(".") else UNNAMED
+
+
+def begin(
+    connection: Connection, identifier: str, tenant: str, now_ms: int, submitted_by: str | None, tenant_bytes: int
+) -> None:
+    """Write the row of a file whose first byte is still to come. Raises Refused (413) for a tenant with too many."""
+    held = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
+        files.c.tenant == tenant, files.c.deleted_at.is_(None)
+    )
+    if connection.execute(held).scalar_one() >= tenant_bytes:
+        raise Refused(
+            413, "storage_full", f"The tenant's files have {tenant_bytes} bytes or more; delete some.", "file"
+        )
+    row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}
+    connection.execute(files.insert().values(**row, purpose="", filename="", bytes=0, sha256=""))
+
+
+def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
+    """Make a file visible. Raises Refused (408) if its row was removed meanwhile, since the write took too long."""
+    expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
+    said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
+    this = and_(files.c.id == identifier, files.c.deleted_at.is_(None))
+    made = files.update().where(this).values(**said, expires_at=expires_at, created_at=now_ms, stored_at=now_ms)
+    if connection.execute(made).rowcount == 0:
+        raise Refused(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
+    return connection.execute(select(files).where(this)).one()
+
+
+def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, lock: bool = False) -> FileRow:
+    """Return the row of a tenant's file. `lock` keeps it until the change's end. Raises Refused (404)."""
+    statement = select(files).where(files.c.id == identifier, *_visible(tenant, now_ms))
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    if row is None:
+        raise unknown("file", identifier)
+    return row
+
+
+def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> Page:
+    """Return one page of a tenant's files, of one purpose if given."""
+    chosen = [] if purpose is None else [files.c.purpose == purpose]
+    return read_page(connection, files, [*_visible(tenant, now_ms), *chosen], query)
+
+
+def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: int) -> None:
+    """Hide a file, so that its blob can be removed. Raises Refused (404; 409 while a batch reads the file)."""
+    find(connection, tenant, identifier, now_ms, lock=True)
+    using = select(batches.c.id).where(batches.c.input_file_id == identifier, batches.c.status.in_(LIVE)).limit(1)
+    if (user := connection.execute(using).scalar_one_or_none()) is not None:
+        message = f"Batch {user} reads the file; wait for its end, or cancel the batch first."
+        raise Refused(409, "file_in_use", message, "file_id")
+    connection.execute(files.update().where(files.c.id == identifier).values(deleted_at=now_ms))
+
+
+def mark_overdue(connection: Connection, now_ms: int, abandoned_ms: int) -> list[str]:
+    """Hide expired files, and writes that began before `abandoned_ms`; return the ids of all hidden files."""
+    used = select(batches.c.input_file_id).where(batches.c.status.in_(LIVE))
+    expired = and_(files.c.expires_at <= now_ms, files.c.id.not_in(used))
+    abandoned = and_(files.c.stored_at.is_(None), files.c.created_at < abandoned_ms)
+    hidden = files.c.deleted_at.is_(None)
+    connection.execute(files.update().where(hidden, or_(expired, abandoned)).values(deleted_at=now_ms))
+    return list(connection.execute(select(files.c.id).where(files.c.deleted_at.is_not(None)).limit(1000)).scalars())
+
+
+def forget(connection: Connection, identifier: str) -> None:
+    """Remove a row whose blob is removed."""
+    connection.execute(files.delete().where(files.c.id == identifier))
+
+
+def file_object(row: FileRow) -> dict[str, Any]:
+    """Return OpenAI's object of a file."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": row.created_at // 1000,
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None if row.expires_at is None else row.expires_at // 1000,
+    }
+
+
+def _visible(tenant: str, now_ms: int) -> tuple[ColumnElement[bool], ...]:
+    unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now_ms)
+    return files.c.tenant == tenant, files.c.stored_at.is_not(None), files.c.deleted_at.is_(None), unexpired
+
+
+def _listed() -> str:
+    return ", ".join(f"`{purpose}`" for purpose in PURPOSES)

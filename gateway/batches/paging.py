@@ -1,0 +1,75 @@
+"""Lists in pages, by id. An id sorts by its time of creation, so a page needs no row of the last one's end.
+
+So a list that is read while objects are deleted goes on behind an id that no longer exists.
+Source: OpenAI's API reference, "List files" and "List batches".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, Row, Table, select
+
+from gateway.batches.refused import Refused
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LIMIT = re.compile(r"[0-9]{1,6}")
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """The query of one page."""
+
+    after: str | None
+    limit: int
+    order: Literal["asc", "desc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The rows of one page."""
+
+    rows: Sequence[Row[Any]]
+    has_more: bool
+
+
+def page_query(said: Mapping[str, str], *, most: int, default: int) -> PageQuery:
+    """Read `after`, `limit` and `order` of a query string. Raises Refused (400)."""
+    after, limit, order = said.get("after") or None, said.get("limit", str(default)), said.get("order", "desc")
+    if after is not None and not _ID.fullmatch(after):
+        raise Refused(400, "invalid_value", "`after` is not the id of an object; take `last_id` of a page.", "after")
+    if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= most:
+        raise Refused(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
+    if order == "asc":
+        return PageQuery(after, int(limit), "asc")
+    if order == "desc":
+        return PageQuery(after, int(limit), "desc")
+    raise Refused(400, "invalid_value", "`order` is `asc` or `desc`.", "order")
+
+
+def read_page(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]], query: PageQuery) -> Page:
+    """Read one page of the rows that match `where`."""
+    key = table.c.id
+    statement = select(table).where(*where).limit(query.limit + 1)
+    if query.order == "asc":
+        statement = statement.order_by(key.asc())
+        statement = statement if query.after is None else statement.where(key > query.after)
+    else:
+        statement = statement.order_by(key.desc())
+        statement = statement if query.after is None else statement.where(key < query.after)
+    rows = connection.execute(statement).all()
+    return Page(rows[: query.limit], len(rows) > query.limit)
+
+
+def list_body(objects: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Return the JSON of a page."""
+    return {
+        "object": "list",
+        "data": objects,
+        "first_id": objects[0]["id"] if objects else None,
+        "last_id": objects[-1]["id"] if objects else None,
+        "has_more": has_more,
+    }

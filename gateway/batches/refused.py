@@ -1,0 +1,19 @@
+"""A request about files or batches that is refused."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):  # noqa: N818 - it names what happened
+    """The request is refused with this HTTP status, OpenAI's `code` and `param`, and a message for people."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+def unknown(kind: str, identifier: str) -> Refused:
+    """Return the refusal of an id that is absent, or is another tenant's: the two look alike."""
+    return Refused(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", f"{kind}_id")

@@ -1,0 +1,126 @@
+"""Files with their contents: a row of the store and a blob, written in an order that leaves no blob without a row."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+
+from gateway.batches import files
+from gateway.batches.files import FileRow, FileTerms
+from gateway.batches.paging import Page, PageQuery
+from gateway.batches.refused import Refused
+from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
+from gateway.blobs.settings import FilesSettings
+from gateway.store.store import Store, StoreAway
+from producers.identity import new_hex
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+
+log = get_logger()
+
+
+class Shelf:
+    """The files of all tenants. Methods without `async` block: call them in a thread."""
+
+    def __init__(self, store: Store, blobs: Blobs, settings: FilesSettings, clock: Clock) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.settings = settings
+        self.clock = clock
+
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+        return int(self.clock.time() * 1000)
+
+    def begin(self, tenant: str, submitted_by: str | None) -> Draft:
+        """Begin a file. Raises Refused (413), BlobsAway and StoreAway."""
+        identifier, now_ms, most = f"file-{new_hex(self.clock)}", self.now_ms(), self.settings.tenant_bytes
+        self.store.submit(
+            lambda connection: files.begin(connection, identifier, tenant, now_ms, submitted_by, most)
+        ).result()
+        try:
+            return Draft(identifier, self.blobs.create(identifier))
+        except BlobsAway:
+            self.forget(identifier)
+            raise
+
+    async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
+        """Finish a file: first its blob, then its row. Raises Refused (408), BlobsAway and StoreAway."""
+        await asyncio.to_thread(draft.writer.commit)
+        now_ms = self.now_ms()
+        return await self.store.write(
+            lambda connection: files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
+        )
+
+    def drop(self, draft: Draft) -> None:
+        """Remove an unfinished file, or leave it to the sweep if the storage or the store is away."""
+        draft.writer.abort()
+        self.remove(draft.id)
+
+    async def find(self, tenant: str, identifier: str) -> FileRow:
+        """Return a file's row. Raises Refused (404)."""
+        return await self.store.read(lambda connection: files.find(connection, tenant, identifier, self.now_ms()))
+
+    async def page(self, tenant: str, query: PageQuery, purpose: str | None) -> Page:
+        """Return one page of a tenant's files."""
+        return await self.store.read(lambda connection: files.page(connection, tenant, query, purpose, self.now_ms()))
+
+    def content(self, identifier: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Return the pieces of a file's range. The first piece raises BlobMissing and BlobsAway."""
+        return self.blobs.read(identifier, start, length)
+
+    async def delete(self, tenant: str, identifier: str) -> None:
+        """Delete a file. Raises Refused (404, 409)."""
+        now_ms = self.now_ms()
+        await self.store.write(lambda connection: files.mark_deleted(connection, tenant, identifier, now_ms))
+        await asyncio.to_thread(self.remove, identifier)
+
+    def sweep(self) -> int:
+        """Remove expired and deleted files, and leftovers of writes that were cut off. Returns their number."""
+        now_ms = self.now_ms()
+        abandoned_ms = now_ms - int(2000 * self.settings.upload_seconds)
+        found = self.store.submit(lambda connection: files.mark_overdue(connection, now_ms, abandoned_ms)).result()
+        for identifier in found:
+            self.remove(identifier)
+        return len(found)
+
+    def remove(self, identifier: str) -> None:
+        """Remove a hidden or unfinished file's blob, then its row; the sweep repeats what fails."""
+        try:
+            self.blobs.delete(identifier)
+            self.forget(identifier)
+        except (BlobError, StoreAway) as error:
+            log.warning(
+                "A file's content could not be removed; the sweep tries again.",
+                action="file-removal-failed",
+                file_id=identifier,
+                reason=str(error),
+            )
+
+    def forget(self, identifier: str) -> None:
+        """Remove a file's row. Raises StoreAway."""
+        self.store.submit(lambda connection: files.forget(connection, identifier)).result()
+
+
+class Draft:
+    """A file that is being written: its bytes are hashed and counted while they are written, once."""
+
+    def __init__(self, identifier: str, writer: BlobWriter) -> None:
+        self.id = identifier
+        self.writer = writer
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the bytes so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes, most: int | None = None) -> None:
+        """Append bytes. Blocks. Raises Refused (413) beyond `most` bytes in all, and BlobsAway."""
+        if most is not None and self.size + len(data) > most:
+            raise Refused(413, "file_too_large", f"The file has more than {most} bytes; split it.", "file")
+        self.writer.write(data)
+        self._hash.update(data)
+        self.size += len(data)

@@ -1,0 +1,121 @@
+"""`/v1/files`: upload, list, retrieve, content, delete. Source: OpenAI's API reference, "Files"."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from gateway.access import Principal, Scope
+from gateway.batches.files import FileRow, file_object, file_terms
+from gateway.batches.paging import list_body, page_query
+from gateway.batches.shelf import Draft
+from gateway.door.body import expect_body
+from gateway.door.door import Door
+from gateway.door.errors import ApiError
+from gateway.door.file_form import OVERHEAD_BYTES, FileForm
+
+MOST_LISTED = 10_000
+WRITE_BYTES = 256 * 1024
+"""Bytes that are collected before a thread writes them."""
+_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    """Return the routes of files."""
+    shelf = door.shelf
+
+    async def upload(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.SUBMIT)
+        expect_body(request, shelf.settings.most_bytes + OVERHEAD_BYTES)
+        form = FileForm(request.headers.get("content-type"))
+        try:
+            async with asyncio.timeout(shelf.settings.upload_seconds):
+                return JSONResponse(file_object(await _received(door, principal, request, form)))
+        except TimeoutError:
+            raise ApiError(408, "upload_too_slow", "The upload took too long; send the file again.") from None
+
+    async def list_files(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.READ)
+        query = page_query(request.query_params, most=MOST_LISTED, default=MOST_LISTED)
+        page = await shelf.page(principal.tenant, query, request.query_params.get("purpose"))
+        return JSONResponse(list_body([file_object(row) for row in page.rows], has_more=page.has_more))
+
+    async def retrieve(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.READ)
+        return JSONResponse(file_object(await shelf.find(principal.tenant, request.path_params["file_id"])))
+
+    async def content(request: Request) -> Response:
+        principal = await door.principal(request, Scope.READ)
+        row = await shelf.find(principal.tenant, request.path_params["file_id"])
+        return await _content(door, row, request.headers.get("range"))
+
+    async def delete(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.CANCEL)
+        identifier = request.path_params["file_id"]
+        await shelf.delete(principal.tenant, identifier)
+        return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+
+    return [
+        Route("/v1/files", upload, methods=["POST"]),
+        Route("/v1/files", list_files),
+        Route("/v1/files/{file_id}", retrieve),
+        Route("/v1/files/{file_id}", delete, methods=["DELETE"]),
+        Route("/v1/files/{file_id}/content", content),
+    ]
+
+
+async def _received(door: Door, principal: Principal, request: Request, form: FileForm) -> FileRow:
+    """Write the form's file while it arrives; a file that is not kept is removed. Raises ApiError and Refused."""
+    draft = await asyncio.to_thread(door.shelf.begin, principal.tenant, principal.credential)
+    try:
+        await _write(request, form, draft, door.shelf.settings.most_bytes)
+        form.finish()
+        return await door.shelf.keep(draft, file_terms(form.filename, form.fields))
+    except ClientDisconnect:
+        await asyncio.shield(asyncio.to_thread(door.shelf.drop, draft))
+        raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(door.shelf.drop, draft))
+        raise
+
+
+async def _write(request: Request, form: FileForm, draft: Draft, most: int) -> None:
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most + OVERHEAD_BYTES:
+            raise ApiError(413, "file_too_large", f"The file has more than {most} bytes; split it.", param="file")
+        form.feed(chunk)
+        if form.pending_bytes >= WRITE_BYTES:
+            await asyncio.to_thread(draft.write, form.take(), most)
+    await asyncio.to_thread(draft.write, form.take(), most)
+
+
+async def _content(door: Door, row: FileRow, wanted: str | None) -> Response:
+    """Return a file's bytes, or the range that the request asks for (RFC 9110, section 14)."""
+    headers = {
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(row.filename, safe='')}",
+        "x-content-type-options": "nosniff",
+        "accept-ranges": "bytes",
+        "etag": f'"{row.sha256}"',
+    }
+    start, end, status = 0, row.bytes, 200
+    if wanted is not None and (asked := _RANGE.fullmatch(wanted)):
+        start, end = int(asked[1]), min(int(asked[2] or row.bytes) + 1, row.bytes)
+        if start >= row.bytes or end <= start:
+            message = f"The file has {row.bytes} bytes, and the range is not within it."
+            raise ApiError(416, "range_not_satisfiable", message, headers={"content-range": f"bytes */{row.bytes}"})
+        status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{row.bytes}"
+    headers["content-length"] = str(end - start)
+    pieces: Iterator[bytes] = door.shelf.content(row.id, start, end - start)
+    # The first piece is read before the answer begins, so that a missing content still gets its own status.
+    first: Any = await asyncio.to_thread(next, pieces, b"")
+    return StreamingResponse(chain([first], pieces), status, headers, media_type="application/octet-stream")

@@ -1,0 +1,76 @@
+"""The door's application in the test's process: a new SQLite store, a folder for files, a clock moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gateway.access.access import Access
+from gateway.access.keys import create_key
+from gateway.access.principal import DEFAULT_SCOPES, Scope
+from gateway.access.settings import AccessSettings
+from gateway.batches.shelf import Shelf
+from gateway.blobs.folder import FolderBlobs
+from gateway.blobs.settings import FilesSettings
+from gateway.door.app import create_app
+from gateway.door.door import Door
+from gateway.store.store import Store
+from gateway.view.waiting import Waiting
+from schemas.settings import FleetSettings
+from telemetry.hand_clock import HandClock
+from telemetry.metrics import Metrics
+
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Rig:
+    """The parts of one door, and requests to it."""
+
+    door: Door
+    store: Store
+    shelf: Shelf
+    clock: HandClock
+    folder: Path
+    app: Any
+
+    def key(self, tenant: str = "acme", *scopes: Scope) -> str:
+        chosen = scopes or tuple(DEFAULT_SCOPES)
+        digests = self.door.access.digests
+        made = self.store.submit(lambda connection: create_key(connection, digests, self.clock, tenant, chosen))
+        return made.result().key
+
+    async def request(self, method: str, path: str, key: str | None = None, **arguments: Any) -> httpx.Response:
+        headers = {**arguments.pop("headers", {}), **({} if key is None else {"authorization": f"Bearer {key}"})}
+        transport = httpx.ASGITransport(self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://door") as client:
+            return await client.request(method, path, headers=headers, **arguments)
+
+    async def upload(self, content: bytes, key: str, filename: str = "in.jsonl", **fields: str) -> httpx.Response:
+        files = {"file": (filename, content)}
+        return await self.request("POST", "/v1/files", key, files=files, data={"purpose": "batch", **fields})
+
+    @property
+    def blobs(self) -> list[str]:
+        """The names of everything in the folder of files."""
+        return sorted(path.name for path in (self.folder / "blobs").iterdir())
+
+
+@contextmanager
+def gateway_rig(folder: Path, **settings: Any) -> Iterator[Rig]:
+    """Yield a door; `settings` are those of files."""
+    clock = HandClock(NOW)
+    url = f"sqlite:///{folder}/store.db"
+    store = Store.open(url)
+    shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
+    access = Access.open(store, url, AccessSettings(), clock)
+    door = Door(FleetSettings(), store, access, Waiting(clock), shelf, clock, Metrics())
+    try:
+        yield Rig(door, store, shelf, clock, folder, create_app(door))
+    finally:
+        store.close()
