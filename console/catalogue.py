@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings
 
 from gateway.access.settings import AccessSettings
 from gateway.blobs.settings import FilesSettings
+from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
 from workers.delivery.settings import DeliverySettings
@@ -35,6 +36,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         CacheSettings: "workers and `postback cache`",
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
+        GatewaySettings: "the gateway",
         StoreSettings: "the gateway",
         AccessSettings: "the gateway",
         FilesSettings: "the gateway",

@@ -17,6 +17,7 @@ from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
 from gateway.door.server import DoorServer
+from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings, read_settings
@@ -53,7 +54,8 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         bound = _bound(options.host, options.port)
         stack.callback(bound.close)
         tls = _tls(options)
-        process.beside.append(DoorServer(create_app(door), bound, tls))
+        limits = read_settings(GatewaySettings)
+        process.beside.append(DoorServer(create_app(door), bound, tls, limits, process.clock, process.metrics))
         url = f"{'https' if tls else 'http'}://{_url_host(options.host)}:{bound.getsockname()[1]}"
         process.duties.append(f"serves the API at {url}/v1")
         options.announce(url)

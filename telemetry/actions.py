@@ -364,6 +364,16 @@ GATEWAY = {
         "The door accepts client certificates, and has no revocation list for their authority.",
         "Copy the authority's `crl.pem` beside its certificate, and start the gateway again.",
     ),
+    "connections-refused": Action(
+        "warning",
+        "The gateway closes connections at once: too many are open, or the process has no file descriptor left.",
+        "Raise POSTBACK_GATEWAY__CONNECTIONS, or POSTBACK_GATEWAY__CONNECTIONS_PER_ADDRESS behind a proxy.",
+    ),
+    "request-failed": Action(
+        "error",
+        "A request failed by a defect of the gateway; it gets status 500 with the id in the line.",
+        "Report the stack in the line.",
+    ),
 }
 
 SECTIONS: dict[str, dict[str, Action]] = {

@@ -142,3 +142,27 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=r,
         )
+        self.http_requests = Counter(
+            "postback_http_requests_total",
+            "Requests of the gateway by the route's template and the response's status. Route `unread`: no HTTP "
+            "request, or refused before routing; `unmatched`: an unknown URL; status 499: the client ended the "
+            "connection before the response.",
+            ["route", "status"],
+            registry=r,
+        )
+        self.http_request_seconds = Histogram(
+            "postback_http_request_seconds",
+            "Seconds from a request's header fields to the end of its response, by route. Responses that wait for an "
+            "answer or stream events count whole.",
+            ["route"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+            registry=r,
+        )
+        self.http_connections = Gauge("postback_http_connections", "Open connections of the gateway.", registry=r)
+        self.http_connections_refused = Counter(
+            "postback_http_connections_refused_total",
+            "Connections that the gateway closed at once, by reason: all_taken, client_has_too_many (the limits), "
+            "handshake (no TLS 1.3, a refused client certificate, or too slow).",
+            ["reason"],
+            registry=r,
+        )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+MOST_RETRY_SECONDS = 60
+
 
 class ApiError(Exception):
     """A refusal of a request. The message is for people: it names the field, the kind of value and the fix."""
@@ -27,13 +29,18 @@ class ApiError(Exception):
         self.code = code
         self.message = message
         self.param = param
-        self.headers = headers
+        self.headers = {name.lower(): _bounded(name, value) for name, value in headers.items()}
 
     @property
     def body(self) -> dict[str, Any]:
         """The error's JSON."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def _bounded(name: str, value: str) -> str:
+    """Return a header's value; a Retry-After of at most a minute, since OpenAI's Node SDK sleeps all of it."""
+    return str(min(int(value), MOST_RETRY_SECONDS)) if name.lower() == "retry-after" else value
 
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -1,32 +1,75 @@
-"""The HTTP server as a side task of the process: uvicorn on uvloop and httptools, HTTP/1.1."""
+"""The HTTP server as a side task of the process: uvicorn's protocol on uvloop and httptools, HTTP/1.1.
+
+The server accepts connections itself. So it counts them before the TLS handshake, and bounds the handshake's time.
+uvicorn's own server would also take over the process's signals, and end it with status 143.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import ssl
+from email.utils import formatdate
 
-import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gateway.door.connection import Connection, Surroundings
+from gateway.door.places import Places
+from gateway.door.settings import GatewaySettings
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from telemetry.throttle import LogThrottle
+
+BACKLOG = 1024
+UNREAD = "unread"
+"""The metrics' route of a request that no application saw."""
+_LAST_WORDS_SECONDS = 1.0
+"""Time for the responses of requests that were cancelled at the stop."""
+_ACCEPT_PAUSE_SECONDS = 0.1
+
+log = get_logger()
 
 
 class DoorServer:
-    """Serves the application on a bound socket until cancelled."""
+    """Serves the application on a bound socket until cancelled; then answers the requests in work."""
 
-    def __init__(self, app: ASGIApp, bound: socket.socket, tls: ssl.SSLContext | None) -> None:
-        config = uvicorn.Config(
+    def __init__(
+        self,
+        app: ASGIApp,
+        bound: socket.socket,
+        tls: ssl.SSLContext | None,
+        limits: GatewaySettings,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        config = Config(
             app,
-            loop="none",
-            http="httptools",
+            interface="asgi3",
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=10,
-            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
-        self._server = _Server(config)
+        config.load()
+        self._state = ServerState()
+        self._around = Surroundings(config, self._state, limits, self._count_refused)
         self._socket = bound
+        self._tls = tls
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._places = Places(limits.connections, limits.connections_per_address)
+        self._throttle = LogThrottle(60.0)
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._serving = False
 
     @property
     def alive(self) -> bool:
@@ -35,15 +78,128 @@ class DoorServer:
 
     def reasons(self) -> list[str]:
         """Return the reason why no request is served, while the server starts or stops."""
-        return [] if self._server.started else ["the door does not serve yet"]
+        return [] if self._serving else ["the door does not serve"]
 
     async def ended(self) -> None:
-        """Serve until cancelled; then answer the requests in work."""
-        await self._server.serve([self._socket])
+        """Serve until cancelled; then stop accepting, and answer the requests in work within `stop_seconds`."""
+        self._socket.setblocking(False)
+        self._socket.listen(BACKLOG)
+        self._tell_date()
+        self._serving = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._accept())
+                tasks.create_task(self._watch())
+        finally:
+            self._serving = False
+            self._socket.close()
+            await self._finish()
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(self._socket)
+            except OSError as error:
+                # The process is out of file descriptors, or the client is gone already.
+                self._warn("accept", f"A connection could not be accepted ({error.strerror}); going on.")
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            self._admit(accepted, address[0])
+            await asyncio.sleep(0)  # `sock_accept` returns at once while connections wait, and others need the loop
+
+    def _admit(self, accepted: socket.socket, address: str) -> None:
+        refusal = self._places.take(address)
+        if refusal is not None:
+            self._metrics.http_connections_refused.labels(refusal).inc()
+            self._warn(refusal, "Too many connections are open; closing further ones at once.")
+            accepted.close()
+            return
+        self._metrics.http_connections.set(len(self._places))
+        self._none_open.clear()
+        task = asyncio.create_task(self._begin(accepted, address))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _begin(self, accepted: socket.socket, address: str) -> None:
+        """Do the TLS handshake, and give the connection to its protocol."""
+        connection = Connection(self._around, lambda: self._free(address))
+        seconds = self._limits.head_seconds if self._tls is not None else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+            )
+        except OSError:  # ssl.SSLError is one: no TLS 1.3, no certificate where one is required, too slow, gone
+            self._metrics.http_connections_refused.labels("handshake").inc()
+            if not connection.begun:
+                self._free(address)
+        except asyncio.CancelledError:
+            if not connection.begun:
+                self._free(address)
+            raise
+
+    def _free(self, address: str) -> None:
+        self._places.free(address)
+        self._metrics.http_connections.set(len(self._places))
+        if not len(self._places):
+            self._none_open.set()
+
+    def _count_refused(self, status: int) -> None:
+        self._metrics.http_requests.labels(UNREAD, str(status)).inc()
+
+    # -- the clock -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Check every connection's time, and renew the date of responses."""
+        limits = self._limits
+        patience = min(limits.head_seconds, limits.transfer_seconds, limits.keep_alive_seconds, 10.0)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(patience / 10)
+            self._tell_date()
+            now = loop.time()
+            for connection in list(self._state.connections):
+                _ours(connection).check(now)
+
+    def _tell_date(self) -> None:
+        date = formatdate(self._clock.time(), usegmt=True).encode()
+        self._state.default_headers[:] = [(b"date", date)]
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        for handshake in self._handshakes:
+            handshake.cancel()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await self._until_no_connections(self._limits.stop_seconds)
+        for task in list(self._state.tasks):
+            task.cancel()
+        await self._until_no_connections(_LAST_WORDS_SECONDS)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+
+    async def _until_no_connections(self, seconds: float) -> None:
+        """Wait until every connection has ended, at most for `seconds`; keep watching their time."""
+        watching = asyncio.create_task(self._watch())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._none_open.wait()
+        watching.cancel()
+
+    def _warn(self, kind: str, sentence: str) -> None:
+        held_back = self._throttle.admit(self._clock.monotonic(), kind)
+        if held_back is not None:
+            log.warning(sentence, action="connections-refused", kind=kind, held_back=held_back)
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves the process's signals to the process."""
-
-    def install_signal_handlers(self) -> None:
-        """Do nothing."""
+def _ours(connection: object) -> Connection:
+    """Return the connection; the server's state has no other kind."""
+    assert isinstance(connection, Connection)  # noqa: S101
+    return connection

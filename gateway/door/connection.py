@@ -1,0 +1,360 @@
+"""One client's HTTP/1.1 connection: uvicorn's protocol with bounds on time and size, and the peer's certificate.
+
+    head   →   body   →   response   →   idle   →   head …
+      └──────────┴── refused: response, then linger ──┘
+
+`check` looks at the clock for all of them; the server calls it often. Source: RFC 9112, and RFC 9110 for the statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.door.cycle import Cycle, Outlet
+from gateway.door.door import PEER
+from gateway.door.errors import ApiError
+from gateway.door.pace import Pace
+from gateway.door.refusals import refusal_bytes
+from gateway.door.settings import GatewaySettings
+
+MOST_PIPELINED = 16
+"""Requests that wait behind the one in work, on one connection; the connection ends after them."""
+MOST_FIELDS = 256
+MOST_READ_BYTES = 256 * 1024
+"""The most bytes that uvloop hands over at once."""
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]{0,5})?")
+"""uri-host and port of RFC 9112, section 3.2."""
+_MALFORMED = ApiError(400, "malformed_request", "The request is not HTTP/1.1 as RFC 9112 defines it.")
+_SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
+_SLOW_BODY = ApiError(408, "request_timeout", "The request's body arrives too slowly; repeat it over a faster link.")
+_LARGE_HEAD = ApiError(
+    431, "headers_too_large", "The request's header fields are too large; send fewer or shorter ones."
+)
+_LONG_URL = ApiError(414, "url_too_long", "The request's URL is too long; shorten its query.")
+
+
+class _RefusedError(Exception):
+    """A parser callback refuses the request's head."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Everything that the connections of one server share."""
+
+    config: Config
+    state: ServerState
+    limits: GatewaySettings
+    refused: Callable[[int], None]
+    """Called with the status of a request that no application saw."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection. `lost` is called once, when it has ended."""
+
+    def __init__(self, around: Surroundings, lost: Callable[[], None]) -> None:
+        super().__init__(around.config, around.state, {})
+        self._limits = around.limits
+        self._refused = around.refused
+        self._lost = lost
+        self.begun = False
+        """True once the TLS handshake is done; from then on `lost` is called at the end."""
+        self._peer: bytes | None = None
+        self._outlet: Outlet
+        self._head_since: float | None = None
+        """Since when the head of a request is awaited; None while none is."""
+        self._in_head = True
+        self._head_bytes = 0
+        self._field_bytes = 0
+        self._unseen = 0
+        """Bytes of chunk headers and trailers since the last byte of a body."""
+        self._body: Pace | None = None
+        self._body_bytes = 0
+        self._idle_since: float | None = None
+        self._sending: Pace | None = None
+        self._running: Cycle | None = None
+        self._deaf = False
+        """True if further input is discarded."""
+        self._peer_ended = False
+        """True if the client sends nothing more, and still reads."""
+        self._linger: tuple[float, Pace] | None = None
+        self._discarded = 0
+
+    # -- the transport's events ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin: the TLS handshake is done, if there is one."""
+        super().connection_made(transport)
+        self.begun = True
+        self._outlet = Outlet(transport, self._finish)
+        connection = transport.get_extra_info("ssl_object")
+        self._peer = connection.getpeercert(binary_form=True) if connection is not None else None
+        self._head_since = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: tell every request on the connection."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+        self._lost()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer the requests of a client that only reads on; end the connection of any other."""
+        working = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if not working or self._linger is not None or self.scheme == "https":  # TLS has no half-closed connections
+            return False
+        self._deaf = self._peer_ended = True
+        self.cycle.keep_alive = False
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived."""
+        self._idle_since = None
+        if self._deaf:
+            self._discarded += len(data)
+            return
+        if self._head_since is None and self._body is None:
+            self._head_since = self.loop.time()
+        if self._in_head:
+            self._head_bytes += len(data)
+        self._unseen += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_after_response()
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause.error if isinstance(cause, _RefusedError) else _MALFORMED)
+        else:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        most = self._limits.head_bytes
+        if self._deaf:
+            return
+        if self._in_head and self._head_bytes > most:
+            self._refuse(_LARGE_HEAD)
+        elif self._body is not None and self._unseen > most + MOST_READ_BYTES:
+            self._refuse(_MALFORMED)
+
+    # -- the parser's events ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a request's head."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes, self._field_bytes = 1, 0
+        if self._head_since is None:
+            self._head_since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the URL."""
+        super().on_url(url)
+        if len(self.url) > self._limits.url_bytes:
+            raise _RefusedError(_LONG_URL)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head. A trailer's field is dropped: it must not change a request that is in work."""
+        if not self._in_head:
+            return
+        self._field_bytes += len(name) + len(value) + 4
+        if self._field_bytes > self._limits.head_bytes or len(self.headers) >= MOST_FIELDS:
+            raise _RefusedError(_LARGE_HEAD)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request, or let it wait behind the one in work."""
+        version = self.parser.get_http_version()
+        self.scope["http_version"] = version
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self._check_head(version)
+        self._set_target()
+        if self._peer is not None:
+            cast("dict[str, Any]", self.scope)[PEER] = self._peer
+        self._in_head, self._head_since, self._unseen = False, None, 0
+        self._body, self._body_bytes = self._pace(0), 0
+        before, self.cycle = self.cycle, self._new_cycle(version)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((self.cycle, self.app))
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _new_cycle(self, version: str) -> Cycle:
+        return Cycle(
+            scope=self.scope,
+            transport=cast("asyncio.Transport", self._outlet),
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue and version == "1.1",
+            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+
+    def _check_head(self, version: str) -> None:
+        """Refuse a head that the parser accepts and RFC 9112 does not, or that means another body elsewhere."""
+        fields = [name for name, _ in self.headers]
+        hosts = [value for name, value in self.headers if name == b"host"]
+        coded = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if version not in ("1.0", "1.1") or len(hosts) > 1 or (version == "1.1" and not hosts):
+            raise _RefusedError(_MALFORMED)
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            raise _RefusedError(_MALFORMED)
+        if coded and (version == "1.0" or [value.strip().lower() for value in coded] != [b"chunked"]):
+            raise _RefusedError(_MALFORMED)
+        # The parser takes a request with `Upgrade` to end at its head, so that its body would be the next request.
+        if self.parser.should_upgrade() and (coded or b"content-length" in fields):
+            raise _RefusedError(_MALFORMED)
+
+    def _set_target(self) -> None:
+        """Read the request's target: an absolute path, a whole URL, or `*` (RFC 9112, section 3.2)."""
+        if self.url == b"*":
+            path, query = b"*", b""
+        else:
+            parsed = httptools.parse_url(self.url)
+            path, query = parsed.path or b"/", parsed.query or b""
+        decoded = urllib.parse.unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
+        if self.scope["method"] == "CONNECT" or "\0" in decoded or b"%00" in query:
+            raise _RefusedError(_MALFORMED)
+        self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = decoded, path, query
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._unseen = 0
+        self._body_bytes += len(body)
+        if self._linger is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request's body."""
+        self._body = None
+        if self._linger is not None:
+            self.transport.close()
+        else:
+            super().on_message_complete()
+        if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
+            self._deaf = True
+            raise _RefusedError(_MALFORMED)  # ends the parsing of what follows, which gets no answer
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        """Start the next request that waits, or wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing() or self._linger is not None:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._head_since is None:
+            self._idle_since = self.loop.time()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Refuse the input from here on. Requests before it are answered first."""
+        already, self._deaf = self._deaf, True
+        cycle = cast("Cycle | None", self.cycle)
+        if already or self._linger is not None or self.transport.is_closing():
+            return
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
+            if cycle.more_body:
+                cycle.fail(error)
+            return
+        self._refused(error.status)
+        self._outlet.write(refusal_bytes(error, self.server_state.default_headers))
+        self._finish()
+
+    def _end_after_response(self) -> None:
+        """Ignore an `Upgrade`: answer the request, and discard whatever follows it (RFC 9110, section 7.8)."""
+        self._deaf = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _finish(self) -> None:
+        """End the connection in order. Input that is still on its way is read and discarded for a while.
+
+        A socket that is closed with unread input resets the connection, and the client may never see the response.
+        """
+        if self._linger is not None or self.transport.is_closing():
+            return
+        if self._peer_ended or (self._body is None and not self._deaf):
+            self.transport.close()
+            return
+        self._linger = self.loop.time(), self._pace(self._received)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    # -- the clock -------------------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """End what takes too long. `now` is the loop's time."""
+        limits = self._limits
+        if self._takes_too_slowly(now):
+            self.transport.abort()
+        elif self._linger is not None:
+            since, pace = self._linger
+            if now - since > limits.linger_seconds or pace.slow(now, self._received):
+                self.transport.abort()
+        elif self._head_since is not None and now - self._head_since > limits.head_seconds:
+            self._head_too_slow()
+        elif self._idle_since is not None and now - self._idle_since > limits.keep_alive_seconds:
+            self.transport.close()
+        elif self._body is not None:
+            self._check_body(now, self._body)
+
+    def _head_too_slow(self) -> None:
+        """End a connection whose client began no request, or part of one."""
+        working = self.cycle is not None and not self.cycle.response_complete
+        if working or (self._in_head and self._head_bytes):
+            self._refuse(_SLOW_HEAD)
+        else:
+            self.transport.close()
+
+    def _check_body(self, now: float, pace: Pace) -> None:
+        if self.cycle.waiting_for_100_continue or self.flow.read_paused:
+            pace.restart(now, self._body_bytes)  # the client waits for us
+        elif pace.slow(now, self._body_bytes) and not self._deaf:
+            self._refuse(_SLOW_BODY)
+
+    def _takes_too_slowly(self, now: float) -> bool:
+        """Return whether the peer takes the response too slowly."""
+        if self.transport.get_write_buffer_size() == 0:
+            self._sending = None
+            return False
+        if self._sending is None:
+            self._sending = self._pace(self._outlet.sent)
+        return self._sending.slow(now, self._outlet.sent)
+
+    def _pace(self, moved: int) -> Pace:
+        limits = self._limits
+        return Pace(limits.transfer_seconds, limits.transfer_bytes_per_second, self.loop.time(), moved)
+
+    @property
+    def _received(self) -> int:
+        return self._body_bytes + self._discarded

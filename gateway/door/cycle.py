@@ -1,0 +1,97 @@
+"""One request and its response on a connection: uvicorn's cycle, with faults of the request's body.
+
+A slow or malformed body is found by the connection while the application waits in `receive`. The cycle raises the
+refusal there, so that the application answers it as any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from gateway.door.errors import ApiError
+
+
+class Outlet:
+    """A connection's transport as a cycle sees it: it counts bytes, and `close` lets the connection end in order."""
+
+    def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
+        self._transport = transport
+        self._finish = finish
+        self.written = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes that the kernel has taken so far."""
+        return self.written - self._transport.get_write_buffer_size()
+
+    def write(self, content: bytes) -> None:
+        """Send bytes, or keep them until the peer takes more."""
+        self.written += len(content)
+        self._transport.write(content)
+
+    def close(self) -> None:
+        """End the connection after its response."""
+        self._finish()
+
+    def is_closing(self) -> bool:
+        """Return whether the connection ends."""
+        return self._transport.is_closing()
+
+
+class Cycle(RequestResponseCycle):
+    """A request whose body may be refused while it arrives."""
+
+    fault: ApiError | None = None
+
+    def fail(self, error: ApiError) -> None:
+        """Refuse the rest of the body: `receive` raises the error, and the connection ends after the response."""
+        self.fault = error
+        self.keep_alive = False
+        self.message_event.set()
+
+    async def run_asgi(self, app: Any) -> None:
+        """Run the application. It answers its own errors; a response that it broke off ends the connection."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        finally:
+            if not self.response_complete and not self.disconnected:
+                self.transport.close()
+            self.on_response = _nothing
+
+    async def receive(self) -> Any:
+        """Return the next part of the body. Raises ApiError (400, 408) for a malformed or slow one."""
+        message = await super().receive() if self.fault is None else None
+        if self.fault is None:
+            return message
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        raise self.fault
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response.
+
+        A connection with an unread body ends after the response. An HTTP/1.0 client knows no chunks, so that a response
+        without a length is delimited by the connection's end (RFC 9112, section 6.3).
+        """
+        if message["type"] == "http.response.start":
+            if self.more_body:
+                self.keep_alive = False
+            if self.scope["http_version"] == "1.0" and not _has_length(message):
+                self.chunked_encoding, self._until_end = False, True
+        elif self._until_end:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    _until_end = False
+
+
+def _has_length(message: Any) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+
+
+def _nothing() -> None:
+    """Stand in for the callback of a response, once the cycle has ended."""

@@ -1,0 +1,96 @@
+"""Every error of a request becomes a response in OpenAI's shape; no error's text repeats the request's body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+
+from gateway.batches.refused import Refused
+from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.door.errors import ApiError
+from gateway.store.store import StoreAway
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Register the handlers for the errors that routes raise."""
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(StoreAway, _away)
+    app.add_exception_handler(BlobsAway, _away)
+    app.add_exception_handler(BlobMissing, _content_missing)
+    app.add_exception_handler(Refused, _refused_by_batches)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _defect)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return the response of a refusal."""
+    return JSONResponse(error.body, error.status, headers=dict(error.headers))
+
+
+def defect_response() -> JSONResponse:
+    """Return the 500 of an error that no handler knows."""
+    message = "The request failed in the gateway; repeat it, and report its x-request-id if it fails again."
+    return error_response(ApiError(500, "internal_error", message))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)  # noqa: S101 - registered for this class
+    return error_response(error)
+
+
+async def _away(_request: Request, error: Exception) -> Response:
+    return error_response(ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"}))
+
+
+async def _refused_by_batches(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101 - registered for this class
+    return error_response(ApiError(error.status, error.code, error.message, param=error.param))
+
+
+async def _content_missing(_request: Request, _error: Exception) -> Response:
+    message = "The storage has lost the file's content; upload the file again."
+    return error_response(ApiError(404, "content_missing", message))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """Answer for a path or a method that no route has."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    method, path = request.method, request.scope["path"]
+    allowed = ", ".join(_allowed(request.app.router.routes, request.scope))
+    if method == "OPTIONS" and (allowed or path == "*"):
+        return Response(status_code=204, headers={"allow": allowed or "GET, HEAD, POST, DELETE, OPTIONS"})
+    if error.status_code == 404:
+        return error_response(ApiError(404, "unknown_url", f"The API has no URL {method} {path!r}."))
+    if error.status_code == 405:
+        message = f"The URL {path!r} does not take {method}, only {allowed}."
+        return error_response(ApiError(405, "method_not_supported", message, headers={"allow": allowed}))
+    headers = dict(error.headers or {})
+    return error_response(ApiError(error.status_code, f"http_{error.status_code}", str(error.detail), headers=headers))
+
+
+def _allowed(routes: Sequence[BaseRoute], scope: object) -> list[str]:
+    """Return the methods of all routes with the request's path; a route's own 405 names its own methods only."""
+    assert isinstance(scope, dict)  # noqa: S101 - Starlette's scopes are
+    methods: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.methods and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return sorted(methods | {"OPTIONS"}) if methods else []
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return error_response(ApiError(400, "invalid_value", f"{param or 'The body'}: {first['msg']}.", param=param))
+
+
+async def _defect(_request: Request, _error: Exception) -> Response:
+    return defect_response()

@@ -1,0 +1,20 @@
+"""Header fields that every response has, also one that no application made."""
+
+from __future__ import annotations
+
+import secrets
+
+REQUEST_ID = "x-request-id"
+
+SECURITY: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Defaults against misuse by browsers and caches (OWASP REST Security Cheat Sheet); a route's own fields win."""
+
+
+def new_request_id() -> str:
+    """Return an id for a request. A client's own `x-request-id` is never taken: it could forge another's log lines."""
+    return f"req_{secrets.token_hex(12)}"

@@ -1,0 +1,94 @@
+"""Pure ASGI middleware around the whole application: ids, header fields, metrics, and the last resort for errors."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.door.errors import ApiError
+from gateway.door.handlers import defect_response, error_response
+from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+
+CLIENT_GONE = "499"
+"""The metrics' status of a request whose client ended the connection before its response, as nginx counts it."""
+UNMATCHED = "unmatched"
+"""The metrics' route of a request with an unknown URL."""
+
+log = get_logger()
+
+
+class Observed:
+    """Serves each request with an id of its own, and measures it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises nothing that the application raises."""
+        begun = self._clock.monotonic()
+        exchange = _Exchange(new_request_id(), send)
+        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        try:
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            # The server cancels requests at its stop only, once their time to answer is over.
+            if not exchange.status:
+                stopping = ApiError(503, "stopping", "The gateway stops; repeat the request.", headers=_AT_ONCE)
+                await error_response(stopping)(scope, receive, exchange.send)
+        except Exception as error:
+            _report(error, exchange.request_id, _route(scope))
+            if not exchange.status:
+                await defect_response()(scope, receive, exchange.send)
+        route = _route(scope)
+        self._metrics.http_requests.labels(route, exchange.status or CLIENT_GONE).inc()
+        self._metrics.http_request_seconds.labels(route).observe(self._clock.monotonic() - begun)
+
+
+_AT_ONCE = {"retry-after": "1"}
+
+
+class _Exchange:
+    """One response on its way: it gets the header fields that every response has."""
+
+    def __init__(self, request_id: str, send: Send) -> None:
+        self.request_id = request_id
+        self.status = ""
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = str(message["status"])
+            headers = message["headers"] = list(message.get("headers", ()))
+            present = {name.lower() for name, _ in headers}
+            headers.append((REQUEST_ID.encode(), self.request_id.encode()))
+            headers += [field for field in SECURITY if field[0] not in present]
+        await self._send(message)
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of the request's route, such as `/v1/jobs/{job_id}`: paths have ids, which are unbounded."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", UNMATCHED))
+
+
+def _report(error: Exception, request_id: str, route: str) -> None:
+    """Log a defect: its class and its lines of code. The error's text may repeat a body, so it is left out."""
+    log.error(
+        "A request failed by a defect of the gateway; answering it with status 500.",
+        action="request-failed",
+        request_id=request_id,
+        route=route,
+        error_type=type(error).__qualname__,
+        stack="".join(traceback.format_tb(error.__traceback__)),
+    )

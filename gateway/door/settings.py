@@ -1,0 +1,46 @@
+"""Settings of the door, from `POSTBACK_GATEWAY__…` variables."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    """The gateway's HTTP server: its patience with slow clients, and the limits of one connection and of all."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_GATEWAY__",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
+    """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
+    head_seconds: float = Field(default=10.0, ge=0.1, le=120)
+    """Seconds for a TLS handshake, and for the request line and header fields of one request."""
+    transfer_seconds: float = Field(default=10.0, ge=0.1, le=600)
+    """Seconds in which a client must send or take a minimum of bytes, else the connection ends."""
+    transfer_bytes_per_second: int = Field(default=1024, ge=1, le=1024 * 1024)
+    """The minimum, as a rate: a body, or an answer, that moves slower than this ends."""
+    keep_alive_seconds: float = Field(default=60.0, ge=0.1, le=3600)
+    """Seconds for which a connection without a request stays open."""
+    linger_seconds: float = Field(default=30.0, ge=0, le=300)
+    """Seconds for which the door reads on after it refused a request's body, so that the client sees the answer."""
+    stop_seconds: float = Field(default=10.0, ge=0, le=600)
+    """Seconds that requests in work have at SIGTERM; those that need longer get status 503."""
+    head_bytes: int = Field(default=64 * 1024, ge=1024, le=1024 * 1024)
+    """The most bytes of a request's header fields; a request with more gets status 431."""
+    url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
+    """The most bytes of a request's URL; a request with more gets status 414."""
+    body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """The most bytes of a JSON body; a request with more gets status 413. Uploaded files have limits of their own."""
+    connections: int = Field(default=2000, ge=1, le=100_000)
+    """The most open connections. Further ones are closed at once."""
+    connections_per_address: int = Field(default=500, ge=1, le=100_000)
+    """The most open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
+
+    Behind a proxy or a load balancer, all clients may have one address: raise it to `connections`."""
