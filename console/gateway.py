@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from console.errors import needing, say
+from console.errors import BAD_INPUT, fail, needing, say
 from console.roles import METRICS_PORT, announce, run, starting
 
 
@@ -31,11 +31,16 @@ def gateway(
     """
     fleet = starting("gateway")
     with needing("gateway"):
-        from gateway.role import Options, run_gateway
+        from gateway.role import ROLES, Options, run_gateway
         from gateway.store.settings import StoreSettings
         from workers.roles.process import Listen
     from console.settings import checked_settings
 
+    chosen = frozenset(name.strip() for name in roles.split(","))
+    if unknown := chosen - set(ROLES):
+        raise fail(
+            f"--roles: no role {', '.join(sorted(map(repr, unknown)))}; choose from {', '.join(ROLES)}", BAD_INPUT
+        )
     options = Options(
         host=host,
         port=port,
@@ -43,7 +48,7 @@ def gateway(
         tls_cert=tls_cert,
         tls_key=tls_key,
         client_ca=client_ca,
-        roles=frozenset(roles.split(",")),
+        roles=chosen,
         announce=lambda url: say(f"the API is at {url}/v1"),
     )
     run("gateway", run_gateway(fleet, Listen(host, metrics_port), announce, options))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from gateway.access.access import Access
@@ -19,10 +19,20 @@ from gateway.door.door import Door
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
+from gateway.tls import DoorTls, TlsFiles
 from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings, read_settings
+from telemetry.clock import Clock
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.stage import Stage
+from workers.system.errors import ProcessError
+
+ROLES = ("door", "relay", "view", "expansion")
+"""The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
+
+
+class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
+    """Give --tls-cert and --tls-key. Plain HTTP is for a loopback address with POSTBACK_ENV=development only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +56,50 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         store = Store.open(options.store_url)
         stack.callback(store.close)
-        access = Access.open(store, options.store_url, read_settings(AccessSettings), process.clock)
-        files = read_settings(FilesSettings)
-        shelf = Shelf(store, open_blobs(files, options.store_url), files, process.clock)
         waiting = Waiting(process.clock)
-        door = Door(fleet, store, access, waiting, shelf, process.clock, process.metrics)
-        bound = _bound(options.host, options.port)
-        stack.callback(bound.close)
-        tls = _tls(options)
-        limits = read_settings(GatewaySettings)
-        process.beside.append(DoorServer(create_app(door), bound, tls, limits, process.clock, process.metrics))
-        url = f"{'https' if tls else 'http'}://{_url_host(options.host)}:{bound.getsockname()[1]}"
-        process.duties.append(f"serves the API at {url}/v1")
-        options.announce(url)
+        if "door" in options.roles:
+            _add_door(process, stack, options, store, waiting)
         return []
 
     await run(fleet, listen, announce, prepare)
 
 
-def _tls(options: Options) -> ssl.SSLContext | None:
+def _add_door(process: Process, stack: AsyncExitStack, options: Options, store: Store, waiting: Waiting) -> None:
+    """Bind the door's port, and add its server. Raises ProcessError and SettingsRefused."""
+    clock, limits = process.clock, read_settings(GatewaySettings)
+    bound = _bound(options.host, options.port)
+    stack.callback(bound.close)
+    tls = _tls(options, limits, clock)
+    if tls is None and not (process.development and _is_loopback(bound)):
+        raise TlsMissing(TlsMissing.__doc__)
+    access = Access.open(store, options.store_url, read_settings(AccessSettings), clock)
+    files = read_settings(FilesSettings)
+    shelf = Shelf(store, open_blobs(files, options.store_url), files, clock)
+    app = create_app(Door(process.fleet, store, access, waiting, shelf, clock, process.metrics))
+    context = None if tls is None else tls.context
+    process.fronts.append(DoorServer(app, bound, context, limits, clock, process.metrics))
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
+    process.duties.append(f"serves the API at {url}/v1")
+    options.announce(url)
+
+
+def _tls(options: Options, limits: GatewaySettings, clock: Clock) -> DoorTls | None:
+    """Return the door's TLS, or None for plain HTTP. Raises ProcessError."""
     if options.tls_cert is None:
+        if options.tls_key is not None or options.client_ca is not None:
+            raise TlsMissing("--tls-key and --client-ca need --tls-cert; give the server's certificate too")
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(options.tls_cert, options.tls_key)
-    if options.client_ca is not None:
-        context.load_verify_locations(options.client_ca)
-        context.verify_mode = ssl.CERT_OPTIONAL
-    return context
+    required = limits.client_certificates == "required"
+    if required and options.client_ca is None:
+        raise TlsMissing(
+            "POSTBACK_GATEWAY__CLIENT_CERTIFICATES=required needs --client-ca; give the authority of the clients"
+        )
+    return DoorTls(TlsFiles(options.tls_cert, options.tls_key, options.client_ca, client_required=required), clock)
 
 
-def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _is_loopback(bound: socket.socket) -> bool:
+    return ip_address(bound.getsockname()[0]).is_loopback
 
 
 def _bound(host: str, port: int) -> socket.socket:

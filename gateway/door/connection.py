@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +21,7 @@ from uvicorn.server import ServerState
 from gateway.door.cycle import Cycle, Outlet
 from gateway.door.door import PEER
 from gateway.door.errors import ApiError
+from gateway.door.head import MALFORMED, RefusedHeadError, check_fields, read_target
 from gateway.door.pace import Pace
 from gateway.door.refusals import refusal_bytes
 from gateway.door.settings import GatewaySettings
@@ -32,23 +31,12 @@ MOST_PIPELINED = 16
 MOST_FIELDS = 256
 MOST_READ_BYTES = 256 * 1024
 """The most bytes that uvloop hands over at once."""
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]{0,5})?")
-"""uri-host and port of RFC 9112, section 3.2."""
-_MALFORMED = ApiError(400, "malformed_request", "The request is not HTTP/1.1 as RFC 9112 defines it.")
 _SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
 _SLOW_BODY = ApiError(408, "request_timeout", "The request's body arrives too slowly; repeat it over a faster link.")
 _LARGE_HEAD = ApiError(
     431, "headers_too_large", "The request's header fields are too large; send fewer or shorter ones."
 )
 _LONG_URL = ApiError(414, "url_too_long", "The request's URL is too long; shorten its query.")
-
-
-class _RefusedError(Exception):
-    """A parser callback refuses the request's head."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.code)
-        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +127,7 @@ class Connection(HttpToolsProtocol):
             self._end_after_response()
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause.error if isinstance(cause, _RefusedError) else _MALFORMED)
+            self._refuse(cause.error if isinstance(cause, RefusedHeadError) else MALFORMED)
         else:
             self._check_sizes()
 
@@ -150,7 +138,7 @@ class Connection(HttpToolsProtocol):
         if self._in_head and self._head_bytes > most:
             self._refuse(_LARGE_HEAD)
         elif self._body is not None and self._unseen > most + MOST_READ_BYTES:
-            self._refuse(_MALFORMED)
+            self._refuse(MALFORMED)
 
     # -- the parser's events ---------------------------------------------------------------------------------------
 
@@ -166,7 +154,7 @@ class Connection(HttpToolsProtocol):
         """Take a part of the URL."""
         super().on_url(url)
         if len(self.url) > self._limits.url_bytes:
-            raise _RefusedError(_LONG_URL)
+            raise RefusedHeadError(_LONG_URL)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the head. A trailer's field is dropped: it must not change a request that is in work."""
@@ -174,16 +162,18 @@ class Connection(HttpToolsProtocol):
             return
         self._field_bytes += len(name) + len(value) + 4
         if self._field_bytes > self._limits.head_bytes or len(self.headers) >= MOST_FIELDS:
-            raise _RefusedError(_LARGE_HEAD)
+            raise RefusedHeadError(_LARGE_HEAD)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, or let it wait behind the one in work."""
         version = self.parser.get_http_version()
         self.scope["http_version"] = version
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        self._check_head(version)
-        self._set_target()
+        method = self.scope["method"] = self.parser.get_method().decode("ascii")
+        check_fields(version, self.headers, upgrades=self.parser.should_upgrade())
+        target = read_target(method, self.url)
+        self.scope["path"], self.scope["raw_path"] = target.path, target.raw_path
+        self.scope["query_string"] = target.query
         if self._peer is not None:
             cast("dict[str, Any]", self.scope)[PEER] = self._peer
         self._in_head, self._head_since, self._unseen = False, None, 0
@@ -216,33 +206,6 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
 
-    def _check_head(self, version: str) -> None:
-        """Refuse a head that the parser accepts and RFC 9112 does not, or that means another body elsewhere."""
-        fields = [name for name, _ in self.headers]
-        hosts = [value for name, value in self.headers if name == b"host"]
-        coded = [value for name, value in self.headers if name == b"transfer-encoding"]
-        if version not in ("1.0", "1.1") or len(hosts) > 1 or (version == "1.1" and not hosts):
-            raise _RefusedError(_MALFORMED)
-        if hosts and not _HOST.fullmatch(hosts[0]):
-            raise _RefusedError(_MALFORMED)
-        if coded and (version == "1.0" or [value.strip().lower() for value in coded] != [b"chunked"]):
-            raise _RefusedError(_MALFORMED)
-        # The parser takes a request with `Upgrade` to end at its head, so that its body would be the next request.
-        if self.parser.should_upgrade() and (coded or b"content-length" in fields):
-            raise _RefusedError(_MALFORMED)
-
-    def _set_target(self) -> None:
-        """Read the request's target: an absolute path, a whole URL, or `*` (RFC 9112, section 3.2)."""
-        if self.url == b"*":
-            path, query = b"*", b""
-        else:
-            parsed = httptools.parse_url(self.url)
-            path, query = parsed.path or b"/", parsed.query or b""
-        decoded = urllib.parse.unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
-        if self.scope["method"] == "CONNECT" or "\0" in decoded or b"%00" in query:
-            raise _RefusedError(_MALFORMED)
-        self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = decoded, path, query
-
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         self._unseen = 0
@@ -259,7 +222,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
         if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
             self._deaf = True
-            raise _RefusedError(_MALFORMED)  # ends the parsing of what follows, which gets no answer
+            raise RefusedHeadError  # ends the parsing of what follows, which gets no answer
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
@@ -309,6 +272,12 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """End at the server's stop: at once without a request, else after its response. Streams of events end now."""
+        super().shutdown()
+        if self._running is not None:
+            self._running.end_events()
 
     # -- the clock -------------------------------------------------------------------------------------------------
 

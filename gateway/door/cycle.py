@@ -46,6 +46,9 @@ class Cycle(RequestResponseCycle):
     """A request whose body may be refused while it arrives."""
 
     fault: ApiError | None = None
+    _until_end = False
+    _events = False
+    _task: asyncio.Task[None] | None = None
 
     def fail(self, error: ApiError) -> None:
         """Refuse the rest of the body: `receive` raises the error, and the connection ends after the response."""
@@ -55,6 +58,7 @@ class Cycle(RequestResponseCycle):
 
     async def run_asgi(self, app: Any) -> None:
         """Run the application. It answers its own errors; a response that it broke off ends the connection."""
+        self._task = asyncio.current_task()
         try:
             await app(self.scope, self.receive, self.send)
         finally:
@@ -80,17 +84,18 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.start":
             if self.more_body:
                 self.keep_alive = False
-            if self.scope["http_version"] == "1.0" and not _has_length(message):
+            fields = {name.lower(): value for name, value in message.get("headers", ())}
+            self._events = fields.get(b"content-type", b"").startswith(b"text/event-stream")
+            if self.scope["http_version"] == "1.0" and b"content-length" not in fields:
                 self.chunked_encoding, self._until_end = False, True
         elif self._until_end:
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
 
-    _until_end = False
-
-
-def _has_length(message: Any) -> bool:
-    return any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+    def end_events(self) -> None:
+        """End a stream of events, which has no end of its own; its client comes back and goes on elsewhere."""
+        if self._events and self._task is not None and not self.response_complete:
+            self._task.cancel()
 
 
 def _nothing() -> None:

@@ -42,8 +42,10 @@ class Observed:
         except ClientDisconnect:
             exchange.status = CLIENT_GONE
         except asyncio.CancelledError:
-            # The server cancels requests at its stop only, once their time to answer is over.
-            if not exchange.status:
+            # The server cancels requests at its stop only: streams of events, and requests that took too long.
+            if exchange.status:
+                await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
                 stopping = ApiError(503, "stopping", "The gateway stops; repeat the request.", headers=_AT_ONCE)
                 await error_response(stopping)(scope, receive, exchange.send)
         except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,6 +22,8 @@ class GatewaySettings(BaseSettings):
 
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
     """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
+    client_certificates: Literal["optional", "required"] = "optional"
+    """With `--client-ca`: whether a client may come without a certificate, and show an API key or a token instead."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)
     """Seconds for a TLS handshake, and for the request line and header fields of one request."""
     transfer_seconds: float = Field(default=10.0, ge=0.1, le=600)

@@ -129,6 +129,28 @@ async def test_a_signal_drains_the_stages_and_is_no_error() -> None:
     assert stage.drained
 
 
+async def test_a_front_answers_its_work_in_hand_before_the_tasks_beside_it_end() -> None:
+    order: list[str] = []
+
+    class Answering(Beside):
+        def __init__(self, name: str, turns: int) -> None:
+            super().__init__()
+            self._name, self._turns = name, turns
+
+        async def ended(self) -> None:
+            try:
+                await super().ended()
+            finally:
+                for _ in range(self._turns):
+                    await asyncio.sleep(0)
+                order.append(self._name)
+
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, stop.set)
+    await run_stages([], stop, [Answering("view", 0)], [Answering("door", 10)])
+    assert order == ["door", "view"]
+
+
 async def test_a_signal_cuts_off_what_comes_before_serving() -> None:
     ended = False
 

@@ -50,6 +50,8 @@ class Process:
         self.replica = replica_of(fleet)
         self.stages: list[Stage] = []
         self.beside: list[SideTask] = []
+        self.fronts: list[SideTask] = []
+        """Side tasks that take work from outside, such as an HTTP server. They end before those in `beside`."""
         self.pages: dict[str, Callable[[str], HealthPage | None]] = {}
         self.duties: list[str] = []
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
@@ -60,7 +62,11 @@ class Process:
 
     def readiness(self) -> Readiness:
         """Return the reasons why the process is not ready. Before the stages run, the reason is the start."""
-        return readiness_of(self.stages, self.beside) if self.prepared else Readiness(("the process is starting",))
+        return (
+            readiness_of(self.stages, [*self.beside, *self.fronts])
+            if self.prepared
+            else Readiness(("the process is starting",))
+        )
 
     def started(self) -> bool:
         """Return whether everything that the stages and side tasks need is loaded."""
@@ -68,7 +74,7 @@ class Process:
 
     def alive(self) -> bool:
         """Return whether the Kafka threads, the event loop and the side tasks still run their loops."""
-        return alive(self.stages, self.beside)
+        return alive(self.stages, [*self.beside, *self.fronts])
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
         """Follow a compacted topic: call `apply` for each record, and return once all present records are applied.
@@ -134,5 +140,5 @@ async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], No
                 process.beside.append(
                     ReadyLine(process.readiness, process.duties, process.replica, process.metrics_url)
                 )
-                await run_stages(stages, stop, process.beside)
+                await run_stages(stages, stop, process.beside, process.fronts)
     log.info("Stopped.", action="stopped", replica=process.replica)

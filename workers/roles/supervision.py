@@ -86,26 +86,32 @@ def stop_signal() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-async def run_stages(stages: Sequence[Stage], stop: asyncio.Event, beside: Sequence[SideTask] = ()) -> None:
+async def run_stages(
+    stages: Sequence[Stage], stop: asyncio.Event, beside: Sequence[SideTask] = (), fronts: Sequence[SideTask] = ()
+) -> None:
     """Run until `stop` is set, then drain every stage.
 
+    `fronts` are side tasks that take work from outside. They end first: the tasks beside them still serve that work.
     If a stage or a side task ends with an error, the other stages are drained too, and the error is raised.
     """
     collect_garbage_seldom()
     running = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]
     watched = [asyncio.create_task(task.ended(), name=f"beside-{index}") for index, task in enumerate(beside)]
+    taking = [asyncio.create_task(task.ended(), name=f"front-{index}") for index, task in enumerate(fronts)]
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait([*running, *watched, stopping], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([*running, *watched, *taking, stopping], return_when=asyncio.FIRST_COMPLETED)
     log.info("Stopping: draining the records in flight.", action="stopping")
     for stage in stages:
         stage.stop()
+    for front in taking:
+        front.cancel()
     await asyncio.gather(
-        *running, return_exceptions=True
+        *running, *taking, return_exceptions=True
     )  # all stages drain: one stage's error must not cut another stage's drain short
     for task in (*watched, stopping):
         task.cancel()
     await asyncio.wait([*watched, stopping])
-    for ended in (*watched, *running):
+    for ended in (*watched, *taking, *running):
         if not ended.cancelled():
             ended.result()
 
