@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import to_json
 
 from schemas.bounded import BoundedModel
 
@@ -180,6 +182,17 @@ class Job(WireModel):
     """Returned unchanged in the result."""
     custom_id: CustomId | None = None
     """The producer's own name for the job, returned in the result."""
+
+    @property
+    def prompt_sha256(self) -> str:
+        """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts.
+
+        The texts of messages stand in a JSON array of `[role, text]` pairs, without spaces.
+        """
+        if self.prompt is not None:
+            return hashlib.sha256(self.prompt.encode()).hexdigest()
+        texts = [[message.role, message.text] for message in self.messages or ()]
+        return hashlib.sha256(to_json(texts)).hexdigest()
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:

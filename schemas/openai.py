@@ -42,12 +42,18 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Unsupported members. Null and the listed values are accepted, since they change nothing."""
 
+_INSTEAD = {
+    "stream": "; the answer comes whole",
+    "previous_response_id": "; send the earlier messages in `input`",
+    "conversation": "; send the earlier messages in `input`",
+}
+
 _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Members that inform OpenAI and do not change the answer."""
 _TAKEN_BY_URL = {
     CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
     COMPLETIONS: ("prompt", "max_tokens"),
-    RESPONSES: ("input", "instructions", "max_output_tokens", "text"),
+    RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt"),
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
@@ -55,8 +61,9 @@ MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
 """Members that are not reported as ignored, for at least one of the URLs."""
 NOT_TAKEN: Final = frozenset(
     (
-        *("audio", "frequency_penalty", "function_call", "include", "instructions", "logit_bias", "logprobs"),
-        *("max_tool_calls", "moderation", "parallel_tool_calls", "prediction", "presence_penalty", "prompt"),
+        *("access_programs", "audio", "background_options", "context_management", "frequency_penalty"),
+        *("function_call", "image", "include", "instructions", "logit_bias", "logprobs", "max_tool_calls"),
+        *("moderation", "parallel_tool_calls", "prediction", "presence_penalty", "prompt"),
         *("prompt_cache_options", "prompt_cache_retention", "reasoning", "reasoning_effort", "stream_options"),
         *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
     )
@@ -100,24 +107,36 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
     problems = [*_frame_problems(line), *_unsupported(body if isinstance(body, dict) else {})]
     if problems or not isinstance(body, dict):
         raise UnusableLine(*problems)
+    return {"custom_id": line["custom_id"], **body_fields(line["url"], body)}
+
+
+def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Convert a request's body to a job's fields, to be validated as a Job. `url` is one of URLS. Raises UnusableLine.
+
+    Problems are named as in a Batch line, such as `body.input`.
+    """
+    if problems := _unsupported(body):
+        raise UnusableLine(*problems)
     fields = {
-        "custom_id": line["custom_id"],
         "model_id": body.get("model"),
-        "callback_url": callback_of(line),
+        "callback_url": callback_of({"body": body}),
         "metadata": _metadata(body.get("metadata")),
         **{name: body.get(name) for name in _COPIED},
         "stop": _stop(body.get("stop")),
-        **_QUESTIONS[line["url"]](body),
+        **_QUESTIONS[url](body),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def members_of(url: str) -> frozenset[str]:
+    """Return the members of a body for this URL that a job has fields for, or that change nothing."""
+    return _TAKEN.union(_TAKEN_BY_URL[url])
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
     """Return the names of the set members in a usable line's body that are ignored."""
     return sorted(
-        name
-        for name, value in line["body"].items()
-        if value is not None and name not in _TAKEN and name not in _TAKEN_BY_URL[line["url"]]
+        name for name, value in line["body"].items() if value is not None and name not in members_of(line["url"])
     )
 
 
@@ -140,8 +159,13 @@ def output_line(result: Result, url: str) -> dict[str, Any]:
         message = result.error.message if result.error else f"The job was {result.outcome}."
         return {**line, "response": None, "error": {"code": f"batch_{result.outcome}", "message": message}}
     status = _ERROR_STATUS.get(result.outcome, 200)
-    body = _ANSWERS[url](result) if status == 200 else _error_body(result, status)
+    body = answer_body(result, url) if status == 200 else _error_body(result, status)
     return {**line, "response": {"status_code": status, "request_id": result.job_id, "body": body}, "error": None}
+
+
+def answer_body(result: Result, url: str) -> dict[str, Any]:
+    """Return the body of the answer to a request that succeeded; `url` is the request's URL, one of URLS."""
+    return _ANSWERS[url](result)
 
 
 def _frame_problems(line: dict[str, Any]) -> list[Problem]:
@@ -159,7 +183,7 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
 
 def _unsupported(body: dict[str, Any]) -> list[Problem]:
     return [
-        Problem(f"body.{name}", "is not supported here")
+        Problem(f"body.{name}", f"is not supported here{_INSTEAD.get(name, '')}")
         for name, neutral in _NEUTRAL.items()
         if (value := body.get(name)) is not None and value not in neutral
     ]
@@ -201,6 +225,8 @@ def _completion_question(body: dict[str, Any]) -> dict[str, Any]:
 
 def _response_question(body: dict[str, Any]) -> dict[str, Any]:
     question = body.get("input")
+    if body.get("prompt") is not None:
+        raise UnusableLine(Problem("body.prompt", "is not supported here: OpenAI keeps the template that it names"))
     if isinstance(question, str):
         messages = [{"role": "user", "content": question}]
     elif isinstance(question, list) and question:

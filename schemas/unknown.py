@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from schemas import openai
 from schemas.job import Job, JsonSchemaFormat, ResponseFormat, Search, Sources, WireModel
+from schemas.problems import Problem
 
 MAX_NAMES = 5
 MAX_NAME_CHARACTERS = 64
@@ -88,11 +89,26 @@ def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
     return UnknownFields(shown, len(found)) if found else None
 
 
+def refused(unknown: UnknownFields | None) -> tuple[Problem, ...]:
+    """Return a problem for each named field, for a reader that refuses unknown fields."""
+    return tuple(_problem(name) for name in unknown.names) if unknown is not None else ()
+
+
 @lru_cache(maxsize=1024)
 def described(name: str) -> str:
     """Return a name in quotes, with a similar known field if there is one."""
     meant = _meant(name)
     return f"`{name}` (did you mean `{meant}`?)" if meant else f"`{name}`"
+
+
+def _problem(name: str) -> Problem:
+    meant = _meant(name)
+    return Problem(name, unknown_reason(meant))
+
+
+def unknown_reason(meant: str | None) -> str:
+    """Return the reason to refuse an unknown field; `meant` is the nearest known field."""
+    return f"is unknown; did you mean `{meant}`?" if meant else "is unknown; remove it"
 
 
 def _meant(name: str) -> str | None:
@@ -104,11 +120,16 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    known = tuple(field for field in known if field != own)  # OpenAI's body for another URL may have this name
-    alike = difflib.get_close_matches(own.lower(), known, 1, _ALIKE)
-    parts = [field for field in known if len(own) >= _LEAST_PART and own.lower() in field.split("_")]
-    meant = next(iter((*alike, *(field for field in (_CALLED.get(own),) if field in known), *parts)), None)
+    meant = nearest(own, (field for field in known if field != own))  # another URL's body may have this name
     return f"{place}{dot}{meant}" if meant else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known field that is most like the name; None if no field is similar."""
+    known = tuple(known)
+    alike = difflib.get_close_matches(name.lower(), known, 1, _ALIKE)
+    parts = [field for field in known if len(name) >= _LEAST_PART and name.lower() in field.split("_")]
+    return next(iter((*alike, *(field for field in (_CALLED.get(name),) if field in known), *parts)), None)
 
 
 def _below(place: str, model: WireModel | None) -> Iterator[str]:

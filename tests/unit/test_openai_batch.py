@@ -140,9 +140,8 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
     ],
 )
 def test_members_that_would_change_what_answer_comes_are_refused_by_name(member: str, value: object) -> None:
-    assert [str(problem) for problem in refusal(line({**CHAT, member: value})).problems] == [
-        f"body.{member}: is not supported here"
-    ]
+    (problem,) = refusal(line({**CHAT, member: value})).problems
+    assert str(problem).startswith(f"body.{member}: is not supported here")
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "http://internal/"}}]

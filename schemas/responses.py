@@ -1,0 +1,143 @@
+"""OpenAI's Response objects of jobs in every state, and the HTTP errors of jobs that did not succeed.
+
+Source: OpenAI API reference, "The response object", and `openai-python`'s `types/responses/response.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from schemas.openai import RESPONSES, answer_body
+from schemas.outcome import Outcome
+from schemas.result import Result
+
+PREFIX: Final = "resp_"
+"""A response's id is this prefix and the job's id."""
+CANCELLING: Final = "cancelling"
+"""The status of a job that is to be cancelled and has no result yet."""
+
+_ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "text", "user", "safety_identifier")
+"""Members of the request that the object repeats."""
+_KEPT = ("input", "background", "store", *_ECHOED)
+_ERROR_CODES = {Outcome.REJECTED: "invalid_prompt"}
+_STATUSES = {
+    Outcome.SUCCEEDED: "completed",
+    Outcome.CANCELLED: "cancelled",
+    Outcome.FAILED: "failed",
+    Outcome.EXPIRED: "failed",
+    Outcome.REJECTED: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseState:
+    """A job as the gateway's store has it."""
+
+    job_id: str
+    status: str
+    """`queued`, CANCELLING or an outcome."""
+    created_at: int
+    """Unix seconds."""
+    finished_at: int | None = None
+    """Unix seconds."""
+    model_id: str | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
+    result: Result | None = None
+    request: Mapping[str, Any] = MappingProxyType({})
+    """The request's body; empty where it was not stored."""
+
+
+def response_status(result: Result) -> str:
+    """Return the status of a finished response: `completed`, `incomplete`, `failed` or `cancelled`."""
+    if result.outcome is Outcome.SUCCEEDED and result.finish_reason == "length":
+        return "incomplete"
+    return _STATUSES[result.outcome]
+
+
+def response_object(state: ResponseState) -> dict[str, Any]:
+    """Return the Response object. A job that is to be cancelled is `in_progress` until its result comes."""
+    result = state.result
+    made: dict[str, Any] = {
+        "id": f"{PREFIX}{state.job_id}",
+        "object": "response",
+        "created_at": state.created_at,
+        "status": "in_progress" if state.status == CANCELLING else "queued",
+        "background": state.request.get("background") is True,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "metadata": dict(state.metadata),
+        "model": state.model_id or "",
+        "output": [],
+        "output_text": "",
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "store": state.request.get("store") is not False,
+        "tool_choice": "none",
+        "tools": [],
+        "usage": None,
+        **{name: state.request.get(name) for name in _ECHOED},
+    }
+    made["text"] = made["text"] or {"format": {"type": "text"}}
+    return made | (_finished(state, result) if result is not None else {"postback": {"status": state.status}})
+
+
+def _finished(state: ResponseState, result: Result) -> dict[str, Any]:
+    """Return the members of a finished response that differ from those of a queued one."""
+    made: dict[str, Any] = {"status": response_status(result), "postback": {"status": str(result.outcome)}}
+    if result.model_id is not None:
+        made["model"] = result.model_id
+    if result.outcome is Outcome.SUCCEEDED:
+        answer = answer_body(result, RESPONSES)
+        made |= {name: answer[name] for name in ("output", "incomplete_details", "usage")}
+        made["output_text"] = result.text or ""
+        made["completed_at"] = state.finished_at if made["status"] == "completed" else None
+        made["postback"] |= answer["postback"]
+    elif result.outcome is not Outcome.CANCELLED:
+        code, message = told(result)
+        made["error"] = {"code": _ERROR_CODES.get(result.outcome, "server_error"), "message": message}
+        made["postback"]["error"] = {"code": code, "message": message}
+    return made
+
+
+def told(result: Result) -> tuple[str, str]:
+    """Return the code and the message of a job that did not succeed."""
+    if result.error is not None:
+        return result.error.code, result.error.message
+    return str(result.outcome), f"The job ended as {result.outcome}."
+
+
+def kept_members(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the members of a request's body that are stored for later; None if the request forbids to store them."""
+    if body.get("store") is False:
+        return None
+    return {name: body[name] for name in _KEPT if body.get(name) is not None}
+
+
+def input_items(job_id: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the input of a valid request's body as a list of items, in the order of the request."""
+    question = request.get("input")
+    items = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    return [_item(f"msg_{job_id}_{number}", item) for number, item in enumerate(items or ())]
+
+
+def _item(identifier: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    content = item["content"]
+    kind = "output_text" if item["role"] == "assistant" else "input_text"
+    parts = [{"type": kind, "text": content}] if isinstance(content, str) else content
+    return {"id": identifier, "type": "message", "status": "completed", "role": item["role"], "content": parts}
+
+
+_OF_THE_JOB = ("no_sources", "not_json", "result_too_large", "unfinished", "unsupported")
+"""Codes of failures that the same job would meet again. Other codes are failures of the fleet."""
+_OUTCOME_STATUS = {Outcome.REJECTED: 400, Outcome.CANCELLED: 409, Outcome.EXPIRED: 504}
+
+
+def error_status(result: Result) -> int:
+    """Return the HTTP status that tells the client of an awaited job that it did not succeed."""
+    if result.outcome is Outcome.FAILED:
+        return 422 if told(result)[0] in _OF_THE_JOB else 500
+    return _OUTCOME_STATUS[result.outcome]

@@ -1,0 +1,161 @@
+"""Jobs read strictly, as the gateway takes them: an unknown field is refused, with the nearest known name.
+
+A worker ignores the unknown fields of a record, so that an older worker can read a newer producer's jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from schemas import openai
+from schemas.job import Job
+from schemas.openai import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    RESPONSES,
+    UnusableLine,
+    body_fields,
+    is_batch_line,
+    job_fields,
+    problem_in_line,
+)
+from schemas.problems import MAX_PROBLEMS, Problem, problems_of
+from schemas.unknown import nearest, refused, taken_from, unknown_fields, unknown_reason
+
+_NUL = "\0"
+_BODY = "body."
+_CALLED_ELSEWHERE = {
+    CHAT_COMPLETIONS: {"input": "messages", "prompt": "messages", "max_output_tokens": "max_completion_tokens"},
+    COMPLETIONS: {"input": "prompt", "messages": "prompt", "max_completion_tokens": "max_tokens"},
+    RESPONSES: {"messages": "input", "prompt": "input", "response_format": "text", "max_tokens": "max_output_tokens"},
+}
+"""The names of other URLs' members for the members of a URL."""
+
+
+class NotAJob(ValueError):  # noqa: N818 - named after the input
+    """The input is not a job, or has unknown fields. The error's text repeats no value of the input."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems[:MAX_PROBLEMS]
+
+
+def parsed(body: bytes) -> Any:
+    """Return the value of JSON. Raises NotAJob."""
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise NotAJob(Problem("body", f"is not JSON: {error}")) from None
+
+
+def job_in(body: bytes) -> Job:
+    """Return the job, or the Batch line's job, in the bytes of a JSON object. Raises NotAJob."""
+    try:
+        job = Job.model_validate_json(body, strict=True, extra="allow")
+    except ValidationError:
+        return job_of(parsed(body))  # parsed twice, since only a refusal or a Batch line comes here
+    return _checked(job)
+
+
+def job_of(document: object) -> Job:
+    """Return the job, or the Batch line's job, in a JSON value. Raises NotAJob."""
+    if is_batch_line(document):
+        return _line_job(document)
+    try:
+        return _checked(Job.model_validate(document, strict=True, extra="allow"))
+    except ValidationError as error:
+        raise NotAJob(*_misspelt(document), *problems_of(error)) from None
+
+
+def body_job(url: str, body: object) -> Job:
+    """Return the job of a request's body to one of OpenAI's URLS. Raises NotAJob, with the body's names for fields."""
+    if not isinstance(body, dict):
+        raise NotAJob(Problem("body", "is not a JSON object"))
+    line = {"url": url, "body": body}
+    try:
+        job = Job.model_validate(body_fields(url, body), strict=True)
+    except UnusableLine as unusable:
+        raise NotAJob(*_misspelt_members(line), *map(_unframed, unusable.problems)) from None
+    except ValidationError as error:
+        found = (_unframed(problem_in_line(problem, line)) for problem in problems_of(error))
+        raise NotAJob(*_misspelt_members(line), *found) from None
+    return _whole(job, *_misspelt_members(line))
+
+
+def ignored_members(url: str, body: dict[str, Any]) -> str | None:
+    """Return a sentence about the members of a usable body that have no effect; None if there are none."""
+    names = openai.passed_over({"url": url, "body": body})
+    return f"ignored, since no engine here has it: {', '.join(f'`{name}`' for name in names)}" if names else None
+
+
+def _line_job(line: dict[str, Any]) -> Job:
+    try:
+        job = Job.model_validate(job_fields(line), strict=True)
+    except UnusableLine as unusable:
+        raise NotAJob(*unusable.problems) from None
+    except ValidationError as error:
+        raise NotAJob(*(problem_in_line(problem, line) for problem in problems_of(error))) from None
+    frame = unknown_fields(name for name in line if name not in ("custom_id", "method", "url", "body"))
+    return _whole(
+        job, *refused(frame), *(Problem(f"{_BODY}{each.field}", each.reason) for each in _misspelt_members(line))
+    )
+
+
+def _checked(job: Job) -> Job:
+    """Return a job that was read with `extra="allow"`. Raises NotAJob if it has unknown fields."""
+    in_messages = unknown_fields(_names_in_messages(job)) if job.messages is not None else None
+    unknown = taken_from(job)
+    if unknown is None and in_messages is None:
+        return _whole(job)
+    return _whole(job, *refused(unknown), *refused(in_messages))
+
+
+def _names_in_messages(job: Job) -> Iterator[str]:
+    for index, message in enumerate(job.messages or ()):
+        yield from (f"messages.{index}.{name}" for name in message.model_extra or ())
+        if not isinstance(message.content, str):
+            for place, part in enumerate(message.content):
+                yield from (f"messages.{index}.content.{place}.{name}" for name in part.model_extra or ())
+
+
+def _whole(job: Job, *problems: Problem) -> Job:
+    """Return the job if it has no problems, also none that only a database has. Raises NotAJob."""
+    if job.custom_id is not None and _NUL in job.custom_id:
+        problems += (Problem("custom_id", "has a NUL character, which a database cannot store"),)
+    if job.metadata and any(_NUL in name or _NUL in value for name, value in job.metadata.items()):
+        problems += (Problem("metadata", "has a NUL character, which a database cannot store"),)
+    if problems:
+        raise NotAJob(*problems)
+    return job
+
+
+def _misspelt(document: object) -> tuple[Problem, ...]:
+    """Return problems for the unknown fields of an invalid job: `promt` explains a missing prompt."""
+    if not isinstance(document, dict):
+        return ()
+    return refused(unknown_fields(name for name in document if name not in Job.model_fields))
+
+
+def _misspelt_members(line: dict[str, Any]) -> tuple[Problem, ...]:
+    """Return problems for the members of a body that OpenAI's API does not have at this URL."""
+    members = openai.members_of(line["url"])
+    unknown = unknown_fields(
+        name for name in openai.passed_over(line) if name in openai.MEMBERS or name not in openai.NOT_TAKEN
+    )
+    names = unknown.names if unknown is not None else ()
+    return tuple(Problem(name, unknown_reason(_meant(line["url"], name, members))) for name in names)
+
+
+def _meant(url: str, name: str, members: frozenset[str]) -> str | None:
+    elsewhere = _CALLED_ELSEWHERE[url]
+    alike = name if name in elsewhere else nearest(name, sorted(members | elsewhere.keys()))
+    return elsewhere.get(alike or "", alike)
+
+
+def _unframed(problem: Problem) -> Problem:
+    """Return the problem with its place in the body, without the line around the body."""
+    return Problem(problem.field.removeprefix(_BODY), problem.reason)
