@@ -23,6 +23,7 @@ from gateway.tls import DoorTls, TlsFiles
 from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings, read_settings
 from telemetry.clock import Clock
+from workers.egress import EgressSettings
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.stage import Stage
 from workers.system.errors import ProcessError
@@ -75,9 +76,19 @@ def _add_door(process: Process, stack: AsyncExitStack, options: Options, store: 
     access = Access.open(store, options.store_url, read_settings(AccessSettings), clock)
     files = read_settings(FilesSettings)
     shelf = Shelf(store, open_blobs(files, options.store_url), files, clock)
-    app = create_app(Door(process.fleet, store, access, waiting, shelf, clock, process.metrics))
+    door = Door(
+        fleet=process.fleet,
+        settings=limits,
+        callbacks=read_settings(EgressSettings).callback_policy(development=process.development),
+        store=store,
+        access=access,
+        waiting=waiting,
+        shelf=shelf,
+        clock=clock,
+        metrics=process.metrics,
+    )
     context = None if tls is None else tls.context
-    process.fronts.append(DoorServer(app, bound, context, limits, clock, process.metrics))
+    process.fronts.append(DoorServer(create_app(door), bound, context, limits, clock, process.metrics))
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1")

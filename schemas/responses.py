@@ -6,8 +6,7 @@ Source: OpenAI API reference, "The response object", and `openai-python`'s `type
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from schemas.openai import RESPONSES, answer_body
@@ -44,9 +43,9 @@ class ResponseState:
     finished_at: int | None = None
     """Unix seconds."""
     model_id: str | None = None
-    metadata: Mapping[str, str] = MappingProxyType({})
+    metadata: Mapping[str, str] = field(default_factory=dict)
     result: Result | None = None
-    request: Mapping[str, Any] = MappingProxyType({})
+    request: Mapping[str, Any] = field(default_factory=dict)
     """The request's body; empty where it was not stored."""
 
 

@@ -44,6 +44,8 @@ class NewJob:
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     prompt_sha256: str | None = None
+    request: bytes | None = None
+    """Members of the request's body that are shown again, as JSON."""
 
 
 def accept_jobs(
@@ -88,6 +90,7 @@ def _job_row(principal: Principal, job: NewJob, now_ms: int) -> dict[str, Any]:
         "created_at": now_ms,
         "submitted_by": principal.credential,
         "prompt_sha256": job.prompt_sha256,
+        "request": job.request,
         "metadata": dict(job.metadata),
     }
 

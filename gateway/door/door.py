@@ -10,11 +10,13 @@ from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
 from gateway.batches.shelf import Shelf
 from gateway.door.errors import ApiError
+from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy
 
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
@@ -25,6 +27,9 @@ class Door:
     """Everything that a route needs. One object a process."""
 
     fleet: FleetSettings
+    settings: GatewaySettings
+    callbacks: EgressPolicy
+    """The policy by which a callback's URL is checked before its job is accepted."""
     store: Store
     access: Access
     waiting: Waiting

@@ -5,7 +5,7 @@ Source: OpenAI's API reference, "Error codes", and `openai-python`'s `_exception
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +23,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
+        problems: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -30,18 +31,29 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.headers = {name.lower(): _bounded(name, value) for name, value in headers.items()}
+        self.problems = problems
+        """Each problem by itself, for programs; OpenAI's clients ignore this member."""
 
     @property
     def body(self) -> dict[str, Any]:
         """The error's JSON."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": {**error, "problems": list(self.problems)} if self.problems else error}
 
 
 def _bounded(name: str, value: str) -> str:
     """Return a header's value; a Retry-After of at most a minute, since OpenAI's Node SDK sleeps all of it."""
     return str(min(int(value), MOST_RETRY_SECONDS)) if name.lower() == "retry-after" else value
 
+
+def conflict(code: str, message: str, param: str | None = None) -> ApiError:
+    """Return a 409 that OpenAI's clients do not repeat by themselves."""
+    return ApiError(409, code, message, param=param, headers=NO_RETRY)
+
+
+NO_RETRY = MappingProxyType({"x-should-retry": "false"})
+"""OpenAI's clients repeat 408, 409, 429 and 5xx unless this header forbids it."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

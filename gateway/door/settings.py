@@ -48,3 +48,15 @@ class GatewaySettings(BaseSettings):
     """The most open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
 
     Behind a proxy or a load balancer, all clients may have one address: raise it to `connections`."""
+
+    jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
+    """The most jobs in one request to `/v1/jobs`. Batches are for more."""
+    await_seconds: float = Field(default=120.0, gt=0, le=3600)
+    """Seconds that a request waits for its answer (`/v1/chat/completions`, `/v1/completions`, and `/v1/responses`
+    without `background`). Then the job is cancelled, and the request gets status 504."""
+    cancel_seconds: float = Field(default=2.0, ge=0, le=60)
+    """Seconds that a request to cancel a response waits for the response's end."""
+    event_streams: int = Field(default=32, ge=1, le=10_000)
+    """The most open requests to `/v1/events` of one tenant."""
+    heartbeat_seconds: float = Field(default=15.0, ge=0.1, le=300)
+    """Seconds without an event after which `/v1/events` sends a comment, so that proxies keep the connection open."""

@@ -79,11 +79,15 @@ jobs = Table(
     Column("prompt_sha256", String(64)),
     Column("metadata", JSON, nullable=False),
     Column("result", LargeBinary),
+    Column("request", LargeBinary),
+    Column("deleted_at", BigInt),
     Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
     Index("ix_jobs_batch_line", "batch_id", "line"),
 )
 """One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
+`request` holds the members of a body of `/v1/responses` that are shown again. A deleted response has a `deleted_at`,
+and neither result nor request.
 `url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
 batch has the id `<batch id>.<line>`, and gets its row from its result."""
 

@@ -19,11 +19,13 @@ from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
+from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
 from schemas.settings import FleetSettings
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy
 
 NOW = 1_800_000_000.0
 
@@ -69,7 +71,17 @@ def gateway_rig(folder: Path, **settings: Any) -> Iterator[Rig]:
     store = Store.open(url)
     shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
     access = Access.open(store, url, AccessSettings(), clock)
-    door = Door(FleetSettings(), store, access, Waiting(clock), shelf, clock, Metrics())
+    door = Door(
+        fleet=FleetSettings(),
+        settings=GatewaySettings(),
+        callbacks=EgressPolicy(),
+        store=store,
+        access=access,
+        waiting=Waiting(clock),
+        shelf=shelf,
+        clock=clock,
+        metrics=Metrics(),
+    )
     try:
         yield Rig(door, store, shelf, clock, folder, create_app(door))
     finally:

@@ -1,0 +1,48 @@
+"""Cancelling a job: its row becomes `cancelling`, and its workers are told through `job_control`.
+
+A result decides: a job that was answered before its worker heard of the cancellation keeps its answer.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select
+
+from gateway.accept.outbox import put_record
+from gateway.store.tables import jobs
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.outcome import Outcome
+from schemas.topics import Topics
+from telemetry.clock import Clock
+
+CANCELLING = "cancelling"
+_FINISHED = frozenset(map(str, Outcome))
+
+
+class JobFinished(Exception):  # noqa: N818 - it names what happened
+    """The job has its result already. The door answers 409."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"The job {job_id!r} has ended as {status!r}; a finished job cannot be cancelled.")
+        self.status = status
+
+
+def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics, clock: Clock) -> bool:
+    """Ask the workers to cancel a job; False if the tenant has no row of it. A second call changes nothing.
+
+    Raises JobFinished.
+    """
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.deleted_at.is_(None)
+    asked = connection.execute(jobs.update().where(this, jobs.c.status == "queued").values(status=CANCELLING))
+    if asked.rowcount:
+        put_control(connection, tenant, job_id, topics, clock)
+        return True
+    status = connection.execute(select(jobs.c.status).where(this)).scalar()
+    if status in _FINISHED:
+        raise JobFinished(job_id, status)
+    return status is not None
+
+
+def put_control(connection: Connection, tenant: str, job_id: str, topics: Topics, clock: Clock) -> None:
+    """Write the workers' order to cancel a job into the outbox."""
+    order = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=int(clock.time() * 1000))
+    put_record(connection, topics.control, job_key_bytes(order.key), write_control(order))

@@ -1,0 +1,65 @@
+"""Accepts the jobs of a request in one transaction, once for an `Idempotency-Key`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.accept.idempotency import KeyReused, StoredAnswer, once
+from gateway.accept.jobs import JobExists, NewJob, accept_jobs
+from gateway.access import Principal
+from gateway.door.door import Door
+from gateway.door.errors import ApiError, conflict
+
+_KEY = re.compile(r"[\x21-\x7e]{1,256}")
+KEY_HEADER = "idempotency-key"
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the request's `Idempotency-Key`. Raises ApiError (400)."""
+    key = request.headers.get(KEY_HEADER)
+    if key is not None and not _KEY.fullmatch(key):
+        raise ApiError(
+            400, "invalid_idempotency_key", "The Idempotency-Key is not 1 to 256 characters of ASCII without spaces."
+        )
+    return key
+
+
+def fingerprint(request: Request, body: bytes) -> bytes:
+    """Return a hash of the method, the path, the query and the body."""
+    said = f"{request.method}\n{request.url.path}\n{request.url.query}\n".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(said + body).digest()
+
+
+async def accept(
+    door: Door, request: Request, principal: Principal, body: bytes, jobs: Sequence[NewJob], answer: bytes
+) -> StoredAnswer:
+    """Accept jobs, and return `answer` with status 202; a repeat of the request gets the first request's answer.
+
+    Raises ApiError (400, 409).
+    """
+    key, print_of_it = idempotency_key(request), fingerprint(request, body)
+
+    def change(connection: Connection) -> StoredAnswer:
+        def work() -> StoredAnswer:
+            accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock)
+            return StoredAnswer(202, answer)
+
+        return once(connection, principal.tenant, key, print_of_it, work, door.clock)
+
+    try:
+        return await door.store.write(change)
+    except KeyReused as error:
+        raise conflict("idempotency_key_reused", str(error)) from None
+    except JobExists as error:
+        raise conflict("job_exists", str(error), "job_id") from None
+
+
+def response_of(stored: StoredAnswer) -> Response:
+    """Return a stored answer as an HTTP response."""
+    return Response(stored.body, stored.status, media_type="application/json")

@@ -1,0 +1,202 @@
+"""`/v1/jobs`: Postback's own API for single jobs.
+
+`POST /v1/jobs` takes one job object, or an array of jobs that are accepted together or not at all. The answer to an
+object is a job object, the answer to an array is a list of job objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.accept.cancelling import JobFinished, cancel_job, put_control
+from gateway.accept.jobs import NewJob
+from gateway.access import Principal, Scope
+from gateway.batches.paging import list_body
+from gateway.door import query, submitted
+from gateway.door.accepting import accept, response_of
+from gateway.door.body import read_body
+from gateway.door.door import Door
+from gateway.door.errors import conflict, not_found
+from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
+from schemas.codec import read_result, write_result
+from schemas.outcome import Outcome
+
+LANE = "lane"
+LANE_HEADER = "x-postback-lane"
+_LANES: tuple[submitted.Lane, ...] = ("default", "bulk")
+_STATUSES = ("queued", "cancelling", *map(str, Outcome))
+_METADATA = "metadata."
+_FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
+_MOST_KEYS = 8
+
+
+class JobRoutes:
+    """The handlers of `/v1/jobs`."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def create(self, request: Request) -> Response:
+        """Accept one job or several."""
+        door = self._door
+        principal = await door.principal(request, Scope.SUBMIT)
+        query.only(request, (LANE,))
+        lane = _lane(request)
+        body = await read_body(request, door.settings.body_bytes)
+        many = submitted.is_array(body)
+        if many:
+            jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
+        else:
+            jobs = [submitted.one_job(body, door.callbacks)]
+        trace = submitted.traceparent_of(request)
+        new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in jobs]
+        now = int(door.clock.time())
+        shown = [_accepted(one, now) for one in new]
+        answer = to_json(list_body(shown, has_more=False) if many else shown[0])
+        return response_of(await accept(door, request, principal, body, new, answer))
+
+    async def retrieve(self, request: Request) -> Response:
+        """Answer with one job, and its result if there is one."""
+        principal = await self._door.principal(request, Scope.READ)
+        return _answer(await self._found(principal, request.path_params["job_id"]))
+
+    async def list(self, request: Request) -> Response:
+        """Answer with a page of jobs, without their results."""
+        principal = await self._door.principal(request, Scope.READ)
+        query.only(request, _FILTERS, _METADATA)
+        page, wanted = query.page(request), self._filter(request)
+        try:
+            found, more = await self._door.store.read(
+                lambda connection: list_jobs(
+                    connection, principal.tenant, wanted, page.limit, page.after, ascending=page.ascending
+                )
+            )
+        except NoSuchCursor:
+            raise not_found("job", str(page.after)) from None
+        return Response(to_json(list_body([shown(job) for job in found], has_more=more)), media_type="application/json")
+
+    async def cancel(self, request: Request) -> Response:
+        """Ask for a job's cancellation. A job that has ended is a 409 with its state."""
+        principal = await self._door.principal(request, Scope.CANCEL)
+        job_id = request.path_params["job_id"]
+        await cancel(self._door, principal, job_id)
+        found = await self._found(principal, job_id)
+        status = found.status if found.status != "queued" else "cancelling"
+        return Response(to_json({**shown(found), "status": status}), media_type="application/json")
+
+    async def _found(self, principal: Principal, job_id: str) -> StoredJob:
+        found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
+        if found is None:
+            raise not_found("job", job_id)
+        return found
+
+    def _filter(self, request: Request) -> JobFilter:
+        now = self._door.clock.time()
+        return JobFilter(
+            status=query.one_of(request, "status", _STATUSES),
+            batch_id=request.query_params.get("batch"),
+            model_id=request.query_params.get("model"),
+            created_after_ms=query.time_ms(request, "created_after", now),
+            created_before_ms=query.time_ms(request, "created_before", now),
+            metadata=_metadata(request),
+        )
+
+
+async def cancel(door: Door, principal: Principal, job_id: str) -> None:
+    """Ask for a job's cancellation. Raises ApiError: 404, and 409 for a job that has ended."""
+    topics = door.fleet.kafka.topics
+
+    def change(connection: Any) -> bool:
+        if cancel_job(connection, principal.tenant, job_id, topics, door.clock):
+            return True
+        line = find_job(connection, principal.tenant, job_id)  # a batch's line without a row of its own
+        if line is None:
+            return False
+        if line.status in _STATUSES[2:]:
+            raise JobFinished(job_id, line.status)
+        put_control(connection, principal.tenant, job_id, topics, door.clock)
+        return True
+
+    try:
+        known = await door.store.write(change)
+    except JobFinished as error:
+        raise conflict("job_finished", str(error)) from None
+    if not known:
+        raise not_found("job", job_id)
+
+
+def shown(job: StoredJob) -> dict[str, Any]:
+    """Return a job as the API shows it, without its result. Times are Unix seconds."""
+    return {
+        "id": job.job_id,
+        "object": "job",
+        "status": job.status,
+        "created_at": job.created_ms // 1000,
+        "finished_at": job.finished_ms // 1000 if job.finished_ms is not None else None,
+        "url": job.url,
+        "model_id": job.model_id,
+        "custom_id": job.custom_id,
+        "batch_id": job.batch_id,
+        "line": job.line,
+        "metadata": dict(job.metadata),
+        "submitted_by": job.submitted_by,
+        "prompt_sha256": job.prompt_sha256,
+    }
+
+
+def _answer(job: StoredJob) -> Response:
+    head = to_json(shown(job))
+    result = write_result(read_result(job.result)) if job.result is not None else b"null"
+    return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
+
+
+def _accepted(job: NewJob, now: int) -> dict[str, Any]:
+    """Return the job object of a job that is accepted now."""
+    return {
+        "id": job.job_id,
+        "object": "job",
+        "status": "queued",
+        "created_at": now,
+        "model_id": job.model_id,
+        "custom_id": job.custom_id,
+        "metadata": job.metadata,
+    }
+
+
+def _lane(request: Request) -> submitted.Lane:
+    """Return the lane by the parameter `lane` or the header `x-postback-lane`. Raises ApiError (400)."""
+    said = request.query_params.get(LANE, request.headers.get(LANE_HEADER, "default"))
+    for lane in _LANES:
+        if said == lane:
+            return lane
+    raise query.invalid(LANE, f"is none of {', '.join(_LANES)}")
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    found = {
+        name.removeprefix(_METADATA): value
+        for name, value in request.query_params.items()
+        if name.startswith(_METADATA)
+    }
+    if len(found) > _MOST_KEYS:
+        raise query.invalid("metadata", f"filters by more than {_MOST_KEYS} keys")
+    for key in found:
+        if not 1 <= len(key) <= 64 or '"' in key:
+            raise query.invalid("metadata", "has a key that is not 1 to 64 characters without quotation marks")
+    return found
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    """Return the routes of jobs."""
+    handlers = JobRoutes(door)
+    return [
+        Route("/v1/jobs", handlers.create, methods=["POST"]),
+        Route("/v1/jobs", handlers.list, methods=["GET"]),
+        Route("/v1/jobs/{job_id:path}", handlers.retrieve, methods=["GET"]),
+        Route("/v1/jobs/{job_id:path}/cancel", handlers.cancel, methods=["POST"]),
+    ]

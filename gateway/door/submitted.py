@@ -1,0 +1,135 @@
+"""Jobs of request bodies: read strictly, checked, and made ready to be accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic_core import to_json
+from starlette.requests import Request
+
+from gateway.accept.jobs import NewJob
+from gateway.door.body import parse_json
+from gateway.door.errors import ApiError
+from gateway.view.stored_jobs import LINE_ID
+from producers.identity import new_job_id
+from schemas import topics
+from schemas.codec import write_job
+from schemas.job import MAX_JOB_BYTES, Job
+from schemas.problems import MAX_PROBLEMS, Problem
+from schemas.responses import kept_members
+from schemas.strict import NotAJob, body_job, job_in, job_of
+from telemetry.clock import Clock
+from telemetry.traces import parse_traceparent, start_trace
+from workers.egress import EgressPolicy, EgressRefused, check_url
+
+Lane = Literal["default", "bulk"]
+JOBS = "/v1/jobs"
+_SPACE = b" \t\r\n"
+
+Found = tuple[int | None, Problem]
+"""A problem, and the index of its job in an array."""
+
+
+def is_array(body: bytes) -> bool:
+    """Return whether the body is a JSON array, if it is JSON at all."""
+    return body.lstrip(_SPACE)[:1] == b"["
+
+
+def one_job(body: bytes, policy: EgressPolicy) -> Job:
+    """Return the job in a body. Raises ApiError (400) that names all problems."""
+    try:
+        return checked(job_in(body), policy)
+    except NotAJob as error:
+        raise refusal((None, problem) for problem in error.problems) from None
+
+
+def many_jobs(body: bytes, most: int, policy: EgressPolicy) -> list[Job]:
+    """Return the jobs in an array. Raises ApiError (400) that names the problems, each with its job's index."""
+    documents: list[object] = parse_json(body)
+    if not 1 <= len(documents) <= most:
+        raise ApiError(400, "invalid_job", f"The array has {len(documents)} jobs; send 1 to {most} in one request.")
+    jobs: list[Job] = []
+    problems: list[Found] = []
+    for index, document in enumerate(documents):
+        try:
+            jobs.append(checked(job_of(document), policy))
+        except NotAJob as error:
+            problems += [(index, problem) for problem in error.problems]
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems or (problems := _repeated(jobs)):
+        raise refusal(problems[:MAX_PROBLEMS])
+    return jobs
+
+
+def openai_job(url: str, body: Any, policy: EgressPolicy) -> Job:
+    """Return the job of a body to one of OpenAI's URLs. Raises ApiError (400) that names all problems."""
+    try:
+        return checked(body_job(url, body), policy, callback="metadata.webhook_url")
+    except NotAJob as error:
+        raise refusal((None, problem) for problem in error.problems) from None
+
+
+def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> Job:
+    """Return the job, unless a rule beside its schema refuses it. Raises NotAJob."""
+    if job.job_id is not None and LINE_ID.fullmatch(job.job_id):
+        raise NotAJob(Problem("job_id", "has the form of a batch line's id; choose another one"))
+    if job.callback_url is not None:
+        try:
+            check_url(job.callback_url, policy)
+        except EgressRefused as refused:
+            raise NotAJob(Problem(callback, f"must not be called: {refused}")) from None
+    return job
+
+
+def new_job(
+    job: Job, url: str, clock: Clock, *, lane: Lane = "default", traceparent: str | None = None, body: Any = None
+) -> NewJob:
+    """Return the job with an id, ready to be accepted. Raises ApiError (400) if its record would be too large.
+
+    `body` is the request's body if members of it are stored, see `schemas.responses.kept_members`.
+    """
+    named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
+    value = write_job(named)
+    if len(value) > MAX_JOB_BYTES:
+        raise ApiError(400, "invalid_job", f"The job {named.job_id!r} has more than {MAX_JOB_BYTES} bytes as a record.")
+    request = kept_members(body) if body is not None else None
+    return NewJob(
+        job_id=str(named.job_id),
+        url=url,
+        value=value,
+        headers=[(topics.TRACEPARENT, (traceparent or start_trace().traceparent).encode())],
+        lane=lane,
+        model_id=job.model_id,
+        custom_id=job.custom_id,
+        metadata=job.metadata,
+        prompt_sha256=job.prompt_sha256,
+        request=to_json(request) if request is not None else None,
+    )
+
+
+def traceparent_of(request: Request) -> str | None:
+    """Return the `traceparent` of a new span of the request's trace; None if the request has none."""
+    trace = parse_traceparent(request.headers.get("traceparent"))
+    return trace.child().traceparent if trace is not None else None
+
+
+def refusal(problems: Iterable[Found]) -> ApiError:
+    """Return the 400 that names each problem with its job's index and its field."""
+    found = [
+        (index, problem.field if index is None else f"{index}.{problem.field}", problem) for index, problem in problems
+    ]
+    said = [{"index": index, "field": problem.field, "reason": problem.reason} for index, _, problem in found]
+    message = "; ".join(f"{place}: {problem.reason}" for _, place, problem in found)
+    return ApiError(400, "invalid_job", message, param=found[0][1], problems=said)
+
+
+def _repeated(jobs: Sequence[Job]) -> list[Found]:
+    """Return a problem for each job id that an earlier job of the array has."""
+    first: dict[str, int] = {}
+    return [
+        (index, Problem("job_id", f"is also the id of job {first[job.job_id]}"))
+        for index, job in enumerate(jobs)
+        if job.job_id is not None and first.setdefault(job.job_id, index) != index
+    ]

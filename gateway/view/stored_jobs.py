@@ -1,0 +1,149 @@
+"""Reads of a tenant's jobs: one by its id, and lists in a stable order.
+
+A line of a batch has its row from its result. Until then its state is read from its batch's row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, or_, select
+
+from gateway.store.tables import batches, jobs
+
+LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
+"""The id of a batch's line: the batch and the line from 0."""
+_ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
+_LISTED = [column for column in jobs.c if column.name not in ("result", "request")]
+
+
+class NoSuchCursor(Exception):  # noqa: N818 - it names what is wrong
+    """The tenant has no job with the id after which the list should go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A row of `jobs`, or the state of a batch's line that has no row yet."""
+
+    job_id: str
+    status: str
+    """`queued`, `cancelling` or an outcome."""
+    url: str
+    created_ms: int
+    finished_ms: int | None = None
+    batch_id: str | None = None
+    line: int | None = None
+    custom_id: str | None = None
+    model_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    submitted_by: str | None = None
+    prompt_sha256: str | None = None
+    result: bytes | None = None
+    """The result's record; None in lists."""
+    request: bytes | None = None
+    """Members of the request's body; None in lists, and where they are not stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Conditions that all jobs of a list fulfil; None sets no condition."""
+
+    status: str | None = None
+    batch_id: str | None = None
+    model_id: str | None = None
+    created_after_ms: int | None = None
+    created_before_ms: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Keys and values that the job's metadata contains. Keys are `[A-Za-z0-9_-]+`: others need quoting in a path."""
+
+
+def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | None:
+    """Return a job with its result; None if the tenant has no such job."""
+    row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
+    if row is not None:
+        return None if row.deleted_at is not None else _stored(row)
+    found = LINE_ID.fullmatch(job_id)
+    return _line(connection, tenant, found[1], int(found[2])) if found else None
+
+
+def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | None:
+    """Return the record of a job's result; None if there is none yet."""
+    this = select(jobs.c.result).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)
+    result: bytes | None = connection.execute(this).scalar()
+    return result
+
+
+def list_jobs(
+    connection: Connection, tenant: str, wanted: JobFilter, limit: int, after: str | None, *, ascending: bool
+) -> tuple[Sequence[StoredJob], bool]:
+    """Return jobs by their time of creation without their results, and True if there are more.
+
+    Equal times are ordered by the id. Raises NoSuchCursor.
+    """
+    conditions = [jobs.c.tenant == tenant, jobs.c.deleted_at.is_(None), *_conditions(wanted)]
+    if after is not None:
+        conditions.append(_beyond(connection, tenant, after, ascending=ascending))
+    order = [jobs.c.created_at, jobs.c.job_id] if ascending else [jobs.c.created_at.desc(), jobs.c.job_id.desc()]
+    rows = connection.execute(select(*_LISTED).where(*conditions).order_by(*order).limit(limit + 1)).all()
+    return [_stored(row) for row in rows[:limit]], len(rows) > limit
+
+
+def _conditions(wanted: JobFilter) -> list[Any]:
+    equal = {"status": wanted.status, "batch_id": wanted.batch_id, "model_id": wanted.model_id}
+    found: list[Any] = [jobs.c[name] == value for name, value in equal.items() if value is not None]
+    if wanted.created_after_ms is not None:
+        found.append(jobs.c.created_at > wanted.created_after_ms)
+    if wanted.created_before_ms is not None:
+        found.append(jobs.c.created_at < wanted.created_before_ms)
+    return found + [jobs.c.metadata[key].as_string() == value for key, value in wanted.metadata.items()]
+
+
+def _beyond(connection: Connection, tenant: str, after: str, *, ascending: bool) -> Any:
+    """Return the condition for rows beyond the job `after`. Raises NoSuchCursor."""
+    found = select(jobs.c.created_at).where(jobs.c.tenant == tenant, jobs.c.job_id == after)
+    at = connection.execute(found).scalar()
+    if at is None:
+        raise NoSuchCursor(after)
+    if ascending:
+        return or_(jobs.c.created_at > at, and_(jobs.c.created_at == at, jobs.c.job_id > after))
+    return or_(jobs.c.created_at < at, and_(jobs.c.created_at == at, jobs.c.job_id < after))
+
+
+def _stored(row: Any) -> StoredJob:
+    return StoredJob(
+        job_id=row.job_id,
+        status=row.status,
+        url=row.url,
+        created_ms=row.created_at,
+        finished_ms=row.finished_at,
+        batch_id=row.batch_id,
+        line=row.line,
+        custom_id=row.custom_id,
+        model_id=row.model_id,
+        metadata=row.metadata,
+        submitted_by=row.submitted_by,
+        prompt_sha256=row.prompt_sha256,
+        result=getattr(row, "result", None),
+        request=getattr(row, "request", None),
+    )
+
+
+def _line(connection: Connection, tenant: str, batch_id: str, line: int) -> StoredJob | None:
+    """Return the state of a batch's line without a row; None if the tenant has no such line."""
+    found = select(batches).where(batches.c.tenant == tenant, batches.c.id == batch_id)
+    batch = connection.execute(found).one_or_none()
+    if batch is None or line >= batch.total:
+        return None
+    status = "cancelling" if batch.status == "cancelling" else _ENDED_BATCHES.get(batch.status, "queued")
+    return StoredJob(
+        job_id=f"{batch_id}.{line}",
+        status=status,
+        url=batch.endpoint,
+        created_ms=batch.created_at,
+        batch_id=batch_id,
+        line=line,
+        submitted_by=batch.submitted_by,
+    )
