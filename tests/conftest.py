@@ -22,6 +22,7 @@ from devkit.broker import Broker
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.postgres_server import PostgresServer
 from tests.product import PARTITIONS, Product, running
 
 TIER_DELAYS_SECONDS = (0.3, 0.6)
@@ -91,6 +92,22 @@ def _passing_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]
     admin = AdminClient(settings.client_config())
     for deleted in admin.delete_topics([spec.name for spec in settings.topics.specs(PARTITIONS)]).values():
         deleted.result(_ADMIN_TIMEOUT_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL. Shared, so leave it running: a test that kills a server starts its own."""
+    with PostgresServer() as own:
+        yield own
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database; a test that asks for it runs on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture

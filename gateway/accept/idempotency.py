@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from gateway.store.dialects import insert
 from gateway.store.tables import idempotency
 from telemetry.clock import Clock, SystemClock
 
 _CLOCK = SystemClock()
-_UNANSWERED = 0
 
 
 class KeyReused(Exception):  # noqa: N818 - it names what happened
@@ -43,26 +41,30 @@ def once(
 
     `fingerprint` is a hash of the method, the path and the body. `key` None: every request does its work.
     Raises KeyReused, and everything that `answer` raises; then the change takes back all of its rows.
-
-    Of two gateways on PostgreSQL that insert one key at once, the second waits for the first one's commit.
     """
     if key is None:
         return answer()
-    row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "created_at": int(clock.time() * 1000)}
-    claimed = connection.execute(
-        insert(connection, idempotency).on_conflict_do_nothing(),
-        {**row, "status": _UNANSWERED, "response": b""},
-    )
-    this = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
-    if claimed.rowcount == 0:
-        return _stored(connection.execute(select(idempotency).where(this)).one(), fingerprint)
+    columns = idempotency.c
+    stored = select(columns.fingerprint, columns.status, columns.response)
+    found = connection.execute(stored.where(columns.tenant == tenant, columns.key == key)).one_or_none()
+    if found is not None:
+        return _stored(found.fingerprint, StoredAnswer(found.status, found.response), fingerprint)
     made = answer()
-    connection.execute(idempotency.update().where(this).values(status=made.status, response=made.body))
+    connection.execute(
+        idempotency.insert(),
+        {
+            "tenant": tenant,
+            "key": key,
+            "fingerprint": fingerprint,
+            "status": made.status,
+            "response": made.body,
+            "created_at": int(clock.time() * 1000),
+        },
+    )
     return made
 
 
-def _stored(row: object, fingerprint: bytes) -> StoredAnswer:
-    found, status, response = (getattr(row, name) for name in ("fingerprint", "status", "response"))
-    if found != fingerprint:
+def _stored(fingerprint: bytes, answer: StoredAnswer, asked: bytes) -> StoredAnswer:
+    if fingerprint != asked:
         raise KeyReused("The Idempotency-Key was used for another request; send a new key with a new request.")
-    return StoredAnswer(status, response)
+    return answer

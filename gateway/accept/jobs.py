@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
-from gateway.store.dialects import insert
+from gateway.store.dialects import insert_new
 from gateway.store.tables import jobs, outbox
 from schemas import topics as names
 from schemas.topics import Topics
@@ -57,7 +57,7 @@ def accept_jobs(
     now_ms = int(clock.time() * 1000)
     rows = [_job_row(principal, job, now_ms) for job in new]
     if len(new) == 1:
-        if connection.execute(insert(connection, jobs).on_conflict_do_nothing(), rows).rowcount == 0:
+        if insert_new(connection, jobs, rows) == 0:
             raise JobExists(new[0].job_id)
     else:
         _insert_all(connection, principal.tenant, rows)
@@ -67,7 +67,7 @@ def accept_jobs(
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
     """Insert several jobs. Raises JobExists for the first one that exists; the savepoint lets the search see it."""
     savepoint = connection.begin_nested()
-    if connection.execute(insert(connection, jobs).on_conflict_do_nothing(), rows).rowcount == len(rows):
+    if insert_new(connection, jobs, rows) == len(rows):
         savepoint.commit()
         return
     savepoint.rollback()

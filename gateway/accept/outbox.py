@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
 from gateway.store.tables import outbox
@@ -30,5 +31,11 @@ def outbox_row(
     topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header], shard: str | None = None
 ) -> dict[str, Any]:
     """Return a row of the outbox. A record with a `shard`, a tenant, goes to one of the tenant's partitions."""
-    said = [[name, content.decode("latin-1")] for name, content in headers]
-    return {"topic": topic, "record_key": key, "value": value, "headers": said, "shard": shard}
+    packed = to_json([[name, content.decode("latin-1")] for name, content in headers])
+    size = len(value or b"") + len(key or b"") + len(packed)
+    return {"topic": topic, "record_key": key, "value": value, "headers": packed, "shard": shard, "size": size}
+
+
+def unpacked(headers: bytes) -> list[Header]:
+    """Return the headers of a row."""
+    return [(name, content.encode("latin-1")) for name, content in from_json(headers)]

@@ -1,143 +1,125 @@
-"""The database behind one writer thread with group commit; reads run in threads of their own.
-
-A change is a function of a connection. Changes that wait together share one transaction, each in a savepoint of its
-own: a change that raises takes back its own rows only. A change's future resolves after the commit.
-"""
+"""The database behind one writer thread with group commit; reads run in threads of their own."""
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from gateway.store.engine import is_passing, open_engine, take_turn, writing
+from gateway.store.errors import OutcomeUnknown, StoreAway
+from gateway.store.meta import store_id
 from gateway.store.tables import metadata
+from gateway.store.writer import Writer
+from telemetry.clock import Clock, SystemClock
+
+__all__ = ["OutcomeUnknown", "Store", "StoreAway"]
 
 T = TypeVar("T")
 
-MOST_TOGETHER = 256
-"""Changes that one transaction carries at most."""
 READERS = 8
+WRITE_SECONDS = 60.0
+"""The longest wait for a change. A database that is stuck must not hold its requests for ever."""
 
-
-class StoreAway(Exception):  # noqa: N818 - it names what happened
-    """The database cannot be reached, or ended the transaction; the request may be repeated."""
-
-
-@dataclass(slots=True)
-class _Change:
-    run: Callable[[Connection], Any]
-    future: Future[Any]
+_CLOCK = SystemClock()
 
 
 class Store:
-    """Reads and writes of one database. Thread-safe."""
+    """Reads and writes of one database. Thread-safe.
 
-    def __init__(self, engine: Engine) -> None:
+    A change is a function of a connection. It may run more than once, and must have no effect but its rows and its
+    result. A change that raises takes back its own rows only; others may share its transaction. Writes of all processes
+    run one after the other on both databases, so a change may read and then write without a lock of its own.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock = _CLOCK) -> None:
         self._engine = engine
-        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
-        self._writer = threading.Thread(target=self._write_all, name="store-write", daemon=True)
-        self._writer.start()
+        self._writer = Writer(engine, clock).start()
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Open the database and create missing tables. Raises StoreAway."""
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", _begin_immediate)
+        engine = open_engine(url)
         try:
-            metadata.create_all(engine)
+            with writing(engine).begin() as connection:
+                take_turn(connection)
+                metadata.create_all(connection)
+                store_id(connection)
         except SQLAlchemyError as error:
             raise StoreAway(f"the store cannot be opened ({type(error).__name__}); check POSTBACK_STORE__URL") from None
         return cls(engine)
 
+    @property
+    def dialect(self) -> str:
+        """The database's kind: `sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Call a function after each commit of this process, on the writer's thread. It must not block or raise."""
+        self._writer.committed.append(call)
+
     def submit(self, change: Callable[[Connection], T]) -> Future[T]:
-        """Queue a change for the writer. The future raises the change's own error, or StoreAway."""
-        future: Future[T] = Future()
-        self._changes.put(_Change(change, future))
-        return future
+        """Queue a change for the writer. The future raises the change's own error, or StoreAway. Raises StoreAway."""
+        return self._writer.submit(change)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
-        """Run a change in the writer's next transaction; return its result after the commit."""
-        return await asyncio.wrap_future(self.submit(change))
+        """Run a change in the writer's next transaction; return its result after the commit.
+
+        Raises the change's own error, StoreAway, and OutcomeUnknown.
+        """
+        future = asyncio.wrap_future(self.submit(change))
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise OutcomeUnknown("the store does not answer") from None
+
+    def write_now(self, change: Callable[[Connection], T]) -> T:
+        """Run a change, and wait in the calling thread. Raises as `write` does."""
+        try:
+            return self.submit(change).result(WRITE_SECONDS)
+        except TimeoutError:
+            raise OutcomeUnknown("the store does not answer") from None
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query in a thread. Raises StoreAway."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, query)
 
     def read_now(self, query: Callable[[Connection], T]) -> T:
-        """Run a query in the calling thread. Raises StoreAway."""
+        """Run a query in the calling thread, in one transaction. Raises StoreAway.
+
+        A query whose connection was lost runs once more: a server that was started again ended all connections.
+        """
         try:
-            with self._engine.connect() as connection:
-                return query(connection)
+            return self._read(query)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise _away(error) from None
         except SQLAlchemyError as error:
-            raise StoreAway(f"the store does not answer ({type(error).__name__})") from None
+            raise _away(error) from None
+        try:
+            return self._read(query)
+        except SQLAlchemyError as error:
+            raise _away(error) from None
 
     def close(self) -> None:
         """Write what is queued, then close all connections."""
-        self._changes.put(None)
-        self._writer.join()
+        self._writer.close()
         self._readers.shutdown()
         self._engine.dispose()
 
-    def _write_all(self) -> None:
-        while (first := self._changes.get()) is not None:
-            together, ended = self._take(first)
-            self._commit(together)
-            if ended:
-                return
-
-    def _take(self, first: _Change) -> tuple[list[_Change], bool]:
-        together = [first]
-        while len(together) < MOST_TOGETHER:
-            try:
-                change = self._changes.get_nowait()
-            except queue.Empty:
-                break
-            if change is None:
-                return together, True
-            together.append(change)
-        return together, False
-
-    def _commit(self, together: list[_Change]) -> None:
-        outcomes: list[Any] = []
-        try:
-            with self._engine.begin() as connection:
-                outcomes = [_tried(connection, change.run) for change in together]
-        except SQLAlchemyError as error:
-            away = StoreAway(f"the store did not take a change ({type(error).__name__})")
-            outcomes = [away] * len(together)
-        for change, outcome in zip(together, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                change.future.set_exception(outcome)
-            else:
-                change.future.set_result(outcome)
+    def _read(self, query: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            return query(connection)
 
 
-def _tried(connection: Connection, run: Callable[[Connection], Any]) -> Any:
-    """Return the change's result, or its own error after its rows are taken back. Raises SQLAlchemyError."""
-    try:
-        with connection.begin_nested():
-            return run(connection)
-    except SQLAlchemyError:
-        raise
-    except Exception as error:
+def _away(error: SQLAlchemyError) -> Exception:
+    """Return StoreAway for the database's own state; a defect of a statement stays what it is."""
+    if isinstance(error, DBAPIError) and not is_passing(error):
         return error
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy begins transactions itself, see `_begin_immediate`
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return StoreAway(f"the store does not answer ({type(error).__name__})")

@@ -15,10 +15,11 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    String,
     Table,
     Text,
 )
+
+from gateway.store.text import Name
 
 metadata = MetaData(
     naming_convention={
@@ -33,7 +34,7 @@ BigInt = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows its
 meta = Table(
     "meta",
     metadata,
-    Column("name", String(64), primary_key=True),
+    Column("name", Name(64), primary_key=True),
     Column("value", Text, nullable=False),
 )
 """Single values: the store's UUID, the outbox's counter, the events' counter."""
@@ -41,7 +42,7 @@ meta = Table(
 tenants = Table(
     "tenants",
     metadata,
-    Column("tenant", String(63), primary_key=True),
+    Column("tenant", Name(63), primary_key=True),
     Column("settings", JSON, nullable=False),
     Column("created_at", BigInt, nullable=False),
 )
@@ -50,11 +51,11 @@ tenants = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("tenant", String(63), nullable=False, index=True),
+    Column("id", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False, index=True),
     Column("digest", LargeBinary, nullable=False),
     Column("scopes", JSON, nullable=False),
-    Column("label", String(256)),
+    Column("label", Name(256)),
     Column("created_at", BigInt, nullable=False),
     Column("expires_at", BigInt),
     Column("revoked_at", BigInt),
@@ -65,18 +66,18 @@ api_keys = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("tenant", String(63), primary_key=True),
-    Column("job_id", String(256), primary_key=True),
-    Column("batch_id", String(64)),
+    Column("tenant", Name(63), primary_key=True),
+    Column("job_id", Name(256), primary_key=True),
+    Column("batch_id", Name(64)),
     Column("line", Integer),
-    Column("url", String(64), nullable=False),
-    Column("custom_id", String(512)),
-    Column("model_id", String(256)),
-    Column("status", String(16), nullable=False),
+    Column("url", Name(64), nullable=False),
+    Column("custom_id", Name(512)),
+    Column("model_id", Name(256)),
+    Column("status", Name(16), nullable=False),
     Column("created_at", BigInt, nullable=False),
     Column("finished_at", BigInt),
-    Column("submitted_by", String(128)),
-    Column("prompt_sha256", String(64)),
+    Column("submitted_by", Name(128)),
+    Column("prompt_sha256", Name(64)),
     Column("metadata", JSON, nullable=False),
     Column("result", LargeBinary),
     Column("request", LargeBinary),
@@ -96,9 +97,9 @@ job_attempts = Table(
     metadata,
     Column("topic_partition", Integer, primary_key=True),
     Column("topic_offset", BigInt, primary_key=True),
-    Column("tenant", String(63), nullable=False),
-    Column("job_id", String(256), nullable=False),
-    Column("webhook_id", String(128), nullable=False),
+    Column("tenant", Name(63), nullable=False),
+    Column("job_id", Name(256), nullable=False),
+    Column("webhook_id", Name(128), nullable=False),
     Column("at", BigInt, nullable=False),
     Column("details", JSON, nullable=False),
     Index("ix_job_attempts_job", "tenant", "job_id"),
@@ -109,9 +110,9 @@ events = Table(
     "events",
     metadata,
     Column("number", BigInt, primary_key=True, autoincrement=False),
-    Column("tenant", String(63), nullable=False),
-    Column("type", String(64), nullable=False),
-    Column("object_id", String(256), nullable=False),
+    Column("tenant", Name(63), nullable=False),
+    Column("type", Name(64), nullable=False),
+    Column("object_id", Name(256), nullable=False),
     Column("at", BigInt, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Index("ix_events_tenant_number", "tenant", "number"),
@@ -121,17 +122,17 @@ events = Table(
 files = Table(
     "files",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("tenant", String(63), nullable=False),
-    Column("purpose", String(32), nullable=False),
-    Column("filename", String(512), nullable=False),
+    Column("id", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False),
+    Column("purpose", Name(32), nullable=False),
+    Column("filename", Name(512), nullable=False),
     Column("bytes", BigInt, nullable=False),
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", Name(64), nullable=False),
     Column("created_at", BigInt, nullable=False),
     Column("stored_at", BigInt),
     Column("expires_at", BigInt),
     Column("deleted_at", BigInt),
-    Column("submitted_by", String(128)),
+    Column("submitted_by", Name(128)),
     Index("ix_files_tenant_id", "tenant", "id"),
 )
 """Metadata of files; their contents are blobs, named by the id. Ids sort by their time of creation.
@@ -142,13 +143,13 @@ without `stored_at` is a write in work, or one that was cut off; one with `delet
 batches = Table(
     "batches",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("tenant", String(63), nullable=False),
-    Column("endpoint", String(64), nullable=False),
-    Column("input_file_id", String(64), nullable=False),
-    Column("output_file_id", String(64)),
-    Column("error_file_id", String(64)),
-    Column("status", String(16), nullable=False, index=True),
+    Column("id", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False),
+    Column("endpoint", Name(64), nullable=False),
+    Column("input_file_id", Name(64), nullable=False),
+    Column("output_file_id", Name(64)),
+    Column("error_file_id", Name(64)),
+    Column("status", Name(16), nullable=False, index=True),
     Column("total", Integer, nullable=False),
     Column("completed", Integer, nullable=False),
     Column("failed", Integer, nullable=False),
@@ -165,8 +166,8 @@ batches = Table(
     Column("cancelled_at", BigInt),
     Column("output_expires_seconds", Integer),
     Column("claimed_until", BigInt, nullable=False),
-    Column("traceparent", String(64)),
-    Column("submitted_by", String(128)),
+    Column("traceparent", Name(64)),
+    Column("submitted_by", Name(128)),
     Index("ix_batches_tenant_id", "tenant", "id"),
     Index("ix_batches_input_file_id", "input_file_id"),
 )
@@ -177,10 +178,10 @@ A process that validates or finalises a batch sets `claimed_until` again and aga
 webhook_endpoints = Table(
     "webhook_endpoints",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("tenant", String(63), nullable=False, index=True),
-    Column("name", String(256), nullable=False),
-    Column("url", String(2048), nullable=False),
+    Column("id", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False, index=True),
+    Column("name", Name(256), nullable=False),
+    Column("url", Name(2048), nullable=False),
     Column("events", JSON, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("secret_version", Integer, nullable=False),
@@ -193,8 +194,8 @@ webhook_endpoints = Table(
 idempotency = Table(
     "idempotency",
     metadata,
-    Column("tenant", String(63), primary_key=True),
-    Column("key", String(256), primary_key=True),
+    Column("tenant", Name(63), primary_key=True),
+    Column("key", Name(256), primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("status", Integer, nullable=False),
     Column("response", LargeBinary, nullable=False),
@@ -205,22 +206,25 @@ idempotency = Table(
 outbox = Table(
     "outbox",
     metadata,
-    Column("id", BigInt, primary_key=True, autoincrement=True),
-    Column("number", BigInt, index=True),
-    Column("topic", String(249), nullable=False),
+    Column("number", BigInt, primary_key=True, autoincrement=True),
+    Column("size", Integer, nullable=False),
+    Column("topic", Name(249), nullable=False),
+    Column("shard", Name(63)),
     Column("record_key", LargeBinary),
+    Column("headers", LargeBinary, nullable=False),
     Column("value", LargeBinary),
-    Column("headers", JSON, nullable=False),
-    Column("shard", String(63)),
+    sqlite_autoincrement=True,
 )
-"""Records accepted and not yet known to be on Kafka. The relay numbers rows when it claims them.
+"""Records that are accepted, and not yet known to be on Kafka.
 
-A row with a `shard`, a tenant, goes to one of the tenant's partitions; another goes by its key."""
+Numbers are in the order of the commits, and no number is given twice, also after a row was deleted. A row with a
+`shard`, a tenant, goes to one of the tenant's partitions; another goes by its key. `size` is the record's size in
+bytes, before the value, so that a sum of sizes reads no values."""
 
 quotas = Table(
     "quotas",
     metadata,
-    Column("tenant", String(63), primary_key=True),
+    Column("tenant", Name(63), primary_key=True),
     Column("queued_lines", BigInt, nullable=False),
     Column("queued_tokens", BigInt, nullable=False),
 )
@@ -229,8 +233,17 @@ quotas = Table(
 view_offsets = Table(
     "view_offsets",
     metadata,
-    Column("topic", String(249), primary_key=True),
+    Column("topic", Name(249), primary_key=True),
     Column("partition", Integer, primary_key=True),
     Column("next_offset", BigInt, nullable=False),
 )
 """The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""
+
+writers = Table(
+    "writers",
+    metadata,
+    Column("id", Name(32), primary_key=True),
+    Column("transaction", BigInt, nullable=False),
+    Column("at", BigInt, nullable=False),
+)
+"""The last transaction of each gateway process, on PostgreSQL. A process whose COMMIT was not answered looks here."""

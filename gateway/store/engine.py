@@ -1,0 +1,84 @@
+"""Connections to SQLite and PostgreSQL, so that both behave alike: one writer at a time, and readers beside it.
+
+SQLite has one writer at a time by itself (`BEGIN IMMEDIATE`). On PostgreSQL a write transaction first takes an advisory
+lock and keeps it to its end. So the transactions of several gateways become visible in the order in which they took
+numbers from a sequence; without the lock, a reader could see number 7 before number 6. A change that reads and then
+writes meets no other change in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+from gateway.store.errors import StoreAway
+from gateway.store.text import to_json
+
+POOL = 16
+_WRITES = "postback_writes"
+_LOCK = 0x706F7374
+"""The advisory lock's number: any constant that all gateways share."""
+
+_POSTGRES = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    # A gateway that is stopped in its transaction must not hold the others' lock for ever.
+    "options": "-c idle_in_transaction_session_timeout=10s -c lock_timeout=20s -c statement_timeout=120s",
+}
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine for the URL; no connection is made yet. Raises StoreAway."""
+    try:
+        parsed = make_url(url)
+        engine = create_engine(
+            parsed, pool_size=POOL, pool_timeout=10, json_serializer=to_json, connect_args=_arguments(parsed)
+        )
+    except (ArgumentError, ImportError, ValueError) as error:
+        raise StoreAway(
+            f"the store's URL cannot be used ({type(error).__name__}); write sqlite:///FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME into POSTBACK_STORE__URL"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def writing(engine: Engine) -> Engine:
+    """Return an engine on the same pool for write transactions."""
+    return engine.execution_options(**{_WRITES: True})
+
+
+def take_turn(connection: Connection) -> None:
+    """Wait for this transaction's turn to write, on PostgreSQL; SQLite waits when the transaction begins."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
+def is_passing(error: DBAPIError) -> bool:
+    """Return whether the error is the database's state, such as a lost connection, and no defect of the statement."""
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def _arguments(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() != "postgresql":
+        return {}
+    return {name: value for name, value in _POSTGRES.items() if name not in url.query}
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins transactions itself, see `_begin_sqlite`
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction. A write transaction takes its lock at once: a reader cannot always become a writer."""
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

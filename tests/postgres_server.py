@@ -1,0 +1,182 @@
+"""Our own PostgreSQL: Debian's package, unpacked into a cache if it is not installed. No service is started."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import psycopg
+
+from devkit.kafka.jars import cache_home
+from telemetry.clock import Deadline, SystemClock
+
+_START_SECONDS = 60.0
+_OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "fsync": "off",  # a killed process loses nothing that the kernel has; only a machine could
+    "max_connections": "200",
+    "log_min_messages": "panic",
+}
+
+
+class PostgresServer:
+    """A context manager of a PostgreSQL on a free loopback port. PostgreSQL refuses root, and then runs as `nobody`."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._programs = _programs()
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres."))
+        self._as: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        if os.geteuid() == 0:
+            self._as = {"user": "nobody", "group": "nogroup", "extra_groups": ()}
+            shutil.chown(self._folder, "nobody", "nogroup")
+        made = ["-D", str(self._data), "-U", "postback", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", *made).check_returncode()
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def new_database(self) -> str:
+        """Create an empty database; return its URL for SQLAlchemy."""
+        self._databases += 1
+        name = f"db{self._databases}"
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+        return f"postgresql+psycopg://postback@127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> None:
+        """Start the server, and return when it answers."""
+        options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        self._process = subprocess.Popen(
+            [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *options],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            cwd=self._folder,
+            **self._as,
+        )
+        deadline = Deadline.after(self._clock, _START_SECONDS)
+        while not self._answers():
+            assert self._process.poll() is None, "PostgreSQL ended at its start"
+            assert not deadline.passed, "PostgreSQL did not start"
+            self._clock.sleep(0.02)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all processes of the server, as when a machine dies."""
+        if self._process is None:
+            return
+        for process in self._all():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """Stop all processes of the server: connections stay open, and nothing answers."""
+        for process in self._all():
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Let all processes of the server go on."""
+        for process in self._all():
+            process.resume()
+
+    def dump(self, url: str, into: Path) -> None:
+        """Write a backup of a database by `pg_dump`."""
+        done = self._run("pg_dump", "-Fc", "-d", url.replace("+psycopg", ""))
+        done.check_returncode()
+        into.write_bytes(done.stdout)
+
+    def restore(self, backup: Path) -> str:
+        """Restore a backup into a new database by `pg_restore`; return its URL."""
+        url = self.new_database()
+        given = backup.read_bytes()
+        self._run("pg_restore", "-d", url.replace("+psycopg", ""), given=given).check_returncode()
+        return url
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        root = self._programs.parents[3]
+        libraries = (
+            {} if root == Path("/usr") else {"LD_LIBRARY_PATH": ":".join(map(str, root.glob("lib/*-linux-gnu")))}
+        )
+        return {**os.environ, "LC_ALL": "C", **libraries}
+
+    def _all(self) -> list[psutil.Process]:
+        assert self._process is not None
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self._process.pid)
+            return [first, *first.children(recursive=True)]
+        return []
+
+    def _run(self, program: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [self._programs / program, *arguments],
+            env=self._environment,
+            input=given,
+            stdout=subprocess.PIPE,
+            cwd=self._folder,
+            check=False,
+            **self._as,
+        )
+
+    def _dsn(self, database: str) -> str:
+        return f"postgresql://postback@127.0.0.1:{self.port}/{database}?connect_timeout=5"
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self._dsn("postgres")).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def _programs() -> Path:
+    """Return the folder of `initdb` and `postgres`: installed, or unpacked before, or unpacked now."""
+    # `nobody` cannot enter root's home.
+    home = Path("/var/cache") if os.geteuid() == 0 else cache_home()
+    unpacked = home / "postback" / "postgresql"
+    for root in (Path("/"), unpacked):
+        found = sorted(root.glob("usr/lib/postgresql/*/bin/initdb"))
+        if found:
+            return found[-1].parent
+    unpacked.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="postgresql.", dir=unpacked.parent) as staging:
+        _unpack(Path(staging))
+        with suppress(OSError):  # another run may have unpacked it meanwhile
+            (Path(staging) / "root").rename(unpacked)
+    return max(unpacked.glob("usr/lib/postgresql/*/bin/initdb")).parent
+
+
+def _unpack(folder: Path) -> None:
+    """Download the package and every package that it needs and the machine lacks; unpack all of them."""
+    simulated = ["apt-get", "-s", "install", "--no-install-recommends", "postgresql"]
+    if subprocess.run(simulated, capture_output=True, check=False).returncode != 0:
+        subprocess.run(["apt-get", "update", "-q"], stdout=subprocess.DEVNULL, check=True)
+    said = subprocess.run(simulated, capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+    folder.chmod(0o755)
+    subprocess.run(["apt-get", "download", "-q", *needed], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
