@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from producers.results import ResultsReader
     from schemas.job import Job
     from schemas.settings import KafkaSettings
+    from schemas.trust import TrustSecrets
     from telemetry.clock import Deadline
 
 
@@ -48,6 +49,8 @@ class Request:
     """Indexes of the jobs that have no id of their own in the file."""
     skipped: int
     """The number of invalid lines that were left out."""
+    trust: TrustSecrets | None
+    """The secrets that sign the tenant, if the fleet has any."""
 
     def keep(self) -> None:
         """Write the receipt to its file, if it has one."""
@@ -112,6 +115,7 @@ def submit(
     quiet_clients()
     from producers.errors import ProducerError
     from producers.receipts import look_up
+    from schemas.settings import SettingsRefused
 
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
@@ -121,6 +125,8 @@ def submit(
     if skip_invalid is not None and skip_invalid.resolve() in {each.resolve() for each in (results, receipt) if each}:
         raise fail("--skip-invalid: names the file of another option; nothing was sent", BAD_INPUT)
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
+    with telling(SettingsRefused, code=BAD_INPUT):
+        trust = fleet.trust.secrets
     read = checked_jobs(file, callback_url, model, skip_invalid)
     if check:
         begun = _begun(read, tenant, receipt)
@@ -133,7 +139,9 @@ def submit(
     with _held(receipt):
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
-        request = Request(fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid)
+        request = Request(
+            fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid, trust
+        )
         warn_of_refused(_numbered(begun), fleet)
         warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
         request.keep()
@@ -203,7 +211,7 @@ def _send(request: Request, progress: Progress) -> None:
         progress.update(bar, advance=1, failed=failed)
 
     try:
-        with Client(request.kafka) as client:
+        with Client(request.kafka, trust=request.trust) as client:
             jobs = (receipt.jobs[index] for index in left)
             client.submit(jobs, tenant=request.tenant, lane=request.lane, on_answer=note)
     except KeyboardInterrupt:

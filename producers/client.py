@@ -25,6 +25,7 @@ from schemas import topics
 from schemas.codec import write_job
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
 from schemas.settings import KafkaSettings
+from schemas.trust import TrustSecrets
 from telemetry.clock import Clock, Deadline, SystemClock
 from telemetry.traces import current_trace, start_trace
 
@@ -98,12 +99,13 @@ def _ignore(index: int, error: SubmitError | None) -> None:
 class Client:
     """An idempotent producer with acks=all. One per process is enough; only one thread at a time may use it.
 
-    Raises ProducerError if Kafka cannot be reached.
+    With `trust`, each job's tenant is signed. Raises ProducerError if Kafka cannot be reached.
     """
 
-    def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK) -> None:
+    def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK, trust: TrustSecrets | None = None) -> None:
         self._settings = settings
         self._clock = clock
+        self._trust = trust
         self._places: dict[tuple[str, str], Iterator[int]] = {}
         self._partitions: dict[str, int] = {}
         self._silent = False
@@ -163,7 +165,8 @@ class Client:
     def _send(self, topic: str, partition: int, tenant: str, value: bytes, key: bytes) -> Any:
         trace = current_trace()
         traceparent = (trace.child() if trace else start_trace()).traceparent
-        headers = [(topics.TENANT, tenant.encode()), (topics.TRACEPARENT, traceparent.encode())]
+        signed = self._trust.signed(tenant, key.decode(), value) if self._trust else [(topics.TENANT, tenant.encode())]
+        headers = [*signed, (topics.TRACEPARENT, traceparent.encode())]
         return self._producer.send(topic, value, key, headers, partition)
 
     def _places_of(self, topic: str, tenant: str) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
     CodecError
     ├── InvalidJob      a record that is no job; carries its problems and an address for the rejection
+    │   └── UntrustedJob    a record whose tenant is not signed by the fleet
     └── InvalidResult   a record of `model_results` that no worker wrote
 
 If a field is absent from the body, its header counts. If header and body disagree, the job is rejected.
@@ -33,6 +34,7 @@ __all__ = [
     "Origin",
     "Problem",
     "ReceivedJob",
+    "UntrustedJob",
     "read_address",
     "read_job",
     "read_result",
@@ -119,6 +121,11 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
     `custom_id` and `callback_url` are None if they are absent or cannot be read safely.
     """
 
+    code = "invalid_job"
+    """The code of the result's error."""
+    letter_reason = "rejected"
+    """The reason of the dead letter."""
+
     def __init__(
         self,
         problems: tuple[Problem, ...],
@@ -140,6 +147,29 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
         self.custom_id = custom_id
         self.callback_url = callback_url
         self.traceparent = traceparent
+
+
+class UntrustedJob(InvalidJob):
+    """The record's tenant is not signed. The error has nothing that the record states.
+
+    The rejection belongs to the default tenant, has a job id that no other job has, and calls no callback. With the
+    stated ones, a stranger could end other tenants' jobs, or have callbacks signed in their name.
+    """
+
+    code = "untrusted_job"
+    letter_reason = "untrusted"
+
+    def __init__(self, value: bytes | None, place: Origin) -> None:
+        problem = Problem(
+            f"headers.{topics.TENANT_SIGNATURE}", "does not sign this tenant, job id and value with the fleet's secret"
+        )
+        super().__init__(
+            (problem,),
+            job_id=f"job_{place.digest}",
+            tenant=DEFAULT_TENANT,
+            webhook_id=place.webhook_id(value),
+            origin=place,
+        )
 
 
 class InvalidResult(CodecError):  # noqa: N818
@@ -236,7 +266,7 @@ def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
         job_id=invalid.job_id,
         custom_id=invalid.custom_id,
         outcome=Outcome.REJECTED,
-        error=ResultError(code="invalid_job", message=str(invalid)),
+        error=ResultError(code=invalid.code, message=str(invalid)),
         created_at=created_at,
     )
 

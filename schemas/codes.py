@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ERROR_CODES: dict[str, str] = {
     "invalid_job": "The record is no valid job, or no engine serves its model. The message names each field.",
+    "untrusted_job": "The workers take only jobs whose tenant is signed by the fleet, and the record's signature is "
+    "missing or wrong.",
     "expired": "`ttl_seconds` passed before the answer was complete.",
     "cancelled": "The job was cancelled before the answer was complete.",
     "no_sources": "`sources.required` is true, and no source could be used.",
@@ -20,6 +22,7 @@ ERROR_CODES: dict[str, str] = {
 
 DEAD_LETTER_REASONS: dict[str, str] = {
     "rejected": "The record is no valid job.",
+    "untrusted": "The record's tenant is not signed by the fleet. It stands in `said-tenant`, and is not believed.",
     "engine_error": ERROR_CODES["engine_error"],
     "worker_killed": "The record killed its worker three times while it ran alone.",
     "internal_error": "Postback has a defect that the record met.",

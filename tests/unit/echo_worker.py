@@ -10,6 +10,7 @@ from typing import Any
 from schemas.codec import read_result
 from schemas.result import Result
 from schemas.topics import Topics
+from schemas.trust import TrustSecrets
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.messages import in_text
@@ -41,7 +42,13 @@ def record(
 class Worker:
     """A worker's handler and its parts."""
 
-    def __init__(self, settings: WorkerSettings, models: dict[str, str | None], callbacks: EgressPolicy) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        models: dict[str, str | None],
+        callbacks: EgressPolicy,
+        trust: TrustSecrets | None,
+    ) -> None:
         self.metrics = Metrics()
         self.engine = EchoEngine(EchoSettings(), self.metrics)
         self.enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, self.metrics)
@@ -56,6 +63,7 @@ class Worker:
             settings,
             CLOCK,
             self.metrics,
+            trust,
         )
 
     async def outputs(self, given: Record) -> Sequence[Output]:
@@ -75,9 +83,12 @@ class Worker:
 
 @asynccontextmanager
 async def working(
-    models: dict[str, str | None] | None = None, callbacks: EgressPolicy | None = None, **settings: Any
+    models: dict[str, str | None] | None = None,
+    callbacks: EgressPolicy | None = None,
+    trust: TrustSecrets | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Worker]:
-    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy())
+    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy(), trust)
     await worker.engine.start()
     await worker.enricher.start()
     try:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 
 from schemas import topics as names
-from schemas.codec import Origin, ReceivedJob, read_job
+from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job
 from schemas.topics import Topics
+from schemas.trust import TrustSecrets
 from workers.egress import EgressPolicy, EgressRefused, check_url
+from workers.inference.belief import require_signature
 from workers.inference.job_identity import invalid_job
 from workers.inference.outputs import moved
 from workers.inference.registry import Forward, Registry, UnknownModel
@@ -25,12 +27,21 @@ _BULK = ".batch"
 
 
 class Admission:
-    """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from."""
+    """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from.
+
+    With `trust`, one of these secrets must have signed each job; without, any writer is believed.
+    """
 
     def __init__(
-        self, registry: Registry, callback_policy: EgressPolicy, topics: Topics, topic_ids: Mapping[str, str]
+        self,
+        registry: Registry,
+        callback_policy: EgressPolicy,
+        topics: Topics,
+        topic_ids: Mapping[str, str],
+        trust: TrustSecrets | None,
     ) -> None:
         self._registry = registry
+        self._trust = trust
         # A check depends on the URL's text alone. Without the cache it takes a quarter of an echo job's time.
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
         self._topics = topics
@@ -47,9 +58,17 @@ class Admission:
         return received
 
     def read(self, record: Record) -> ReceivedJob:
-        """Return the job in a record, without the egress policy's check of its callback URL. Raises InvalidJob."""
-        origin = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
-        received = read_job(record.value, record.headers, origin, record.timestamp_ms)
+        """Return the job in a record, without the egress policy's check of its callback URL.
+
+        Raises InvalidJob; UntrustedJob too if the record is no job and its tenant is not signed.
+        """
+        place = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
+        try:
+            received = read_job(record.value, record.headers, place, record.timestamp_ms)
+        except InvalidJob as invalid:
+            require_signature(self._trust, record, invalid, place)
+            raise
+        require_signature(self._trust, record, received, place)
         if record.unreadable is not None:
             raise invalid_job(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:

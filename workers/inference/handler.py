@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from schemas.codec import InvalidJob, ReceivedJob
 from schemas.result import Result, Timings
 from schemas.topics import Topics
+from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -46,7 +47,10 @@ log = get_logger()
 
 
 class InferenceHandler:
-    """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs."""
+    """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs.
+
+    With `trust`, one of these secrets must have signed each job.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class InferenceHandler:
         settings: WorkerSettings,
         clock: Clock,
         metrics: Metrics,
+        trust: TrustSecrets | None = None,
     ) -> None:
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
@@ -69,7 +74,7 @@ class InferenceHandler:
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
-        self._admission = Admission(registry, callback_policy, topics, topic_ids)
+        self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead
         )

@@ -56,7 +56,7 @@ class Outputs:
         )
         value = write_result(rejected_result(invalid, int(self._clock.time())))
         result = self._result(invalid, value, invalid.callback_url)
-        return [result, self._dead_letter(record, invalid, "rejected", str(invalid), 1)]
+        return [result, self._dead_letter(record, invalid, invalid.letter_reason, str(invalid), 1)]
 
     def given_up(self, record: Record, received: ReceivedJob, failure: Failure) -> list[Output]:
         """Return a `failed` result, and the record as a dead letter."""

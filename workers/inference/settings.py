@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,6 +55,12 @@ class WorkerSettings(BaseSettings):
     """Seconds in which jobs in work may finish when the worker stops or loses a partition.
 
     Keep this below the grace period of the worker's pod.
+    """
+    trust: Literal["any", "signed"] = "any"
+    """The jobs that the worker takes: of any writer of the topics, or only those whose tenant is signed.
+
+    The gateway and `postback submit` sign with a secret of POSTBACK_TRUST__SECRET_FILE. Other jobs are rejected, and
+    their callbacks are not called. A copy of a signed record is taken, and answered again for the same tenant.
     """
     lane: EngineLane | None = None
     """The engine lane that this worker reads in a fleet with several engines; if absent, the shared lane.

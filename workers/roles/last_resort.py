@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from schemas import topics as names
-from schemas.codec import InvalidJob, Origin, read_address, write_result
+from schemas.codec import InvalidJob, Origin, UntrustedJob, read_address, write_result
 from schemas.job import DEFAULT_TENANT
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError
 from schemas.topics import Topics
+from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.inference.belief import require_signature
 from workers.inference.job_identity import identity_headers, job_letter
 from workers.stage.dead_letters import dead_letter
 from workers.stage.defects import LastResort
@@ -25,13 +27,18 @@ from workers.stage.record import Failure, Header, Output, Record
 _WAITING = frozenset(names.WAITING_HEADERS)
 
 
-def for_jobs(topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics: Metrics) -> LastResort:
-    """Return the last resort for jobs: a failed result under the job's identity, and the record as a dead letter."""
+def for_jobs(
+    topics: Topics, topic_ids: Mapping[str, str], clock: Clock, metrics: Metrics, trust: TrustSecrets | None = None
+) -> LastResort:
+    """Return the last resort for jobs: a failed result under the job's identity, and the record as a dead letter.
+
+    With `trust`, a job that none of these secrets signed calls no callback, and its result names none of its ids.
+    """
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:
         plain = _sendable(record)
         origin = Origin(topic_ids.get(record.topic, record.topic), record.partition, record.offset)
-        whose = _whose(plain, origin)
+        whose = _whose(plain, origin, trust)
         result = Result(
             job_id=whose.job_id,
             custom_id=whose.custom_id,
@@ -63,10 +70,14 @@ def for_callbacks(topics: Topics, metrics: Metrics) -> LastResort:
     return outputs
 
 
-def _whose(record: Record, origin: Origin) -> InvalidJob:
+def _whose(record: Record, origin: Origin, trust: TrustSecrets | None) -> InvalidJob:
     """Return the job's identity and callback. An unreadable record is identified by topic, partition and offset."""
     try:
-        return read_address(record.value, record.headers, origin)
+        whose = read_address(record.value, record.headers, origin)
+        require_signature(trust, record, whose, origin)
+        return whose
+    except UntrustedJob as untrusted:
+        return untrusted
     except Exception:  # a defect that the stage has logged already
         return InvalidJob(
             (),

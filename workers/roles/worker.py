@@ -18,6 +18,7 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.announcer import Announcer
+from workers.inference.belief import believed_secrets
 from workers.inference.cancellations import KEPT_MS
 from workers.inference.handler import InferenceHandler
 from workers.inference.registry import Registry, listed
@@ -68,7 +69,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     Raises ProcessError and SettingsRefused.
     """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
-    egress = read_settings(EgressSettings)
+    egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
@@ -89,6 +90,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         settings,
         process.clock,
         process.metrics,
+        trust,
     )
     process.beside.append(handler.engine_watch)
     # The topic is read to its end before the first dispatch, so that no cancelled job begins.
@@ -97,7 +99,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
     read = [lane, bulk_lane]
-    resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics)
+    resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics, trust)
     parts = handler.pace, handler.sharing
     made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
     return group_stage(stage, kafka, read, *made_of)

@@ -1,0 +1,36 @@
+"""The belief in a record's headers: any writer's, or only those whose tenant the fleet signed."""
+
+from __future__ import annotations
+
+from schemas.codec import InvalidJob, Origin, ReceivedJob, UntrustedJob
+from schemas.settings import SettingsRefused, TrustSettings
+from schemas.trust import TrustSecrets, signature_of
+from workers.inference.settings import WorkerSettings
+from workers.stage.record import Record
+
+
+def believed_secrets(settings: WorkerSettings, trust: TrustSettings) -> TrustSecrets | None:
+    """Return the secrets of which one must have signed each job; None if any writer is believed.
+
+    Raises SettingsRefused.
+    """
+    if settings.trust == "any":
+        return None
+    secrets = trust.secrets
+    if secrets is None:
+        raise SettingsRefused(
+            "POSTBACK_WORKER__TRUST: with `signed`, POSTBACK_TRUST__SECRET_FILE must name the file of the secrets"
+        )
+    return secrets
+
+
+def require_signature(
+    secrets: TrustSecrets | None, record: Record, whose: ReceivedJob | InvalidJob, place: Origin
+) -> None:
+    """Raise UntrustedJob if one of the secrets must have signed this record's tenant, and none did.
+
+    A job id that is derived from the record's place is signed by none: only its writer's id can be.
+    """
+    signature = signature_of(record.headers)
+    if secrets is not None and not secrets.is_signed(whose.tenant, whose.job_id, record.value, signature):
+        raise UntrustedJob(record.value, place)
