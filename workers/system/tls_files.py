@@ -63,6 +63,8 @@ def _no_passphrase() -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not the certificate's"
     if isinstance(error, ssl.SSLError):
         return f"it lacks the expected content in PEM ({error.reason or 'unreadable'})"
     if isinstance(error, OSError) and error.errno is not None:
