@@ -20,6 +20,8 @@ CLIENT_GONE = "499"
 """The metrics' status of a request whose client ended the connection before its response, as nginx counts it."""
 UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
+FRAMES = 8
+"""The innermost frames of a defect that the log shows; the outer ones are the framework's."""
 
 log = get_logger()
 
@@ -92,5 +94,5 @@ def _report(error: Exception, request_id: str, route: str) -> None:
         request_id=request_id,
         route=route,
         error_type=type(error).__qualname__,
-        stack="".join(traceback.format_tb(error.__traceback__)),
+        stack="".join(traceback.format_tb(error.__traceback__, -FRAMES)),
     )
