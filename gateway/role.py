@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from gateway.accept.acceptance import Acceptance
+from gateway.accept.relay import Relay
 from gateway.access.access import Access
 from gateway.access.settings import AccessSettings
 from gateway.batches.shelf import Shelf
@@ -18,6 +20,7 @@ from gateway.door.app import create_app
 from gateway.door.door import Door
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
+from gateway.store.settings import StoreSettings
 from gateway.store.store import Store
 from gateway.tls import DoorTls, TlsFiles
 from gateway.view.waiting import Waiting
@@ -58,11 +61,21 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         store = Store.open(options.store_url)
         stack.callback(store.close)
         waiting = Waiting(process.clock)
+        _add_relay(process, options, store)
         if "door" in options.roles:
             _add_door(process, stack, options, store, waiting)
         return []
 
     await run(fleet, listen, announce, prepare)
+
+
+def _add_relay(process: Process, options: Options, store: Store) -> None:
+    """Add the watch of the outbox, which every role may write into, and the relay if it is among the roles."""
+    kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
+    process.beside.append(Acceptance(store, kafka, read_settings(StoreSettings), clock, metrics))
+    if "relay" in options.roles:
+        process.beside.append(Relay(store, kafka, clock, metrics))
+        process.duties.append("puts accepted records on Kafka")
 
 
 def _add_door(process: Process, stack: AsyncExitStack, options: Options, store: Store, waiting: Waiting) -> None:

@@ -352,6 +352,24 @@ DELIVERY = {
 }
 
 GATEWAY = {
+    "relay-leading": Action("info", "The process puts accepted records on Kafka, from the line's `position` on."),
+    "relay-standby": Action("info", "Another gateway's process puts accepted records on Kafka; this one waits."),
+    "relay-failed": Action(
+        "warning",
+        "Accepted records do not get to Kafka; they stay in the store, and the relay begins anew.",
+        "Look at the broker, or at the topic that the line names.",
+    ),
+    "relay-repaired": Action("info", "Accepted records get to Kafka again."),
+    "store-behind": Action(
+        "warning",
+        "Kafka has records that the store never numbered: the store was restored from a backup. Its counter is raised.",
+        "If the store was not restored, look for a gateway that runs on a copy of the store, and stop it.",
+    ),
+    "outbox-full": Action(
+        "error",
+        "As many accepted records wait for Kafka as the settings allow; requests that submit work get status 503.",
+        "Look at the broker; `POSTBACK_STORE__OUTBOX_…` sets the bounds.",
+    ),
     "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
     "certificates-expiring": Action(
         "warning",

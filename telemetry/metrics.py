@@ -114,6 +114,18 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.outbox_records = Gauge(
+            "postback_outbox_records", "Records that the gateway accepted and Kafka does not have yet.", registry=r
+        )
+        self.relayed_records = Counter(
+            "postback_relayed_records_total", "Accepted records that the gateway put on Kafka.", registry=r
+        )
+        self.viewed_records = Counter(
+            "postback_viewed_records_total",
+            "Records that the gateway's view wrote into the store, by kind: result, attempt, unusable.",
+            ["kind"],
+            registry=r,
+        )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.cache_lookups = Counter(
             "postback_cache_lookups_total",

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select
 from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
 from gateway.store.dialects import insert_new
+from gateway.store.hold import require_no_hold
 from gateway.store.tables import jobs, outbox
 from schemas import topics as names
 from schemas.topics import Topics
@@ -51,9 +52,13 @@ class NewJob:
 def accept_jobs(
     connection: Connection, principal: Principal, new: Sequence[NewJob], topics: Topics, clock: Clock = _CLOCK
 ) -> None:
-    """Write the rows of jobs, and their records into the outbox. Raises JobExists; no id may occur twice in `new`."""
+    """Write the rows of jobs, and their records into the outbox. No id may occur twice in `new`.
+
+    Raises JobExists, and StoreAway on a hold.
+    """
     if not new:
         return
+    require_no_hold(connection, new_work=True)
     now_ms = int(clock.time() * 1000)
     rows = [_job_row(principal, job, now_ms) for job in new]
     if len(new) == 1:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
+from gateway.store.hold import require_no_hold
 from gateway.store.tables import outbox
 
 Header = tuple[str, bytes]
@@ -22,8 +23,9 @@ def put_record(
 ) -> None:
     """Write one record into the outbox. `topic` is the full name, see `schemas.topics.Topics`.
 
-    The relay chooses the partition by the key, or any partition without a key.
+    The relay chooses the partition by the key, or any partition without a key. Raises StoreAway on a hold.
     """
+    require_no_hold(connection, new_work=False)
     connection.execute(outbox.insert(), outbox_row(topic, key, value, headers))
 
 

@@ -40,11 +40,13 @@ class Door:
     metrics: Metrics
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
-        """Return the request's principal. Raises ApiError (401, 403)."""
+        """Return the request's principal. Raises ApiError: 401, 403, and 503 while no work can be accepted."""
         try:
             found = await self.access.principal(request.headers.get("authorization"), request.scope.get(PEER))
         except CredentialRefused as error:
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
         if not found.may(scope):
             raise ApiError(403, "insufficient_permissions", f"The credential lacks the scope `{scope}`.")
+        if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):
+            raise ApiError(503, "not_accepting", f"No work is accepted now: {reason}.", headers={"retry-after": "5"})
         return found

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from gateway.store.errors import StoreAway
+from gateway.store.hold import OPTION, Hold
 from gateway.store.text import to_json
 
 POOL = 16
@@ -50,9 +51,9 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def writing(engine: Engine) -> Engine:
-    """Return an engine on the same pool for write transactions."""
-    return engine.execution_options(**{_WRITES: True})
+def writing(engine: Engine, hold: Hold | None = None) -> Engine:
+    """Return an engine on the same pool for write transactions, which a hold keeps from the outbox."""
+    return engine.execution_options(**{_WRITES: True, OPTION: hold})
 
 
 def take_turn(connection: Connection) -> None:

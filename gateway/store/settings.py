@@ -20,3 +20,7 @@ class StoreSettings(BaseSettings):
 
     url: str = Field(default="sqlite:///postback.db")
     """SQLAlchemy's URL of the database: `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
+    outbox_rows: int = Field(default=500_000, ge=1)
+    """Accepted records that may wait for Kafka. With more, the gateway answers 503 to requests that submit work."""
+    outbox_bytes: int = Field(default=2 * 1024**3, ge=1)
+    """Bytes of the accepted records that may wait for Kafka."""

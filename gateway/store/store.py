@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gateway.store.engine import is_passing, open_engine, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
+from gateway.store.hold import Hold
 from gateway.store.meta import store_id
 from gateway.store.tables import metadata
 from gateway.store.writer import Writer
@@ -39,7 +40,9 @@ class Store:
     def __init__(self, engine: Engine, clock: Clock = _CLOCK) -> None:
         self._engine = engine
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
-        self._writer = Writer(engine, clock).start()
+        self.hold = Hold()
+        """Keeps this process from writing into the outbox while it has a reason."""
+        self._writer = Writer(engine, clock, self.hold).start()
 
     @classmethod
     def open(cls, url: str) -> Self:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from gateway.store.dialects import insert
 from gateway.store.engine import is_passing, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
+from gateway.store.hold import Hold
 from gateway.store.tables import writers
 from telemetry.clock import Clock, Deadline
 
@@ -71,8 +72,8 @@ class _CommitUnanswered(Exception):  # noqa: N818 - private
 class Writer:
     """Runs changes in the order of their submission. Thread-safe."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = writing(engine)
+    def __init__(self, engine: Engine, clock: Clock, hold: Hold) -> None:
+        self._engine = writing(engine, hold)
         self._clock = clock
         self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._id = uuid.uuid4().hex

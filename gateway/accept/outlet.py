@@ -1,0 +1,124 @@
+"""The relay's side of Kafka: a transaction carries the records of some rows and the position after them.
+
+Every error ends in a new producer. Its `init_transactions` fences older relays, and ends the transaction that was under
+way; then the committed position shows whether Kafka committed it. `workers.stage.settler_state` explains the sweep of
+topics that comes before: an ended transaction may leave records that hold up readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count as counted
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from kafka.partitioner.default import murmur2
+
+from gateway.accept.outbox import unpacked
+from gateway.accept.position import PositionReader
+from producers.sharding import shard_of
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+from workers.kafka.clients import client_config
+from workers.stage.record import Output
+from workers.stage.settle import SWEEP_KEY
+from workers.stage.sweep import LeaderMissing, Sweeps
+from workers.stage.transactional_producer import MakeProducer, TransactionalProducer
+
+
+class Outlet:
+    """Puts rows of the outbox on Kafka. Methods raise KafkaException. A single thread calls all methods."""
+
+    def __init__(self, kafka: KafkaSettings, store: str, clock: Clock, make_producer: MakeProducer = Producer) -> None:
+        """`store` is the store's UUID; all relays of one store share a transactional.id."""
+        names = kafka.topics
+        self._config = client_config(kafka)
+        self._clock = clock
+        self._make_producer = make_producer
+        self._reader = PositionReader(kafka, store)
+        self._sweeps = Sweeps((names.requests(), names.requests(bulk=True), names.batch_requests, names.control))
+        self._partitions: dict[str, int] = {}
+        self._written: frozenset[str] = frozenset()
+        self._turn = counted()
+        self._producer: TransactionalProducer | None = None
+
+    def open(self) -> int | None:
+        """Fence older relays, end their transaction, and return the committed position; None if there is none."""
+        self._retire()
+        self._producer = TransactionalProducer(self._config, self._reader.group, self._clock, self._make_producer)
+        self._producer.init()
+        self._partitions.clear()
+        self._sweeps.doubt(self._written)
+        self._sweep(self._producer)
+        return self._reader.read()
+
+    def put(self, rows: Sequence[Any], position: int) -> None:
+        """Commit the records of rows of `outbox`, and the position after them."""
+        assert self._producer is not None  # noqa: S101 - `open` comes first
+        topics = frozenset(row.topic for row in rows)
+        if self._sweeps.need(topics):
+            self._sweep(self._producer)
+        self._written = topics
+        self._producer.begin()
+        for row in rows:
+            output = Output(row.topic, row.value, row.record_key, unpacked(row.headers))
+            self._producer.produce(output, self._partition(row))
+        self._producer.send_offsets(self._reader.at(position), self._reader.group_metadata())
+        self._producer.commit()
+        self._written = frozenset()
+
+    def listen(self) -> None:
+        """Write the client's log lines."""
+        if self._producer is not None:
+            self._producer.poll(0)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._retire()
+        self._reader.close()
+
+    def _retire(self) -> None:
+        if self._producer is not None:
+            self._producer.retire()
+            self._producer = None
+
+    def _sweep(self, producer: TransactionalProducer) -> None:
+        """Write to each partition that may hold a rest, send an offset, and abort."""
+        try:
+            self._sweeps.plan({topic: producer.layout(topic) for topic in self._sweeps.owed})
+        except LeaderMissing as missing:
+            text = f"a partition of {missing.topic} has no leader"
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, text)) from None
+        is_last = False
+        while not is_last:
+            places = self._sweeps.step(0)
+            is_last = self._sweeps.is_last(places)
+            producer.begin()
+            for topic, number in places:
+                producer.produce(Output(topic, None, SWEEP_KEY), number)
+            producer.wait_until_written()
+            if is_last:
+                producer.send_offsets(self._reader.at(0), self._reader.group_metadata())
+            producer.abort()
+            self._sweeps.done(places)
+
+    def _partition(self, row: Any) -> int:
+        """Return the partition of a row: by its shard, its key, or the turn."""
+        count = self._count(row.topic)
+        if row.shard is not None:
+            shard = shard_of(row.shard, count)
+            return shard[next(self._turn) % len(shard)]
+        if row.record_key is not None:
+            hashed: int = murmur2(row.record_key) & 0x7FFFFFFF  # the partition that Java's producer chooses
+            return hashed % count
+        return next(self._turn) % count
+
+    def _count(self, topic: str) -> int:
+        assert self._producer is not None  # noqa: S101 - `open` comes first
+        if topic not in self._partitions:
+            count = self._producer.layout(topic).partitions
+            if count == 0:
+                text = f"the topic {topic} does not exist; `postback topics create` makes it"
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, text))
+            self._partitions[topic] = count
+        return self._partitions[topic]

@@ -1,0 +1,108 @@
+"""The relay's position: the number of the next row of the outbox that Kafka does not have.
+
+The position is an offset of the relay's consumer group, in partition 0 of `model_requests`. A Kafka transaction commits
+it together with the records of all rows below it. So only Kafka says which rows it has.
+
+The group's name contains the store's UUID. A store that was restored from a backup has the same UUID, and may be behind
+the position: its next numbers were given before, to rows that are lost with the old store. So each process reads the
+position once before it writes into the outbox, and `adopt` raises the counter. The restored rows below the position are
+on Kafka; the others go there with the numbers that they had.
+
+Kafka forgets offsets of a group that commits none for seven days, and those of a deleted topic. The relay commits every
+hour, and the store remembers each position, too; without Kafka's answer the store's counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from sqlalchemy import Connection, func, select, text
+
+from gateway.store.meta import set_value, value_of
+from gateway.store.tables import outbox
+from schemas.settings import KafkaSettings
+from workers.kafka.clients import asking_config
+
+ASK_SECONDS = 5.0
+_RELAYED = "relayed"
+
+
+class PositionReader:
+    """Reads the position from Kafka. Only one thread at a time may use it."""
+
+    def __init__(self, kafka: KafkaSettings, store: str) -> None:
+        """`store` is the store's UUID."""
+        self.group = f"{kafka.topic_prefix}gateway-relay-{store}"
+        self._topic = kafka.topics.requests()
+        self._consumer = Consumer(
+            {
+                **asking_config(kafka),
+                "group.id": self.group,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",  # waits until a transaction with an offset has ended
+            }
+        )
+
+    def at(self, position: int) -> list[TopicPartition]:
+        """Return the offset to commit for a position."""
+        return [TopicPartition(self._topic, 0, position)]
+
+    def read(self) -> int | None:
+        """Return the committed position; None if there is none. Raises KafkaException."""
+        (found,) = self._consumer.committed([TopicPartition(self._topic, 0)], timeout=ASK_SECONDS)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return found.offset if found.offset >= 0 else None
+
+    def group_metadata(self) -> Any:
+        """Return the group's identity for a transaction: a group without members."""
+        return self._consumer.consumer_group_metadata()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+
+def adopt(connection: Connection, position: int | None) -> tuple[int, bool]:
+    """Delete the rows that Kafka has, and raise the counter to the position, in a write transaction.
+
+    Returns the position, by the store if Kafka knows none, and whether the store was behind Kafka.
+    """
+    if position is None:
+        return int(value_of(connection, _RELAYED) or 0), False
+    behind = _last_number(connection) < position - 1
+    if behind:
+        _raise_counter(connection, position - 1)
+    forget(connection, position)
+    return position, behind
+
+
+def forget(connection: Connection, position: int) -> None:
+    """Delete the rows below the position, and remember it."""
+    connection.execute(outbox.delete().where(outbox.c.number < position))
+    set_value(connection, _RELAYED, str(position))
+
+
+def _last_number(connection: Connection) -> int:
+    """Return the last number that was given; 0 in a new store."""
+    if connection.dialect.name == "postgresql":
+        called = connection.execute(text("SELECT last_value, is_called FROM outbox_number_seq")).one()
+        return called.last_value if called.is_called else 0
+    found = connection.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'"))
+    return int(found or 0)
+
+
+def _raise_counter(connection: Connection, last: int) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT setval('outbox_number_seq', :last)"), {"last": last})
+        return
+    connection.execute(text("DELETE FROM sqlite_sequence WHERE name = 'outbox'"))
+    connection.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox', :last)"), {"last": last})
+
+
+def waiting(connection: Connection) -> tuple[int, int]:
+    """Return the number of rows that wait for Kafka, and their bytes."""
+    size = func.coalesce(func.sum(outbox.c.size), 0)
+    found = connection.execute(select(func.count(), size).select_from(outbox)).one()
+    return int(found[0]), int(found[1])

@@ -1,0 +1,180 @@
+"""The relay: puts the outbox's rows on Kafka in the order of their numbers, each exactly once.
+
+    read rows from the position on ──► one Kafka transaction: their records + the new position ──► delete the rows
+
+A relay that dies anywhere between leaves rows whose records Kafka has, or has not; the next relay reads the position
+and deletes the former. A relay that was stopped and goes on is fenced by Kafka. Rows are accepted while Kafka is away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaException
+from sqlalchemy import Connection, select
+
+from gateway.accept.lease import BEAT_SECONDS, Lease
+from gateway.accept.outlet import Outlet
+from gateway.accept.position import adopt, forget
+from gateway.accept.side_thread import SideThread
+from gateway.store.meta import store_id
+from gateway.store.store import Store, StoreAway
+from gateway.store.tables import outbox
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+
+MOST_ROWS = 1_000
+MOST_BYTES = 4 * 1024 * 1024
+POLL_SECONDS = 0.25
+"""The wait for rows that another process accepts; this process' own commits wake the relay."""
+KEEP_SECONDS = 3_600.0
+"""The time between commits of an idle relay, so that Kafka does not forget its position."""
+LONGEST_REST_SECONDS = 5.0
+SILENT_SECONDS = 5.0
+"""The time without success after which readiness says so."""
+
+log = get_logger()
+
+
+class Relay(SideThread):
+    """A `SideTask`: one relay works at a time, also with several gateways; the others wait for its end."""
+
+    def __init__(self, store: Store, kafka: KafkaSettings, clock: Clock, metrics: Metrics) -> None:
+        super().__init__("relay", clock)
+        self._store = store
+        self._kafka = kafka
+        self._metrics = metrics
+        self._lease = Lease(store, clock)
+        self._accepted = threading.Event()
+        self._forgetting: Future[None] | None = None
+        self._forgotten = 0
+        """The position of the last deletion that was submitted."""
+        self._failures = 0
+        self._halvings = 0
+        """The exponent of the bounds of a transaction, which a failure raises and a success lowers."""
+        self._failed_since: float | None = None
+        self._problem = ""
+        self._committed_at = 0.0
+        store.on_commit(self._accepted.set)
+
+    def reasons(self) -> list[str]:
+        """Return the reason why accepted records do not get to Kafka."""
+        since = self._failed_since
+        if since is None or self._clock.monotonic() - since < SILENT_SECONDS:
+            return []
+        return [f"accepted records wait, since they do not get to Kafka ({self._problem})"]
+
+    def _wake(self) -> None:
+        self._accepted.set()
+
+    def _run(self) -> None:
+        outlet: Outlet | None = None
+        begun = False
+        while self._goes_on():
+            try:
+                if not begun:
+                    self._lease.take()
+                    begun = True
+                outlet = outlet or Outlet(self._kafka, self._store.read_now(store_id), self._clock)
+                self._round(outlet)
+            except (KafkaException, StoreAway) as error:
+                self._failed(error)
+        if outlet is not None:
+            outlet.close()
+        self._end()
+
+    def _round(self, outlet: Outlet) -> None:
+        """Relay as the holder of the lease, or wait for its end."""
+        if self._lease.is_mine():
+            self._relay(outlet)
+        elif self._lease.is_stale():
+            self._lease.take()
+        else:
+            self._succeeded()
+            self._rest(BEAT_SECONDS)
+
+    def _relay(self, outlet: Outlet) -> None:
+        """Relay until the stop, or until another relay has taken over. Raises KafkaException and StoreAway."""
+        found = outlet.open()
+        position, _ = self._store.write_now(lambda connection: adopt(connection, found))
+        log.info("This process puts accepted records on Kafka.", action="relay-leading", position=position)
+        while self._goes_on():
+            if not self._lease.keep():
+                log.info("Another process puts accepted records on Kafka; waiting.", action="relay-standby")
+                return
+            self._forget(position)
+            self._accepted.clear()
+            rows = self._store.read_now(partial(self._rows, position))
+            if rows:
+                position = rows[-1].number + 1
+                outlet.put(rows, position)
+                self._relayed(rows)
+            elif self._clock.monotonic() - self._committed_at > KEEP_SECONDS:
+                outlet.put((), position)
+                self._committed_at = self._clock.monotonic()
+            else:
+                self._succeeded()
+                outlet.listen()
+                self._accepted.wait(POLL_SECONDS)
+
+    def _rows(self, position: int, connection: Connection) -> Sequence[Any]:
+        """Return the next rows, within the bounds of a transaction."""
+        most, room = (max(1, bound >> self._halvings) for bound in (MOST_ROWS, MOST_BYTES))
+        number = outbox.c.number
+        sizes = select(number, outbox.c.size).where(number >= position).order_by(number).limit(most)
+        last: int | None = None
+        for found in connection.execute(sizes):
+            room -= found.size
+            if last is not None and room < 0:
+                break
+            last = found.number
+        if last is None:
+            return ()
+        return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
+
+    def _relayed(self, rows: Sequence[Any]) -> None:
+        self._metrics.relayed_records.inc(len(rows))
+        self._committed_at = self._clock.monotonic()
+        self._halvings = max(0, self._halvings - 1)
+        self._succeeded()
+
+    def _forget(self, position: int) -> None:
+        """Delete the rows below the position, without waiting for it: after a crash, the position says enough."""
+        last = self._forgetting
+        if last is not None and not last.done():
+            return
+        if position == self._forgotten and (last is None or last.exception() is None):
+            return
+        self._forgotten = position
+        self._forgetting = self._store.submit(lambda connection: forget(connection, position))
+
+    def _succeeded(self) -> None:
+        if self._failures:
+            log.info("Accepted records get to Kafka again.", action="relay-repaired")
+        self._failures, self._failed_since = 0, None
+
+    def _failed(self, error: KafkaException | StoreAway) -> None:
+        self._problem = error.args[0].name() if isinstance(error, KafkaException) else str(error)
+        detail = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        log.warning(
+            "Accepted records do not get to Kafka; they stay in the outbox, and the relay begins anew.",
+            action="relay-failed",
+            error=self._problem,
+            detail=detail,
+        )
+        self._failed_since = self._failed_since or self._clock.monotonic()
+        self._failures, self._halvings = min(self._failures + 1, 10), min(self._halvings + 1, 10)
+        self._rest(min(LONGEST_REST_SECONDS, 0.05 * 2**self._failures))
+
+    def _end(self) -> None:
+        """Let another relay take over at once."""
+        try:
+            self._lease.leave()
+        except StoreAway:
+            return

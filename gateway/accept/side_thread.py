@@ -1,0 +1,81 @@
+"""A `SideTask` with a thread of its own, for work on Kafka and the store that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+
+from telemetry.clock import Clock
+from telemetry.health import Heartbeat
+
+STUCK_SECONDS = 180.0
+"""More than the longest call of the thread: a write waits up to a minute for the database."""
+
+
+class SideThread(ABC):
+    """Runs `_run` on a thread while `ended` is awaited. An error of `_run` ends the process."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self._name = name
+        self._clock = clock
+        self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
+        self._stopping = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """True if the thread made a round within three minutes."""
+        return self._heartbeat()
+
+    @abstractmethod
+    def reasons(self) -> list[str]:
+        """Return the reasons why the thread does not do its work now."""
+
+    async def ended(self) -> None:
+        """Run until cancelled, then wait until the thread has ended. Raises the thread's error."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._heartbeat.beat()
+        thread = threading.Thread(target=self._guarded, args=(loop, ended), name=self._name, daemon=True)
+        thread.start()
+        try:
+            await asyncio.shield(ended)
+        finally:
+            self._stopping.set()
+            self._wake()
+            await asyncio.to_thread(thread.join)
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Work until `_goes_on` is False."""
+
+    def _goes_on(self) -> bool:
+        """Note that the thread is alive; return whether it shall work on."""
+        self._heartbeat.beat()
+        return not self._stopping.is_set()
+
+    def _wake(self) -> None:  # noqa: B027 - most threads wait in `_rest` only
+        """End a wait of the thread."""
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, but not after the stop."""
+        self._stopping.wait(seconds)
+
+    def _guarded(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+        error: BaseException | None = None
+        try:
+            self._run()
+        except BaseException as raised:
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_end, ended, error)
+
+
+def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
+        ended.exception()  # avoids asyncio's warning where `ended` was cancelled before

@@ -1,0 +1,34 @@
+"""A hold on the outbox of this process: until its numbers are known to be new, and while it is full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from gateway.store.errors import StoreAway
+
+OPTION = "postback_hold"
+
+
+@dataclass(slots=True)
+class Hold:
+    """The reasons for a hold, as phrases; None if there is none."""
+
+    unknown: str | None = None
+    """Keeps every record from the outbox."""
+    full: str | None = None
+    """Keeps jobs from the outbox, but not the records about accepted work."""
+
+    @property
+    def refusal(self) -> str | None:
+        """The reason why no work can be accepted; None if it can."""
+        return self.unknown or self.full
+
+
+def require_no_hold(connection: Connection, *, new_work: bool) -> None:
+    """Raise StoreAway if the outbox is on hold in this process."""
+    hold: Hold | None = connection.get_execution_options().get(OPTION)
+    reason = None if hold is None else hold.refusal if new_work else hold.unknown
+    if reason is not None:
+        raise StoreAway(reason)
