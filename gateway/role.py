@@ -13,26 +13,42 @@ from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
 from gateway.access.settings import AccessSettings
+from gateway.batches.clerk import Clerk
+from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.shelf import Shelf
+from gateway.blobs.base import BlobsAway
 from gateway.blobs.opening import open_blobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
-from gateway.door.door import Door
+from gateway.door.door import Door, nothing
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store
 from gateway.tls import DoorTls, TlsFiles
 from gateway.view.waiting import Waiting
+from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
 from telemetry.clock import Clock
 from workers.egress import EgressSettings
+from workers.roles import last_resort
 from workers.roles.process import CannotListen, Listen, Process, run
+from workers.stage.build import group_stage
+from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
+from workers.stage.window import Limits
 from workers.system.errors import ProcessError
 
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
+
+
+EXPANDED_AT_ONCE = 8
+"""Ranges of batches in memory at once, each of a few MiB at most."""
+
+
+class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
+    """The storage of files cannot be used."""
 
 
 class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
@@ -62,9 +78,11 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         stack.callback(store.close)
         waiting = Waiting(process.clock)
         _add_relay(process, options, store)
+        shelf = _shelf(store, options.store_url, process.clock)
+        clerk = Clerk(shelf, fleet.kafka.topics) if "expansion" in options.roles else None
         if "door" in options.roles:
-            _add_door(process, stack, options, store, waiting)
-        return []
+            _add_door(process, stack, options, waiting, shelf, clerk)
+        return [] if clerk is None else [_expansion(process, shelf, clerk)]
 
     await run(fleet, listen, announce, prepare)
 
@@ -78,7 +96,39 @@ def _add_relay(process: Process, options: Options, store: Store) -> None:
         process.duties.append("puts accepted records on Kafka")
 
 
-def _add_door(process: Process, stack: AsyncExitStack, options: Options, store: Store, waiting: Waiting) -> None:
+def _shelf(store: Store, store_url: str, clock: Clock) -> Shelf:
+    """Return the files of all tenants. Raises FilesUnusable and SettingsRefused."""
+    settings = read_settings(FilesSettings)
+    try:
+        return Shelf(store, open_blobs(settings, store_url), settings, clock)
+    except BlobsAway as away:
+        raise FilesUnusable(str(away)) from None
+
+
+def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
+    """Add the clerk of batches, and return the stage that turns batches into jobs. Raises SettingsRefused."""
+    kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
+    topics = kafka.topics
+    handler = ExpansionHandler(topics, shelf, clock, metrics, process.fleet.trust.secrets)
+    process.beside.append(clerk)
+    process.duties.append(f"expands batches from topic {topics.batch_requests}")
+    outputs = [topics.requests(), topics.requests(bulk=True), topics.results, topics.dead_letters]
+    return group_stage(
+        StageSettings(EXPANSION_GROUP, Limits(EXPANDED_AT_ONCE)),
+        kafka,
+        [topics.batch_requests],
+        process.replica,
+        handler,
+        clock,
+        metrics,
+        outputs=outputs,
+        last_resort=last_resort.for_callbacks(topics, metrics),
+    )
+
+
+def _add_door(
+    process: Process, stack: AsyncExitStack, options: Options, waiting: Waiting, shelf: Shelf, clerk: Clerk | None
+) -> None:
     """Bind the door's port, and add its server. Raises ProcessError and SettingsRefused."""
     clock, limits = process.clock, read_settings(GatewaySettings)
     bound = _bound(options.host, options.port)
@@ -86,19 +136,18 @@ def _add_door(process: Process, stack: AsyncExitStack, options: Options, store: 
     tls = _tls(options, limits, clock)
     if tls is None and not (process.development and _is_loopback(bound)):
         raise TlsMissing(TlsMissing.__doc__)
-    access = Access.open(store, options.store_url, read_settings(AccessSettings), clock)
-    files = read_settings(FilesSettings)
-    shelf = Shelf(store, open_blobs(files, options.store_url), files, clock)
+    access = Access.open(shelf.store, options.store_url, read_settings(AccessSettings), clock)
     door = Door(
         fleet=process.fleet,
         settings=limits,
         callbacks=read_settings(EgressSettings).callback_policy(development=process.development),
-        store=store,
+        store=shelf.store,
         access=access,
         waiting=waiting,
         shelf=shelf,
         clock=clock,
         metrics=process.metrics,
+        batches_changed=nothing if clerk is None else clerk.wake,
     )
     context = None if tls is None else tls.context
     process.fronts.append(DoorServer(create_app(door), bound, context, limits, clock, process.metrics))

@@ -12,6 +12,7 @@ from schemas.control import (
     ControlState,
     InvalidControl,
     JobControl,
+    batch_of,
     job_key_bytes,
     read_control,
     read_job_key,
@@ -65,6 +66,6 @@ class CancelledJobs:
             self._index.execute(statement, (job,))
 
     def holds(self, tenant: str, job_id: str) -> bool:
-        """True if the job is cancelled."""
-        found = self._index.execute("SELECT 1 FROM cancelled WHERE job = ?", (job_key_bytes((tenant, job_id)),))
-        return found.fetchone() is not None
+        """True if the job is cancelled, or the batch whose line the job is."""
+        keys = [job_key_bytes((tenant, name)) for name in (job_id, batch_of(job_id) or job_id)]
+        return self._index.execute("SELECT 1 FROM cancelled WHERE job IN (?, ?)", keys).fetchone() is not None

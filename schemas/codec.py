@@ -36,6 +36,7 @@ __all__ = [
     "ReceivedJob",
     "UntrustedJob",
     "read_address",
+    "read_batch_line",
     "read_job",
     "read_result",
     "rejected_result",
@@ -231,6 +232,18 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
     return _received(job, unknown, said, value, origin, timestamp_ms)
 
 
+def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
+    """Read the job in a line of an OpenAI Batch (`openai.is_batch_line`), and its ignored members.
+
+    Raises openai.UnusableLine, which names the line's own members.
+    """
+    try:
+        job = Job.model_validate(openai.job_fields(line), strict=True)
+    except ValidationError as error:
+        raise openai.UnusableLine(*(openai.problem_in_line(found, line) for found in problems_of(error))) from None
+    return job, unknown_fields(f"body.{name}" for name in openai.passed_over(line))
+
+
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
     """Read a record's tenant and callback for a rejection, from any bytes. Names no problem; raises nothing."""
     said, _ = _read_headers(headers) if headers else ({}, ())
@@ -290,19 +303,12 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
     except ValidationError as error:
         document = _document(value)
         if openai.is_batch_line(document):
-            return _read_batch_line(document)
+            try:
+                return read_batch_line(document)
+            except openai.UnusableLine as unusable:
+                raise _Refused(document, *unusable.problems) from None
         raise _Refused(document, *problems_of(error)) from None
     return job, taken_from(job)
-
-
-def _read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
-    try:
-        job = Job.model_validate(openai.job_fields(line), strict=True)
-    except openai.UnusableLine as unusable:
-        raise _Refused(line, *unusable.problems) from None
-    except ValidationError as error:
-        raise _Refused(line, *(openai.problem_in_line(found, line) for found in problems_of(error))) from None
-    return job, unknown_fields(f"body.{name}" for name in openai.passed_over(line))
 
 
 def _document(value: bytes) -> object:

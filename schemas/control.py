@@ -1,7 +1,8 @@
-"""Records of `job_control`, by tenant and job id. The topic is compacted: the last record of each counts."""
+"""Records of `job_control`, by tenant and the id of a job or a batch. The topic is compacted: the last one counts."""
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from pydantic import TypeAdapter
@@ -15,11 +16,20 @@ JobKey = tuple[str, str]
 _KEY: TypeAdapter[tuple[Tenant, Identifier]] = TypeAdapter(tuple[Tenant, Identifier])
 
 
+_LINE = re.compile(r"(batch_[0-9a-f]{32})\.[0-9]{1,6}")
+
+
+def batch_of(job_id: str) -> str | None:
+    """Return the id of the batch whose line the job is, `<batch id>.<line>`; None for another job."""
+    found = _LINE.fullmatch(job_id)
+    return found[1] if found else None
+
+
 class ControlState(StrEnum):
-    """An operator's order for a job."""
+    """An order for a job, or for all jobs of a batch."""
 
     CANCELLED = "cancelled"
-    """Cancel the job: its answer is no longer wanted."""
+    """Cancel the job, or each job of the batch: the answer is no longer wanted."""
 
 
 class JobControl(WireModel):
@@ -27,6 +37,7 @@ class JobControl(WireModel):
 
     tenant: Tenant
     job_id: Identifier
+    """The id of a job, or of a batch: one record cancels 50,000 jobs."""
     state: ControlState
     at: int
     """Time of the order, Unix milliseconds."""

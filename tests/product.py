@@ -34,7 +34,7 @@ from tests.postback_command import POSTBACK, environment_of
 from workers.delivery.keyring import Keyring
 
 PARTITIONS = 4
-GROUPS = ("inference", "delivery")
+GROUPS = ("inference", "delivery", "expansion")
 CLOCK = SystemClock()
 
 

@@ -73,13 +73,18 @@ def clean_filename(given: str | None) -> str:
 
 
 def begin(
-    connection: Connection, identifier: str, tenant: str, now_ms: int, submitted_by: str | None, tenant_bytes: int
+    connection: Connection,
+    identifier: str,
+    tenant: str,
+    now_ms: int,
+    submitted_by: str | None,
+    tenant_bytes: int | None,
 ) -> None:
     """Write the row of a file whose first byte is still to come. Raises Refused (413) for a tenant with too many."""
     held = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
         files.c.tenant == tenant, files.c.deleted_at.is_(None)
     )
-    if connection.execute(held).scalar_one() >= tenant_bytes:
+    if tenant_bytes is not None and connection.execute(held).scalar_one() >= tenant_bytes:
         raise Refused(
             413, "storage_full", f"The tenant's files have {tenant_bytes} bytes or more; delete some.", "file"
         )

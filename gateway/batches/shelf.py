@@ -33,12 +33,14 @@ class Shelf:
         """Unix milliseconds."""
         return int(self.clock.time() * 1000)
 
-    def begin(self, tenant: str, submitted_by: str | None) -> Draft:
-        """Begin a file. Raises Refused (413), BlobsAway and StoreAway."""
-        identifier, now_ms, most = f"file-{new_hex(self.clock)}", self.now_ms(), self.settings.tenant_bytes
-        self.store.submit(
-            lambda connection: files.begin(connection, identifier, tenant, now_ms, submitted_by, most)
-        ).result()
+    def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
+        """Begin a file. Raises Refused (413), BlobsAway and StoreAway.
+
+        Without `bounded`, the tenant's other files may fill its space: a batch's answers are paid for already.
+        """
+        identifier, now_ms = f"file-{new_hex(self.clock)}", self.now_ms()
+        most = self.settings.tenant_bytes if bounded else None
+        self.store.write_now(lambda connection: files.begin(connection, identifier, tenant, now_ms, submitted_by, most))
         try:
             return Draft(identifier, self.blobs.create(identifier))
         except BlobsAway:
@@ -80,7 +82,7 @@ class Shelf:
         """Remove expired and deleted files, and leftovers of writes that were cut off. Returns their number."""
         now_ms = self.now_ms()
         abandoned_ms = now_ms - int(2000 * self.settings.upload_seconds)
-        found = self.store.submit(lambda connection: files.mark_overdue(connection, now_ms, abandoned_ms)).result()
+        found = self.store.write_now(lambda connection: files.mark_overdue(connection, now_ms, abandoned_ms))
         for identifier in found:
             self.remove(identifier)
         return len(found)
@@ -100,7 +102,7 @@ class Shelf:
 
     def forget(self, identifier: str) -> None:
         """Remove a file's row. Raises StoreAway."""
-        self.store.submit(lambda connection: files.forget(connection, identifier)).result()
+        self.store.write_now(lambda connection: files.forget(connection, identifier))
 
 
 class Draft:

@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.observed import Observed
-from gateway.door.routes import files, jobs, models
+from gateway.door.routes import batches, files, jobs, models
 
-ROUTES = (files.routes, jobs.routes, models.routes)
+ROUTES = (batches.routes, files.routes, jobs.routes, models.routes)
 """The routes of each file in `routes/`."""
 
 

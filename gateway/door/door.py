@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -22,6 +23,10 @@ PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
 
 
+def nothing() -> None:
+    """Do nothing: the clerk of another process finds changed batches by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """Everything that a route needs. One object a process."""
@@ -38,6 +43,8 @@ class Door:
     """Files with their contents."""
     clock: Clock
     metrics: Metrics
+    batches_changed: Callable[[], None] = nothing
+    """Tells the clerk of batches, if it works in this process, that one was created or cancelled."""
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, and 503 while no work can be accepted."""

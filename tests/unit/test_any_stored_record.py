@@ -28,6 +28,7 @@ from producers.scan import Place, Range, Stored, stored
 from producers.selection import Selection
 from producers.times import show_time
 from schemas import topics as names
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
@@ -166,6 +167,16 @@ def test_endpoints_lists_any_record(found: list[Stored]) -> None:
 @given(st.lists(records(TOPICS.control), max_size=4))
 def test_a_control_record_of_any_content_is_taken(found: list[Stored]) -> None:
     CancelledJobs(found).holds("a", "b")
+
+
+def test_a_cancelled_batch_holds_all_of_its_lines_and_no_others() -> None:
+    batch = "batch_" + "a" * 32
+    order = JobControl(tenant="acme", job_id=batch, state=ControlState.CANCELLED, at=1)
+    record = Stored(TOPICS.control, Place(0, 0), 1, job_key_bytes(order.key), write_control(order), [])
+    cancelled = CancelledJobs([record])
+
+    asked = (("acme", f"{batch}.7"), ("acme", batch), ("other", f"{batch}.7"), ("acme", "x"))
+    assert [cancelled.holds(*job) for job in asked] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("at", [10**40, -(10**40), 253402300800000, -62135596800001])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -31,6 +33,22 @@ def test_a_job_is_known_by_its_tenant_and_its_id_and_a_tombstone_takes_the_cance
 
     cancellations.apply(job_key_bytes(("acme", "a")), None)
     assert not cancellations.holds(("acme", "a"))
+
+
+def test_one_record_cancels_all_lines_of_a_batch_and_stops_those_that_run() -> None:
+    batch, other = "batch_" + "a" * 32, "batch_" + "b" * 32
+    cancellations, stopped = Cancellations(CLOCK), list[str]()
+    running = [("acme", f"{batch}.0"), ("acme", f"{batch}.17"), ("acme", f"{other}.0"), ("globex", f"{batch}.0")]
+    with ExitStack() as stack:
+        for job in running:
+            stack.enter_context(cancellations.told(job, partial(stopped.append, " ".join(job))))
+        cancellations.apply(*control(batch, "acme"))
+
+    assert stopped == [f"acme {batch}.0", f"acme {batch}.17"]
+    assert [cancellations.holds(job) for job in running] == [True, True, False, False]
+    assert not cancellations.holds(("acme", f"{batch}.x"))
+    cancellations.apply(job_key_bytes(("acme", batch)), None)
+    assert not cancellations.holds(running[0])
 
 
 def test_what_no_job_can_live_to_see_is_forgotten() -> None:

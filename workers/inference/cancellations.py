@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from schemas.control import InvalidControl, JobKey, read_control, read_job_key
+from schemas.control import InvalidControl, JobKey, batch_of, read_control, read_job_key
 from schemas.topics import LANES_KEPT_MS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -21,7 +21,7 @@ log = get_logger()
 
 
 class Cancellations:
-    """The cancelled jobs, and for each running job the functions that stop its runs."""
+    """The cancelled jobs and batches, and for each running job the functions that stop its runs."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -35,8 +35,8 @@ class Cancellations:
         return len(self._since)
 
     def holds(self, job: JobKey) -> bool:
-        """True if this job is cancelled."""
-        return job in self._since
+        """True if this job is cancelled, or the batch whose line the job is."""
+        return job in self._since or ((batch := batch_of(job[1])) is not None and (job[0], batch) in self._since)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Apply a record of `job_control`: store or drop a cancellation, and stop the runs of a cancelled job."""
@@ -53,7 +53,7 @@ class Cancellations:
             return
         self._since[job] = self._dated(said.at)
         self._forget()
-        for stop in self._running.get(job, ()):
+        for stop in [stop for stops in self._concerned(job) for stop in stops]:
             stop()
 
     @contextmanager
@@ -67,6 +67,12 @@ class Cancellations:
             running.remove(stop)
             if not running:
                 self._running.pop(job, None)
+
+    def _concerned(self, job: JobKey) -> list[list[Callable[[], object]]]:
+        """Return the runs of a job, or of all lines of a batch."""
+        tenant, identifier = job
+        lines = [stops for key, stops in self._running.items() if key[0] == tenant and batch_of(key[1]) == identifier]
+        return [self._running.get(job, []), *lines]
 
     def _dated(self, at: int) -> int:
         """Return `at`, a record's own time. Replace a time in the future by the previous record's, or by the present.

@@ -1,0 +1,147 @@
+"""Checks every line of a batch's input before the first one runs, so that a bad line is found early and named.
+
+The lines pass one at a time; the memory that grows with the file is 16 bytes of hash for each `custom_id`.
+Source of the errors' form: OpenAI's API reference, "The batch object", `errors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from gateway.batches.lines import Line, lines_of
+from gateway.batches.ranges import Cut, cut
+from schemas import openai
+from schemas.codec import read_batch_line
+from schemas.job import MAX_JOB_BYTES, Job
+
+MOST_LINES: Final = 50_000
+MOST_BYTES: Final = 200 * 1024 * 1024
+"""OpenAI's bounds of a batch's input."""
+MOST_ERRORS: Final = 100
+"""Errors that a batch lists; the check ends there."""
+
+CheckJob = Callable[[Job], str | None]
+"""Returns the reason why the tenant may not run the job, as a sentence; None if the tenant may."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """The problem of one line, or of the whole file. `line` counts from 1, as people do."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The error as a member of `errors.data`."""
+        return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
+
+
+@dataclass(slots=True)
+class Checked:
+    """The outcome of a check: either errors, or the ranges of all lines."""
+
+    total: int = 0
+    ranges: list[Cut] = field(default_factory=list)
+    errors: list[LineError] = field(default_factory=list)
+
+
+def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> Checked:
+    """Check a file's lines; the errors are in their order, at most MOST_ERRORS."""
+    checked, seen = Checked(), _Seen()
+
+    def usable() -> Iterator[Line]:
+        for line in _without_blank_end(lines_of(pieces)):
+            checked.total = line.number + 1
+            if checked.total > MOST_LINES:
+                message = f"The file has more than {MOST_LINES} lines; split it."
+                checked.errors.append(LineError("too_many_lines", message, checked.total))
+            else:
+                checked.errors += _line_errors(line, endpoint, seen, check_job)
+            if checked.total > MOST_LINES or len(checked.errors) >= MOST_ERRORS:
+                return
+            yield line
+
+    checked.ranges = list(cut(usable()))
+    del checked.errors[MOST_ERRORS:]
+    if checked.total == 0:
+        checked.errors.append(LineError("empty_file", "The file has no lines."))
+    return checked
+
+
+class _Seen:
+    """The hashes of the file's `custom_id`s: their texts could have 25 MB."""
+
+    def __init__(self) -> None:
+        self._lines: dict[bytes, int] = {}
+
+    def before(self, custom_id: str, number: int) -> int | None:
+        """Return the line that has the same id, or note this line's."""
+        digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        earlier = self._lines.setdefault(digest, number)
+        return None if earlier == number else earlier
+
+
+def _without_blank_end(lines: Iterable[Line]) -> Iterator[Line]:
+    """Yield all lines but blank ones at the file's end."""
+    blank: list[Line] = []
+    for line in lines:
+        if line.content == b"" and len(blank) < MOST_ERRORS:
+            blank.append(line)
+            continue
+        yield from blank
+        blank = []
+        yield line
+
+
+def _line_errors(line: Line, endpoint: str, seen: _Seen, check_job: CheckJob) -> list[LineError]:
+    number = line.number + 1
+    if line.content is None:
+        message = f"Line {number} has more than {MAX_JOB_BYTES} bytes; shorten it."
+        return [LineError("line_too_large", message, number)]
+    try:
+        document = from_json(line.content, allow_inf_nan=False)
+    except ValueError:
+        message = f"Line {number} is {'blank; delete it' if not line.content else 'not a JSON object'}."
+        return [LineError("invalid_json_line", message, number)]
+    if not openai.is_batch_line(document):
+        message = f"Line {number} is not a request: it has `custom_id`, `method`, `url` and `body`, and nothing else."
+        return [LineError("invalid_request_line", message, number)]
+    return _request_errors(document, number, endpoint, seen, check_job)
+
+
+def _request_errors(
+    document: dict[str, Any], number: int, endpoint: str, seen: _Seen, check_job: CheckJob
+) -> list[LineError]:
+    errors: list[LineError] = []
+    if document.get("url") != endpoint:
+        message = f"Line {number}: `url` is not the batch's endpoint {endpoint}."
+        errors.append(LineError("invalid_url", message, number, "url"))
+    if "method" not in document:
+        errors.append(LineError("invalid_method", f"Line {number}: `method` is required: POST.", number, "method"))
+    custom_id = document.get("custom_id")
+    if isinstance(custom_id, str) and (earlier := seen.before(custom_id, number)) is not None:
+        message = f"Line {number}: `custom_id` is that of line {earlier} too; each line needs its own."
+        errors.append(LineError("duplicate_custom_id", message, number, "custom_id"))
+    if errors:
+        return errors
+    try:
+        job, _ = read_batch_line(document)
+    except openai.UnusableLine as unusable:
+        return [_unusable(number, str(problem.field), str(problem)) for problem in unusable.problems[:MOST_ERRORS]]
+    refusal = check_job(job)
+    return [] if refusal is None else [LineError("not_allowed", f"Line {number}: {refusal}", number)]
+
+
+def _unusable(number: int, name: str, problem: str) -> LineError:
+    code = "missing_required_parameter" if "is required" in problem else "invalid_value"
+    if name == "method":
+        code = "invalid_method"
+    return LineError(code, f"Line {number}: {problem}.", number, name)

@@ -1,0 +1,226 @@
+"""The clerk: checks new batches, writes the files of answered ones, and sweeps files. A side task of the process.
+
+All of it is found in the store, so a killed process loses nothing: the next one goes on. A process claims a batch for
+a few seconds, again and again while it works; a claim only saves double work, and every step is compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
+
+from sqlalchemy import Connection
+
+from gateway.batches import orders
+from gateway.batches.checking import Checked, CheckJob, LineError, check_file
+from gateway.batches.finalising import finalise
+from gateway.batches.orders import BatchRow, OnEnded
+from gateway.batches.refused import Refused
+from gateway.batches.shelf import Shelf
+from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
+from gateway.blobs.base import BlobError, BlobMissing
+from gateway.store.store import StoreAway
+from schemas.topics import Topics
+from telemetry.logs import get_logger
+
+POLL_SECONDS = 0.5
+SWEEP_SECONDS = 60.0
+CLAIM_MS = 5000
+RENEW_SECONDS = 1.5
+AT_ONCE = 3
+"""Batches that one process works on at once, so that a large one does not hold up the small ones."""
+LATE_MS = 30_000
+"""Time after a batch's end for results that workers are just writing."""
+RETRY_SECONDS = 2.0
+
+AllowedJobs = Callable[[str], CheckJob]
+"""Returns the check of a tenant's jobs against its allow-lists. Runs in a thread."""
+
+log = get_logger()
+
+
+class Stopping(Exception):  # noqa: N818 - it names what happened
+    """The process is to end; the next one does the work."""
+
+
+def everything(_tenant: str) -> CheckJob:
+    """Return the check of a tenant without allow-lists."""
+    return lambda _job: None
+
+
+def ignore(_connection: Connection, _row: BatchRow) -> None:
+    """Do nothing at a batch's end."""
+
+
+class Clerk:
+    """Looks for work every POLL_SECONDS, and at once after `wake`."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        topics: Topics,
+        allowed: AllowedJobs = everything,
+        on_ended: OnEnded = ignore,
+    ) -> None:
+        self._shelf = shelf
+        self._topics = topics
+        self._allowed = allowed
+        self._on_ended = on_ended
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._stopping = threading.Event()
+        self._woken = asyncio.Event()
+        self._away = ""
+        self._sweep_at = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """True: the loop's own heartbeat covers the clerk."""
+        return True
+
+    def reasons(self) -> list[str]:
+        """Return the reason why no batch goes on, if the store does not answer."""
+        return [self._away] if self._away else []
+
+    def wake(self) -> None:
+        """Look for work at once. Call this on the event loop after a change of a batch."""
+        self._woken.set()
+
+    async def ended(self) -> None:
+        """Work until cancelled, then wait for the threads, which stop at their next page of lines."""
+        try:
+            while True:
+                await self._look()
+                await self._rest()
+        finally:
+            self._stopping.set()
+            if self._working:
+                await asyncio.wait(list(self._working.values()))
+
+    async def _look(self) -> None:
+        now_ms = self._shelf.now_ms()
+        cancelled_ms = now_ms - int(1000 * self._shelf.settings.cancel_seconds)
+        try:
+            found = await self._shelf.store.read(
+                lambda connection: orders.due(connection, now_ms, now_ms - LATE_MS, cancelled_ms)
+            )
+        except StoreAway as away:
+            self._away = str(away)
+            return
+        self._away = ""
+        for row in found:
+            if row.id not in self._working and len(self._working) < AT_ONCE:
+                self._begin(row.id, self._work(row.id))
+        if self._shelf.clock.monotonic() >= self._sweep_at and "" not in self._working:
+            self._sweep_at = self._shelf.clock.monotonic() + SWEEP_SECONDS
+            self._begin("", self._sweep())
+
+    def _begin(self, name: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name=f"batches-{name or 'sweep'}")
+        self._working[name] = task
+        task.add_done_callback(lambda _: self._finished(name))
+
+    def _finished(self, name: str) -> None:
+        del self._working[name]
+        self._woken.set()
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+    async def _work(self, batch_id: str) -> None:
+        """Claim one batch and do its next step. Errors are logged, and the step is tried again."""
+        try:
+            row = await self._shelf.store.write(lambda connection: self._claim(connection, batch_id))
+            if row is None:
+                return
+            renewing = asyncio.create_task(self._renew(batch_id), name=f"claim-{batch_id}")
+            try:
+                await asyncio.to_thread(self._next_step, row)
+            finally:
+                renewing.cancel()
+        except Stopping:
+            await self._shelf.store.write(lambda connection: orders.renew(connection, batch_id, 0))
+        except (BlobError, StoreAway, Refused) as error:
+            self._failed(batch_id, str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+        except Exception as error:
+            self._failed(batch_id, f"an unexpected {type(error).__qualname__}", defect=True)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _claim(self, connection: Connection, batch_id: str) -> BatchRow | None:
+        now_ms = self._shelf.now_ms()
+        return orders.claim(connection, batch_id, now_ms, now_ms + CLAIM_MS)
+
+    async def _renew(self, batch_id: str) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            until = self._shelf.now_ms() + CLAIM_MS
+            await self._shelf.store.write(partial(orders.renew, identifier=batch_id, until_ms=until))
+
+    def _failed(self, batch_id: str, reason: str, *, defect: bool = False) -> None:
+        log.error(
+            "A batch could not be checked or finalised; trying again.",
+            action="batch-step-failed",
+            batch_id=batch_id,
+            reason=reason,
+            exc_info=defect,
+        )
+
+    async def _sweep(self) -> None:
+        try:
+            await asyncio.to_thread(self._shelf.sweep)
+        except StoreAway as away:
+            self._away = str(away)
+
+    def _next_step(self, row: BatchRow) -> None:
+        """Do a batch's next step. Blocks. Raises BlobError, StoreAway, Refused and Stopping."""
+        if row.status == VALIDATING:
+            self._check(row)
+            return
+        if row.status == IN_PROGRESS:
+            row = self._late(row) or row
+        if row.status != IN_PROGRESS:
+            finalise(self._shelf, row, self._on_ended, self._stop_asked)
+            log.info("A batch's files are written, if it has all results.", action="batch-ended", batch_id=row.id)
+
+    def _late(self, row: BatchRow) -> BatchRow | None:
+        """Let a batch be finalised that has passed its end. Returns its new row; None if it was changed meanwhile."""
+
+        def change(connection: Connection) -> BatchRow | None:
+            if not orders.step(connection, row.id, IN_PROGRESS, FINALIZING, finalizing_at=self._shelf.now_ms()):
+                return None
+            return orders.find(connection, row.tenant, row.id)
+
+        return self._shelf.store.write_now(change)
+
+    def _check(self, row: BatchRow) -> None:
+        pieces = self._until_stopped(self._shelf.content(row.input_file_id))
+        try:
+            checked = check_file(pieces, row.endpoint, self._allowed(row.tenant))
+        except BlobMissing:
+            message = "The input file's content is missing in the storage of files; upload it again."
+            checked = Checked(errors=[LineError("input_file_missing", message, param="input_file_id")])
+        now_ms = self._shelf.now_ms()
+        if checked.errors:
+            log.info("A batch has unusable lines; ending it as failed.", action="batch-refused", batch_id=row.id)
+            self._shelf.store.write_now(
+                lambda connection: orders.refuse(connection, row, checked, now_ms, self._on_ended)
+            )
+            return
+        log.info("All lines of a batch are jobs; expanding it.", action="batch-begun", batch_id=row.id)
+        self._shelf.store.write_now(lambda connection: orders.begin(connection, row, checked, now_ms, self._topics))
+
+    def _until_stopped(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._stop_asked()
+            yield piece
+
+    def _stop_asked(self) -> None:
+        if self._stopping.is_set():
+            raise Stopping

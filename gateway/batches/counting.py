@@ -1,0 +1,77 @@
+"""Counts the results of batches, in the transactions in which the view stores them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sqlalchemy import Connection, select
+
+from gateway.batches.orders import step
+from gateway.batches.ranges import line_of
+from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
+from gateway.store.tables import batches
+from schemas.outcome import Outcome
+from schemas.result import Result
+from telemetry.clock import Clock
+
+
+class Stored(Protocol):
+    """A result that the view has stored in the present transaction."""
+
+    @property
+    def tenant(self) -> str:
+        """The job's tenant."""
+        ...
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        ...
+
+    @property
+    def result(self) -> Result:
+        """The result."""
+        ...
+
+    @property
+    def first(self) -> bool:
+        """True for the job's first result."""
+        ...
+
+
+def counting(clock: Clock) -> Callable[[Connection, Sequence[Stored]], None]:
+    """Return the function that the view calls with the results of each transaction."""
+
+    def count(connection: Connection, results: Sequence[Stored]) -> None:
+        for (tenant, batch_id), lines in _by_batch(results).items():
+            _count(connection, tenant, batch_id, lines, int(clock.time() * 1000))
+
+    return count
+
+
+def _by_batch(results: Sequence[Stored]) -> dict[tuple[str, str], dict[int, Outcome]]:
+    """Group first results by tenant and batch; further results of a job that an operator put back do not count."""
+    found: defaultdict[tuple[str, str], dict[int, Outcome]] = defaultdict(dict)
+    for one in results:
+        place = line_of(one.job_id) if one.first else None
+        if place is not None:
+            found[one.tenant, place[0]][place[1]] = one.result.outcome
+    return found
+
+
+def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, Outcome], now_ms: int) -> None:
+    """Add the lines of one batch, and let it be finalised once all have results. Others' batches are left alone."""
+    this = batches.c.id == batch_id
+    mine = select(batches.c.total).where(this, batches.c.tenant == tenant, batches.c.status.in_(COUNTING))
+    total = connection.execute(mine.with_for_update()).scalar_one_or_none()
+    if total is None:
+        return
+    outcomes = [outcome for line, outcome in lines.items() if line < total]
+    completed = outcomes.count(Outcome.SUCCEEDED)
+    added = {"completed": batches.c.completed + completed, "failed": batches.c.failed + len(outcomes) - completed}
+    connection.execute(batches.update().where(this).values(**added))
+    answered = select(batches.c.id).where(this, batches.c.completed + batches.c.failed >= batches.c.total)
+    if connection.execute(answered).first():
+        step(connection, batch_id, IN_PROGRESS, FINALIZING, finalizing_at=now_ms)

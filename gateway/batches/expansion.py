@@ -1,0 +1,226 @@
+"""The expansion's handler: a record of `batch_requests` becomes the jobs of its lines, exactly once by the stage.
+
+Each record ends in one of these ways:
+
+    batch in progress          its jobs, each line as it stands, in the bulk lane if the batch is large
+    batch being cancelled      a `cancelled` result for each line; none runs
+    batch ended                no output: the batch's files have all lines already
+    batch or content missing   `failed` results for the lines, and the record as a dead letter
+    unreadable record          the record as a dead letter; its batch ends by its deadline
+
+While the store or the storage of files is away, the record waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from sqlalchemy import Connection, select
+
+from gateway.batches.lines import lines_of
+from gateway.batches.orders import BatchRow
+from gateway.batches.ranges import InvalidRange, LineRange, job_id, read_range
+from gateway.batches.shelf import Shelf
+from gateway.batches.states import CANCELLING, FINALIZING, IN_PROGRESS
+from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.store.store import StoreAway
+from gateway.store.tables import batches
+from schemas import openai
+from schemas import topics as names
+from schemas.codec import write_result
+from schemas.job import CustomId, Url
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError
+from schemas.topics import Topics
+from schemas.trust import TrustSecrets, tenant_headers
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.inference.job_identity import identity_headers
+from workers.stage.dead_letters import dead_letter
+from workers.stage.record import Failure, Header, Output, Record
+
+BULK_LINES: Final = 1000
+"""A batch with more lines goes to the bulk lane, where it does not delay single jobs."""
+UNUSABLE: Final = "unusable_batch_range"
+MISSING: Final = "input_file_missing"
+RUNNING: Final = (IN_PROGRESS, FINALIZING)
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
+_TTL = b'"ttl_seconds"'
+
+T = TypeVar("T")
+log = get_logger()
+
+
+class Unusable(Exception):  # noqa: N818 - it names what is wrong
+    """The range cannot be expanded. The text says why."""
+
+
+class ExpansionHandler:
+    """Turns ranges of batches into jobs. On the event loop; files and rows are read in threads."""
+
+    def __init__(
+        self, topics: Topics, shelf: Shelf, clock: Clock, metrics: Metrics, secrets: TrustSecrets | None = None
+    ) -> None:
+        """`secrets` sign the jobs' tenant, if the fleet has them."""
+        self._topics = topics
+        self._shelf = shelf
+        self._clock = clock
+        self._metrics = metrics
+        self._secrets = secrets
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """Return the jobs of a range, with one of the endings in the module's docstring."""
+        try:
+            wanted = read_range(record.value)
+        except InvalidRange as error:
+            return [self._letter(record, str(error), 1)]
+        try:
+            batch = await self._patiently(lambda: self._shelf.store.read(lambda connection: _batch(connection, wanted)))
+            if batch.status in RUNNING:
+                return self._jobs(batch, wanted, await self._patiently(lambda: asyncio.to_thread(self._read, wanted)))
+            if batch.status == CANCELLING:
+                return self._cancelled(batch, wanted, await asyncio.to_thread(self._read_if_there, wanted))
+            return []
+        except Unusable as unusable:
+            why = ResultError(code=MISSING, message=str(unusable))
+            return [*self._ended(wanted, Outcome.FAILED, why, {}), self._letter(record, str(unusable), 1)]
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """Return failed results for the lines of a record that cannot be handled, and its dead letter."""
+        letter = self._letter(record, failure.message, failure.attempts)
+        try:
+            wanted = read_range(record.value)
+        except InvalidRange:
+            return [letter]
+        error = ResultError(code=failure.code, message=failure.message)
+        return [*self._ended(wanted, Outcome.FAILED, error, {}), letter]
+
+    def _jobs(self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes]) -> list[Output]:
+        topic = self._topics.requests(bulk=batch.total > BULK_LINES)
+        common: list[Header] = [] if batch.traceparent is None else [(names.TRACEPARENT, batch.traceparent.encode())]
+        expires = str(batch.expires_at).encode()
+        made = []
+        for number, content in lines.items():
+            headers: list[Header] = [*tenant_headers(self._secrets, wanted.tenant, job_id(batch.id, number), content)]
+            deadline = expires if _TTL not in content else self._deadline(content, batch.expires_at)
+            made.append(Output(topic, content, None, [*headers, (names.DEADLINE, deadline), *common]))
+        return made
+
+    def _deadline(self, content: bytes, expires_at: int) -> bytes:
+        """Return the earlier of the batch's end and the line's own `ttl_seconds`, which counts from now."""
+        seconds = from_json(content)["body"].get("ttl_seconds")
+        if not isinstance(seconds, int | float):
+            return str(expires_at).encode()
+        return str(min(expires_at, int((self._clock.time() + seconds) * 1000))).encode()
+
+    def _cancelled(self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes]) -> list[Output]:
+        error = ResultError(code=Outcome.CANCELLED.value, message="the batch was cancelled before the line began")
+        return self._ended(wanted, Outcome.CANCELLED, error, lines, batch.traceparent)
+
+    def _ended(
+        self,
+        wanted: LineRange,
+        outcome: Outcome,
+        error: ResultError,
+        lines: dict[int, bytes],
+        traceparent: str | None = None,
+    ) -> list[Output]:
+        """Return a result for each line of the range that does not run. `lines` are the contents that are known."""
+        self._metrics.jobs.labels(outcome).inc(wanted.lines)
+        made = []
+        for number in range(wanted.first, wanted.first + wanted.lines):
+            identifier = job_id(wanted.batch_id, number)
+            custom_id, callback = _address(lines.get(number))
+            created_at = int(self._clock.time())
+            result = Result(job_id=identifier, custom_id=custom_id, outcome=outcome, error=error, created_at=created_at)
+            webhook_id = f"msg_{hashlib.sha256(f'{wanted.tenant}/{identifier}'.encode()).hexdigest()[:32]}"
+            headers = identity_headers(wanted.tenant, identifier, webhook_id, traceparent)
+            if callback is not None:
+                headers.append((names.CALLBACK_URL, callback.encode()))
+            made.append(Output(self._topics.results, write_result(result), identifier.encode(), headers))
+        return made
+
+    def _letter(self, record: Record, detail: str, attempts: int) -> Output:
+        log.error(
+            "A part of a batch cannot be expanded; its lines fail, and the record is kept as a dead letter.",
+            action="range-unusable",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            reason=detail,
+        )
+        self._metrics.dead_letters.labels(UNUSABLE).inc()
+        topic = self._topics.dead_letters
+        return dead_letter(topic, record, UNUSABLE, detail, attempts, list(record.headers or ()))
+
+    def _read(self, wanted: LineRange) -> dict[int, bytes]:
+        """Return the lines of a range by number. Raises Unusable and BlobsAway."""
+        try:
+            pieces = self._shelf.content(wanted.file_id, wanted.start, wanted.length)
+            lines = {wanted.first + line.number: line.content for line in lines_of(pieces)}
+        except BlobMissing:
+            raise Unusable("the batch's input file is missing in the storage of files") from None
+        found = {number: content for number, content in lines.items() if content}
+        if len(found) != wanted.lines or len(lines) != wanted.lines:
+            raise Unusable("the batch's input file has other lines than it had when it was checked")
+        return found
+
+    def _read_if_there(self, wanted: LineRange) -> dict[int, bytes]:
+        try:
+            return self._read(wanted)
+        except (Unusable, BlobsAway):
+            return {}
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return the answer, and ask again while the store or the storage of files is away."""
+        wait = _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return await ask()
+            except (StoreAway, BlobsAway) as away:
+                log.warning(
+                    "A batch cannot be expanded now; waiting to try again.",
+                    action="expansion-waiting",
+                    seconds=wait,
+                    reason=str(away),
+                )
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+_CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
+_URL: TypeAdapter[str] = TypeAdapter(Url)
+
+
+def _batch(connection: Connection, wanted: LineRange) -> BatchRow:
+    """Return the batch's row, if the record agrees with it. Raises Unusable."""
+    row = connection.execute(select(batches).where(batches.c.id == wanted.batch_id)).one_or_none()
+    if row is None:
+        raise Unusable("the store has no such batch; was it restored from an older backup?")
+    if (row.tenant, row.input_file_id) != (wanted.tenant, wanted.file_id):
+        raise Unusable("the record names another tenant or file than the batch's row")
+    return row
+
+
+def _address(content: bytes | None) -> tuple[str | None, str | None]:
+    """Return the `custom_id` and the callback's URL of a line, as far as they are known and valid."""
+    try:
+        line = from_json(content or b"")
+    except ValueError:
+        return None, None
+    if not isinstance(line, dict):
+        return None, None
+    return _valid(_CUSTOM_ID, line.get("custom_id")), _valid(_URL, openai.callback_of(line))
+
+
+def _valid(kind: TypeAdapter[str], value: object) -> str | None:
+    try:
+        return kind.validate_python(value, strict=True)
+    except ValidationError:
+        return None

@@ -1,0 +1,309 @@
+"""Writes the output and the error file of a batch: every line of its input is in exactly one of the two.
+
+Each attempt writes files of its own, and the last step is compare-and-set on the batch's status. So of two attempts
+one wins, and the other removes its files. The counts of an ended batch are those of its files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, literal, select
+
+from gateway.batches import files, orders
+from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
+from gateway.batches.lines import Line, lines_of
+from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
+from gateway.batches.ranges import job_id
+from gateway.batches.refused import Refused
+from gateway.batches.shelf import Draft, Shelf
+from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
+from gateway.blobs.base import BlobMissing
+from gateway.store.store import Store
+from gateway.store.tables import jobs
+from schemas.codec import InvalidResult, read_result
+from schemas.openai import output_line
+from schemas.outcome import Outcome
+from telemetry.logs import get_logger
+
+PAGE_LINES, PAGE_BYTES = 500, 4 * 1024 * 1024
+"""Results that are read at once at most."""
+WRITE_BYTES = 256 * 1024
+
+_UNANSWERED: Final = {
+    EXPIRED: {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    },
+    CANCELLED: {"code": "batch_cancelled", "message": "This request was not executed before the batch was cancelled."},
+    COMPLETED: {"code": "result_missing", "message": "This request's result is lost."},
+}
+
+StopAsked = Callable[[], None]
+"""Raises an exception if the process is to end."""
+
+log = get_logger()
+
+
+class OutOfStep(Exception):  # noqa: N818 - it names what happened
+    """Another process ended the batch first."""
+
+
+def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsked) -> None:
+    """Write a batch's files and end the batch. Blocks.
+
+    Raises BlobsAway, StoreAway and Refused, after which another attempt may follow.
+    """
+    now_ms = shelf.now_ms()
+    writers: list[FileWriter] = []
+    try:
+        output, error = (_writer(shelf, row, kind, writers) for kind in ("output", "error"))
+        tally = _write_lines(shelf, row, output, error, _ending(row, now_ms), stop_asked)
+        ending = _known_ending(row, now_ms, tally)
+        if ending is None:
+            _recount(shelf, row, tally)
+            return
+        for writer in writers:
+            writer.finish()
+        # From here the store decides. If its answer is lost, the sweep removes files that no batch has.
+        for writer in writers:
+            writer.dropped = False
+        _commit(shelf, lambda connection: _end(connection, shelf, row, ending, tally, output, error, on_ended), writers)
+    except OutOfStep:
+        return
+    finally:
+        for writer in writers:
+            writer.drop()
+
+
+class FileWriter:
+    """Collects lines into a file, which is begun with its first line: a file without lines does not exist."""
+
+    def __init__(self, shelf: Shelf, row: BatchRow, kind: str) -> None:
+        self._shelf = shelf
+        self._row = row
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self.filename = f"{row.id}_{kind}.jsonl"
+        self.draft: Draft | None = None
+        self.dropped = True
+        """True while `drop` removes the file."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line. Raises BlobsAway, StoreAway and Refused (413)."""
+        content = to_json(line) + b"\n"
+        self._waiting.append(content)
+        self._waiting_bytes += len(content)
+        if self._waiting_bytes >= WRITE_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        """Make the file's content durable."""
+        if self._waiting:
+            self._flush()
+        if self.draft is not None:
+            self.draft.writer.commit()
+
+    def keep(self, connection: Connection, expires_seconds: int, now_ms: int) -> str | None:
+        """Make the file visible in the change that ends the batch. Returns its id; None without lines."""
+        if self.draft is None:
+            return None
+        terms = FileTerms(OUTPUT_PURPOSE, self.filename, expires_seconds)
+        files.store(connection, self.draft.id, terms, self.draft.size, self.draft.sha256, now_ms)
+        return self.draft.id
+
+    def drop(self) -> None:
+        """Remove the file of an attempt that failed."""
+        if self.draft is not None and self.dropped:
+            self._shelf.drop(self.draft)
+
+    def _flush(self) -> None:
+        if self.draft is None:
+            self.draft = self._shelf.begin(self._row.tenant, self._row.submitted_by, bounded=False)
+        self.draft.write(b"".join(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def _commit(shelf: Shelf, change: Callable[[Connection], None], writers: list[FileWriter]) -> None:
+    """Run the change that ends the batch. A refused change has certainly not happened, so its files are dropped."""
+    try:
+        shelf.store.write_now(change)
+    except (OutOfStep, Refused):
+        for writer in writers:
+            writer.dropped = True
+        raise
+
+
+def _writer(shelf: Shelf, row: BatchRow, kind: str, writers: list[FileWriter]) -> FileWriter:
+    writers.append(FileWriter(shelf, row, kind))
+    return writers[-1]
+
+
+def _ending(row: BatchRow, now_ms: int) -> str:
+    """Return the status for lines without a result."""
+    if row.status == CANCELLING:
+        return CANCELLED
+    return EXPIRED if (row.finalizing_at or now_ms) >= row.expires_at else COMPLETED
+
+
+def _known_ending(row: BatchRow, now_ms: int, tally: Counter[str]) -> str | None:
+    """Return the batch's last status; None if it has to wait for more results."""
+    ending = _ending(row, now_ms)
+    if ending == COMPLETED and tally["unanswered"]:
+        return None
+    if ending == EXPIRED and not tally["unanswered"] and not tally[Outcome.EXPIRED]:
+        return COMPLETED
+    return ending
+
+
+def _write_lines(
+    shelf: Shelf, row: BatchRow, output: FileWriter, error: FileWriter, ending: str, stop_asked: StopAsked
+) -> Counter[str]:
+    """Write every line, in order. Returns the numbers of lines by outcome, and of `unanswered` lines."""
+    tally: Counter[str] = Counter()
+    inputs = InputLines(shelf, row.input_file_id)
+    expected = 0
+    for line, value in _results(shelf.store, row, stop_asked):
+        for missing in range(expected, line):
+            error.write(_unanswered(row, missing, inputs, ending))
+        tally["unanswered"] += line - expected
+        expected = line + 1
+        outcome, written = _answered(row, line, value, inputs)
+        tally[outcome] += 1
+        (output if outcome == Outcome.SUCCEEDED else error).write(written)
+    for missing in range(expected, row.total):
+        error.write(_unanswered(row, missing, inputs, ending))
+    tally["unanswered"] += row.total - expected
+    return tally
+
+
+def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tuple[int, bytes]]:
+    """Yield the results by line, each line once, in pages of bounded bytes."""
+    following = 0
+    while True:
+        stop_asked()
+        sizes = store.read_now(partial(_sizes, row=row, following=following))
+        if not sizes:
+            return
+        until, size = following, 0
+        for line, length in sizes:
+            if size and size + length > PAGE_BYTES:
+                break
+            until, size = line + 1, size + length
+        yield from store.read_now(partial(_page, row=row, following=following, until=until))
+        following = until
+
+
+def _sizes(connection: Connection, row: BatchRow, following: int) -> list[tuple[int, int]]:
+    statement = select(jobs.c.line, func.length(jobs.c.result)).where(_answered_lines(row, following, row.total))
+    found = connection.execute(statement.order_by(jobs.c.line).limit(PAGE_LINES))
+    return [(line, length) for line, length in found]
+
+
+def _page(connection: Connection, row: BatchRow, following: int, until: int) -> list[tuple[int, bytes]]:
+    statement = select(jobs.c.line, jobs.c.result).where(_answered_lines(row, following, until))
+    found = connection.execute(statement.order_by(jobs.c.line))
+    return [(line, value) for line, value in found]
+
+
+def _answered_lines(row: BatchRow, following: int, until: int) -> ColumnElement[bool]:
+    theirs = and_(jobs.c.batch_id == row.id, jobs.c.tenant == row.tenant, jobs.c.result.is_not(None))
+    own_id = jobs.c.job_id == literal(f"{row.id}.") + cast(jobs.c.line, String)
+    return and_(theirs, jobs.c.line >= following, jobs.c.line < until, own_id)
+
+
+def _answered(row: BatchRow, line: int, value: bytes, inputs: InputLines) -> tuple[str, dict[str, Any]]:
+    """Return the outcome and the output line of a result."""
+    try:
+        result = read_result(value)
+    except InvalidResult:
+        error = {
+            "code": "result_unreadable",
+            "message": "The result was written by another version, and is unreadable.",
+        }
+        return Outcome.FAILED, _failed(row, line, inputs.custom_id(line), error)
+    if result.custom_id is None:
+        result = result.model_copy(update={"custom_id": inputs.custom_id(line)})
+    return result.outcome, output_line(result, row.endpoint)
+
+
+def _unanswered(row: BatchRow, line: int, inputs: InputLines, ending: str) -> dict[str, Any]:
+    return _failed(row, line, inputs.custom_id(line), _UNANSWERED[ending])
+
+
+def _failed(row: BatchRow, line: int, custom_id: str | None, error: dict[str, str]) -> dict[str, Any]:
+    return {"id": f"batch_req_{job_id(row.id, line)}", "custom_id": custom_id, "response": None, "error": error}
+
+
+class InputLines:
+    """The `custom_id`s of the input, read on demand and in order, for lines whose results do not have them."""
+
+    def __init__(self, shelf: Shelf, file_id: str) -> None:
+        self._lines: Iterator[Line] = lines_of(_if_there(shelf.content(file_id)))
+        self._last: Line | None = None
+
+    def custom_id(self, number: int) -> str | None:
+        """Return the line's `custom_id`; None if the file is missing. Numbers have to rise. Raises BlobsAway."""
+        while self._last is None or self._last.number < number:
+            self._last = next(self._lines, None)
+            if self._last is None:
+                return None
+        if self._last.number != number:
+            return None
+        try:
+            found = from_json(self._last.content or b"")["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, str) else None
+
+
+def _if_there(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from pieces
+    except BlobMissing:
+        return
+
+
+def _recount(shelf: Shelf, row: BatchRow, tally: Counter[str]) -> None:
+    """Let a batch wait for results that were counted and are not stored, as after `postback store rebuild`."""
+    completed = tally[Outcome.SUCCEEDED]
+    failed = sum(tally.values()) - tally["unanswered"] - completed
+    log.warning(
+        "Fewer results of a batch are stored than were counted; waiting for the others.",
+        action="batch-recounted",
+        batch_id=row.id,
+        missing=tally["unanswered"],
+    )
+    shelf.store.write_now(
+        lambda connection: step(connection, row.id, FINALIZING, IN_PROGRESS, completed=completed, failed=failed)
+    )
+
+
+def _end(
+    connection: Connection,
+    shelf: Shelf,
+    row: BatchRow,
+    ending: str,
+    tally: Counter[str],
+    output: FileWriter,
+    error: FileWriter,
+    on_ended: OnEnded,
+) -> None:
+    """End the batch with its files. Raises OutOfStep, and Refused if a file was swept since it took too long."""
+    now_ms = shelf.now_ms()
+    expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
+    kept = {
+        "output_file_id": output.keep(connection, expires, now_ms),
+        "error_file_id": error.keep(connection, expires, now_ms),
+        "completed": tally[Outcome.SUCCEEDED],
+        "failed": row.total - tally[Outcome.SUCCEEDED],
+        "finalizing_at": row.finalizing_at or now_ms,
+        ENDED_AT[ending]: now_ms,
+    }
+    if not step(connection, row.id, row.status, ending, **kept):
+        raise OutOfStep
+    on_ended(connection, orders.find(connection, row.tenant, row.id))

@@ -1,0 +1,260 @@
+"""Rows of batches: create, find, list, cancel, and their steps. Times are Unix milliseconds.
+
+Every function runs in a change or a query of the store. A step is compare-and-set on the status, so that of two
+processes one wins. Source: OpenAI's API reference, "Batch".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, or_, select
+
+from gateway.accept.outbox import put_record
+from gateway.batches import files
+from gateway.batches.checking import MOST_BYTES, Checked
+from gateway.batches.paging import Page, PageQuery, read_page
+from gateway.batches.ranges import LineRange, write_range
+from gateway.batches.refused import Refused, unknown
+from gateway.batches.states import (
+    CANCELLABLE,
+    CANCELLED,
+    CANCELLING,
+    COMPLETED,
+    ENDED,
+    EXPIRED,
+    FAILED,
+    FINALIZING,
+    IN_PROGRESS,
+    VALIDATING,
+)
+from gateway.store.tables import batches
+from schemas import topics as names
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.openai import URLS
+from schemas.topics import Topics
+
+WINDOW: Final = "24h"
+WINDOW_MS: Final = 24 * 3600 * 1000
+_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
+
+BatchRow = Row[Any]
+OnEnded = Callable[[Connection, BatchRow], None]
+"""A function that is called with a batch's last row, in the transaction that ends the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTerms:
+    """The body of a request to create a batch."""
+
+    input_file_id: str
+    endpoint: str
+    metadata: Mapping[str, str] | None
+    output_expires_seconds: int | None
+
+
+def batch_terms(body: object) -> BatchTerms:
+    """Check the body of a request to create a batch. Raises Refused (400)."""
+    if not isinstance(body, dict):
+        raise Refused(400, "invalid_value", "The body is a JSON object.")
+    file_id, endpoint = body.get("input_file_id"), body.get("endpoint")
+    if not isinstance(file_id, str):
+        raise Refused(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
+    if not isinstance(endpoint, str) or endpoint not in URLS:
+        raise Refused(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
+    if body.get("completion_window") != WINDOW:
+        raise Refused(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
+    expiry = body.get("output_expires_after")
+    if expiry is not None and not isinstance(expiry, dict):
+        raise Refused(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
+    return BatchTerms(
+        file_id,
+        endpoint,
+        checked_metadata(body.get("metadata")),
+        files.expiry_seconds(expiry.get("anchor"), expiry.get("seconds"), "output_expires_after") if expiry else None,
+    )
+
+
+def checked_metadata(metadata: object) -> Mapping[str, str] | None:
+    """Check the bounds of OpenAI's `metadata`. Raises Refused (400)."""
+    if metadata is None:
+        return None
+    if isinstance(metadata, dict) and len(metadata) <= _MOST_METADATA and all(map(_is_pair, metadata.items())):
+        return metadata
+    message = (
+        f"`metadata` has at most {_MOST_METADATA} texts, with keys of {_LONGEST_KEY} and values of {_LONGEST_VALUE} "
+        "characters at most."
+    )
+    raise Refused(400, "invalid_value", message, "metadata")
+
+
+def create(
+    connection: Connection,
+    identifier: str,
+    tenant: str,
+    terms: BatchTerms,
+    now_ms: int,
+    *,
+    submitted_by: str | None = None,
+    traceparent: str | None = None,
+) -> BatchRow:
+    """Write the row of a new batch, which is then checked. Raises Refused (400, 404)."""
+    file = files.find(connection, tenant, terms.input_file_id, now_ms, lock=True)
+    if file.purpose != "batch":
+        message = f"The file's purpose is `{file.purpose}`; upload it with the purpose `batch`."
+        raise Refused(400, "invalid_file_purpose", message, "input_file_id")
+    if file.bytes > MOST_BYTES:
+        message = f"The file has more than {MOST_BYTES} bytes; split it."
+        raise Refused(400, "file_too_large", message, "input_file_id")
+    row = {
+        "id": identifier,
+        "tenant": tenant,
+        "endpoint": terms.endpoint,
+        "input_file_id": terms.input_file_id,
+        "status": VALIDATING,
+        "total": 0,
+        "completed": 0,
+        "failed": 0,
+        "metadata": None if terms.metadata is None else dict(terms.metadata),
+        "created_at": now_ms,
+        "expires_at": now_ms + WINDOW_MS,
+        "output_expires_seconds": terms.output_expires_seconds,
+        "claimed_until": 0,
+        "traceparent": traceparent,
+        "submitted_by": submitted_by,
+    }
+    connection.execute(batches.insert().values(**row))
+    return find(connection, tenant, identifier)
+
+
+def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
+    """Return the row of a tenant's batch. Raises Refused (404)."""
+    this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
+    row = connection.execute(select(batches).where(this)).one_or_none()
+    if row is None:
+        raise unknown("batch", identifier)
+    return row
+
+
+def page(connection: Connection, tenant: str, query: PageQuery) -> Page:
+    """Return one page of a tenant's batches."""
+    return read_page(connection, batches, [batches.c.tenant == tenant], query)
+
+
+def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
+    """Order the end of a batch: one record cancels all of its jobs. Raises Refused (404; 409 for one that has ended).
+
+    A batch that is being cancelled stays so.
+    """
+    row = find(connection, tenant, identifier)
+    if row.status == CANCELLING:
+        return row
+    if row.status not in CANCELLABLE or not step(connection, identifier, row.status, CANCELLING, cancelling_at=now_ms):
+        message = f"Batch {identifier} is `{row.status}`, and cannot be cancelled."
+        raise Refused(409, "batch_not_cancellable", message, "batch_id")
+    order = JobControl(tenant=tenant, job_id=identifier, state=ControlState.CANCELLED, at=now_ms)
+    put_record(connection, topics.control, job_key_bytes(order.key), write_control(order))
+    return find(connection, tenant, identifier)
+
+
+def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, topics: Topics) -> bool:
+    """Put a checked batch to work: its status, and a record for each range. False if it was cancelled meanwhile."""
+    said = {"total": checked.total, "in_progress_at": now_ms}
+    if not step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
+        return False
+    headers = [(names.TENANT, row.tenant.encode()), (names.DEADLINE, str(row.expires_at).encode())]
+    if row.traceparent is not None:
+        headers.append((names.TRACEPARENT, row.traceparent.encode()))
+    for each in checked.ranges:
+        ids = {"tenant": row.tenant, "batch_id": row.id, "file_id": row.input_file_id}
+        record = LineRange(**ids, **each.model_dump())
+        put_record(connection, topics.batch_requests, record.key, write_range(record), headers)
+    return True
+
+
+def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, on_ended: OnEnded) -> bool:
+    """End a batch whose file has lines that are no jobs. False if it was cancelled meanwhile."""
+    errors = [error.json for error in checked.errors]
+    if not step(connection, row.id, VALIDATING, FAILED, errors=errors, failed_at=now_ms):
+        return False
+    on_ended(connection, find(connection, row.tenant, row.id))
+    return True
+
+
+def step(connection: Connection, identifier: str, status: str, following: str, **values: Any) -> bool:
+    """Change the status if it is still `status`, and let other processes claim the batch. Returns whether it was."""
+    changed = batches.update().where(batches.c.id == identifier, batches.c.status == status)
+    return connection.execute(changed.values(status=following, claimed_until=0, **values)).rowcount == 1
+
+
+def due(connection: Connection, now_ms: int, late_ms: int, cancelled_ms: int) -> list[BatchRow]:
+    """Return batches that have something to be done, and that no process has claimed.
+
+    `late_ms`: a batch that expires before is late. `cancelled_ms`: one cancelled before waits for no more results.
+    """
+    answered = batches.c.completed + batches.c.failed >= batches.c.total
+    waiting = or_(
+        batches.c.status.in_((VALIDATING, FINALIZING)),
+        and_(batches.c.status == IN_PROGRESS, batches.c.expires_at < late_ms),
+        and_(batches.c.status == CANCELLING, or_(answered, batches.c.cancelling_at <= cancelled_ms)),
+    )
+    statement = select(batches).where(batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED), waiting)
+    return list(connection.execute(statement.order_by(batches.c.id).limit(100)))
+
+
+def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -> BatchRow | None:
+    """Claim a batch for this process. Returns its row; None if another process has it, or it has ended."""
+    free = and_(batches.c.id == identifier, batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED))
+    if connection.execute(batches.update().where(free).values(claimed_until=until_ms)).rowcount == 0:
+        return None
+    return connection.execute(select(batches).where(batches.c.id == identifier)).one()
+
+
+def renew(connection: Connection, identifier: str, until_ms: int) -> None:
+    """Keep a claim, or give it back with 0."""
+    connection.execute(batches.update().where(batches.c.id == identifier).values(claimed_until=until_ms))
+
+
+def batch_object(row: BatchRow) -> dict[str, Any]:
+    """Return OpenAI's object of a batch."""
+    return {
+        "id": row.id,
+        "object": "batch",
+        "endpoint": row.endpoint,
+        "errors": None if row.errors is None else {"object": "list", "data": row.errors},
+        "input_file_id": row.input_file_id,
+        "completion_window": WINDOW,
+        "status": row.status,
+        "output_file_id": row.output_file_id,
+        "error_file_id": row.error_file_id,
+        **{name: _seconds(getattr(row, name)) for name in _TIMES},
+        "request_counts": {"total": row.total, "completed": row.completed, "failed": row.failed},
+        "metadata": row.metadata,
+    }
+
+
+ENDED_AT: Final = {COMPLETED: "completed_at", EXPIRED: "expired_at", CANCELLED: "cancelled_at"}
+_TIMES = (
+    "created_at",
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+
+
+def _seconds(at_ms: int | None) -> int | None:
+    return None if at_ms is None else at_ms // 1000
+
+
+def _is_pair(pair: tuple[object, object]) -> bool:
+    key, value = pair
+    if not isinstance(key, str) or not isinstance(value, str):
+        return False
+    return len(key) <= _LONGEST_KEY and len(value) <= _LONGEST_VALUE

@@ -1,0 +1,93 @@
+"""`/v1/batches`: create, list, retrieve, cancel. Source: OpenAI's API reference, "Batch"."""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.accept.idempotency import KeyReused, StoredAnswer, once
+from gateway.access import Principal, Scope
+from gateway.batches import orders
+from gateway.batches.orders import BatchTerms, batch_object, batch_terms
+from gateway.batches.paging import list_body, page_query
+from gateway.door.accepting import fingerprint, idempotency_key, response_of
+from gateway.door.body import parse_json, read_body
+from gateway.door.door import Door
+from gateway.door.errors import conflict
+from producers.identity import new_hex
+from telemetry.traces import TRACEPARENT, is_traceparent
+
+MOST_BODY_BYTES = 64 * 1024
+MOST_LISTED, LISTED = 100, 20
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    """Return the routes of batches."""
+
+    async def create(request: Request) -> Response:
+        principal = await door.principal(request, Scope.SUBMIT)
+        body = await read_body(request, MOST_BODY_BYTES)
+        made = await _created(door, principal, request, body, batch_terms(parse_json(body)))
+        door.batches_changed()
+        return response_of(made)
+
+    async def list_batches(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.READ)
+        query = page_query(request.query_params, most=MOST_LISTED, default=LISTED)
+        page = await door.store.read(lambda connection: orders.page(connection, principal.tenant, query))
+        return JSONResponse(list_body([batch_object(row) for row in page.rows], has_more=page.has_more))
+
+    async def retrieve(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.READ)
+        identifier = request.path_params["batch_id"]
+        row = await door.store.read(lambda connection: orders.find(connection, principal.tenant, identifier))
+        return JSONResponse(batch_object(row))
+
+    async def cancel(request: Request) -> JSONResponse:
+        principal = await door.principal(request, Scope.CANCEL)
+        identifier, now_ms, topics = request.path_params["batch_id"], _now_ms(door), door.fleet.kafka.topics
+        row = await door.store.write(
+            lambda connection: orders.cancel(connection, principal.tenant, identifier, now_ms, topics)
+        )
+        door.batches_changed()
+        return JSONResponse(batch_object(row))
+
+    return [
+        Route("/v1/batches", create, methods=["POST"]),
+        Route("/v1/batches", list_batches),
+        Route("/v1/batches/{batch_id}", retrieve),
+        Route("/v1/batches/{batch_id}/cancel", cancel, methods=["POST"]),
+    ]
+
+
+async def _created(door: Door, principal: Principal, request: Request, body: bytes, terms: BatchTerms) -> StoredAnswer:
+    """Create a batch, once for an `Idempotency-Key`. Raises ApiError and Refused."""
+    key, print_of_it, said = idempotency_key(request), fingerprint(request, body), request.headers.get(TRACEPARENT, "")
+    traceparent = said if is_traceparent(said) and len(said) <= 64 else None
+
+    def change(connection: Connection) -> StoredAnswer:
+        def work() -> StoredAnswer:
+            row = orders.create(
+                connection,
+                f"batch_{new_hex(door.clock)}",
+                principal.tenant,
+                terms,
+                _now_ms(door),
+                submitted_by=principal.credential,
+                traceparent=traceparent,
+            )
+            return StoredAnswer(200, to_json(batch_object(row)))
+
+        return once(connection, principal.tenant, key, print_of_it, work, door.clock)
+
+    try:
+        return await door.store.write(change)
+    except KeyReused as error:
+        raise conflict("idempotency_key_reused", str(error)) from None
+
+
+def _now_ms(door: Door) -> int:
+    return int(door.clock.time() * 1000)
