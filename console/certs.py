@@ -170,8 +170,10 @@ def _scopes(text: str | None) -> str:
 
     if text is None:
         return ",".join(DEFAULT_SCOPES)
-    known = {scope.value for scope in Scope}
-    if unknown := sorted(set(text.replace(",", " ").split()) - known):
+    known, named = {scope.value for scope in Scope}, set(text.replace(",", " ").split())
+    if not named:
+        raise fail(f"--scopes: name at least one of {', '.join(sorted(known))}", BAD_INPUT)
+    if unknown := sorted(named - known):
         raise fail(
             f"--scopes: no scope is called {', '.join(unknown)}; there are {', '.join(sorted(known))}", BAD_INPUT
         )

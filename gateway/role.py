@@ -136,7 +136,7 @@ def _add_door(
     tls = _tls(options, limits, clock)
     if tls is None and not (process.development and _is_loopback(bound)):
         raise TlsMissing(TlsMissing.__doc__)
-    access = Access.open(shelf.store, options.store_url, read_settings(AccessSettings), clock)
+    access = Access.open(shelf.store, options.store_url, read_settings(AccessSettings), clock, tls)
     door = Door(
         fleet=process.fleet,
         settings=limits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from gateway.access.client_certificates import ClientCertificates, agreed
 from gateway.access.key_text import PREFIX, id_of
 from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
 from gateway.access.pepper import load_pepper
@@ -11,6 +12,7 @@ from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.store.store import Store
+from gateway.tls import DoorTls
 from telemetry.clock import Clock
 
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
@@ -20,9 +22,12 @@ _UNKNOWN = "the API key is unknown, expired or revoked"
 class Access:
     """Finds the principal of a request. One object a process, on its event loop."""
 
-    def __init__(self, store: Store, digests: KeyDigests, settings: AccessSettings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, digests: KeyDigests, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
+    ) -> None:
         self.digests = digests
         """Makes the digests of keys, also for the routes of admins."""
+        self._certificates = ClientCertificates(tls)
         self._store = store
         self._clock = clock
         self._settings = settings
@@ -30,19 +35,27 @@ class Access:
         self._last_use_ms: dict[str, float] = {}
 
     @classmethod
-    def open(cls, store: Store, store_url: str, settings: AccessSettings, clock: Clock) -> Self:
-        """Return the access of this store. Makes the pepper if the store has none. Raises PepperProblem, StoreAway."""
-        return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock)
+    def open(
+        cls, store: Store, store_url: str, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
+    ) -> Self:
+        """Return the access of this store. Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
+
+        `tls` knows the revoked client certificates of open connections.
+        """
+        return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
     async def principal(self, authorization: str | None, peer: bytes | None) -> Principal:
-        """Return the principal of an `Authorization` header, or of a TLS client certificate (DER).
+        """Return the principal of an `Authorization` header, or without one of a TLS client certificate (DER).
 
         Raises CredentialRefused, StoreAway.
         """
+        shown = self._certificates.principal(peer) if peer is not None else None
+        if authorization is None and shown is not None:
+            return shown
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential.strip().startswith(PREFIX):
             raise CredentialRefused(_SENDABLE)
-        return await self._by_key(credential.strip())
+        return agreed(shown, await self._by_key(credential.strip()))
 
     def forget_key(self, identifier: str) -> None:
         """Read the key's row anew at its next use, because it was changed."""

@@ -22,6 +22,10 @@ from workers.egress import EgressPolicy
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
 
+_OWN_SITE = ("none", "same-origin")
+"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. A browser shows its certificate to each
+of them, as it sends cookies (W3C, Fetch Metadata Request Headers)."""
+
 
 def nothing() -> None:
     """Do nothing: the clerk of another process finds changed batches by itself."""
@@ -52,6 +56,8 @@ class Door:
             found = await self.access.principal(request.headers.get("authorization"), request.scope.get(PEER))
         except CredentialRefused as error:
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
+        if found.kind == "certificate" and request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+            raise ApiError(403, "cross_site_request", "Another site's page may not use the browser's certificate.")
         if not found.may(scope):
             raise ApiError(403, "insufficient_permissions", f"The credential lacks the scope `{scope}`.")
         if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):

@@ -35,7 +35,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     template, folder = tmp_path_factory.mktemp("template") / "ca", tmp_path_factory.mktemp("killed")
     init(template, NOW)
     issue(template, Leaf.client("old", "acme"), NOW)
-    command = [sys.executable, "-m", "tests.integration.killed_certificates", template, folder]
+    command: list[str | Path] = [sys.executable, "-m", "tests.integration.killed_certificates", template, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout)
