@@ -90,12 +90,7 @@ def test_the_scopes_and_the_tenant_of_a_certificate_are_those_of_its_requests(se
         assert curl(served, folder, None, "-H", header)[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
-)
-def test_another_sites_page_cannot_use_the_certificate_of_a_browser(
-    served: Gateway, folder: Path, site: str, status: int
-) -> None:
-    if not (folder / "ca" / "browser.pem").exists():
-        issued(folder, "browser", "acme")
-    assert curl(served, folder, "browser", "-H", f"sec-fetch-site: {site}")[0] == status
+def test_another_sites_page_cannot_use_the_certificate_of_a_browser(served: Gateway, folder: Path) -> None:
+    issued(folder, "browser", "acme")
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        assert curl(served, folder, "browser", "-H", f"sec-fetch-site: {site}")[0] == status
