@@ -50,7 +50,7 @@ class Surroundings:
     """Called with the status of a request that no application saw."""
 
 
-class Connection(HttpToolsProtocol):
+class DoorConnection(HttpToolsProtocol):
     """A connection. `lost` is called once, when it has ended."""
 
     def __init__(self, around: Surroundings, lost: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gateway.door.connection import Connection, Surroundings
+from gateway.door.connection import DoorConnection, Surroundings
 from gateway.door.places import Places
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
@@ -125,7 +125,7 @@ class DoorServer:
 
     async def _begin(self, accepted: socket.socket, address: str) -> None:
         """Do the TLS handshake, and give the connection to its protocol."""
-        connection = Connection(self._around, lambda: self._free(address))
+        connection = DoorConnection(self._around, lambda: self._free(address))
         seconds = self._limits.head_seconds if self._tls is not None else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -199,7 +199,7 @@ class DoorServer:
             log.warning(sentence, action="connections-refused", kind=kind, held_back=held_back)
 
 
-def _ours(connection: object) -> Connection:
+def _ours(connection: object) -> DoorConnection:
     """Return the connection; the server's state has no other kind."""
-    assert isinstance(connection, Connection)  # noqa: S101
+    assert isinstance(connection, DoorConnection)  # noqa: S101
     return connection

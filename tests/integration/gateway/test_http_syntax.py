@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.gateway.door_server import Served, received, serving, statuses_in
+from tests.integration.gateway.small_door import Served, received, serving, statuses_in
 
 GET = b"GET /hello HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"

@@ -1,8 +1,17 @@
-"""A gateway process: it starts, answers with and without TLS, and ends."""
+"""A gateway process: its options, its answers with and without TLS, its metrics, and its end."""
 
 from __future__ import annotations
 
-from tests.integration.gateway.gateway_process import Gateway
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from tests.integration.certificates import Authority
+from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.postback_command import environment_of, postback
+from tests.product import Product, eventually
 
 
 def test_a_key_from_the_command_opens_the_door(shared_gateway: Gateway) -> None:
@@ -10,6 +19,80 @@ def test_a_key_from_the_command_opens_the_door(shared_gateway: Gateway) -> None:
     assert shared_gateway.get("/v1/models", shared_gateway.key()).status_code == 200
 
 
-def test_the_door_answers_over_tls(tls_gateway: Gateway) -> None:
+def test_requests_are_counted_by_the_templates_of_their_routes(shared_gateway: Gateway) -> None:
+    shared_gateway.get("/v1/files/file-1", shared_gateway.key())
+    shared_gateway.get("/nothing")
+    metrics = shared_gateway.role.metrics()
+    assert metrics["postback_http_requests_total{/v1/files/{file_id},404}"] == 1
+    assert metrics["postback_http_requests_total{unmatched,404}"] == 1
+    assert metrics["postback_http_request_seconds_count{/v1/files/{file_id}}"] == 1
+
+
+def test_health_is_on_the_metrics_port_only(shared_gateway: Gateway) -> None:
+    assert shared_gateway.role.alive()
+    assert [shared_gateway.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [404] * 3
+
+
+def test_a_proxys_word_about_the_client_is_not_believed(shared_gateway: Gateway) -> None:
+    forged = {"x-forwarded-proto": "https", "x-forwarded-for": "10.0.0.1", "x-request-id": "req_mine"}
+    answer = shared_gateway.get("/v1/models", headers=forged)
+    assert answer.headers["x-request-id"] != "req_mine"
+    assert "server" not in answer.headers
+
+
+def test_the_door_answers_over_tls_1_3_only(tls_gateway: Gateway, authority: Authority) -> None:
     assert tls_gateway.url.startswith("https://")
     assert tls_gateway.get("/v1/models", tls_gateway.key()).status_code == 200
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        certificate_of(tls_gateway, authority, ssl.TLSVersion.TLSv1_2)
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(tls_gateway: Gateway, authority: Authority) -> None:
+    before = certificate_of(tls_gateway, authority)
+    authority.chain_file()
+    eventually(lambda: certificate_of(tls_gateway, authority) != before, 30, tls_gateway.role.said)
+
+
+def certificate_of(gateway: Gateway, authority: Authority, most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> object:
+    """The serial number of the server's certificate, with a client of at most this TLS version."""
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+    context.maximum_version = most
+    plain = socket.create_connection(("127.0.0.1", gateway.port), 30)
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+        shown = connection.getpeercert()
+        assert shown is not None
+        return shown["serialNumber"]
+
+
+def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
+    with gateway_process(product) as gateway:
+        assert gateway.get("/v1/models").status_code == 401  # and the connection stays open
+        assert gateway.role.terminate() == 0
+        assert "Stopped." in gateway.role.said()
+
+
+@pytest.mark.parametrize(
+    ("env", "arguments", "status", "said"),
+    [
+        ("production", [], 1, "Give --tls-cert and --tls-key."),
+        ("development", ["--host", "0.0.0.0"], 1, "Give --tls-cert and --tls-key."),
+        ("development", ["--tls-key", "{chain}"], 1, "need --tls-cert"),
+        ("development", ["--client-ca", "{chain}"], 1, "need --tls-cert"),
+        ("production", ["--tls-cert", "missing.pem"], 1, "missing.pem cannot be used for TLS"),
+        ("development", ["--roles", "door,rely"], 2, "no role is named 'rely'; choose from door, relay"),
+        ("development", ["--roles", ""], 2, "no role is named ''"),
+        ("development", ["--store", "sqlite:////no/such/folder/a.db"], 1, "store"),
+    ],
+)
+def test_a_gateway_that_cannot_serve_says_the_fix(
+    authority: Authority, tmp_path: Path, env: str, arguments: list[str], status: int, said: str
+) -> None:
+    chain = str(authority.chain_file("127.0.0.9"))
+    done = postback(
+        *("gateway", "--port", "0"),
+        *(argument.replace("{chain}", chain) for argument in arguments),
+        env=environment_of(POSTBACK_ENV=env, POSTBACK_STORE__URL=f"sqlite:///{tmp_path / 'store.db'}"),
+    )
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.certificates import Authority
-from tests.integration.gateway.door_server import PATIENCE_SECONDS, Served, received, serving, statuses_in
+from tests.integration.gateway.small_door import PATIENCE_SECONDS, Served, received, serving, statuses_in
 from tests.product import eventually
 
 GET = b"GET /hello HTTP/1.1\r\nHost: a\r\n"
