@@ -29,7 +29,6 @@ def gateway(
 
     Settings: POSTBACK_GATEWAY__…, POSTBACK_STORE__…, POSTBACK_KEYRING.
     """
-    fleet = starting("gateway")
     with needing("gateway"):
         from gateway.role import ROLES, Options, run_gateway
         from gateway.store.settings import StoreSettings
@@ -38,9 +37,9 @@ def gateway(
 
     chosen = frozenset(name.strip() for name in roles.split(","))
     if unknown := chosen - set(ROLES):
-        raise fail(
-            f"--roles: no role {', '.join(sorted(map(repr, unknown)))}; choose from {', '.join(ROLES)}", BAD_INPUT
-        )
+        named = ", ".join(map(repr, sorted(unknown)))
+        raise fail(f"--roles: no role is named {named}; choose from {', '.join(ROLES)}", BAD_INPUT)
+    fleet = starting("gateway")
     options = Options(
         host=host,
         port=port,

@@ -24,7 +24,7 @@ from gateway.door.door import Door, nothing
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
-from gateway.store.store import Store
+from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
 from gateway.view.waiting import Waiting
 from schemas.groups import EXPANSION_GROUP
@@ -51,6 +51,10 @@ class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
     """The storage of files cannot be used."""
 
 
+class StoreUnusable(ProcessError):  # noqa: N818 - it names what is wrong
+    """The store cannot be opened."""
+
+
 class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
     """Give --tls-cert and --tls-key. Plain HTTP is for a loopback address with POSTBACK_ENV=development only."""
 
@@ -74,7 +78,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
     """Serve until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended a part."""
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        store = Store.open(options.store_url)
+        store = _open_store(options.store_url)
         stack.callback(store.close)
         waiting = Waiting(process.clock)
         _add_relay(process, options, store)
@@ -85,6 +89,14 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         return [] if clerk is None else [_expansion(process, shelf, clerk)]
 
     await run(fleet, listen, announce, prepare)
+
+
+def _open_store(url: str) -> Store:
+    """Open the database. Raises StoreUnusable."""
+    try:
+        return Store.open(url)
+    except StoreAway as away:
+        raise StoreUnusable(str(away)) from None
 
 
 def _add_relay(process: Process, options: Options, store: Store) -> None:

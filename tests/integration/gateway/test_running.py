@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.role import Options, run_gateway
+from schemas.settings import FleetSettings
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
+from workers.roles.process import Listen
+from workers.system.errors import ProcessError
 
 
 def test_a_key_from_the_command_opens_the_door(shared_gateway: Gateway) -> None:
@@ -72,27 +78,35 @@ def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "arguments", "status", "said"),
+    ("change", "said"),
     [
-        ("production", [], 1, "Give --tls-cert and --tls-key."),
-        ("development", ["--host", "0.0.0.0"], 1, "Give --tls-cert and --tls-key."),
-        ("development", ["--tls-key", "{chain}"], 1, "need --tls-cert"),
-        ("development", ["--client-ca", "{chain}"], 1, "need --tls-cert"),
-        ("production", ["--tls-cert", "missing.pem"], 1, "missing.pem cannot be used for TLS"),
-        ("development", ["--roles", "door,rely"], 2, "no role is named 'rely'; choose from door, relay"),
-        ("development", ["--roles", ""], 2, "no role is named ''"),
-        ("development", ["--store", "sqlite:////no/such/folder/a.db"], 1, "store"),
+        ({"env": "production"}, "Give --tls-cert and --tls-key."),
+        ({"host": "0.0.0.0"}, "Give --tls-cert and --tls-key."),
+        ({"tls_key": Path("door.key")}, "need --tls-cert"),
+        ({"client_ca": Path("ca.pem")}, "need --tls-cert"),
+        ({"tls_cert": Path("missing.pem")}, r"missing\.pem cannot be used for TLS"),
+        ({"store_url": "sqlite:////no/such/folder/a.db"}, "the store cannot be opened"),
+        ({"host": "192.0.2.1"}, r"the API cannot be served on port 0 of 192\.0\.2\.1"),
     ],
 )
-def test_a_gateway_that_cannot_serve_says_the_fix(
-    authority: Authority, tmp_path: Path, env: str, arguments: list[str], status: int, said: str
-) -> None:
-    chain = str(authority.chain_file("127.0.0.9"))
-    done = postback(
-        *("gateway", "--port", "0"),
-        *(argument.replace("{chain}", chain) for argument in arguments),
-        env=environment_of(POSTBACK_ENV=env, POSTBACK_STORE__URL=f"sqlite:///{tmp_path / 'store.db'}"),
+async def test_a_gateway_that_cannot_serve_says_the_fix(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    fleet = FleetSettings(env=change.pop("env", "development"))
+    options = Options(
+        host="127.0.0.1",
+        port=0,
+        store_url=f"sqlite:///{tmp_path / 'store.db'}",
+        tls_cert=None,
+        tls_key=None,
+        client_ca=None,
+        roles=frozenset({"door"}),
+        announce=lambda url: pytest.fail(f"it serves at {url}"),
     )
-    assert done.returncode == status
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(ProcessError, match=said):
+        await run_gateway(fleet, Listen(), lambda _port: None, replace(options, **change))
+
+
+@pytest.mark.parametrize("roles", ["door,rely", "", "door;relay"])
+def test_an_unknown_role_is_refused_before_anything_starts(roles: str) -> None:
+    done = postback_here("gateway", "--roles", roles, env=environment_of())
+    assert done.returncode == 2
+    assert "choose from door, relay, view, expansion" in done.stderr
